@@ -1,0 +1,141 @@
+"""Time of the ranking figures beside the host's pure-Python path, in one run and on the same distances.
+
+    python benchmarks/ranking.py                        200 x 4,000, seconds
+    python benchmarks/ranking.py --market               3,368 x 15,913, the host on 200 of the queries
+    python benchmarks/ranking.py --market --full        the host on every query as well, minutes
+
+The package has to be installed, or the folder it lies in named by PYTHONPATH.
+
+Distances are drawn: identities, cameras and distractors in the proportions of Market-1501, an identity's own images
+nearer on average. Every row is a permutation of 0..N-1 over N, hence free of ties, on which the two differ by design.
+The exit code is 1 where the figures of the two disagree by more than 1e-6.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+
+from cerberus_plugin.metrics.ranking import BLOCK_SIZE, evaluate_rank
+
+MARKET = (3368, 15913)
+TOLERANCE = 1e-6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--gallery", type=int, default=4000)
+    parser.add_argument("--market", action="store_true", help="Market-1501's size, in place of the two above")
+    parser.add_argument("--host-queries", type=int, default=200, help="queries the host is timed on")
+    parser.add_argument("--full", action="store_true", help="time the host on every query")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of ours, of which the median counts")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    num_queries, num_gallery = MARKET if args.market else (args.queries, args.gallery)
+    num_host = num_queries if args.full else min(args.host_queries, num_queries)
+
+    distances, *ids = draw(num_queries, num_gallery)
+    evaluate_rank(distances[:8], *first_queries(ids, 8))  # threads and allocations, before the clock
+    runs = [timed(evaluate_rank, distances, *ids) for _ in range(args.repeats)]
+    cmc, ap, inp = runs[0][1]
+    ours = sorted(seconds for seconds, _ in runs)[len(runs) // 2]
+    of_host = (distances[:num_host], *first_queries(ids, num_host))
+    host, host_figures = timed(host_eval_market1501(), *of_host, 50)
+    difference = max(
+        float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(evaluate_rank(*of_host), host_figures)
+    )
+    per_query = (host / num_host) / (ours / num_queries)
+
+    note = "measured" if num_host == num_queries else f"x {num_queries / num_host:.2f}, from its {num_host} queries"
+    print(f"{num_queries} queries x {num_gallery} gallery images, float32 on {torch.get_num_threads()} threads\n")
+    print("| path | queries timed | seconds | ms a query | seconds for all queries |")
+    print("|---|---|---|---|---|")
+    print(f"| host, pure Python | {num_host} | {host:.2f} | {1e3 * host / num_host:.2f} "
+          f"| {host / num_host * num_queries:.1f} ({note}) |")
+    print(f"| cerberus_plugin | {num_queries} | {ours:.2f} | {1e3 * ours / num_queries:.2f} "
+          f"| {ours:.2f} (median of {args.repeats}) |")
+    print(f"\nA query takes 1/{per_query:.0f} of the host's time. "
+          f"Largest difference of CMC, AP and INP on {num_host} queries: {difference:.1e}\n"
+          f"(drawn distances: Rank-1 {cmc[0]:.3f}, mAP {ap.mean():.3f}, mINP {inp.mean():.3f})")
+
+    if args.output:
+        report = {
+            "queries": num_queries, "gallery": num_gallery, "block_size": BLOCK_SIZE,
+            "host_queries_timed": num_host, "host_seconds": host,
+            "host_seconds_all_queries": host / num_host * num_queries, "host_extrapolated": num_host != num_queries,
+            "ours_seconds": [seconds for seconds, _ in runs], "ours_seconds_median": ours,
+            "host_over_ours_per_query": per_query, "max_difference": difference,
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "fastreid")},
+            "hardware": {"processor": processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        }
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+    if difference > TOLERANCE:
+        print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def draw(num_queries: int, num_gallery: int):
+    """Distances float32 (Q, N) and the ids in the host's order: query pids, gallery pids, query and gallery camids."""
+    rng = np.random.default_rng(0)
+    num_people = max(1, num_gallery * 750 // MARKET[1])
+    g_pids = rng.integers(1, num_people + 1, num_gallery)
+    g_pids[: num_gallery * 2798 // MARKET[1]] = 0  # distractors
+    # Query identities are taken from the gallery, so that nearly all have a match.
+    q_pids = rng.choice(g_pids[g_pids > 0], num_queries)
+    q_camids, g_camids = rng.integers(0, 6, num_queries), rng.integers(0, 6, num_gallery)
+    distances = np.empty((num_queries, num_gallery), dtype=np.float32)
+    for row, pid in zip(distances, q_pids):
+        # Between hardly and clearly nearer, query by query: Rank-1 and AP come out far from 0 and 1.
+        order = np.argsort(rng.standard_normal(num_gallery) - rng.uniform(1, 4) * (g_pids == pid))
+        row[order] = np.arange(num_gallery, dtype=np.float32) / num_gallery
+    return distances, q_pids, g_pids, q_camids, g_camids
+
+
+def first_queries(ids, n: int):
+    q_pids, g_pids, q_camids, g_camids = ids
+    return q_pids[:n], g_pids, q_camids[:n], g_camids
+
+
+def timed(function, *args):
+    start = time.perf_counter()
+    result = function(*args)
+    return time.perf_counter() - start, result
+
+
+def host_eval_market1501():
+    """The host's function from its file alone: its package does not import on every Python."""
+    package = importlib.util.find_spec("fastreid")
+    if package is None:
+        raise SystemExit("fastreid is not installed: there is nothing to compare with")
+    path = pathlib.Path(package.submodule_search_locations[0]) / "evaluation" / "rank.py"
+    spec = importlib.util.spec_from_file_location("host_rank", path)
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that its Cython twin is not there
+        spec.loader.exec_module(module)
+    return module.eval_market1501
+
+
+def processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""Semantic IDs: the distinct bit vectors of each group, numbered; labels to numbers and back."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schema import GROUPS, MISSING, SCHEMAS, AttributeSchema
+
+SID_SPACES = ("observed", "union", "product")
+
+
+@dataclass(frozen=True)
+class SIDTable:
+    """The semantic IDs of a data set, group by group.
+
+    K semantic IDs of a group, A fields, L bits of a group, N persons.
+
+    Attributes:
+        schema: whose attributes they are.
+        labels: per group int64 (K, A); the group's own fields filled in, all others -1. Sorted, so that a
+            number does not depend on the order of the annotation file.
+        counts: per group int64 (K,), training identities carrying each semantic ID; 0 for an unseen one.
+    """
+
+    schema: AttributeSchema
+    labels: tuple[Tensor, ...]
+    counts: tuple[Tensor, ...]
+
+    @classmethod
+    def build(
+        cls, schema: AttributeSchema, train: Tensor, test: Tensor | None = None, space: str = "product"
+    ) -> SIDTable:
+        """Number the semantic IDs of the training identities, and of more by `space`.
+
+        Args:
+            train: int64 (N, A), one row a training identity.
+            test: int64 (N', A), used by the space "union" alone.
+            space: "observed" training combinations only; "union" those of training and test, as the paper
+                counts them; "product" every combination that can occur, closed under changing one attribute.
+        """
+        if space not in SID_SPACES:
+            raise ValueError(f"MODEL.CERBERUS.SID_SPACE is '{space}', expected one of {', '.join(SID_SPACES)}")
+        if space == "union" and test is None:
+            raise ValueError("MODEL.CERBERUS.SID_SPACE 'union' needs the labels of the test identities as well")
+        labels, counts = [], []
+        for group in GROUPS:
+            rows = [_group_rows(schema, train, group)]
+            if space == "union":
+                rows.append(_group_rows(schema, test, group))
+            elif space == "product":
+                rows.append(_product_rows(schema, group))
+            distinct = torch.unique(torch.cat(rows), dim=0)  # sorted rows, (K, A)
+            labels.append(distinct)
+            counts.append((distinct[:, None] == rows[0][None]).all(dim=2).sum(dim=1))
+        return cls(schema, tuple(labels), tuple(counts))
+
+    @classmethod
+    def from_bits(cls, schema: AttributeSchema, bits: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> SIDTable:
+        """The table whose bit vectors a checkpoint holds: per group uint8 (K, L) and int64 (K,)."""
+        return cls(schema, tuple(schema.labels_from_bits(b, g) for b, g in zip(bits, GROUPS)), tuple(counts))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Semantic IDs of each group."""
+        return tuple(len(rows) for rows in self.labels)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        seen = sum(int((count > 0).sum()) for count in self.counts)
+        return f"SIDTable({self.schema.name}: {self.sizes} = {len(self)} semantic IDs, {seen} seen in training)"
+
+    def bits(self) -> tuple[Tensor, ...]:
+        """Per group uint8 (K, L): A^G of the paper."""
+        return tuple(self.schema.bits(rows, group) for rows, group in zip(self.labels, GROUPS))
+
+    def lookup(self, labels: Tensor) -> Tensor:
+        """Numbers of labelled persons: int64 (N, A) -> int64 (N, 5).
+
+        -1 where a label of the group is missing or the combination is not in the table.
+        """
+        columns = []
+        for group, rows in zip(GROUPS, self.labels):
+            fields = list(self.schema.group_fields(group))
+            same = (labels[:, None, fields] == rows[None, :, fields]).all(dim=2)  # (N, K)
+            columns.append(torch.where(same.any(dim=1), same.to(torch.uint8).argmax(dim=1), MISSING))
+        return torch.stack(columns, dim=1)
+
+    def consistent(self, labels: Tensor, group: str) -> Tensor:
+        """Which semantic IDs of a group agree with what is known of each person: (N, A) -> bool (N, K)."""
+        fields = list(self.schema.group_fields(group))
+        wanted, rows = labels[:, None, fields], self.labels[GROUPS.index(group)][None, :, fields].to(labels.device)
+        return ((wanted == rows) | (wanted == MISSING)).all(dim=2)
+
+    def decode(self, sids: Tensor) -> Tensor:
+        """Numbers back to labels: int64 (N, 5) -> int64 (N, A); a group of number -1 comes out as -1."""
+        decoded = torch.full((len(sids), len(self.schema.fields)), MISSING, dtype=torch.int64, device=sids.device)
+        for g, group in enumerate(GROUPS):
+            fields = list(self.schema.group_fields(group))
+            rows = self.labels[g].to(sids.device)[sids[:, g].clamp(min=0)][:, fields]  # (N, fields of the group)
+            decoded[:, fields] = torch.where(sids[:, g, None] == MISSING, MISSING, rows)
+        return decoded
+
+    def to_json(self) -> dict:
+        """A plain record to keep beside a checkpoint."""
+        return {
+            "schema": self.schema.name,
+            "fields": list(self.schema.field_names),
+            "groups": {
+                group: {"labels": rows[:, list(self.schema.group_fields(group))].tolist(), "counts": count.tolist()}
+                for group, rows, count in zip(GROUPS, self.labels, self.counts)
+            },
+        }
+
+    @classmethod
+    def from_json(cls, record: dict) -> SIDTable:
+        schema = SCHEMAS.get(record["schema"])
+        if schema is None or list(schema.field_names) != record["fields"]:
+            raise ValueError(f"semantic IDs of schema '{record['schema']}' do not fit this version's attributes; "
+                             f"known schemas: {', '.join(SCHEMAS)}")
+        labels, counts = [], []
+        for group in GROUPS:
+            own = torch.tensor(record["groups"][group]["labels"], dtype=torch.int64)
+            rows = torch.full((len(own), len(schema.fields)), MISSING, dtype=torch.int64)
+            rows[:, list(schema.group_fields(group))] = own
+            labels.append(rows)
+            counts.append(torch.tensor(record["groups"][group]["counts"], dtype=torch.int64))
+        return cls(schema, tuple(labels), tuple(counts))
+
+
+def _group_rows(schema: AttributeSchema, labels: Tensor, group: str) -> Tensor:
+    """Labels of one group of the persons where all of it is known, other fields blanked: (N', A)."""
+    complete = labels[schema.is_complete(labels, group)]
+    rows = torch.full_like(complete, MISSING)
+    fields = list(schema.group_fields(group))
+    rows[:, fields] = complete[:, fields]
+    return rows
+
+
+def _product_rows(schema: AttributeSchema, group: str) -> Tensor:
+    """Every combination of a group that can occur: colours of a garment and carrying exclude one another."""
+    exclusive = [tuple(c.fields) for c in schema.columns if c.is_colour and schema.fields[c.fields[0]].group == group]
+    exclusive += [tuple(map(schema.index, names)) for names in schema.exclusive
+                  if schema.fields[schema.index(names[0])].group == group]
+    taken = {field for fields in exclusive for field in fields}
+    choices = [[{field: 0 for field in fields} | ({yes: 1} if yes is not None else {}) for yes in (None, *fields)]
+               for fields in exclusive]
+    choices += [[{field: value} for value in range(len(schema.fields[field].values))]
+                for field in schema.group_fields(group) if field not in taken]
+    rows = []
+    for combination in itertools.product(*choices):
+        row = [MISSING] * len(schema.fields)
+        for part in combination:
+            for field, value in part.items():
+                row[field] = value
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64)

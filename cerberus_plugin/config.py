@@ -1,0 +1,66 @@
+"""Configuration keys of the plugin, added to the host's defaults before a file is merged."""
+
+from fastreid.config import CfgNode as CN
+
+
+def add_cerberus_config(cfg: CN) -> None:
+    """Add every key of the plugin to a host configuration."""
+    node = cfg.MODEL.CERBERUS = CN()
+
+    # Filled by the trainer from the data set, or from the checkpoint under --eval-only; leave them alone.
+    node.SCHEMA = ""  # name of the attribute schema
+    node.NUM_SIDS = []  # semantic IDs of head, upper, lower, identity, carrying: |S^G|
+
+    # Which semantic IDs get a prototype: "observed" in training; "union" of training and test, as the paper counts;
+    # "product", every combination that can occur, so that changing one attribute never leaves the table.
+    node.SID_SPACE = "product"
+
+    # Alignment: crop the local map to the rows whose largest norm exceeds SIGMA, before part pooling.
+    node.ALIGN = True
+    node.SIGMA = 5.0  # sigma; the paper tries 2, 5, 7, 10
+    node.SQUARED_NORM = False  # hold SIGMA against the squared norm, the other reading of the paper
+    node.STRIP_OVERLAP = 0.0  # share of its height by which a strip reaches into its neighbours; equal thirds at 0
+
+    node.FC_BIAS = False  # bias of the five layers before batch normalisation: no effect but 2,560 parameters
+
+    # Margin of the semantic guidance loss: "adaptive" is ln(ALPHA * N_g / N + BETA), Eq. 4; "constant" is
+    # MARGIN_CONSTANT for every semantic ID (Table 8: 0 and 0.6).
+    node.MARGIN = "adaptive"
+    node.MARGIN_CONSTANT = 0.6
+    node.ALPHA = 0.4  # alpha
+    node.BETA = 1.8  # beta
+
+    # Weights of the losses, Eq. 2. With LAMBDA_SEM and LAMBDA_REG both 0 the model has no prototypes, so no PAR
+    # and no APS. Label smoothing of the identity classifiers is the host's MODEL.LOSSES.CE.EPSILON (0 in the paper).
+    node.LAMBDA_ID = 1.0
+    node.LAMBDA_SEM = 5.0
+    node.LAMBDA_REG = 0.001
+
+    # Initial values of prototypes and residual vectors (Table 7): he_normal, he_uniform, xavier_normal,
+    # xavier_uniform, normal_0.01, normal_0.1, normal_1, normal_10 (standard deviation).
+    node.INIT = "he_normal"
+
+    # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
+    # person, evaluation leaves it out; each is named in the log and their number is logged at the end.
+    cfg.DATALOADER.ON_UNREADABLE = "stop"
+
+    # Accept annotations of identities that have no image in the folder, as in a subset of a data set.
+    cfg.DATASETS.ALLOW_SUBSET = False
+
+    # Recognition. FORCE_COLOUR answers with the best semantic ID that names a colour, never "no listed colour",
+    # which the official rule always counts as wrong.
+    cfg.TEST.PAR = CN()
+    cfg.TEST.PAR.FORCE_COLOUR = False
+    cfg.TEST.PAR.QUERY_IDENTITIES_ONLY = False  # DukeMTMC: score 702 identities in place of 1,110
+
+    # Search. PROTOCOL "asmr": rank all test images; "sal": without the person-and-camera that stands for the query.
+    cfg.TEST.APS = CN()
+    cfg.TEST.APS.PROTOCOL = "asmr"
+    cfg.TEST.APS.PARTIAL = "mean"  # a half-described group: "mean" or "max" over the semantic IDs that agree
+    cfg.TEST.APS.GROUPS = []  # partial searches to report beside the full one, such as ["upper", "upper+lower"]
+
+    # Evaluate the untrained model before the first step, as the floor that the table shows.
+    cfg.TEST.UNTRAINED_FLOOR = False
+
+    cfg.LOG_PERIOD = 200  # iterations between two lines of progress
+    cfg.SEED = -1  # of every random number; negative draws one, which the log names

@@ -1,0 +1,84 @@
+"""Image items with attributes: the host's batch keys, and `attributes` where the data set has labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from fastreid.data.common import CommDataset
+from torch import Tensor
+
+logger = logging.getLogger("fastreid.cerberus")
+
+UNREADABLE_PID = -1  # what evaluation sees in place of an image that could not be read
+ON_UNREADABLE = ("stop", "skip")
+
+
+class AttributeDataset(CommDataset):
+    """The host's item data set with labels by identity and a choice for images that cannot be read.
+
+    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,).
+
+    Args:
+        img_items: 3-tuples (path, pid, camid).
+        labels_of: identity -> int64 (A,); None for a data set without labels.
+        on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
+            identity, and evaluates a black image with the identity -1, which evaluators leave out.
+    """
+
+    def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
+                 labels_of: Callable[[str | int], Tensor] | None = None, on_unreadable: str = "stop") -> None:
+        if on_unreadable not in ON_UNREADABLE:
+            raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
+        super().__init__(img_items, transform, relabel)
+        self.on_unreadable = on_unreadable
+        self.labels = {pid: labels_of(pid) for pid in self.pids} if labels_of else None
+        self.num_unreadable = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by loader processes
+        self._items_of: dict = {}
+        for index, (_, pid, _) in enumerate(img_items):
+            self._items_of.setdefault(pid, []).append(index)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            item = super().__getitem__(index)
+        except (OSError, SyntaxError) as error:  # what Pillow raises for bad files
+            item = self._instead_of(index, error)
+        if self.labels is not None:
+            item["attributes"] = self.labels[self.img_items[index][1]]
+        return item
+
+    def class_labels(self) -> Tensor:
+        """Labels by class index, int64 (num_classes, A): the order in which the host numbers identities."""
+        return torch.stack([self.labels[pid] for pid in self.pids])
+
+    def _instead_of(self, index: int, error: Exception) -> dict:
+        path, pid, camid = self.img_items[index]
+        message = f"{path}: cannot be read ({type(error).__name__}: {error})"
+        if self.on_unreadable == "stop":
+            raise RuntimeError(f"{message}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to go on without "
+                               "it.") from error
+        self.num_unreadable += 1
+        logger.warning(f"{message}; skipped")
+        if self.relabel:
+            return self._same_identity(index, pid)
+        readable = next(item for item in map(self._readable, range(len(self))) if item is not None)
+        return {"images": torch.zeros_like(readable["images"]), "targets": UNREADABLE_PID, "camids": camid,
+                "img_paths": path}
+
+    def _same_identity(self, index: int, pid) -> dict:
+        """The next readable image of the same identity, so that a batch keeps its P x K form."""
+        own = self._items_of[pid]
+        start = own.index(index)
+        for other in own[start + 1:] + own[:start]:
+            item = self._readable(other)
+            if item is not None:
+                return item
+        raise RuntimeError(f"{self.img_items[index][0]}: no image of identity {pid} can be read "
+                           f"({len(own)} files); remove the identity or replace its files.")
+
+    def _readable(self, index: int) -> dict | None:
+        try:
+            return super().__getitem__(index)
+        except (OSError, SyntaxError):
+            return None

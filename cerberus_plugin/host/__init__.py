@@ -1,0 +1,40 @@
+"""Adapts FastReID 1.4.0 to this Python and torch; import it before fastreid.data, fastreid.engine or a model.
+
+Importing the package applies every adaptation once. Nothing on disk is edited: names in the host's modules are
+rebound to wrappers around its own functions, and `original` gives the host's function back.
+
+fastreid is imported inside functions throughout: parts of it can be imported only after `imports.prepare()`.
+"""
+
+import importlib.metadata
+
+from . import checkpoints, data, evaluation, imports, pretrained, training
+from .checks import check_config as check_config
+from .data import use_device as use_device
+from .evaluation import use_ranking as use_ranking
+from .patching import original as original
+
+
+def version() -> str:
+    """The installed FastReID release; `fastreid.__version__` says "1.3" in the wheel of 1.4.0."""
+    return importlib.metadata.version("fastreid")
+
+
+def adapt() -> None:
+    """Apply every adaptation; a second call finds the host's originals again and changes nothing."""
+    imports.prepare()
+    data.replace_loader()
+    data.refuse_endless_samplers()
+    data.accept_affine()
+    training.keep_flat_gradients()
+    training.name_bad_losses()
+    checkpoints.write_whole_files()
+    checkpoints.remember_best()
+    checkpoints.name_missing_model()
+    pretrained.count_matches()
+    evaluation.skip_compilation()
+    evaluation.rerank_on_cpu()
+    evaluation.normalise_out_of_place()
+
+
+adapt()

@@ -1,0 +1,36 @@
+"""Settings on which the host divides by zero, refused before training starts."""
+
+import math
+
+
+def check_config(cfg, num_images: int | None = None) -> None:
+    """Raise ValueError, with key, value and remedy, for settings that end in a ZeroDivisionError of the host.
+
+    Args:
+        num_images: images of the training set; without it, what depends on the length of an epoch is not checked.
+    """
+    solver = cfg.SOLVER
+    periods = {"TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD, "SOLVER.CHECKPOINT_PERIOD": solver.CHECKPOINT_PERIOD}
+    for key, period in periods.items():  # engine/hooks.py:382, utils/checkpoint.py:331
+        if period < 1:
+            raise ValueError(
+                f"{key} is {period}, expected 1 or more epochs. For once, at the end, set it to SOLVER.MAX_EPOCH "
+                f"({solver.MAX_EPOCH})."
+            )
+    if num_images is not None and num_images < solver.IMS_PER_BATCH:  # engine/defaults.py:218
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, expected at most the {num_images} images of the "
+            "training set: an epoch would have no iteration. Lower SOLVER.IMS_PER_BATCH."
+        )
+    if solver.SCHED != "CosineAnnealingLR":
+        return
+    warmup_epochs = 0
+    if num_images is not None:
+        warmup_epochs = math.ceil(solver.WARMUP_ITERS / (num_images // solver.IMS_PER_BATCH))
+    before = max(warmup_epochs, solver.DELAY_EPOCHS)
+    if solver.MAX_EPOCH <= before:  # solver/build.py:313
+        raise ValueError(
+            f"SOLVER.MAX_EPOCH is {solver.MAX_EPOCH}, expected more than {before}: CosineAnnealingLR starts after "
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} ({warmup_epochs} epochs) and SOLVER.DELAY_EPOCHS "
+            f"{solver.DELAY_EPOCHS}. Raise SOLVER.MAX_EPOCH or lower those two."
+        )

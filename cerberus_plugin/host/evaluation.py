@@ -1,0 +1,85 @@
+"""Scores: no compiler in the middle of training, a ranking of our own, the flip test and re-ranking put right."""
+
+from collections.abc import Callable
+
+import torch
+
+from .patching import replace
+
+
+def skip_compilation() -> None:
+    """Never run make during training.
+
+    The first evaluator built runs `make` inside site-packages with the PATH's python3 (evaluation/rank_cylib/
+    __init__.py:14); without Cython or a compiler it calls sys.exit in the middle of training. Without it the host
+    ranks in Python (evaluation/rank.py:11).
+    """
+    from fastreid.evaluation import rank_cylib, reid_evaluation
+
+    replace(rank_cylib, "compile_helper", lambda host_compile: lambda: None)
+    replace(reid_evaluation.ReidEvaluator, "_compile_dependencies", lambda host_compile: lambda self: None)
+
+
+def use_ranking(rank: Callable) -> None:
+    """Let `rank` stand in for the host's evaluate_rank, except for the CUHK03 metric, which stays the host's.
+
+    Args:
+        rank: `(distmat (Q, G), q_pids (Q,), g_pids (G,), q_camids (Q,), g_camids (G,), max_rank) ->
+            (cmc (max_rank,), all_AP, all_INP)`, numpy arrays; further arguments of the host's are not passed on.
+    """
+    import fastreid.evaluation.rank
+
+    def build(host_rank):
+        def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,
+                          use_metric_cuhk03=False, use_cython=True):
+            ids = (q_pids, g_pids, q_camids, g_camids)
+            if use_metric_cuhk03:
+                return host_rank(distmat, *ids, max_rank, use_metric_cuhk03, use_cython)
+            return rank(distmat, *ids, max_rank=max_rank)
+
+        return evaluate_rank
+
+    replace(fastreid.evaluation.rank, "evaluate_rank", build)
+
+
+def rerank_on_cpu() -> None:
+    """Let TEST.RERANK run with faiss-cpu.
+
+    utils/compute_dist.py:53 always asks for search option 0, which moves features to a GPU (:68) and needs
+    faiss-gpu (:76); option 3 searches on the CPU and gives the same neighbours.
+    """
+    import faiss
+    import fastreid.utils.compute_dist
+
+    def build(host_distance):
+        def compute_jaccard_distance(features, k1=20, k2=6, search_option=0, fp16=False):
+            if not (torch.cuda.is_available() and hasattr(faiss, "StandardGpuResources")):
+                search_option = 3
+            return host_distance(features, k1, k2, search_option, fp16)
+
+        return compute_jaccard_distance
+
+    replace(fastreid.utils.compute_dist, "compute_jaccard_distance", build)
+
+
+def normalise_out_of_place() -> None:
+    """Keep the caller's pixels as they are.
+
+    Baseline and MGN normalise in place (modeling/meta_arch/baseline.py:130, mgn.py:256), and the flip test feeds
+    the same batch again (evaluation/evaluator.py:120): its flipped images are normalised twice.
+    """
+    from fastreid.modeling.meta_arch.baseline import Baseline
+    from fastreid.modeling.meta_arch.mgn import MGN
+
+    def build(host_preprocess):
+        def preprocess_image(self, batched_inputs):
+            if isinstance(batched_inputs, dict):
+                batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
+            elif isinstance(batched_inputs, torch.Tensor):
+                batched_inputs = batched_inputs.clone()
+            return host_preprocess(self, batched_inputs)
+
+        return preprocess_image
+
+    replace(Baseline, "preprocess_image", build)
+    replace(MGN, "preprocess_image", build)

@@ -1,0 +1,85 @@
+"""Steps that train: gradients that stay in the flat buffer, and a NaN that says where it came from."""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+
+from .patching import replace
+
+
+class _FlatGradients:
+    """Mixed into an optimiser over the host's flat buffers: zeroes gradients and never drops them.
+
+    `set_to_none` is ignored: a dropped gradient would end training without a word, and a zero one costs nothing
+    here because the buffer stays allocated anyway.
+    """
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none=False)
+
+    def __reduce__(self) -> tuple:
+        # The class is made at run time, so pickle and deepcopy need its base to make it again.
+        return _empty_flat_optimizer, (type(self).__bases__[1],), self.__getstate__()
+
+
+def _flat_class(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    return type(f"{base.__name__}WithFlatGradients", (_FlatGradients, base), {})
+
+
+def _empty_flat_optimizer(base: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    flat = _flat_class(base)
+    return flat.__new__(flat)
+
+
+def keep_flat_gradients() -> None:
+    """Let the host's optimiser train on torch 2.
+
+    The host flattens parameters (utils/params.py) and gives the flat buffer to the optimiser. Since torch 2.0
+    `optimizer.zero_grad()` (engine/train_loop.py:248, :346) sets the buffer's `.grad` to None, backward fills only
+    the per-parameter views, and `step()` skips a buffer without gradient: no parameter moves, no message, and with
+    AMP "No inf checks were recorded". Buffers and checkpoints keep the host's format.
+    """
+    if inspect.signature(torch.optim.Optimizer.zero_grad).parameters["set_to_none"].default is False:
+        return
+    import fastreid.solver.build
+    from fastreid.utils.params import ContiguousParams
+
+    def build(host_build):
+        def build_optimizer(cfg, model, contiguous=True):
+            optimizer, params = host_build(cfg, model, contiguous)
+            if isinstance(params, ContiguousParams):
+                optimizer.__class__ = _flat_class(type(optimizer))
+            return optimizer, params
+
+        return build_optimizer
+
+    replace(fastreid.solver.build, "build_optimizer", build)
+
+
+def name_bad_losses() -> None:
+    """Name the loss term that is NaN or infinite, and give them all.
+
+    engine/train_loop.py:293 raises FloatingPointError with the mean over processes of every term. It raises before
+    the optimiser's step, so the weights are still those of the last good one.
+    """
+    from fastreid.engine.train_loop import SimpleTrainer
+
+    def build(host_write):
+        def _write_metrics(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> Any:
+            try:
+                return host_write(self, loss_dict, data_time)
+            except FloatingPointError as error:
+                terms = {name: value.detach().item() for name, value in loss_dict.items()}
+                bad = [name for name, value in terms.items() if not math.isfinite(value)]
+                where = ", ".join(bad) or "none in this process (another one's, or only their sum)"
+                raise FloatingPointError(
+                    f"iteration {self.iter}: loss term(s) not finite: {where}; all terms: {terms}. "
+                    "No parameter has taken this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS "
+                    "or set SOLVER.AMP.ENABLED to False."
+                ) from error
+
+        return _write_metrics
+
+    replace(SimpleTrainer, "_write_metrics", build)

@@ -1,0 +1,142 @@
+"""The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS).
+
+An embedding is five L2-normalised representations side by side, (5 * D,), so the mean cosine over the groups
+is the cosine of two embeddings, and a score by some of the groups is the same product over their blocks.
+Shapes: N images, Q queries, A label fields, M recognition columns, K semantic IDs of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attributes import GROUPS, MISSING, AttributeSchema, SIDTable
+
+
+class AttributeReader(Protocol):
+    """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it."""
+
+    schema: AttributeSchema
+
+    def recognise(self, embeddings: Tensor) -> Tensor:
+        """Attributes of images: (N, E) -> int64 (N, M), a class of each column, -1 for none."""
+
+    def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Scores of images for described persons: labels int64 (Q, A), -1 where open -> (Q, N), higher is nearer."""
+
+
+def blocks(embeddings: Tensor) -> Tensor:
+    """(N, 5 * D) -> (N, 5, D), each block of unit length (averaging over flips shortens it)."""
+    return F.normalize(embeddings.unflatten(1, (len(GROUPS), -1)), dim=2)
+
+
+def image_scores(queries: Tensor, gallery: Tensor, groups: Sequence[str] = GROUPS) -> Tensor:
+    """Mean cosine over the groups between embeddings: (Q, 5 * D), (N, 5 * D) -> (Q, N)."""
+    chosen = [GROUPS.index(group) for group in groups]
+    q, g = blocks(queries)[:, chosen].flatten(1), blocks(gallery)[:, chosen].flatten(1)
+    return q @ g.T / len(chosen)
+
+
+class PrototypeReader:
+    """Recognition and search with the prototypes of semantic IDs.
+
+    Args:
+        table: the semantic IDs, in the order of the prototypes.
+        prototypes: per group float (K, D).
+        synthesise: (group, bits uint8 (n, L)) -> float (n, D), prototypes of combinations outside the table.
+        force_colour: recognise the best semantic ID that names a colour, in place of "no listed colour".
+        partial: how a half-described group scores: "mean" or "max" over the semantic IDs that agree with it.
+    """
+
+    def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
+                 synthesise: Callable[[str, Tensor], Tensor] | None = None, *, force_colour: bool = False,
+                 partial: str = "mean") -> None:
+        if partial not in ("mean", "max"):
+            raise ValueError(f"TEST.APS.PARTIAL is '{partial}', expected 'mean' or 'max'")
+        self.table = table
+        self.schema = table.schema
+        self.prototypes = [F.normalize(p.float(), dim=1, eps=1e-12) for p in prototypes]
+        self.synthesise = synthesise
+        self.force_colour = force_colour
+        self.partial = partial
+        self._bits = table.bits()
+
+    def cosines(self, embeddings: Tensor) -> list[Tensor]:
+        """Per group the cosine of each image with each prototype: (N, K)."""
+        return [block @ p.to(block).T for block, p in zip(blocks(embeddings).unbind(1), self.prototypes)]
+
+    def sids(self, embeddings: Tensor) -> Tensor:
+        """Nearest semantic ID of each group, ties to the lowest number: int64 (N, 5)."""
+        nearest = []
+        for cosine, allowed in zip(self.cosines(embeddings), self._allowed()):
+            best = cosine.masked_fill(~allowed.to(cosine.device), float("-inf"))
+            # argmax promises no order among equals; the first of them is the first that reaches the maximum.
+            nearest.append((best == best.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1))
+        return torch.stack(nearest, dim=1)
+
+    def recognise(self, embeddings: Tensor) -> Tensor:
+        """Attributes of images: (N, 5 * D) -> int64 (N, M)."""
+        return self.schema.column_answers(self.table.decode(self.sids(embeddings)))
+
+    def search(self, labels: Tensor, embeddings: Tensor, groups: Sequence[str] = GROUPS) -> Tensor:
+        """Scores of images for described persons: mean cosine over the described groups.
+
+        Args:
+            labels: int64 (Q, A), -1 where the description is open. A group with nothing described is left out,
+                a half-described one averages (or maximises) over the semantic IDs that agree with it.
+        """
+        total = torch.zeros(len(labels), len(embeddings), device=embeddings.device)
+        described = torch.zeros(len(labels), 1, device=embeddings.device)
+        for g, group in enumerate(GROUPS):
+            if group not in groups:
+                continue
+            fields = labels[:, list(self.schema.group_fields(group))]
+            some = (fields != MISSING).any(dim=1)
+            if not some.any():
+                continue
+            block = blocks(embeddings)[:, g]
+            total[some] += self._group_scores(g, labels[some], block)
+            described += some[:, None].to(described)
+        if (described == 0).any():
+            raise ValueError(f"search: query {int((described == 0).flatten().nonzero()[0])} describes nothing of the "
+                             f"groups {', '.join(groups)}; give at least one attribute of them.")
+        return total / described
+
+    def _group_scores(self, g: int, labels: Tensor, block: Tensor) -> Tensor:
+        """Scores by one group: labels (q, A), block (N, D) -> (q, N)."""
+        group = GROUPS[g]
+        agree = self.table.consistent(labels, group).to(block.device)  # (q, K)
+        cosine = block @ self.prototypes[g].to(block).T  # (N, K)
+        if self.partial == "mean":
+            weights = agree.to(cosine) / agree.sum(dim=1, keepdim=True).clamp(min=1)
+            scores = weights @ cosine.T
+        else:
+            scores = torch.stack([cosine.masked_fill(~row, float("-inf")).amax(dim=1) for row in agree])
+        outside = ~agree.any(dim=1)
+        if outside.any():
+            scores[outside] = self._synthesised(group, labels[outside.to(labels.device)]).to(block) @ block.T
+        return scores
+
+    def _synthesised(self, group: str, labels: Tensor) -> Tensor:
+        """Unit prototypes of combinations the table does not hold; what is left open counts as no."""
+        if self.synthesise is None:
+            raise ValueError(f"search: {self.schema.describe(labels[0])} is not among the semantic IDs of '{group}', "
+                             "and this reader cannot synthesise a prototype")
+        filled = labels.clone()
+        fields = list(self.schema.group_fields(group))
+        filled[:, fields] = filled[:, fields].clamp(min=0)
+        return F.normalize(self.synthesise(group, self.schema.bits(filled, group)).float(), dim=1, eps=1e-12)
+
+    def _allowed(self) -> list[Tensor]:
+        """Per group bool (K,): rows that may be recognised."""
+        colours = [i for column in self.schema.columns if column.is_colour for i in column.fields]
+        allowed = []
+        for group, rows in zip(GROUPS, self.table.labels):
+            own = [i for i in colours if i in self.schema.group_fields(group)]
+            named = (rows[:, own] == 1).any(dim=1) if own and self.force_colour else torch.ones(len(rows)).bool()
+            allowed.append(named)
+        return allowed

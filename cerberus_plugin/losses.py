@@ -1,0 +1,113 @@
+"""The losses of Cerberus (Eq. 2 to 8), each a pure function of tensors, computed in float32 under autocast.
+
+Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L bits of a group, C identities.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COSINE_EPS = 1e-12
+
+
+def _float32(function):
+    """Run a loss outside autocast on float32 copies of its floating-point tensors.
+
+    Half precision overflows in the regulariser (about 1e8 at an initial deviation of 10) and rounds cosines
+    to three digits.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        args = [arg.float() if isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16) else arg
+                for arg in args]
+        with torch.autocast(device_type=device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def total_loss(identification: Tensor, guidance: Tensor, regularisation: Tensor, lambda_id: float = 1.0,
+               lambda_sem: float = 5.0, lambda_reg: float = 0.001) -> Tensor:
+    """Weighted sum of the three losses (Eq. 2)."""
+    return lambda_sem * guidance + lambda_id * identification + lambda_reg * regularisation
+
+
+@_float32
+def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, margins: Tensor) -> Tensor:
+    """Pull representations towards their semantic ID's prototype until the cosine exceeds 1 - margin (Eq. 3).
+
+    The hinge is max(0, 1 - m - cos); there is no repulsion from the other prototypes.
+
+    Args:
+        representations: float (B, D), one group.
+        prototypes: float (K, D), one row a semantic ID of that group, not normalised.
+        sids: int64 (B,), rows of `prototypes`; -1 where the label is missing, left out of the mean.
+        margins: float (K,), Eq. 4; about 0.59 to 0.79 with the paper's alpha and beta.
+
+    Returns:
+        Mean over the labelled images of the batch; 0, with a gradient of 0, where none is labelled.
+    """
+    known = sids >= 0
+    rows = sids.clamp(min=0)
+    cosine = F.cosine_similarity(representations, prototypes[rows], dim=1, eps=COSINE_EPS)  # (B,)
+    hinge = (1 - margins[rows] - cosine).clamp(min=0)
+    return (hinge * known).sum() / known.sum().clamp(min=1)
+
+
+def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, beta: float = 1.8) -> Tensor:
+    """Margin of each semantic ID by how many training identities carry it: ln(alpha N_g / N + beta) (Eq. 4).
+
+    Args:
+        counts: int64 (K,), training identities with each semantic ID; 0 where unseen.
+        num_identities: N, training identities.
+    """
+    return torch.log(alpha * counts.to(torch.float32) / max(num_identities, 1) + beta)
+
+
+@_float32
+def identity_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of one group's identity classifier (Eq. 5, first term): logits (B, C), targets (B,)."""
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+@_float32
+def soft_triplet_loss(representations: Tensor, targets: Tensor) -> Tensor:
+    """Batch-hard triplet loss with a soft margin (Eq. 5, second term): softplus(d(f, f_p) - d(f, f_n)).
+
+    d is the Euclidean distance of the representations as they are. The hardest positive is the farthest image
+    of the same identity (the anchor itself where it is the only one), the hardest negative the nearest image
+    of another; an anchor without any negative is left out.
+
+    Args:
+        representations: float (B, D), one group.   targets: int64 (B,), identities.
+    """
+    # The direct form: the matrix form cancels digits between near rows, and its root has no gradient at equal ones.
+    distances = torch.cdist(representations, representations,
+                            compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
+    same = targets[:, None] == targets[None, :]
+    positive = distances.masked_fill(~same, float("-inf")).amax(dim=1)
+    negative = distances.masked_fill(same, float("inf")).amin(dim=1)
+    usable = ~same.all(dim=1)
+    losses = F.softplus(torch.where(usable, positive - negative, 0.0))
+    return (losses * usable).sum() / usable.sum().clamp(min=1)
+
+
+@_float32
+def prototype_regularisation(prototypes: Tensor, residuals: Tensor, bits: Tensor) -> Tensor:
+    """Make differences of prototypes follow differences of attributes (Eq. 6 to 8), for one group.
+
+    The loss is the sum over ordered pairs of ||p_m - p_n - r_mn||^2 with r_mn = sum_l v_l (A_m(l) - A_n(l)).
+    With q_m = p_m - V^T A_m this is the sum of ||q_m - q_n||^2 = 2 K sum_m ||q_m - mean(q)||^2, which costs
+    O(K L D) in place of O(K^2 L D).
+
+    Args:
+        prototypes: float (K, D).   residuals: float (L, D), v_l.   bits: (K, L), A.
+    """
+    q = prototypes - bits.to(prototypes.dtype) @ residuals  # (K, D)
+    return 2 * len(q) * (q - q.mean(dim=0)).square().sum()

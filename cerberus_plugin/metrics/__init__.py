@@ -1,0 +1,1 @@
+"""Evaluation figures as pure functions of tensors: ranking (reID), recognition (PAR) and search (APS)."""

@@ -1,0 +1,120 @@
+"""Attribute-based person search (APS): a description ranks the gallery, and its images are those that fit it.
+
+Letters: Q queries (descriptions), N gallery images, A label fields. A category is one full tuple of labels; the queries
+of a data set are the distinct categories of its test images, and an image is relevant when its category is the query's.
+For a partial query (some groups given) there are two readings, both served here: hand over the full categories, or the
+categories of the given fields alone, `categories(labels[:, given])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ranking import BLOCK_SIZE, Ranking, cmc_curve, rank_in_blocks
+
+PROTOCOLS = ("asmr", "sal")
+
+
+@dataclass(frozen=True)
+class APSResult:
+    """Figures of an attribute search, as shares of 1; means run over queries, each counting once.
+
+    `num_unmatched` counts the queries without a relevant image: "asmr" counts them as zeros, "sal" leaves them out.
+    `cmc` is float64 (max_rank,), `queries` holds the figures of each of the Q queries.
+    """
+
+    rank1: float
+    mAP: float
+    mAP_trapezoid: float
+    cmc: Tensor
+    num_unmatched: int
+    queries: Ranking
+
+
+def categories(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the distinct label tuples: int64 (N, A) -> categories int64 (N,), and their labels int64 (K, A).
+
+    Categories are numbered in lexicographic order of their labels.
+    """
+    distinct, ids = torch.unique(labels, dim=0, return_inverse=True)
+    return ids, distinct
+
+
+def aps_metrics(
+    scores: Tensor | Callable[[slice], Tensor],
+    query_categories: Tensor,
+    gallery_categories: Tensor,
+    *,
+    relevant: Tensor | None = None,
+    protocol: str = "asmr",
+    representative_pids: Tensor | None = None,
+    representative_camids: Tensor | None = None,
+    gallery_pids: Tensor | None = None,
+    gallery_camids: Tensor | None = None,
+    max_rank: int = 10,
+    block_size: int = BLOCK_SIZE,
+) -> APSResult:
+    """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
+
+    "asmr" ranks the whole pool (gallery and query images together), without a filter by person or camera, and keeps
+    every query in the denominator; it reports the trapezoid AP. "sal" takes the images of the person and camera
+    that represents a query's category out of the ranking, and reports the rectangle AP.
+
+    Args:
+        scores: float (Q, N), larger is better; or a function from rows, a slice of range(Q), to those rows of it.
+        query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
+        relevant: bool (Q, N), where relevance is not equality of category.
+        representative_pids, representative_camids: int64 (Q,), for "sal".
+        gallery_pids, gallery_camids: int64 (N,), for "sal".
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
+    people = (representative_pids, representative_camids, gallery_pids, gallery_camids)
+    if protocol == "sal" and any(ids is None for ids in people):
+        raise ValueError("aps: protocol 'sal' needs representative_pids, representative_camids, gallery_pids and "
+                         "gallery_camids")
+    num_queries = len(query_categories)
+    for name, given in (("scores", scores), ("relevant", relevant)):
+        _check_shape(name, given, num_queries, len(gallery_categories))
+
+    def block(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        block_scores = scores(rows) if callable(scores) else scores[rows]  # (B, N)
+
+        def equal(of_queries: Tensor, of_gallery: Tensor) -> Tensor:
+            return of_queries[rows, None].to(block_scores.device) == of_gallery.to(block_scores.device)  # (B, N)
+
+        if relevant is not None:
+            wanted = relevant[rows].to(block_scores.device)
+        else:
+            wanted = equal(query_categories, gallery_categories)
+        _check_shape("a block of scores", block_scores, *wanted.shape)
+        if protocol == "asmr":
+            return -block_scores, wanted, None
+        return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
+
+    queries = rank_in_blocks(block, num_queries, block_size)
+    num_matched = int((queries.num_matches > 0).sum())
+    if num_matched == 0:
+        raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "
+                         "and gallery categories come from one numbering")
+    denominator = num_queries if protocol == "asmr" else num_matched
+    cmc = cmc_curve(queries.first_match, max_rank, denominator)
+    return APSResult(
+        rank1=cmc[0].item(),
+        mAP=queries.ap.nansum().item() / denominator,
+        mAP_trapezoid=queries.ap_trapezoid.nansum().item() / denominator,
+        cmc=cmc,
+        num_unmatched=num_queries - num_matched,
+        queries=queries,
+    )
+
+
+def _check_shape(name: str, given: object, num_queries: int, num_gallery: int) -> None:
+    """Refuse a matrix of another size; functions and None have none to check."""
+    if isinstance(given, Tensor) and given.shape != (num_queries, num_gallery):
+        raise ValueError(f"aps: {name} has the shape {tuple(given.shape)}, expected ({num_queries}, {num_gallery}): "
+                         "queries, gallery images")

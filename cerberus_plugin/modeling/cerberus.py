@@ -1,0 +1,171 @@
+"""Cerberus: one trunk, a global and a local branch, five representations guided by prototypes of semantic IDs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from fastreid.config import configurable
+from fastreid.modeling.backbones import build_backbone
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+from fastreid.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..attributes import GROUPS, SCHEMAS, SIDTable
+from ..inference import PrototypeReader
+from ..losses import identity_loss, semantic_guidance_loss, soft_triplet_loss
+from .prototypes import SIDPrototypes
+
+ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
+
+
+@META_ARCH_REGISTRY.register()
+class Cerberus(nn.Module):
+    """The meta-architecture: training returns named losses, evaluation one embedding (B, 5 * D).
+
+    Args:
+        trunk: image -> (B, C', H, W), shared.   branch: the rest of the backbone; used twice, as two copies.
+        heads: `CerberusHead`.
+        prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
+        schema: name of the attribute schema, for reading the prototypes; "" without prototypes.
+        pixel_mean, pixel_std: of RGB in 0..255.
+        lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
+        label_smoothing: of the identity classifiers; 0 in the paper.
+    """
+
+    @configurable
+    def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
+                 schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
+                 lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.global_branch = branch
+        self.local_branch = copy.deepcopy(branch)
+        self.heads = heads
+        self.prototypes = prototypes
+        self.schema_name = schema
+        self.lambda_id = lambda_id
+        self.lambda_sem = lambda_sem
+        self.lambda_reg = lambda_reg
+        self.label_smoothing = label_smoothing
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        node = cfg.MODEL.CERBERUS
+        trunk, branch = split_after_conv4_1(build_backbone(cfg), cfg)
+        prototypes = None
+        if node.LAMBDA_SEM or node.LAMBDA_REG:
+            schema = SCHEMAS.get(node.SCHEMA)
+            if schema is None:
+                raise ValueError(f"MODEL.CERBERUS.SCHEMA is '{node.SCHEMA}', expected one of {', '.join(SCHEMAS)}. "
+                                 "The trainer fills it from the data set, or from the checkpoint under --eval-only.")
+            prototypes = SIDPrototypes(tuple(node.NUM_SIDS), schema.group_bits, cfg.MODEL.HEADS.NUM_CLASSES,
+                                       cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT)
+        return {
+            "trunk": trunk,
+            "branch": branch,
+            "heads": build_heads(cfg),
+            "prototypes": prototypes,
+            "schema": node.SCHEMA,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "lambda_id": node.LAMBDA_ID,
+            "lambda_sem": node.LAMBDA_SEM,
+            "lambda_reg": node.LAMBDA_REG,
+            "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs):
+        """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
+        shared = self.trunk(self.preprocess_image(batched_inputs))  # (B, C', H, W)
+        maps = self.global_branch(shared), self.local_branch(shared)
+        if not self.training:
+            return self.heads(maps)
+        if "targets" not in batched_inputs:
+            raise ValueError("training batch without 'targets': every image needs its identity")
+        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        targets = batched_inputs["targets"].to(self.device).clamp(min=0)
+        outputs = self.heads(maps, targets)
+        self._log_alignment()
+        return self.losses(outputs, targets)
+
+    def preprocess_image(self, batched_inputs) -> Tensor:
+        """Normalise into a new tensor: the flip test feeds the same batch a second time."""
+        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
+        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def losses(self, outputs: dict, targets: Tensor) -> dict[str, Tensor]:
+        """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
+
+        Args:
+            outputs: of `CerberusHead`: representations and logits per group.   targets: int64 (B,).
+        """
+        representations = outputs["representations"]
+
+        def mean_over_groups(losses) -> Tensor:
+            return torch.stack(list(losses)).mean()
+
+        terms = {
+            "loss_id": self.lambda_id * mean_over_groups(
+                identity_loss(logits, targets, self.label_smoothing) for logits in outputs["logits"]),
+            "loss_triplet": self.lambda_id * mean_over_groups(soft_triplet_loss(f, targets) for f in representations),
+        }
+        if self.prototypes is not None:
+            sids = self.prototypes.sid_of_class[targets]  # (B, 5)
+            terms["loss_sem"] = self.lambda_sem * mean_over_groups(
+                semantic_guidance_loss(f, self.prototypes.rows[group], sids[:, g], self.prototypes.margins(group))
+                for g, (group, f) in enumerate(zip(GROUPS, representations)))
+            # Also at a weight of 0: distributed training wants every parameter in every step's loss.
+            terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
+        return terms
+
+    def attribute_reader(self, force_colour: bool = False, partial: str = "mean") -> PrototypeReader | None:
+        """Recognition and search with the present prototypes; None for a model without them."""
+        if self.prototypes is None or not self.lambda_sem:
+            return None
+        tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
+        table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))
+        rows = [self.prototypes.rows[g].detach() for g in GROUPS]
+
+        def synthesise(group: str, bits: Tensor) -> Tensor:
+            return self.prototypes.synthesise(group, bits.to(self.device))
+
+        return PrototypeReader(table, rows, synthesise, force_colour=force_colour, partial=partial)
+
+    def _log_alignment(self) -> None:
+        """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""
+        try:
+            storage = get_event_storage()
+        except AssertionError:  # used outside a trainer
+            return
+        if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
+            for name, value in self.heads.last_alignment.items():
+                storage.put_scalar(f"alignment/{name}", value.item())
+
+
+def split_after_conv4_1(backbone: nn.Module, cfg) -> tuple[nn.Module, nn.Module]:
+    """Trunk up to the first block of layer3, and a branch of the rest (golden: 24 x 8 maps at 384x128)."""
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    absent = [name for name in parts if not hasattr(backbone, name)]
+    name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH
+    if absent:
+        raise ValueError(f"MODEL.BACKBONE.NAME '{name}' has no {', '.join(absent)}; Cerberus splits a ResNet-like "
+                         "backbone after the first block of layer3: use build_resnet_backbone, build_resnext_backbone "
+                         "or build_resnest_backbone.")
+    if cfg.MODEL.BACKBONE.WITH_NL:
+        raise ValueError("MODEL.BACKBONE.WITH_NL is True: non-local blocks live in the host's ResNet.forward and would "
+                         "be lost by the split; set it to False.")
+    last = backbone.layer4[-1]
+    channels = (last.bn3 if hasattr(last, "bn3") else last.bn2).weight.shape[0]
+    if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
+        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {name} at depth {depth} gives "
+                         f"{channels} channels; set it to {channels}.")
+    trunk = nn.Sequential(*(getattr(backbone, part) for part in parts[:6]), backbone.layer3[0])
+    return trunk, nn.Sequential(*backbone.layer3[1:], backbone.layer4)

@@ -1,0 +1,126 @@
+"""Prototypes of semantic IDs: learnable rows, the residual vector of each bit, margins, and who carries what.
+
+Shapes: K semantic IDs of a group, L bits of a group, D dimensions, C training identities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from ..attributes import GROUPS, MISSING, SIDTable
+from ..losses import adaptive_margins, prototype_regularisation
+
+INITIALISERS = {
+    "he_normal": nn.init.kaiming_normal_,
+    "he_uniform": nn.init.kaiming_uniform_,
+    "xavier_normal": nn.init.xavier_normal_,
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "normal_0.01": lambda w: nn.init.normal_(w, std=0.01),
+    "normal_0.1": lambda w: nn.init.normal_(w, std=0.1),
+    "normal_1": lambda w: nn.init.normal_(w, std=1.0),
+    "normal_10": lambda w: nn.init.normal_(w, std=10.0),
+}
+
+
+def schema_fingerprint(field_names: tuple[str, ...]) -> int:
+    """A number that tells one attribute set from another, small enough to ride in a checkpoint."""
+    return int.from_bytes(hashlib.sha256(" ".join(field_names).encode()).digest()[:7], "big")
+
+
+class SIDPrototypes(nn.Module):
+    """One prototype a semantic ID and one residual vector a bit, per group, with the tables that give them meaning.
+
+    The tables are buffers, so a checkpoint alone is enough for recognition and search.
+
+    Args:
+        sizes: K of each group.   bits: L of each group.   num_classes: C.   dim: D.
+        init: initialiser of prototypes and residual vectors, a key of `INITIALISERS` (Table 7 of the paper).
+    """
+
+    def __init__(self, sizes: tuple[int, ...], bits: tuple[int, ...], num_classes: int, dim: int = 512,
+                 init: str = "he_normal") -> None:
+        super().__init__()
+        if init not in INITIALISERS:
+            raise ValueError(f"MODEL.CERBERUS.INIT is '{init}', expected one of {', '.join(INITIALISERS)}")
+        if len(sizes) != len(GROUPS) or min(sizes) < 1:
+            raise ValueError(f"MODEL.CERBERUS.NUM_SIDS is {tuple(sizes)}, expected five numbers of at least 1. The "
+                             "trainer fills it from the data set, or from the checkpoint under --eval-only.")
+        self.rows = nn.ParameterDict({g: nn.Parameter(torch.empty(k, dim)) for g, k in zip(GROUPS, sizes)})
+        self.residuals = nn.ParameterDict({g: nn.Parameter(torch.empty(n, dim)) for g, n in zip(GROUPS, bits)})
+        # Fan-in is D, so rows are stored (K, D); a transposed table would start at another scale.
+        for table in (*self.rows.values(), *self.residuals.values()):
+            INITIALISERS[init](table)
+        for group, k, n in zip(GROUPS, sizes, bits):
+            self.register_buffer(f"bits_{group}", torch.zeros(k, n, dtype=torch.uint8))
+            self.register_buffer(f"counts_{group}", torch.zeros(k, dtype=torch.int64))
+            self.register_buffer(f"margins_{group}", torch.zeros(k))
+        self.register_buffer("sid_of_class", torch.full((num_classes, len(GROUPS)), MISSING, dtype=torch.int64))
+        self.register_buffer("schema", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def fill(self, table: SIDTable, sid_of_class: Tensor, margins: tuple[Tensor, ...]) -> None:
+        """Write the tables of a data set into the buffers.
+
+        Args:
+            sid_of_class: int64 (C, 5), by class index as the host numbers identities; -1 where missing.
+            margins: per group float (K,).
+        """
+        for group, bits, counts, margin in zip(GROUPS, table.bits(), table.counts, margins):
+            getattr(self, f"bits_{group}").copy_(bits)
+            getattr(self, f"counts_{group}").copy_(counts)
+            getattr(self, f"margins_{group}").copy_(margin)
+        self.sid_of_class.copy_(sid_of_class)
+        self.schema.fill_(schema_fingerprint(table.schema.field_names))
+
+    def bits(self, group: str) -> Tensor:
+        return getattr(self, f"bits_{group}")
+
+    def counts(self, group: str) -> Tensor:
+        return getattr(self, f"counts_{group}")
+
+    def margins(self, group: str) -> Tensor:
+        return getattr(self, f"margins_{group}")
+
+    def regularisation(self) -> Tensor:
+        """Mean over the groups of `prototype_regularisation`; needs no batch."""
+        losses = [prototype_regularisation(self.rows[g], self.residuals[g], self.bits(g)) for g in GROUPS]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def synthesise(self, group: str, bits: Tensor) -> Tensor:
+        """Prototypes of any bit vectors, in the table or not: (N, L) -> float (N, D).
+
+        With everything else fixed, p_u = mean(p) + V^T (A_u - mean(A)) minimises the regulariser for an unseen
+        row; the means are over the rows seen in training.
+        """
+        seen = self.counts(group) > 0
+        rows, known = self.rows[group][seen], self.bits(group)[seen].float()
+        return rows.mean(dim=0) + (bits.float() - known.mean(dim=0)) @ self.residuals[group]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Refuse tables of another data set or SID space, which the host's checkpointer would skip with a warning."""
+        absent = [name for name, _ in self.named_buffers() if prefix + name not in state_dict]
+        if absent:
+            raise ValueError(
+                f"checkpoint: '{prefix}{absent[0]}' is absent or of another size than this model's "
+                f"({tuple(self.get_buffer(absent[0]).shape)}). It was trained on another data set, another "
+                "MODEL.CERBERUS.SID_SPACE, or is no Cerberus checkpoint. Use the config.yaml of its run folder; to "
+                "start from its backbone alone, name it in MODEL.BACKBONE.PRETRAIN_PATH.")
+        if self.schema.item():  # tables already filled from a data set must be those of the checkpoint
+            tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
+            for name in tables:
+                if not torch.equal(state_dict[prefix + name].cpu(), self.get_buffer(name).cpu()):
+                    raise ValueError(f"checkpoint: table '{prefix}{name}' differs from that of the training data set; "
+                                     "same sizes, other identities or attributes. Resume with the data it began with.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def margins_from_counts(counts: tuple[Tensor, ...], num_identities: int, alpha: float, beta: float,
+                        constant: float | None = None) -> tuple[Tensor, ...]:
+    """Margins of each group: adaptive (Eq. 4), or one constant for all (Table 8 of the paper)."""
+    if constant is not None:
+        return tuple(torch.full((len(count),), constant) for count in counts)
+    return tuple(adaptive_margins(count, num_identities, alpha, beta) for count in counts)

@@ -1,0 +1,167 @@
+"""From feature maps to the five representations of a person: alignment, part pooling and the five heads.
+
+Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), D dimensions of a representation (512).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import configurable
+from fastreid.layers import get_norm
+from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ..attributes import GROUPS
+
+logger = logging.getLogger("fastreid.cerberus")
+
+# Which map part each group reads: the strips of the local branch from the top down, or the global branch.
+PARTS = ("head", "upper", "lower")
+
+
+@torch.no_grad()
+def person_rows(local_map: Tensor, sigma: float, squared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """First and last row of the map that the person reaches (alignment module).
+
+    A row counts where the largest norm of its C-vectors exceeds sigma. Rows between the first and the last are
+    kept whatever their norm; where no row counts, the whole map is taken.
+
+    Args:
+        local_map: float (B, C, H, W).
+        sigma: threshold on the norm, or with `squared` on its square.
+
+    Returns:
+        top, bottom: int64 (B,), inclusive.   fallback: bool (B,), no row exceeded sigma.
+    """
+    # Half precision overflows once a norm passes 256.
+    energy = local_map.float().square().sum(dim=1).amax(dim=2)  # (B, H)
+    heat = energy if squared else energy.sqrt()
+    above = heat > sigma
+    height = heat.shape[1]
+    fallback = ~above.any(dim=1)
+    above = above | fallback[:, None]
+    top = above.to(torch.uint8).argmax(dim=1)
+    bottom = height - 1 - above.flip(1).to(torch.uint8).argmax(dim=1)
+    return top, bottom, fallback
+
+
+def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
+    """Cropping to rows top..bottom and bilinear resizing back to `height` rows, as one matrix an image.
+
+    Equals cropping and `F.interpolate(..., mode="bilinear", align_corners=False)`, without a loop over images.
+
+    Returns:
+        float (B, H, H): output row i is sum_r matrix[b, i, r] * input row r.
+    """
+    n = (bottom - top + 1)[:, None]  # (B, 1)
+    rows = torch.arange(height, device=top.device, dtype=torch.float32)[None]  # (1, H)
+    source = ((rows + 0.5) * n / height - 0.5).clamp(min=0)
+    source = torch.minimum(source, (n - 1).to(source.dtype))  # (B, H), within the crop
+    low = source.floor().long()
+    high = torch.minimum(low + 1, n - 1)
+    weight = source - low
+    matrix = F.one_hot(top[:, None] + low, height) * (1 - weight)[..., None]
+    return matrix + F.one_hot(top[:, None] + high, height) * weight[..., None]
+
+
+def strip_matrix(height: int, strips: int, overlap: float = 0.0) -> Tensor:
+    """Average pooling into horizontal strips: float (strips, H), rows sum to 1.
+
+    Strips are equal; where their edges fall inside a row, the row counts by the share it has in the strip.
+
+    Args:
+        overlap: share of its own height by which a strip reaches into each neighbour (0 in the paper).
+    """
+    size = height / strips
+    matrix = torch.zeros(strips, height)
+    for k in range(strips):
+        start, end = max(0.0, (k - overlap) * size), min(float(height), (k + 1 + overlap) * size)
+        for row in range(height):
+            matrix[k, row] = max(0.0, min(end, row + 1) - max(start, row))
+    return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+@REID_HEADS_REGISTRY.register()
+class CerberusHead(nn.Module):
+    """Five representations of a person from the maps of the two branches, and the identity classifiers.
+
+    Head, upper and lower come from three strips of the aligned local map, identity and carrying from the mean
+    of the global map; each passes its own fully connected layer and batch normalisation. Training returns the
+    representations with the logits of five identity classifiers, evaluation one embedding (B, 5 * D).
+
+    Args:
+        feat_dim: C.   embedding_dim: D.   num_classes: training identities.
+        align: crop the local map to the person's rows; off for the ablation.
+        sigma, squared_norm: see `person_rows`.   strip_overlap: see `strip_matrix`.
+        fc_bias: bias before the batch normalisation; redundant, the paper's parameter count includes it or not.
+        norm: the host's name of a normalisation ("BN", "syncBN").
+    """
+
+    @configurable
+    def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
+                 sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
+                 fc_bias: bool = False, norm: str = "BN") -> None:
+        super().__init__()
+        self.align = align
+        self.sigma = sigma
+        self.squared_norm = squared_norm
+        self.strip_overlap = strip_overlap
+        self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=fc_bias) for group in GROUPS})
+        self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in GROUPS})
+        self.classifiers = nn.ModuleDict({
+            group: nn.Linear(embedding_dim, num_classes, bias=False) for group in GROUPS})
+        for fc in self.fc.values():
+            nn.init.kaiming_normal_(fc.weight, mode="fan_out")
+            if fc_bias:
+                nn.init.zeros_(fc.bias)
+        for classifier in self.classifiers.values():
+            nn.init.normal_(classifier.weight, std=0.01)
+        self.last_alignment: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        node = cfg.MODEL.CERBERUS
+        return {
+            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
+            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
+            "norm": cfg.MODEL.HEADS.NORM,
+            "align": node.ALIGN,
+            "sigma": node.SIGMA,
+            "squared_norm": node.SQUARED_NORM,
+            "strip_overlap": node.STRIP_OVERLAP,
+            "fc_bias": node.FC_BIAS,
+        }
+
+    def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
+        """Global and local map, each (B, C, H, W), to {"representations", "logits"} or the embedding (B, 5 * D)."""
+        global_map, local_map = features
+        pooled = self.pool(global_map, local_map)
+        representations = [self._normalised(group, self.fc[group](pooled[group])) for group in GROUPS]
+        if not self.training:
+            return torch.cat([F.normalize(f.float(), dim=1) for f in representations], dim=1)  # (B, 5 * D)
+        logits = [self.classifiers[group](f) for group, f in zip(GROUPS, representations)]
+        return {"representations": representations, "logits": logits}
+
+    def pool(self, global_map: Tensor, local_map: Tensor) -> dict[str, Tensor]:
+        """What each group's layer reads, (B, C): a strip of the aligned local map or the global mean."""
+        height = local_map.shape[2]
+        strips = strip_matrix(height, len(PARTS), self.strip_overlap).to(local_map.device)  # (3, H)
+        if self.align:
+            top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
+            self.last_alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height,
+                                   "fallback": fallback.float().mean()}
+            # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
+            weights = strips @ resize_rows_matrix(top, bottom, height)  # (B, 3, H)
+        else:
+            weights = strips.expand(len(local_map), -1, -1)
+        rows = local_map.mean(dim=3)  # (B, C, H)
+        parts = torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows)  # (3, B, C)
+        whole = global_map.mean(dim=(2, 3))  # (B, C)
+        return {group: parts[PARTS.index(group)] if group in PARTS else whole for group in GROUPS}
+
+    def _normalised(self, group: str, x: Tensor) -> Tensor:
+        return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)

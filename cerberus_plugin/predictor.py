@@ -1,0 +1,119 @@
+"""Use a trained model on pictures: embeddings, attributes in words, and a search by attributes or by a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fastreid.config import get_cfg
+from fastreid.data.data_utils import read_image
+from fastreid.data.transforms import build_transforms
+from torch import Tensor
+
+from .config import add_cerberus_config
+from .engine import load_model
+from .inference import image_scores
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+WEIGHTS = ("model_best.pth", "model_final.pth")
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result of a search: the picture's path and its score, a cosine in [-1, 1]."""
+
+    path: str
+    score: float
+
+
+class CerberusPredictor:
+    """A run folder, ready to use.
+
+    >>> predictor = CerberusPredictor("logs/demo")                      # doctest: +SKIP
+    >>> embeddings = predictor.embed(predictor.pictures("crops/"))      # doctest: +SKIP
+    >>> predictor.recognise("crops/0001.jpg")                           # doctest: +SKIP
+    >>> predictor.search({"upper colour": "red"}, "crops/", top=5)      # doctest: +SKIP
+
+    Args:
+        run_folder: holds config.yaml and a checkpoint.
+        weights: another checkpoint of the same model; the best one of the folder, or else the last, if None.
+        device: "cuda" or "cpu"; what there is, if None.
+    """
+
+    def __init__(self, run_folder: str | Path, weights: str | Path | None = None, device: str | None = None) -> None:
+        config = Path(run_folder) / "config.yaml"
+        if not config.is_file():
+            raise FileNotFoundError(f"{config}: not found; give the OUTPUT_DIR of a training run")
+        self.cfg = get_cfg()
+        add_cerberus_config(self.cfg)
+        self.cfg.merge_from_file(str(config))
+        self.cfg.MODEL.WEIGHTS = str(weights or self._find_weights(Path(run_folder)))
+        self.cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(self.cfg)
+        self.transform = build_transforms(self.cfg, is_train=False)
+        make_reader = getattr(self.model, "attribute_reader", None)
+        self.reader = make_reader(self.cfg.TEST.PAR.FORCE_COLOUR, self.cfg.TEST.APS.PARTIAL) if make_reader else None
+
+    @staticmethod
+    def _find_weights(folder: Path) -> Path:
+        for name in WEIGHTS:
+            if (folder / name).is_file():
+                return folder / name
+        raise FileNotFoundError(f"{folder}: holds none of {', '.join(WEIGHTS)}; name a checkpoint by `weights`")
+
+    @staticmethod
+    def pictures(folder: str | Path) -> list[str]:
+        """Pictures of a folder, sorted by name."""
+        found = sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise ValueError(f"{folder}: no pictures found ({', '.join(IMAGE_SUFFIXES)})")
+        return found
+
+    @torch.no_grad()
+    def embed(self, pictures: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
+        """Embeddings of pictures, a path or many: float (N, 5 * D) on the CPU, each block of unit length."""
+        paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+        outputs = []
+        for start in range(0, len(paths), batch_size):
+            images = [self.transform(self._read(path)) for path in paths[start:start + batch_size]]
+            outputs.append(self.model({"images": torch.stack(images).to(self.model.device)}).float().cpu())
+        return torch.cat(outputs)
+
+    def recognise(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
+        """Attributes of each picture in words, such as {"gender": "female", "upper colour": "red", ...}."""
+        answers = self._reader().recognise(self.embed(pictures)).cpu()
+        columns = self._reader().schema.columns
+        return [{column.name: column.classes[k] if k >= 0 else "none" for column, k in zip(columns, row)}
+                for row in answers.tolist()]
+
+    def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
+               top: int = 10) -> list[Match]:
+        """The pictures of a folder, or of a list, that fit best.
+
+        Args:
+            query: attributes in words, all or some of them, or the path of a picture of the wanted person.
+        """
+        paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
+        embeddings = self.embed(paths)
+        if isinstance(query, dict):
+            scores = self._reader().search(self._reader().schema.parse(query)[None], embeddings)[0]
+        else:
+            scores = image_scores(self.embed(query), embeddings)[0]
+        order = scores.sort(descending=True, stable=True).indices[:top]
+        return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
+
+    @staticmethod
+    def _read(path: str | Path):
+        try:
+            return read_image(os.fspath(path), format="RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+
+    def _reader(self):
+        if self.reader is None:
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads no attributes (it was trained without "
+                             "prototypes); it can embed and search by picture only")
+        return self.reader

@@ -1,0 +1,31 @@
+"""Train and evaluate Cerberus, or any of the host's models, through FastReID's trainer.
+
+    python projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_R50.yml
+    python projects/Cerberus/train_net.py --config-file ... --resume
+    python projects/Cerberus/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../model_best.pth
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installing the package
+
+from fastreid.engine import default_argument_parser, launch  # noqa: E402
+
+import cerberus_plugin  # noqa: E402, F401  before the host: it adapts the host and registers the plugin
+from cerberus_plugin.engine import CerberusTrainer, evaluate, setup  # noqa: E402
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg)
+    trainer = CerberusTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+           dist_url=args.dist_url, args=(args,))

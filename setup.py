@@ -1,0 +1,46 @@
+"""Packaging: what the plugin and its host need at run time, and why.
+
+FastReID itself is not listed: release 1.4.0 asks for torch 1.13.1 exactly, which cannot be resolved beside a current
+torch, so no installer could install this package if it were. `make` installs it with --no-deps, and
+`import cerberus_plugin` without it says how to. tools/install.py reads the lists below.
+"""
+
+HOST = "fastreid==1.4.0"
+
+# Installed where the calling Python has no torch of its own; any torch of at least 2.4 works.
+TORCH = ["torch==2.13.0", "torchvision==0.28.0"]
+
+INSTALL_REQUIRES = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.26,<3",
+    "scipy>=1.11",  # reads and writes the .mat annotations
+    "Pillow>=10",  # the host reads images with it
+    "opencv-python-headless>=4.8,<6",  # draws people
+    "matplotlib>=3.8",  # pictures of rank lists
+    "tabulate>=0.9,<1",  # result tables; the host imports it too
+    "yacs>=0.1.8,<0.2",  # the host's configuration
+    "PyYAML>=6",
+    "termcolor>=2",  # imported by the host's logger
+    "tensorboard>=2.10",  # imported by the host's optimisers
+    "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve
+    "faiss-cpu>=1.7.4,<2",  # imported by the host's distances; re-ranking
+]
+
+EXTRAS_REQUIRE = {
+    "dev": ["pytest>=8,<10", "ruff>=0.6"],
+    "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
+}
+
+if __name__ == "__main__":
+    from setuptools import find_packages, setup
+
+    setup(
+        name="cerberus-plugin",
+        version="0.1.0",
+        description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
+        packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
+        python_requires=">=3.10",
+        install_requires=INSTALL_REQUIRES,
+        extras_require=EXTRAS_REQUIRE,
+    )

@@ -1,0 +1,110 @@
+"""Alignment and part pooling against cropping, resizing and averaging one image after the other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cerberus_plugin.modeling.representation import CerberusHead, person_rows, resize_rows_matrix, strip_matrix
+
+
+def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:
+    """(1, 3, height, 8) whose vectors have the norm `norm` in one column of these rows and 1 elsewhere."""
+    local_map = torch.zeros(1, 3, height, 8)
+    local_map[:, 0] = 1
+    for row in rows:
+        local_map[0, 0, row, 3] = norm
+    return local_map
+
+
+def looped(local_map: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The alignment module written out: crop each image to its rows, resize, average three strips."""
+    pooled = []
+    for image in local_map:
+        heat = image.norm(dim=0).amax(dim=1)
+        rows = (heat > sigma).nonzero().flatten().tolist() or [0, image.shape[1] - 1]
+        crop = image[None, :, rows[0]:rows[-1] + 1]
+        aligned = F.interpolate(crop, size=image.shape[1:], mode="bilinear", align_corners=False)[0]
+        pooled.append(torch.stack([strip.mean(dim=(1, 2)) for strip in aligned.chunk(3, dim=1)]))
+    return torch.stack(pooled)  # (B, 3, C)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [
+    ([7, 8, 9], (7, 9, False)), ([5], (5, 5, False)), ([], (0, 23, True)), ([2, 20], (2, 20, False))])
+def test_rows_run_from_the_first_to_the_last_above_sigma_gaps_kept(rows, expected):
+    assert tuple(x.item() for x in person_rows(map_with_rows(rows), 5.0)) == expected
+
+
+def test_the_threshold_is_strict_and_may_be_held_against_the_square():
+    assert person_rows(map_with_rows([4], norm=5.0), 5.0)[2].item()
+    assert person_rows(map_with_rows([4], norm=5.0), 5.0, squared=True)[0].item() == 4
+
+
+def test_half_precision_maps_do_not_overflow():
+    top, bottom, _ = person_rows(map_with_rows([7, 9], norm=60000.0).half(), 5.0)
+    assert (top.item(), bottom.item()) == (7, 9)
+
+
+def test_three_rows_stretch_as_worked_by_hand():
+    matrix = resize_rows_matrix(torch.tensor([7]), torch.tensor([9]), 24)[0]
+    assert all(matrix[i].nonzero().item() == 7 for i in range(4))
+    assert matrix[8, 7].item() == pytest.approx(0.4375) and matrix[8, 8].item() == pytest.approx(0.5625)
+    assert all(matrix[i].nonzero().item() == 9 for i in range(20, 24))
+
+
+def test_one_row_is_repeated_and_the_whole_map_is_left_alone():
+    assert (resize_rows_matrix(torch.tensor([5]), torch.tensor([5]), 24)[0, :, 5] == 1).all()
+    assert torch.allclose(resize_rows_matrix(torch.tensor([0]), torch.tensor([23]), 24)[0], torch.eye(24))
+
+
+def head(**options) -> CerberusHead:
+    torch.manual_seed(0)
+    return CerberusHead(feat_dim=6, embedding_dim=4, num_classes=3, **options)
+
+
+@pytest.mark.parametrize("height", [6, 24])
+def test_alignment_and_part_pooling_equal_the_loop_over_images(height):
+    generator = torch.Generator().manual_seed(2)
+    local_map = torch.randn(16, 6, height, 4, generator=generator).abs() * torch.rand(16, 1, height, 1) * 5
+    pooled = head(sigma=5.0).pool(torch.zeros(16, 6, height, 4), local_map)
+    expected = looped(local_map, 5.0)
+    for k, group in enumerate(("head", "upper", "lower")):
+        assert torch.allclose(pooled[group], expected[:, k], atol=1e-5)
+
+
+def test_without_alignment_strips_are_thirds_of_the_whole_map():
+    local_map = torch.randn(2, 6, 24, 8)
+    pooled = head(align=False).pool(local_map, local_map)
+    assert torch.allclose(pooled["upper"], local_map[:, :, 8:16].mean(dim=(2, 3)), atol=1e-6)
+    assert torch.allclose(pooled["identity"], local_map.mean(dim=(2, 3))) and "carrying" in pooled
+
+
+def test_strips_share_a_row_that_an_edge_divides_and_overlap_where_asked():
+    assert torch.allclose(strip_matrix(8, 3), torch.tensor([
+        [3, 3, 2, 0, 0, 0, 0, 0], [0, 0, 1, 3, 3, 1, 0, 0], [0, 0, 0, 0, 0, 2, 3, 3]]) / 8)
+    assert (strip_matrix(24, 3) > 0).sum(dim=1).tolist() == [8, 8, 8]
+    assert (strip_matrix(24, 3, overlap=0.25) > 0).sum(dim=1).tolist() == [10, 12, 10]
+
+
+def test_gradient_reaches_the_kept_rows_and_no_other():
+    local_map = map_with_rows([7, 8, 9]).requires_grad_()
+    pooled = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2).pool(local_map.detach(), local_map)
+    sum(part.sum() for part in pooled.values()).backward()
+    assert local_map.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten().tolist() == [7, 8, 9]
+
+
+def test_training_gives_five_representations_with_logits_and_evaluation_unit_blocks():
+    module, maps = head(), (torch.randn(4, 6, 24, 8), torch.randn(4, 6, 24, 8))
+    outputs = module.train()(maps, torch.tensor([0, 1, 2, 0]))
+    assert [f.shape for f in outputs["representations"]] == [(4, 4)] * 5
+    assert [f.shape for f in outputs["logits"]] == [(4, 3)] * 5
+    embedding = module.eval()(maps)
+    assert embedding.shape == (4, 20)
+    assert torch.allclose(embedding.unflatten(1, (5, 4)).norm(dim=2), torch.ones(4, 5), atol=1e-5)
+
+
+def test_crop_ratio_and_fallbacks_are_kept_for_the_log():
+    module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2)
+    maps = torch.cat([map_with_rows(range(6, 18)), map_with_rows([])])
+    module.pool(maps, maps)
+    assert module.last_alignment["crop_ratio"].item() == pytest.approx(0.75)
+    assert module.last_alignment["fallback"].item() == 0.5
