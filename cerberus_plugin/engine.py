@@ -34,6 +34,7 @@ class CerberusTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         train_set = build_train_set(cfg)
         host.check_config(cfg, len(train_set))
+        os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         super().__init__(with_semantic_ids(cfg, train_set))
         prototypes = getattr(unwrapped(self.model), "prototypes", None)
         if prototypes is not None:
@@ -246,6 +247,5 @@ def _with(cfg: CfgNode, num_classes: int, schema: str, sizes, save: bool = False
     cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
     cfg.freeze()
     if save and comm.is_main_process() and cfg.OUTPUT_DIR:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
     return cfg

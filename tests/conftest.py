@@ -64,3 +64,82 @@ def write_annotations(path: Path, schema, train: dict, test: dict, root: str = "
         first.pop(name) if value is None else first.__setitem__(name, value)
     savemat(path, {root: {"train": first, "test": split(test)}})
     return path
+
+
+def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) -> Path:
+    """Market-1501's folder form with pictures of noise around a colour of each identity, and its annotations.
+
+    Identities are seen by cameras 1 to `images`; the first picture of a test identity is its query. One distractor.
+    """
+    from PIL import Image
+
+    from cerberus_plugin.attributes import MARKET1501
+
+    folder = root / "Market-1501-v15.09.15"
+    for name in ("bounding_box_train", "bounding_box_test", "query"):
+        (folder / name).mkdir(parents=True)
+
+    def write(name: str, pid: int, camera: int) -> None:
+        rng = np.random.default_rng([pid, camera])
+        colour = np.random.default_rng(pid).integers(40, 216, (4, 1, 3)).repeat(6, axis=0)
+        pixels = (colour + rng.integers(-30, 30, (24, 12, 3))).clip(0, 255).astype(np.uint8)
+        path = folder / name / f"{pid:04d}_c{camera}s1_{camera:06d}_00.jpg"
+        Image.fromarray(pixels).resize((24, 48)).save(path)
+
+    for pid in train:
+        for camera in range(1, images + 1):
+            write("bounding_box_train", pid, camera)
+    for pid in test:
+        for camera in range(1, images + 1):
+            write("query" if camera == 1 else "bounding_box_test", pid, camera)
+    write("bounding_box_test", 0, 2)
+    write_annotations(folder / "market_attribute.mat", MARKET1501, train, test)
+    return root
+
+
+@pytest.fixture(scope="session")
+def market_people() -> tuple[dict, dict]:
+    """Labels of 8 training and 6 test identities; training ids in an order that is not that of their strings."""
+    from cerberus_plugin.attributes import MARKET1501
+
+    labels = random_labels(MARKET1501, 14, seed=3)
+    return dict(zip((2, 7, 10, 11, 23, 100, 101, 700), labels)), dict(zip((1, 3, 4, 5, 6, 1500), labels[8:]))
+
+
+@pytest.fixture(scope="session")
+def market_root(tmp_path_factory, market_people) -> Path:
+    """A data root that tests only read."""
+    return write_market_folder(tmp_path_factory.mktemp("data"), *market_people)
+
+
+@pytest.fixture
+def use_root(monkeypatch):
+    """Point the host at a data root, as FASTREID_DATASETS does when the host is imported."""
+    def use(root: Path) -> None:
+        monkeypatch.setattr("fastreid.data.build._root", str(root))
+
+    return use
+
+
+@pytest.fixture
+def small_config(market_root, use_root, tmp_path):
+    """Cerberus with ResNet-18 on 48x24 pictures, 2 steps an epoch, in `tmp_path`; options as on the command line."""
+    def config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
+        from fastreid.config import get_cfg
+
+        from cerberus_plugin import add_cerberus_config
+
+        use_root(market_root)
+        cfg = get_cfg()
+        add_cerberus_config(cfg)
+        cfg.merge_from_file(str(Path(__file__).parents[1] / file))
+        cfg.merge_from_list([
+            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "MODEL.BACKBONE.DEPTH", "18x",
+            "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24],
+            "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0,
+            "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "TEST.UNTRAINED_FLOOR", False,
+            "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "run"), "SEED", 1, *options])
+        cfg.freeze()
+        return cfg
+
+    return config

@@ -731,3 +731,14 @@ def test_a_cosine_schedule_without_epochs_is_refused():
         host.check_config(solver_cfg(MAX_EPOCH=10, **cosine), num_images=12936)
     with pytest.raises(ValueError, match="MAX_EPOCH is 5, expected more than 6"):
         host.check_config(solver_cfg(MAX_EPOCH=5, **{**cosine, "DELAY_EPOCHS": 6}))
+
+
+def test_the_progress_line_of_an_iteration_is_printed_once_however_short_the_run(caplog):
+    from fastreid.utils.events import CommonMetricPrinter, EventStorage
+
+    printer = CommonMetricPrinter(2)
+    with EventStorage(0) as storage, caplog.at_level("INFO", logger="fastreid.utils.events"):
+        storage.epoch = 0
+        printer.write()
+        printer.write()
+    assert caplog.text.count("epoch/iter") == 1

@@ -28,6 +28,7 @@ def adapt() -> None:
     data.accept_affine()
     training.keep_flat_gradients()
     training.name_bad_losses()
+    training.print_an_iteration_once()
     checkpoints.write_whole_files()
     checkpoints.remember_best()
     checkpoints.name_missing_model()

@@ -1,0 +1,252 @@
+"""Training and evaluation through the host: what moves, what is saved, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_market_folder
+from fastreid.utils.env import seed_all_rng
+
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.attributes import GROUPS
+from cerberus_plugin.engine import build_train_set, evaluate, load_model
+
+
+def trained(cfg) -> CerberusTrainer:
+    seed_all_rng(1)
+    trainer = CerberusTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.results = trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, market_people):
+    """One small training run that the tests below look at."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("engine")
+    patch.setattr("fastreid.data.build._root", str(write_market_folder(folder / "data", *market_people)))
+    from fastreid.config import get_cfg
+
+    from cerberus_plugin import add_cerberus_config
+
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(Path(__file__).parents[1] / "configs/Market1501/cerberus_demo.yml"))
+    cfg.merge_from_list([
+        "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24], "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2,
+        "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1, "OUTPUT_DIR",
+        str(folder / "run"), "TEST.APS.GROUPS", ["upper+lower"]])
+    cfg.freeze()
+    yield trained(cfg)
+    patch.undo()
+
+
+def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
+    still = [name for name, p in run.model.named_parameters() if p.requires_grad and torch.equal(p, run.start[name])]
+    assert still == []
+    assert len(run.optimizer.state) > 0
+
+
+def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_order(run, market_people):
+    state = torch.load(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")["model"]
+    dataset = run.data_loader.dataset
+    assert dataset.pids[:3] == ["market1501_10", "market1501_100", "market1501_101"]  # rank of the string
+    expected = torch.stack([market_people[0][int(pid.split("_")[1])] for pid in dataset.pids])
+    assert torch.equal(dataset.class_labels(), expected)
+    reader = run.model.attribute_reader()
+    assert torch.equal(reader.table.decode(state["prototypes.sid_of_class"]), expected)
+    assert all((state[f"prototypes.margins_{group}"] > 0.58).all() for group in GROUPS)
+
+
+def test_one_evaluation_gives_reid_par_and_aps_with_seen_and_unseen_apart(run):
+    for key in ("mAP", "Rank-1", "mINP", "metric", "PAR/mA_official", "PAR/mA_binary", "PAR/mA_balanced",
+                "PAR/official/upper colour", "PAR-majority/mA_official", "APS/mAP", "APS/Rank-1", "APS/seen/queries",
+                "APS/unseen/mAP", "APS/upper+lower/mAP_given", "APS/upper+lower/mAP_full"):
+        assert isinstance(run.results[key], float | int), key
+    assert run.results["PAR/images"] == 18 and run.results["APS/images"] == 24  # no distractor
+
+
+def test_the_run_folder_holds_what_the_readme_promises(run):
+    folder = Path(run.cfg.OUTPUT_DIR)
+    for name in ("config.yaml", "model_final.pth", "model_best.pth", "last_checkpoint", "metrics.json", "results.json",
+                 "results.txt", "semantic_ids.json", "untrained.json"):
+        assert (folder / name).stat().st_size > 0, name
+    record = json.loads((folder / "results.json").read_text())
+    name = "Market1501Attributes"
+    assert record["results"][name]["mAP"] == pytest.approx(run.results["mAP"])
+    assert record["untrained"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
+    table = (folder / "results.txt").read_text()
+    for word in ("untrained", "majority answer, official", "unseen in training", "upper colour", "mINP"):
+        assert word in table
+
+
+def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg.MODEL.HEADS.NUM_CLASSES, cfg.MODEL.CERBERUS.SCHEMA, cfg.MODEL.CERBERUS.NUM_SIDS = 0, "", []
+    cfg.OUTPUT_DIR += "-evaluated"
+    results = evaluate(cfg)
+    assert results == pytest.approx(run.results, nan_ok=True)
+
+
+def test_alignment_is_logged(run):
+    lines = [json.loads(line) for line in (Path(run.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert 0 < lines[0]["alignment/crop_ratio"] <= 1 and 0 <= lines[0]["alignment/fallback"] <= 1
+
+
+def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
+    first = trained(small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    second = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", 2, "TEST.EVAL_PERIOD", 1))
+    (tmp_path / "run" / "model_final.pth.tmp").write_bytes(b"half a checkpoint")  # what a kill leaves
+    second.resume_or_load(resume=True)
+    assert second.start_epoch == 1
+    assert torch.equal(second.model.prototypes.rows["head"], first.model.prototypes.rows["head"])
+    assert "mAP" in second.train()
+
+
+@pytest.mark.parametrize("name", ["bot", "agw", "sbs", "mgn"])
+def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_aps(small_config, name):
+    size = [96, 24] if name == "mgn" else [48, 24]
+    depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4, "SOLVER.DELAY_EPOCHS",
+                       0, "SOLVER.FREEZE_ITERS", 0, "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *depth,
+                       file=f"configs/Market1501/{name}_R50.yml")
+    results = trained(cfg).results
+    assert "mAP" in results and not any(key.startswith(("PAR", "APS")) for key in results)
+    assert "PAR" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
+
+
+def test_identities_alone_can_be_trained_as_the_ablation_does(small_config):
+    results = trained(small_config("MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0,
+                                   "MODEL.CERBERUS.ALIGN", False, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results
+    assert "mAP" in results and "PAR/mA_official" not in results
+
+
+@pytest.mark.parametrize(("space", "lower"), [("observed", None), ("product", 40)])
+def test_semantic_ids_are_counted_into_the_saved_configuration(small_config, space, lower):
+    trainer = CerberusTrainer(small_config("MODEL.CERBERUS.SID_SPACE", space))
+    saved = (Path(trainer.cfg.OUTPUT_DIR) / "config.yaml").read_text()
+    assert "SCHEMA: market1501" in saved and trainer.cfg.MODEL.CERBERUS.NUM_SIDS[2] == (
+        lower or len(trainer.model.prototypes.rows["lower"]))
+
+
+def test_constant_margins_replace_the_adaptive_ones(small_config):
+    trainer = CerberusTrainer(small_config("MODEL.CERBERUS.MARGIN", "constant", "MODEL.CERBERUS.MARGIN_CONSTANT", 0.6))
+    assert all((trainer.model.prototypes.margins(group) == 0.6).all() for group in GROUPS)
+    with pytest.raises(ValueError, match="MARGIN is 'fixed', expected 'adaptive' or 'constant'"):
+        CerberusTrainer(small_config("MODEL.CERBERUS.MARGIN", "fixed"))
+
+
+def test_a_checkpoint_of_another_sid_space_is_refused_on_resume(small_config):
+    trained(small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    other = CerberusTrainer(small_config("MODEL.CERBERUS.SID_SPACE", "observed"))
+    with pytest.raises(ValueError, match="another MODEL.CERBERUS.SID_SPACE"):
+        other.resume_or_load(resume=True)
+
+
+def test_a_checkpoint_without_semantic_ids_and_a_missing_one_are_refused(small_config, tmp_path):
+    torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: holds no semantic IDs"):
+        load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS 'nowhere.pth' is not a file"):
+        load_model(small_config("MODEL.WEIGHTS", "nowhere.pth"))
+
+
+def test_a_loss_that_turns_nan_stops_with_the_step_and_the_terms_name(small_config):
+    trainer = CerberusTrainer(small_config())
+    trainer.model.prototypes.rows["lower"].data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="iteration 0: loss term.s. not finite: .*loss_sem.*loss_reg"):
+        trainer.train()
+
+
+def test_fewer_identities_than_a_batch_needs_are_refused_before_training(small_config):
+    with pytest.raises(ValueError, match="a batch needs 16 identities.*the training set has 8"):
+        CerberusTrainer(small_config("SOLVER.IMS_PER_BATCH", 32, "DATALOADER.NUM_INSTANCE", 2))
+
+
+def test_a_data_set_without_attributes_is_refused_for_cerberus(small_config):
+    with pytest.raises(ValueError, match="Market1501.* have no attributes, which Cerberus learns from"):
+        CerberusTrainer(small_config("DATASETS.NAMES", ["Market1501"]))
+
+
+@pytest.fixture
+def own_folder(tmp_path, market_people, use_root, small_config):
+    """A data folder that a test may damage, and the configuration that reads it."""
+    cfg = small_config()
+    use_root(write_market_folder(tmp_path / "data", *market_people))
+    return tmp_path / "data" / "Market-1501-v15.09.15", cfg
+
+
+def test_a_missing_annotation_file_names_the_two_places(own_folder):
+    folder, cfg = own_folder
+    (folder / "market_attribute.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="market_attribute.mat not found; looked in"):
+        build_train_set(cfg)
+
+
+def test_an_identity_without_labels_is_named(own_folder):
+    folder, cfg = own_folder
+    image = next((folder / "bounding_box_train").glob("0002*"))
+    shutil.copy(image, image.with_name("0999_c1s1_000001_00.jpg"))
+    with pytest.raises(ValueError, match="no train labels for identity 0999 .1 of 9 identities"):
+        build_train_set(cfg)
+
+
+def test_labels_without_images_are_named_unless_a_subset_is_meant(own_folder):
+    folder, cfg = own_folder
+    for image in (folder / "bounding_box_train").glob("0007*"):
+        image.unlink()
+    with pytest.raises(ValueError, match="identity 0007 is labelled for train but has no image .1 of 8"):
+        build_train_set(cfg)
+    cfg.defrost()
+    cfg.DATASETS.ALLOW_SUBSET = True
+    assert build_train_set(cfg).num_classes == 7
+
+
+@pytest.mark.parametrize("name", ["query", "bounding_box_test"])
+def test_an_empty_query_or_gallery_is_named(own_folder, name):
+    folder, cfg = own_folder
+    for image in (folder / name).iterdir():
+        image.unlink()
+    with pytest.raises(ValueError, match=f"no {'gallery' if name != 'query' else 'query'} images"):
+        build_train_set(cfg)
+
+
+def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder):
+    folder, cfg = own_folder
+    broken = folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    train_set = build_train_set(cfg)
+    index = [str(broken) == item[0] for item in train_set.img_items].index(True)
+    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: cannot be read.*ON_UNREADABLE skip"):
+        train_set[index]
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    train_set = build_train_set(cfg)
+    item = train_set[index]
+    assert item["targets"] == train_set.pid_dict["market1501_7"] and item["img_paths"] != str(broken)
+    assert train_set.num_unreadable.item() == 1
+    for image in (folder / "bounding_box_train").glob("0007*"):
+        image.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="no image of identity market1501_7 can be read .4 files"):
+        train_set[index]
+
+
+def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    (folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg").write_bytes(b"not a picture")
+    trainer = CerberusTrainer(cfg)
+    results = trainer.test(trainer.cfg, trainer.model)
+    assert results["PAR/images"] == 17 and results["APS/images"] == 23
+
+
+def test_an_unknown_choice_for_unreadable_images_is_refused(small_config):
+    with pytest.raises(ValueError, match="ON_UNREADABLE is 'ignore', expected one of"):
+        build_train_set(small_config("DATALOADER.ON_UNREADABLE", "ignore"))
