@@ -22,10 +22,10 @@ import sys
 import time
 import warnings
 
+from cerberus_plugin.metrics.ranking import BLOCK_SIZE, evaluate_rank
+
 import numpy as np
 import torch
-
-from cerberus_plugin.metrics.ranking import BLOCK_SIZE, evaluate_rank
 
 MARKET = (3368, 15913)
 TOLERANCE = 1e-6

@@ -18,7 +18,7 @@ from .engine import load_model
 from .inference import image_scores
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-WEIGHTS = ("model_best.pth", "model_final.pth")
+WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CerberusPredictor:
 
     Args:
         run_folder: holds config.yaml and a checkpoint.
-        weights: another checkpoint of the same model; the best one of the folder, or else the last, if None.
+        weights: another checkpoint of the same model; the last one of the folder, or else the best, if None.
         device: "cuda" or "cpu"; what there is, if None.
     """
 
@@ -96,10 +96,11 @@ class CerberusPredictor:
         Args:
             query: attributes in words, all or some of them, or the path of a picture of the wanted person.
         """
+        labels = self._reader().schema.parse(query)[None] if isinstance(query, dict) else None
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
-        if isinstance(query, dict):
-            scores = self._reader().search(self._reader().schema.parse(query)[None], embeddings)[0]
+        if labels is not None:
+            scores = self._reader().search(labels, embeddings)[0]
         else:
             scores = image_scores(self.embed(query), embeddings)[0]
         order = scores.sort(descending=True, stable=True).indices[:top]

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+import cerberus_plugin  # noqa: F401  adapts the host before any test imports it
+
 import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
-
-import cerberus_plugin  # noqa: F401  adapts the host before any test imports it
 
 torch.set_num_threads(2)
 
@@ -71,9 +71,9 @@ def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) ->
 
     Identities are seen by cameras 1 to `images`; the first picture of a test identity is its query. One distractor.
     """
-    from PIL import Image
-
     from cerberus_plugin.attributes import MARKET1501
+
+    from PIL import Image
 
     folder = root / "Market-1501-v15.09.15"
     for name in ("bounding_box_train", "bounding_box_test", "query"):
@@ -121,25 +121,52 @@ def use_root(monkeypatch):
     return use
 
 
+def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
+    """A configuration file with ResNet-18 on 48x24 pictures and 2 steps an epoch; options as on the command line."""
+    from cerberus_plugin import add_cerberus_config
+
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(Path(__file__).parents[1] / file))
+    cfg.merge_from_list([
+        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "MODEL.BACKBONE.DEPTH", "18x",
+        "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24],
+        "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0,
+        "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "TEST.UNTRAINED_FLOOR", False,
+        "DATALOADER.NUM_WORKERS", 0, "SEED", 1, *options])
+    cfg.freeze()
+    return cfg
+
+
 @pytest.fixture
 def small_config(market_root, use_root, tmp_path):
-    """Cerberus with ResNet-18 on 48x24 pictures, 2 steps an epoch, in `tmp_path`; options as on the command line."""
-    def config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
-        from fastreid.config import get_cfg
+    """`read_config` on the shared data, writing to `tmp_path`."""
+    use_root(market_root)
+    return lambda *options, **kwargs: read_config("OUTPUT_DIR", str(tmp_path / "run"), *options, **kwargs)
 
-        from cerberus_plugin import add_cerberus_config
 
-        use_root(market_root)
-        cfg = get_cfg()
-        add_cerberus_config(cfg)
-        cfg.merge_from_file(str(Path(__file__).parents[1] / file))
-        cfg.merge_from_list([
-            "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "MODEL.BACKBONE.DEPTH", "18x",
-            "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24],
-            "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0,
-            "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "TEST.UNTRAINED_FLOOR", False,
-            "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "run"), "SEED", 1, *options])
-        cfg.freeze()
-        return cfg
+def trained(cfg):
+    """A trainer after its run; `start` holds the parameters before it, `results` the figures after it."""
+    from cerberus_plugin import CerberusTrainer
 
-    return config
+    from fastreid.utils.env import seed_all_rng
+
+    seed_all_rng(1)
+    trainer = CerberusTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.results = trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, market_root):
+    """One small training run of Cerberus that tests only look at."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("fastreid.data.build._root", str(market_root))
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    yield trained(read_config("OUTPUT_DIR", str(folder), "TEST.EVAL_PERIOD", 1, "TEST.UNTRAINED_FLOOR", True,
+                              "TEST.APS.GROUPS", ["upper+lower"]))
+    patch.undo()

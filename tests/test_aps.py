@@ -1,9 +1,9 @@
 """Attribute search: worked examples to exact fractions, and a brute-force twin of both protocols."""
 
+from cerberus_plugin.metrics.aps import aps_metrics, categories
+
 import pytest
 import torch
-
-from cerberus_plugin.metrics.aps import aps_metrics, categories
 
 
 def exactly(*values):

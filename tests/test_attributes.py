@@ -1,10 +1,10 @@
 """Schemas and annotation files: bits, columns, words, and every way a file can be wrong."""
 
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, find_annotations, read_annotations
+
 import pytest
 import torch
 from conftest import random_labels, write_annotations
-
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, find_annotations, read_annotations
 
 
 @pytest.fixture

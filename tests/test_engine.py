@@ -4,45 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-import torch
-from conftest import write_market_folder
-from fastreid.utils.env import seed_all_rng
-
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.engine import build_train_set, evaluate, load_model
 
-
-def trained(cfg) -> CerberusTrainer:
-    seed_all_rng(1)
-    trainer = CerberusTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.results = trainer.train()
-    return trainer
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, market_people):
-    """One small training run that the tests below look at."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("engine")
-    patch.setattr("fastreid.data.build._root", str(write_market_folder(folder / "data", *market_people)))
-    from fastreid.config import get_cfg
-
-    from cerberus_plugin import add_cerberus_config
-
-    cfg = get_cfg()
-    add_cerberus_config(cfg)
-    cfg.merge_from_file(str(Path(__file__).parents[1] / "configs/Market1501/cerberus_demo.yml"))
-    cfg.merge_from_list([
-        "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24], "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2,
-        "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1, "OUTPUT_DIR",
-        str(folder / "run"), "TEST.APS.GROUPS", ["upper+lower"]])
-    cfg.freeze()
-    yield trained(cfg)
-    patch.undo()
+import pytest
+import torch
+from conftest import trained, write_market_folder
 
 
 def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
@@ -113,9 +81,9 @@ def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
 def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_aps(small_config, name):
     size = [96, 24] if name == "mgn" else [48, 24]
     depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
-    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4, "SOLVER.DELAY_EPOCHS",
-                       0, "SOLVER.FREEZE_ITERS", 0, "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *depth,
-                       file=f"configs/Market1501/{name}_R50.yml")
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4,
+                       "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "INPUT.SIZE_TRAIN", size,
+                       "INPUT.SIZE_TEST", size, *depth, file=f"configs/Market1501/{name}_R50.yml")
     results = trained(cfg).results
     assert "mAP" in results and not any(key.startswith(("PAR", "APS")) for key in results)
     assert "PAR" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()

@@ -15,12 +15,12 @@ import threading
 import types
 from pathlib import Path
 
+from cerberus_plugin import host
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
-from cerberus_plugin import host
 
 # The host can be imported only after its adaptations.
 # isort: split

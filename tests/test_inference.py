@@ -1,14 +1,14 @@
 """The three modes of inference, on prototypes small enough to work by hand."""
 
-import pytest
-import torch
-import torch.nn.functional as F
-from conftest import random_labels
-
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader, blocks, image_scores
 from cerberus_plugin.losses import prototype_regularisation, semantic_guidance_loss
 from cerberus_plugin.modeling.prototypes import INITIALISERS, SIDPrototypes, margins_from_counts
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_labels
 
 DIM = 6
 

@@ -1,9 +1,5 @@
 """Each loss against values worked by hand and against its definition written out."""
 
-import pytest
-import torch
-import torch.nn.functional as F
-
 from cerberus_plugin.losses import (
     adaptive_margins,
     identity_loss,
@@ -12,6 +8,10 @@ from cerberus_plugin.losses import (
     soft_triplet_loss,
     total_loss,
 )
+
+import pytest
+import torch
+import torch.nn.functional as F
 
 
 def guidance(count: int, cosine: float) -> float:

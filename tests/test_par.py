@@ -4,11 +4,11 @@ import json
 import os
 import pathlib
 
-import pytest
-import torch
-
 from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.metrics.par import majority_answers, par_metrics
+
+import pytest
+import torch
 
 SHARED = pathlib.Path(os.environ.get("CERBERUS_SHARED_DATA")
                       or pathlib.Path(__file__).resolve().parents[2] / "shared" / "data")

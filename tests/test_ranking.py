@@ -5,10 +5,6 @@ import itertools
 import pathlib
 import warnings
 
-import numpy as np
-import pytest
-import torch
-
 from cerberus_plugin.metrics.ranking import (
     cmc_curve,
     evaluate_rank,
@@ -18,6 +14,10 @@ from cerberus_plugin.metrics.ranking import (
     reid_metrics,
     reid_metrics_from_features,
 )
+
+import numpy as np
+import pytest
+import torch
 
 
 def exactly(*values):

@@ -1,10 +1,10 @@
 """Alignment and part pooling against cropping, resizing and averaging one image after the other."""
 
+from cerberus_plugin.modeling.representation import CerberusHead, person_rows, resize_rows_matrix, strip_matrix
+
 import pytest
 import torch
 import torch.nn.functional as F
-
-from cerberus_plugin.modeling.representation import CerberusHead, person_rows, resize_rows_matrix, strip_matrix
 
 
 def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Semantic IDs: the counts of the papers, numbering, looking up and decoding."""
 
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.losses import adaptive_margins
+
 import pytest
 import torch
 from conftest import random_labels
-
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
-from cerberus_plugin.losses import adaptive_margins
 
 
 def stacked(labels: dict) -> torch.Tensor:

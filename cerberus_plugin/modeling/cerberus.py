@@ -152,7 +152,8 @@ class Cerberus(nn.Module):
 
 def split_after_conv4_1(backbone: nn.Module, cfg) -> tuple[nn.Module, nn.Module]:
     """Trunk up to the first block of layer3, and a branch of the rest (golden: 24 x 8 maps at 384x128)."""
-    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    maxpool = "maxpool1" if hasattr(backbone, "maxpool1") else "maxpool"  # the host's ResNeXt numbers it
+    parts = ("conv1", "bn1", "relu", maxpool, "layer1", "layer2", "layer3", "layer4")
     absent = [name for name in parts if not hasattr(backbone, name)]
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH
     if absent:

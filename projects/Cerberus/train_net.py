@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installing the package
 
-from fastreid.engine import default_argument_parser, launch  # noqa: E402
-
 import cerberus_plugin  # noqa: E402, F401  before the host: it adapts the host and registers the plugin
 from cerberus_plugin.engine import CerberusTrainer, evaluate, setup  # noqa: E402
+
+from fastreid.engine import default_argument_parser, launch  # noqa: E402
 
 
 def main(args):

@@ -1,0 +1,180 @@
+"""Evaluators: the host's figures, the protocols' image sets, distributed gathering, models of a user's own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config
+from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.evaluators import Gathered
+
+import pytest
+import torch
+from conftest import random_labels
+from fastreid.config import get_cfg
+from fastreid.evaluation import ReidEvaluator
+
+
+def config(*options):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def batches(num: int = 90, num_people: int = 6, size: int = 16, seed: int = 0):
+    """Batches as a test loader and a model give them; identity 0 is a distractor."""
+    generator = torch.Generator().manual_seed(seed)
+    pids = torch.arange(num) % num_people
+    labels = random_labels(MARKET1501, num_people, seed=9)
+    labels[0] = -1
+    centres = torch.randn(num_people, 40, generator=generator)
+    embeddings = centres[pids] + 1.5 * torch.randn(num, 40, generator=generator)
+    camids = torch.randint(4, (num,), generator=generator)
+    for start in range(0, num, size):
+        rows = slice(start, start + size)
+        yield ({"targets": pids[rows], "camids": camids[rows], "attributes": labels[pids[rows]]}, embeddings[rows])
+
+
+def run(evaluator, stream=None):
+    evaluator.reset()
+    for inputs, outputs in stream or batches():
+        evaluator.process(inputs, outputs)
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("options", [
+    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.RERANK.ENABLED", True),
+    ("TEST.ROC.ENABLED", True)])
+def test_reid_figures_equal_the_hosts_evaluator(options):
+    cfg = config(*options)
+    ours, host = run(TaskEvaluator(24, [ReIDTask(cfg)])), run(ReidEvaluator(cfg, 24))
+    for name, value in host.items():
+        assert ours[name] == pytest.approx(float(value), abs=1e-4 if options[0] == "TEST.METRIC" else 1e-3), name
+    assert set(host) <= set(ours)
+
+
+class OwnReader:
+    """A model of a user's own: reads the first label off the sign of the first dimension."""
+
+    schema = MARKET1501
+
+    def recognise(self, embeddings):
+        return (embeddings[:, :1] > 0).long().expand(-1, len(MARKET1501.columns))
+
+    def search(self, labels, embeddings):
+        return labels.float().clamp(min=0).sum(dim=1, keepdim=True) * embeddings[:, 0]
+
+
+def test_par_and_aps_attach_to_any_reader_and_leave_distractors_out():
+    labels = random_labels(MARKET1501, 6, seed=9)
+    results = run(TaskEvaluator(24, [PARTask(OwnReader(), labels), APSTask(OwnReader(), labels)]))
+    assert results["PAR/images"] == 55  # 66 gallery images, 11 of them of identity 0
+    assert results["APS/images"] == 75 and results["APS/queries"] == 5
+    assert results["APS/seen/queries"] == 5 and results["APS/unseen/queries"] == 0
+
+
+def test_the_majority_answer_of_training_is_the_floor_of_recognition():
+    train = random_labels(MARKET1501, 40, seed=2)
+    results = run(TaskEvaluator(24, [PARTask(OwnReader(), train)]))
+    majority = train[:, MARKET1501.index("hat")].mode().values.item()
+    gallery = torch.cat([inputs["attributes"] for inputs, _ in batches()])[24:]
+    gallery = gallery[(gallery != -1).all(dim=1)]
+    expected = (gallery[:, MARKET1501.index("hat")] == majority).double().mean().item()
+    assert results["PAR-majority/official/hat"] == pytest.approx(100 * expected)
+
+
+def test_recognition_can_be_scored_on_query_identities_alone():
+    stream = list(batches())
+    inputs = stream[0][0]
+    inputs["targets"] = torch.where(inputs["targets"] == 5, 4, inputs["targets"])  # 5 never queries
+    stream[1][0]["targets"] = torch.where(stream[1][0]["targets"] == 5, 4, stream[1][0]["targets"])
+    every = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
+    some = run(TaskEvaluator(24, [PARTask(OwnReader(), query_identities_only=True)]), stream)
+    assert some["PAR/images"] < every["PAR/images"]
+
+
+def gathered_example() -> Gathered:
+    return Gathered(torch.randn(4, 10), torch.tensor([1, 2, 1, 3]), torch.tensor([0, 0, 1, 1]),
+                    random_labels(MARKET1501, 4), 2)
+
+
+def test_rows_keep_query_and_gallery_apart():
+    part = gathered_example().rows(torch.tensor([False, True, True, True]))
+    assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]
+
+
+def test_the_sal_protocol_drops_the_representatives_person_and_camera():
+    reader = OwnReader()
+    plain = run(TaskEvaluator(24, [APSTask(reader)]))
+    sal = run(TaskEvaluator(24, [APSTask(reader, protocol="sal")]))
+    assert sal["APS/mAP"] != plain["APS/mAP"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda i: i, "24 query and 0 gallery images"),
+    (None, "gave no images"),
+])
+def test_empty_sides_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        run(TaskEvaluator(24, []), [next(iter(batches(24, size=24)))] if change else iter(()))
+
+
+def test_queries_without_any_match_are_skipped_and_all_of_them_refused():
+    stream = list(batches())
+    stream[0][0]["targets"][0] = 99
+    run(TaskEvaluator(24, [ReIDTask(config())]), stream)
+    for inputs, _ in stream[:2]:
+        inputs["targets"] = inputs["targets"] + 1000
+    with pytest.raises(ValueError, match="all query identities do not appear in gallery"):
+        run(TaskEvaluator(16, [ReIDTask(config())]), stream[:1] + list(batches(seed=1))[2:])
+
+
+def test_damaged_embeddings_unlabelled_images_and_unknown_groups_are_refused():
+    bad = list(batches())
+    bad[0][1][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="1 of 90 embeddings are not finite"):
+        run(TaskEvaluator(24, []), bad)
+    for inputs, _ in (plain := list(batches())):
+        del inputs["attributes"]
+    with pytest.raises(ValueError, match="need labelled test images"):
+        run(TaskEvaluator(24, [PARTask(OwnReader())]), plain)
+    for inputs, _ in (unlabelled := list(batches())):
+        inputs["attributes"] = torch.full_like(inputs["attributes"], -1)
+    with pytest.raises(ValueError, match="none of the test images is labelled"):
+        run(TaskEvaluator(24, [PARTask(OwnReader())]), unlabelled)
+    with pytest.raises(ValueError, match="GROUPS holds 'feet', expected names of groups"):
+        run(TaskEvaluator(24, [APSTask(OwnReader(), groups=("feet",))]))
+
+
+TWO_PROCESSES = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch.distributed as dist
+from test_evaluators import OwnReader, batches, config
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator
+
+dist.init_process_group("gloo")
+stream = list(batches(96))
+evaluator = TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())])
+evaluator.reset()
+for inputs, outputs in stream[dist.get_rank() * 3:(dist.get_rank() + 1) * 3]:
+    evaluator.process(inputs, outputs)
+results = evaluator.evaluate()
+if dist.get_rank() == 0:
+    print("RESULT", dict(results))
+else:
+    assert results == {}
+"""
+
+
+def test_two_processes_give_the_figures_of_one():
+    expected = run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())]), batches(96))
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29713", "--no-python",
+         sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, str(here), str(here.parent)],
+        capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    assert eval(line.removeprefix("RESULT"), {"nan": float("nan")}) == pytest.approx(expected, nan_ok=True)

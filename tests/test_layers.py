@@ -1,0 +1,54 @@
+"""The house rules that a program can check: imports point down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
+LAYERS = {"host": 0, "config": 0, "attributes": 1, "losses": 2, "metrics": 2, "inference": 2, "data": 3, "modeling": 3,
+          "evaluators": 3, "report": 4, "engine": 4, "predictor": 4, "visualise": 4}
+# Plain tensors.
+FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path):
+    """Names that a module imports, absolute: 'torch', 'cerberus_plugin.attributes'."""
+    package = ("cerberus_plugin", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ([f"{module}.{alias.name}" for alias in node.names] if not node.module else [module])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part_of(path)
+    assert own in LAYERS, f"{own} has no layer; give it one in LAYERS"
+    for name in imports(path):
+        if name.startswith("cerberus_plugin."):
+            other = name.split(".")[1]
+            assert other == own or LAYERS[other] < LAYERS[own] or LAYERS[own] == 4, f"{own} imports {other}"
+            assert not (LAYERS[own] == LAYERS[other] == 3 and own != other), f"{own} imports {other}"
+        if own in FREE_OF_THE_HOST:
+            assert not name.startswith("fastreid"), f"{own} imports {name}"
+
+
+def test_no_module_outgrows_one_idea():
+    long = {path.name: count for path in MODULES if (count := path.read_text().count("\n")) > 400}
+    assert long == {}
+
+
+def test_the_public_names_are_at_most_eight():
+    import cerberus_plugin
+
+    assert len(cerberus_plugin.__all__) <= 8
+    assert all(hasattr(cerberus_plugin, name) for name in cerberus_plugin.__all__)

@@ -1,0 +1,85 @@
+"""Using a trained run: four lines in a notebook, and the picture of what it finds."""
+
+import re
+from pathlib import Path
+
+from cerberus_plugin import CerberusPredictor, visualise
+from cerberus_plugin.attributes import MARKET1501
+
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return CerberusPredictor(run.cfg.OUTPUT_DIR)
+
+
+@pytest.fixture(scope="module")
+def crops(market_root) -> str:
+    return str(market_root / "Market-1501-v15.09.15" / "query")
+
+
+def test_embeddings_are_those_of_the_trainers_evaluation(run, predictor, crops):
+    loader, _ = run.build_test_loader(run.cfg, "Market1501Attributes")
+    batch = next(iter(loader))
+    model = run.model.eval()
+    with torch.no_grad():
+        expected = dict(zip(batch["img_paths"], model(batch)))
+    for path, embedding in zip(predictor.pictures(crops), predictor.embed(predictor.pictures(crops), batch_size=2)):
+        assert torch.allclose(embedding, expected[path], atol=1e-5)
+
+
+def test_attributes_come_in_words_of_the_schema(predictor, crops):
+    words = predictor.recognise(crops + "/" + Path(predictor.pictures(crops)[0]).name)[0]
+    assert list(words) == [column.name for column in MARKET1501.columns]
+    assert all(words[column.name] in (*column.classes, "none") for column in MARKET1501.columns)
+
+
+def test_a_folder_is_searched_by_words_and_by_a_picture(predictor, crops):
+    by_words = predictor.search({"upper colour": "red", "gender": "female"}, crops, top=3)
+    assert len(by_words) == 3 and by_words[0].score >= by_words[1].score
+    picture = predictor.pictures(crops)[2]
+    assert predictor.search(picture, crops, top=1)[0].path == picture
+    assert predictor.search(picture, predictor.pictures(crops), top=1)[0].score == pytest.approx(1, abs=1e-4)
+
+
+def test_misuse_is_named(predictor, tmp_path, run):
+    with pytest.raises(FileNotFoundError, match="config.yaml: not found; give the OUTPUT_DIR"):
+        CerberusPredictor(tmp_path)
+    (tmp_path / "config.yaml").write_text((Path(run.cfg.OUTPUT_DIR) / "config.yaml").read_text())
+    with pytest.raises(FileNotFoundError, match="holds none of model_final.pth, model_best.pth"):
+        CerberusPredictor(tmp_path)
+    with pytest.raises(ValueError, match="no pictures found"):
+        predictor.pictures(tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="broken.jpg: cannot be read as a picture"):
+        predictor.embed(tmp_path / "broken.jpg")
+    with pytest.raises(ValueError, match="unknown attribute 'sleeves'"):
+        predictor.search({"sleeves": "long"}, tmp_path.parent, top=1)
+
+
+def test_a_model_without_prototypes_says_that_it_reads_no_attributes(predictor, crops, monkeypatch):
+    monkeypatch.setattr(predictor, "reader", None)
+    with pytest.raises(ValueError, match="this model reads no attributes"):
+        predictor.recognise(crops)
+
+
+def test_the_picture_shows_queries_and_searches(run, capsys):
+    visualise.main([run.cfg.OUTPUT_DIR, "--queries", "2", "--searches", "1", "--top", "4"])
+    path = Path(re.search(r"wrote (\S+)", capsys.readouterr().out)[1])
+    with Image.open(path) as picture:
+        assert picture.width > 300 and picture.height > 300
+
+
+def test_ranks_leave_out_the_querys_own_camera_and_frame_matches_green(run, predictor):
+    gallery = visualise.Gallery(predictor)
+    index = gallery.spread_queries(3)[1]
+    row = gallery.query_row(index, top=5)
+    _, pid, camid = gallery.queries[index]
+    for path, colour, _ in row.found:
+        found_pid, found_cam = next((p, c) for q, p, c in gallery.items if q == path)
+        assert (found_pid, found_cam) != (pid, camid)
+        assert (colour == visualise.RIGHT) == (found_pid == pid)
+    assert len(row.words) == len(MARKET1501.columns)
