@@ -1,0 +1,184 @@
+"""People to draw: attribute labels sampled from a distribution of our own, and lasting looks made from labels.
+
+Colours are RGB, 0 to 255. Labels are values of MARKET1501's fields, counted from 0.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..attributes.schema import MARKET1501
+
+COLOURS = {
+    "black": (36, 36, 41), "white": (238, 238, 234), "red": (203, 42, 46), "purple": (124, 62, 156),
+    "yellow": (240, 204, 54), "gray": (140, 142, 147), "blue": (46, 92, 184), "green": (52, 142, 76),
+    "pink": (238, 140, 178), "brown": (116, 77, 50),
+}
+# A garment with no listed colour: two of these side by side in a pattern.
+UNLISTED = ((236, 130, 46), (216, 192, 152), (70, 172, 172), (240, 158, 128), (168, 176, 90))
+SKINS = ((250, 218, 190), (240, 198, 164), (224, 172, 132), (196, 138, 98), (150, 100, 70))
+HAIRS = ((30, 26, 26), (52, 36, 28), (84, 54, 36), (124, 82, 46), (176, 132, 74))
+SHOES = ((38, 38, 42), (240, 240, 238), (192, 60, 50), (60, 92, 160), (130, 96, 66), (150, 152, 156))
+ACCENTS = ((238, 238, 232), (40, 40, 46), (214, 60, 54), (60, 110, 196), (70, 160, 96), (242, 196, 60), (150, 84, 170))
+BAGS = ((52, 56, 66), (150, 92, 52), (176, 48, 56), (48, 84, 140), (84, 108, 78), (216, 190, 150), (120, 72, 130))
+
+# What stays with a person over all their images, one number in [0, 1) each. The order is fixed and the labels
+# do not change which number a detail gets, so two persons may differ in one attribute only.
+DETAILS = (
+    "skin", "hair", "hair_shape", "hat", "hat_colour", "print", "print_colour", "print_place", "back_print",
+    "upper_shade", "upper_hue", "lower_shade", "lower_hue", "shoes", "socks", "height", "width", "limbs", "stride",
+    "swing", "bend", "bag_colour", "bag_shape", "side", "belt", "trim", "stripe", "collar", "pattern", "cane",
+)
+
+# Chances of the values of a field, or of the listed colours of a garment ("" for none of them).
+_AGE = (0.05, 0.52, 0.35, 0.08)
+_UPPER = {"white": 0.25, "black": 0.17, "red": 0.11, "gray": 0.11, "blue": 0.10, "green": 0.09, "yellow": 0.06,
+          "purple": 0.04, "": 0.07}
+_LOWER = {"black": 0.34, "blue": 0.20, "gray": 0.16, "brown": 0.09, "white": 0.07, "pink": 0.04, "green": 0.03,
+          "yellow": 0.02, "purple": 0.01, "": 0.04}
+_CARRYING = ("", "backpack", "bag", "handbag")
+_LOADS = {0: (0.42, 0.30, 0.25, 0.03), 1: (0.34, 0.22, 0.24, 0.20)}  # by gender
+
+# Label combinations kept out of training, so that some people in the test are of a kind never seen before.
+HELD_OUT = ({"up": 0, "upper colour": "purple"}, {"down": 1, "clothes": 1, "lower colour": "brown"},
+            {"up": 0, "upper colour": "yellow"}, {"down": 0, "clothes": 0, "lower colour": "gray"})
+_HELD_OUT_EVERY = 8  # every 8th person of the test is of such a kind
+
+
+def sample_people(count: int, seed: int, split: str) -> list[tuple[int, ...]]:
+    """Labels of `count` people, ints (A,) each; `split` "train" never has a combination of `HELD_OUT`, "test" has."""
+    rng, people = generator(seed, "labels", split), []
+    for i in range(count):
+        force = HELD_OUT[i // _HELD_OUT_EVERY % len(HELD_OUT)] if split == "test" and i % _HELD_OUT_EVERY == 0 else {}
+        person = _sample(rng, force)
+        while split == "train" and any(kind.items() <= person.items() for kind in HELD_OUT):
+            person = _sample(rng, {})
+        people.append(_labels(person))
+    return people
+
+
+def _sample(rng: np.random.Generator, force: dict) -> dict:
+    """One person in words: field values, `upper colour`, `lower colour` and `load`."""
+    u = rng.random(9)
+    gender = int(u[0] < 0.45)
+    dress = force.get("clothes", 1) == 0 or (gender == 1 and u[1] < 0.33)
+    if dress:
+        gender = 1
+    up = int(u[3] < 0.72)
+    person = {
+        "gender": gender, "age": _draw(_AGE, u[2]), "up": up, "clothes": int(not dress),
+        "down": int(u[4] < ((0.72 if dress else 0.5) if up else 0.2)),  # short sleeves and shorts go together
+        "hair": int(u[5] < (0.72 if gender else 0.06)), "hat": int(u[6] < 0.08),
+        "load": _CARRYING[_draw(_LOADS[gender], u[7])],
+    }
+    for part, chances in (("upper", _UPPER), ("lower", _LOWER)):
+        person[part + " colour"] = list(chances)[_draw(tuple(chances.values()), rng.random())]
+    return person | force
+
+
+def _draw(chances, number: float) -> int:
+    total = np.cumsum(chances)
+    return int(np.searchsorted(total / total[-1], number, side="right"))
+
+
+def _labels(person: dict) -> tuple[int, ...]:
+    """Words to values in the order of MARKET1501's fields."""
+    values = []
+    for field in MARKET1501.fields:
+        if field.column:
+            values.append(int(person[field.column] == field.word))
+        elif field.name in _CARRYING:
+            values.append(int(person["load"] == field.name))
+        else:
+            values.append(person[field.name])
+    return tuple(values)
+
+
+def generator(*key) -> np.random.Generator:
+    """A random generator for a key of numbers and strings: the same on every machine and in every process."""
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) % 2**32 for part in key]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person as drawn: labels by field name (values of MARKET1501), details in [0, 1), and what follows from them.
+
+    `spread` in (0, 1] scales how far details take persons with equal labels apart.
+    """
+
+    labels: dict[str, int]
+    details: dict[str, float]
+    spread: float
+    upper: tuple
+    upper_second: tuple
+    lower: tuple
+    lower_second: tuple
+    skin: tuple
+    hair: tuple
+    shoes: tuple
+    bag: tuple
+
+    def has(self, name: str, chance: float) -> bool:
+        """Whether a detail that people have with this chance is there; less spread, fewer have it."""
+        return self.details[name] < chance * self.spread
+
+    def centred(self, name: str) -> float:
+        """A detail as a number in [-1, 1), scaled by the spread."""
+        return (2.0 * self.details[name] - 1.0) * self.spread
+
+
+def make_person(labels, pid: int, seed: int = 0, difficulty: float = 0.0) -> Person:
+    """Looks of one person.
+
+    Args:
+        labels: ints (A,) in the order of MARKET1501's fields, values from 0.
+        pid, seed: choose the details.
+        difficulty: 0 to 1; more leaves less detail to tell persons of equal labels apart.
+    """
+    named = {name: int(value) for name, value in zip(MARKET1501.field_names, labels)}
+    numbers = generator(seed, "person", pid).random(len(DETAILS))
+    details = dict(zip(DETAILS, numbers.tolist()))
+    spread = 1.0 - 0.7 * difficulty
+    upper, upper_second = _garment(named, "up", details, spread)
+    lower, lower_second = _garment(named, "down", details, spread)
+    hair = blend(HAIRS[1], pick(HAIRS, details["hair"]), spread)
+    if named["age"] == 3:
+        hair = blend((196, 196, 200), (226, 226, 228), details["hair"])
+    return Person(named, details, spread, upper, upper_second, lower, lower_second,
+                  _between(SKINS, 0.5 + (details["skin"] - 0.5) * spread), hair,
+                  blend(SHOES[0], pick(SHOES, details["shoes"]), spread),
+                  blend(BAGS[0], pick(BAGS, details["bag_colour"]), spread))
+
+
+def _garment(labels: dict, prefix: str, details: dict, spread: float) -> tuple[tuple, tuple]:
+    """Colour and second colour of the garment; the second is the first except for garments of no listed colour."""
+    part = "upper" if prefix == "up" else "lower"
+    listed = [COLOURS[f.word] for f in MARKET1501.fields if f.column == f"{part} colour" and labels[f.name] == 1]
+    shade, hue = 2 * details[part + "_shade"] - 1, 2 * details[part + "_hue"] - 1
+    if not listed:
+        first = int(details[part + "_hue"] * len(UNLISTED)) % len(UNLISTED)
+        listed = [UNLISTED[first], UNLISTED[(first + 1 + int(3 * details[part + "_shade"])) % len(UNLISTED)]]
+    shift = np.array([hue, 0.0, -hue]) * 22.0 * spread  # warmer or colder of the same name
+    first, *rest = (tuple(np.clip(np.array(c) * (1 + 0.22 * spread * shade) + shift, 8, 250)) for c in listed)
+    return first, (rest[0] if rest else first)
+
+
+def pick(options, number: float):
+    return options[int(number * len(options))]
+
+
+def blend(one, other, share: float) -> tuple:
+    return tuple(a + (b - a) * share for a, b in zip(one, other))
+
+
+def _between(options, number: float) -> tuple:
+    place = number * (len(options) - 1)
+    return blend(options[int(place)], options[int(place) + 1], place - int(place))
+
+
+def dim(colour, factor: float) -> tuple:
+    return tuple(min(255.0, channel * factor) for channel in colour)

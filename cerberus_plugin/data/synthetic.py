@@ -1,0 +1,378 @@
+"""Drawn people: a folder in Market-1501's form, images and annotations, for trying every command without the real data.
+
+    python -m cerberus_plugin.data.synthetic --output DIR
+    python -m cerberus_plugin.data.synthetic --output DIR --annotations market_attribute.mat --names train.csv query.csv
+
+The first samples the people too; the second draws the identities of an annotation file and, where given, exactly
+the file names of lists with lines `id,folder/name.jpg`. It replaces no real data:
+results on it are results on drawings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from math import pi
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import savemat
+
+from ..attributes.annotations import read_annotations
+from ..attributes.schema import MARKET1501
+from .people import generator, make_person, sample_people
+from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view, spoil
+
+FOLDER = "Market-1501-v15.09.15"
+ANNOTATIONS = "market_attribute.mat"
+SETTINGS = "synthetic.json"
+TRAIN, GALLERY, QUERY = FOLDERS = ("bounding_box_train", "bounding_box_test", "query")
+DIFFICULTY = 0.6
+_VERSION = 1  # of the drawing: a folder is finished only by the code that began it
+# One published name of Market-1501 ends in .jpg twice.
+_NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(\d)_\d{{6}}_\d{{2}}(?:\.jpg)+)")
+_DISTRACTOR, _JUNK = 0, -1
+_LAST_PID = 1501
+_CHUNK = 64
+_QUALITY = 90
+
+Labels = dict[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draw: `train` and `test` map a pid to its labels, ints (A,); `names` are folder/name.jpg, sorted."""
+
+    train: Labels
+    test: Labels
+    names: tuple[str, ...]
+
+    def digest(self) -> str:
+        content = json.dumps([sorted(self.train.items()), sorted(self.test.items()), self.names])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def counts(self) -> dict[str, int]:
+        """Images by folder and kind, and identities by split."""
+        folders = [name.split("/")[0] for name in self.names]
+        pids = [_parse(name)[1] for name in self.names]
+        return {"train_ids": len(self.train), "test_ids": len(self.test), **{f: folders.count(f) for f in FOLDERS},
+                "distractors": pids.count(_DISTRACTOR), "junk": pids.count(_JUNK), "images": len(self.names)}
+
+
+def draw_dataset(
+    output: str | Path,
+    *,
+    train_ids: int = 100,
+    test_ids: int = 100,
+    images_per_id: int = 12,
+    distractors: int = 100,
+    junk: int = 50,
+    seed: int = 0,
+    difficulty: float = DIFFICULTY,
+    workers: int | None = None,
+    annotations: str | Path | None = None,
+    names: list[str | Path] | tuple = (),
+    progress: bool = False,
+) -> dict[str, int]:
+    """Draw a data set into `output`/Market-1501-v15.09.15; run again after a stop, it goes on where it stopped.
+
+    Images depend on the settings alone, not on the number of workers.
+
+    Args:
+        train_ids, test_ids: identities to sample; unused with `annotations`.
+        images_per_id: of each training identity, and of each test identity in the gallery; a test identity also
+            has one query for each camera that saw it. Unused with `names`.
+        distractors, junk: images in the gallery of identity 0000 and -1. Unused with `names`.
+        difficulty: 0 to 1, scales the cameras' colours, noise and blur, light, occlusion and badly placed boxes, and
+            takes away detail that tells people of equal labels apart.
+        workers: processes, None for one a core.
+        annotations: take identities and labels from this file in the form of market_attribute.mat.
+        names: lists (.csv, .csv.gz) of `id,folder/name.jpg`: draw these images and no others.
+        progress: report on stderr.
+
+    Returns:
+        how many images and identities the folder holds.
+    """
+    workers = workers or os.cpu_count() or 1
+    _check_numbers(train_ids=(train_ids, 1, _LAST_PID), test_ids=(test_ids, 1, _LAST_PID),
+                   images_per_id=(images_per_id, 2, 999), distractors=(distractors, 0, 99999), junk=(junk, 0, 99999),
+                   difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31), workers=(workers, 1, 1024))
+    if names and annotations is None:
+        raise ValueError("synthetic: names were given without annotations; people of given names need labels: "
+                         "pass the annotation file too (--annotations market_attribute.mat).")
+    if annotations is None and train_ids + test_ids > _LAST_PID:
+        raise ValueError(f"synthetic: {train_ids} training and {test_ids} test identities make more than {_LAST_PID}, "
+                         "the last number that FastReID's Market1501 accepts; ask for fewer (--train-ids, --test-ids).")
+    if annotations is not None:
+        train, test = _given_people(annotations)
+    else:
+        train, test = _sampled_people(train_ids, test_ids, seed)
+    if names:
+        plan = _named_plan(names, train, test, str(annotations))
+    else:
+        plan = _sampled_plan(train, test, images_per_id, distractors, junk, seed)
+
+    root = Path(output) / FOLDER
+    _claim(root, {"version": _VERSION, "seed": seed, "difficulty": float(difficulty), **plan.counts(),
+                  "people_and_names": plan.digest()})
+    _write_atomically(root / ANNOTATIONS, lambda path: write_annotations(path, plan.train, plan.test))
+    waiting = _unfinished(root, plan.names)
+    _draw_all(root, plan, waiting, seed, float(difficulty), workers, progress)
+    return plan.counts()
+
+
+def write_annotations(path: str | Path, train: Labels, test: Labels) -> None:
+    """Write labels (values from 0) as market_attribute.mat holds them: codes from 1, one row vector a field."""
+    splits = {}
+    for split, people in (("test", test), ("train", train)):  # the order of the published file
+        pids = sorted(people)
+        codes = np.array([people[pid] for pid in pids], np.int64).reshape(len(pids), -1) + 1  # (N, A)
+        fields = {name: codes[None, :, i].astype(np.uint8) for i, name in enumerate(MARKET1501.field_names)}
+        cell = np.empty((1, len(pids)), object)
+        cell[0, :] = [f"{pid:04d}" for pid in pids]
+        splits[split] = {**fields, "image_index": cell}
+    content = BytesIO()
+    savemat(content, {"market_attribute": splits})
+    # The first 116 bytes are a remark in which scipy puts the date: equal settings should give equal files.
+    Path(path).write_bytes(b"MATLAB 5.0 MAT-file, labels of drawn people".ljust(116) + content.getvalue()[116:])
+
+
+def _check_numbers(**numbers) -> None:
+    for name, (value, low, high) in numbers.items():
+        if not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"synthetic: {name} is {value}, expected {low} to {high}; change {option}.")
+
+
+def _given_people(path: str | Path) -> tuple[Labels, Labels]:
+    given = read_annotations(path, MARKET1501)
+    return tuple({pid: tuple(row.tolist()) for pid, row in split.items()} for split in (given.train, given.test))
+
+
+def _sampled_people(train_ids: int, test_ids: int, seed: int) -> tuple[Labels, Labels]:
+    """Numbers 1, 2, ... dealt to the two splits at random, as in Market-1501."""
+    pids = generator(seed, "pids").permutation(train_ids + test_ids) + 1
+    train, test = sorted(pids[:train_ids].tolist()), sorted(pids[train_ids:].tolist())
+    return (dict(zip(train, sample_people(train_ids, seed, "train"))),
+            dict(zip(test, sample_people(test_ids, seed, "test"))))
+
+
+def _sampled_plan(train: Labels, test: Labels, images: int, distractors: int, junk: int, seed: int) -> Plan:
+    names = []
+    for split, people in ((TRAIN, train), (GALLERY, test)):
+        for pid in people:
+            rng = generator(seed, "names", split, pid)
+            seen_by = rng.permutation(NUM_CAMERAS)[: int(rng.integers(2, min(NUM_CAMERAS, images) + 1))] + 1
+            frames = rng.choice(4000, len(seen_by), replace=False) * 25
+            cameras = [(int(camera), int(rng.integers(1, 7)), int(frame)) for camera, frame in zip(seen_by, frames)]
+            for k in range(images):
+                camera, sequence, frame = cameras[k % len(cameras)]
+                names.append(f"{split}/{pid:04d}_c{camera}s{sequence}_{frame + k // len(cameras) * 12 + 1:06d}_01.jpg")
+            if split == GALLERY:
+                names += [f"{QUERY}/{pid:04d}_c{c}s{s}_{frame + 7:06d}_00.jpg" for c, s, frame in cameras]
+    for pid, count in (("0000", distractors), ("-1", junk)):
+        rng = generator(seed, "names", pid)
+        for k in range(count):
+            camera, sequence = rng.integers(1, NUM_CAMERAS + 1), rng.integers(1, 7)
+            names.append(f"{GALLERY}/{pid}_c{camera}s{sequence}_{k * 9 + 1:06d}_{1 + k % 5:02d}.jpg")
+    return Plan(train, test, tuple(sorted(names)))
+
+
+def _named_plan(lists, train: Labels, test: Labels, annotations: str) -> Plan:
+    """The plan of given file names; people without an image are left out of the labels."""
+    names, used = set(), {TRAIN: set(), GALLERY: set()}
+    for path in map(Path, lists):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            lines = [(i, line.strip()) for i, line in enumerate(file, start=1) if line.strip()]
+        for i, line in lines:
+            number, _, name = line.partition(",")
+            where = f"{path}, line {i}"
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{where}: got '{line}', expected `id,folder/PPPP_cCsS_FFFFFF_NN.jpg` with a folder "
+                                 f"of {', '.join(FOLDERS)} and camera 1 to {NUM_CAMERAS}. Correct the line.")
+            folder, pid, *_ = _parse(name)
+            if number != str(pid) and number != f"{pid:04d}":
+                raise ValueError(f"{where}: id '{number}' but the file name says {pid}: {name}. Correct the line.")
+            if name in names:
+                raise ValueError(f"{where}: {name} is listed twice. Remove one.")
+            split, people = (TRAIN, train) if folder == TRAIN else (GALLERY, test)
+            if pid not in (_DISTRACTOR, _JUNK) or folder != GALLERY:
+                if pid not in people:
+                    raise ValueError(f"{where}: identity {pid:04d} of {name} has no labels in {annotations} "
+                                     f"({'train' if folder == TRAIN else 'test'}: {len(people)} identities). Lists and "
+                                     "annotations must be of the same data set.")
+                used[split].add(pid)
+            names.add(name)
+    return Plan({pid: train[pid] for pid in sorted(used[TRAIN])}, {pid: test[pid] for pid in sorted(used[GALLERY])},
+                tuple(sorted(names)))
+
+
+def _parse(name: str) -> tuple[str, int, int, int]:
+    """'query/0007_c2s1_000151_00.jpg' -> ('query', 7, 2, 1): folder, pid, camera, sequence."""
+    folder, _, pid, camera, sequence = _NAME.fullmatch(name).groups()
+    return folder, int(pid), int(camera), int(sequence)
+
+
+def _claim(root: Path, settings: dict) -> None:
+    """Make the folder, or check that it was begun with the same settings."""
+    path = root / SETTINGS
+    if path.exists():
+        found = json.loads(path.read_text())
+        other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
+                 if found.get(key) != value]
+        if other:
+            raise ValueError(f"{path}: the folder holds people drawn with other settings ({'; '.join(other)}). "
+                             "Use the same settings to finish it, or another --output, or delete the folder.")
+    elif root.exists() and any(not entry.name.startswith(SETTINGS) for entry in root.iterdir()):
+        raise ValueError(f"{root}: already holds files but no {SETTINGS}, so they were not drawn by this command. "
+                         "Choose another --output; drawn people are never mixed into other data.")
+    root.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, lambda partial: Path(partial).write_text(json.dumps(settings, indent=2) + "\n"))
+    for folder in FOLDERS:
+        (root / folder).mkdir(exist_ok=True)
+
+
+def _write_atomically(path: Path, write) -> None:
+    """A file is either whole or absent; one that exists stays."""
+    if not path.exists():
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        write(partial)
+        os.replace(partial, path)
+
+
+def _unfinished(root: Path, names: tuple[str, ...]) -> list[str]:
+    """Names still to be drawn; what a killed run left half written is removed."""
+    for partial in root.rglob("*.part"):
+        partial.unlink(missing_ok=True)
+    there = {f"{folder}/{entry}" for folder in FOLDERS for entry in os.listdir(root / folder)}
+    return [name for name in names if name not in there]
+
+
+@lru_cache(maxsize=4)
+def _passers(seed: int, difficulty: float) -> list:
+    """People of no identity who walk through the pictures of others."""
+    people = sample_people(60, seed, "passers")
+    return [make_person(labels, -2 - i, seed, difficulty) for i, labels in enumerate(people)]
+
+
+@lru_cache(maxsize=4096)
+def _person(labels: tuple[int, ...], pid: int, seed: int, difficulty: float):
+    return make_person(labels, pid, seed, difficulty)
+
+
+def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty: float) -> np.ndarray:
+    """The image of one file name: uint8 RGB (128, 64, 3); `labels` ints (A,), None for distractors and junk."""
+    _, pid, number, sequence = _parse(name)
+    camera, rng = make_camera(number, seed, difficulty), generator(seed, name)
+    passers = _passers(seed, difficulty)
+    others = [passers[i] for i in rng.choice(len(passers), 3, replace=False)]
+    track = rng if pid <= 0 else generator(seed, "track", pid, number, sequence)
+    view = sample_view(camera, rng, turn=2 * pi * track.random(), where=track.random(), others=others[:2])
+    if labels is not None:
+        return draw_person(_person(labels, pid, seed, difficulty), camera, view, rng)
+    empty = pid == _DISTRACTOR and rng.random() < 0.3  # the detector took a piece of the place for a person
+    looks = int(rng.integers(2**31))
+    stranger = None if empty else make_person(sample_people(1, seed, name)[0], -1, looks, difficulty)
+    return draw_person(stranger, camera, spoil(view, rng) if pid == _JUNK else view, rng)
+
+
+def _draw_chunk(root: str, jobs: list, seed: int, difficulty: float) -> int:
+    cv2.setNumThreads(1)
+    for name, labels in jobs:
+        image = cv2.cvtColor(draw_image(name, labels, seed, difficulty), cv2.COLOR_RGB2BGR)
+        content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
+        path = os.path.join(root, name)
+        partial = f"{path}.{os.getpid()}.part"
+        with open(partial, "wb") as file:
+            file.write(content)
+        os.replace(partial, path)
+    return len(jobs)
+
+
+def _draw_all(root: Path, plan: Plan, names: list[str], seed, difficulty, workers: int, progress: bool) -> None:
+    jobs = [(name, (plan.train if name.startswith(TRAIN) else plan.test).get(_parse(name)[1])) for name in names]
+    chunks = [jobs[i:i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
+    report = _Progress(len(plan.names), len(plan.names) - len(names)) if progress else (lambda _: None)
+    if workers == 1 or len(chunks) < 2:
+        threads = cv2.getNumThreads()
+        try:
+            for chunk in chunks:
+                report(_draw_chunk(str(root), chunk, seed, difficulty))
+        finally:
+            cv2.setNumThreads(threads)
+        return
+    with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
+        count = len(chunks)
+        try:
+            for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [seed] * count, [difficulty] * count):
+                report(done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Progress:
+    """One line on stderr: images done, a second, and the time left."""
+
+    def __init__(self, total: int, before: int) -> None:
+        self.total, self.before, self.done, self.start, self.shown = total, before, 0, time.monotonic(), 0.0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now, all_done = time.monotonic(), self.before + self.done
+        if now - self.shown < 0.5 and all_done < self.total:
+            return
+        self.shown = now
+        rate = self.done / max(now - self.start, 1e-6)
+        left = (self.total - all_done) / rate
+        print(f"\rdrawn {all_done:,} of {self.total:,} images, {rate:.0f} a second, {left:.0f} s left   ",
+              end="\n" if all_done == self.total else "", file=sys.stderr, flush=True)
+
+
+def _table(counts: dict[str, int], root: Path) -> str:
+    people = {TRAIN: "train_ids", GALLERY: "test_ids", QUERY: "test_ids"}
+    rows = [f"{root}", f"{'folder':<20}{'images':>9}{'identities':>12}"]
+    rows += [f"{folder:<20}{counts[folder]:>9,}{counts[people[folder]]:>12,}" for folder in FOLDERS]
+    rows.append(f"of {GALLERY}: {counts['distractors']:,} distractors (0000), {counts['junk']:,} junk (-1)")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.data.synthetic",
+                                     description="Draw people in the form of Market-1501, with labels.")
+    parser.add_argument("--output", required=True, help=f"folder to make {FOLDER} in (the host's FASTREID_DATASETS)")
+    parser.add_argument("--train-ids", type=int, default=100, help="training identities (default %(default)s)")
+    parser.add_argument("--test-ids", type=int, default=100, help="test identities (default %(default)s)")
+    parser.add_argument("--images-per-id", type=int, default=12,
+                        help="images of a training identity; gallery images of a test identity (default %(default)s)")
+    parser.add_argument("--distractors", type=int, default=100, help="gallery images of 0000 (default %(default)s)")
+    parser.add_argument("--junk", type=int, default=50, help="gallery images of -1 (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help="0 to 1 (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--annotations", help="take identities and labels from this market_attribute.mat")
+    parser.add_argument("--names", nargs="+", default=[],
+                        help="lists (.csv, .csv.gz) of id,folder/name.jpg to draw; needs --annotations")
+    options = vars(parser.parse_args(arguments))
+    try:
+        counts = draw_dataset(progress=True, **options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    print(_table(counts, Path(options["output"]) / FOLDER))
+
+
+if __name__ == "__main__":
+    main()
