@@ -5,12 +5,16 @@ WHEELS ?=
 TORCH ?=
 RUN = PYTHONPATH=. $(VENV)/bin/python
 
-.PHONY: help install demo test lint clean
+# A few training steps from the command line, then the same figures from the checkpoint alone.
+SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
+
+.PHONY: help install demo test lint smoke clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff"
+	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
 
 $(VENV)/.installed: setup.py tools/install.py
@@ -27,6 +31,16 @@ test: install
 
 lint: install
 	$(RUN) -m ruff check .
+
+smoke: install
+	rm -rf runs/smoke
+	$(RUN) -m cerberus_plugin.data.synthetic --output runs/smoke/data --train-ids 32 --test-ids 12 --images-per-id 6 \
+		--distractors 4 --junk 4
+	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) OUTPUT_DIR runs/smoke SOLVER.MAX_EPOCH 4 \
+		SOLVER.WARMUP_ITERS 3 TEST.UNTRAINED_FLOOR False
+	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) --eval-only OUTPUT_DIR runs/smoke/evaluated \
+		MODEL.WEIGHTS runs/smoke/model_final.pth
+	cmp runs/smoke/results.txt runs/smoke/evaluated/results.txt
 
 clean:
 	rm -rf $(VENV) runs logs

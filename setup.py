@@ -18,6 +18,7 @@ INSTALL_REQUIRES = [
     "Pillow>=10",  # the host reads images with it
     "opencv-python-headless>=4.8,<6",  # draws people
     "matplotlib>=3.8",  # pictures of rank lists
+    "tqdm>=4.60",  # progress of drawing and embedding
     "tabulate>=0.9,<1",  # result tables; the host imports it too
     "yacs>=0.1.8,<0.2",  # the host's configuration
     "PyYAML>=6",

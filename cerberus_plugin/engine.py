@@ -23,6 +23,7 @@ from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .config import add_cerberus_config
 from .data.loader import AttributeDataset
 from .evaluators import ReIDTask, TaskEvaluator, attribute_tasks
+from .inference import AttributeReader
 from .modeling.prototypes import margins_from_counts, schema_fingerprint
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -62,12 +63,11 @@ class CerberusTrainer(DefaultTrainer):
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
         tasks = [ReIDTask(cfg)]
         annotations = getattr(build_dataset(cfg, dataset_name), "annotations", None)
-        make_reader = getattr(unwrapped(model), "attribute_reader", None)
-        reader = make_reader(cfg.TEST.PAR.FORCE_COLOUR, cfg.TEST.APS.PARTIAL) if make_reader else None
+        reader = reader_of(model)
         if reader is not None and annotations is not None:
             check_schema(reader, annotations, dataset_name)
             tasks += attribute_tasks(reader, annotations, cfg)
-        return loader, TaskEvaluator(num_query, tasks)
+        return loader, TaskEvaluator(num_query, tasks, cfg.MODEL.DEVICE)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -225,6 +225,12 @@ def fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDat
     prototypes.fill(table, table.lookup(train_set.class_labels()), margins)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         report.write_json(os.path.join(cfg.OUTPUT_DIR, "semantic_ids.json"), table.to_json())
+
+
+def reader_of(model: nn.Module | None) -> AttributeReader | None:
+    """What reads attributes off a model's embeddings: its method `attribute_reader`, for a model that has one."""
+    model = unwrapped(model)
+    return model.attribute_reader() if hasattr(model, "attribute_reader") else None
 
 
 def check_schema(reader, annotations: Annotations, dataset_name: str) -> None:

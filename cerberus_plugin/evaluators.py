@@ -70,11 +70,13 @@ class TaskEvaluator(DatasetEvaluator):
     Args:
         num_query: images of the loader that are queries, first in order.
         tasks: what to compute.
+        device: where the tasks find the embeddings, and so where they rank; batches wait on the CPU.
     """
 
-    def __init__(self, num_query: int, tasks: Sequence[Task]) -> None:
+    def __init__(self, num_query: int, tasks: Sequence[Task], device: torch.device | str = "cpu") -> None:
         self._num_query = num_query
         self._tasks = tasks
+        self._device = device
         self.reset()
 
     def reset(self) -> None:
@@ -103,8 +105,8 @@ class TaskEvaluator(DatasetEvaluator):
         if not batches:
             raise ValueError("evaluation: the test loader gave no images; check DATASETS.TESTS")
         columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-        gathered = Gathered(columns["embeddings"], columns["pids"], columns["camids"], columns.get("attributes"),
-                            self._num_query)
+        embeddings = columns["embeddings"].to(self._device)
+        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self._num_query)
         bad = (~gathered.embeddings.isfinite().all(dim=1)).sum().item()
         if bad:
             raise ValueError(f"evaluation: {bad} of {len(gathered.pids)} embeddings are not finite; the weights are "

@@ -12,9 +12,10 @@ from fastreid.config import get_cfg
 from fastreid.data.data_utils import read_image
 from fastreid.data.transforms import build_transforms
 from torch import Tensor
+from tqdm import tqdm
 
 from .config import add_cerberus_config
-from .engine import load_model
+from .engine import load_model, reader_of
 from .inference import image_scores
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -54,8 +55,7 @@ class CerberusPredictor:
         self.cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(self.cfg)
         self.transform = build_transforms(self.cfg, is_train=False)
-        make_reader = getattr(self.model, "attribute_reader", None)
-        self.reader = make_reader(self.cfg.TEST.PAR.FORCE_COLOUR, self.cfg.TEST.APS.PARTIAL) if make_reader else None
+        self.reader = reader_of(self.model)
 
     @staticmethod
     def _find_weights(folder: Path) -> Path:
@@ -74,10 +74,14 @@ class CerberusPredictor:
 
     @torch.no_grad()
     def embed(self, pictures: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
-        """Embeddings of pictures, a path or many: float (N, 5 * D) on the CPU, each block of unit length."""
+        """Embeddings of pictures, a path or many: float (N, 5 * D) on the CPU, each block of unit length.
+
+        A bar shows the time left where there are more than a few batches.
+        """
         paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
         outputs = []
-        for start in range(0, len(paths), batch_size):
+        starts = range(0, len(paths), batch_size)
+        for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):
             images = [self.transform(self._read(path)) for path in paths[start:start + batch_size]]
             outputs.append(self.model({"images": torch.stack(images).to(self.model.device)}).float().cpu())
         return torch.cat(outputs)

@@ -170,3 +170,21 @@ def run(tmp_path_factory, market_root):
     yield trained(read_config("OUTPUT_DIR", str(folder), "TEST.EVAL_PERIOD", 1, "TEST.UNTRAINED_FLOOR", True,
                               "TEST.APS.GROUPS", ["upper+lower"]))
     patch.undo()
+
+
+def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
+    """DukeMTMC-reID's folder form; the first test identity queries, the last stands in the gallery alone."""
+    from cerberus_plugin.attributes import DUKEMTMC
+
+    from PIL import Image
+
+    folder = root / "DukeMTMC-reID"
+    rng = np.random.default_rng(0)
+    for name, pids in (("bounding_box_train", train), ("bounding_box_test", test), ("query", list(test)[:-1])):
+        (folder / name).mkdir(parents=True)
+        for pid in pids:
+            for camera in (1,) if name == "query" else (2, 3, 4, 5):
+                pixels = rng.integers(0, 255, (48, 24, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{pid:04d}_c{camera}_f{camera:07d}.jpg")
+    write_annotations(folder / "duke_attribute.mat", DUKEMTMC, train, test, root="duke_attribute")
+    return root

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.attributes import GROUPS
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS
 from cerberus_plugin.engine import build_train_set, evaluate, load_model
 
 import pytest
 import torch
-from conftest import trained, write_market_folder
+from conftest import random_labels, read_config, trained, write_duke_folder, write_market_folder
+from fastreid.utils.env import seed_all_rng
+
+TESTS = "Market1501Attributes"
 
 
 def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
@@ -218,3 +221,46 @@ def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):
 def test_an_unknown_choice_for_unreadable_images_is_refused(small_config):
     with pytest.raises(ValueError, match="ON_UNREADABLE is 'ignore', expected one of"):
         build_train_set(small_config("DATALOADER.ON_UNREADABLE", "ignore"))
+
+
+@pytest.fixture
+def duke_config(tmp_path, use_root):
+    """DukeMTMC with a person whose `top` is missing in training and one of two lower colours in the test."""
+    labels = random_labels(DUKEMTMC, 14, seed=4)
+    train, test = dict(zip((1, 2, 10, 100, 370, 371, 679, 700), labels)), dict(zip((3, 4, 5, 6, 7, 7000), labels[8:]))
+    train[370][DUKEMTMC.index("top")] = -1  # stored as 0
+    test[3][[DUKEMTMC.index("downblack"), DUKEMTMC.index("downwhite")]] = 1
+    use_root(write_duke_folder(tmp_path / "duke", train, test))
+    return read_config("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1,
+                       file="configs/DukeMTMC/cerberus_R50.yml")
+
+
+def test_duke_trains_with_a_missing_label_and_answers_queries_outside_its_table(duke_config):
+    trainer = trained(duke_config)
+    prototypes = trainer.model.prototypes
+    row = trainer.data_loader.dataset.pids.index("dukemtmc_370")
+    assert (prototypes.sid_of_class[row] == -1).tolist() == [False, True, False, False, False]
+    assert trainer.results["PAR/images"] == 24 and trainer.results["APS/queries"] == 6
+    assert trainer.results["PAR/ceiling/lower colour"] <= 100
+
+
+def test_a_model_of_other_attributes_is_refused_on_a_data_set(run, duke_config):
+    with pytest.raises(ValueError, match="DukeMTMCAttributes has the attributes of dukemtmc, the model those of m"):
+        CerberusTrainer.test(duke_config, run.model)
+
+
+def test_all_images_of_both_splits_can_be_trained_on(small_config):
+    train_set = build_train_set(small_config("DATASETS.COMBINEALL", True))
+    assert train_set.num_classes == 8 + 6
+    assert (train_set.class_labels() >= 0).all()  # test identities by the labels of the test split
+
+
+def test_loader_processes_give_the_same_batches(small_config):
+    def first(workers: int) -> dict:
+        seed_all_rng(3)
+        loader, _ = CerberusTrainer.build_test_loader(small_config("DATALOADER.NUM_WORKERS", workers), TESTS)
+        return next(iter(loader))
+
+    alone, together = first(0), first(1)
+    assert alone["img_paths"] == together["img_paths"]
+    assert torch.equal(alone["images"], together["images"]) and torch.equal(alone["attributes"], together["attributes"])

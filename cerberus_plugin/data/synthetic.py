@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.io import savemat
+from tqdm import tqdm
 
 from ..attributes.annotations import read_annotations
 from ..attributes.schema import MARKET1501
@@ -303,41 +303,24 @@ def _draw_chunk(root: str, jobs: list, seed: int, difficulty: float) -> int:
 def _draw_all(root: Path, plan: Plan, names: list[str], seed, difficulty, workers: int, progress: bool) -> None:
     jobs = [(name, (plan.train if name.startswith(TRAIN) else plan.test).get(_parse(name)[1])) for name in names]
     chunks = [jobs[i:i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
-    report = _Progress(len(plan.names), len(plan.names) - len(names)) if progress else (lambda _: None)
-    if workers == 1 or len(chunks) < 2:
-        threads = cv2.getNumThreads()
-        try:
-            for chunk in chunks:
-                report(_draw_chunk(str(root), chunk, seed, difficulty))
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-        count = len(chunks)
-        try:
-            for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [seed] * count, [difficulty] * count):
-                report(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-class _Progress:
-    """One line on stderr: images done, a second, and the time left."""
-
-    def __init__(self, total: int, before: int) -> None:
-        self.total, self.before, self.done, self.start, self.shown = total, before, 0, time.monotonic(), 0.0
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        now, all_done = time.monotonic(), self.before + self.done
-        if now - self.shown < 0.5 and all_done < self.total:
+    with tqdm(total=len(plan.names), initial=len(plan.names) - len(names), unit=" images", desc="drawing",
+              disable=not progress) as bar:
+        if workers == 1 or len(chunks) < 2:
+            threads = cv2.getNumThreads()
+            try:
+                for chunk in chunks:
+                    bar.update(_draw_chunk(str(root), chunk, seed, difficulty))
+            finally:
+                cv2.setNumThreads(threads)
             return
-        self.shown = now
-        rate = self.done / max(now - self.start, 1e-6)
-        left = (self.total - all_done) / rate
-        print(f"\rdrawn {all_done:,} of {self.total:,} images, {rate:.0f} a second, {left:.0f} s left   ",
-              end="\n" if all_done == self.total else "", file=sys.stderr, flush=True)
+        with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
+            count = len(chunks)
+            try:
+                for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [seed] * count, [difficulty] * count):
+                    bar.update(done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _table(counts: dict[str, int], root: Path) -> str:

@@ -32,12 +32,14 @@ class Cerberus(nn.Module):
         pixel_mean, pixel_std: of RGB in 0..255.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
+        force_colour, partial: how attributes are read, see `PrototypeReader`.
     """
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
                  schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
-                 lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0) -> None:
+                 lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
+                 force_colour: bool = False, partial: str = "mean") -> None:
         super().__init__()
         self.trunk = trunk
         self.global_branch = branch
@@ -49,6 +51,7 @@ class Cerberus(nn.Module):
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
         self.label_smoothing = label_smoothing
+        self.reading = {"force_colour": force_colour, "partial": partial}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
 
@@ -76,6 +79,8 @@ class Cerberus(nn.Module):
             "lambda_sem": node.LAMBDA_SEM,
             "lambda_reg": node.LAMBDA_REG,
             "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
+            "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
+            "partial": cfg.TEST.APS.PARTIAL,
         }
 
     @property
@@ -126,7 +131,7 @@ class Cerberus(nn.Module):
             terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
         return terms
 
-    def attribute_reader(self, force_colour: bool = False, partial: str = "mean") -> PrototypeReader | None:
+    def attribute_reader(self) -> PrototypeReader | None:
         """Recognition and search with the present prototypes; None for a model without them."""
         if self.prototypes is None or not self.lambda_sem:
             return None
@@ -137,7 +142,7 @@ class Cerberus(nn.Module):
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))
 
-        return PrototypeReader(table, rows, synthesise, force_colour=force_colour, partial=partial)
+        return PrototypeReader(table, rows, synthesise, **self.reading)
 
     def _log_alignment(self) -> None:
         """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""
