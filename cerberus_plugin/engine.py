@@ -50,8 +50,10 @@ class CerberusTrainer(DefaultTrainer):
         dataset = build_dataset(cfg, dataset_name)
         if comm.is_main_process():
             dataset.show_test()
+        labelled = hasattr(dataset, "labels_of")
         test_set = AttributeDataset(dataset.query + dataset.gallery, build_transforms(cfg, is_train=False),
-                                    relabel=False, labels_of=getattr(dataset, "labels_of", None),
+                                    relabel=False, labels_of=dataset.labels_of if labelled else None,
+                                    annotations=[dataset.annotations] if labelled else [],
                                     on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
         return host_build.build_reid_test_loader(test_set, test_batch_size=cfg.TEST.IMS_PER_BATCH,
                                                  num_query=len(dataset.query), num_workers=cfg.DATALOADER.NUM_WORKERS)
@@ -62,9 +64,9 @@ class CerberusTrainer(DefaultTrainer):
         """reID for every model; PAR and APS for one that reads attributes, on a data set that has them."""
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
         tasks = [ReIDTask(cfg)]
-        annotations = getattr(build_dataset(cfg, dataset_name), "annotations", None)
         reader = reader_of(model)
-        if reader is not None and annotations is not None:
+        if reader is not None and loader.dataset.annotations:
+            (annotations,) = loader.dataset.annotations
             check_schema(reader, annotations, dataset_name)
             tasks += attribute_tasks(reader, annotations, cfg)
         return loader, TaskEvaluator(num_query, tasks, cfg.MODEL.DEVICE)
@@ -163,10 +165,9 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
         def labels_of(pid) -> Tensor:
             return owner[pid].labels_of(pid)
 
-    train_set = AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of,
-                                 on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
-    train_set.annotations = [dataset.annotations for dataset in datasets] if labels_of else []
-    return train_set
+    return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of,
+                            annotations=[dataset.annotations for dataset in datasets] if labels_of else [],
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
 
 
 def needs_prototypes(cfg: CfgNode) -> bool:

@@ -34,7 +34,7 @@ def _float32(function):
 
 def total_loss(identification: Tensor, guidance: Tensor, regularisation: Tensor, lambda_id: float = 1.0,
                lambda_sem: float = 5.0, lambda_reg: float = 0.001) -> Tensor:
-    """Weighted sum of the three losses (Eq. 2)."""
+    """Weighted sum of the three losses (Eq. 2): what the host's sum over a model's named terms comes to."""
     return lambda_sem * guidance + lambda_id * identification + lambda_reg * regularisation
 
 

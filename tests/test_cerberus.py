@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.attributes import GROUPS
+from cerberus_plugin.losses import soft_triplet_loss, total_loss
 
 import pytest
 import torch
@@ -124,7 +125,11 @@ def test_losses_are_weighted_means_over_the_five_groups():
         cosine = F.cosine_similarity(outputs["representations"][g][known], model.prototypes.rows[group][sids[known]])
         guidance = guidance + (1 - 0.6 - cosine).clamp(min=0).mean() / 5
     assert terms["loss_sem"].item() == pytest.approx(5 * guidance.item(), rel=1e-5)
-    assert terms["loss_reg"].item() == pytest.approx(0.001 * model.prototypes.regularisation().item(), rel=1e-6)
+    regularisation = model.prototypes.regularisation()
+    assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
+    triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
+    expected = total_loss(identity + triplet, guidance, regularisation)
+    assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("weights", [(5.0, 0.001), (5.0, 0.0), (0.0, 0.001)])

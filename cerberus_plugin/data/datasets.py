@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 from torch import Tensor
 
-from ..attributes import DUKEMTMC, MARKET1501, MISSING, Annotations, AttributeSchema, find_annotations, read_annotations
+from ..attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, find_annotations, read_annotations
 
 
 class AttributeAnnotated:
@@ -72,16 +71,6 @@ class DukeMTMCAttributes(AttributeAnnotated, DukeMTMC):
 
     schema = DUKEMTMC
     annotation_file = "duke_attribute.mat"
-
-
-def train_labels(dataset: AttributeAnnotated) -> Tensor:
-    """Labels of the training identities: int64 (identities, A)."""
-    return torch.stack(list(dataset.annotations.train.values()))
-
-
-def is_labelled(labels: Tensor) -> Tensor:
-    """Which rows carry any label: int64 (N, A) -> bool (N,)."""
-    return (labels != MISSING).any(dim=1)
 
 
 def _identity(pid: str | int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from fastreid.data.common import CommDataset
 from torch import Tensor
+
+from ..attributes import Annotations
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -23,15 +25,18 @@ class AttributeDataset(CommDataset):
     Args:
         img_items: 3-tuples (path, pid, camid).
         labels_of: identity -> int64 (A,); None for a data set without labels.
+        annotations: the annotation files that the labels are from, for what is asked of a whole data set.
         on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
             identity, and evaluates a black image with the identity -1, which evaluators leave out.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
-                 labels_of: Callable[[str | int], Tensor] | None = None, on_unreadable: str = "stop") -> None:
+                 labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
+                 on_unreadable: str = "stop") -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
+        self.annotations = annotations
         self.on_unreadable = on_unreadable
         self.labels = {pid: labels_of(pid) for pid in self.pids} if labels_of else None
         self.num_unreadable = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by loader processes
