@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?=
 TORCH ?=
-RUN = PYTHONPATH=. $(VENV)/bin/python
+RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml

@@ -17,8 +17,9 @@ from .modeling import cerberus, representation  # noqa: E402, F401
 from .attributes import SIDTable  # noqa: E402
 from .config import add_cerberus_config  # noqa: E402
 from .engine import CerberusTrainer  # noqa: E402
-from .evaluators import APSTask, PARTask, ReIDTask, TaskEvaluator  # noqa: E402
+from .evaluators import TaskEvaluator  # noqa: E402
 from .predictor import CerberusPredictor  # noqa: E402
+from .tasks import APSTask, PARTask, ReIDTask  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["APSTask", "CerberusPredictor", "CerberusTrainer", "PARTask", "ReIDTask", "SIDTable", "TaskEvaluator",

@@ -30,8 +30,9 @@ def add_cerberus_config(cfg: CN) -> None:
     node.ALPHA = 0.4  # alpha
     node.BETA = 1.8  # beta
 
-    # Weights of the losses, Eq. 2. With LAMBDA_SEM and LAMBDA_REG both 0 the model has no prototypes, so no PAR
-    # and no APS. Label smoothing of the identity classifiers is the host's MODEL.LOSSES.CE.EPSILON (0 in the paper).
+    # Weights of the losses, Eq. 2. Without LAMBDA_SEM prototypes learn nothing of images, so no PAR and no APS;
+    # without LAMBDA_REG as well there are none. Label smoothing of the identity classifiers is the host's
+    # MODEL.LOSSES.CE.EPSILON (0 in the paper).
     node.LAMBDA_ID = 1.0
     node.LAMBDA_SEM = 5.0
     node.LAMBDA_REG = 0.001

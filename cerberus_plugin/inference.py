@@ -1,7 +1,7 @@
 """The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS).
 
 An embedding is five L2-normalised representations side by side, (5 * D,), so the mean cosine over the groups
-is the cosine of two embeddings, and a score by some of the groups is the same product over their blocks.
+is the cosine of two embeddings.
 Shapes: N images, Q queries, A label fields, M recognition columns, K semantic IDs of a group.
 """
 
@@ -16,11 +16,18 @@ from torch import Tensor
 
 from .attributes import GROUPS, MISSING, AttributeSchema, SIDTable
 
+PARTIAL = ("mean", "max")
+
 
 class AttributeReader(Protocol):
-    """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it."""
+    """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it.
+
+    `train_labels` are those of the identities it was trained on, int64 (C, A), for floors and for telling unseen
+    categories; None where they are not known.
+    """
 
     schema: AttributeSchema
+    train_labels: Tensor | None
 
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, E) -> int64 (N, M), a class of each column, -1 for none."""
@@ -34,11 +41,9 @@ def blocks(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.unflatten(1, (len(GROUPS), -1)), dim=2)
 
 
-def image_scores(queries: Tensor, gallery: Tensor, groups: Sequence[str] = GROUPS) -> Tensor:
-    """Mean cosine over the groups between embeddings: (Q, 5 * D), (N, 5 * D) -> (Q, N)."""
-    chosen = [GROUPS.index(group) for group in groups]
-    q, g = blocks(queries)[:, chosen].flatten(1), blocks(gallery)[:, chosen].flatten(1)
-    return q @ g.T / len(chosen)
+def image_scores(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Cosine between embeddings of any model: (Q, E), (N, E) -> (Q, N); for Cerberus the mean over its groups."""
+    return F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T
 
 
 class PrototypeReader:
@@ -48,22 +53,23 @@ class PrototypeReader:
         table: the semantic IDs, in the order of the prototypes.
         prototypes: per group float (K, D).
         synthesise: (group, bits uint8 (n, L)) -> float (n, D), prototypes of combinations outside the table.
+        train_labels: int64 (C, A), see `AttributeReader`.
         force_colour: recognise the best semantic ID that names a colour, in place of "no listed colour".
         partial: how a half-described group scores: "mean" or "max" over the semantic IDs that agree with it.
     """
 
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
-                 synthesise: Callable[[str, Tensor], Tensor] | None = None, *, force_colour: bool = False,
-                 partial: str = "mean") -> None:
-        if partial not in ("mean", "max"):
-            raise ValueError(f"TEST.APS.PARTIAL is '{partial}', expected 'mean' or 'max'")
+                 synthesise: Callable[[str, Tensor], Tensor] | None = None, *, train_labels: Tensor | None = None,
+                 force_colour: bool = False, partial: str = "mean") -> None:
+        if partial not in PARTIAL:
+            raise ValueError(f"partial is '{partial}', expected one of {', '.join(PARTIAL)}")
         self.table = table
         self.schema = table.schema
+        self.train_labels = train_labels
         self.prototypes = [F.normalize(p.float(), dim=1, eps=1e-12) for p in prototypes]
         self.synthesise = synthesise
         self.force_colour = force_colour
         self.partial = partial
-        self._bits = table.bits()
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
@@ -82,7 +88,7 @@ class PrototypeReader:
         """Attributes of images: (N, 5 * D) -> int64 (N, M)."""
         return self.schema.column_answers(self.table.decode(self.sids(embeddings)))
 
-    def search(self, labels: Tensor, embeddings: Tensor, groups: Sequence[str] = GROUPS) -> Tensor:
+    def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
         """Scores of images for described persons: mean cosine over the described groups.
 
         Args:
@@ -91,19 +97,14 @@ class PrototypeReader:
         """
         total = torch.zeros(len(labels), len(embeddings), device=embeddings.device)
         described = torch.zeros(len(labels), 1, device=embeddings.device)
-        for g, group in enumerate(GROUPS):
-            if group not in groups:
-                continue
-            fields = labels[:, list(self.schema.group_fields(group))]
-            some = (fields != MISSING).any(dim=1)
-            if not some.any():
-                continue
-            block = blocks(embeddings)[:, g]
-            total[some] += self._group_scores(g, labels[some], block)
-            described += some[:, None].to(described)
+        for g, (group, block) in enumerate(zip(GROUPS, blocks(embeddings).unbind(1))):
+            some = (labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
+            if some.any():
+                total[some] += self._group_scores(g, labels[some], block)
+                described += some[:, None].to(described)
         if (described == 0).any():
-            raise ValueError(f"search: query {int((described == 0).flatten().nonzero()[0])} describes nothing of the "
-                             f"groups {', '.join(groups)}; give at least one attribute of them.")
+            raise ValueError(f"search: query {int((described == 0).flatten().nonzero()[0])} describes nothing; give at "
+                             "least one attribute.")
         return total / described
 
     def _group_scores(self, g: int, labels: Tensor, block: Tensor) -> Tensor:

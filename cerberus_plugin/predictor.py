@@ -14,8 +14,8 @@ from fastreid.data.transforms import build_transforms
 from torch import Tensor
 from tqdm import tqdm
 
+from .assembly import load_model, reader_of
 from .config import add_cerberus_config
-from .engine import load_model, reader_of
 from .inference import image_scores
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping
 
-import torch
 from tabulate import tabulate
 
-from . import host
-
-FLOOR_FILE = "untrained.json"
+FLOOR_FILE = "before_training.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 
@@ -23,9 +19,9 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
 
     Args:
         results: figures by name, as `TaskEvaluator` returns them.
-        floor: the same of the untrained model, where it was evaluated.
+        floor: the same before the first step of training, where it was evaluated.
     """
-    rows = [("this model", results)] + ([("untrained", floor)] if floor else [])
+    rows = [("this model", results)] + ([("before training", floor)] if floor else [])
     parts = ["reID (rectangle AP unless said)\n" + _table(
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
     if "PAR/mA_official" in results:
@@ -46,8 +42,9 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
             figures = [results[f"PAR-majority/{rule}/{c}"] for c in columns]
             lines.append([f"majority answer, {rule}", results[f"PAR-majority/mA_{rule}"], *figures])
     for name, figures in rows[1:]:
-        lines.append([f"{name}, official", figures.get("PAR/mA_official"),
-                      *(figures.get(f"PAR/official/{c}") for c in columns)])
+        for rule in MEANS:
+            lines.append([f"{name}, {rule}", figures.get(f"PAR/mA_{rule}"),
+                          *(figures.get(f"PAR/{rule}/{c}") for c in columns)])
     ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
     lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
@@ -64,12 +61,12 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
             if f"APS/{part}/mAP" in figures:
                 lines.append([name, f"{part} in training", figures[f"APS/{part}/queries"], figures[f"APS/{part}/mAP"],
                               figures[f"APS/{part}/Rank-1"], None])
-    for key in results:
-        if key.endswith("/mAP_given"):
-            groups = key.split("/")[1]
-            for reading, word in (("given", "relevant: same in these groups"), ("full", "relevant: same in all")):
-                lines.append([f"{groups} only", word, None, results[f"APS/{groups}/mAP_{reading}"],
-                              results[f"APS/{groups}/Rank-1_{reading}"], None])
+    for key in [key for key in results if key.endswith("/mAP_given")]:
+        groups = key.split("/")[1]
+        for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
+            for name, figures in rows:
+                lines.append([name, f"by {groups}, relevant: {word}", None, figures.get(f"APS/{groups}/mAP_{reading}"),
+                              figures.get(f"APS/{groups}/Rank-1_{reading}"), None])
     title = f"APS over {results['APS/images']:.0f} images of query and gallery"
     return f"{title}\n" + _table(["", "categories", "queries", "mAP", "Rank-1", "mAP_trapezoid"], lines)
 
@@ -88,39 +85,25 @@ def _format(header: str, value) -> str:
     return f"{value:.0f}" if header == "queries" else f"{value:.2f}"
 
 
-def read_floor(output_dir: str, dataset_name: str) -> dict | None:
-    path = os.path.join(output_dir, FLOOR_FILE)
+def read_floor(folder: str) -> dict[str, dict]:
+    """Figures before training by test data set; empty where they were not taken."""
+    path = os.path.join(folder, FLOOR_FILE)
     if not os.path.isfile(path):
-        return None
+        return {}
     with open(path) as file:
-        return json.load(file).get(dataset_name)
+        return json.load(file)
 
 
-def write_floor(cfg, results: Mapping) -> None:
-    write_json(os.path.join(cfg.OUTPUT_DIR, FLOOR_FILE), _by_dataset(cfg, results))
+def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
+    write_json(os.path.join(folder, FLOOR_FILE), floor)
 
 
-def write_results(cfg, results: Mapping) -> None:
-    """results.txt, the table; results.json, the figures with what is needed to compare them with others'."""
-    by_dataset = _by_dataset(cfg, results)
-    record = {
-        "results": by_dataset,
-        "untrained": {name: read_floor(cfg.OUTPUT_DIR, name) for name in by_dataset},
-        "protocol": {
-            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": cfg.TEST.METRIC,
-                     "flip": cfg.TEST.FLIP.ENABLED, "re-ranking": cfg.TEST.RERANK.ENABLED,
-                     "query expansion": cfg.TEST.AQE.ENABLED},
-            "par": {"force colour": cfg.TEST.PAR.FORCE_COLOUR,
-                    "query identities only": cfg.TEST.PAR.QUERY_IDENTITIES_ONLY},
-            "aps": {"protocol": cfg.TEST.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
-        },
-        "model": cfg.MODEL.META_ARCHITECTURE,
-        "image size": list(cfg.INPUT.SIZE_TEST),
-        "versions": {"fastreid": host.version(), "torch": torch.__version__, "python": platform.python_version()},
-    }
-    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), record)
-    tables = [f"{name}\n\n{results_table(by_dataset[name], record['untrained'][name])}\n" for name in by_dataset]
-    write_text(os.path.join(cfg.OUTPUT_DIR, "results.txt"), "\n".join(tables))
+def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping) -> None:
+    """results.txt, the tables; results.json, the figures by test data set with what `record` says about them."""
+    floor = read_floor(folder)
+    write_json(os.path.join(folder, "results.json"), {"results": results, "before training": floor, **record})
+    tables = [f"{name}\n\n{results_table(results[name], floor.get(name))}\n" for name in results]
+    write_text(os.path.join(folder, "results.txt"), "\n".join(tables))
 
 
 def write_json(path: str, record) -> None:
@@ -137,11 +120,6 @@ def write_text(path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _by_dataset(cfg, results: Mapping) -> dict:
-    """The host returns the bare figures where there is one test data set."""
-    return {cfg.DATASETS.TESTS[0]: dict(results)} if len(cfg.DATASETS.TESTS) == 1 else dict(results)
 
 
 def _without_nan(value):

@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
+from .assembly import build_dataset
 from .attributes import MISSING
-from .engine import build_dataset
 from .inference import image_scores
 from .metrics.ranking import rank_matches
 from .predictor import CerberusPredictor

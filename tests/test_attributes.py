@@ -1,6 +1,6 @@
 """Schemas and annotation files: bits, columns, words, and every way a file can be wrong."""
 
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, find_annotations, read_annotations
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, find_annotations, read_annotations
 
 import pytest
 import torch
@@ -15,6 +15,11 @@ def people() -> dict:
 def test_market_has_30_bits_and_duke_23():
     assert MARKET1501.group_bits == (2, 9, 11, 5, 3) and MARKET1501.num_bits == 30
     assert DUKEMTMC.group_bits == (1, 9, 9, 1, 3) and DUKEMTMC.num_bits == 23
+
+
+def test_fields_out_of_the_order_of_the_groups_are_refused():
+    with pytest.raises(ValueError, match="must come group by group"):
+        AttributeSchema("own", MARKET1501.fields[::-1])
 
 
 def test_columns_are_those_of_the_published_tables():

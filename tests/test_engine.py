@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.assembly import build_train_set, load_model
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS
-from cerberus_plugin.engine import build_train_set, evaluate, load_model
+from cerberus_plugin.engine import evaluate
 
 import pytest
 import torch
@@ -44,14 +45,14 @@ def test_one_evaluation_gives_reid_par_and_aps_with_seen_and_unseen_apart(run):
 def test_the_run_folder_holds_what_the_readme_promises(run):
     folder = Path(run.cfg.OUTPUT_DIR)
     for name in ("config.yaml", "model_final.pth", "model_best.pth", "last_checkpoint", "metrics.json", "results.json",
-                 "results.txt", "semantic_ids.json", "untrained.json"):
+                 "results.txt", "semantic_ids.json", "before_training.json"):
         assert (folder / name).stat().st_size > 0, name
     record = json.loads((folder / "results.json").read_text())
     name = "Market1501Attributes"
     assert record["results"][name]["mAP"] == pytest.approx(run.results["mAP"])
-    assert record["untrained"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
+    assert record["before training"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
     table = (folder / "results.txt").read_text()
-    for word in ("untrained", "majority answer, official", "unseen in training", "upper colour", "mINP"):
+    for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):
         assert word in table
 
 
@@ -68,6 +69,70 @@ def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
 def test_alignment_is_logged(run):
     lines = [json.loads(line) for line in (Path(run.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
     assert 0 < lines[0]["alignment/crop_ratio"] <= 1 and 0 <= lines[0]["alignment/fallback"] <= 1
+
+
+def test_resuming_a_finished_run_evaluates_it_again(small_config):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
+    first = trained(cfg)
+    again = CerberusTrainer(cfg)
+    again.resume_or_load(resume=True)
+    assert again.train() == pytest.approx(first.results, nan_ok=True)
+
+
+def test_margins_are_the_configurations_whatever_the_checkpoint_was_trained_with(small_config, run):
+    weights = str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    trainer = CerberusTrainer(small_config("MODEL.WEIGHTS", weights, "MODEL.CERBERUS.MARGIN", "constant",
+                                           "MODEL.CERBERUS.MARGIN_CONSTANT", 0.0))
+    trainer.resume_or_load(resume=False)
+    assert torch.equal(trainer.model.prototypes.rows["head"], run.model.prototypes.rows["head"])
+    assert all((trainer.model.prototypes.margins(group) == 0).all() for group in GROUPS)
+
+
+def test_figures_before_training_are_never_those_of_an_earlier_run(small_config):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir()
+    (folder / "before_training.json").write_text('{"Market1501Attributes": {"mAP": 1}}')
+    trained(cfg)
+    assert "before training" not in (folder / "results.txt").read_text()
+
+
+def test_seen_categories_and_majority_are_those_of_the_identities_trained_on(run, small_config):
+    assert torch.equal(run.model.attribute_reader().train_labels, run.data_loader.dataset.class_labels())
+    results = trained(small_config("DATASETS.COMBINEALL", True, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results
+    assert results["APS/seen/queries"] == 6 and results["APS/unseen/queries"] == 0
+
+
+def test_blocks_are_of_unit_length_after_the_flip_test(small_config, monkeypatch):
+    cfg = small_config("TEST.FLIP.ENABLED", True)
+    trainer, seen = CerberusTrainer(cfg), []
+    monkeypatch.setattr("cerberus_plugin.engine.ReIDTask", lambda cfg: lambda g: seen.append(g.embeddings) or {})
+    trainer.test(trainer.cfg, trainer.model)
+    assert torch.allclose(seen[0].unflatten(1, (5, -1)).norm(dim=2), torch.ones(25, 5), atol=1e-5)
+
+
+def test_an_alignment_that_crops_nothing_is_said_at_the_end(small_config, caplog):
+    with caplog.at_level("WARNING", logger="fastreid.cerberus"):
+        trained(small_config("MODEL.CERBERUS.SIGMA", 0.0, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    assert "SIGMA does not fit the scale" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("TEST.APS.PROTOCOL", "sap", "PROTOCOL is 'sap', expected one of asmr, sal"),
+    ("TEST.APS.PARTIAL", "sum", "PARTIAL is 'sum', expected one of mean, max"),
+    ("TEST.APS.GROUPS", ["feet"], "GROUPS holds 'feet', expected names joined by"),
+])
+def test_options_of_the_evaluation_are_checked_before_training(small_config, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        CerberusTrainer(small_config(key, value))
+
+
+def test_weights_of_another_size_or_depth_are_refused(run, small_config):
+    weights = str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
+        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.HEADS.EMBEDDING_DIM", 64))
+    with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
+        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.BACKBONE.DEPTH", "34x"))
 
 
 def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
@@ -88,6 +153,9 @@ def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_a
                        "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "INPUT.SIZE_TRAIN", size,
                        "INPUT.SIZE_TEST", size, *depth, file=f"configs/Market1501/{name}_R50.yml")
     results = trained(cfg).results
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    assert evaluate(cfg) == pytest.approx(results)
     assert "mAP" in results and not any(key.startswith(("PAR", "APS")) for key in results)
     assert "PAR" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
 
@@ -124,6 +192,10 @@ def test_a_checkpoint_without_semantic_ids_and_a_missing_one_are_refused(small_c
     torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth: holds no semantic IDs"):
         load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+    torch.save({"model": {"prototypes.sid_of_class": torch.ones(2, 5), "prototypes.schema": torch.tensor(7)}},
+               tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match="foreign.pth: was trained on an attribute set this version does not know"):
+        load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "foreign.pth")))
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS 'nowhere.pth' is not a file"):
         load_model(small_config("MODEL.WEIGHTS", "nowhere.pth"))
 
@@ -253,6 +325,35 @@ def test_all_images_of_both_splits_can_be_trained_on(small_config):
     train_set = build_train_set(small_config("DATASETS.COMBINEALL", True))
     assert train_set.num_classes == 8 + 6
     assert (train_set.class_labels() >= 0).all()  # test identities by the labels of the test split
+
+
+def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_path):
+    write_market_folder(tmp_path / "duke", *market_people)
+    duke_config.defrost()
+    duke_config.DATASETS.NAMES = ("DukeMTMCAttributes", "Market1501Attributes")
+    with pytest.raises(ValueError, match="mix the attribute schemas dukemtmc, market1501"):
+        build_train_set(duke_config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["cerberus", "bot"])
+def test_training_with_mixed_precision_and_every_kind_of_evaluation_run_on_a_gpu(small_config, name):
+    results = trained(small_config(
+        "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "TEST.FLIP.ENABLED", True, "TEST.AQE.ENABLED", True,
+        "TEST.RERANK.ENABLED", True, "TEST.ROC.ENABLED", True, file=f"configs/Market1501/{name}_R50.yml")).results
+    assert results["mAP"] > 0 and ("PAR/mA_official" in results) == (name == "cerberus")
+
+
+def test_when_no_test_image_can_be_read_the_evaluation_says_so(own_folder):
+    folder, cfg = own_folder
+    for image in [*(folder / "query").iterdir(), *(folder / "bounding_box_test").iterdir()]:
+        image.write_bytes(b"")
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    loader, _ = CerberusTrainer.build_test_loader(cfg, TESTS)
+    with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
+        next(iter(loader))
 
 
 def test_loader_processes_give_the_same_batches(small_config):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
-LAYERS = {"host": 0, "config": 0, "attributes": 1, "losses": 2, "metrics": 2, "inference": 2, "data": 3, "modeling": 3,
-          "evaluators": 3, "report": 4, "engine": 4, "predictor": 4, "visualise": 4}
+LAYERS = {"host": 0, "config": 0, "attributes": 1, "losses": 2, "metrics": 2, "inference": 2, "gathered": 2,
+          "data": 3, "modeling": 3, "evaluators": 3, "tasks": 3, "report": 4, "assembly": 4, "engine": 4,
+          "predictor": 4, "visualise": 4}
 # Plain tensors.
 FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -40,6 +41,16 @@ def test_imports_point_down(path):
             assert not (LAYERS[own] == LAYERS[other] == 3 and own != other), f"{own} imports {other}"
         if own in FREE_OF_THE_HOST:
             assert not name.startswith("fastreid"), f"{own} imports {name}"
+
+
+def test_the_configuration_is_read_at_the_edges_only():
+    readers = {"config", "assembly", "engine", "tasks", "predictor", "visualise", "host"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name != "from_config":
+                named = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+                allowed = part_of(path) in readers or node.name == "split_after_conv4_1"
+                assert allowed or "cfg" not in named, f"{path.name}: {node.name} reads cfg"
 
 
 def test_no_module_outgrows_one_idea():

@@ -8,6 +8,7 @@ from cerberus_plugin.attributes import MARKET1501
 
 import pytest
 import torch
+from conftest import trained
 from PIL import Image
 
 
@@ -64,6 +65,18 @@ def test_a_model_without_prototypes_says_that_it_reads_no_attributes(predictor, 
     monkeypatch.setattr(predictor, "reader", None)
     with pytest.raises(ValueError, match="this model reads no attributes"):
         predictor.recognise(crops)
+
+
+def test_a_baseline_embeds_and_searches_by_picture(small_config, crops):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, file="configs/Market1501/bot_R50.yml")
+    Path(cfg.OUTPUT_DIR).mkdir()
+    trained(cfg)
+    (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
+    baseline = CerberusPredictor(cfg.OUTPUT_DIR)
+    picture = baseline.pictures(crops)[1]
+    assert baseline.search(picture, crops, top=1)[0].path == picture
+    visualise.main([cfg.OUTPUT_DIR, "--queries", "1", "--top", "3"])
+    assert (Path(cfg.OUTPUT_DIR) / "rank_list.png").is_file()
 
 
 def test_the_picture_shows_queries_and_searches(run, capsys):

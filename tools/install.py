@@ -6,12 +6,26 @@ is missing is added, from the folder of wheels named by --wheels on a machine th
 
 import argparse
 import runpy
+import shlex
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Run by the new environment: ends with the reason where it sees no torch that the plugin runs on.
+PROBE = """
+import torch
+try:
+    import torchvision
+except RuntimeError as error:  # torch for the CPU beside torchvision for CUDA, which host/imports.py allows for
+    if "torchvision::nms" not in str(error) or torch.version.cuda:
+        raise
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4):
+    raise ImportError(f"torch {torch.__version__} is older than 2.4")
+"""
 
 
 def main() -> None:
@@ -22,34 +36,57 @@ def main() -> None:
     args = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036  this file is what an older Python runs first
         sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make PYTHON=...")
+    if args.venv.exists() and not (args.venv / "pyvenv.cfg").is_file():
+        sys.exit(f"{args.venv} is no virtual environment; it would be emptied")
     lists = runpy.run_path(str(ROOT / "setup.py"), run_name="lists")
     python = args.venv / "bin" / "python"
-    venv.create(args.venv, with_pip=True, system_site_packages=True)
-    # Asked of the new environment: where the caller is one itself, its packages are not passed on.
-    has_torch = not args.torch and can_import(python, "torch", "torchvision")
-    if not has_torch:
-        venv.create(args.venv, with_pip=True, clear=True)
-    print(f"environment in {args.venv}, torch {'of this machine' if has_torch else 'installed anew'}", flush=True)
+    look_outside(args.venv)
+    problem = "another one is asked for" if args.torch else no_torch(python)
+    create(args.venv, python, with_torch=not problem)
+    print(f"environment in {args.venv}, " + (f"torch installed anew ({problem})" if problem else
+                                             "torch of this machine"), flush=True)
 
-    def install(*requirements: str) -> None:
-        source = ["--no-index", "--find-links", args.wheels] if args.wheels else []
-        command = [str(python), "-m", "pip", "install", "--quiet",
-                   "--disable-pip-version-check", *source, *requirements]
-        print("pip install", *requirements, flush=True)
+    small = [*lists["INSTALL_REQUIRES"], *lists["EXTRAS_REQUIRE"]["dev"]]
+    steps = [args.torch or lists["TORCH"], small]
+    if not problem:
+        # A torch that is there is not named: pip would want its requirements too, such as a newer setuptools.
+        steps = [[item for item in small if not item.startswith("torch")]]
+    source = ["--no-index", "--find-links", args.wheels] if args.wheels else []
+    for options in (*steps, ["--no-deps", lists["HOST"]]):
+        print("pip install", shlex.join(options), flush=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *source, *options]
         if subprocess.run(command).returncode:
-            sys.exit("Installation failed. Without a package index, collect wheels on another machine by `pip download "
-                     "-d wheels` of the requirements above and `pip download --no-deps -d wheels` of "
-                     f"{lists['HOST']}, then run make with WHEELS=wheels.")
-
-    if not has_torch:
-        install(*(args.torch or lists["TORCH"]))
-    install(*lists["INSTALL_REQUIRES"], *lists["EXTRAS_REQUIRE"]["dev"])
-    install("--no-deps", lists["HOST"])
+            sys.exit("Installation failed. Without a package index, run on a machine that reaches one, with this "
+                     f"system and Python {sys.version_info[0]}.{sys.version_info[1]},\n"
+                     f"    pip download -d wheels {shlex.join(sum(steps, []))}\n"
+                     f"    pip download -d wheels --no-deps {lists['HOST']}\n"
+                     "bring the folder here and run make with WHEELS=wheels.")
 
 
-def can_import(python: Path, *names: str) -> bool:
-    """Whether a Python imports these in a process of its own."""
-    return subprocess.run([str(python), "-c", f"import {', '.join(names)}"], capture_output=True).returncode == 0
+def look_outside(folder: Path) -> None:
+    """An empty environment that sees the packages of the calling Python."""
+    venv.create(folder, clear=True, system_site_packages=True)
+    if sys.prefix != sys.base_prefix:
+        # The caller is an environment itself: a new one sees only what lies below both, so its packages are named.
+        outside = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        inside = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        (inside / "caller.pth").write_text("\n".join(sorted(outside)) + "\n")
+
+
+def no_torch(python: Path) -> str:
+    """Why this Python has no torch for the plugin, in the last line of its error; empty where it has."""
+    probe = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True)
+    return (probe.stderr.strip() or f"exit status {probe.returncode}").splitlines()[-1] if probe.returncode else ""
+
+
+def create(folder: Path, python: Path, with_torch: bool) -> None:
+    """Give the environment pip; without a torch outside, cut it off from what lies there."""
+    try:
+        venv.create(folder, with_pip=True, clear=not with_torch, system_site_packages=with_torch)
+    except subprocess.CalledProcessError:  # Debian's Python without its venv package: a pip seen outside will do
+        if subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
+            sys.exit(f"{sys.executable} cannot put pip into an environment; on Debian and Ubuntu: "
+                     "apt install python3-venv")
 
 
 if __name__ == "__main__":

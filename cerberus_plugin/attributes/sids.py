@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schema import GROUPS, MISSING, SCHEMAS, AttributeSchema
+from .schema import GROUPS, MISSING, AttributeSchema
 
 SID_SPACES = ("observed", "union", "product")
 
@@ -116,21 +116,6 @@ class SIDTable:
                 for group, rows, count in zip(GROUPS, self.labels, self.counts)
             },
         }
-
-    @classmethod
-    def from_json(cls, record: dict) -> SIDTable:
-        schema = SCHEMAS.get(record["schema"])
-        if schema is None or list(schema.field_names) != record["fields"]:
-            raise ValueError(f"semantic IDs of schema '{record['schema']}' do not fit this version's attributes; "
-                             f"known schemas: {', '.join(SCHEMAS)}")
-        labels, counts = [], []
-        for group in GROUPS:
-            own = torch.tensor(record["groups"][group]["labels"], dtype=torch.int64)
-            rows = torch.full((len(own), len(schema.fields)), MISSING, dtype=torch.int64)
-            rows[:, list(schema.group_fields(group))] = own
-            labels.append(rows)
-            counts.append(torch.tensor(record["groups"][group]["counts"], dtype=torch.int64))
-        return cls(schema, tuple(labels), tuple(counts))
 
 
 def _group_rows(schema: AttributeSchema, labels: Tensor, group: str) -> Tensor:

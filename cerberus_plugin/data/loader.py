@@ -67,7 +67,9 @@ class AttributeDataset(CommDataset):
         logger.warning(f"{message}; skipped")
         if self.relabel:
             return self._same_identity(index, pid)
-        readable = next(item for item in map(self._readable, range(len(self))) if item is not None)
+        readable = next((item for item in map(self._readable, range(len(self))) if item is not None), None)
+        if readable is None:
+            raise RuntimeError(f"{message}; none of the {len(self)} test images can be read")
         return {"images": torch.zeros_like(readable["images"]), "targets": UNREADABLE_PID, "camids": camid,
                 "img_paths": path}
 

@@ -101,7 +101,7 @@ def majority_answers(truth: Sequence[Tensor], known: Tensor) -> Tensor:
     For colours the most frequent listed one; the first of equally frequent classes; -1 where a column has no label.
 
     Args:
-        truth: M tensors bool (N, C_m), of the training images.   known: bool (N, M).
+        truth: M tensors bool (N, C_m), of training identities or images.   known: bool (N, M).
     """
     answers = []
     for m, true in enumerate(truth):

@@ -13,7 +13,7 @@ from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..attributes import GROUPS, SCHEMAS, SIDTable
-from ..inference import PrototypeReader
+from ..inference import PrototypeReader, blocks
 from ..losses import identity_loss, semantic_guidance_loss, soft_triplet_loss
 from .prototypes import SIDPrototypes
 
@@ -142,7 +142,13 @@ class Cerberus(nn.Module):
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))
 
-        return PrototypeReader(table, rows, synthesise, **self.reading)
+        train_labels = table.decode(self.prototypes.sid_of_class.cpu())
+        return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **self.reading)
+
+    @staticmethod
+    def finish_embeddings(embeddings: Tensor) -> Tensor:
+        """Blocks of unit length again, after the host has averaged over the flip test: (n, 5 * D)."""
+        return blocks(embeddings).flatten(1)
 
     def _log_alignment(self) -> None:
         """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""

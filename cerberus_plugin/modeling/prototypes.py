@@ -102,13 +102,14 @@ class SIDPrototypes(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Refuse tables of another data set or SID space, which the host's checkpointer would skip with a warning."""
-        absent = [name for name, _ in self.named_buffers() if prefix + name not in state_dict]
+        tensors = {**dict(self.named_buffers()), **dict(self.named_parameters())}
+        absent = [name for name in tensors if prefix + name not in state_dict]
         if absent:
             raise ValueError(
                 f"checkpoint: '{prefix}{absent[0]}' is absent or of another size than this model's "
-                f"({tuple(self.get_buffer(absent[0]).shape)}). It was trained on another data set, another "
-                "MODEL.CERBERUS.SID_SPACE, or is no Cerberus checkpoint. Use the config.yaml of its run folder; to "
-                "start from its backbone alone, name it in MODEL.BACKBONE.PRETRAIN_PATH.")
+                f"({tuple(tensors[absent[0]].shape)}). It was trained on another data set, with another "
+                "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM, or is no Cerberus checkpoint. Use the "
+                "config.yaml of its run folder.")
         if self.schema.item():  # tables already filled from a data set must be those of the checkpoint
             tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
             for name in tables:

@@ -5,7 +5,7 @@ Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), D dimensions of
 
 from __future__ import annotations
 
-import logging
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..attributes import GROUPS
-
-logger = logging.getLogger("fastreid.cerberus")
 
 # Which map part each group reads: the strips of the local branch from the top down, or the global branch.
 PARTS = ("head", "upper", "lower")
@@ -67,7 +65,8 @@ def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
     return matrix + F.one_hot(top[:, None] + high, height) * weight[..., None]
 
 
-def strip_matrix(height: int, strips: int, overlap: float = 0.0) -> Tensor:
+@functools.lru_cache(maxsize=8)  # a copy to the device in every step would wait for it
+def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.device | None = None) -> Tensor:
     """Average pooling into horizontal strips: float (strips, H), rows sum to 1.
 
     Strips are equal; where their edges fall inside a row, the row counts by the share it has in the strip.
@@ -81,7 +80,7 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0) -> Tensor:
         start, end = max(0.0, (k - overlap) * size), min(float(height), (k + 1 + overlap) * size)
         for row in range(height):
             matrix[k, row] = max(0.0, min(end, row + 1) - max(start, row))
-    return matrix / matrix.sum(dim=1, keepdim=True)
+    return (matrix / matrix.sum(dim=1, keepdim=True)).to(device)
 
 
 @REID_HEADS_REGISTRY.register()
@@ -149,7 +148,7 @@ class CerberusHead(nn.Module):
     def pool(self, global_map: Tensor, local_map: Tensor) -> dict[str, Tensor]:
         """What each group's layer reads, (B, C): a strip of the aligned local map or the global mean."""
         height = local_map.shape[2]
-        strips = strip_matrix(height, len(PARTS), self.strip_overlap).to(local_map.device)  # (3, H)
+        strips = strip_matrix(height, len(PARTS), self.strip_overlap, local_map.device)  # (3, H)
         if self.align:
             top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
             self.last_alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height,

@@ -1,0 +1,170 @@
+"""Data sets and models as a configuration describes them: what trainer, evaluation and predictor share.
+
+A model is built from the configuration alone, so semantic IDs are counted into it first: from the training set, or
+from the checkpoint that is to be loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.data import build as host_build
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.transforms import build_transforms
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils import comm
+from fastreid.utils.checkpoint import Checkpointer
+from torch import Tensor, nn
+
+from . import report
+from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
+from .data.loader import AttributeDataset
+from .inference import AttributeReader
+from .modeling.prototypes import margins_from_counts, schema_fingerprint
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+def build_dataset(cfg: CfgNode, name: str):
+    """A data set of the host's registry, under FASTREID_DATASETS."""
+    options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
+    return DATASET_REGISTRY.get(name)(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+
+
+def build_train_set(cfg: CfgNode) -> AttributeDataset:
+    """Training images of all DATASETS.NAMES; labelled where every one of them is, by one schema."""
+    datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
+    items = [item for dataset in datasets for item in dataset.train]
+    labels_of = None
+    if all(hasattr(dataset, "labels_of") for dataset in datasets):
+        names = {dataset.schema.name for dataset in datasets}
+        if len(names) > 1:
+            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix the attribute schemas "
+                             f"{', '.join(sorted(names))}; train on data sets of one schema.")
+        owner = {pid: dataset for dataset in datasets for _, pid, _ in dataset.train}
+
+        def labels_of(pid) -> Tensor:
+            return owner[pid].labels_of(pid)
+
+    return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of,
+                            annotations=[dataset.annotations for dataset in datasets] if labels_of else [],
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
+
+
+def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
+    """Query images, then gallery images, of a test data set; and how many of them are queries."""
+    dataset = build_dataset(cfg, name)
+    if comm.is_main_process():
+        dataset.show_test()
+    labelled = hasattr(dataset, "labels_of")
+    return AttributeDataset(dataset.query + dataset.gallery, build_transforms(cfg, is_train=False), relabel=False,
+                            labels_of=dataset.labels_of if labelled else None,
+                            annotations=[dataset.annotations] if labelled else [],
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE), len(dataset.query)
+
+
+def needs_prototypes(cfg: CfgNode) -> bool:
+    node = cfg.MODEL.CERBERUS
+    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and bool(node.LAMBDA_SEM or node.LAMBDA_REG)
+
+
+def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
+    """Semantic IDs of the training identities that have images, in the space that the configuration names."""
+    annotations: list[Annotations] = train_set.annotations
+    test = torch.cat([torch.stack(list(a.test.values())) for a in annotations])
+    return SIDTable.build(annotations[0].schema, train_set.class_labels(), test, cfg.MODEL.CERBERUS.SID_SPACE)
+
+
+def with_semantic_ids(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+    """Count semantic IDs into the configuration, as the host does identities, and save it again."""
+    if not needs_prototypes(cfg):
+        return cfg
+    if not train_set.annotations:
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which Cerberus learns from; use "
+                         "Market1501Attributes or DukeMTMCAttributes, or set MODEL.CERBERUS.LAMBDA_SEM and LAMBDA_REG "
+                         "to 0.0.")
+    table = build_sid_table(cfg, train_set)
+    logger.info(f"{table}; {len(train_set.pids)} training identities")
+    cfg = _with(cfg, train_set.num_classes, table.schema.name, table.sizes)
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+        report.write_json(os.path.join(cfg.OUTPUT_DIR, "semantic_ids.json"), table.to_json())
+    return cfg
+
+
+def fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Tables of the training set, and margins of the configuration, into the model's buffers."""
+    node = cfg.MODEL.CERBERUS
+    if node.MARGIN not in ("adaptive", "constant"):
+        raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
+    table = build_sid_table(cfg, train_set)
+    constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
+    margins = margins_from_counts(table.counts, len(train_set.pids), node.ALPHA, node.BETA, constant)
+    prototypes.fill(table, table.lookup(train_set.class_labels()), margins)
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The model of a configuration with the weights of MODEL.WEIGHTS, all of them, in evaluation mode."""
+    path = cfg.MODEL.WEIGHTS
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
+                                "(model_final.pth or model_best.pth of a run folder).")
+    # mmap: the tensors are read when the checkpointer loads them.
+    state = torch.load(path, map_location="cpu", mmap=True).get("model", {})
+    model = build_model(_with_checkpoint_sizes(cfg, state))
+    wanted = {key: value.shape for key, value in model.state_dict().items()
+              if value.numel() and not key.endswith("num_batches_tracked")}  # no classes, no classifier: host's habit
+    unmatched = [key for key, shape in wanted.items() if key not in state or state[key].shape != shape]
+    if unmatched:
+        raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
+                         f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
+    Checkpointer(model).load(path)
+    return model.eval()
+
+
+def reader_of(model: nn.Module | None) -> AttributeReader | None:
+    """What reads attributes off a model's embeddings: its method `attribute_reader`, for a model that has one."""
+    model = unwrapped(model)
+    return model.attribute_reader() if hasattr(model, "attribute_reader") else None
+
+
+def check_schema(schema_name: str, annotations: Annotations, dataset_name: str) -> None:
+    """A model reads attributes of its own schema only."""
+    if schema_name != annotations.schema.name:
+        raise ValueError(f"DATASETS.TESTS: {dataset_name} has the attributes of {annotations.schema.name}, the model "
+                         f"those of {schema_name}; its prototypes cannot read them. Test it on a data set with its own "
+                         "attributes, or on the host's data set of the same name for reID alone.")
+
+
+def unwrapped(model: nn.Module | None) -> nn.Module | None:
+    """Without the wrapper of distributed training."""
+    return getattr(model, "module", model)
+
+
+def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
+    """Sizes of a trained model, read from its checkpoint: a paper's config file does not know them."""
+    if not needs_prototypes(cfg):
+        return _with(cfg, 0, "", [])
+    classes = state.get("prototypes.sid_of_class")
+    if classes is None:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no semantic IDs. It is no checkpoint of Cerberus, or of one "
+                         "trained without them; evaluate it with the config.yaml of its run folder.")
+    names = {schema_fingerprint(schema.field_names): name for name, schema in SCHEMAS.items()}
+    schema = names.get(int(state["prototypes.schema"]))
+    if schema is None:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
+                         f"{', '.join(SCHEMAS)}")
+    return _with(cfg, len(classes), schema, [len(state[f"prototypes.rows.{group}"]) for group in GROUPS])
+
+
+def _with(cfg: CfgNode, num_classes: int, schema: str, sizes) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.CERBERUS.SCHEMA = schema
+    cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
+    cfg.freeze()
+    return cfg

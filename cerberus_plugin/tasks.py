@@ -1,0 +1,222 @@
+"""The three tasks of an evaluation, reID, PAR and APS: from what one pass gave to figures in percent.
+
+PAR and APS attach to a model of a user's own as soon as it offers an `AttributeReader`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastreid.evaluation.query_expansion import aqe
+from fastreid.evaluation.roc import evaluate_roc
+from fastreid.utils.compute_dist import build_dist
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from .attributes import GROUPS, MISSING
+from .gathered import Gathered
+from .inference import PARTIAL, AttributeReader
+from .metrics import aps, par, ranking
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+@dataclass(frozen=True)
+class ReIDTask:
+    """Rank-1/5/10, mAP, mINP by the Market-1501 protocol, as the host's ReidEvaluator gives them.
+
+    Without re-ranking and query expansion distances are made block by block and never held at once.
+    """
+
+    cfg: object
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        test, query, gallery = self.cfg.TEST, gathered.query, gathered.gallery
+        ids = query.pids, query.camids, gallery.pids, gallery.camids
+        roc = {}
+        if test.AQE.ENABLED or test.RERANK.ENABLED or test.ROC.ENABLED:
+            distances = self._distances(query, gallery)
+            result = ranking.reid_metrics(torch.as_tensor(distances), *ids)
+            if test.ROC.ENABLED:
+                roc = self._verification(distances, query, gallery)
+        else:
+            result = ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, metric=test.METRIC)
+        if result.num_skipped:
+            logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
+        rank = {f"Rank-{k}": 100 * result.cmc[k - 1].item() for k in (1, 5, 10)}
+        return {**rank, "mAP": 100 * result.mAP, "mINP": 100 * result.mINP,
+                "mAP_trapezoid": 100 * result.mAP_trapezoid, **roc,
+                "metric": (100 * result.mAP + rank["Rank-1"]) / 2}
+
+    def _distances(self, query: Gathered, gallery: Gathered):
+        """The host's query expansion and re-ranking, which need the whole matrix."""
+        test, q, g = self.cfg.TEST, query.embeddings.cpu(), gallery.embeddings.cpu()  # the host's code is for NumPy
+        if test.AQE.ENABLED:
+            q, g = aqe(q, g, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
+        distances = build_dist(q, g, test.METRIC)
+        if test.RERANK.ENABLED:
+            if test.METRIC == "cosine":
+                q, g = F.normalize(q, dim=1), F.normalize(g, dim=1)
+            jaccard = build_dist(q, g, metric="jaccard", k1=test.RERANK.K1, k2=test.RERANK.K2)
+            distances = jaccard * (1 - test.RERANK.LAMBDA) + distances * test.RERANK.LAMBDA
+        return distances
+
+    @staticmethod
+    def _verification(distances, query: Gathered, gallery: Gathered) -> dict[str, float]:
+        """True positive rates at fixed false positive rates, from the host's pairs; shares of 1, as the host's."""
+        scores, labels = evaluate_roc(np.asarray(distances), query.pids.numpy(), gallery.pids.numpy(),
+                                      query.camids.numpy(), gallery.camids.numpy())
+        false_positive, true_positive, _ = roc_curve(labels, scores)
+        return {f"TPR@FPR={rate:.0e}": float(true_positive[np.abs(false_positive - rate).argmin()])
+                for rate in (1e-4, 1e-3, 1e-2)}
+
+
+@dataclass(frozen=True)
+class PARTask:
+    """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
+
+    Args:
+        train_labels: int64 (identities, A), from which the majority answer is taken; None leaves it out.
+        query_identities_only: score gallery images of query identities alone.
+    """
+
+    reader: AttributeReader
+    train_labels: Tensor | None = None
+    query_identities_only: bool = False
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        gallery = _labelled(gathered.gallery)
+        if self.query_identities_only:
+            gallery = gallery.rows(torch.isin(gallery.pids, gathered.query.pids))
+        schema = self.reader.schema
+        truth, known = schema.column_truth(gallery.attributes)
+        is_colour = [column.is_colour for column in schema.columns]
+        result = par.par_metrics(self.reader.recognise(gallery.embeddings).cpu(), truth, known, is_colour)
+        figures = self._figures("PAR", result)
+        for column, share in zip(schema.columns, result.ceiling.tolist()):
+            if column.is_colour:
+                figures[f"PAR/ceiling/{column.name}"] = 100 * share
+        if self.train_labels is not None:
+            answers = par.majority_answers(*schema.column_truth(self.train_labels))
+            majority = par.par_metrics(answers.expand(len(gallery.pids), -1), truth, known, is_colour)
+            figures |= self._figures("PAR-majority", majority)
+        figures["PAR/images"] = len(gallery.pids)
+        return figures
+
+    def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
+        figures = {f"{name}/mA_official": 100 * result.mA_official, f"{name}/mA_binary": 100 * result.mA_binary,
+                   f"{name}/mA_balanced": 100 * result.mA_balanced}
+        for rule in ("official", "binary", "balanced"):
+            for column, share in zip(self.reader.schema.columns, getattr(result, rule).tolist()):
+                figures[f"{name}/{rule}/{column.name}"] = 100 * share
+        return figures
+
+
+@dataclass(frozen=True)
+class APSTask:
+    """Search by attributes: each category of the test images queries the pool of gallery and query images.
+
+    Args:
+        train_labels: int64 (identities, A), to tell categories seen in training from unseen ones; None leaves it out.
+        protocol: "asmr" or "sal".
+        groups: partial searches to report beside the full one: names of groups joined by "+".
+    """
+
+    reader: AttributeReader
+    train_labels: Tensor | None = None
+    protocol: str = "asmr"
+    groups: Sequence[str] = ()
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        # Gallery first: among equal scores the lower index ranks first.
+        labelled = _labelled(gathered)
+        pool = labelled.rows(torch.arange(len(labelled.pids)).roll(-labelled.num_query))
+        pool_categories, labels = aps.categories(pool.attributes)
+        result = self._run(pool, labels, pool_categories)
+        figures = {"APS/mAP": 100 * result.mAP, "APS/Rank-1": 100 * result.rank1,
+                   "APS/mAP_trapezoid": 100 * result.mAP_trapezoid, "APS/queries": len(labels),
+                   "APS/images": len(pool.pids)}
+        if self.train_labels is not None:
+            seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
+            for name, chosen in (("seen", seen), ("unseen", ~seen)):
+                figures |= {f"APS/{name}/{key}": value for key, value in _subset(result, chosen).items()}
+        for name in self.groups:
+            figures |= self._partial(name, pool, labels, pool_categories)
+        return figures
+
+    def _partial(self, name: str, pool: Gathered, labels: Tensor, pool_categories: Tensor) -> dict[str, float]:
+        """Queries that describe some groups: relevance on the full category, and on the described groups."""
+        schema = self.reader.schema
+        fields = [i for group in _groups_of(name) for i in schema.group_fields(group)]
+        described = torch.full_like(labels, MISSING)
+        described[:, fields] = labels[:, fields]
+        full = self._run(pool, described, pool_categories)
+        own_categories, own = aps.categories(pool.attributes[:, fields])
+        queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
+        queries[:, fields] = own
+        given = self._run(pool, queries, own_categories)
+        return {f"APS/{name}/mAP_full": 100 * full.mAP, f"APS/{name}/Rank-1_full": 100 * full.rank1,
+                f"APS/{name}/mAP_given": 100 * given.mAP, f"APS/{name}/Rank-1_given": 100 * given.rank1}
+
+    def _run(self, pool: Gathered, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
+        """Query k, labels int64 (K, A), is to find the images of category k."""
+        representative = {}
+        if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
+            from_query = torch.arange(len(pool.pids)) >= len(pool.pids) - pool.num_query
+            first = [_first(pool_categories == k, from_query) for k in range(len(queries))]
+            representative = {"representative_pids": pool.pids[first], "representative_camids": pool.camids[first],
+                              "gallery_pids": pool.pids, "gallery_camids": pool.camids}
+        return aps.aps_metrics(lambda rows: self.reader.search(queries[rows], pool.embeddings),
+                               torch.arange(len(queries)), pool_categories, protocol=self.protocol, **representative)
+
+
+def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
+    """PAR and APS as a configuration asks for them."""
+    return [PARTask(reader, reader.train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+            APSTask(reader, reader.train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
+
+
+def check_task_options(cfg) -> None:
+    """Refuse what would come up at the first evaluation only."""
+    if cfg.TEST.APS.PROTOCOL not in aps.PROTOCOLS:
+        raise ValueError(f"TEST.APS.PROTOCOL is '{cfg.TEST.APS.PROTOCOL}', expected one of {', '.join(aps.PROTOCOLS)}")
+    if cfg.TEST.APS.PARTIAL not in PARTIAL:
+        raise ValueError(f"TEST.APS.PARTIAL is '{cfg.TEST.APS.PARTIAL}', expected one of {', '.join(PARTIAL)}")
+    for name in cfg.TEST.APS.GROUPS:
+        _groups_of(name)
+
+
+def _groups_of(name: str) -> list[str]:
+    """'upper+lower' -> ['upper', 'lower']."""
+    groups = name.split("+")
+    if not set(groups) <= set(GROUPS):
+        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(GROUPS)}")
+    return groups
+
+
+def _labelled(gathered: Gathered) -> Gathered:
+    """Without distractors, which have no labels."""
+    if gathered.attributes is None:
+        raise ValueError("PAR and APS need labelled test images; use a data set with annotations, such as "
+                         "Market1501Attributes")
+    labelled = (gathered.attributes != MISSING).any(dim=1)
+    if not labelled.any():
+        raise ValueError("PAR and APS: none of the test images is labelled")
+    return gathered.rows(labelled)
+
+
+def _first(members: Tensor, preferred: Tensor) -> int:
+    """The first row that is a member, a preferred one if there is any: bool (N,), bool (N,)."""
+    both = members & preferred
+    return int((both if both.any() else members).nonzero()[0])
+
+
+def _subset(result: aps.APSResult, chosen: Tensor) -> dict[str, float]:
+    """Figures over some of the queries; NaN where there are none."""
+    ap, first = result.queries.ap[chosen].nan_to_num(0), result.queries.first_match[chosen]
+    return {"mAP": 100 * ap.mean().item(), "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
