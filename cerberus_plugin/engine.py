@@ -140,6 +140,9 @@ class CerberusTrainer(DefaultTrainer):
 
 def setup(args) -> CfgNode:
     """Configuration from the command line, the host's logging and output folder, device and seed."""
+    if not os.path.isfile(args.config_file):
+        raise SystemExit(f"--config-file '{args.config_file}' is not a file; for example "
+                         "configs/Market1501/cerberus_R50.yml")
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(args.config_file)

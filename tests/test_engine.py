@@ -7,11 +7,12 @@ from pathlib import Path
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.assembly import build_train_set, load_model
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS
-from cerberus_plugin.engine import evaluate
+from cerberus_plugin.engine import evaluate, setup
 
 import pytest
 import torch
 from conftest import random_labels, read_config, trained, write_duke_folder, write_market_folder
+from fastreid.engine import default_argument_parser
 from fastreid.utils.env import seed_all_rng
 
 TESTS = "Market1501Attributes"
@@ -223,6 +224,23 @@ def own_folder(tmp_path, market_people, use_root, small_config):
     cfg = small_config()
     use_root(write_market_folder(tmp_path / "data", *market_people))
     return tmp_path / "data" / "Market-1501-v15.09.15", cfg
+
+
+@pytest.mark.filterwarnings("ignore:The current data structure is deprecated")
+def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_draw_one(small_config, use_root, tmp_path):
+    cfg = small_config()
+    use_root(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere.*FASTREID_DATASETS.*cerberus_plugin.data.synthetic"):
+        build_train_set(cfg)
+
+
+def test_a_missing_config_file_and_a_missing_gpu_are_said_before_anything_starts(monkeypatch):
+    parse = default_argument_parser().parse_args
+    with pytest.raises(SystemExit, match="--config-file '' is not a file; for example"):
+        setup(parse([]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
+        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml"]))
 
 
 def test_a_missing_annotation_file_names_the_two_places(own_folder):

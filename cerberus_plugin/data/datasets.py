@@ -25,7 +25,12 @@ class AttributeAnnotated:
     annotation_file: str
 
     def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
-        super().__init__(root=root, **kwargs)
+        try:
+            super().__init__(root=root, **kwargs)
+        except RuntimeError as error:  # the host's check of the folders
+            raise FileNotFoundError(
+                f"{error}, looked for under '{root}': set FASTREID_DATASETS to the folder that holds the data set, or "
+                f"draw people by `python -m cerberus_plugin.data.synthetic --output {root}`.") from error
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):
             if not items:
