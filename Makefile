@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
+	@echo "make clean    remove the environment (before installing it differently), runs and logs"
 
 $(VENV)/.installed: setup.py tools/install.py
 	$(PYTHON) tools/install.py $(VENV) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(TORCH),--torch $(TORCH))

@@ -113,7 +113,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
         raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
                                 "(model_final.pth or model_best.pth of a run folder).")
     # mmap: the tensors are read when the checkpointer loads them.
-    state = torch.load(path, map_location="cpu", mmap=True).get("model", {})
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("model", {})
     model = build_model(_with_checkpoint_sizes(cfg, state))
     wanted = {key: value.shape for key, value in model.state_dict().items()
               if value.numel() and not key.endswith("num_batches_tracked")}  # no classes, no classifier: host's habit

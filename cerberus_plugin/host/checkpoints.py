@@ -85,7 +85,7 @@ def stored_metric(folder: str) -> float:
         return -1.0
     try:
         # mmap: the weights beside the score are not read.
-        return float(torch.load(path, map_location="cpu", mmap=True)["metric"])
+        return float(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["metric"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         logger.warning(f"{path}: no score to read ({error}); the next evaluation replaces it")
         return -1.0
