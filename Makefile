@@ -39,9 +39,9 @@ smoke: install
 		--distractors 4 --junk 4
 	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) OUTPUT_DIR runs/smoke SOLVER.MAX_EPOCH 4 \
 		SOLVER.WARMUP_ITERS 3 TEST.UNTRAINED_FLOOR False
-	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) --eval-only OUTPUT_DIR runs/smoke/evaluated \
+	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) --eval-only OUTPUT_DIR runs/smoke \
 		MODEL.WEIGHTS runs/smoke/model_final.pth
-	cmp runs/smoke/results.txt runs/smoke/evaluated/results.txt
+	cmp runs/smoke/results.txt runs/smoke/evaluation/results.txt
 
 clean:
 	rm -rf $(VENV) runs logs

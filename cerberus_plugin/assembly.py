@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 
 import torch
 from fastreid.config import CfgNode
@@ -112,8 +113,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
                                 "(model_final.pth or model_best.pth of a run folder).")
-    # mmap: the tensors are read when the checkpointer loads them.
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("model", {})
+    state = _state_of(path)
     model = build_model(_with_checkpoint_sizes(cfg, state))
     wanted = {key: value.shape for key, value in model.state_dict().items()
               if value.numel() and not key.endswith("num_batches_tracked")}  # no classes, no classifier: host's habit
@@ -144,8 +144,23 @@ def unwrapped(model: nn.Module | None) -> nn.Module | None:
     return getattr(model, "module", model)
 
 
+def _state_of(path: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True).get("model", {})
+    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({error}); it may be cut short or of another kind. The "
+                         "checkpoints before it in the run folder are whole.") from error
+
+
 def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
-    """Sizes of a trained model, read from its checkpoint: a paper's config file does not know them."""
+    """Sizes of a trained model, read from its checkpoint: a paper's config file does not know them.
+
+    Nor are the weights needed that the backbone began with.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
     if not needs_prototypes(cfg):
         return _with(cfg, 0, "", [])
     classes = state.get("prototypes.sid_of_class")

@@ -87,7 +87,11 @@ class CerberusTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True):
         """As the host's; margins stay those of the configuration, whatever the checkpoint was trained with."""
-        super().resume_or_load(resume)
+        path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
+        try:
+            super().resume_or_load(resume)
+        except ValueError as error:
+            raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
         self._fill_prototypes()
 
     def train(self):
@@ -120,11 +124,13 @@ class CerberusTrainer(DefaultTrainer):
     def _evaluate_floor(self) -> None:
         """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
         floor = {}
+        if comm.is_main_process():
+            report.write_floor(self.cfg.OUTPUT_DIR, floor)
         if self.cfg.TEST.UNTRAINED_FLOOR:
             logger.info("Evaluating the model before the first step, the floor of the result table")
             floor = by_dataset(self.cfg, self.test(self.cfg, self.model))
-        if comm.is_main_process():
-            report.write_floor(self.cfg.OUTPUT_DIR, floor)
+            if comm.is_main_process():
+                report.write_floor(self.cfg.OUTPUT_DIR, floor)
 
     def _warn_about_the_run(self) -> None:
         num_unreadable = int(self.data_loader.dataset.num_unreadable)
@@ -145,24 +151,35 @@ def setup(args) -> CfgNode:
                          "configs/Market1501/cerberus_R50.yml")
     cfg = get_cfg()
     add_cerberus_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError) as error:  # yacs' own for what it does not know
+        raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only go "
+                         "before KEY value.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs
+    if args.eval_only:
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
     cfg.freeze()
     default_setup(cfg, args)
     seed = cfg.SEED if cfg.SEED >= 0 else int.from_bytes(os.urandom(3), "big")
     seed_all_rng(seed + comm.get_rank())
-    logger.info(f"FastReID {host.version()}, torch {torch.__version__}, seed {seed}")
+    logger.info(f"FastReID {host.version()}, torch {torch.__version__}, seed {seed} in place of a generated one")
     return cfg
 
 
 def evaluate(cfg: CfgNode) -> OrderedDict:
-    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results (--eval-only)."""
+    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
     host.use_device(cfg.MODEL.DEVICE)
-    results = CerberusTrainer.test(cfg, load_model(cfg))
+    model = load_model(cfg)
+    if comm.is_main_process():
+        report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
+    results = CerberusTrainer.test(cfg, model)
     if comm.is_main_process():
         write_results(cfg, results)
     return results

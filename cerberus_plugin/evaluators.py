@@ -15,11 +15,9 @@ from fastreid.evaluation.evaluator import DatasetEvaluator
 from fastreid.utils import comm
 from torch import Tensor
 
-from .gathered import Gathered
+from .gathered import LEFT_OUT_PID, Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
-
-LEFT_OUT_PID = -1  # unreadable images
 
 Task = Callable[[Gathered], dict[str, float]]
 

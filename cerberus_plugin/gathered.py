@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEFT_OUT_PID = -1  # stands for an image that could not be read; evaluations leave it out
+
 
 @dataclass(frozen=True)
 class Gathered:

@@ -22,12 +22,11 @@ PARTIAL = ("mean", "max")
 class AttributeReader(Protocol):
     """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it.
 
-    `train_labels` are those of the identities it was trained on, int64 (C, A), for floors and for telling unseen
-    categories; None where they are not known.
+    One that also has `train_labels`, int64 (C, A), of the identities it was trained on, is scored beside the majority
+    answer and on seen and unseen categories apart.
     """
 
     schema: AttributeSchema
-    train_labels: Tensor | None
 
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, E) -> int64 (N, M), a class of each column, -1 for none."""

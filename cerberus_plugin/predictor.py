@@ -67,6 +67,8 @@ class CerberusPredictor:
     @staticmethod
     def pictures(folder: str | Path) -> list[str]:
         """Pictures of a folder, sorted by name."""
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of pictures")
         found = sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise ValueError(f"{folder}: no pictures found ({', '.join(IMAGE_SUFFIXES)})")
@@ -79,6 +81,8 @@ class CerberusPredictor:
         A bar shows the time left where there are more than a few batches.
         """
         paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+        if not paths:
+            raise ValueError("embed: no pictures given")
         outputs = []
         starts = range(0, len(paths), batch_size)
         for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):

@@ -91,7 +91,9 @@ def read_floor(folder: str) -> dict[str, dict]:
     if not os.path.isfile(path):
         return {}
     with open(path) as file:
-        return json.load(file)
+        floor = json.load(file)
+    return {name: {key: math.nan if value is None else value for key, value in figures.items()}
+            for name, figures in floor.items()}
 
 
 def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:

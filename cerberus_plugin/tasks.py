@@ -177,8 +177,9 @@ class APSTask:
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
     """PAR and APS as a configuration asks for them."""
-    return [PARTask(reader, reader.train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
-            APSTask(reader, reader.train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
+    train_labels = getattr(reader, "train_labels", None)
+    return [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+            APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
 
 
 def check_task_options(cfg) -> None:
@@ -202,7 +203,8 @@ def _groups_of(name: str) -> list[str]:
 def _labelled(gathered: Gathered) -> Gathered:
     """Without distractors, which have no labels."""
     if gathered.attributes is None:
-        raise ValueError("PAR and APS need labelled test images; use a data set with annotations, such as "
+        raise ValueError("PAR and APS need batches with 'attributes': build the loader by "
+                         "CerberusTrainer.build_test_loader, for a data set with annotations such as "
                          "Market1501Attributes")
     labelled = (gathered.attributes != MISSING).any(dim=1)
     if not labelled.any():

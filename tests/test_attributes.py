@@ -101,6 +101,11 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, people):
         read_annotations(path, MARKET1501)
 
 
+def test_a_missing_file_is_not_called_truncated(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.mat: no such annotation file"):
+        read_annotations(tmp_path / "nowhere.mat", MARKET1501)
+
+
 def test_another_kind_of_mat_file_is_refused(tmp_path):
     from scipy.io import savemat
 

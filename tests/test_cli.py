@@ -33,9 +33,12 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_weights_evaluate_
     killed = train_net()
     until = time.monotonic() + 60
     while not (last.is_file() and last.read_text() >= "model_0001.pth") and time.monotonic() < until:
+        if killed.poll() is not None:
+            break
         time.sleep(0.05)
     killed.kill()
-    killed.communicate()
+    log, _ = killed.communicate()
+    assert last.is_file(), log[-2000:]
     done = int(re.search(r"model_(\d+)", last.read_text())[1]) + 1
 
     resumed = train_net("--resume", **{"SOLVER.MAX_EPOCH": str(done + 1), "TEST.EVAL_PERIOD": str(done + 1)})
@@ -44,8 +47,9 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_weights_evaluate_
     assert f"Starting training from epoch {done}" in log
     table = (tmp_path / "run" / "results.txt").read_text()
 
-    evaluated = train_net("--eval-only", **{"MODEL.WEIGHTS": str(tmp_path / "run" / "model_final.pth"),
-                                            "OUTPUT_DIR": str(tmp_path / "evaluated")})
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    evaluated = train_net("--eval-only", **{"MODEL.WEIGHTS": str(tmp_path / "run" / "model_final.pth")})
     log, _ = evaluated.communicate(timeout=120)
     assert evaluated.returncode == 0, log[-2000:]
-    assert (tmp_path / "evaluated" / "results.txt").read_text() == table
+    assert (tmp_path / "run" / "evaluation" / "results.txt").read_text() == table
+    assert (tmp_path / "run" / "config.yaml").read_text() == config

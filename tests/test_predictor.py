@@ -54,6 +54,10 @@ def test_misuse_is_named(predictor, tmp_path, run):
         CerberusPredictor(tmp_path)
     with pytest.raises(ValueError, match="no pictures found"):
         predictor.pictures(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder of pictures"):
+        predictor.pictures(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="embed: no pictures given"):
+        predictor.embed([])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken.jpg: cannot be read as a picture"):
         predictor.embed(tmp_path / "broken.jpg")

@@ -51,6 +51,8 @@ def main() -> None:
     if not problem:
         # A torch that is there is not named: pip would want its requirements too, such as a newer setuptools.
         steps = [[item for item in small if not item.startswith("torch")]]
+    # The plugin itself, importable from any folder; an editable install would want setuptools from an index.
+    (site_packages(args.venv) / "cerberus_plugin.pth").write_text(f"{ROOT}\n")
     source = ["--no-index", "--find-links", args.wheels] if args.wheels else []
     for options in (*steps, ["--no-deps", lists["HOST"]]):
         print("pip install", shlex.join(options), flush=True)
@@ -69,8 +71,11 @@ def look_outside(folder: Path) -> None:
     if sys.prefix != sys.base_prefix:
         # The caller is an environment itself: a new one sees only what lies below both, so its packages are named.
         outside = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        inside = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        (inside / "caller.pth").write_text("\n".join(sorted(outside)) + "\n")
+        (site_packages(folder) / "caller.pth").write_text("\n".join(sorted(outside)) + "\n")
+
+
+def site_packages(folder: Path) -> Path:
+    return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 def no_torch(python: Path) -> str:

@@ -54,10 +54,10 @@ def read_annotations(path: str | Path, schema: AttributeSchema) -> Annotations:
     in the file, so they become int64 before 1 is taken off (0 - 1 would be 255).
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
     try:
         content = loadmat(path, simplify_cells=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # scipy raises many kinds for a file cut short or of another format
         raise ValueError(f"{path}: not a readable MATLAB file ({type(error).__name__}: {error}). "
                          "Expected the annotation file as published; it may be truncated: copy it again.") from error

@@ -23,14 +23,16 @@ class AttributeAnnotated:
 
     schema: AttributeSchema
     annotation_file: str
+    folder_name: str
 
     def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
         try:
             super().__init__(root=root, **kwargs)
         except RuntimeError as error:  # the host's check of the folders
             raise FileNotFoundError(
-                f"{error}, looked for under '{root}': set FASTREID_DATASETS to the folder that holds the data set, or "
-                f"draw people by `python -m cerberus_plugin.data.synthetic --output {root}`.") from error
+                f"{error}; expected '{root}/{self.folder_name}'. Set FASTREID_DATASETS to the folder that holds it; "
+                "`python -m cerberus_plugin.data.synthetic --output FOLDER` draws people in Market-1501's form."
+            ) from error
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):
             if not items:
@@ -68,6 +70,7 @@ class Market1501Attributes(AttributeAnnotated, Market1501):
 
     schema = MARKET1501
     annotation_file = "market_attribute.mat"
+    folder_name = "Market-1501-v15.09.15"
 
 
 @DATASET_REGISTRY.register()
@@ -76,6 +79,7 @@ class DukeMTMCAttributes(AttributeAnnotated, DukeMTMC):
 
     schema = DUKEMTMC
     annotation_file = "duke_attribute.mat"
+    folder_name = "DukeMTMC-reID"
 
 
 def _identity(pid: str | int) -> int:

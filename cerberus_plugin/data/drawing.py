@@ -333,7 +333,7 @@ class _Figure:
             self.hat(x, y, r)
 
     def hat(self, x: float, y: float, r: float) -> None:
-        """A cap with a peak, a hat with a brim, or a knitted hat."""
+        """A cap with a peak, which shows its band from behind, a hat with a brim, or a knitted hat."""
         kind, pen = int(self.details["hat"] * 3), self.pen
         colour = pick(ACCENTS, self.details["hat_colour"])
         dome = CIRCLE[:13] * (1.06 * r, 0.98 * r) + (x, y + 0.26 * r)

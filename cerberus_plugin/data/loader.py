@@ -10,10 +10,10 @@ from fastreid.data.common import CommDataset
 from torch import Tensor
 
 from ..attributes import Annotations
+from ..gathered import LEFT_OUT_PID
 
 logger = logging.getLogger("fastreid.cerberus")
 
-UNREADABLE_PID = -1  # what evaluation sees in place of an image that could not be read
 ON_UNREADABLE = ("stop", "skip")
 
 
@@ -70,7 +70,7 @@ class AttributeDataset(CommDataset):
         readable = next((item for item in map(self._readable, range(len(self))) if item is not None), None)
         if readable is None:
             raise RuntimeError(f"{message}; none of the {len(self)} test images can be read")
-        return {"images": torch.zeros_like(readable["images"]), "targets": UNREADABLE_PID, "camids": camid,
+        return {"images": torch.zeros_like(readable["images"]), "targets": LEFT_OUT_PID, "camids": camid,
                 "img_paths": path}
 
     def _same_identity(self, index: int, pid) -> dict:

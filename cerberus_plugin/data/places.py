@@ -5,13 +5,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-PLACES = ("plaza", "shop", "park", "street", "hall", "wall")
 PLACE_HEIGHT, PLACE_WIDTH = 192, 720
 _SUPER = 2  # drawn at twice the size and averaged down
 
 
 def draw_place(name: str, horizon: float, rng: np.random.Generator) -> np.ndarray:
-    """A wide picture of a place of `PLACES`: uint8 (192, 720, 3); `horizon` is a share of the height, from the top."""
+    """A wide picture of a plaza, shop, park, street, hall or wall: uint8 (192, 720, 3).
+
+    `horizon` is a share of the height, from the top.
+    """
     high, wide, s = PLACE_HEIGHT, PLACE_WIDTH, _SUPER
     image = np.zeros((high * s, wide * s, 3), np.uint8)
     _Scenery(image, rng, horizon)(name)

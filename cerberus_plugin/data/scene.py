@@ -7,7 +7,7 @@ Pictures are uint8 RGB, 128 high and 64 wide unless said otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import pi
 
@@ -74,8 +74,8 @@ class View:
     smear: int = 0
     front: str = ""
     front_x: float = 0.5
-    behind: Person | None = field(default=None)
-    passer: Person | None = field(default=None)
+    behind: Person | None = None
+    passer: Person | None = None
 
 
 @lru_cache(maxsize=32)

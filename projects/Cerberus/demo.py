@@ -32,7 +32,7 @@ def main() -> None:
     train_net.main(default_argument_parser().parse_args(options))
     visualise.main([str(FOLDER)])
     print((FOLDER / "results.txt").read_text())
-    print(f"{(time.monotonic() - start) / 60:.1f} minutes. In {FOLDER}: model_best.pth, metrics.json, results.json, "
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes. In {FOLDER}: model_final.pth, metrics.json, results.json, "
           "results.txt (the table above), rank_list.png (look at it)")
 
 
