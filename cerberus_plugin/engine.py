@@ -155,8 +155,8 @@ def setup(args) -> CfgNode:
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError) as error:  # yacs' own for what it does not know
-        raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only go "
-                         "before KEY value.") from error
+        raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
+                         "go before KEY value.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu":
