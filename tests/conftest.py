@@ -1,5 +1,6 @@
 """Inputs that tests share: labels, annotation files, a drawn data set, small configurations. No data is shipped."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -188,3 +189,25 @@ def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
                 Image.fromarray(pixels).save(folder / name / f"{pid:04d}_c{camera}_f{camera:07d}.jpg")
     write_annotations(folder / "duke_attribute.mat", DUKEMTMC, train, test, root="duke_attribute")
     return root
+
+
+@pytest.fixture
+def log(caplog):
+    """The records of the package's logger, also where the host's setup_logger has cut propagation."""
+    logger = logging.getLogger("fastreid.cerberus.host")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
+
+
+def solver_cfg(**solver):
+    """The host's defaults with these keys of SOLVER."""
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    for key, value in {"BASE_LR": 0.1, "HEADS_LR_FACTOR": 0.5, **solver}.items():
+        cfg.SOLVER[key] = value
+    return cfg

@@ -1,0 +1,175 @@
+"""Batches of the host: in order, on the right device, with errors that reach the caller."""
+
+import contextlib
+import itertools
+import threading
+
+from cerberus_plugin import host
+
+import fastreid.data.build
+import fastreid.engine.defaults
+import fastreid.evaluation.rank
+import fastreid.solver
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.data.samplers import BalancedIdentitySampler, NaiveIdentitySampler
+from fastreid.utils import comm
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+class Items(torch.utils.data.Dataset):
+    """Five items in the host's form; reading `broken` raises as a missing image does."""
+
+    def __init__(self, broken=None):
+        self.broken = broken
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise FileNotFoundError(f"image {index} is missing")
+        return {"images": torch.full((3, 2, 2), float(index)), "targets": index, "img_paths": f"{index}.jpg"}
+
+
+def host_loader(broken=None, workers=0):
+    return fastreid.data.build_reid_test_loader(Items(broken), test_batch_size=2, num_query=1, num_workers=workers)[0]
+
+
+@pytest.fixture(autouse=True)
+def device_not_chosen(monkeypatch):
+    monkeypatch.setattr(host.data, "_device", None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_arrive_in_order_on_the_cpu(workers):
+    host.use_device("cpu")
+    batches = list(host_loader(workers=workers))
+    assert [batch["targets"].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert batches[1]["img_paths"] == ["2.jpg", "3.jpg"]
+    assert batches[1]["images"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_the_dataset_reaches_the_caller(workers):
+    host.use_device("cpu")
+    caught = []
+
+    def read():
+        try:
+            list(host_loader(broken=3, workers=workers))
+        except FileNotFoundError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert not thread.is_alive(), "the loader hangs"
+    assert "image 3 is missing" in caught[0]
+
+
+def test_workers_are_capped_at_the_usable_cores(monkeypatch):
+    monkeypatch.setattr(host.data, "usable_cores", lambda: 2)
+    assert host_loader(workers=4).num_workers == 2
+    assert host_loader(workers=1).num_workers == 1
+
+
+def test_batches_go_to_the_chosen_device_not_to_any_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader = host_loader()
+    loader.local_rank = 3
+    assert loader._target() == torch.device("cuda", 3)
+    host.use_device("cpu")
+    assert loader._target() == torch.device("cpu")
+    host.use_device("cuda:1")
+    assert loader._target() == torch.device("cuda", 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda', but torch .* finds no GPU"):
+        host.use_device("cuda")
+
+
+def test_reading_ahead_keeps_the_order_and_loses_nothing(monkeypatch):
+    class Stream:
+        def __init__(self, device=None):
+            self.waited = []
+
+        def record_event(self):
+            return object()
+
+        def wait_event(self, event):
+            self.waited.append(event)
+
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    batches = [{"images": torch.tensor([i]), "img_paths": [str(i)]} for i in range(3)]
+    ahead = list(host.data._ahead_on(torch.device("cpu"), batches))
+    assert [(batch["images"].item(), batch["img_paths"]) for batch in ahead] == [(0, ["0"]), (1, ["1"]), (2, ["2"])]
+    assert len(set(current.waited)) == 3
+    assert list(host.data._ahead_on(torch.device("cpu"), [])) == []
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_batches_arrive_in_order_on_a_gpu():
+    batches = list(host_loader(workers=1))
+    assert [batch["targets"].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert all(batch["images"].is_cuda for batch in batches)
+    assert torch.equal(batches[2]["images"].cpu(), torch.full((1, 3, 2, 2), 4.0))
+
+
+SAMPLERS = [NaiveIdentitySampler, BalancedIdentitySampler]
+
+
+def items(identities, images):
+    return [(f"{pid}_{n}.jpg", f"market1501_{pid}", n % 3) for pid in range(identities) for n in range(images)]
+
+
+def in_processes(monkeypatch, world):
+    monkeypatch.setattr(comm, "get_world_size", lambda: world)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_enough_identities_fill_a_batch(sampler):
+    batch = list(itertools.islice(iter(sampler(items(4, 4), 8, 2, seed=0)), 8))
+    assert len(set(batch)) == 8
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_too_few_identities_are_refused_instead_of_searched_for_ever(sampler):
+    with pytest.raises(ValueError, match="a batch needs 4 identities .* the training set has 3. Lower SOLVER.IMS_PER"):
+        sampler(items(3, 4), 8, 2, seed=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("images, instances", [(8, 16), (10, 4), (8, 0)])
+def test_a_batch_that_num_instance_does_not_divide_is_refused(sampler, images, instances):
+    with pytest.raises(ValueError, match=f"NUM_INSTANCE {instances}, expected one or more times NUM_INSTANCE"):
+        sampler(items(40, 4), images, instances, seed=0)
+
+
+def test_an_identity_serves_each_process_once_with_the_naive_sampler(monkeypatch):
+    in_processes(monkeypatch, 2)
+    # Three identities, four places: enough only where each has 2 x NUM_INSTANCE images.
+    assert len(list(itertools.islice(iter(NaiveIdentitySampler(items(3, 4), 4, 2, seed=0)), 4))) == 4
+    with pytest.raises(ValueError, match="a batch needs 4 identities"):
+        NaiveIdentitySampler(items(3, 2), 4, 2, seed=0)
+    with pytest.raises(ValueError, match="a batch needs 4 identities"):
+        BalancedIdentitySampler(items(3, 4), 4, 2, seed=0)
+
+
+def test_random_affine_of_the_configuration_can_be_built_and_run():
+    from fastreid.data.transforms import build_transforms
+    from PIL import Image
+
+    cfg = get_cfg()
+    cfg.INPUT.AFFINE.ENABLED = True
+    cfg.INPUT.SIZE_TRAIN = [16, 8]
+    assert build_transforms(cfg)(Image.new("RGB", (8, 16))).shape == (3, 16, 8)
