@@ -41,11 +41,11 @@ class CerberusTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         host.use_device(cfg.MODEL.DEVICE)
-        self._train_set = build_train_set(cfg)
+        train_set = build_train_set(cfg)
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
-        host.check_config(cfg, len(self._train_set))
+        host.check_config(cfg, len(train_set))
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
-        cfg = with_semantic_ids(cfg, self._train_set)
+        cfg = with_semantic_ids(cfg, train_set)
         if needs_prototypes(cfg):
             check_tests(cfg)
         super().__init__(cfg)
@@ -119,13 +119,12 @@ class CerberusTrainer(DefaultTrainer):
     def _fill_prototypes(self) -> None:
         prototypes = getattr(unwrapped(self.model), "prototypes", None)
         if prototypes is not None:
-            fill_prototypes(prototypes, self.cfg, self._train_set)
+            fill_prototypes(prototypes, self.cfg, self.data_loader.dataset)
 
     def _evaluate_floor(self) -> None:
         """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
-        floor = {}
         if comm.is_main_process():
-            report.write_floor(self.cfg.OUTPUT_DIR, floor)
+            report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:
             logger.info("Evaluating the model before the first step, the floor of the result table")
             floor = by_dataset(self.cfg, self.test(self.cfg, self.model))

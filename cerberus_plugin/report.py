@@ -34,17 +34,14 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
 def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     results = rows[0][1]
     columns = [key.removeprefix("PAR/official/") for key in results if key.startswith("PAR/official/")]
-    lines = []
-    for rule in MEANS:
-        lines.append([f"{rule}", results[f"PAR/mA_{rule}"], *(results[f"PAR/{rule}/{c}"] for c in columns)])
-    for rule in MEANS:
-        if f"PAR-majority/mA_{rule}" in results:
-            figures = [results[f"PAR-majority/{rule}/{c}"] for c in columns]
-            lines.append([f"majority answer, {rule}", results[f"PAR-majority/mA_{rule}"], *figures])
-    for name, figures in rows[1:]:
-        for rule in MEANS:
-            lines.append([f"{name}, {rule}", figures.get(f"PAR/mA_{rule}"),
-                          *(figures.get(f"PAR/{rule}/{c}") for c in columns)])
+
+    def line(name: str, figures: Mapping, rule: str, source: str = "PAR") -> list:
+        return [name, figures.get(f"{source}/mA_{rule}"), *(figures.get(f"{source}/{rule}/{c}") for c in columns)]
+
+    lines = [line(rule, results, rule) for rule in MEANS]
+    if "PAR-majority/mA_official" in results:
+        lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
+    lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS]
     ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
     lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
