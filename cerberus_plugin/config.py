@@ -37,6 +37,10 @@ def add_cerberus_config(cfg: CN) -> None:
     node.LAMBDA_SEM = 5.0
     node.LAMBDA_REG = 0.001
 
+    # Classify a batch among its own identities and random others, this many together, in place of all: partial
+    # softmax, for training sets of tens of thousands of identities. 0 takes all, as the paper does.
+    node.SAMPLED_IDENTITIES = 0
+
     # Initial values of prototypes and residual vectors (Table 7): he_normal, he_uniform, xavier_normal,
     # xavier_uniform, normal_0.01, normal_0.1, normal_1, normal_10 (standard deviation).
     node.INIT = "he_normal"

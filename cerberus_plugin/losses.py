@@ -45,19 +45,20 @@ def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Te
     The hinge is max(0, 1 - m - cos); there is no repulsion from the other prototypes.
 
     Args:
-        representations: float (B, D), one group.
-        prototypes: float (K, D), one row a semantic ID of that group, not normalised.
-        sids: int64 (B,), rows of `prototypes`; -1 where the label is missing, left out of the mean.
+        representations: float (B, D) of one group, or (G, B, D) of several.
+        prototypes: float (K, D), one row a semantic ID, of one group or of all of them one after the other; not
+            normalised.
+        sids: int64 (B,) or (G, B), rows of `prototypes`; negative where the label is missing, left out of the mean.
         margins: float (K,), Eq. 4; about 0.59 to 0.79 with the paper's alpha and beta.
 
     Returns:
-        Mean over the labelled images of the batch; 0, with a gradient of 0, where none is labelled.
+        Mean over the labelled images of the batch, then over groups; 0, with a gradient of 0, where none is labelled.
     """
     known = sids >= 0
     rows = sids.clamp(min=0)
-    cosine = F.cosine_similarity(representations, prototypes[rows], dim=1, eps=COSINE_EPS)  # (B,)
+    cosine = F.cosine_similarity(representations, prototypes[rows], dim=-1, eps=COSINE_EPS)  # (G, B)
     hinge = (1 - margins[rows] - cosine).clamp(min=0)
-    return (hinge * known).sum() / known.sum().clamp(min=1)
+    return ((hinge * known).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)).mean()
 
 
 def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, beta: float = 1.8) -> Tensor:
@@ -85,29 +86,39 @@ def soft_triplet_loss(representations: Tensor, targets: Tensor) -> Tensor:
     of another; an anchor without any negative is left out.
 
     Args:
-        representations: float (B, D), one group.   targets: int64 (B,), identities.
+        representations: float (B, D) of one group, or (G, B, D) of several, whose losses are averaged.
+        targets: int64 (B,), identities.
     """
     # The direct form: the matrix form cancels digits between near rows, and its root has no gradient at equal ones.
     distances = torch.cdist(representations, representations,
-                            compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
+                            compute_mode="donot_use_mm_for_euclid_dist")  # (G, B, B)
     same = targets[:, None] == targets[None, :]
-    positive = distances.masked_fill(~same, float("-inf")).amax(dim=1)
-    negative = distances.masked_fill(same, float("inf")).amin(dim=1)
+    positive = distances.masked_fill(~same, float("-inf")).amax(dim=-1)  # (G, B)
+    negative = distances.masked_fill(same, float("inf")).amin(dim=-1)
     usable = ~same.all(dim=1)
     losses = F.softplus(torch.where(usable, positive - negative, 0.0))
-    return (losses * usable).sum() / usable.sum().clamp(min=1)
+    return ((losses * usable).sum(dim=-1) / usable.sum().clamp(min=1)).mean()
 
 
 @_float32
-def prototype_regularisation(prototypes: Tensor, residuals: Tensor, bits: Tensor) -> Tensor:
-    """Make differences of prototypes follow differences of attributes (Eq. 6 to 8), for one group.
+def prototype_regularisation(prototypes: Tensor, residuals: Tensor, bits: Tensor,
+                             membership: Tensor | None = None) -> Tensor:
+    """Make differences of prototypes follow differences of attributes (Eq. 6 to 8).
 
-    The loss is the sum over ordered pairs of ||p_m - p_n - r_mn||^2 with r_mn = sum_l v_l (A_m(l) - A_n(l)).
+    The loss of a group is the sum over ordered pairs of ||p_m - p_n - r_mn||^2, r_mn = sum_l v_l (A_m(l) - A_n(l)).
     With q_m = p_m - V^T A_m this is the sum of ||q_m - q_n||^2 = 2 K sum_m ||q_m - mean(q)||^2, which costs
     O(K L D) in place of O(K^2 L D).
 
     Args:
         prototypes: float (K, D).   residuals: float (L, D), v_l.   bits: (K, L), A.
+        membership: float (G, K), 1 where a row is of a group, for the mean over several groups whose rows and bits
+            follow one another (`bits` is block-diagonal then); None for one group.
     """
     q = prototypes - bits.to(prototypes.dtype) @ residuals  # (K, D)
-    return 2 * len(q) * (q - q.mean(dim=0)).square().sum()
+    if membership is None:
+        membership = q.new_ones(1, len(q))
+    membership = membership.to(q.dtype)
+    sizes = membership.sum(dim=1)  # (G,)
+    means = membership @ q / sizes[:, None]  # (G, D)
+    spread = (q - membership.T @ means).square().sum(dim=1)  # (K,)
+    return (2 * sizes * (membership @ spread)).mean()

@@ -1,5 +1,6 @@
 """Alignment and part pooling against cropping, resizing and averaging one image after the other."""
 
+from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.modeling.representation import CerberusHead, person_rows, resize_rows_matrix, strip_matrix
 
 import pytest
@@ -65,7 +66,7 @@ def head(**options) -> CerberusHead:
 def test_alignment_and_part_pooling_equal_the_loop_over_images(height):
     generator = torch.Generator().manual_seed(2)
     local_map = torch.randn(16, 6, height, 4, generator=generator).abs() * torch.rand(16, 1, height, 1) * 5
-    pooled = head(sigma=5.0).pool(torch.zeros(16, 6, height, 4), local_map)
+    pooled, _ = head(sigma=5.0).pool(torch.zeros(16, 6, height, 4), local_map)
     expected = looped(local_map, 5.0)
     for k, group in enumerate(("head", "upper", "lower")):
         assert torch.allclose(pooled[group], expected[:, k], atol=1e-5)
@@ -73,7 +74,7 @@ def test_alignment_and_part_pooling_equal_the_loop_over_images(height):
 
 def test_without_alignment_strips_are_thirds_of_the_whole_map():
     local_map = torch.randn(2, 6, 24, 8)
-    pooled = head(align=False).pool(local_map, local_map)
+    pooled, _ = head(align=False).pool(local_map, local_map)
     assert torch.allclose(pooled["upper"], local_map[:, :, 8:16].mean(dim=(2, 3)), atol=1e-6)
     assert torch.allclose(pooled["identity"], local_map.mean(dim=(2, 3))) and "carrying" in pooled
 
@@ -87,7 +88,7 @@ def test_strips_share_a_row_that_an_edge_divides_and_overlap_where_asked():
 
 def test_gradient_reaches_the_kept_rows_and_no_other():
     local_map = map_with_rows([7, 8, 9]).requires_grad_()
-    pooled = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2).pool(local_map.detach(), local_map)
+    pooled, _ = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2).pool(local_map.detach(), local_map)
     sum(part.sum() for part in pooled.values()).backward()
     assert local_map.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten().tolist() == [7, 8, 9]
 
@@ -105,6 +106,35 @@ def test_training_gives_five_representations_with_logits_and_evaluation_unit_blo
 def test_crop_ratio_and_fallbacks_are_kept_for_the_log():
     module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2)
     maps = torch.cat([map_with_rows(range(6, 18)), map_with_rows([])])
-    module.pool(maps, maps)
-    assert module.last_alignment["crop_ratio"].item() == pytest.approx(0.75)
-    assert module.last_alignment["fallback"].item() == 0.5
+    _, alignment = module.pool(maps, maps)
+    assert alignment["crop_ratio"].item() == pytest.approx(0.75)
+    assert alignment["fallback"].item() == 0.5
+
+
+def test_sampled_identities_are_those_of_the_batch_and_distinct_others():
+    module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=8).train()
+    targets = torch.tensor([49, 0, 49, 7])
+    for _ in range(20):
+        classes, among = module.sample(targets)
+        assert len(classes.unique()) == 8 and (classes < 50).all()
+        assert torch.equal(classes[among], targets)
+
+
+def test_logits_of_sampled_identities_are_rows_of_the_full_classifier():
+    module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=8).train()
+    maps, targets = (torch.randn(4, 3, 24, 8), torch.randn(4, 3, 24, 8)), torch.tensor([49, 0, 49, 7])
+    outputs = module(maps, targets)
+    assert outputs["logits"].shape == (5, 4, 8)
+    for group, logits, f in zip(GROUPS, outputs["logits"], outputs["representations"]):
+        full = module.classifiers[group](f)
+        own = logits.gather(1, outputs["targets"][:, None])
+        assert torch.allclose(own, full.gather(1, targets[:, None]))
+    outputs["logits"].sum().backward()
+    touched = (module.classifiers["head"].weight.grad != 0).any(dim=1)
+    assert touched.sum() == 8 and touched[[0, 7, 49]].all()
+
+
+def test_fewer_sampled_identities_than_a_batch_has_images_are_refused():
+    module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=3)
+    with pytest.raises(ValueError, match="SAMPLED_IDENTITIES is 3, expected at least the 4 images of a batch"):
+        module.sample(torch.arange(4))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..attributes import GROUPS, SCHEMAS, SIDTable
 from ..inference import PrototypeReader, blocks
-from ..losses import identity_loss, semantic_guidance_loss, soft_triplet_loss
+from ..losses import identity_loss, soft_triplet_loss
 from .prototypes import SIDPrototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
@@ -89,16 +89,15 @@ class Cerberus(nn.Module):
 
     def forward(self, batched_inputs):
         """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
-        shared = self.trunk(self.preprocess_image(batched_inputs))  # (B, C', H, W)
-        maps = self.global_branch(shared), self.local_branch(shared)
+        images = self.preprocess_image(batched_inputs)
         if not self.training:
-            return self.heads(maps)
+            return self.heads(self.maps(images))
         if "targets" not in batched_inputs:
             raise ValueError("training batch without 'targets': every image needs its identity")
         # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
         targets = batched_inputs["targets"].to(self.device).clamp(min=0)
-        outputs = self.heads(maps, targets)
-        self._log_alignment()
+        outputs = self.represent(images, targets)
+        self._log_alignment(outputs["alignment"])
         return self.losses(outputs, targets)
 
     def preprocess_image(self, batched_inputs) -> Tensor:
@@ -106,27 +105,28 @@ class Cerberus(nn.Module):
         images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
         return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Global and local map, each (B, C, H, W), of normalised images."""
+        shared = self.trunk(images)  # (B, C', H, W)
+        return self.global_branch(shared), self.local_branch(shared)
+
+    def represent(self, images: Tensor, targets: Tensor) -> dict:
+        """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""
+        return self.heads(self.maps(images), targets)
+
     def losses(self, outputs: dict, targets: Tensor) -> dict[str, Tensor]:
         """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
 
         Args:
-            outputs: of `CerberusHead`: representations and logits per group.   targets: int64 (B,).
+            outputs: of `CerberusHead`.   targets: int64 (B,).
         """
-        representations = outputs["representations"]
-
-        def mean_over_groups(losses) -> Tensor:
-            return torch.stack(list(losses)).mean()
-
-        terms = {
-            "loss_id": self.lambda_id * mean_over_groups(
-                identity_loss(logits, targets, self.label_smoothing) for logits in outputs["logits"]),
-            "loss_triplet": self.lambda_id * mean_over_groups(soft_triplet_loss(f, targets) for f in representations),
-        }
+        logits, representations = outputs["logits"], outputs["representations"]  # (5, B, C), (5, B, D)
+        # Groups of one size: the mean over their means is the mean over all rows.
+        identity = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(GROUPS)), self.label_smoothing)
+        terms = {"loss_id": self.lambda_id * identity,
+                 "loss_triplet": self.lambda_id * soft_triplet_loss(representations, targets)}
         if self.prototypes is not None:
-            sids = self.prototypes.sid_of_class[targets]  # (B, 5)
-            terms["loss_sem"] = self.lambda_sem * mean_over_groups(
-                semantic_guidance_loss(f, self.prototypes.rows[group], sids[:, g], self.prototypes.margins(group))
-                for g, (group, f) in enumerate(zip(GROUPS, representations)))
+            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, targets)
             # Also at a weight of 0: distributed training wants every parameter in every step's loss.
             terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
         return terms
@@ -150,14 +150,14 @@ class Cerberus(nn.Module):
         """Blocks of unit length again, after the host has averaged over the flip test: (n, 5 * D)."""
         return blocks(embeddings).flatten(1)
 
-    def _log_alignment(self) -> None:
+    def _log_alignment(self, alignment: dict[str, Tensor]) -> None:
         """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""
         try:
             storage = get_event_storage()
         except AssertionError:  # used outside a trainer
             return
         if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
-            for name, value in self.heads.last_alignment.items():
+            for name, value in alignment.items():
                 storage.put_scalar(f"alignment/{name}", value.item())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attributes import GROUPS, MISSING, SIDTable
-from ..losses import adaptive_margins, prototype_regularisation
+from ..losses import adaptive_margins, prototype_regularisation, semantic_guidance_loss
 
 INITIALISERS = {
     "he_normal": nn.init.kaiming_normal_,
@@ -59,6 +59,9 @@ class SIDPrototypes(nn.Module):
             self.register_buffer(f"margins_{group}", torch.zeros(k))
         self.register_buffer("sid_of_class", torch.full((num_classes, len(GROUPS)), MISSING, dtype=torch.int64))
         self.register_buffer("schema", torch.zeros((), dtype=torch.int64))
+        # The groups' tables one after the other: where each starts, and which rows are whose.
+        self.register_buffer("first_row", torch.tensor([0, *sizes[:-1]]).cumsum(dim=0), persistent=False)
+        self.register_buffer("membership", torch.block_diag(*(torch.ones(1, k) for k in sizes)), persistent=False)
 
     @torch.no_grad()
     def fill(self, table: SIDTable, sid_of_class: Tensor, margins: tuple[Tensor, ...]) -> None:
@@ -84,10 +87,21 @@ class SIDPrototypes(nn.Module):
     def margins(self, group: str) -> Tensor:
         return getattr(self, f"margins_{group}")
 
+    def guidance(self, representations: Tensor, targets: Tensor) -> Tensor:
+        """`semantic_guidance_loss` of all groups: representations (5, B, D), classes int64 (B,)."""
+        sids = self.sid_of_class[targets]  # (B, 5)
+        rows = torch.where(sids >= 0, sids + self.first_row, MISSING)
+        margins = torch.cat([self.margins(group) for group in GROUPS])
+        return semantic_guidance_loss(representations, self._all(self.rows), rows.T, margins)
+
     def regularisation(self) -> Tensor:
-        """Mean over the groups of `prototype_regularisation`; needs no batch."""
-        losses = [prototype_regularisation(self.rows[g], self.residuals[g], self.bits(g)) for g in GROUPS]
-        return torch.stack(losses).mean()
+        """`prototype_regularisation` of all groups; needs no batch."""
+        bits = torch.block_diag(*(self.bits(group) for group in GROUPS))
+        return prototype_regularisation(self._all(self.rows), self._all(self.residuals), bits, self.membership)
+
+    @staticmethod
+    def _all(tables: nn.ParameterDict) -> Tensor:
+        return torch.cat([tables[group] for group in GROUPS])
 
     @torch.no_grad()
     def synthesise(self, group: str, bits: Tensor) -> Tensor:
@@ -102,7 +116,7 @@ class SIDPrototypes(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Refuse tables of another data set or SID space, which the host's checkpointer would skip with a warning."""
-        tensors = {**dict(self.named_buffers()), **dict(self.named_parameters())}
+        tensors = self.state_dict()
         absent = [name for name in tensors if prefix + name not in state_dict]
         if absent:
             raise ValueError(

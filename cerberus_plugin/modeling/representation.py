@@ -5,8 +5,6 @@ Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), D dimensions of
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from fastreid.config import configurable
@@ -65,7 +63,6 @@ def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
     return matrix + F.one_hot(top[:, None] + high, height) * weight[..., None]
 
 
-@functools.lru_cache(maxsize=8)  # a copy to the device in every step would wait for it
 def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.device | None = None) -> Tensor:
     """Average pooling into horizontal strips: float (strips, H), rows sum to 1.
 
@@ -75,12 +72,11 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
         overlap: share of its own height by which a strip reaches into each neighbour (0 in the paper).
     """
     size = height / strips
-    matrix = torch.zeros(strips, height)
-    for k in range(strips):
-        start, end = max(0.0, (k - overlap) * size), min(float(height), (k + 1 + overlap) * size)
-        for row in range(height):
-            matrix[k, row] = max(0.0, min(end, row + 1) - max(start, row))
-    return (matrix / matrix.sum(dim=1, keepdim=True)).to(device)
+    strip = torch.arange(strips, device=device)[:, None]
+    row = torch.arange(height, device=device)[None]
+    start, end = ((strip - overlap) * size).clamp(min=0), ((strip + 1 + overlap) * size).clamp(max=height)
+    share = (torch.minimum(end, row + 1) - torch.maximum(start, row)).clamp(min=0)  # (strips, H)
+    return share / share.sum(dim=1, keepdim=True)
 
 
 @REID_HEADS_REGISTRY.register()
@@ -97,17 +93,21 @@ class CerberusHead(nn.Module):
         sigma, squared_norm: see `person_rows`.   strip_overlap: see `strip_matrix`.
         fc_bias: bias before the batch normalisation; redundant, the paper's parameter count includes it or not.
         norm: the host's name of a normalisation ("BN", "syncBN").
+        sampled_identities: classify each batch among its own identities and random others, this many together, as
+            partial softmax does where there are very many; 0 takes all.
     """
 
     @configurable
     def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
                  sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
-                 fc_bias: bool = False, norm: str = "BN") -> None:
+                 fc_bias: bool = False, norm: str = "BN", sampled_identities: int = 0) -> None:
         super().__init__()
         self.align = align
         self.sigma = sigma
         self.squared_norm = squared_norm
         self.strip_overlap = strip_overlap
+        self.num_classes = num_classes
+        self.sampled_identities = sampled_identities
         self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=fc_bias) for group in GROUPS})
         self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in GROUPS})
         self.classifiers = nn.ModuleDict({
@@ -118,7 +118,6 @@ class CerberusHead(nn.Module):
                 nn.init.zeros_(fc.bias)
         for classifier in self.classifiers.values():
             nn.init.normal_(classifier.weight, std=0.01)
-        self.last_alignment: dict[str, Tensor] = {}
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -133,26 +132,46 @@ class CerberusHead(nn.Module):
             "squared_norm": node.SQUARED_NORM,
             "strip_overlap": node.STRIP_OVERLAP,
             "fc_bias": node.FC_BIAS,
+            "sampled_identities": node.SAMPLED_IDENTITIES,
         }
 
     def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
-        """Global and local map, each (B, C, H, W), to {"representations", "logits"} or the embedding (B, 5 * D)."""
-        global_map, local_map = features
-        pooled = self.pool(global_map, local_map)
+        """Global and local map, each (B, C, H, W), to the embedding (B, 5 * D), or in training to a dict.
+
+        {"representations": (5, B, D), "logits": (5, B, classes), "targets": (B,) among those classes,
+        "alignment": {"crop_ratio", "fallback"} of the batch, scalars}
+        """
+        pooled, alignment = self.pool(*features)
         representations = [self._normalised(group, self.fc[group](pooled[group])) for group in GROUPS]
         if not self.training:
             return torch.cat([F.normalize(f.float(), dim=1) for f in representations], dim=1)  # (B, 5 * D)
-        logits = [self.classifiers[group](f) for group, f in zip(GROUPS, representations)]
-        return {"representations": representations, "logits": logits}
+        weights = [self.classifiers[group].weight for group in GROUPS]  # (classes, D) each
+        if 0 < self.sampled_identities < self.num_classes:
+            classes, targets = self.sample(targets)
+            weights = [weight[classes] for weight in weights]
+        logits = [F.linear(f, weight) for f, weight in zip(representations, weights)]
+        return {"representations": torch.stack(representations), "logits": torch.stack(logits), "targets": targets,
+                "alignment": alignment}
 
-    def pool(self, global_map: Tensor, local_map: Tensor) -> dict[str, Tensor]:
-        """What each group's layer reads, (B, C): a strip of the aligned local map or the global mean."""
+    def sample(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes of a batch and random others, int64 (sampled_identities,), and where its targets are among them."""
+        if self.sampled_identities < len(targets):
+            raise ValueError(f"MODEL.CERBERUS.SAMPLED_IDENTITIES is {self.sampled_identities}, expected at least the "
+                             f"{len(targets)} images of a batch, or 0 for all identities.")
+        # Drawn as the largest of random numbers: of a fixed size, so that no step waits for the device.
+        lot = torch.rand(self.num_classes, device=targets.device).index_fill(0, targets, 2.0)
+        classes = lot.topk(self.sampled_identities).indices.sort().values
+        return classes, torch.searchsorted(classes, targets)
+
+    def pool(self, global_map: Tensor, local_map: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What each group's layer reads, (B, C), a strip of the aligned local map or the global mean; and how the
+        alignment went: the mean share of rows kept and the share of images in which no row exceeded sigma."""
         height = local_map.shape[2]
         strips = strip_matrix(height, len(PARTS), self.strip_overlap, local_map.device)  # (3, H)
+        alignment = {}
         if self.align:
             top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
-            self.last_alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height,
-                                   "fallback": fallback.float().mean()}
+            alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height, "fallback": fallback.float().mean()}
             # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
             weights = strips @ resize_rows_matrix(top, bottom, height)  # (B, 3, H)
         else:
@@ -160,7 +179,7 @@ class CerberusHead(nn.Module):
         rows = local_map.mean(dim=3)  # (B, C, H)
         parts = torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows)  # (3, B, C)
         whole = global_map.mean(dim=(2, 3))  # (B, C)
-        return {group: parts[PARTS.index(group)] if group in PARTS else whole for group in GROUPS}
+        return {group: parts[PARTS.index(group)] if group in PARTS else whole for group in GROUPS}, alignment
 
     def _normalised(self, group: str, x: Tensor) -> Tensor:
         return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)
