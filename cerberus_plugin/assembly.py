@@ -20,7 +20,7 @@ from fastreid.utils import comm
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from . import report
+from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .data.loader import AttributeDataset
 from .inference import AttributeReader
@@ -122,7 +122,20 @@ def load_model(cfg: CfgNode) -> nn.Module:
         raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
                          f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
     Checkpointer(model).load(path)
-    return model.eval()
+    if cfg.MODEL.CHANNELS_LAST:
+        model.to(memory_format=torch.channels_last)
+    return with_precision(model, cfg).eval()
+
+
+def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """The model with the precision and memory order of the configuration, as far as its device has them."""
+    precisions = {"SOLVER.AUTOCAST": cfg.SOLVER.AUTOCAST, "TEST.AUTOCAST": cfg.TEST.AUTOCAST}
+    device = torch.device(cfg.MODEL.DEVICE)
+    if any(precisions.values()) and not acceleration.computes_in_half(device):
+        logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
+        precisions = dict.fromkeys(precisions, "")
+    acceleration.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
+    return model
 
 
 def reader_of(model: nn.Module | None) -> AttributeReader | None:

@@ -64,6 +64,18 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.APS.PARTIAL = "mean"  # a half-described group: "mean" or "max" over the semantic IDs that agree
     cfg.TEST.APS.GROUPS = []  # partial searches to report beside the full one, such as ["upper", "upper+lower"]
 
+    # Speed; none of these changes what is computed. benchmarks/README.md has a row for each.
+    # Precision of forward passes: "bfloat16", or "" for the host's (float32, or float16 by SOLVER.AMP with its
+    # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used.
+    cfg.SOLVER.AUTOCAST = ""
+    cfg.TEST.AUTOCAST = ""
+    cfg.MODEL.CHANNELS_LAST = False  # order of images, maps and weights in memory that convolutions are fastest with
+    cfg.MODEL.COMPILE = False  # torch.compile for training; the first step takes a minute or so
+    cfg.SOLVER.FUSED = False  # the whole optimiser step as one kernel, where SOLVER.OPT has one
+
+    # Batch statistics over all processes of a distributed training, in place of each process's own.
+    cfg.MODEL.SYNC_BN = False
+
     # Evaluate the untrained model before the first step, as the floor that the table shows.
     cfg.TEST.UNTRAINED_FLOOR = False
 

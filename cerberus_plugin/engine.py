@@ -16,7 +16,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import nn
 
-from . import host, report
+from . import acceleration, host, report
 from .assembly import (
     build_dataset,
     build_test_set,
@@ -27,10 +27,12 @@ from .assembly import (
     needs_prototypes,
     reader_of,
     unwrapped,
+    with_precision,
     with_semantic_ids,
 )
 from .config import add_cerberus_config
 from .evaluators import TaskEvaluator
+from .processes import average_batch_statistics, synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -41,6 +43,7 @@ class CerberusTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         host.use_device(cfg.MODEL.DEVICE)
+        acceleration.check_autocast(cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST, cfg.SOLVER.AMP.ENABLED)
         train_set = build_train_set(cfg)
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(train_set))
@@ -50,6 +53,23 @@ class CerberusTrainer(DefaultTrainer):
             check_tests(cfg)
         super().__init__(cfg)
         self._fill_prototypes()
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if cfg.MODEL.SYNC_BN:
+            model = synchronise_batch_norm(model)
+        if cfg.MODEL.COMPILE:
+            acceleration.compile_model(model)
+        return with_precision(model, cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        optimizer, params = super().build_optimizer(cfg, model)
+        if cfg.MODEL.CHANNELS_LAST:
+            acceleration.store_channels_last(optimizer, model)
+        acceleration.fuse(optimizer, cfg.SOLVER.FUSED)
+        return optimizer, params
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
@@ -92,6 +112,8 @@ class CerberusTrainer(DefaultTrainer):
             super().resume_or_load(resume)
         except ValueError as error:
             raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
+        acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
+        acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         self._fill_prototypes()
 
     def train(self):
@@ -111,6 +133,8 @@ class CerberusTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list:
         built = super().build_hooks()
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built.insert(place, AgreeOnStatistics())
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
@@ -141,6 +165,13 @@ class CerberusTrainer(DefaultTrainer):
                            f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
                            f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
                            "of this backbone's maps; see alignment/* in metrics.json")
+
+
+class AgreeOnStatistics(hooks.HookBase):
+    """One set of batch statistics for all processes before each evaluation and checkpoint."""
+
+    def after_epoch(self) -> None:
+        average_batch_statistics(self.trainer.model)
 
 
 def setup(args) -> CfgNode:

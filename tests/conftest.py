@@ -194,7 +194,7 @@ def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
 @pytest.fixture
 def log(caplog):
     """The records of the package's logger, also where the host's setup_logger has cut propagation."""
-    logger = logging.getLogger("fastreid.cerberus.host")
+    logger = logging.getLogger("fastreid.cerberus")
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)

@@ -8,7 +8,7 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import checkpoints, data, evaluation, imports, pretrained, training
+from . import checkpoints, data, evaluation, imports, launching, pretrained, training
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .evaluation import use_ranking as use_ranking
@@ -26,6 +26,8 @@ def adapt() -> None:
     data.replace_loader()
     data.refuse_endless_samplers()
     data.accept_affine()
+    launching.join_or_launch()
+    launching.wrap_models_on_cpu()
     training.keep_flat_gradients()
     training.name_bad_losses()
     training.print_an_iteration_once()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..attributes import GROUPS, SCHEMAS, SIDTable
 from ..inference import PrototypeReader, blocks
 from ..losses import identity_loss, soft_triplet_loss
+from ..processes import gather_batch
 from .prototypes import SIDPrototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
@@ -34,6 +35,8 @@ class Cerberus(nn.Module):
         label_smoothing: of the identity classifiers; 0 in the paper.
         force_colour, partial: how attributes are read, see `PrototypeReader`.
     """
+
+    compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
@@ -97,8 +100,10 @@ class Cerberus(nn.Module):
         # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
         targets = batched_inputs["targets"].to(self.device).clamp(min=0)
         outputs = self.represent(images, targets)
-        self._log_alignment(outputs["alignment"])
-        return self.losses(outputs, targets)
+        self._log_alignment(outputs.pop("alignment"))
+        # Triplets are mined, and labels counted, over the batches of all processes.
+        outputs["representations"], all_targets = gather_batch(outputs["representations"], targets)
+        return self.losses(outputs, all_targets)
 
     def preprocess_image(self, batched_inputs) -> Tensor:
         """Normalise into a new tensor: the flip test feeds the same batch a second time."""
@@ -118,7 +123,8 @@ class Cerberus(nn.Module):
         """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
 
         Args:
-            outputs: of `CerberusHead`.   targets: int64 (B,).
+            outputs: of `CerberusHead`; the representations may be those of all processes' batches.
+            targets: int64 (B,), of the representations.
         """
         logits, representations = outputs["logits"], outputs["representations"]  # (5, B, C), (5, B, D)
         # Groups of one size: the mean over their means is the mean over all rows.

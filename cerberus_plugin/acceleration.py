@@ -1,0 +1,132 @@
+"""Switches that make a step cheaper and leave what it computes alone: precision, memory format, compilation, optimiser.
+
+Each acts on a model or optimiser of any kind, the host's own included, and is a key of the configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("fastreid.cerberus")
+
+AUTOCAST = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHANNELS_LAST = "channels_last"  # how an optimiser's groups remember the order of their moments
+
+
+def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", channels_last: bool = False) -> None:
+    """Let `model` run under autocast, and on images in channels-last order; called with the host's batches as before.
+
+    bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses that
+    need float32 leave autocast by themselves (`losses.py`).
+
+    Args:
+        training, evaluation: a key of `AUTOCAST`; "" leaves the precision to the host.
+    """
+    forward, device = model.forward, model.device
+
+    def cast(batched_inputs, *args, **kwargs):
+        dtype = AUTOCAST[training if model.training else evaluation]
+        if channels_last:
+            batched_inputs = _in_channels_last(batched_inputs)
+        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+            return forward(batched_inputs, *args, **kwargs)
+
+    model.forward = cast
+
+
+def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:
+    """Refuse precisions that do not exist, or that the host's mixed precision would work against."""
+    for key, name, allowed in (("SOLVER.AUTOCAST", training, ("", "bfloat16")),
+                               ("TEST.AUTOCAST", evaluation, tuple(AUTOCAST))):
+        if name not in allowed:
+            hint = "; float16 needs the host's gradient scaler: SOLVER.AMP.ENABLED True" if name == "float16" else ""
+            raise ValueError(f"{key} is '{name}', expected one of {allowed}{hint}.")
+    if training and host_mixed_precision:
+        raise ValueError(f"SOLVER.AUTOCAST is '{training}' and SOLVER.AMP.ENABLED True: two precisions for one "
+                         "step. Set SOLVER.AMP.ENABLED False, or SOLVER.AUTOCAST '' for the host's float16.")
+
+
+def computes_in_half(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; where it does not, autocast is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _processor_has("avx512_bf16", "amx_bf16", "bf16")
+
+
+def compile_model(model: nn.Module, **options) -> None:
+    """Compile the methods that a model names in `compilable`; of the host's models everything but the heads.
+
+    State and checkpoints keep their names. The first step takes a minute or so.
+
+    Args:
+        options: of torch.compile.
+    """
+    methods = getattr(model, "compilable", ())
+    for name in methods:
+        setattr(model, name, torch.compile(getattr(model, name), dynamic=False, **options))
+    if not methods:
+        for name, child in model.named_children():
+            if "head" not in name:
+                child.compile(dynamic=False, **options)
+
+
+def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Store convolutions' weights and gradients in channels-last order, within the host's flat buffers.
+
+    The host flattens parameters (utils/params.py) in their default order; here each segment is permuted where it
+    lies, so that the buffer stays valid and convolutions need no reordering in every step.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = _reordered(parameter.data)
+            if parameter.grad is not None:
+                parameter.grad = _reordered(parameter.grad)
+    for group in optimizer.param_groups:
+        group[CHANNELS_LAST] = True
+
+
+def check_moments(optimizer: torch.optim.Optimizer, channels_last: bool) -> None:
+    """Refuse a resumed optimiser whose moments are in the other order: they would meet the wrong weights."""
+    resumed = any(group.get(CHANNELS_LAST, False) for group in optimizer.param_groups)
+    if resumed != channels_last:
+        raise ValueError(f"the checkpoint's optimiser was trained with MODEL.CHANNELS_LAST {resumed}, this run has "
+                         f"{channels_last}; resume with MODEL.CHANNELS_LAST {resumed}")
+
+
+def fuse(optimizer: torch.optim.Optimizer, enabled: bool) -> None:
+    """One kernel for the whole step of each group, or the default implementation; before or after resuming."""
+    if "fused" not in optimizer.defaults:
+        if enabled:
+            logger.info("SOLVER.FUSED: the optimiser of SOLVER.OPT has no fused step; it runs as it is")
+        return
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = enabled, False if enabled else None
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), Tensor):  # the fused kernel counts steps where the parameters are
+                state["step"] = state["step"].to(parameter.device if enabled else "cpu", torch.float32)
+
+
+def _in_channels_last(batched_inputs):
+    if isinstance(batched_inputs, Tensor):
+        return batched_inputs.to(memory_format=torch.channels_last)
+    return {**batched_inputs, "images": batched_inputs["images"].to(memory_format=torch.channels_last)}
+
+
+def _reordered(tensor: Tensor) -> Tensor:
+    """The same values, OIHW to the reader, stored as OHWI in the same memory."""
+    values = tensor.permute(0, 2, 3, 1).contiguous()
+    return tensor.view(-1).copy_(values.view(-1)).view(values.shape).permute(0, 3, 1, 2)
+
+
+def _processor_has(*flags: str) -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            words = set(file.read().split())
+    except OSError:
+        return False
+    return any(flag in words for flag in flags)
