@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 
-from cerberus_plugin.metrics.ranking import BLOCK_SIZE, evaluate_rank
+from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, evaluate_rank
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def main() -> int:
 
     if args.output:
         report = {
-            "queries": num_queries, "gallery": num_gallery, "block_size": BLOCK_SIZE,
+            "queries": num_queries, "gallery": num_gallery, "block_entries": BLOCK_ENTRIES,
             "host_queries_timed": num_host, "host_seconds": host,
             "host_seconds_all_queries": host / num_host * num_queries, "host_extrapolated": num_host != num_queries,
             "ours_seconds": [seconds for seconds, _ in runs], "ours_seconds_median": ours,
