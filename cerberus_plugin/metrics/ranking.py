@@ -8,6 +8,7 @@ index first; an ignored image is taken out of the ranking, so that the images be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from .counting import Identities, Pairs, count_others, distances_of, pairs_of_masks, refuse_nan, sortable
 from .distances import pairwise
+from .streaming import PART_ENTRIES, Gallery, Stream
 
 # Distances of a block. Measured: blocks of this size stay in the caches of a processor, and larger ones take longer.
 BLOCK_ENTRIES = 2**22
+# Products of features want some dozens of queries at a time.
+MIN_ROWS = 64
 
 
 class Ranking(NamedTuple):
@@ -159,7 +163,7 @@ def reid_metrics(
 
 def reid_metrics_from_features(
     query_features: Tensor,
-    gallery_features: Tensor,
+    gallery_features: Gallery,
     query_pids: Tensor,
     query_camids: Tensor,
     gallery_pids: Tensor,
@@ -168,18 +172,67 @@ def reid_metrics_from_features(
     metric: str = "cosine",
     max_rank: int = 50,
     block_size: int | None = None,
+    device: torch.device | str | None = None,
 ) -> ReIDResult:
     """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
+
+    A gallery that lies elsewhere than on `device`, or whose rows are too long to be ranked some dozens at a time, is
+    handed to `reid_metrics_streamed`.
 
     Args:
         query_features: float (Q, D).   gallery_features: float (N, D); below float32 both are raised to it.
         metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        device: where to rank; None for that of the queries.
     """
     ids = query_pids, query_camids, gallery_pids, gallery_camids
+    device = query_features.device if device is None else torch.device(device)
+    at_hand = isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
+    if not at_hand or block_rows(len(gallery_features)) < MIN_ROWS:
+        return reid_metrics_streamed(query_features, gallery_features, *ids, metric=metric, max_rank=max_rank,
+                                     device=device)
     protocol = _Protocol((len(query_features), len(gallery_features)), *ids)
-    distances = pairwise(query_features, gallery_features, metric)
+    distances = pairwise(query_features.to(device), gallery_features, metric)
     return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
+
+
+def reid_metrics_streamed(
+    query_features: Tensor,
+    gallery: Gallery,
+    query_pids: Tensor,
+    query_camids: Tensor,
+    gallery_pids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    device: torch.device | str | None = None,
+    part_size: int | None = None,
+    block_size: int | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> ReIDResult:
+    """`reid_metrics_from_features` with a part of the gallery in memory at a time; every part is read twice.
+
+    Args:
+        query_features: float (Q, D).
+        gallery: float (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or any object whose slices
+            are such.
+        device: where to rank; None for that of the queries.
+        part_size: gallery images of a part; None for as many as `PART_ENTRIES` allows.
+        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        report: told the name of each pass, "distances" or "ranks", and its seconds.
+    """
+    protocol = _Protocol((len(query_features), len(gallery)), query_pids, query_camids, gallery_pids, gallery_camids)
+    part_size = part_size or max(1, PART_ENTRIES // query_features.shape[1])
+    part_size = min(part_size, len(gallery))
+    device = query_features.device if device is None else device
+
+    def rank(rows: slice) -> Ranking:
+        stream = Stream(query_features[rows], gallery, metric, device, part_size,
+                        block_size or block_rows(part_size), report)
+        return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
+
+    return protocol.result(_joined(rank, protocol.slices_of_pairs()), max_rank)
 
 
 def evaluate_rank(
@@ -228,6 +281,12 @@ class _Protocol:
         """Rank by the distances of any rows of queries to the whole gallery."""
         rows = _slices(self._shape[0], block_size or block_rows(self._shape[1]))
         return _joined(lambda rows: _rank_pairs(distances(rows), self.pairs(rows)), rows)
+
+    def slices_of_pairs(self) -> list[slice]:
+        """Rows of queries with at most `BLOCK_ENTRIES` pairs together, or one row."""
+        group = self._gallery.count(self._pids).cumsum(dim=0) // BLOCK_ENTRIES
+        sizes = group.unique_consecutive(return_counts=True)[1].tolist()
+        return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes))]
 
     def result(self, queries: Ranking, max_rank: int) -> ReIDResult:
         num_found = int((queries.num_matches > 0).sum())
