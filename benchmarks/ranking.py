@@ -12,20 +12,14 @@ The exit code is 1 where the figures of the two disagree by more than 1e-6.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
-import json
-import os
 import pathlib
-import platform
 import sys
-import time
-import warnings
 
-from cerberus_plugin.metrics.ranking import BLOCK_SIZE, evaluate_rank
+from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, evaluate_rank
 
 import numpy as np
 import torch
+from common import host_eval_market1501, table, timed, write
 
 MARKET = (3368, 15913)
 TOLERANCE = 1e-6
@@ -58,28 +52,24 @@ def main() -> int:
 
     note = "measured" if num_host == num_queries else f"x {num_queries / num_host:.2f}, from its {num_host} queries"
     print(f"{num_queries} queries x {num_gallery} gallery images, float32 on {torch.get_num_threads()} threads\n")
-    print("| path | queries timed | seconds | ms a query | seconds for all queries |")
-    print("|---|---|---|---|---|")
-    print(f"| host, pure Python | {num_host} | {host:.2f} | {1e3 * host / num_host:.2f} "
-          f"| {host / num_host * num_queries:.1f} ({note}) |")
-    print(f"| cerberus_plugin | {num_queries} | {ours:.2f} | {1e3 * ours / num_queries:.2f} "
-          f"| {ours:.2f} (median of {args.repeats}) |")
+    headers = ["path", "queries timed", "seconds", "ms a query", "seconds for all queries"]
+    print(table(headers, [
+        ["host, pure Python", num_host, f"{host:.2f}", f"{1e3 * host / num_host:.2f}",
+         f"{host / num_host * num_queries:.1f} ({note})"],
+        ["cerberus_plugin", num_queries, f"{ours:.2f}", f"{1e3 * ours / num_queries:.2f}",
+         f"{ours:.2f} (median of {args.repeats})"]]))
     print(f"\nA query takes 1/{per_query:.0f} of the host's time. "
           f"Largest difference of CMC, AP and INP on {num_host} queries: {difference:.1e}\n"
           f"(drawn distances: Rank-1 {cmc[0]:.3f}, mAP {ap.mean():.3f}, mINP {inp.mean():.3f})")
 
     if args.output:
-        report = {
-            "queries": num_queries, "gallery": num_gallery, "block_size": BLOCK_SIZE,
+        write(args.output, {
+            "queries": num_queries, "gallery": num_gallery, "block_entries": BLOCK_ENTRIES,
             "host_queries_timed": num_host, "host_seconds": host,
             "host_seconds_all_queries": host / num_host * num_queries, "host_extrapolated": num_host != num_queries,
             "ours_seconds": [seconds for seconds, _ in runs], "ours_seconds_median": ours,
             "host_over_ours_per_query": per_query, "max_difference": difference,
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "fastreid")},
-            "hardware": {"processor": processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        }
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        })
     if difference > TOLERANCE:
         print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
         return 1
@@ -106,35 +96,6 @@ def draw(num_queries: int, num_gallery: int):
 def first_queries(ids, n: int):
     q_pids, g_pids, q_camids, g_camids = ids
     return q_pids[:n], g_pids, q_camids[:n], g_camids
-
-
-def timed(function, *args):
-    start = time.perf_counter()
-    result = function(*args)
-    return time.perf_counter() - start, result
-
-
-def host_eval_market1501():
-    """The host's function from its file alone: its package does not import on every Python."""
-    package = importlib.util.find_spec("fastreid")
-    if package is None:
-        raise SystemExit("fastreid is not installed: there is nothing to compare with")
-    path = pathlib.Path(package.submodule_search_locations[0]) / "evaluation" / "rank.py"
-    spec = importlib.util.spec_from_file_location("host_rank", path)
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that its Cython twin is not there
-        spec.loader.exec_module(module)
-    return module.eval_market1501
-
-
-def processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class TaskEvaluator(DatasetEvaluator):
     Args:
         num_query: images of the loader that are queries, first in order.
         tasks: what to compute.
-        device: where the tasks find the embeddings, and so where they rank; batches wait on the CPU.
+        device: where the tasks compute, and where they find the embeddings if these fit; batches wait on the CPU.
         finish: what a model does to its embeddings after the host has averaged them over the flip test.
     """
 
@@ -68,9 +68,15 @@ class TaskEvaluator(DatasetEvaluator):
         if not batches:
             raise ValueError("evaluation: the test loader gave no images; check DATASETS.TESTS")
         columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-        embeddings = columns["embeddings"].to(self._device)
-        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self._num_query)
-        bad = (~gathered.embeddings.isfinite().all(dim=1)).sum().item()
+        embeddings = columns["embeddings"]
+        if _fits(embeddings, self._device):
+            embeddings = embeddings.to(self._device)
+        else:
+            logger.info(f"embeddings of {embeddings.nbytes / 2**30:.1f} GiB are more than half of what is free on "
+                        f"{self._device}: they stay on the CPU, and the tasks take them part by part")
+        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self._num_query,
+                            self._device)
+        bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in embeddings.split(4096))
         if bad:
             raise ValueError(f"evaluation: {bad} of {len(gathered.pids)} embeddings are not finite; the weights are "
                              "damaged or training diverged")
@@ -82,3 +88,10 @@ class TaskEvaluator(DatasetEvaluator):
             raise ValueError(f"evaluation: {gathered.num_query} query and {len(gathered.pids) - gathered.num_query} "
                              "gallery images; both must have at least one")
         return gathered
+
+
+def _fits(embeddings: Tensor, device: torch.device | str) -> bool:
+    """Whether half of a CUDA device's free memory holds the embeddings; the other half is for the tasks."""
+    if torch.device(device).type != "cuda":
+        return True
+    return embeddings.nbytes <= torch.cuda.mem_get_info(device)[0] / 2

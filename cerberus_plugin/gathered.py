@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 LEFT_OUT_PID = -1  # stands for an image that could not be read; evaluations leave it out
+CHUNK_ENTRIES = 2**26  # values of the embeddings that tasks take at a time: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Gathered:
     """What one pass gave: rows [0, num_query) are the query images, the rest the gallery.
 
     embeddings float (n, E), pids and camids int64 (n,), attributes int64 (n, A) or None without labels.
+    `device` is where tasks compute; None for where the embeddings are.
     """
 
     embeddings: Tensor
@@ -22,13 +25,22 @@ class Gathered:
     camids: Tensor
     attributes: Tensor | None
     num_query: int
+    device: torch.device | str | None = None
 
     def rows(self, index) -> Gathered:
-        """A subset; its `num_query` counts the query rows among them."""
-        index = torch.arange(len(self.pids))[index]
+        """A subset, without a copy where it is one run of rows; its `num_query` counts the query rows among them."""
+        numbers = torch.arange(len(self.pids))[index]
+        run = len(numbers) > 0 and bool((numbers.diff() == 1).all())
+        index = slice(int(numbers[0]), int(numbers[-1]) + 1) if run else numbers
         attributes = None if self.attributes is None else self.attributes[index]
         return Gathered(self.embeddings[index], self.pids[index], self.camids[index], attributes,
-                        int((index < self.num_query).sum()))
+                        int((numbers < self.num_query).sum()), self.device)
+
+    def chunks(self, index: Tensor) -> Iterator[Tensor]:
+        """Embeddings of rows int64 (K,), in this order, on the device of the tasks: (k, E) at a time."""
+        size = max(1, CHUNK_ENTRIES // max(1, self.embeddings.shape[1]))
+        for some in index.split(size):
+            yield self.embeddings[some].to(self.device or self.embeddings.device)
 
     @property
     def query(self) -> Gathered:

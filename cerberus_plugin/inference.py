@@ -17,11 +17,13 @@ from torch import Tensor
 from .attributes import GROUPS, MISSING, AttributeSchema, SIDTable
 
 PARTIAL = ("mean", "max")
+CHUNK_ENTRIES = 2**26  # values of embeddings that are brought to unit length at a time: 256 MiB
 
 
 class AttributeReader(Protocol):
     """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it.
 
+    An answer and a score are of one image, whichever others come with it: large galleries are handed over in parts.
     One that also has `train_labels`, int64 (C, A), of the identities it was trained on, is scored beside the majority
     answer and on seen and unseen categories apart.
     """
@@ -42,7 +44,13 @@ def blocks(embeddings: Tensor) -> Tensor:
 
 def image_scores(queries: Tensor, gallery: Tensor) -> Tensor:
     """Cosine between embeddings of any model: (Q, E), (N, E) -> (Q, N); for Cerberus the mean over its groups."""
-    return F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T
+    queries = F.normalize(queries, dim=1)
+    return torch.cat([queries @ F.normalize(chunk, dim=1).T for chunk in chunks(gallery)], dim=1)
+
+
+def chunks(embeddings: Tensor) -> tuple[Tensor, ...]:
+    """(N, E) -> some rows at a time, views of `CHUNK_ENTRIES` values at most; one chunk where there are no rows."""
+    return embeddings.split(max(1, CHUNK_ENTRIES // max(1, embeddings.shape[1])))
 
 
 class PrototypeReader:
@@ -76,9 +84,14 @@ class PrototypeReader:
 
     def sids(self, embeddings: Tensor) -> Tensor:
         """Nearest semantic ID of each group, ties to the lowest number: int64 (N, 5)."""
+        allowed = self._allowed()
+        return torch.cat([self._nearest(chunk, allowed) for chunk in chunks(embeddings)])
+
+    def _nearest(self, embeddings: Tensor, allowed: list[Tensor]) -> Tensor:
+        """`sids` of one chunk, among the rows that are allowed."""
         nearest = []
-        for cosine, allowed in zip(self.cosines(embeddings), self._allowed()):
-            best = cosine.masked_fill(~allowed.to(cosine.device), float("-inf"))
+        for cosine, rows in zip(self.cosines(embeddings), allowed):
+            best = cosine.masked_fill(~rows.to(cosine.device), float("-inf"))
             # argmax promises no order among equals; the first of them is the first that reaches the maximum.
             nearest.append((best == best.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1))
         return torch.stack(nearest, dim=1)
@@ -94,17 +107,22 @@ class PrototypeReader:
             labels: int64 (Q, A), -1 where the description is open. A group with nothing described is left out,
                 a half-described one averages (or maximises) over the semantic IDs that agree with it.
         """
+        given = torch.stack([(labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
+                             for group in GROUPS])  # (5, Q)
+        described = given.sum(dim=0)
+        if (described == 0).any():
+            raise ValueError(f"search: query {int((described == 0).nonzero()[0])} describes nothing; give at least one "
+                             "attribute.")
+        scores = torch.cat([self._total(labels, given, chunk) for chunk in chunks(embeddings)], dim=1)
+        return scores.div_(described[:, None].to(scores))
+
+    def _total(self, labels: Tensor, given: Tensor, embeddings: Tensor) -> Tensor:
+        """Sums over the described groups, `given` bool (5, Q), for one chunk: (Q, n)."""
         total = torch.zeros(len(labels), len(embeddings), device=embeddings.device)
-        described = torch.zeros(len(labels), 1, device=embeddings.device)
-        for g, (group, block) in enumerate(zip(GROUPS, blocks(embeddings).unbind(1))):
-            some = (labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
+        for g, (some, block) in enumerate(zip(given, blocks(embeddings).unbind(1))):
             if some.any():
                 total[some] += self._group_scores(g, labels[some], block)
-                described += some[:, None].to(described)
-        if (described == 0).any():
-            raise ValueError(f"search: query {int((described == 0).flatten().nonzero()[0])} describes nothing; give at "
-                             "least one attribute.")
-        return total / described
+        return total
 
     def _group_scores(self, g: int, labels: Tensor, block: Tensor) -> Tensor:
         """Scores by one group: labels (q, A), block (N, D) -> (q, N)."""

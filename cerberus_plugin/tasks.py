@@ -45,7 +45,8 @@ class ReIDTask:
             if test.ROC.ENABLED:
                 roc = self._verification(distances, query, gallery)
         else:
-            result = ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, metric=test.METRIC)
+            result = ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, metric=test.METRIC,
+                                                        device=gathered.device)
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
         rank = {f"Rank-{k}": 100 * result.cmc[k - 1].item() for k in (1, 5, 10)}
@@ -90,22 +91,24 @@ class PARTask:
     query_identities_only: bool = False
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
-        gallery = _labelled(gathered.gallery)
+        gallery = gathered.gallery
+        chosen = _labelled(gallery)
         if self.query_identities_only:
-            gallery = gallery.rows(torch.isin(gallery.pids, gathered.query.pids))
+            chosen = chosen[torch.isin(gallery.pids[chosen], gathered.query.pids)]
         schema = self.reader.schema
-        truth, known = schema.column_truth(gallery.attributes)
+        truth, known = schema.column_truth(gallery.attributes[chosen])
         is_colour = [column.is_colour for column in schema.columns]
-        result = par.par_metrics(self.reader.recognise(gallery.embeddings).cpu(), truth, known, is_colour)
+        recognised = torch.cat([self.reader.recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
+        result = par.par_metrics(recognised, truth, known, is_colour)
         figures = self._figures("PAR", result)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"PAR/ceiling/{column.name}"] = 100 * share
         if self.train_labels is not None:
             answers = par.majority_answers(*schema.column_truth(self.train_labels))
-            majority = par.par_metrics(answers.expand(len(gallery.pids), -1), truth, known, is_colour)
+            majority = par.par_metrics(answers.expand(len(chosen), -1), truth, known, is_colour)
             figures |= self._figures("PAR-majority", majority)
-        figures["PAR/images"] = len(gallery.pids)
+        figures["PAR/images"] = len(chosen)
         return figures
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
@@ -134,45 +137,51 @@ class APSTask:
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         # Gallery first: among equal scores the lower index ranks first.
-        labelled = _labelled(gathered)
-        pool = labelled.rows(torch.arange(len(labelled.pids)).roll(-labelled.num_query))
-        pool_categories, labels = aps.categories(pool.attributes)
-        result = self._run(pool, labels, pool_categories)
+        pool = _labelled(gathered)
+        pool = torch.cat([pool[pool >= gathered.num_query], pool[pool < gathered.num_query]])
+        pool_categories, labels = aps.categories(gathered.attributes[pool])
+        result = self._run(gathered, pool, labels, pool_categories)
         figures = {"APS/mAP": 100 * result.mAP, "APS/Rank-1": 100 * result.rank1,
                    "APS/mAP_trapezoid": 100 * result.mAP_trapezoid, "APS/queries": len(labels),
-                   "APS/images": len(pool.pids)}
+                   "APS/images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
             for name, chosen in (("seen", seen), ("unseen", ~seen)):
                 figures |= {f"APS/{name}/{key}": value for key, value in _subset(result, chosen).items()}
         for name in self.groups:
-            figures |= self._partial(name, pool, labels, pool_categories)
+            figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return figures
 
-    def _partial(self, name: str, pool: Gathered, labels: Tensor, pool_categories: Tensor) -> dict[str, float]:
+    def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
+                 pool_categories: Tensor) -> dict[str, float]:
         """Queries that describe some groups: relevance on the full category, and on the described groups."""
         schema = self.reader.schema
         fields = [i for group in _groups_of(name) for i in schema.group_fields(group)]
         described = torch.full_like(labels, MISSING)
         described[:, fields] = labels[:, fields]
-        full = self._run(pool, described, pool_categories)
-        own_categories, own = aps.categories(pool.attributes[:, fields])
+        full = self._run(gathered, pool, described, pool_categories)
+        own_categories, own = aps.categories(gathered.attributes[pool][:, fields])
         queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
         queries[:, fields] = own
-        given = self._run(pool, queries, own_categories)
+        given = self._run(gathered, pool, queries, own_categories)
         return {f"APS/{name}/mAP_full": 100 * full.mAP, f"APS/{name}/Rank-1_full": 100 * full.rank1,
                 f"APS/{name}/mAP_given": 100 * given.mAP, f"APS/{name}/Rank-1_given": 100 * given.rank1}
 
-    def _run(self, pool: Gathered, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
-        """Query k, labels int64 (K, A), is to find the images of category k."""
+    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
+        """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,)."""
+        pids, camids = gathered.pids[pool], gathered.camids[pool]
         representative = {}
         if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
-            from_query = torch.arange(len(pool.pids)) >= len(pool.pids) - pool.num_query
+            from_query = pool < gathered.num_query
             first = [_first(pool_categories == k, from_query) for k in range(len(queries))]
-            representative = {"representative_pids": pool.pids[first], "representative_camids": pool.camids[first],
-                              "gallery_pids": pool.pids, "gallery_camids": pool.camids}
-        return aps.aps_metrics(lambda rows: self.reader.search(queries[rows], pool.embeddings),
-                               torch.arange(len(queries)), pool_categories, protocol=self.protocol, **representative)
+            representative = {"representative_pids": pids[first], "representative_camids": camids[first],
+                              "gallery_pids": pids, "gallery_camids": camids}
+
+        def scores(rows: slice) -> Tensor:
+            return torch.cat([self.reader.search(queries[rows], chunk) for chunk in gathered.chunks(pool)], dim=1)
+
+        return aps.aps_metrics(scores, torch.arange(len(queries)), pool_categories, protocol=self.protocol,
+                               **representative)
 
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
@@ -200,16 +209,16 @@ def _groups_of(name: str) -> list[str]:
     return groups
 
 
-def _labelled(gathered: Gathered) -> Gathered:
-    """Without distractors, which have no labels."""
+def _labelled(gathered: Gathered) -> Tensor:
+    """Rows that have labels, int64 (K,): distractors have none."""
     if gathered.attributes is None:
         raise ValueError("PAR and APS need batches with 'attributes': build the loader by "
                          "CerberusTrainer.build_test_loader, for a data set with annotations such as "
                          "Market1501Attributes")
-    labelled = (gathered.attributes != MISSING).any(dim=1)
-    if not labelled.any():
+    labelled = (gathered.attributes != MISSING).any(dim=1).nonzero().flatten()
+    if not len(labelled):
         raise ValueError("PAR and APS: none of the test images is labelled")
-    return gathered.rows(labelled)
+    return labelled
 
 
 def _first(members: Tensor, preferred: Tensor) -> int:

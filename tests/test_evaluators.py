@@ -5,9 +5,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, host
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, evaluators, gathered, host
 from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.gathered import Gathered
+from cerberus_plugin.metrics import ranking
 
 import pytest
 import torch
@@ -102,6 +103,34 @@ def gathered_example() -> Gathered:
                     random_labels(MARKET1501, 4), 2)
 
 
+def test_query_and_gallery_are_views_of_what_was_gathered():
+    given = gathered_example()
+    assert given.query.embeddings.data_ptr() == given.embeddings.data_ptr()
+    assert given.gallery.embeddings.data_ptr() == given.embeddings[2:].data_ptr()
+    assert given.rows(torch.ones(4, dtype=torch.bool)).embeddings.data_ptr() == given.embeddings.data_ptr()
+    assert torch.equal(given.rows(torch.tensor([3, 1])).embeddings, given.embeddings[[3, 1]])
+    assert given.rows(slice(4, None)).num_query == len(given.rows(slice(4, None)).pids) == 0
+
+
+@pytest.mark.parametrize("protocol", ["asmr", "sal"])
+def test_chunks_of_the_embeddings_do_not_change_any_figure(protocol, monkeypatch):
+    def figures():
+        return run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader(), query_identities_only=True),
+                                      APSTask(OwnReader(), protocol=protocol, groups=("upper",))]))
+
+    whole = figures()
+    monkeypatch.setattr(gathered, "CHUNK_ENTRIES", 7 * 40)
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 90)
+    assert figures() == whole
+
+
+def test_embeddings_stay_on_the_cpu_where_half_of_what_is_free_cannot_hold_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8000, 80000))
+    assert evaluators._fits(torch.zeros(10, 100), "cuda")
+    assert not evaluators._fits(torch.zeros(10, 101), "cuda")
+    assert evaluators._fits(torch.zeros(10, 10**6), "cpu")
+
+
 def test_rows_keep_query_and_gallery_apart():
     part = gathered_example().rows(torch.tensor([False, True, True, True]))
     assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]
@@ -123,7 +152,7 @@ def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, 
     task = APSTask(Given(), protocol=protocol)
     labels = kinds[:1]
     pool_categories = torch.tensor(categories).roll(-1)
-    result = task._run(given.rows(torch.arange(5).roll(-1)), labels, pool_categories)
+    result = task._run(given, torch.arange(5).roll(-1), labels, pool_categories)
     assert (result.mAP, result.rank1) == (pytest.approx(mAP), rank1)
 
 

@@ -1,5 +1,6 @@
 """The three modes of inference, on prototypes small enough to work by hand."""
 
+from cerberus_plugin import inference
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader, blocks, image_scores
 from cerberus_plugin.losses import prototype_regularisation, semantic_guidance_loss
@@ -129,6 +130,18 @@ def test_a_combination_outside_the_table_is_searched_by_a_synthesised_prototype(
     reader.synthesise = None
     with pytest.raises(ValueError, match="black and white.*not among the semantic IDs of 'lower'"):
         reader.search(query, embeddings)
+
+
+def test_chunks_of_a_gallery_do_not_change_answers_and_scores(embeddings, monkeypatch):
+    reader, labels = reader_of(MARKET1501), random_labels(MARKET1501, 3, seed=7)
+    labels[1, list(MARKET1501.group_fields("upper"))] = -1
+    answers, scores = reader.recognise(embeddings), reader.search(labels, embeddings)
+    images = image_scores(embeddings[:2], embeddings)
+    monkeypatch.setattr(inference, "CHUNK_ENTRIES", 2 * embeddings.shape[1])
+    assert [len(chunk) for chunk in inference.chunks(embeddings)] == [2, 2, 2, 2, 1]
+    assert torch.equal(reader.recognise(embeddings), answers)
+    assert torch.allclose(reader.search(labels, embeddings), scores, atol=1e-6)
+    assert torch.allclose(image_scores(embeddings[:2], embeddings), images, atol=1e-6)
 
 
 def test_an_empty_description_and_an_unknown_rule_are_refused(embeddings):

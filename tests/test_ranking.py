@@ -5,7 +5,9 @@ import itertools
 import pathlib
 import warnings
 
+from cerberus_plugin.metrics import ranking
 from cerberus_plugin.metrics.ranking import (
+    Ranking,
     cmc_curve,
     evaluate_rank,
     pairwise,
@@ -61,6 +63,34 @@ def brute_force(distances, relevant, ignored):
         ap += hits / rank / len(ranks)
         trapezoid += (hits / rank + old) / 2 / len(ranks)
     return ap, trapezoid, len(ranks) / ranks[-1], ranks[0], len(ranks)
+
+
+def full_sort(distances, relevant, ignored=None):
+    """The same figures the expensive way, by a stable order of the whole gallery."""
+    order = distances.sort(dim=1, stable=True).indices
+    ignored = torch.zeros_like(relevant) if ignored is None else ignored
+    relevant = relevant & ~ignored
+    query, column = relevant.gather(1, order).nonzero(as_tuple=True)
+    rank = column + 1 - ignored.gather(1, order).cumsum(dim=1)[query, column]
+    num_matches = relevant.sum(dim=1)
+    end = num_matches.cumsum(dim=0)
+    start = end - num_matches
+    hits = torch.arange(1, len(rank) + 1) - start[query]
+    precision = hits.double() / rank
+    old_precision = torch.where(rank == 1, 1.0, (hits - 1).double() / (rank - 1))
+
+    def mean(values):
+        return torch.zeros(len(start), dtype=torch.float64).index_add_(0, query, values) / num_matches
+
+    found = num_matches > 0
+    first, last = torch.zeros_like(num_matches), torch.zeros_like(num_matches)
+    first[found], last[found] = rank[start[found]], rank[end[found] - 1]
+    return Ranking(mean(precision), mean((precision + old_precision) / 2), num_matches.double() / last, first,
+                   num_matches)
+
+
+def same_figures(a, b):
+    return all(torch.equal(x.nan_to_num(-1), y.nan_to_num(-1)) for x, y in zip(a, b))
 
 
 def host_eval_market1501():
@@ -133,6 +163,48 @@ def test_equals_brute_force_with_ties_ignored_images_and_queries_without_a_match
     assert (got.num_matches == 0).any() and (got.num_matches > 1).any()
     for values, twin in zip(got, expected):
         assert values.tolist() == exactly(*twin)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [1, 2, 9, 10**6], ids=["collapsed", "two levels", "many ties", "few ties"])
+def test_equals_the_full_stable_sort_to_the_last_bit(levels, dtype):
+    g = torch.Generator().manual_seed(levels)
+    for matches, ignoring in ((0.05, 0.0), (0.3, 0.2), (0.0, 0.1), (0.9, 0.5), (1.0, 0.0), (0.5, 1.0)):
+        distances = (torch.randint(levels, (50, 61), generator=g) / levels - 0.3).to(dtype)
+        relevant = torch.rand(50, 61, generator=g) < matches
+        ignored = torch.rand(50, 61, generator=g) < ignoring
+        assert same_figures(rank_matches(distances, relevant, ignored), full_sort(distances, relevant, ignored))
+        assert same_figures(rank_matches(distances, relevant), full_sort(distances, relevant))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinite_distances_and_both_zeros_rank_as_in_the_full_stable_sort(dtype):
+    g = torch.Generator().manual_seed(4)
+    values = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0], dtype=dtype)
+    distances = values[torch.randint(6, (70, 40), generator=g)]
+    relevant, ignored = torch.rand(70, 40, generator=g) < 0.2, torch.rand(70, 40, generator=g) < 0.2
+    assert same_figures(rank_matches(distances, relevant, ignored), full_sort(distances, relevant, ignored))
+
+
+def test_distances_handed_over_are_not_changed():
+    distances, relevant = torch.rand(4, 9), torch.rand(4, 9) < 0.4
+    kept = distances.clone()
+    rank_matches(distances, relevant)
+    rank_matches(distances.expand(4, 9)[:, ::2], relevant[:, ::2])
+    assert torch.equal(distances, kept)
+
+
+def test_identities_by_number_and_by_masks_give_the_same_figures(retrieval):
+    distances, q_pids, q_camids, g_pids, g_camids = retrieval
+    same = q_pids[:, None] == g_pids
+    by_masks = rank_matches((distances * 9).round(), same, same & (q_camids[:, None] == g_camids))
+    by_number = reid_metrics((distances * 9).round(), q_pids, q_camids, g_pids, g_camids)
+    assert same_figures(by_number.queries, by_masks)
+
+
+def test_a_block_holds_a_given_number_of_distances_however_long_the_gallery(monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 1000)
+    assert [ranking.block_rows(n) for n in (1, 10, 300, 1000, 10**6)] == [1000, 100, 3, 1, 1]
 
 
 def test_trapezoid_equals_rectangle_only_for_a_perfect_list_and_is_lower_otherwise(retrieval):

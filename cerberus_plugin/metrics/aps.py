@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import BLOCK_SIZE, Ranking, cmc_curve, rank_in_blocks
+from .ranking import Ranking, block_rows, cmc_curve, rank_in_blocks
 
 PROTOCOLS = ("asmr", "sal")
 
@@ -56,7 +56,7 @@ def aps_metrics(
     gallery_pids: Tensor | None = None,
     gallery_camids: Tensor | None = None,
     max_rank: int = 10,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
 ) -> APSResult:
     """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
 
@@ -70,6 +70,7 @@ def aps_metrics(
         relevant: bool (Q, N), where relevance is not equality of category.
         representative_pids, representative_camids: int64 (Q,), for "sal".
         gallery_pids, gallery_camids: int64 (N,), for "sal".
+        block_size: queries ranked at a time; None for as many as `ranking.BLOCK_ENTRIES` allows.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
@@ -96,7 +97,7 @@ def aps_metrics(
             return -block_scores, wanted, None
         return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
 
-    queries = rank_in_blocks(block, num_queries, block_size)
+    queries = rank_in_blocks(block, num_queries, block_size or block_rows(len(gallery_categories)))
     num_matched = int((queries.num_matches > 0).sum())
     if num_matched == 0:
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "

@@ -8,15 +8,22 @@ index first; an ignored image is taken out of the ranking, so that the images be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Measured: under 0.4 GB while a block is ranked against the 15,913 gallery images of Market-1501.
-BLOCK_SIZE = 256
+from .counting import Identities, Pairs, count_others, distances_of, pairs_of_masks, refuse_nan, sortable
+from .distances import pairwise
+from .streaming import PART_ENTRIES, Gallery, Stream
+
+# Distances of a block. Measured: blocks of this size stay in the caches of a processor, and larger ones take longer.
+BLOCK_ENTRIES = 2**22
+# Measured: with fewer queries in a block, two passes over parts are sooner done than one over the whole gallery.
+MIN_ROWS = 32
 
 
 class Ranking(NamedTuple):
@@ -47,29 +54,32 @@ def rank_matches(distances: Tensor, relevant: Tensor, ignored: Tensor | None = N
         relevant: bool (B, N), the images to be found.
         ignored: bool (B, N), images taken out of the ranking, relevant or not; None takes none out.
     """
-    if distances.numel() == 0:
-        raise ValueError(f"ranking: empty query or gallery: distances have the shape {tuple(distances.shape)}")
-    if distances.isnan().any():
-        raise ValueError(f"ranking: {int(distances.isnan().sum())} of {distances.numel()} distances are NaN; "
-                         "look for NaN in the features")
-    order = distances.sort(dim=1, stable=True).indices  # (B, N)
-    if ignored is not None:
-        relevant = relevant & ~ignored
-    query, column = relevant.gather(1, order).nonzero(as_tuple=True)  # (P,) each, query by query, best first
-    rank = column + 1
-    if ignored is not None:
-        rank = rank - ignored.gather(1, order).cumsum(dim=1)[query, column]  # (P,)
+    _refuse_empty(tuple(distances.shape))
+    return _rank_pairs(distances, pairs_of_masks(relevant, ignored))
 
-    # Only P numbers are left of B * N: on the CPU their float64 sums have one order, the same on every machine.
-    query, rank, num_matches = query.cpu(), rank.cpu(), relevant.sum(dim=1).cpu()
+
+def _rank_pairs(distances: Tensor, pairs: Pairs) -> Ranking:
+    """`rank_matches` of pairs, in any order."""
+    distances = sortable(distances)
+    refuse_nan(distances)
+    pairs, values = pairs.best_first(distances_of(pairs, distances))
+    return _figures(pairs, count_others(distances, pairs, values), len(distances))
+
+
+def _figures(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
+    """Figures from pairs, best first, and the other images before each: int64 (M,)."""
+    query, others_before = pairs.query[pairs.match], others_before[pairs.match]  # (P,) each
+    num_matches = query.bincount(minlength=num_queries)  # (B,)
     end = num_matches.cumsum(dim=0)  # (B,), where a query's matches end among the P
     start = end - num_matches
-    hits = torch.arange(1, len(rank) + 1) - start[query]  # (P,), 1..n within each query
+    hits = torch.arange(1, len(query) + 1) - start[query]  # (P,), 1..n within each query
+    rank = others_before + hits
+    # On the CPU float64 sums have one order, the same on every machine.
     precision = hits.double() / rank
     old_precision = torch.where(rank == 1, 1.0, (hits - 1).double() / (rank - 1))
 
     def mean_over_matches(values: Tensor) -> Tensor:  # 0 / 0 is the NaN of a query without a match
-        return torch.zeros(len(start), dtype=torch.float64).index_add_(0, query, values) / num_matches
+        return torch.zeros(num_queries, dtype=torch.float64).index_add_(0, query, values) / num_matches
 
     found = num_matches > 0
     first_match = torch.zeros_like(num_matches)
@@ -85,19 +95,20 @@ def rank_matches(distances: Tensor, relevant: Tensor, ignored: Tensor | None = N
     )
 
 
+def block_rows(num_gallery: int) -> int:
+    """Queries of a block whose distances are at most `BLOCK_ENTRIES`, one at least."""
+    return max(1, BLOCK_ENTRIES // max(1, num_gallery))
+
+
 def rank_in_blocks(
-    block: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]], num_queries: int, block_size: int = BLOCK_SIZE
+    block: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]], num_queries: int, block_size: int
 ) -> Ranking:
     """Rank all queries while holding the distances of at most `block_size` of them.
 
     Args:
         block: given the rows of a block as a slice of range(Q), the arguments of `rank_matches` for these rows.
     """
-    if num_queries == 0:
-        raise ValueError("ranking: empty query set, nothing to rank")
-    rows = (slice(i, min(i + block_size, num_queries)) for i in range(0, num_queries, block_size))
-    parts = [rank_matches(*block(r)) for r in rows]
-    return Ranking(*(torch.cat(column) for column in zip(*parts)))
+    return _joined(lambda rows: rank_matches(*block(rows)), _slices(num_queries, block_size))
 
 
 def cmc_curve(first_match: Tensor, max_rank: int, num_queries: int) -> Tensor:
@@ -134,7 +145,7 @@ def reid_metrics(
     gallery_camids: Tensor,
     *,
     max_rank: int = 50,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
 ) -> ReIDResult:
     """The Market-1501 protocol on a ready distance matrix.
 
@@ -144,14 +155,15 @@ def reid_metrics(
     Args:
         distances: float (Q, N), smaller is better.
         query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
+        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
     """
-    return _market1501(lambda rows: distances[rows], tuple(distances.shape), distances.device, query_pids,
-                       query_camids, gallery_pids, gallery_camids, max_rank, block_size)
+    protocol = _Protocol(tuple(distances.shape), query_pids, query_camids, gallery_pids, gallery_camids)
+    return protocol.result(protocol.in_blocks(lambda rows: distances[rows], block_size), max_rank)
 
 
 def reid_metrics_from_features(
     query_features: Tensor,
-    gallery_features: Tensor,
+    gallery_features: Gallery,
     query_pids: Tensor,
     query_camids: Tensor,
     gallery_pids: Tensor,
@@ -159,32 +171,68 @@ def reid_metrics_from_features(
     *,
     metric: str = "cosine",
     max_rank: int = 50,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
 ) -> ReIDResult:
     """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
+
+    A gallery that lies elsewhere than on `device`, or whose rows are too long to be ranked some dozens at a time, is
+    handed to `reid_metrics_streamed`.
 
     Args:
         query_features: float (Q, D).   gallery_features: float (N, D); below float32 both are raised to it.
         metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
+        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        device: where to rank; None for that of the queries.
     """
-    distances = pairwise(query_features, gallery_features, metric)
-    shape = (len(query_features), len(gallery_features))
-    return _market1501(distances, shape, query_features.device, query_pids, query_camids, gallery_pids,
-                       gallery_camids, max_rank, block_size)
+    ids = query_pids, query_camids, gallery_pids, gallery_camids
+    device = query_features.device if device is None else torch.device(device)
+    at_hand = isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
+    if not at_hand or block_rows(len(gallery_features)) < MIN_ROWS:
+        return reid_metrics_streamed(query_features, gallery_features, *ids, metric=metric, max_rank=max_rank,
+                                     device=device)
+    protocol = _Protocol((len(query_features), len(gallery_features)), *ids)
+    distances = pairwise(query_features.to(device), gallery_features, metric)
+    return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
 
 
-def pairwise(query_features: Tensor, gallery_features: Tensor, metric: str = "cosine") -> Callable[[slice], Tensor]:
-    """Distances of any rows of queries to the whole gallery, on demand: slice of range(Q) -> float (B, N)."""
-    dtype = torch.promote_types(query_features.dtype, torch.float32)
-    queries, gallery = query_features.to(dtype), gallery_features.to(dtype)
-    if metric == "cosine":
-        queries = torch.nn.functional.normalize(queries, dim=1)
-        gallery = torch.nn.functional.normalize(gallery, dim=1)
-        return lambda rows: 1 - queries[rows] @ gallery.T  # (B, N)
-    if metric == "euclidean":
-        query_norms, gallery_norms = queries.square().sum(dim=1), gallery.square().sum(dim=1)
-        return lambda rows: query_norms[rows, None] + gallery_norms - 2 * queries[rows] @ gallery.T  # (B, N)
-    raise ValueError(f"ranking: unknown metric '{metric}', expected 'cosine' or 'euclidean'")
+def reid_metrics_streamed(
+    query_features: Tensor,
+    gallery: Gallery,
+    query_pids: Tensor,
+    query_camids: Tensor,
+    gallery_pids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    device: torch.device | str | None = None,
+    part_size: int | None = None,
+    block_size: int | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> ReIDResult:
+    """`reid_metrics_from_features` with a part of the gallery in memory at a time; every part is read twice.
+
+    Args:
+        query_features: float (Q, D).
+        gallery: float (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or any object whose slices
+            are such.
+        device: where to rank; None for that of the queries.
+        part_size: gallery images of a part; None for as many as `PART_ENTRIES` allows.
+        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        report: told the name of each pass, "distances" or "ranks", and its seconds.
+    """
+    protocol = _Protocol((len(query_features), len(gallery)), query_pids, query_camids, gallery_pids, gallery_camids)
+    part_size = part_size or max(1, PART_ENTRIES // query_features.shape[1])
+    part_size = min(part_size, len(gallery))
+    device = query_features.device if device is None else device
+
+    def rank(rows: slice) -> Ranking:
+        stream = Stream(query_features[rows], gallery, metric, device, part_size,
+                        block_size or block_rows(part_size), report)
+        return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
+
+    return protocol.result(_joined(rank, protocol.slices_of_pairs()), max_rank)
 
 
 def evaluate_rank(
@@ -210,39 +258,62 @@ def evaluate_rank(
     return result.cmc.numpy(), result.queries.ap[found].numpy(), result.queries.inp[found].numpy()
 
 
-def _market1501(
-    distances: Callable[[slice], Tensor],
-    shape: tuple[int, ...],
-    device: torch.device,
-    query_pids: Tensor,
-    query_camids: Tensor,
-    gallery_pids: Tensor,
-    gallery_camids: Tensor,
-    max_rank: int,
-    block_size: int,
-) -> ReIDResult:
-    """Ignore same identity and camera, rank, and average over the queries that have a match."""
-    lengths = [len(ids) for ids in (query_pids, query_camids, gallery_pids, gallery_camids)]
-    if shape != (lengths[0], lengths[2]) or lengths[0] != lengths[1] or lengths[2] != lengths[3]:
-        raise ValueError(f"ranking: distances are {shape} (queries, gallery), but there are {lengths[0]} query pids, "
-                         f"{lengths[1]} query camids, {lengths[2]} gallery pids and {lengths[3]} gallery camids")
-    query_pids, query_camids = query_pids.to(device)[:, None], query_camids.to(device)[:, None]  # (Q, 1)
-    gallery_pids, gallery_camids = gallery_pids.to(device), gallery_camids.to(device)
+class _Protocol:
+    """Pairs and means of the Market-1501 protocol: same identity and camera ignored, unmatched queries left out."""
 
-    def block(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        same_person = query_pids[rows] == gallery_pids  # (B, N)
-        return distances(rows), same_person, same_person & (query_camids[rows] == gallery_camids)
+    def __init__(self, shape: tuple[int, ...], query_pids: Tensor, query_camids: Tensor, gallery_pids: Tensor,
+                 gallery_camids: Tensor) -> None:
+        lengths = [len(ids) for ids in (query_pids, query_camids, gallery_pids, gallery_camids)]
+        if shape != (lengths[0], lengths[2]) or lengths[0] != lengths[1] or lengths[2] != lengths[3]:
+            raise ValueError(f"ranking: distances are {shape} (queries, gallery), but there are {lengths[0]} query "
+                             f"pids, {lengths[1]} query camids, {lengths[2]} gallery pids and {lengths[3]} gallery "
+                             "camids")
+        self._shape, self._pids, self._camids = shape, query_pids.cpu(), query_camids.cpu()
+        if shape[0] == 0:
+            raise ValueError("ranking: empty query set, nothing to rank")
+        _refuse_empty(shape)
+        self._gallery = Identities(gallery_pids, gallery_camids)
 
-    queries = rank_in_blocks(block, shape[0], block_size)
-    num_found = int((queries.num_matches > 0).sum())
-    if num_found == 0:
-        raise ValueError(f"ranking: all query identities do not appear in gallery (under another camera): {shape[0]} "
-                         f"queries, {shape[1]} gallery images; check that pids and camids of both have one numbering")
-    return ReIDResult(
-        cmc=cmc_curve(queries.first_match, max_rank, num_found),
-        mAP=queries.ap.nanmean().item(),
-        mAP_trapezoid=queries.ap_trapezoid.nanmean().item(),
-        mINP=queries.inp.nanmean().item(),
-        num_skipped=shape[0] - num_found,
-        queries=queries,
-    )
+    def pairs(self, rows: slice) -> Pairs:
+        return self._gallery.pairs(self._pids[rows], self._camids[rows])
+
+    def in_blocks(self, distances: Callable[[slice], Tensor], block_size: int | None) -> Ranking:
+        """Rank by the distances of any rows of queries to the whole gallery."""
+        rows = _slices(self._shape[0], block_size or block_rows(self._shape[1]))
+        return _joined(lambda rows: _rank_pairs(distances(rows), self.pairs(rows)), rows)
+
+    def slices_of_pairs(self) -> list[slice]:
+        """Rows of queries with at most `BLOCK_ENTRIES` pairs together, or one row."""
+        group = self._gallery.count(self._pids).cumsum(dim=0) // BLOCK_ENTRIES
+        sizes = group.unique_consecutive(return_counts=True)[1].tolist()
+        return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes))]
+
+    def result(self, queries: Ranking, max_rank: int) -> ReIDResult:
+        num_found = int((queries.num_matches > 0).sum())
+        if num_found == 0:
+            raise ValueError("ranking: all query identities do not appear in gallery (under another camera): "
+                             f"{self._shape[0]} queries, {self._shape[1]} gallery images; check that pids and camids "
+                             "of both have one numbering")
+        return ReIDResult(
+            cmc=cmc_curve(queries.first_match, max_rank, num_found),
+            mAP=queries.ap.nanmean().item(),
+            mAP_trapezoid=queries.ap_trapezoid.nanmean().item(),
+            mINP=queries.inp.nanmean().item(),
+            num_skipped=self._shape[0] - num_found,
+            queries=queries,
+        )
+
+
+def _refuse_empty(shape: tuple[int, ...]) -> None:
+    if 0 in shape:
+        raise ValueError(f"ranking: empty query or gallery: distances have the shape {shape}")
+
+
+def _slices(num_queries: int, block_size: int) -> list[slice]:
+    if num_queries == 0:
+        raise ValueError("ranking: empty query set, nothing to rank")
+    return [slice(i, min(i + block_size, num_queries)) for i in range(0, num_queries, block_size)]
+
+
+def _joined(rank: Callable[[slice], Ranking], rows: Iterable[slice]) -> Ranking:
+    return Ranking(*(torch.cat(column) for column in zip(*map(rank, rows))))

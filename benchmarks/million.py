@@ -1,0 +1,171 @@
+"""Time and memory of the ranking of a gallery that no memory holds, and its figures beside the host's.
+
+    python benchmarks/million.py                  300 x 20,000 features of 256 numbers, seconds
+    python benchmarks/million.py --full           3,000 x 1,000,000 of 2,560, minutes; a file of 4.8 GiB in --folder
+    python benchmarks/million.py --full --device cuda
+
+The package has to be installed, or the folder it lies in named by PYTHONPATH.
+
+Features are drawn: identities with 15 gallery images on average, six cameras, one image in seven a distractor, in an
+order that has nothing to do with identity. An identity's images are hardly to clearly nearer to each other. The file is
+ranked by a process of its own, whose peak memory counts. Some queries are then ranked against the same file by the host
+and by the package's own path for ready distances. The exit code is 1 where AP or INP differ by more than 1e-4: a
+distance of another block shape may differ in its last bit, and the host gives equal distances no order.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from cerberus_plugin.metrics.distances import pairwise
+from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, PART_ENTRIES, reid_metrics, reid_metrics_streamed
+
+import numpy as np
+import torch
+from common import host_eval_market1501, peak_resident_bytes, table, timed, write
+
+TOLERANCE = 1e-4
+IDS = ("query_pids", "query_camids", "gallery_pids", "gallery_camids")
+FIGURES = ("ap", "inp", "first_match")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--gallery", type=int, default=20_000)
+    parser.add_argument("--size", type=int, default=256, help="numbers of a feature")
+    parser.add_argument("--full", action="store_true", help="3,000 x 1,000,000 x 2,560, in place of the three above")
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the gallery's file")
+    parser.add_argument("--metric", choices=["cosine", "euclidean"], default="cosine")
+    parser.add_argument("--device", default="cpu", help="where to rank")
+    parser.add_argument("--compare", type=int, default=20, help="queries the host ranks as well, 0 for none")
+    parser.add_argument("--folder", type=pathlib.Path, help="where the file is written, and removed after")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+    parser.add_argument("--rank", type=pathlib.Path, help=argparse.SUPPRESS)  # the process of its own: a folder
+    args = parser.parse_args()
+    if args.full:
+        args.queries, args.gallery, args.size = 3_000, 1_000_000, 2_560
+    if args.rank:
+        rank(args.rank, args.metric, args.device)
+        return 0
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        return run(args, pathlib.Path(folder))
+
+
+def run(args, folder: pathlib.Path) -> int:
+    drawing, _ = timed(draw, folder, args.queries, args.gallery, args.size, args.dtype)
+    subprocess.run([sys.executable, __file__, "--rank", str(folder), "--metric", args.metric, "--device", args.device],
+                   check=True)
+    record = json.loads((folder / "record.json").read_text())
+    seconds = record["seconds"]
+    print(f"{args.queries} queries x {args.gallery} gallery images x {args.size} in {args.dtype}, {args.metric}, on "
+          f"{args.device}, {torch.get_num_threads()} threads\n")
+    print(table(["pass", "seconds", "gallery images a second"], [
+        [name, f"{taken:.1f}", f"{args.gallery / taken:.0f}"] for name, taken in seconds.items()]))
+    memory = {"peak resident memory": record["peak_resident_bytes"], "before ranking": record["resident_bytes_before"],
+              "gallery's file": record["file_bytes"]}
+    if record["peak_device_bytes"] is not None:
+        memory["peak device memory"] = record["peak_device_bytes"]
+    print("\n" + table(["memory", "GiB"], [[name, f"{size / 2**30:.2f}"] for name, size in memory.items()]))
+    print(f"\n(drawn features: Rank-1 {record['rank1']:.3f}, mAP {record['mAP']:.3f}, mINP {record['mINP']:.4f}; "
+          f"{record['skipped']} queries without a match; drawn in {drawing:.0f} s)")
+
+    differences = {}
+    if num_compared := min(args.compare, args.queries):
+        host_seconds, differences = compare(folder, num_compared, args.metric)
+        print(f"\nLargest difference on {num_compared} queries against the whole gallery:\n")
+        print(table(["path", *FIGURES], [[name, *(f"{value:.1e}" for value in of_path.values())]
+                                         for name, of_path in differences.items()]))
+        print(f"\nThe host ranks ready distances in {host_seconds / num_compared:.2f} s a query, "
+              f"{host_seconds / num_compared * args.queries:.0f} s for all of them at this rate.")
+        record |= {"compared_queries": num_compared, "differences": differences,
+                   "host_seconds_a_query_without_products": host_seconds / num_compared}
+    if args.output:
+        write(args.output, {"queries": args.queries, "gallery": args.gallery, "size": args.size, "dtype": args.dtype,
+                            "metric": args.metric, "device": args.device, "block_entries": BLOCK_ENTRIES,
+                            "part_entries": PART_ENTRIES} | record)
+    if any(of_path[name] > TOLERANCE for of_path in differences.values() for name in ("ap", "inp")):
+        print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def draw(folder: pathlib.Path, num_queries: int, num_gallery: int, size: int, dtype: str) -> None:
+    """Write `gallery.npy` (N, D) piece by piece, `queries.npy` float32 (Q, D) and the ids."""
+    rng = np.random.default_rng(0)
+    num_people = max(1, num_gallery * 6 // 7 // 15)
+    g_pids = rng.integers(1, num_people + 1, num_gallery)
+    g_pids[rng.random(num_gallery) < 1 / 7] = 0
+    q_pids = rng.choice(g_pids[g_pids > 0], num_queries)
+    centres = rng.standard_normal((num_people + 1, size), dtype=np.float32).astype(np.float16)
+
+    def features(pids):
+        # Unrelated cosines deviate by size ** -0.5, two images of a person share up to eight times as much.
+        most = np.float32(min(0.9, 8 * size**-0.5))
+        share = most * rng.random((len(pids), 1), dtype=np.float32) * (pids > 0)[:, None]
+        noise = rng.standard_normal((len(pids), size), dtype=np.float32)
+        return np.sqrt(share) * centres[pids] + np.sqrt(1 - share) * noise
+
+    np.save(folder / "queries.npy", features(q_pids))
+    np.savez(folder / "ids.npz", query_pids=q_pids, query_camids=rng.integers(0, 6, num_queries), gallery_pids=g_pids,
+             gallery_camids=rng.integers(0, 6, num_gallery))
+    with open(folder / "gallery.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (num_gallery, size)})
+        for first in range(0, num_gallery, 10_000):
+            features(g_pids[first:first + 10_000]).astype(dtype).tofile(file)
+
+
+def read(folder: pathlib.Path):
+    """Queries (Q, D), gallery (N, D) as a mapped file, and the four ids, all in the order of the rankings."""
+    ids = np.load(folder / "ids.npz")
+    return (torch.from_numpy(np.load(folder / "queries.npy")), np.load(folder / "gallery.npy", mmap_mode="r"),
+            *(torch.from_numpy(ids[name]) for name in IDS))
+
+
+def rank(folder: pathlib.Path, metric: str, device: str) -> None:
+    """Rank and leave `record.json` and the figures of each query behind."""
+    seconds = {"distances": 0.0, "ranks": 0.0}
+
+    def report(name: str, taken: float) -> None:
+        seconds[name] += taken
+
+    torch.zeros(1, device=device)
+    before = peak_resident_bytes()
+    total, result = timed(reid_metrics_streamed, *read(folder), metric=metric, device=device, report=report)
+    np.savez(folder / "figures.npz", **{name: getattr(result.queries, name).numpy() for name in FIGURES})
+    (folder / "record.json").write_text(json.dumps({
+        "seconds": seconds | {"both": total}, "resident_bytes_before": before,
+        "peak_resident_bytes": peak_resident_bytes(), "file_bytes": (folder / "gallery.npy").stat().st_size,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if device.startswith("cuda") else None,
+        "rank1": result.cmc[0].item(), "mAP": result.mAP, "mINP": result.mINP, "skipped": result.num_skipped}))
+
+
+def compare(folder: pathlib.Path, num_queries: int, metric: str):
+    """The host's seconds, and by path the largest differences from the streamed figures of the first queries."""
+    queries, gallery, q_pids, q_camids, g_pids, g_camids = read(folder)
+    queries, q_pids, q_camids = (tensor[:num_queries] for tensor in (queries, q_pids, q_camids))
+    pieces = (torch.from_numpy(np.array(gallery[i:i + 10_000])) for i in range(0, len(gallery), 10_000))
+    distances = torch.cat([pairwise(queries, piece, metric)(slice(None)) for piece in pieces], dim=1)
+    streamed = {name: values[:num_queries] for name, values in np.load(folder / "figures.npz").items()}
+    found = streamed["first_match"] > 0
+    ours = reid_metrics(distances, q_pids, q_camids, g_pids, g_camids).queries
+    seconds, (_, ap, inp) = timed(host_eval_market1501(), *(t.numpy() for t in (distances, q_pids, g_pids, q_camids,
+                                                                                 g_camids)), 50)
+    host = {"ap": np.asarray(ap), "inp": np.asarray(inp)}
+    differences = {
+        "ready distances": {name: largest(getattr(ours, name).numpy()[found], streamed[name][found])
+                            for name in FIGURES},
+        "host": {name: largest(host[name], streamed[name][found]) for name in host}}
+    return seconds, differences
+
+
+def largest(a, b) -> float:
+    return float(np.abs(a - b).max())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
