@@ -145,8 +145,8 @@ class Augmentation:
         self._across = _Axis(packed.widths, recipe.width, recipe, self.device)
         self._height = int(packed.heights.max())
         self._value = torch.tensor(recipe.erase_value, device=self.device).reshape(-1, 1, 1)
-        # A CPU keeps one image in its cache; a GPU wants the whole batch.
-        self._at_once = 1 if self.device.type == "cpu" else None
+        # A GPU takes the whole batch; a CPU as many images as stay in its cache, about 1 MiB.
+        self._at_once = max(1, 2**18 // (3 * recipe.height * recipe.width)) if self.device.type == "cpu" else None
 
     def __call__(self, rows: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Images float32 (B, 3, H, W), 0 to 255, and `rows` on the device.
