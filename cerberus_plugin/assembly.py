@@ -19,10 +19,12 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .data.loader import AttributeDataset
+from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
 from .modeling.prototypes import margins_from_counts, schema_fingerprint
 
@@ -65,6 +67,18 @@ def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
                             labels_of=dataset.labels_of if labelled else None,
                             annotations=[dataset.annotations] if labelled else [],
                             on_unreadable=cfg.DATALOADER.ON_UNREADABLE), len(dataset.query)
+
+
+def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:
+    """The host's loader, or with DATALOADER.RESIDENT one of the same batches from images on the device, if they fit."""
+    if not cfg.DATALOADER.RESIDENT:
+        return loader
+    try:
+        return ResidentLoader.in_place_of(loader, cfg.DATALOADER.RESIDENT_GIB, cfg.MODEL.CHANNELS_LAST)
+    except NotResident as reason:
+        name = "training" if loader.dataset.relabel else "test"
+        logger.info(f"DATALOADER.RESIDENT: the host's loader reads the {name} images: {reason}")
+        return loader
 
 
 def needs_prototypes(cfg: CfgNode) -> bool:

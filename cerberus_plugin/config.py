@@ -49,6 +49,11 @@ def add_cerberus_config(cfg: CN) -> None:
     # person, evaluation leaves it out; each is named in the log and their number is logged at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
 
+    # Keep the images on the device as uint8 and resize, pad, crop, flip and erase whole batches there; the host's
+    # loader where they do not fit or a transform has no batched form, which the log says. NUM_WORKERS has no effect.
+    cfg.DATALOADER.RESIDENT = False
+    cfg.DATALOADER.RESIDENT_GIB = 8.0  # GiB for all data sets of a process; never more than half of what is free
+
     # Accept annotations of identities that have no image in the folder, as in a subset of a data set.
     cfg.DATASETS.ALLOW_SUBSET = False
 

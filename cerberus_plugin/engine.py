@@ -26,6 +26,7 @@ from .assembly import (
     load_model,
     needs_prototypes,
     reader_of,
+    resident_or_host,
     unwrapped,
     with_precision,
     with_semantic_ids,
@@ -73,13 +74,14 @@ class CerberusTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_reid_train_loader(cfg, train_set=build_train_set(cfg))
+        return resident_or_host(build_reid_train_loader(cfg, train_set=build_train_set(cfg)), cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         test_set, num_query = build_test_set(cfg, dataset_name)
-        return build_reid_test_loader(test_set, test_batch_size=cfg.TEST.IMS_PER_BATCH, num_query=num_query,
-                                      num_workers=cfg.DATALOADER.NUM_WORKERS)
+        loader, num_query = build_reid_test_loader(test_set, test_batch_size=cfg.TEST.IMS_PER_BATCH,
+                                                   num_query=num_query, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return resident_or_host(loader, cfg), num_query
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None,

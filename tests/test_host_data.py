@@ -78,13 +78,11 @@ def test_workers_are_capped_at_the_usable_cores(monkeypatch):
 
 def test_batches_go_to_the_chosen_device_not_to_any_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    loader = host_loader()
-    loader.local_rank = 3
-    assert loader._target() == torch.device("cuda", 3)
+    assert host.data.batch_device(3) == torch.device("cuda", 3)
     host.use_device("cpu")
-    assert loader._target() == torch.device("cpu")
+    assert host.data.batch_device(3) == torch.device("cpu")
     host.use_device("cuda:1")
-    assert loader._target() == torch.device("cuda", 1)
+    assert host.data.batch_device(3) == torch.device("cuda", 1)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):

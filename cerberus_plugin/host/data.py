@@ -32,6 +32,12 @@ def use_device(device: str) -> None:
     _device = wanted
 
 
+def batch_device(local_rank: int) -> torch.device:
+    """Where the batches of a loader of this local rank go."""
+    device = _device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+
+
 class DeviceLoader(DataLoader):
     """Stands in for DataLoaderX: same arguments, batches on the device of `use_device`, errors where they are read.
 
@@ -47,15 +53,11 @@ class DeviceLoader(DataLoader):
         self.local_rank = local_rank
 
     def __iter__(self) -> Iterator[Any]:
-        device = self._target()
+        device = batch_device(self.local_rank)
         # The device may have been chosen after the loader was built.
         self.pin_memory = device.type == "cuda"
         batches = super().__iter__()
         return _ahead_on(device, batches) if device.type == "cuda" else batches
-
-    def _target(self) -> torch.device:
-        device = _device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device("cuda", self.local_rank) if device == torch.device("cuda") else device
 
 
 def usable_cores() -> int:

@@ -1,0 +1,264 @@
+"""Resize, pad, crop, flip and erase a batch of packed uint8 images in one pass on any device, as the host does singly.
+
+Letters: B images of a batch, H and W of the result, h and w of an image as stored, P padding.
+
+Pillow's bicubic resize is two passes, along the width and then along the height, each rounded to uint8; a result
+pixel is a sum of 4 neighbours with weights that are whole multiples of 2^-22. Pad, crop and flip only say which
+column and row of the resized image a result pixel is, hence which weights: the whole geometry is two batched matrix
+products. They are cut into tiles of the result, since a tile needs a few of the stored pixels only.
+
+The products equal Pillow's integers exactly, in TF32 as well: a weight is split in two numbers of at most 11
+significant bits, pixels have 8, and every partial sum is a multiple of one unit with less than 24 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
+
+_BITS = 22  # Pillow's fixed point for 8-bit images
+_HALF_BITS = 12  # of the lower part of a weight; the upper part has the other 10
+_TAPS = 4
+_TILE = 32  # rows or columns of the result in one product
+_ATTEMPTS = 10  # to find a rectangle to erase, as in torchvision
+
+
+class Recipe(NamedTuple):
+    """What is done to an image; the defaults only resize."""
+
+    height: int
+    width: int
+    padding: int = 0  # pixels on every side of the resized image, of which a random part is cropped away again
+    padding_mode: str = "constant"  # one of PADDING_MODES; constant is black
+    flip: float = 0.0  # probability
+    erase: float = 0.0  # probability
+    erase_value: tuple[float, ...] = (0.0,)  # one, or one a channel
+    erase_scale: tuple[float, float] = (0.02, 0.33)  # share of the image
+    erase_ratio: tuple[float, float] = (0.3, 3.3)  # height over width
+
+
+class Draws(NamedTuple):
+    """Random numbers of a batch, int64 on the CPU."""
+
+    top: Tensor  # (B,), 0 to 2P: first row of the padded image that is kept
+    left: Tensor  # (B,)
+    flip: Tensor  # (B,), 0 or 1
+    box: Tensor  # (B, 4): top, left, height, width of what is erased; height 0 where nothing is
+
+
+class Packed(NamedTuple):
+    """Images of different sizes end to end, each (h, 3, w): a row of red, one of green, one of blue."""
+
+    pixels: Tensor  # uint8, with a margin behind the last image; on the device
+    offsets: Tensor  # int64 (N,), on the CPU
+    heights: Tensor
+    widths: Tensor
+
+
+def pack(images: Sequence[Tensor], recipe: Recipe, device: torch.device | str = "cpu") -> Packed:
+    """Images uint8 (h, 3, w), none larger than the result, into one buffer."""
+    heights, widths = (torch.tensor([image.shape[axis] for image in images]) for axis in (0, 2))
+    ends = (3 * heights * widths).cumsum(0)
+    # A window may reach behind its image: those pixels have weight 0 but have to be there.
+    margin = 3 * recipe.height * recipe.width + 2 * _TILE
+    pixels = torch.zeros(int(ends[-1]) + margin, dtype=torch.uint8, device=device)
+    for first in range(0, len(images), 1024):  # one copy for many images, and never all of them twice
+        some = torch.cat([image.reshape(-1) for image in images[first:first + 1024]])
+        start = int(ends[first - 1]) if first else 0
+        pixels[start:start + len(some)] = some.to(device)
+    return Packed(pixels, ends - 3 * heights * widths, heights, widths)
+
+
+def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
+    """Random numbers for `count` images, with the host's probabilities; the same for every device."""
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    def below(limit: int | Tensor, *shape: int) -> Tensor:
+        return (uniform(*shape) * limit).long()
+
+    size = torch.tensor([recipe.height, recipe.width])
+    top, left = below(2 * recipe.padding + 1, 2, count)
+    flip = (uniform(count) < recipe.flip).long()
+    # torchvision's rule: area uniform, ratio uniform in its logarithm, the first of 10 that is smaller than the image.
+    low, high = recipe.erase_scale
+    area = (low + (high - low) * uniform(count, _ATTEMPTS)) * (recipe.height * recipe.width)
+    low, high = (math.log(ratio) for ratio in recipe.erase_ratio)
+    ratio = (low + (high - low) * uniform(count, _ATTEMPTS)).exp()
+    sides = torch.stack([area * ratio, area / ratio], dim=2).sqrt().round().long()  # (count, attempts, 2)
+    fits = (sides < size).all(dim=2)
+    sides = sides[torch.arange(count), fits.long().argmax(dim=1)]  # (count, 2); argmax: the first that fits
+    erased = (uniform(count) < recipe.erase) & fits.any(dim=1)
+    corner = below(size - sides + 1, count, 2)
+    return Draws(top, left, flip, torch.cat([corner, sides], dim=1) * erased[:, None])
+
+
+def no_draws(recipe: Recipe, count: int) -> Draws:
+    """The draws that leave the resized image as it is."""
+    centre, zero = torch.full((count,), recipe.padding), torch.zeros(count, dtype=torch.int64)
+    return Draws(centre, centre, zero, zero[:, None].expand(-1, 4))
+
+
+def bicubic_taps(size: int, target: int) -> tuple[Tensor, Tensor]:
+    """Pillow's bicubic weights from `size` pixels to `target`, not fewer.
+
+    Returns:
+        int64 (target,): first stored pixel of each window of 4.   int64 (target, 4): weights in units of 2^-22.
+    """
+    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * (size / target)
+    first = (centre - 1.5).long().clamp(min=0)  # both cut towards 0, as C does
+    stop = (centre + 2.5).long().clamp(max=size)
+    places = first[:, None] + torch.arange(_TAPS)
+    x = (places - centre[:, None] + 0.5).abs()
+    weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5)
+    weights = torch.where((x < 2) & (places < stop[:, None]), weights, 0.0)
+    total = weights[:, 0] + weights[:, 1] + weights[:, 2] + weights[:, 3]  # in Pillow's order
+    weights = weights * (1 / total)[:, None]
+    units = (weights * 2**_BITS + torch.copysign(torch.tensor(0.5), weights)).long()
+    # At the far border the window moves back into the image, and its weights move on within it.
+    start = first.clamp(max=max(size - _TAPS, 0))
+    source = torch.arange(_TAPS) - (first - start)[:, None]
+    return start, torch.where(source >= 0, units.gather(1, source.clamp(min=0)), 0)
+
+
+class Augmentation:
+    """A recipe for a set of packed images.
+
+    Args:
+        packed: the images, none taller or wider than the result.
+        channels_last: memory order of the batches; values are the same.
+    """
+
+    def __init__(self, recipe: Recipe, packed: Packed, channels_last: bool = False) -> None:
+        assert recipe.padding_mode in PADDING_MODES, recipe.padding_mode
+        self.recipe = recipe
+        self.packed = packed
+        self.device = packed.pixels.device
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._down = _Axis(packed.heights, recipe.height, recipe, self.device)
+        self._across = _Axis(packed.widths, recipe.width, recipe, self.device)
+        self._height = int(packed.heights.max())
+        self._value = torch.tensor(recipe.erase_value, device=self.device).reshape(-1, 1, 1)
+        # A GPU takes the whole batch; a CPU as many images as stay in its cache, about 1 MiB.
+        self._at_once = max(1, 2**18 // (3 * recipe.height * recipe.width)) if self.device.type == "cpu" else None
+
+    def __call__(self, rows: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, 3, H, W), 0 to 255, and `rows` on the device.
+
+        Args:
+            rows: int64 (B,) on the CPU, which of the packed images.
+        """
+        packed, recipe = self.packed, self.recipe
+        # All that a batch sends to the device, in one copy that nothing waits for.
+        sent = torch.stack([rows, packed.offsets[rows], packed.widths[rows], self._down.size_of[rows],
+                            self._across.size_of[rows], draws.top, draws.left, draws.flip])
+        if self.device.type == "cuda":
+            sent = sent.pin_memory().to(self.device, non_blocking=True)
+        rows, offsets, widths, size_down, size_across, top, left, flip = sent.unbind(0)
+        y = self._down.places + top[:, None] - recipe.padding  # (B, H), in the resized image
+        x = self._across.places
+        x = torch.where(flip[:, None] == 1, recipe.width - 1 - x, x) + left[:, None] - recipe.padding
+        down, across = self._down.windows(size_down, y), self._across.windows(size_across, x)
+        images = torch.empty(len(rows), 3, recipe.height, recipe.width, device=self.device,
+                             memory_format=self.memory_format)
+        step = self._at_once or len(rows)
+        for part in (slice(i, i + step) for i in range(0, len(rows), step)):
+            images[part] = self._resized(offsets[part], widths[part], *(t[part] for t in (*down, *across)))
+        for i in draws.box[:, 2].nonzero().flatten().tolist():  # the boxes are known here: no mask of whole batches
+            top, left, height, width = draws.box[i].tolist()
+            images[i, :, top:top + height, left:left + width] = self._value
+        return images, rows
+
+    def _resized(self, offsets: Tensor, widths: Tensor, first_rows: Tensor, down: Tensor, first_columns: Tensor,
+                 across: Tensor) -> Tensor:
+        """(B, 3, H, W), a view of another order in memory; see `_Axis.windows` for the tiles."""
+        count, wide, tall = len(offsets), first_columns.shape[1], first_rows.shape[1]
+        lines = torch.arange(3 * self._height, device=self.device)
+        start = offsets[:, None] + first_columns  # (B, tiles)
+        index = start[:, :, None] + lines * widths[:, None, None]  # (B, tiles, 3h)
+        index = index[..., None] + torch.arange(across.shape[3], device=self.device)
+        pixels = self.packed.pixels[index].float()  # (B, tiles, 3h, window)
+        parts = (pixels @ across.transpose(2, 3)).unflatten(3, (2, _TILE))
+        lined_up = pixels.new_empty(count, 3 * self._height, wide, _TILE)
+        _rounded(parts.select(3, 0), parts.select(3, 1), out=lined_up.transpose(1, 2))
+        # The line numbers of each window; those behind the image have weight 0.
+        index = (first_rows[..., None] + torch.arange(down.shape[3], device=self.device)).clamp(max=self._height - 1)
+        index = index + self._height * torch.arange(count, device=self.device)[:, None, None]
+        lines = lined_up.view(count * self._height, -1).index_select(0, index.view(-1))  # each 3 x tiles x _TILE
+        parts = torch.bmm(down.flatten(0, 1), lines.view(count * tall, down.shape[3], -1))
+        parts = parts.view(count, tall, 2, _TILE, 3, -1)
+        full = _rounded(parts.select(2, 0), parts.select(2, 1)).flatten(1, 2)  # (B, rows, 3, columns) of whole tiles
+        return full[:, :self.recipe.height, :, :self.recipe.width].transpose(1, 2)
+
+
+class _Axis:
+    """Weights along one axis for every stored size, and their tiles for a batch.
+
+    Args:
+        sizes: int64 (N,), of each image along the axis.   target: of the result.
+    """
+
+    def __init__(self, sizes: Tensor, target: int, recipe: Recipe, device: torch.device) -> None:
+        distinct, self.size_of = torch.unique(sizes, return_inverse=True)
+        assert distinct[-1] <= target, "larger images are resized before they are packed"
+        starts, units = zip(*(bicubic_taps(int(size), target) for size in distinct))
+        units = torch.stack(units)
+        upper = (units + 2**(_HALF_BITS - 1)) >> _HALF_BITS
+        lower = units - (upper << _HALF_BITS)
+        # As `_rounded` expects them; powers of two change no bit.
+        weights = torch.stack([upper / 2.0**(_BITS - _HALF_BITS), lower / 2.0**_HALF_BITS], dim=2)
+        self.starts = torch.stack(starts).flatten().to(device)  # (sizes x target,)
+        self.weights = weights.flatten(0, 1).to(device)  # (sizes x target, 2, 4)
+        self.target, self.recipe = target, recipe
+        self.tiles = -(-target // _TILE)
+        # Columns or rows of the result, to whole tiles.
+        self.places = torch.arange(self.tiles * _TILE, device=device).clamp(max=target - 1)
+        self.window = math.ceil((_TILE - 1) * int(distinct[-1]) / target) + _TAPS
+
+    def windows(self, size: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What each tile of the result reads and how.
+
+        Args:
+            size: int64 (B,), number of the stored size.   places: int64 (B, tiles x tile), in the resized image;
+                below 0 and from `target` on they are in the padding.
+        Returns:
+            int64 (B, tiles): first stored pixel.   float32 (B, tiles, 2 x tile, window): upper, then lower weights.
+        """
+        inside = _folded(places, self.target, self.recipe.padding_mode) if self.recipe.padding else places
+        at = size[:, None] * self.target + inside
+        weights = self.weights[at]
+        if self.recipe.padding and self.recipe.padding_mode == "constant":
+            weights = weights * (inside == places)[:, :, None, None]
+        starts = self.starts[at].unflatten(1, (self.tiles, _TILE))
+        first = starts.amin(dim=2)
+        taps = (starts - first[:, :, None])[..., None] + torch.arange(_TAPS, device=starts.device)
+        weights = weights.unflatten(1, (self.tiles, _TILE)).transpose(2, 3)  # (B, tiles, 2, tile, 4)
+        matrix = weights.new_zeros(*weights.shape[:4], self.window)
+        matrix.scatter_(4, taps[:, :, None].expand_as(weights), weights)
+        return first, matrix.flatten(2, 3)
+
+
+def _folded(places: Tensor, size: int, mode: str) -> Tensor:
+    """Pixel of an image of `size` pixels that stands at each place of the image padded without end."""
+    if mode in ("constant", "edge"):
+        return places.clamp(0, size - 1)
+    if mode == "symmetric":
+        places = places.remainder(2 * size)
+        return torch.minimum(places, 2 * size - 1 - places)
+    places = places.remainder(max(2 * (size - 1), 1))
+    return torch.minimum(places, 2 * (size - 1) - places)
+
+
+def _rounded(upper: Tensor, lower: Tensor, out: Tensor | None = None) -> Tensor:
+    """floor(sum + 1/2) within 0 to 255, from the two parts of exact sums; `lower`, in units of 2^-10, is overwritten.
+
+    What `lower` has behind its point cannot change the result: it goes first, and the rest fits float32.
+    """
+    total = torch.add(upper, lower.floor_(), alpha=2.0**(_HALF_BITS - _BITS), out=out)
+    return total.add_(0.5).floor_().clamp_(0, 255)

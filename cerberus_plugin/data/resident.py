@@ -1,0 +1,248 @@
+"""A loader that keeps a data set's images on the device as uint8 and makes its batches there.
+
+It stands behind the host's sampler and yields the host's batch keys; what is done to an image is read off the
+host's own transforms, so that one place says it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from fastreid.data.transforms import ToTensor
+from fastreid.utils import comm
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+from tqdm import tqdm
+
+from ..host.data import batch_device, usable_cores
+from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
+from .loader import AttributeDataset
+
+logger = logging.getLogger("fastreid.cerberus")
+
+MIB = 2**20
+GIB = 2**30
+
+
+class NotResident(Exception):
+    """Why a loader cannot keep its images on the device; the host's loader does its work."""
+
+
+class Resident(NamedTuple):
+    """Decoded images of a data set, N of them, and what the host's collator makes of the rest of their items."""
+
+    packed: Packed
+    fields: dict[str, Any]  # tensors (N,) on the device, lists of N; no labels, which the same images may have or not
+    num_unreadable: int
+
+
+# Decoded once a process: evaluations and precise batch statistics build their loaders anew. Emptied by `release`.
+_kept: dict[tuple, Resident] = {}
+
+
+class ResidentLoader:
+    """Batches as of the host's loader, from images on the device.
+
+    Args:
+        dataset: what the images are of; not read any more.
+        items: which of its items the N images are, in their order.
+        batch_sampler: the host's, endless in training.
+        channels_last: memory order of the images.
+    """
+
+    def __init__(self, dataset: AttributeDataset, batch_sampler, recipe: Recipe, items: list[int], resident: Resident,
+                 channels_last: bool = False) -> None:
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        self.recipe = recipe
+        self.resident = resident
+        self.augmentation = Augmentation(recipe, resident.packed, channels_last)
+        self.row_of = torch.full((len(dataset),), -1)  # no row: an item of another process
+        self.row_of[torch.tensor(items)] = torch.arange(len(items))
+        self.fields = dict(resident.fields)
+        if dataset.labels is not None:
+            labels = torch.stack([dataset.labels[dataset.img_items[i][1]] for i in items])
+            self.fields["attributes"] = labels.to(resident.packed.pixels.device)
+        dataset.num_unreadable += resident.num_unreadable
+
+    @classmethod
+    def in_place_of(cls, loader: DataLoader, limit_gib: float, channels_last: bool = False) -> ResidentLoader:
+        """The same batches as the host's `loader`; NotResident says why that cannot be.
+
+        Args:
+            limit_gib: GiB on the device for all data sets of this process together.
+        """
+        dataset, sampler = loader.dataset, loader.batch_sampler.sampler
+        recipe = recipe_of(dataset.transform)
+        # A sampler that ends is of one process's share of the test images; training draws from all of them.
+        items = map(int, sampler) if hasattr(sampler, "__len__") else range(len(dataset))
+        # In the order of their names, so that one set that two data sets list differently is kept once.
+        items = sorted(items, key=dataset.img_items.__getitem__)
+        resident = resident_images(loader, items, recipe, batch_device(loader.local_rank), limit_gib)
+        return cls(dataset, loader.batch_sampler, recipe, items, resident, channels_last)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # From torch's generator, as the host's loader seeds its processes, so that the run's seed fixes the batches.
+        seed = torch.empty((), dtype=torch.int64).random_().item()
+        return self._batches(torch.Generator().manual_seed(seed))
+
+    def _batches(self, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+        for items in self.batch_sampler:
+            rows = self.row_of[torch.tensor(items)]
+            images, on_device = self.augmentation(rows, draw(self.recipe, len(rows), generator))
+            batch = {"images": images}
+            for name, values in self.fields.items():
+                batch[name] = values[on_device] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
+            yield batch
+
+
+def recipe_of(transform: T.Compose) -> Recipe:
+    """What the host's transforms do, or NotResident with the first one that has no batched form."""
+    steps = list(transform.transforms)
+
+    def next_is(*kinds: type) -> bool:
+        return tuple(map(type, steps[:len(kinds)])) == kinds
+
+    if not next_is(T.Resize):
+        raise NotResident(f"the first transform is {_named(steps[0])}, not Resize")
+    resize = steps.pop(0)
+    if not isinstance(resize.size, Sequence) or len(resize.size) != 2:
+        raise NotResident("INPUT.SIZE_TRAIN or SIZE_TEST is one number, which leaves images of different shapes")
+    if resize.interpolation != T.InterpolationMode.BICUBIC:
+        raise NotResident(f"Resize is {resize.interpolation.value}, not bicubic")
+    recipe = Recipe(*resize.size)
+    if next_is(T.Pad, T.RandomCrop) and list(steps[1].size) == list(resize.size):
+        pad = steps[0]
+        if isinstance(pad.padding, int) and pad.fill == 0 and pad.padding_mode in PADDING_MODES:
+            recipe = recipe._replace(padding=pad.padding, padding_mode=pad.padding_mode)
+            del steps[:2]
+    if next_is(T.RandomHorizontalFlip):
+        recipe = recipe._replace(flip=steps.pop(0).p)
+    if next_is(ToTensor):
+        del steps[0]
+        if next_is(T.RandomErasing) and isinstance(steps[0].value, Sequence) and len(steps[0].value) in (1, 3):
+            erasing = steps.pop(0)
+            recipe = recipe._replace(erase=erasing.p, erase_value=tuple(map(float, erasing.value)),
+                                     erase_scale=tuple(erasing.scale), erase_ratio=tuple(erasing.ratio))
+    if steps:
+        raise NotResident(f"the transform {_named(steps[0])} has no batched form")
+    return recipe
+
+
+def resident_images(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
+                    limit_gib: float) -> Resident:
+    """These items of a loader's data set on the device, decoded now or earlier in this process."""
+    dataset = loader.dataset
+    key = _key(dataset, items, recipe, device)
+    if key not in _kept:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            _check_space([dataset.img_items[i][0] for i in items], recipe, device, limit_gib, threads)
+            _kept[key] = _decoded(loader, items, recipe, device, threads)
+        logger.info(f"{len(items)} images on {device}: {_kept[key].packed.pixels.numel() / MIB:.1f} MiB "
+                    f"in {time.perf_counter() - started:.1f} s")
+    return _kept[key]
+
+
+def release() -> None:
+    """Give the device's memory back, as far as no loader holds it; the next loader decodes again."""
+    _kept.clear()
+
+
+def resident_bytes() -> int:
+    """Bytes of all data sets that this process keeps on its devices."""
+    return sum(kept.packed.pixels.numel() for kept in _kept.values())
+
+
+def _key(dataset: AttributeDataset, items: list[int], recipe: Recipe, device: torch.device) -> tuple:
+    """What decides the content of `Resident`; a file that has changed since is another file."""
+    def stamp(path: str):
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    files = tuple((*item, stamp(item[0])) for item in map(dataset.img_items.__getitem__, items))
+    return (files, dataset.relabel, dataset.on_unreadable, recipe.height, recipe.width, device)
+
+
+def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_gib: float,
+                 threads: ThreadPoolExecutor) -> None:
+    def stored(path: str) -> int:
+        try:
+            with Image.open(path) as image:  # the header alone
+                width, height = image.size
+        except (OSError, SyntaxError):
+            return 0
+        if height > recipe.height or width > recipe.width:
+            height, width = recipe.height, recipe.width
+        return 3 * height * width
+
+    needed, kept, free = sum(threads.map(stored, paths)), resident_bytes(), free_bytes(device)
+    if kept + needed > limit_gib * GIB:
+        beside = f" beside {kept / MIB:.1f} MiB of other data sets" if kept else ""
+        raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB{beside}, more than "
+                          f"DATALOADER.RESIDENT_GIB {limit_gib} allows")
+    if needed > free / 2:  # the model needs room as well
+        raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB, more than half of the "
+                          f"{free / MIB:.1f} MiB that are free on {device}")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
+             threads: ThreadPoolExecutor) -> Resident:
+    dataset = copy.copy(loader.dataset)  # its own way with images that cannot be read, under another transform
+    dataset.transform = _as_stored(recipe)
+    dataset.labels = None
+    dataset.num_unreadable = torch.zeros_like(dataset.num_unreadable)
+    quiet = not comm.is_main_process() or len(items) < 1000
+    decoded = list(tqdm(threads.map(dataset.__getitem__, items), total=len(items), desc=f"decoding to {device}",
+                        unit=" images", disable=quiet))
+    packed = pack([item.pop("images") for item in decoded], recipe, device)
+    fields = {name: values.to(device) if isinstance(values, Tensor) else values
+              for name, values in loader.collate_fn(decoded).items()}
+    return Resident(packed, fields, int(dataset.num_unreadable))
+
+
+def _as_stored(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
+    """uint8 (h, 3, w) of an image; one that is larger than the result is resized here, by the host's own transform."""
+    resize = T.Resize([recipe.height, recipe.width], T.InterpolationMode.BICUBIC)
+
+    def stored(image: Image.Image) -> Tensor:
+        if image.mode != "RGB":
+            raise NotResident(f"an image is of mode {image.mode}, not RGB")
+        if image.height > recipe.height or image.width > recipe.width:
+            image = resize(image)
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1)))
+
+    return stored
+
+
+def _named(transform) -> str:
+    """The class of a transform; of what it may apply, for one that applies others at random."""
+    inner = [_named(step) for step in getattr(transform, "transforms", [])]
+    return ", ".join(inner) or type(transform).__name__
