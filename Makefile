@@ -8,13 +8,14 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo test lint smoke clean
+.PHONY: help install demo test lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
+	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
 	@echo "make clean    remove the environment (before installing it differently), runs and logs"
 
@@ -42,6 +43,9 @@ smoke: install
 	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) --eval-only OUTPUT_DIR runs/smoke \
 		MODEL.WEIGHTS runs/smoke/model_final.pth
 	cmp runs/smoke/results.txt runs/smoke/evaluation/results.txt
+
+bench: install
+	$(RUN) benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) runs logs

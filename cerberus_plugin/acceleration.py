@@ -6,7 +6,10 @@ Each acts on a model or optimiser of any kind, the host's own included, and is a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
+import os
+import shutil
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +75,14 @@ def compile_model(model: nn.Module, **options) -> None:
         for name, child in model.named_children():
             if "head" not in name:
                 child.compile(dynamic=False, **options)
+
+
+def missing_for_compilation(device: torch.device) -> str | None:
+    """What torch.compile needs and this machine has not: its steps would end in an error."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton"
+    compilers = (os.environ.get("CXX", "c++"), os.environ.get("CC", "cc"), "gcc", "clang")
+    return None if any(map(shutil.which, compilers)) else "a C compiler"
 
 
 def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -60,7 +60,10 @@ class CerberusTrainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
-        if cfg.MODEL.COMPILE:
+        missing = cfg.MODEL.COMPILE and acceleration.missing_for_compilation(model.device)
+        if missing:
+            logger.info(f"MODEL.COMPILE: {missing} is not installed; training runs uncompiled")
+        elif cfg.MODEL.COMPILE:
             acceleration.compile_model(model)
         return with_precision(model, cfg)
 

@@ -136,7 +136,7 @@ def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
         "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24],
         "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0,
         "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "TEST.UNTRAINED_FLOOR", False,
-        "DATALOADER.NUM_WORKERS", 0, "SEED", 1, *options])
+        "DATALOADER.NUM_WORKERS", 0, "MODEL.COMPILE", False, "SEED", 1, *options])
     cfg.freeze()
     return cfg
 

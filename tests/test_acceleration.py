@@ -116,6 +116,15 @@ def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(plain):
     assert sum(model(batch).values()).item() == pytest.approx(plain[0][0], rel=1e-5)
 
 
+def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, monkeypatch, log):
+    from cerberus_plugin import CerberusTrainer
+
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
+    trainer = CerberusTrainer(small_config("MODEL.COMPILE", True))
+    assert "MODEL.COMPILE: a C compiler is not installed; training runs uncompiled" in log.text
+    assert "represent" not in vars(trainer.model)
+
+
 def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
     from fastreid.modeling.meta_arch import build_model
 

@@ -377,15 +377,17 @@ def test_when_no_test_image_can_be_read_the_evaluation_says_so(own_folder):
         image.write_bytes(b"")
     cfg.defrost()
     cfg.DATALOADER.ON_UNREADABLE = "skip"
-    loader, _ = CerberusTrainer.build_test_loader(cfg, TESTS)
-    with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
-        next(iter(loader))
+    for resident in (True, False):
+        cfg.DATALOADER.RESIDENT = resident
+        with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
+            next(iter(CerberusTrainer.build_test_loader(cfg, TESTS)[0]))
 
 
 def test_loader_processes_give_the_same_batches(small_config):
     def first(workers: int) -> dict:
         seed_all_rng(3)
-        loader, _ = CerberusTrainer.build_test_loader(small_config("DATALOADER.NUM_WORKERS", workers), TESTS)
+        loader, _ = CerberusTrainer.build_test_loader(
+            small_config("DATALOADER.NUM_WORKERS", workers, "DATALOADER.RESIDENT", False), TESTS)
         return next(iter(loader))
 
     alone, together = first(0), first(1)

@@ -1,0 +1,100 @@
+"""All three tasks from a loaded model, beside the host's model of equal cost with the host's evaluator.
+
+    python benchmarks/evaluation.py                          small, drawn people
+    python benchmarks/evaluation.py --data FOLDER            the test set of a folder, Market-1501's size for example
+    python benchmarks/evaluation.py --data FOLDER --host-queries 100000    the host's ranking on every query
+
+Ours: the resident loader, bfloat16 and channels last where asked for, reID, PAR and APS. The host's: MGN, its loader
+and its evaluator, whose pure-Python ranking is timed on --host-queries of the queries and multiplied, as the table
+says. Weights are random: no figure here is about accuracy.
+"""
+
+import argparse
+import time
+from collections import OrderedDict
+
+import torch
+from common import host_eval_market1501, table, write
+from fastreid.utils.compute_dist import build_dist
+from setting import ON_GPU, add_size, config, people, trainer
+
+
+class Clock:
+    """Seconds of named stretches."""
+
+    def __init__(self) -> None:
+        self.seconds: OrderedDict[str, float] = OrderedDict()
+
+    def time(self, name: str, function, *args):
+        start = time.perf_counter()
+        result = function(*args)
+        if ON_GPU:
+            torch.cuda.synchronize()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
+@torch.no_grad()
+def extract(model, loader, process) -> None:
+    for inputs in loader:
+        process(inputs, model(inputs))
+
+
+def ours(cfg) -> dict[str, float]:
+    built, clock = trainer(cfg), Clock()
+    model = built.model.eval()
+    loader, evaluator = clock.time("read images", lambda: built.build_evaluator(cfg, cfg.DATASETS.TESTS[0],
+                                                                               model=model))
+    clock.time("extract", extract, model, loader, evaluator.process)
+    gathered = clock.time("gather", evaluator._join, evaluator._batches)
+    for task in evaluator._tasks:
+        clock.time(type(task).__name__.removesuffix("Task"), task, gathered)
+    return clock.seconds
+
+
+def hosts(cfg, num_queries: int) -> tuple[dict[str, float], int]:
+    """The host's stretches, and how many queries its ranking was timed on."""
+    built, clock, batches = trainer(cfg), Clock(), []
+    model = built.model.eval()
+    loader, count = clock.time("read images", built.build_test_loader, cfg, cfg.DATASETS.TESTS[0])
+    clock.time("extract", extract, model, loader,
+               lambda inputs, outputs: batches.append((outputs.cpu(), inputs["targets"].cpu(), inputs["camids"].cpu())))
+    features, pids, camids = (torch.cat(column) for column in zip(*batches))
+    distances = clock.time("distances", build_dist, features[:count], features[count:], cfg.TEST.METRIC)
+    timed = min(num_queries, count)
+    pids, camids = pids.numpy(), camids.numpy()
+    clock.time("reID", host_eval_market1501(), distances[:timed], pids[:timed], pids[count:], camids[:timed],
+               camids[count:], 50)
+    clock.seconds["reID"] *= count / timed
+    return clock.seconds, timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_size(parser, 0)
+    parser.add_argument("--test-people", type=int, default=750 if ON_GPU else 60)
+    parser.add_argument("--host-queries", type=int, default=100, help="queries that the host's ranking is timed on")
+    args = parser.parse_args()
+    with people(args, args.test_people) as folder:
+        batch = {"TEST.IMS_PER_BATCH": 256 if ON_GPU else 64}
+        rows = {
+            "Cerberus, float32": ours(config(args, folder, "cerberus_R50", **batch)),
+            "Cerberus, fast": ours(config(args, folder, "cerberus_R50", **batch, **{
+                "TEST.AUTOCAST": "bfloat16", "MODEL.CHANNELS_LAST": True, "DATALOADER.RESIDENT": True})),
+        }
+        rows["host MGN, host's evaluator"], timed = hosts(config(args, folder, "mgn_R50", **batch), args.host_queries)
+    peer = "host MGN, host's evaluator"
+    totals = {name: sum(seconds.values()) for name, seconds in rows.items()}
+    stretches = list(dict.fromkeys(name for seconds in rows.values() for name in seconds))
+    print(f"ResNet-{args.depth.rstrip('x')}, {args.height}x{args.height // 3}; seconds. The host's reID is from "
+          f"{timed} of the queries; it has no PAR and no APS.\n")
+    print(table(["", *stretches, "all", "host's / this"], [
+        [name, *(f"{seconds[s]:.2f}" if s in seconds else "" for s in stretches), f"{totals[name]:.2f}",
+         f"{totals[peer] / totals[name]:.1f}"] for name, seconds in rows.items()]))
+    if args.output:
+        write(args.output, {"depth": args.depth, "height": args.height, "seconds": rows, "total": totals,
+                            "host_queries_timed": timed})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Images a second of whole training steps through the host's trainer, loader included: switch by switch, and the peers.
+
+    python benchmarks/training.py                      small on a CPU, the claim's size on a GPU
+    python benchmarks/training.py --compile            with the compiled rows on a CPU as well, minutes more
+    python benchmarks/training.py --only cerberus      without the host's models
+
+A step is the host's `run_step`: the batch, forward, backward, optimiser and the losses' way to its log. Rows are timed
+in rounds, one after the other, so that a busy moment of the machine meets them all; the median counts.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from common import table, write
+from fastreid.utils.events import EventStorage
+from setting import ON_GPU, SWITCHES, add_size, config, people, trainer
+
+WARM = 3  # steps before the clock: allocations, cudnn's choice, compilation
+ROUNDS = 3
+
+
+def rows_of(args) -> dict[str, tuple[str, dict]]:
+    """Configuration file and keys of each row; every row of Cerberus has the switches of those above it."""
+    rows = {}
+    for name, file in (("host BoT", "bot_R50"), ("host MGN", "mgn_R50")) if args.only != "cerberus" else ():
+        rows[f"{name}, float32"] = file, {}
+        if ON_GPU:
+            rows[f"{name}, its float16"] = file, {"SOLVER.AMP.ENABLED": True}
+            rows[f"{name}, its float16, channels last"] = file, {"SOLVER.AMP.ENABLED": True,
+                                                                 **SWITCHES["channels last"]}
+        rows[f"{name} with our fused optimiser, bfloat16"] = file, {**SWITCHES["fused optimiser"],
+                                                                    **SWITCHES["bfloat16"]}
+    rows["Cerberus, plain"] = "cerberus_R50", {}
+    so_far = {}
+    for name, keys in SWITCHES.items():
+        if name != "compiled" or ON_GPU or args.compile:
+            so_far = {**so_far, **keys}
+            rows[f"+ {name}"] = "cerberus_R50", so_far
+    return rows
+
+
+class Row:
+    """One trainer and the times of its steps."""
+
+    def __init__(self, cfg) -> None:
+        self.trainer, self.seconds, self.waiting = trainer(cfg), [], []
+        self.batch, self.storage, self.peak = cfg.SOLVER.IMS_PER_BATCH, EventStorage(0), 0
+        start = time.perf_counter()
+        self.run(WARM, timed=False)
+        self.first_steps = time.perf_counter() - start
+
+    def run(self, steps: int, timed: bool = True) -> None:
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
+        with self.storage as self.trainer.storage:
+            for _ in range(steps):
+                start = time.perf_counter()
+                self.trainer.iter = self.storage.iter
+                self.trainer.run_step()
+                if ON_GPU:
+                    torch.cuda.synchronize()
+                self.storage.step()
+                if timed:
+                    self.seconds.append(time.perf_counter() - start)
+                    self.waiting.append(self.storage.latest()["data_time"][0])
+        self.peak = torch.cuda.max_memory_allocated() if ON_GPU else 0
+
+    def figures(self) -> dict:
+        step = statistics.median(self.seconds)
+        return {"img/s": self.batch / step, "ms a step": 1e3 * step, "first steps, s": self.first_steps,
+                "waiting for input, %": 100 * sum(self.waiting) / sum(self.seconds), "peak GiB": self.peak / 2**30}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_size(parser, 90 if ON_GPU else 9)
+    parser.add_argument("--compile", action="store_true", help="the compiled rows on a CPU as well")
+    parser.add_argument("--only", choices=("cerberus", "all"), default="all")
+    args = parser.parse_args()
+    figures = {}
+    with people(args) as folder:
+        if ON_GPU:  # one after the other: together they would not leave each other the memory
+            for name, (file, keys) in rows_of(args).items():
+                row = Row(config(args, folder, file, **keys))
+                row.run(args.iterations)
+                figures[name] = row.figures()
+                del row
+                torch.cuda.empty_cache()
+        else:
+            rows = {name: Row(config(args, folder, file, **keys)) for name, (file, keys) in rows_of(args).items()}
+            for _ in range(ROUNDS):
+                for row in rows.values():
+                    row.run(max(1, args.iterations // ROUNDS))
+            figures = {name: row.figures() for name, row in rows.items()}
+    plain = figures["Cerberus, plain"]["img/s"]
+    peer = max((f["img/s"] for name, f in figures.items() if "MGN" in name), default=None)
+    print(f"ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x{args.height // 3}, loader included\n")
+    print(table(["", "img/s", "of plain", "of the fastest MGN", "ms a step", "waiting for input", "peak GiB"], [
+        [name, f"{f['img/s']:.1f}", f"{f['img/s'] / plain:.2f}", f"{f['img/s'] / peer:.2f}" if peer else "",
+         f"{f['ms a step']:.1f}", f"{f['waiting for input, %']:.1f} %", f"{f['peak GiB']:.2f}" if ON_GPU else ""]
+        for name, f in figures.items()]))
+    if args.output:
+        write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "rows": figures})
+
+
+if __name__ == "__main__":
+    main()
