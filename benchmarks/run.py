@@ -34,20 +34,12 @@ def main() -> int:
                                str(FOLDER / f"{name}.json"), *picture], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": path})
         (FOLDER / f"{name}.txt").write_text(done.stdout)
-        # The host logs its models at length; what the script itself prints comes last.
-        print(done.stdout[-4000:] if done.returncode else tables_of(done.stdout))
+        print(done.stdout)
         print(f"{time.monotonic() - start:.0f} s\n", flush=True)
         if done.returncode:
             failed.append(name)
     print(f"tables and JSON in {FOLDER}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return len(failed)
-
-
-def tables_of(output: str) -> str:
-    """From the heading of the first table on."""
-    lines = output.splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith("|")), 0)
-    return "\n".join(lines[max(0, first - 2):])
 
 
 if __name__ == "__main__":

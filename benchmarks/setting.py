@@ -1,6 +1,7 @@
 """What the training benchmarks share: drawn people, the plugin's and the host's configurations, the size of a run."""
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
-from cerberus_plugin import CerberusTrainer, add_cerberus_config, host  # noqa: E402
+from cerberus_plugin import CerberusTrainer, add_cerberus_config  # noqa: E402
 from cerberus_plugin.data.synthetic import draw_dataset  # noqa: E402
 
 import torch  # noqa: E402
@@ -27,6 +28,9 @@ SWITCHES = {"fused optimiser": {"SOLVER.FUSED": True}, "bfloat16": {"SOLVER.AUTO
             "compiled": {"MODEL.COMPILE": True}}
 FAST = {key: value for switch in SWITCHES.values() for key, value in switch.items()}
 ON_GPU = torch.cuda.is_available()
+
+for part in ("engine", "data", "evaluation", "cerberus"):  # every model line by line, and every table of results
+    logging.getLogger(f"fastreid.{part}").setLevel(logging.WARNING)
 
 
 def add_size(parser, iterations: int, depth_on_cpu: str = "50x", batch_on_cpu: int = 16) -> None:
@@ -75,7 +79,3 @@ def trainer(cfg) -> CerberusTrainer:
         warnings.simplefilter("ignore")
         return CerberusTrainer(cfg)
 
-
-def hosts_own(function):
-    """The host's function behind one that the plugin adapts."""
-    return host.original(function)

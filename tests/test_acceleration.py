@@ -184,3 +184,14 @@ def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config,
     model(small_batch(model))
     assert seen == [torch.float32]
     assert "cpu has no bfloat16 arithmetic: float32 in place of" in log.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
+def test_all_switches_and_the_compiler_train_and_evaluate_on_a_gpu(small_config, file):
+    trainer = trained(small_config(*FAST, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", True, "DATALOADER.RESIDENT", True,
+                                   file=f"configs/Market1501/{file}.yml"))
+    assert all((p != trainer.start[name]).any() for name, p in trainer.model.named_parameters()
+               if p.requires_grad and p.numel() > 64)
+    assert trainer.results["mAP"] > 0

@@ -1,0 +1,37 @@
+"""The benchmarks run, compare what they say they compare, and are all described."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+from run import NAMES  # noqa: E402
+
+TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
+
+
+@pytest.mark.parametrize(("name", "options", "figure"), [
+    ("losses", [*TINY, "--iterations", "2"], "added_percent"),
+    ("ranking", ["--queries", "40", "--gallery", "400", "--repeats", "1"], "host_over_ours_per_query"),
+])
+def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, name, options, figure):
+    path = tmp_path / "figures.json"
+    done = subprocess.run([sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py"), *options, "--output", str(path)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(FOLDER.parent)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(path.read_text())
+    assert isinstance(record[figure], float)
+    assert "torch" in record["versions"] and record["hardware"]["cores"] >= 1
+    assert "|--" in done.stdout
+
+
+def test_one_command_runs_every_benchmark_and_the_page_describes_it():
+    helpers = {"common", "setting", "run"}
+    assert {path.stem for path in FOLDER.glob("*.py")} - helpers == set(NAMES)
+    page = (FOLDER / "README.md").read_text()
+    assert [name for name in NAMES if f"`{name}.py`" not in page] == []
