@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_size(parser, 600 if ON_GPU else 24, "18x", 32)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile on a CPU as well")
     parser.add_argument("--plot", type=Path, help="picture of the curves")
     args = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
     paths = {"plain": {}, "fast": fast}
     curves, figures = {name: [] for name in paths}, {name: [] for name in paths}
     with people(args, test_ids=24) as folder:
-        for seed in range(1, args.seeds + 1):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             for name, keys in paths.items():
                 losses, results = run(config(args, folder, "cerberus_R50", SEED=seed, **keys), args.iterations)
                 curves[name].append(losses)
@@ -64,7 +65,7 @@ def main() -> None:
           f"{args.height // 3}; mean ± standard deviation over seeds\n")
     print(table(["", "plain", "fast", "difference of means", "in standard deviations of a run"], rows))
     if args.output:
-        write(args.output, {"seeds": args.seeds, "iterations": args.iterations, "curves": curves, "figures": figures,
+        write(args.output, {"seeds": args.seeds, "first_seed": args.first_seed, "iterations": args.iterations, "curves": curves, "figures": figures,
                             "fast": fast, "largest_difference_in_deviations": max(apart)})
     if args.plot:
         draw(args.plot, curves)
