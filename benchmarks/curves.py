@@ -65,7 +65,8 @@ def main() -> None:
           f"{args.height // 3}; mean ± standard deviation over seeds\n")
     print(table(["", "plain", "fast", "difference of means", "in standard deviations of a run"], rows))
     if args.output:
-        write(args.output, {"seeds": args.seeds, "first_seed": args.first_seed, "iterations": args.iterations, "curves": curves, "figures": figures,
+        write(args.output, {"seeds": args.seeds, "first_seed": args.first_seed, "iterations": args.iterations,
+                            "curves": curves, "figures": figures,
                             "fast": fast, "largest_difference_in_deviations": max(apart)})
     if args.plot:
         draw(args.plot, curves)

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +78,21 @@ def compile_model(model: nn.Module, **options) -> None:
                 child.compile(dynamic=False, **options)
 
 
-def missing_for_compilation(device: torch.device) -> str | None:
-    """What torch.compile needs and this machine has not: its steps would end in an error."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "Triton"
-    compilers = (os.environ.get("CXX", "c++"), os.environ.get("CC", "cc"), "gcc", "clang")
-    return None if any(map(shutil.which, compilers)) else "a C compiler"
+def missing_for_compilation(model: nn.Module) -> str | None:
+    """Why torch.compile would end in an error here, or gain nothing; None where nothing stands against it."""
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return "batch statistics shared by MODEL.SYNC_BN cut the graph at every layer"
+    compilers = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    if model.device.type == "cuda":
+        if torch.cuda.get_device_capability(model.device) < (7, 0) and not torch.version.hip:
+            return "the GPU is older than the compiler's"
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if not os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+            return "Python's header files are not installed"
+    else:
+        compilers.append(os.environ.get("CXX", "c++"))
+    return None if any(map(shutil.which, compilers)) else "a C compiler is not installed"
 
 
 def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -60,9 +60,9 @@ class CerberusTrainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
-        missing = cfg.MODEL.COMPILE and acceleration.missing_for_compilation(model.device)
+        missing = cfg.MODEL.COMPILE and acceleration.missing_for_compilation(model)
         if missing:
-            logger.info(f"MODEL.COMPILE: {missing} is not installed; training runs uncompiled")
+            logger.info(f"MODEL.COMPILE: {missing}; training runs uncompiled")
         elif cfg.MODEL.COMPILE:
             acceleration.compile_model(model)
         return with_precision(model, cfg)
@@ -194,6 +194,9 @@ def setup(args) -> CfgNode:
                          "go before KEY value.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
+        raise SystemExit("MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs; hide them: "
+                         "CUDA_VISIBLE_DEVICES= (empty) before the command.")
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs
     if args.eval_only:

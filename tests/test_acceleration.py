@@ -125,6 +125,11 @@ def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, m
     assert "represent" not in vars(trainer.model)
 
 
+def test_shared_batch_statistics_are_not_compiled():
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(2))
+    assert "MODEL.SYNC_BN" in acceleration.missing_for_compilation(model)
+
+
 def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
     from fastreid.modeling.meta_arch import build_model
 

@@ -168,3 +168,24 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 processes on this machine .* finds 1 GPU"):
         launch(print, 2, dist_url="auto")
+
+
+def test_machines_with_different_numbers_of_processes_are_refused(monkeypatch):
+    from cerberus_plugin.host import launching
+
+    monkeypatch.setattr(launching.dist, "get_world_size", lambda: 0)
+    monkeypatch.setattr(launching.dist, "all_gather_object", lambda sizes, own: sizes.extend([2, 1]))
+    with pytest.raises(ValueError, match=r"machines have \[1, 2\] processes each, expected the same number"):
+        launching._know_neighbours(2)
+
+
+def test_processes_that_met_on_gpus_do_not_train_on_cpus(monkeypatch, market_root):
+    from cerberus_plugin.engine import setup
+
+    from fastreid.engine import default_argument_parser
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    args = ["--config-file", str(ROOT / "configs/Market1501/cerberus_demo.yml")]
+    with pytest.raises(SystemExit, match="MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs"):
+        setup(default_argument_parser().parse_args(args))

@@ -88,6 +88,8 @@ class ResidentLoader:
         items = map(int, sampler) if hasattr(sampler, "__len__") else range(len(dataset))
         # In the order of their names, so that one set that two data sets list differently is kept once.
         items = sorted(items, key=dataset.img_items.__getitem__)
+        if not items:  # more processes than test images
+            raise NotResident("this process has none of them")
         resident = resident_images(loader, items, recipe, batch_device(loader.local_rank), limit_gib)
         return cls(dataset, loader.batch_sampler, recipe, items, resident, channels_last)
 
@@ -149,7 +151,7 @@ def resident_images(loader: DataLoader, items: list[int], recipe: Recipe, device
     key = _key(dataset, items, recipe, device)
     if key not in _kept:
         started = time.perf_counter()
-        with ThreadPoolExecutor(usable_cores()) as threads:
+        with ThreadPoolExecutor(max(1, usable_cores() // comm.get_local_size())) as threads:
             _check_space([dataset.img_items[i][0] for i in items], recipe, device, limit_gib, threads)
             _kept[key] = _decoded(loader, items, recipe, device, threads)
         logger.info(f"{len(items)} images on {device}: {_kept[key].packed.pixels.numel() / MIB:.1f} MiB "
@@ -200,6 +202,11 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
     if needed > free / 2:  # the model needs room as well
         raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB, more than half of the "
                           f"{free / MIB:.1f} MiB that are free on {device}")
+    # Decoded images lie in the machine's memory before they go to the device, in each of its processes.
+    decoding, free = needed * comm.get_local_size(), free_bytes(torch.device("cpu"))
+    if decoding > free / 2:
+        raise NotResident(f"{len(paths)} images take {decoding / MIB:.1f} MiB while they are decoded, more than half "
+                          f"of the {free / MIB:.1f} MiB of memory that are free")
 
 
 def free_bytes(device: torch.device) -> int:

@@ -59,7 +59,11 @@ def keep_flat_gradients() -> None:
 
 
 def name_bad_losses() -> None:
-    """Name the loss term that is NaN or infinite, and give them all.
+    """Name the loss term that is NaN or infinite, give them all, and read them only when they are there.
+
+    On a GPU the host reads each term on a stream of its own (engine/train_loop.py:265), which waits for nothing: where
+    nothing else in a step waits either, it reads memory that the forward pass has not reached. They are read here,
+    in one copy on the stream that computes them.
 
     engine/train_loop.py:293 raises FloatingPointError with the mean over processes of every term. It raises before
     the optimiser's step, so the weights are still those of the last good one.
@@ -68,10 +72,12 @@ def name_bad_losses() -> None:
 
     def build(host_write):
         def _write_metrics(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> Any:
+            values = torch.stack([value.detach().float() for value in loss_dict.values()]).cpu()
+            loss_dict = dict(zip(loss_dict, values))
             try:
                 return host_write(self, loss_dict, data_time)
             except FloatingPointError as error:
-                terms = {name: value.detach().item() for name, value in loss_dict.items()}
+                terms = {name: value.item() for name, value in loss_dict.items()}
                 bad = [name for name, value in terms.items() if not math.isfinite(value)]
                 where = ", ".join(bad) or "none in this process (another one's, or only their sum)"
                 raise FloatingPointError(
