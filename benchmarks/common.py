@@ -1,4 +1,4 @@
-"""What the benchmarks share: clock, tables, the account of machine and versions, and the host's own ranking."""
+"""What the benchmarks share: clock, tables and the account of machine and versions."""
 
 import importlib.metadata
 import importlib.util
@@ -8,7 +8,6 @@ import pathlib
 import platform
 import sys
 import time
-import warnings
 
 import torch
 from tabulate import tabulate
@@ -85,17 +84,3 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def host_eval_market1501():
-    """The host's function from its file alone: its package does not import on every Python."""
-    package = importlib.util.find_spec("fastreid")
-    if package is None:
-        raise SystemExit("fastreid is not installed: there is nothing to compare with")
-    path = pathlib.Path(package.submodule_search_locations[0]) / "evaluation" / "rank.py"
-    spec = importlib.util.spec_from_file_location("host_rank", path)
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that its Cython twin is not there
-        spec.loader.exec_module(module)
-    return module.eval_market1501

@@ -14,7 +14,8 @@ import time
 from collections import OrderedDict
 
 import torch
-from common import host_eval_market1501, table, write
+from common import table, write
+from fastreid.evaluation.rank import eval_market1501
 from fastreid.utils.compute_dist import build_dist
 from setting import ON_GPU, add_size, config, people, trainer
 
@@ -63,7 +64,7 @@ def hosts(cfg, num_queries: int) -> tuple[dict[str, float], int]:
     distances = clock.time("distances", build_dist, features[:count], features[count:], cfg.TEST.METRIC)
     timed = min(num_queries, count)
     pids, camids = pids.numpy(), camids.numpy()
-    clock.time("reID", host_eval_market1501(), distances[:timed], pids[:timed], pids[count:], camids[:timed],
+    clock.time("reID", eval_market1501, distances[:timed], pids[:timed], pids[count:], camids[:timed],
                camids[count:], 50)
     clock.seconds["reID"] *= count / timed
     return clock.seconds, timed

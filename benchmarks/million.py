@@ -25,7 +25,8 @@ from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, PART_ENTRIES, reid_me
 
 import numpy as np
 import torch
-from common import host_eval_market1501, peak_resident_bytes, table, timed, write
+from common import peak_resident_bytes, table, timed, write
+from fastreid.evaluation.rank import eval_market1501
 
 TOLERANCE = 1e-4
 IDS = ("query_pids", "query_camids", "gallery_pids", "gallery_camids")
@@ -153,7 +154,7 @@ def compare(folder: pathlib.Path, num_queries: int, metric: str):
     streamed = {name: values[:num_queries] for name, values in np.load(folder / "figures.npz").items()}
     found = streamed["first_match"] > 0
     ours = reid_metrics(distances, q_pids, q_camids, g_pids, g_camids).queries
-    seconds, (_, ap, inp) = timed(host_eval_market1501(), *(t.numpy() for t in (distances, q_pids, g_pids, q_camids,
+    seconds, (_, ap, inp) = timed(eval_market1501, *(t.numpy() for t in (distances, q_pids, g_pids, q_camids,
                                                                                  g_camids)), 50)
     host = {"ap": np.asarray(ap), "inp": np.asarray(inp)}
     differences = {

@@ -19,7 +19,8 @@ from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, evaluate_rank
 
 import numpy as np
 import torch
-from common import host_eval_market1501, table, timed, write
+from common import table, timed, write
+from fastreid.evaluation.rank import eval_market1501
 
 MARKET = (3368, 15913)
 TOLERANCE = 1e-6
@@ -44,7 +45,7 @@ def main() -> int:
     cmc, ap, inp = runs[0][1]
     ours = sorted(seconds for seconds, _ in runs)[len(runs) // 2]
     of_host = (distances[:num_host], *first_queries(ids, num_host))
-    host, host_figures = timed(host_eval_market1501(), *of_host, 50)
+    host, host_figures = timed(eval_market1501, *of_host, 50)
     difference = max(
         float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(evaluate_rank(*of_host), host_figures)
     )
