@@ -10,9 +10,10 @@ import argparse
 import statistics
 from pathlib import Path
 
+from setting import FAST, ON_GPU, add_size, config, people, trainer
+
 from common import table, write
 from fastreid.utils.events import EventStorage
-from setting import FAST, ON_GPU, add_size, config, people, trainer
 
 WINDOWS = 6  # stretches of the curve that the table compares
 FIGURES = ("mAP", "PAR/mA_balanced", "APS/mAP")

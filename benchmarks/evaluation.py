@@ -13,11 +13,12 @@ import argparse
 import time
 from collections import OrderedDict
 
+from setting import ON_GPU, add_size, config, people, trainer
+
 import torch
 from common import table, write
 from fastreid.evaluation.rank import eval_market1501
 from fastreid.utils.compute_dist import build_dist
-from setting import ON_GPU, add_size, config, people, trainer
 
 
 class Clock:

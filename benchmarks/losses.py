@@ -12,10 +12,10 @@ import statistics
 import time
 
 from cerberus_plugin.losses import identity_loss
+from setting import FAST, ON_GPU, add_size, config, people, trainer
 
 import torch
 from common import table, write
-from setting import FAST, ON_GPU, add_size, config, people, trainer
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.engine import CerberusTrainer
 from cerberus_plugin.inference import blocks
 from cerberus_plugin.metrics.ranking import reid_metrics_from_features
+from setting import FAST, ON_GPU, add_size, config
 
 import torch
 import torch.nn.functional as F
 from common import table, timed, write
-from setting import FAST, ON_GPU, add_size, config
 
 SIDS = [4, 18, 40, 8, 4]  # about those of Market-1501
 

@@ -12,10 +12,11 @@ import argparse
 import statistics
 import time
 
+from setting import ON_GPU, SWITCHES, add_size, config, people, trainer
+
 import torch
 from common import table, write
 from fastreid.utils.events import EventStorage
-from setting import ON_GPU, SWITCHES, add_size, config, people, trainer
 
 WARM = 3  # steps before the clock: allocations, cudnn's choice, compilation
 ROUNDS = 3
