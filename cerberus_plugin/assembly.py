@@ -26,7 +26,8 @@ from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
-from .modeling.prototypes import margins_from_counts, schema_fingerprint
+from .modeling.apr import PARTS
+from .modeling.prototypes import margins_from_counts
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -86,6 +87,11 @@ def needs_prototypes(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and bool(node.LAMBDA_SEM or node.LAMBDA_REG)
 
 
+def needs_labels(cfg: CfgNode) -> bool:
+    """Whether the model learns attributes, so that every training identity must have its labels."""
+    return needs_prototypes(cfg) or PARTS.get(cfg.MODEL.META_ARCHITECTURE, (True, False))[1]
+
+
 def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
     """Semantic IDs of the training identities that have images, in the space that the configuration names."""
     annotations: list[Annotations] = train_set.annotations
@@ -93,25 +99,38 @@ def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
     return SIDTable.build(annotations[0].schema, train_set.class_labels(), test, cfg.MODEL.CERBERUS.SID_SPACE)
 
 
-def with_semantic_ids(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
-    """Count semantic IDs into the configuration, as the host does identities, and save it again."""
-    if not needs_prototypes(cfg):
+def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+    """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
+    if not needs_labels(cfg):
         return cfg
+    name = cfg.MODEL.META_ARCHITECTURE
     if not train_set.annotations:
-        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which Cerberus learns from; use "
-                         "Market1501Attributes or DukeMTMCAttributes, or set MODEL.CERBERUS.LAMBDA_SEM and LAMBDA_REG "
-                         "to 0.0.")
-    table = build_sid_table(cfg, train_set)
-    logger.info(f"{table}; {len(train_set.pids)} training identities")
-    cfg = _with(cfg, train_set.num_classes, table.schema.name, table.sizes)
+        without = ("set MODEL.CERBERUS.LAMBDA_SEM and LAMBDA_REG to 0.0" if name == "Cerberus"
+                   else "train IDE or the host's Baseline")
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
+                         f"Market1501Attributes or DukeMTMCAttributes, or {without}.")
+    table = build_sid_table(cfg, train_set) if needs_prototypes(cfg) else None
+    schema = train_set.annotations[0].schema
+    logger.info(f"{table or schema}; {len(train_set.pids)} training identities")
+    cfg = _with(cfg, train_set.num_classes, schema.name, table.sizes if table else ())
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
-        report.write_json(os.path.join(cfg.OUTPUT_DIR, "semantic_ids.json"), table.to_json())
+        if table:
+            report.write_json(os.path.join(cfg.OUTPUT_DIR, "semantic_ids.json"), table.to_json())
     return cfg
 
 
-def fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
-    """Tables of the training set, and margins of the configuration, into the model's buffers."""
+def fill_tables(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Write what a model keeps of its training set into its buffers."""
+    model = unwrapped(model)
+    if getattr(model, "prototypes", None) is not None:
+        _fill_prototypes(model.prototypes, cfg, train_set)
+    if getattr(model, "class_labels", None) is not None:
+        model.class_labels.fill(train_set.annotations[0].schema, train_set.class_labels())
+
+
+def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Tables of the training set, and margins of the configuration."""
     node = cfg.MODEL.CERBERUS
     if node.MARGIN not in ("adaptive", "constant"):
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
@@ -162,7 +181,7 @@ def check_schema(schema_name: str, annotations: Annotations, dataset_name: str) 
     """A model reads attributes of its own schema only."""
     if schema_name != annotations.schema.name:
         raise ValueError(f"DATASETS.TESTS: {dataset_name} has the attributes of {annotations.schema.name}, the model "
-                         f"those of {schema_name}; its prototypes cannot read them. Test it on a data set with its own "
+                         f"those of {schema_name}; it cannot read them. Test it on a data set with its own "
                          "attributes, or on the host's data set of the same name for reID alone.")
 
 
@@ -188,25 +207,28 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
-    if not needs_prototypes(cfg):
-        return _with(cfg, 0, "", [])
-    classes = state.get("prototypes.sid_of_class")
-    if classes is None:
-        raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no semantic IDs. It is no checkpoint of Cerberus, or of one "
-                         "trained without them; evaluate it with the config.yaml of its run folder.")
-    names = {schema_fingerprint(schema.field_names): name for name, schema in SCHEMAS.items()}
-    schema = names.get(int(state["prototypes.schema"]))
+    if not needs_labels(cfg):
+        return _with(cfg, 0)
+    name = cfg.MODEL.META_ARCHITECTURE
+    table, what = ("prototypes.sid_of_class", "semantic IDs") if needs_prototypes(cfg) else (
+        "class_labels.labels", "labels of training identities")
+    if table not in state:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no {what}. It is no checkpoint of {name}, or of one trained "
+                         "without them; evaluate it with the config.yaml of its run folder.")
+    names = {schema.fingerprint: name for name, schema in SCHEMAS.items()}
+    schema = names.get(int(state[f"{table.partition('.')[0]}.schema"]))
     if schema is None:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
                          f"{', '.join(SCHEMAS)}")
-    return _with(cfg, len(classes), schema, [len(state[f"prototypes.rows.{group}"]) for group in GROUPS])
+    sizes = [len(state[f"prototypes.rows.{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
+    return _with(cfg, len(state[table]), schema, sizes)
 
 
-def _with(cfg: CfgNode, num_classes: int, schema: str, sizes) -> CfgNode:
+def _with(cfg: CfgNode, num_classes: int, schema: str = "", sizes=()) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = num_classes
-    cfg.MODEL.CERBERUS.SCHEMA = schema
+    (cfg.MODEL.CERBERUS if needs_prototypes(cfg) else cfg.MODEL.APR).SCHEMA = schema
     cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
     cfg.freeze()
     return cfg

@@ -45,6 +45,17 @@ def add_cerberus_config(cfg: CN) -> None:
     # xavier_uniform, normal_0.01, normal_0.1, normal_1, normal_10 (standard deviation).
     node.INIT = "he_normal"
 
+    # IDE, ARN and APR; identity losses are the host's MODEL.LOSSES.
+    apr = cfg.MODEL.APR = CN()
+    apr.SCHEMA = ""  # name of the attribute schema, filled as MODEL.CERBERUS.SCHEMA is
+    apr.LAMBDA = 0.9  # lambda of APR: share of the identity losses, the rest is of the attributes' mean
+    # What joins the feature in APR's identity classifier: "probabilities", of all classes of all attributes;
+    # "positive", of two-valued attributes the second class alone; "highest", one probability an attribute.
+    apr.SCORES = "probabilities"
+    apr.ARM = True  # re-weight these scores by each other; off for the ablation
+    apr.BLOCK_DIM = 0  # size of a block FC-BN-dropout-ReLU after pooling, 512 in the paper's variant; 0 for none
+    apr.DROPOUT = 0.0  # share dropped in that block, or of the pooled feature without one (0.9 in the paper's v1)
+
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
     # person, evaluation leaves it out; each is named in the log and their number is logged at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
@@ -62,6 +73,9 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.PAR = CN()
     cfg.TEST.PAR.FORCE_COLOUR = False
     cfg.TEST.PAR.QUERY_IDENTITIES_ONLY = False  # DukeMTMC: score 702 identities in place of 1,110
+
+    # Cerberus: probabilities of attributes are the softmax of a group's cosines, scaled by this.
+    cfg.TEST.PAR.COSINE_SCALE = 16.0
 
     # Search. PROTOCOL "asmr": rank all test images; "sal": without the person-and-camera that stands for the query.
     cfg.TEST.APS = CN()

@@ -22,14 +22,14 @@ from .assembly import (
     build_test_set,
     build_train_set,
     check_schema,
-    fill_prototypes,
+    fill_tables,
     load_model,
-    needs_prototypes,
+    needs_labels,
     reader_of,
     resident_or_host,
     unwrapped,
+    with_attributes,
     with_precision,
-    with_semantic_ids,
 )
 from .config import add_cerberus_config
 from .evaluators import TaskEvaluator
@@ -49,11 +49,11 @@ class CerberusTrainer(DefaultTrainer):
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(train_set))
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
-        cfg = with_semantic_ids(cfg, train_set)
-        if needs_prototypes(cfg):
-            check_tests(cfg)
+        cfg = with_attributes(cfg, train_set)
+        if needs_labels(cfg):
+            check_tests(cfg, train_set.annotations[0].schema.name)
         super().__init__(cfg)
-        self._fill_prototypes()
+        fill_tables(self.model, self.cfg, self.data_loader.dataset)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -119,7 +119,7 @@ class CerberusTrainer(DefaultTrainer):
             raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
-        self._fill_prototypes()
+        fill_tables(self.model, self.cfg, self.data_loader.dataset)
 
     def train(self):
         """Run training; write the results, as a table and as JSON, beside the checkpoint."""
@@ -144,11 +144,6 @@ class CerberusTrainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
         return built
-
-    def _fill_prototypes(self) -> None:
-        prototypes = getattr(unwrapped(self.model), "prototypes", None)
-        if prototypes is not None:
-            fill_prototypes(prototypes, self.cfg, self.data_loader.dataset)
 
     def _evaluate_floor(self) -> None:
         """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
@@ -223,13 +218,13 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
     return results
 
 
-def check_tests(cfg: CfgNode) -> None:
+def check_tests(cfg: CfgNode, schema: str) -> None:
     """Options of the evaluation, and test data sets whose attributes the model cannot read."""
     check_task_options(cfg)
     for name in cfg.DATASETS.TESTS:
         annotations = getattr(build_dataset(cfg, name), "annotations", None)
         if annotations is not None:
-            check_schema(cfg.MODEL.CERBERUS.SCHEMA, annotations, name)
+            check_schema(schema, annotations, name)
 
 
 def write_results(cfg: CfgNode, results) -> None:

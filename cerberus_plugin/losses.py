@@ -1,4 +1,4 @@
-"""The losses of Cerberus (Eq. 2 to 8), each a pure function of tensors, computed in float32 under autocast.
+"""The losses of Cerberus (Eq. 2 to 8) and of APR, each a pure function of tensors, computed in float32 under autocast.
 
 Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L bits of a group, C identities.
 """
@@ -6,6 +6,7 @@ Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,24 @@ def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, be
 def identity_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of one group's identity classifier (Eq. 5, first term): logits (B, C), targets (B,)."""
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+@_float32
+def attribute_loss(logits: Tensor, answers: Tensor, sizes: Sequence[int], reduction: str = "mean") -> Tensor:
+    """Cross-entropies of the attribute classifiers of ARN and APR: their mean or their sum over the attributes.
+
+    Args:
+        logits: float (B, sum of sizes), the classifiers' one after the other.
+        answers: int64 (B, M), the class of each attribute; negative where a person has none (no listed colour), which
+            leaves the person out of that attribute. An attribute without any person counts in neither mean nor sum.
+        sizes: classes of each attribute.
+        reduction: "mean" over the attributes (APR), or "sum" (ARN).
+    """
+    each = torch.stack([F.cross_entropy(part, answer, ignore_index=-1, reduction="sum")
+                        for part, answer in zip(logits.split(tuple(sizes), dim=1), answers.clamp(min=-1).unbind(1))])
+    known = (answers >= 0).sum(dim=0)  # (M,)
+    total = (each / known.clamp(min=1)).sum()
+    return total if reduction == "sum" else total / (known > 0).sum().clamp(min=1)
 
 
 @_float32

@@ -1,8 +1,7 @@
 """The three modes of inference, on prototypes small enough to work by hand."""
 
-from cerberus_plugin import inference
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
-from cerberus_plugin.inference import PrototypeReader, blocks, image_scores
+from cerberus_plugin.inference import PrototypeReader, blocks, image_scores, similarity
 from cerberus_plugin.losses import prototype_regularisation, semantic_guidance_loss
 from cerberus_plugin.modeling.prototypes import INITIALISERS, SIDPrototypes, margins_from_counts
 
@@ -137,8 +136,8 @@ def test_chunks_of_a_gallery_do_not_change_answers_and_scores(embeddings, monkey
     labels[1, list(MARKET1501.group_fields("upper"))] = -1
     answers, scores = reader.recognise(embeddings), reader.search(labels, embeddings)
     images = image_scores(embeddings[:2], embeddings)
-    monkeypatch.setattr(inference, "CHUNK_ENTRIES", 2 * embeddings.shape[1])
-    assert [len(chunk) for chunk in inference.chunks(embeddings)] == [2, 2, 2, 2, 1]
+    monkeypatch.setattr(similarity, "CHUNK_ENTRIES", 2 * embeddings.shape[1])
+    assert [len(chunk) for chunk in similarity.chunks(embeddings)] == [2, 2, 2, 2, 1]
     assert torch.equal(reader.recognise(embeddings), answers)
     assert torch.allclose(reader.search(labels, embeddings), scores, atol=1e-6)
     assert torch.allclose(image_scores(embeddings[:2], embeddings), images, atol=1e-6)

@@ -11,6 +11,7 @@ Three views of one label are used throughout, each with a fixed order:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,6 +126,21 @@ class AttributeSchema:
             merged[field.column] = Column(field.column, (*so_far.classes, field.word), (*so_far.fields, i))
         order = self._column_order or tuple(merged)
         return tuple(merged[name] for name in order)
+
+    @cached_property
+    def column_groups(self) -> tuple[str, ...]:
+        """The group that each column belongs to."""
+        return tuple(self.fields[column.fields[0]].group for column in self.columns)
+
+    @cached_property
+    def column_sizes(self) -> tuple[int, ...]:
+        """Classes of each column, C_m: one classifier each in APR."""
+        return tuple(len(column.classes) for column in self.columns)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number that tells one attribute set from another, small enough to ride in a checkpoint."""
+        return int.from_bytes(hashlib.sha256(" ".join(self.field_names).encode()).digest()[:7], "big")
 
     def bits(self, labels: Tensor, group: str) -> Tensor:
         """Bits of one group: labels int64 (N, A) -> uint8 (N, L); rows with a missing label come out as zeros."""

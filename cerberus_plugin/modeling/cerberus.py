@@ -33,7 +33,7 @@ class Cerberus(nn.Module):
         pixel_mean, pixel_std: of RGB in 0..255.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
-        force_colour, partial: how attributes are read, see `PrototypeReader`.
+        force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
     """
 
     compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
@@ -42,7 +42,7 @@ class Cerberus(nn.Module):
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
                  schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
-                 force_colour: bool = False, partial: str = "mean") -> None:
+                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
         super().__init__()
         self.trunk = trunk
         self.global_branch = branch
@@ -54,7 +54,7 @@ class Cerberus(nn.Module):
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
         self.label_smoothing = label_smoothing
-        self.reading = {"force_colour": force_colour, "partial": partial}
+        self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
 
@@ -84,6 +84,7 @@ class Cerberus(nn.Module):
             "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
             "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
             "partial": cfg.TEST.APS.PARTIAL,
+            "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
         }
 
     @property

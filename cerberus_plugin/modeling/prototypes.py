@@ -5,13 +5,12 @@ Shapes: K semantic IDs of a group, L bits of a group, D dimensions, C training i
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 from ..attributes import GROUPS, MISSING, SIDTable
 from ..losses import adaptive_margins, prototype_regularisation, semantic_guidance_loss
+from .tables import refuse_other_tables
 
 INITIALISERS = {
     "he_normal": nn.init.kaiming_normal_,
@@ -23,11 +22,6 @@ INITIALISERS = {
     "normal_1": lambda w: nn.init.normal_(w, std=1.0),
     "normal_10": lambda w: nn.init.normal_(w, std=10.0),
 }
-
-
-def schema_fingerprint(field_names: tuple[str, ...]) -> int:
-    """A number that tells one attribute set from another, small enough to ride in a checkpoint."""
-    return int.from_bytes(hashlib.sha256(" ".join(field_names).encode()).digest()[:7], "big")
 
 
 class SIDPrototypes(nn.Module):
@@ -76,7 +70,7 @@ class SIDPrototypes(nn.Module):
             getattr(self, f"counts_{group}").copy_(counts)
             getattr(self, f"margins_{group}").copy_(margin)
         self.sid_of_class.copy_(sid_of_class)
-        self.schema.fill_(schema_fingerprint(table.schema.field_names))
+        self.schema.fill_(table.schema.fingerprint)
 
     def bits(self, group: str) -> Tensor:
         return getattr(self, f"bits_{group}")
@@ -115,21 +109,8 @@ class SIDPrototypes(nn.Module):
         return rows.mean(dim=0) + (bits.float() - known.mean(dim=0)) @ self.residuals[group]
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Refuse tables of another data set or SID space, which the host's checkpointer would skip with a warning."""
-        tensors = self.state_dict()
-        absent = [name for name in tensors if prefix + name not in state_dict]
-        if absent:
-            raise ValueError(
-                f"checkpoint: '{prefix}{absent[0]}' is absent or of another size than this model's "
-                f"({tuple(tensors[absent[0]].shape)}). It was trained on another data set, with another "
-                "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM, or is no Cerberus checkpoint. Use the "
-                "config.yaml of its run folder.")
-        if self.schema.item():  # tables already filled from a data set must be those of the checkpoint
-            tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
-            for name in tables:
-                if not torch.equal(state_dict[prefix + name].cpu(), self.get_buffer(name).cpu()):
-                    raise ValueError(f"checkpoint: table '{prefix}{name}' differs from that of the training data set; "
-                                     "same sizes, other identities or attributes. Resume with the data it began with.")
+        tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
+        refuse_other_tables(self, state_dict, prefix, tables)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

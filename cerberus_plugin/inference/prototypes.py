@@ -1,4 +1,4 @@
-"""The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS).
+"""Recognition and search by the prototypes of semantic IDs, the way of Cerberus.
 
 An embedding is five L2-normalised representations side by side, (5 * D,), so the mean cosine over the groups
 is the cosine of two embeddings.
@@ -8,49 +8,20 @@ Shapes: N images, Q queries, A label fields, M recognition columns, K semantic I
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attributes import GROUPS, MISSING, AttributeSchema, SIDTable
+from ..attributes import GROUPS, MISSING, SIDTable
+from .similarity import chunks
 
 PARTIAL = ("mean", "max")
-CHUNK_ENTRIES = 2**26  # values of embeddings that are brought to unit length at a time: 256 MiB
-
-
-class AttributeReader(Protocol):
-    """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it.
-
-    An answer and a score are of one image, whichever others come with it: large galleries are handed over in parts.
-    One that also has `train_labels`, int64 (C, A), of the identities it was trained on, is scored beside the majority
-    answer and on seen and unseen categories apart.
-    """
-
-    schema: AttributeSchema
-
-    def recognise(self, embeddings: Tensor) -> Tensor:
-        """Attributes of images: (N, E) -> int64 (N, M), a class of each column, -1 for none."""
-
-    def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Scores of images for described persons: labels int64 (Q, A), -1 where open -> (Q, N), higher is nearer."""
 
 
 def blocks(embeddings: Tensor) -> Tensor:
     """(N, 5 * D) -> (N, 5, D), each block of unit length (averaging over flips shortens it)."""
     return F.normalize(embeddings.unflatten(1, (len(GROUPS), -1)), dim=2)
-
-
-def image_scores(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Cosine between embeddings of any model: (Q, E), (N, E) -> (Q, N); for Cerberus the mean over its groups."""
-    queries = F.normalize(queries, dim=1)
-    return torch.cat([queries @ F.normalize(chunk, dim=1).T for chunk in chunks(gallery)], dim=1)
-
-
-def chunks(embeddings: Tensor) -> tuple[Tensor, ...]:
-    """(N, E) -> some rows at a time, views of `CHUNK_ENTRIES` values at most; one chunk where there are no rows."""
-    return embeddings.split(max(1, CHUNK_ENTRIES // max(1, embeddings.shape[1])))
 
 
 class PrototypeReader:
@@ -63,11 +34,12 @@ class PrototypeReader:
         train_labels: int64 (C, A), see `AttributeReader`.
         force_colour: recognise the best semantic ID that names a colour, in place of "no listed colour".
         partial: how a half-described group scores: "mean" or "max" over the semantic IDs that agree with it.
+        cosine_scale: of the softmax over a group's semantic IDs that `confidences` makes of cosines.
     """
 
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
                  synthesise: Callable[[str, Tensor], Tensor] | None = None, *, train_labels: Tensor | None = None,
-                 force_colour: bool = False, partial: str = "mean") -> None:
+                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
         if partial not in PARTIAL:
             raise ValueError(f"partial is '{partial}', expected one of {', '.join(PARTIAL)}")
         self.table = table
@@ -77,6 +49,7 @@ class PrototypeReader:
         self.synthesise = synthesise
         self.force_colour = force_colour
         self.partial = partial
+        self.cosine_scale = cosine_scale
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
@@ -99,6 +72,34 @@ class PrototypeReader:
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, 5 * D) -> int64 (N, M)."""
         return self.schema.column_answers(self.table.decode(self.sids(embeddings)))
+
+    def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Most probable class of each column and its probability: (N, 5 * D) -> int64 (N, M), float (N, M).
+
+        A group's probabilities are the softmax of its scaled cosines; a class has those of all semantic IDs that hold
+        it, "no listed colour" (-1) included.
+        """
+        allowed = self._allowed()
+        return tuple(map(torch.cat, zip(*(self._confident(chunk, allowed) for chunk in chunks(embeddings)))))
+
+    def _confident(self, embeddings: Tensor, allowed: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`confidences` of one chunk, among the rows that are allowed."""
+        groups = {}
+        for group, cosine, rows in zip(GROUPS, self.cosines(embeddings), allowed):
+            scores = (self.cosine_scale * cosine).masked_fill(~rows.to(cosine.device), float("-inf"))
+            groups[group] = scores.softmax(dim=1)  # (N, K)
+        classes, probabilities = [], []
+        for column, group, answers in zip(self.schema.columns, self.schema.column_groups, self._column_answers()):
+            held = answers[:, None] == torch.arange(-1, len(column.classes))  # (K, C + 1)
+            probability, best = (groups[group] @ held.to(groups[group])).max(dim=1)
+            classes.append(best - 1)
+            probabilities.append(probability.clamp(max=1))
+        return torch.stack(classes, dim=1), torch.stack(probabilities, dim=1)
+
+    def _column_answers(self) -> list[Tensor]:
+        """Per column int64 (K,): the answer that each semantic ID of its group gives."""
+        own = {group: self.schema.column_answers(rows) for group, rows in zip(GROUPS, self.table.labels)}
+        return [own[group][:, m] for m, group in enumerate(self.schema.column_groups)]
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
         """Scores of images for described persons: mean cosine over the described groups.

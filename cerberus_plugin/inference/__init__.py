@@ -1,0 +1,10 @@
+"""The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS)."""
+
+from .probabilities import ProbabilityReader as ProbabilityReader
+from .prototypes import PARTIAL as PARTIAL
+from .prototypes import PrototypeReader as PrototypeReader
+from .prototypes import blocks as blocks
+from .reader import AttributeReader as AttributeReader
+from .reader import ConfidentReader as ConfidentReader
+from .similarity import chunks as chunks
+from .similarity import image_scores as image_scores

@@ -1,0 +1,91 @@
+"""Recognition and search by one softmax classifier an attribute, the way of ARN and APR.
+
+Shapes: N images, E size of an embedding, Q queries, A label fields, M recognition columns, C_m classes of a column.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attributes import MISSING, AttributeSchema
+from .similarity import chunks
+
+
+class ProbabilityReader:
+    """Recognition and search with the probabilities of attribute classifiers.
+
+    Args:
+        schema: whose columns are classified, one after the other.
+        weight, bias: of all classifiers together, float (sum of C_m, E) and (sum of C_m,).
+        train_labels: int64 (C, A), see `AttributeReader`.
+    """
+
+    def __init__(self, schema: AttributeSchema, weight: Tensor, bias: Tensor, *,
+                 train_labels: Tensor | None = None) -> None:
+        self.schema = schema
+        self.weight, self.bias = weight.float(), bias.float()
+        self.train_labels = train_labels
+
+    def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
+        """Per column float (N, C_m), natural logarithms."""
+        logits = F.linear(embeddings.float(), self.weight.to(embeddings.device), self.bias.to(embeddings.device))
+        return [part.log_softmax(dim=1) for part in logits.split(self.schema.column_sizes, dim=1)]
+
+    def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Most probable class of each column and its probability: (N, E) -> int64 (N, M), float (N, M)."""
+        best = [part.exp().max(dim=1) for part in self.log_probabilities(embeddings)]
+        return torch.stack([b.indices for b in best], dim=1), torch.stack([b.values for b in best], dim=1)
+
+    def recognise(self, embeddings: Tensor) -> Tensor:
+        """Attributes of images: (N, E) -> int64 (N, M); a classifier always names a class."""
+        return self.confidences(embeddings)[0]
+
+    def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Scores of images for described persons: mean logarithm of the probabilities of the described columns.
+
+        Columns count as independent. Of several colours that a garment has any may be the answer; "no listed colour",
+        which no classifier knows, has the probability that the best guess is wrong.
+
+        Args:
+            labels: int64 (Q, A), -1 where the description is open.
+
+        Returns:
+            float (Q, N), 0 at most.
+        """
+        known = torch.stack([(labels[:, list(column.fields)] != MISSING).any(dim=1) for column in self.schema.columns])
+        described = known.sum(dim=0)  # (Q,)
+        if (described == 0).any():
+            raise ValueError(f"search: query {int((described == 0).nonzero()[0])} describes nothing; give at least one "
+                             "attribute.")
+        scores = torch.cat([self._total(labels, known, chunk) for chunk in chunks(embeddings)], dim=1)
+        return scores.div_(described[:, None].to(scores))
+
+    def _total(self, labels: Tensor, known: Tensor, embeddings: Tensor) -> Tensor:
+        """Sums over the described columns, `known` bool (M, Q), for one chunk: (Q, n)."""
+        total = torch.zeros(len(labels), len(embeddings), device=embeddings.device)
+        for column, some, log_p in zip(self.schema.columns, known, self.log_probabilities(embeddings)):
+            if not some.any():
+                continue
+            # Many descriptions share what they say of one column.
+            said, which = torch.unique(labels[some][:, list(column.fields)], dim=0, return_inverse=True)
+            fits = _fits_colour if column.is_colour else _fits_class
+            total[some.to(total.device)] += torch.stack([fits(row, log_p) for row in said.tolist()])[which]
+        return total
+
+
+def _fits_class(said: list[int], log_p: Tensor) -> Tensor:
+    """Of the class that is said: [c], (n, C) -> (n,)."""
+    return log_p[:, said[0]]
+
+
+def _fits_colour(said: list[int], log_p: Tensor) -> Tensor:
+    """Of any colour that is said to be there, or else of none that is said not to be: C times 1, 0 or -1 -> (n,)."""
+    yes = [k for k, value in enumerate(said) if value == 1]
+    if yes:
+        return log_p[:, yes].logsumexp(dim=1)
+    others = [k for k, value in enumerate(said) if value == MISSING]
+    if others:
+        return log_p[:, others].logsumexp(dim=1)
+    return log_p.topk(log_p.shape[1] - 1, dim=1, largest=False).values.logsumexp(dim=1)  # all but the best guess

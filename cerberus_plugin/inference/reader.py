@@ -1,0 +1,36 @@
+"""What the tasks ask of a model that reads attributes.
+
+Shapes: N images, E size of an embedding, Q queries, A label fields, M recognition columns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..attributes import AttributeSchema
+
+
+class AttributeReader(Protocol):
+    """What recognition and search ask of a model, by its embeddings; any model of a user's own may offer it.
+
+    An answer and a score are of one image, whichever others come with it: large galleries are handed over in parts.
+    One that also has `train_labels`, int64 (C, A), of the identities it was trained on, is scored beside the majority
+    answer and on seen and unseen categories apart.
+    """
+
+    schema: AttributeSchema
+
+    def recognise(self, embeddings: Tensor) -> Tensor:
+        """Attributes of images: (N, E) -> int64 (N, M), a class of each column, -1 for none."""
+
+    def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Scores of images for described persons: labels int64 (Q, A), -1 where open -> (Q, N), higher is nearer."""
+
+
+class ConfidentReader(AttributeReader, Protocol):
+    """A reader that also says how sure it is: what attribute-accelerated retrieval needs."""
+
+    def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable class of each column, int64 (N, M), -1 for none, and its probability, float (N, M)."""

@@ -1,0 +1,215 @@
+"""Identity and attributes by classifiers on one feature (Lin et al., arXiv 1703.07220): IDE, ARN and APR.
+
+IDE classifies identities alone, ARN attributes alone, APR both; in APR the attribute scores, re-weighted by each other,
+join the feature in the identity classifier. At inference all three give the feature.
+Shapes: B images, E size of the feature, M attributes (recognition columns), C_m their classes, m attribute scores.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import configurable
+from fastreid.layers import get_norm
+from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
+from fastreid.modeling.heads.embedding_head import EmbeddingHead
+from fastreid.modeling.meta_arch.baseline import Baseline
+from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from ..attributes import SCHEMAS, AttributeSchema
+from ..inference import ProbabilityReader
+from ..losses import attribute_loss
+from .tables import ClassLabels
+
+# Which classifiers each meta-architecture has: of identities, of attributes.
+PARTS = {"IDE": (True, False), "ARN": (False, True), "APR": (True, True)}
+SCORES = ("probabilities", "positive", "highest")
+
+
+class AttributeReweighting(nn.Linear):
+    """ARM: a = sigmoid(V a' + b) * a', each score weighted by what all of them say: (B, m) -> (B, m)."""
+
+    def __init__(self, num_scores: int) -> None:
+        super().__init__(num_scores, num_scores)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(scores)) * scores
+
+
+def attribute_scores(logits: Tensor, sizes: tuple[int, ...], reading: str = "probabilities") -> Tensor:
+    """What ARM takes of the attribute classifiers, in one of the three readings of the paper.
+
+    Args:
+        logits: float (B, sum of sizes), the classifiers' one after the other.   sizes: C_m.
+        reading: "probabilities", all of them (m = sum of C_m: Market-1501 39, DukeMTMC 31); "positive", of a two-valued
+            attribute its second class alone, of the others all (30, 23); "highest", the one probability of each
+            attribute's answer (12, 10).
+    """
+    parts = [part.softmax(dim=1) for part in logits.split(sizes, dim=1)]
+    if reading == "positive":
+        parts = [part[:, 1:] if part.shape[1] == 2 else part for part in parts]
+    elif reading == "highest":
+        parts = [part.amax(dim=1, keepdim=True) for part in parts]
+    return torch.cat(parts, dim=1)
+
+
+def num_scores(sizes: tuple[int, ...], reading: str) -> int:
+    """m of a reading of `attribute_scores`."""
+    if reading not in SCORES:
+        raise ValueError(f"MODEL.APR.SCORES is '{reading}', expected one of {', '.join(SCORES)}")
+    return attribute_scores(torch.zeros(1, sum(sizes)), sizes, reading).shape[1]
+
+
+@REID_HEADS_REGISTRY.register()
+class AttributeHead(EmbeddingHead):
+    """The host's head with attribute classifiers on the feature, whose scores join it in the identity classifier.
+
+    The feature is what the host's head gives at inference: pooled, through the bottleneck where there is one.
+
+    Args:
+        identity, attributes: which classifiers there are, see `PARTS`.
+        schema: whose columns are classified; None without attributes.
+        scores: reading of `attribute_scores`.   reweighting: pass them through ARM; off for the ablation.
+        block_dim: a block of FC, BN, dropout and ReLU of this size after pooling; 0 for none.
+        dropout: share of the pooled feature, or of the block, that training drops.
+        host: arguments of the host's head.
+    """
+
+    @configurable
+    def __init__(self, *, identity: bool, attributes: bool, schema: AttributeSchema | None, scores: str,
+                 reweighting: bool, block_dim: int, dropout: float, **host) -> None:
+        pooled = host["feat_dim"]
+        super().__init__(**(host | {"feat_dim": block_dim or pooled}))
+        block = [nn.Conv2d(pooled, block_dim, 1), get_norm(host["norm_type"], block_dim)] if block_dim else []
+        self.block = nn.Sequential(*block, nn.Dropout(dropout), *([nn.ReLU()] if block_dim else []))
+        size = self.weight.shape[1]
+        self.scores = scores
+        self.sizes = schema.column_sizes if attributes else ()
+        self.attributes = nn.Linear(size, sum(self.sizes)) if attributes else None
+        self.arm = None
+        if identity and attributes:
+            m = num_scores(self.sizes, scores)
+            self.arm = AttributeReweighting(m) if reweighting else nn.Identity()
+            self.weight = nn.Parameter(torch.empty(len(self.weight), size + m))
+            nn.init.normal_(self.weight, std=0.01)  # as the host's
+        elif not identity:
+            self.weight = None
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        name, node = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.APR
+        if name not in PARTS:
+            raise ValueError(f"MODEL.HEADS.NAME AttributeHead serves {', '.join(PARTS)}; MODEL.META_ARCHITECTURE is "
+                             f"'{name}'")
+        identity, attributes = PARTS[name]
+        return super().from_config(cfg) | {
+            "identity": identity, "attributes": attributes, "schema": _schema(node.SCHEMA) if attributes else None,
+            "scores": node.SCORES, "reweighting": node.ARM, "block_dim": node.BLOCK_DIM, "dropout": node.DROPOUT}
+
+    def forward(self, features: Tensor, targets: Tensor | None = None):
+        """Maps (B, C, H, W) to the feature (B, E), or in training to the host's outputs and "attribute_logits"."""
+        pooled = self.block(self.pool_layer(features))  # (B, C, 1, 1)
+        feature = self.bottleneck(pooled)[..., 0, 0]  # (B, E)
+        if not self.training:
+            return feature
+        outputs = {"features": pooled[..., 0, 0] if self.neck_feat == "before" else feature}
+        joined = feature
+        if self.attributes is not None:
+            outputs["attribute_logits"] = logits = self.attributes(feature)
+            if self.arm is not None:
+                joined = torch.cat([feature, self.arm(attribute_scores(logits, self.sizes, self.scores))], dim=1)
+        if self.weight is not None:
+            outputs |= self._classify(joined, targets)
+        return outputs
+
+    def _classify(self, joined: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Identity logits as the host's head makes them."""
+        linear = type(self.cls_layer).__name__ == "Linear"
+        logits = F.linear(joined, self.weight) if linear else F.linear(F.normalize(joined), F.normalize(self.weight))
+        return {"cls_outputs": self.cls_layer(logits.clone(), targets), "pred_class_logits": logits * self.cls_layer.s}
+
+
+@META_ARCH_REGISTRY.register()
+class APR(Baseline):
+    """The host's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
+
+    Identity losses are those of MODEL.LOSSES.NAME: cross-entropy alone in the paper.
+
+    Args:
+        schema: of the attributes; None for a model without them.
+        lambda_id: lambda.
+        num_classes: training identities.
+        host: arguments of the host's Baseline.
+    """
+
+    @configurable
+    def __init__(self, *, schema: AttributeSchema | None, lambda_id: float, num_classes: int, **host) -> None:
+        super().__init__(**host)
+        self.schema = schema
+        self.lambda_id = lambda_id
+        self.class_labels = ClassLabels(num_classes, len(schema.fields)) if schema else None
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        head, attributes = cfg.MODEL.HEADS.NAME, PARTS[cls.__name__][1]
+        if head != "AttributeHead":
+            raise ValueError(f"MODEL.HEADS.NAME is '{head}'; {cls.__name__} needs AttributeHead")
+        if not 0 <= cfg.MODEL.APR.LAMBDA <= 1:
+            raise ValueError(f"MODEL.APR.LAMBDA is {cfg.MODEL.APR.LAMBDA}, expected a share between 0 and 1")
+        return super().from_config(cfg) | {
+            "schema": _schema(cfg.MODEL.APR.SCHEMA) if attributes else None, "lambda_id": cfg.MODEL.APR.LAMBDA,
+            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES}
+
+    def forward(self, batched_inputs):
+        """The host's batch to losses by name, or images to features (B, E)."""
+        features = self.backbone(self.preprocess_image(batched_inputs))
+        if not self.training:
+            return self.heads(features)
+        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        targets = batched_inputs["targets"].to(self.device).clamp(min=0)
+        return self.losses(self.heads(features, targets), targets, batched_inputs.get("attributes"))
+
+    def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        """Named terms whose sum is the objective; attributes int64 (B, A) as the data set labels them."""
+        identity = {name: self.lambda_id * loss for name, loss in super().losses(outputs, targets).items()}
+        return identity | {"loss_attribute": (1 - self.lambda_id) * self._attribute_loss(outputs, attributes)}
+
+    def attribute_reader(self) -> ProbabilityReader | None:
+        """Recognition and search with the present classifiers; None for a model without them."""
+        if self.schema is None:
+            return None
+        classifiers = self.heads.attributes
+        labels = self.class_labels.labels.cpu() if len(self.class_labels.labels) else None
+        return ProbabilityReader(self.schema, classifiers.weight.detach(), classifiers.bias.detach(),
+                                 train_labels=labels)
+
+    def _attribute_loss(self, outputs: dict, attributes: Tensor | None, reduction: str = "mean") -> Tensor:
+        if attributes is None:
+            raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
+                             "such as Market1501Attributes")
+        answers = self.schema.column_answers(attributes.to(self.device))
+        return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
+
+
+@META_ARCH_REGISTRY.register()
+class ARN(APR):
+    """Attributes alone: the sum of their cross-entropies."""
+
+    def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        return {"loss_attribute": self._attribute_loss(outputs, attributes, "sum")}
+
+
+@META_ARCH_REGISTRY.register()
+class IDE(APR):
+    """Identities alone: the host's identity losses, as they are."""
+
+    def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        return Baseline.losses(self, outputs, targets)
+
+
+def _schema(name: str) -> AttributeSchema:
+    if name not in SCHEMAS:
+        raise ValueError(f"MODEL.APR.SCHEMA is '{name}', expected one of {', '.join(SCHEMAS)}. The trainer fills it "
+                         "from the data set, or from the checkpoint under --eval-only.")
+    return SCHEMAS[name]
