@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Callable
 
 import torch
 from fastreid.config import CfgNode
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
+from .data.held_out import HELD_OUT, query_and_gallery, split_identities
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
@@ -39,35 +41,57 @@ def build_dataset(cfg: CfgNode, name: str):
 
 
 def build_train_set(cfg: CfgNode) -> AttributeDataset:
-    """Training images of all DATASETS.NAMES; labelled where every one of them is, by one schema."""
-    datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
-    items = [item for dataset in datasets for item in dataset.train]
-    labels_of = None
-    if all(hasattr(dataset, "labels_of") for dataset in datasets):
-        names = {dataset.schema.name for dataset in datasets}
-        if len(names) > 1:
-            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix the attribute schemas "
-                             f"{', '.join(sorted(names))}; train on data sets of one schema.")
-        owner = {pid: dataset for dataset in datasets for _, pid, _ in dataset.train}
+    """Training images of all DATASETS.NAMES, without the identities that are held out.
 
-        def labels_of(pid) -> Tensor:
-            return owner[pid].labels_of(pid)
-
-    return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of,
-                            annotations=[dataset.annotations for dataset in datasets] if labels_of else [],
+    They are labelled where every data set is, by one schema.
+    """
+    items, labels_of, annotations = _training_items(cfg)
+    items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of, annotations=annotations,
                             on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
 
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
-    """Query images, then gallery images, of a test data set; and how many of them are queries."""
-    dataset = build_dataset(cfg, name)
-    if comm.is_main_process():
-        dataset.show_test()
-    labelled = hasattr(dataset, "labels_of")
-    return AttributeDataset(dataset.query + dataset.gallery, build_transforms(cfg, is_train=False), relabel=False,
-                            labels_of=dataset.labels_of if labelled else None,
-                            annotations=[dataset.annotations] if labelled else [],
-                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE), len(dataset.query)
+    """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
+    if name == HELD_OUT:
+        query, gallery, labels_of, annotations = _held_out(cfg)
+    else:
+        dataset = build_dataset(cfg, name)
+        if comm.is_main_process():
+            dataset.show_test()
+        labelled = hasattr(dataset, "labels_of")
+        query, gallery = dataset.query, dataset.gallery
+        labels_of, annotations = (dataset.labels_of, [dataset.annotations]) if labelled else (None, [])
+    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False, labels_of=labels_of,
+                            annotations=annotations, on_unreadable=cfg.DATALOADER.ON_UNREADABLE), len(query)
+
+
+def _training_items(cfg: CfgNode) -> tuple[list[tuple], Callable[[str], Tensor] | None, list[Annotations]]:
+    """Items of all DATASETS.NAMES; the labels of an identity and the annotation files, where all of them have any."""
+    datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
+    items = [item for dataset in datasets for item in dataset.train]
+    if not all(hasattr(dataset, "labels_of") for dataset in datasets):
+        return items, None, []
+    names = {dataset.schema.name for dataset in datasets}
+    if len(names) > 1:
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix the attribute schemas "
+                         f"{', '.join(sorted(names))}; train on data sets of one schema.")
+    owner = {pid: dataset for dataset in datasets for _, pid, _ in dataset.train}
+    return items, lambda pid: owner[pid].labels_of(pid), [dataset.annotations for dataset in datasets]
+
+
+def _held_out(cfg: CfgNode):
+    """Query, gallery, labels and annotations of the held-out identities, numbered from 1 as a test has numbers."""
+    if not cfg.DATASETS.HOLD_OUT:
+        raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out of "
+                         "training")
+    items, labels_of, annotations = _training_items(cfg)
+    _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
+    query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
+                                        for path, pid, camid in items])
+    logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {len(pids)} training identities")
+    return query, gallery, labels_of and (lambda pid: labels_of(pids[pid - 1])), annotations
 
 
 def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:

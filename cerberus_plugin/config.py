@@ -68,6 +68,10 @@ def add_cerberus_config(cfg: CN) -> None:
     # Accept annotations of identities that have no image in the folder, as in a subset of a data set.
     cfg.DATASETS.ALLOW_SUBSET = False
 
+    # Keep this many training identities, drawn by the seed, out of training; DATASETS.TESTS "held-out" tests on them.
+    cfg.DATASETS.HOLD_OUT = 0
+    cfg.DATASETS.HOLD_OUT_SEED = 0
+
     # Recognition. FORCE_COLOUR answers with the best semantic ID that names a colour, never "no listed colour",
     # which the official rule always counts as wrong.
     cfg.TEST.PAR = CN()

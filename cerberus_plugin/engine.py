@@ -32,6 +32,7 @@ from .assembly import (
     with_precision,
 )
 from .config import add_cerberus_config
+from .data.held_out import HELD_OUT
 from .evaluators import TaskEvaluator
 from .processes import average_batch_statistics, synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
@@ -222,7 +223,7 @@ def check_tests(cfg: CfgNode, schema: str) -> None:
     """Options of the evaluation, and test data sets whose attributes the model cannot read."""
     check_task_options(cfg)
     for name in cfg.DATASETS.TESTS:
-        annotations = getattr(build_dataset(cfg, name), "annotations", None)
+        annotations = None if name == HELD_OUT else getattr(build_dataset(cfg, name), "annotations", None)
         if annotations is not None:
             check_schema(schema, annotations, name)
 
