@@ -1,5 +1,10 @@
 """The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS)."""
 
+from .filtering import AcceleratedGallery as AcceleratedGallery
+from .filtering import AttributeFilter as AttributeFilter
+from .filtering import Predictions as Predictions
+from .filtering import choose_threshold as choose_threshold
+from .filtering import critical_thresholds as critical_thresholds
 from .probabilities import ProbabilityReader as ProbabilityReader
 from .prototypes import PARTIAL as PARTIAL
 from .prototypes import PrototypeReader as PrototypeReader

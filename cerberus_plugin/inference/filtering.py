@@ -1,0 +1,198 @@
+"""Attribute-accelerated retrieval (the last contribution of APR): who cannot be meant is not compared.
+
+Attributes of the gallery are predicted once, beforehand. An attribute of an image is reliable where the probability of
+its class exceeds a threshold; a gallery image is removed where some attribute is reliable in it and in the query, and
+the two classes differ. The others, the survivors, are ranked by distance.
+Shapes: N gallery images, Q queries, M attributes (recognition columns), W machine words of an image's code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..metrics.distances import between, prepare
+
+WORD_BITS = 63  # of an int64 without its sign
+# Measured: above this share of survivors, comparing all is sooner done than gathering them.
+WORTHWHILE_SHARE = 0.4
+ROUNDING = 1e-9  # 0.9 of 9 identities is 8.1 in exact numbers only
+
+
+class Predictions(NamedTuple):
+    """The most probable class of each attribute, int64 (N, M), -1 for none, and its probability, float (N, M)."""
+
+    classes: Tensor
+    probabilities: Tensor
+
+    def rows(self, index) -> Predictions:
+        return Predictions(self.classes[index], self.probabilities[index])
+
+
+class AttributeFilter:
+    """Which gallery images may show the person of a query.
+
+    Each answer that can be reliable is a bit. A gallery image keeps the bits that contradict it, a query those that it
+    says: one AND a pair of images decides, where a distance takes thousands of multiplications.
+
+    Args:
+        gallery: predicted beforehand.
+        sizes: classes of each attribute.
+        threshold: tau in [0, 1]; reliable is what exceeds it, so 1 removes nothing.
+    """
+
+    def __init__(self, gallery: Predictions, sizes: Sequence[int], threshold: float) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"filter: the threshold is {threshold}, expected a probability between 0 and 1")
+        self.threshold = threshold
+        self.sizes = tuple(sizes)
+        self._places = _places(self.sizes)
+        check_predictions(gallery, self.sizes, "gallery")
+        self._against = self._codes(gallery)[1]  # (N, W)
+
+    def keep(self, queries: Predictions) -> Tensor:
+        """Survivors of each query: bool (Q, N)."""
+        return self._survivors(self.said(queries))
+
+    def said(self, queries: Predictions) -> Tensor:
+        """What queries reliably say: int64 (Q, W); equal rows have equal survivors."""
+        check_predictions(queries, self.sizes, "query")
+        return self._codes(queries)[0].to(self._against.device)
+
+    def _survivors(self, said: Tensor) -> Tensor:
+        kept = torch.ones(len(said), len(self._against), dtype=torch.bool, device=said.device)
+        for word in range(said.shape[1]):
+            kept &= (said[:, None, word] & self._against[None, :, word]) == 0
+        return kept
+
+    def _codes(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
+        """Bits that images reliably say, and bits that contradict them: int64 (N, W) each."""
+        classes, probabilities = predictions
+        reliable = probabilities > self.threshold
+        words = 1 + self._places[-1][0]
+        said = torch.zeros(len(classes), words, dtype=torch.int64, device=classes.device)
+        against = torch.zeros_like(said)
+        for m, (word, first, every) in enumerate(self._places):
+            bit = torch.where(reliable[:, m], torch.ones_like(said[:, 0]) << (first + 1 + classes[:, m]), 0)
+            said[:, word] |= bit
+            against[:, word] |= torch.where(reliable[:, m], every & ~bit, 0)
+        return said, against
+
+
+class AcceleratedGallery:
+    """A gallery that is searched among the survivors of each query.
+
+    Args:
+        embeddings: float (N, E).   metric: "cosine" or "euclidean".
+        predictions, sizes, threshold: see `AttributeFilter`.
+    """
+
+    def __init__(self, embeddings: Tensor, predictions: Predictions, sizes: Sequence[int], threshold: float,
+                 metric: str = "cosine") -> None:
+        self.filter = AttributeFilter(predictions, sizes, threshold)
+        self.metric = metric
+        self.embeddings = prepare(embeddings, metric, torch.float32)
+
+    def search(self, embeddings: Tensor, predictions: Predictions, top: int = 10) -> tuple[Tensor, Tensor]:
+        """The nearest survivors of queries (Q, E).
+
+        Returns:
+            rows: int64 (Q, top), nearest first, -1 where fewer have survived.
+            distances: float (Q, top), as `metrics.ranking` has them (euclidean ones squared); infinite there.
+        """
+        queries = prepare(embeddings, self.metric, torch.float32)
+        codes, group = torch.unique(self.filter.said(predictions), dim=0, return_inverse=True)
+        top = min(top, len(self.embeddings))
+        rows = torch.full((len(queries), top), -1, device=queries.device)
+        distances = queries.new_full((len(queries), top), float("inf"))
+        for g, code in enumerate(codes):  # queries that say the same share their survivors
+            members = (group == g).nonzero().flatten()
+            nearest, found = self._nearest(queries[members], self.filter._survivors(code[None])[0], top)
+            rows[members, :found.shape[1]] = found
+            distances[members, :found.shape[1]] = nearest
+        return rows, distances
+
+    def _nearest(self, queries: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """Distances and rows of the nearest of the kept images: (q, k) each, k at most `top`."""
+        survivors = kept.nonzero().flatten()
+        if len(survivors) > WORTHWHILE_SHARE * len(kept):
+            matrix = between(queries, self.embeddings, self.metric)(slice(None)).masked_fill(~kept, float("inf"))
+            nearest, rows = matrix.topk(min(top, len(survivors)), dim=1, largest=False)
+            return nearest, rows
+        matrix = between(queries, self.embeddings[survivors], self.metric)(slice(None))
+        nearest, rows = matrix.topk(min(top, len(survivors)), dim=1, largest=False)
+        return nearest, survivors[rows]
+
+
+def critical_thresholds(queries: Predictions, gallery: Predictions) -> Tensor:
+    """The least threshold at which each pair of images survives: rows of both in pairs, (P, M) each -> float (P,).
+
+    A pair is removed where some attribute with differing classes is reliable in both, so it survives from the largest
+    of their smaller probabilities on; 0 where no classes differ.
+    """
+    smaller = torch.minimum(queries.probabilities, gallery.probabilities)
+    return torch.where(queries.classes != gallery.classes, smaller, 0).amax(dim=1)
+
+
+def choose_threshold(critical: Tensor, identities: Tensor, survival: float) -> float:
+    """The least threshold that keeps a true match with the wanted probability, by conformal risk control.
+
+    For n held-out identities that are exchangeable with a new one, an identity's expected share of lost true matches is
+    at most 1 - survival if (n * mean share lost + 1) / (n + 1) is (Angelopoulos et al., arXiv 2208.02814).
+
+    Args:
+        critical: float (P,), `critical_thresholds` of true matches of held-out identities.
+        identities: int64 (P,), whose they are; each identity counts once, however many pairs it has.
+        survival: wanted probability, below 1.
+    """
+    if not 0 < survival < 1:
+        raise ValueError(f"threshold: the wanted survival is {survival}, expected a probability between 0 and 1, "
+                         "without both")
+    _, owner, counts = torch.unique(identities, return_inverse=True, return_counts=True)
+    may_lose = (1 - survival) * (len(counts) + 1) - 1 + ROUNDING  # of the identities' shares
+    if may_lose < 0:
+        raise ValueError(f"threshold: {len(counts)} held-out identities with a true match cannot vouch for a survival "
+                         f"of {survival}; it takes {math.ceil(survival / (1 - survival) - ROUNDING)} at least")
+    order = critical.argsort(descending=True)
+    values, weights = critical[order].double(), 1 / counts[owner[order]].double()
+    lost = weights.cumsum(dim=0) - weights  # where the threshold is at this value, all larger ones are removed
+    lost = lost[torch.searchsorted(-values, -values)]  # equal values survive together
+    return values[lost <= may_lose].min().item()
+
+
+def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str) -> None:
+    """Refuse predictions that are absent, of another attribute set, or no probabilities."""
+    classes, probabilities = predictions
+    if classes.shape != probabilities.shape or classes.dim() != 2 or classes.shape[1] != len(sizes):
+        raise ValueError(f"filter: {side} predictions are {tuple(classes.shape)} classes and "
+                         f"{tuple(probabilities.shape)} probabilities, expected (images, {len(sizes)}) for both: "
+                         "query and gallery must be predicted by one model")
+    absent = probabilities.isnan().any(dim=1)
+    if absent.any():
+        raise ValueError(f"filter: {int(absent.sum())} of {len(absent)} {side} images have no predictions, first row "
+                         f"{int(absent.nonzero()[0])}; predict their attributes, or search without the filter")
+    if len(classes) == 0:
+        raise ValueError(f"filter: no {side} images")
+    bad = (probabilities < 0) | (probabilities > 1)
+    if bad.any():
+        raise ValueError(f"filter: {int(bad.sum())} {side} probabilities are outside [0, 1], such as "
+                         f"{probabilities[bad][0].item():.3g}")
+    wrong = (classes < -1) | (classes >= torch.tensor(tuple(sizes), device=classes.device))
+    if wrong.any():
+        raise ValueError(f"filter: {int(wrong.sum())} {side} classes are outside their attribute, such as "
+                         f"{int(classes[wrong][0])}; expected -1 for none, or 0..{max(sizes) - 1}")
+
+
+def _places(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Word, first bit and all bits of each attribute; it has one bit more than classes, for "none"."""
+    places, word, first = [], 0, 0
+    for size in sizes:
+        if first + size + 1 > WORD_BITS:
+            word, first = word + 1, 0
+        places.append((word, first, ((1 << (size + 1)) - 1) << first))
+        first += size + 1
+    return places
