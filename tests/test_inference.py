@@ -256,3 +256,27 @@ def unseen_cosines(weight: float, seed: int) -> float:
 def test_the_regulariser_places_unseen_prototypes_by_their_attributes():
     gaps = [unseen_cosines(0.001, seed) - unseen_cosines(0.0, seed) for seed in range(3)]
     assert min(gaps) > 0.3
+
+
+@pytest.mark.parametrize("force_colour", [False, True])
+def test_confidence_of_an_answer_is_the_softmax_share_of_the_semantic_ids_that_hold_it(embeddings, force_colour):
+    reader = reader_of(MARKET1501, cosine_scale=8.0, force_colour=force_colour)
+    classes, probabilities = reader.confidences(embeddings)
+    for m, column in enumerate(MARKET1501.columns):
+        group = MARKET1501.fields[column.fields[0]].group
+        g = GROUPS.index(group)
+        answers = MARKET1501.column_answers(reader.table.labels[g])[:, m].tolist()
+        for n, cosines in enumerate(reader.cosines(embeddings)[g]):
+            shares = {answer: 0.0 for answer in answers}
+            allowed = [k for k, row in enumerate(reader.table.labels[g]) if not force_colour or _names_colour(row, g)]
+            weights = (8 * cosines[allowed]).softmax(0).tolist()
+            for k, weight in zip(allowed, weights):
+                shares[answers[k]] += weight
+            best = max(shares, key=lambda answer: (shares[answer], -answer))
+            assert classes[n, m] == best
+            assert probabilities[n, m].item() == pytest.approx(shares[best], abs=1e-5)
+
+
+def _names_colour(row: torch.Tensor, g: int) -> bool:
+    fields = [i for c in MARKET1501.columns if c.is_colour for i in c.fields if MARKET1501.fields[i].group == GROUPS[g]]
+    return not fields or bool((row[fields] == 1).any())

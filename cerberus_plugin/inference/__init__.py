@@ -5,6 +5,7 @@ from .filtering import AttributeFilter as AttributeFilter
 from .filtering import Predictions as Predictions
 from .filtering import choose_threshold as choose_threshold
 from .filtering import critical_thresholds as critical_thresholds
+from .filtering import identities_needed as identities_needed
 from .probabilities import ProbabilityReader as ProbabilityReader
 from .prototypes import PARTIAL as PARTIAL
 from .prototypes import PrototypeReader as PrototypeReader

@@ -50,7 +50,7 @@ class AttributeFilter:
             raise ValueError(f"filter: the threshold is {threshold}, expected a probability between 0 and 1")
         self.threshold = threshold
         self.sizes = tuple(sizes)
-        self._places = _places(self.sizes)
+        self._bits, self._words = _places(self.sizes)
         check_predictions(gallery, self.sizes, "gallery")
         self._against = self._codes(gallery)[1]  # (N, W)
 
@@ -71,16 +71,12 @@ class AttributeFilter:
 
     def _codes(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
         """Bits that images reliably say, and bits that contradict them: int64 (N, W) each."""
-        classes, probabilities = predictions
-        reliable = probabilities > self.threshold
-        words = 1 + self._places[-1][0]
-        said = torch.zeros(len(classes), words, dtype=torch.int64, device=classes.device)
-        against = torch.zeros_like(said)
-        for m, (word, first, every) in enumerate(self._places):
-            bit = torch.where(reliable[:, m], torch.ones_like(said[:, 0]) << (first + 1 + classes[:, m]), 0)
-            said[:, word] |= bit
-            against[:, word] |= torch.where(reliable[:, m], every & ~bit, 0)
-        return said, against
+        reliable = predictions.probabilities > self.threshold  # (N, M)
+        attribute = torch.arange(len(self.sizes), device=reliable.device)
+        bits = self._bits.to(reliable.device)[attribute, predictions.classes + 1] * reliable
+        others = self._bits.sum(dim=1).to(reliable.device) * reliable - bits
+        words = [self._words == word for word in range(1 + self._words[-1])]
+        return tuple(torch.stack([each[:, own].sum(dim=1) for own in words], dim=1) for each in (bits, others))
 
 
 class AcceleratedGallery:
@@ -138,6 +134,14 @@ def critical_thresholds(queries: Predictions, gallery: Predictions) -> Tensor:
     return torch.where(queries.classes != gallery.classes, smaller, 0).amax(dim=1)
 
 
+def identities_needed(survival: float) -> int:
+    """Held-out identities that can vouch for a wanted survival: n with 1 / (n + 1) <= 1 - survival."""
+    if not 0 < survival < 1:
+        raise ValueError(f"threshold: the wanted survival is {survival}, expected a probability between 0 and 1, "
+                         "without both")
+    return math.ceil(survival / (1 - survival) - ROUNDING)
+
+
 def choose_threshold(critical: Tensor, identities: Tensor, survival: float) -> float:
     """The least threshold that keeps a true match with the wanted probability, by conformal risk control.
 
@@ -149,14 +153,12 @@ def choose_threshold(critical: Tensor, identities: Tensor, survival: float) -> f
         identities: int64 (P,), whose they are; each identity counts once, however many pairs it has.
         survival: wanted probability, below 1.
     """
-    if not 0 < survival < 1:
-        raise ValueError(f"threshold: the wanted survival is {survival}, expected a probability between 0 and 1, "
-                         "without both")
     _, owner, counts = torch.unique(identities, return_inverse=True, return_counts=True)
-    may_lose = (1 - survival) * (len(counts) + 1) - 1 + ROUNDING  # of the identities' shares
-    if may_lose < 0:
+    needed = identities_needed(survival)
+    if len(counts) < needed:
         raise ValueError(f"threshold: {len(counts)} held-out identities with a true match cannot vouch for a survival "
-                         f"of {survival}; it takes {math.ceil(survival / (1 - survival) - ROUNDING)} at least")
+                         f"of {survival}; it takes {needed} at least")
+    may_lose = (1 - survival) * (len(counts) + 1) - 1 + ROUNDING  # of the identities' shares
     order = critical.argsort(descending=True)
     values, weights = critical[order].double(), 1 / counts[owner[order]].double()
     lost = weights.cumsum(dim=0) - weights  # where the threshold is at this value, all larger ones are removed
@@ -187,12 +189,14 @@ def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str)
                          f"{int(classes[wrong][0])}; expected -1 for none, or 0..{max(sizes) - 1}")
 
 
-def _places(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Word, first bit and all bits of each attribute; it has one bit more than classes, for "none"."""
-    places, word, first = [], 0, 0
-    for size in sizes:
+def _places(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The bit of each answer, int64 (M, max(sizes) + 1), "none" first, and the word of each attribute, int64 (M,)."""
+    bits, words = torch.zeros(len(sizes), max(sizes) + 1, dtype=torch.int64), []
+    word, first = 0, 0
+    for m, size in enumerate(sizes):
         if first + size + 1 > WORD_BITS:
             word, first = word + 1, 0
-        places.append((word, first, ((1 << (size + 1)) - 1) << first))
+        bits[m, :size + 1] = 1 << torch.arange(first, first + size + 1)
+        words.append(word)
         first += size + 1
-    return places
+    return bits, torch.tensor(words)

@@ -1,0 +1,301 @@
+"""Attribute-accelerated retrieval of a trained model: what each threshold saves, what it costs, and which one to take.
+
+    python -m cerberus_plugin.experiments.accelerate logs/market1501/apr_R50 --survival 0.9 0.95 0.99
+
+The sweep is over the run's test data set. Thresholds that keep a true match with a wanted probability are chosen on the
+run's held-out identities (DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; how far the
+promise holds is measured on the test identities that were not chosen on. Writes acceleration.txt, .json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from fastreid.evaluation import inference_on_dataset
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import report
+from ..assembly import check_schema, unwrapped
+from ..data.held_out import HELD_OUT
+from ..engine import CerberusTrainer
+from ..evaluators import TaskEvaluator
+from ..gathered import Gathered
+from ..inference import (
+    AcceleratedGallery,
+    AttributeFilter,
+    ConfidentReader,
+    Predictions,
+    choose_threshold,
+    critical_thresholds,
+    identities_needed,
+)
+from ..metrics.distances import between, pairwise, prepare
+from ..metrics.filtered import FilteredResult, filtered_metrics
+from ..metrics.ranking import block_rows
+from ..predictor import CerberusPredictor
+
+THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+SURVIVAL = (0.9, 0.95, 0.98)
+QUANTILES = (0.05, 0.5, 0.95)
+TOP = 10  # results of a timed search
+TIMED_QUERIES = 200  # searched one by one; all of them are searched at once
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """True matches under different cameras: the threshold from which each survives, float (P,), and whose they are."""
+
+    critical: Tensor
+    identities: Tensor
+
+    def of(self, identities: Tensor) -> Pairs:
+        chosen = torch.isin(self.identities, identities)
+        return Pairs(self.critical[chosen], self.identities[chosen])
+
+    def kept(self, threshold: float) -> tuple[float, float]:
+        """Share that survives: mean over identities, and over pairs."""
+        survive = (self.critical <= threshold).double()
+        _, owner, counts = torch.unique(self.identities, return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, survive)
+        return (sums / counts).mean().item(), survive.mean().item()
+
+
+class Retrieval:
+    """Query and gallery of one data set, with what is predicted of them beforehand.
+
+    Args:
+        gathered: one pass over the data set.   reader: of the model that gave it.   metric: of TEST.METRIC.
+    """
+
+    def __init__(self, gathered: Gathered, reader: ConfidentReader, metric: str) -> None:
+        self.query, self.gallery = gathered.query, gathered.gallery
+        self.metric = metric
+        self.sizes = reader.schema.column_sizes
+        predicted = [reader.confidences(chunk) for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
+        predictions = Predictions(*(torch.cat(part).cpu() for part in zip(*predicted)))
+        self.asked = predictions.rows(slice(None, gathered.num_query))
+        self.known = predictions.rows(slice(gathered.num_query, None))
+        self.ids = self.query.pids, self.query.camids, self.gallery.pids, self.gallery.camids
+
+    def behind(self, threshold: float) -> FilteredResult:
+        """Figures among the survivors; at 1 those of the plain search."""
+        chosen = AttributeFilter(self.known, self.sizes, threshold)
+        distances = pairwise(self.query.embeddings, self.gallery.embeddings, self.metric)
+        return filtered_metrics(distances, lambda rows: chosen.keep(self.asked.rows(rows)), *self.ids)
+
+    def matches(self) -> Pairs:
+        """All true matches."""
+        query_pids, query_camids, gallery_pids, gallery_camids = self.ids
+        critical, identities = [], []
+        rows = block_rows(len(gallery_pids))
+        for start in range(0, len(query_pids), rows):
+            block = slice(start, start + rows)
+            match = (query_pids[block, None] == gallery_pids) & (query_camids[block, None] != gallery_camids)
+            q, g = match.nonzero(as_tuple=True)
+            critical.append(critical_thresholds(self.asked.rows(q + start), self.known.rows(g)))
+            identities.append(gallery_pids[g])
+        return Pairs(torch.cat(critical), torch.cat(identities))
+
+    def seconds(self, threshold: float | None) -> tuple[float, float]:
+        """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
+
+        Without a threshold every gallery image is compared.
+        """
+        embeddings = self.query.embeddings
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(embeddings), generator=generator)[:TIMED_QUERIES].tolist()
+        if threshold is None:
+            gallery = prepare(self.gallery.embeddings, self.metric, torch.float32)
+            top = min(TOP, len(gallery))
+
+            def search(rows: slice) -> None:
+                queries = prepare(embeddings[rows], self.metric, torch.float32)
+                between(queries, gallery, self.metric)(slice(None)).topk(top, dim=1, largest=False)
+        else:
+            accelerated = AcceleratedGallery(self.gallery.embeddings, self.known, self.sizes, threshold, self.metric)
+
+            def search(rows: slice) -> None:
+                accelerated.search(embeddings[rows], self.asked.rows(rows), TOP)
+
+        each = [_timed(lambda q=q: search(slice(q, q + 1))) for q in some]
+        return torch.tensor(each).median().item(), _timed(lambda: search(slice(None)))
+
+
+def gather(predictor: CerberusPredictor, name: str) -> Gathered:
+    """One pass of a trained model over a test data set."""
+    cfg, model = predictor.cfg, predictor.model
+    loader, num_query = CerberusTrainer.build_test_loader(cfg, name)
+    if loader.dataset.annotations:
+        check_schema(predictor.reader.schema.name, loader.dataset.annotations[0], name)
+    found: list[Gathered] = []
+
+    def keep(gathered: Gathered) -> dict:
+        found.append(gathered)
+        return {}
+
+    finish = getattr(unwrapped(model), "finish_embeddings", None)
+    evaluator = TaskEvaluator(num_query, [keep], device=cfg.MODEL.DEVICE, finish=finish)
+    inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+    return found[0]
+
+
+def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
+    """A row a threshold, the plain search first."""
+    rows = []
+    for threshold in tqdm([None, *thresholds], desc="thresholds", disable=None):
+        result, (one, every) = retrieval.behind(1 if threshold is None else threshold), retrieval.seconds(threshold)
+        survivors = torch.quantile(result.survivors.double(), torch.tensor(QUANTILES, dtype=torch.float64))
+        rows.append({"threshold": threshold, "Rank-1": 100 * result.rank1, "mAP": 100 * result.mAP,
+                     "speed-up": result.speed_up, "matches kept": 100 * result.kept_matches,
+                     "survivors": survivors.round().long().tolist(), "ms a query": 1000 * one, "s all queries": every})
+    return rows
+
+
+def promises(held_out: Pairs, test: Pairs, survival: list[float]) -> list[dict]:
+    """For each wanted survival the threshold that was chosen, and what it keeps of identities it was not chosen on."""
+    rows = []
+    available = len(held_out.identities.unique())
+    for wanted in survival:
+        needed = identities_needed(wanted)
+        if available < needed:
+            logger.warning(f"a survival of {wanted} takes {needed} identities to choose on, there are {available}: "
+                           "left out")
+            continue
+        threshold = choose_threshold(held_out.critical, held_out.identities, wanted)
+        own, (by_identity, by_pair) = held_out.kept(threshold)[0], test.kept(threshold)
+        rows.append({"wanted": 100 * wanted, "threshold": threshold, "chosen on": 100 * own,
+                     "test": 100 * by_identity, "test pairs": 100 * by_pair})
+    return rows
+
+
+def halves(identities: Tensor) -> tuple[Tensor, Tensor]:
+    """Two disjoint halves of identities, drawn with a fixed seed."""
+    distinct = identities.unique()
+    order = distinct[torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))]
+    return order[:len(order) // 2], order[len(order) // 2:]
+
+
+def tables(record: dict) -> str:
+    """The sweep, and the promises with what came of them."""
+    names = [f"{q:.0%}" for q in QUANTILES]
+    lines = [["all compared" if row["threshold"] is None else f"{row['threshold']:.4g}", f"{row['Rank-1']:.2f}",
+              f"{row['mAP']:.2f}", f"{row['speed-up']:.2f}", f"{row['matches kept']:.2f}", *row["survivors"],
+              f"{row['ms a query']:.2f}", f"{row['s all queries']:.2f}"] for row in record["sweep"]]
+    head = ["threshold", "Rank-1", "mAP", "speed-up", "true matches kept %", *(f"survivors {n}" for n in names),
+            "ms a query", "s all queries"]
+    parts = [f"{record['dataset']}: {record['queries']} queries, {record['gallery']} gallery images, "
+             f"{record['embedding size']} values an embedding, {record['metric']}, {record['threads']} threads",
+             tabulate(lines, head, disable_numparse=True, stralign="right"),
+             f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}"]
+    lines = [[f"{row['wanted']:.1f}", f"{row['threshold']:.4f}", f"{row['chosen on']:.2f}", f"{row['test']:.2f}",
+              f"{row['test pairs']:.2f}"] for row in record["promises"]]
+    head = ["wanted survival %", "threshold", "there %", "measured, mean over identities %", "over pairs %"]
+    return "\n\n".join([*parts, tabulate(lines, head, disable_numparse=True, stralign="right")]) + "\n"
+
+
+def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
+    """Left: what speed costs. Right: the survival of true matches, and the promises."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    rows = [row for row in record["sweep"] if row["threshold"] is not None]
+    for name, colour in (("Rank-1", "#1f77b4"), ("mAP", "#d62728")):
+        left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
+        left.axhline(record["sweep"][0][name], color=colour, linestyle=":", linewidth=1)
+    for row in rows[::2]:
+        left.annotate(f"{row['threshold']:g}", (row["speed-up"], row["Rank-1"]), xytext=(0, 6),
+                      textcoords="offset points", fontsize=8, ha="center")
+    left.set(xscale="log", xlabel="speed-up: gallery / survivors", ylabel="%", ylim=(0, 105),
+             title="What it costs (threshold at each point)")
+    left.legend()
+    grid = torch.linspace(0, 1, 201).tolist()
+    for pairs, label in ((held_out, f"chosen on: {record['chosen on']}"), (test, "measured on test identities")):
+        right.plot(grid, [100 * pairs.kept(threshold)[0] for threshold in grid], label=label)
+    for row in record["promises"]:
+        right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
+    right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
+    right.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], survival: list[float],
+        output: Path) -> dict:
+    """The whole experiment; returns what acceleration.json holds."""
+    if not hasattr(predictor.reader, "confidences"):
+        raise SystemExit(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
+                         "nothing can be filtered; use a run of Cerberus, APR or ARN.")
+    metric = predictor.cfg.TEST.METRIC
+    retrieval = Retrieval(gather(predictor, dataset), predictor.reader, metric)
+    test = retrieval.matches()
+    if predictor.cfg.DATASETS.HOLD_OUT:
+        held_out = Retrieval(gather(predictor, HELD_OUT), predictor.reader, metric).matches()
+        chosen_on = f"{len(held_out.identities.unique())} held-out training identities"
+    else:
+        mine, others = halves(test.identities)
+        held_out, test = test.of(mine), test.of(others)
+        chosen_on = f"{len(mine)} of the test identities"
+    promised = promises(held_out, test, survival)
+    chosen = [row["threshold"] for row in promised]
+    rows = sweep(retrieval, sorted({*thresholds, *chosen}))
+    record = {"run": predictor.cfg.OUTPUT_DIR, "model": predictor.cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
+              "queries": len(retrieval.query.pids), "gallery": len(retrieval.gallery.pids),
+              "embedding size": retrieval.query.embeddings.shape[1], "metric": metric,
+              "threads": torch.get_num_threads(), "chosen on": chosen_on,
+              "measured on": f"{len(test.identities.unique())} test identities", "sweep": rows, "promises": promised}
+    report.write_text(str(output / "acceleration.txt"), tables(record))
+    report.write_json(str(output / "acceleration.json"), record)
+    plot(record, held_out, test, output / "acceleration.png")
+    return record
+
+
+def _timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a trained Cerberus, APR or ARN")
+    parser.add_argument("--weights", help="another checkpoint of it")
+    parser.add_argument("--dataset", help="test data set; the run's first if left out")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU")
+    parser.add_argument("--survival", type=float, nargs="+", default=list(SURVIVAL), metavar="P",
+                        help="wanted probabilities that a true match survives")
+    parser.add_argument("--output", type=Path, help="folder of the results; RUN/acceleration if left out")
+    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
+    args = parser.parse_args(arguments)
+    bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
+    if bad:
+        parser.error(f"--thresholds {bad[0]:g}: expected probabilities between 0 and 1")
+    bad = [wanted for wanted in args.survival if not 0 < wanted < 1]
+    if bad:
+        parser.error(f"--survival {bad[0]:g}: expected probabilities between 0 and 1, without both")
+    predictor = CerberusPredictor(args.run, args.weights, args.device)
+    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
+    if not (args.dataset or tests):
+        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
+    output = args.output or args.run / "acceleration"
+    os.makedirs(output, exist_ok=True)
+    record = run(predictor, args.dataset or tests[0], args.thresholds, args.survival, output)
+    print(tables(record))
+    print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png (look at it)")
+
+
+if __name__ == "__main__":
+    main()
