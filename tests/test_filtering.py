@@ -102,9 +102,11 @@ def test_the_filter_equals_the_loop_over_pairs_and_attributes(sizes):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_search_gives_the_nearest_survivors(metric, share, monkeypatch):
-    monkeypatch.setattr(filtering, "WORTHWHILE_SHARE", share)
+@pytest.mark.parametrize(("share", "block"), [(0.0, 2**22), (0.1, 90), (1.0, 90), (1.0, 1)])
+def test_search_gives_the_nearest_survivors(metric, share, block, monkeypatch):
+    monkeypatch.setattr(filtering, "ONE_SHARE", share)
+    monkeypatch.setattr(filtering, "MANY_SHARE", share)
+    monkeypatch.setattr(filtering, "BLOCK_ENTRIES", block)
     torch.manual_seed(0)
     queries, gallery = torch.randn(6, 8), torch.randn(30, 8)
     said, known = random_predictions(6, seed=3), random_predictions(30, seed=4)

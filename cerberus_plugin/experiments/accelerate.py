@@ -214,7 +214,9 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
     for name, colour in (("Rank-1", "#1f77b4"), ("mAP", "#d62728")):
         left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
         left.axhline(record["sweep"][0][name], color=colour, linestyle=":", linewidth=1)
-    for row in rows[::2]:
+    for row in rows:
+        if row["speed-up"] < 1.5 or len(f"{row['threshold']:g}") > 4:  # crowded on the left, and chosen ones
+            continue
         left.annotate(f"{row['threshold']:g}", (row["speed-up"], row["Rank-1"]), xytext=(0, 6),
                       textcoords="offset points", fontsize=8, ha="center")
     left.set(xscale="log", xlabel="speed-up: gallery / survivors", ylabel="%", ylim=(0, 105),
@@ -226,7 +228,7 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
     for row in record["promises"]:
         right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
-    right.legend(loc="lower right", fontsize=8)
+    right.legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -9,17 +9,20 @@ Shapes: N gallery images, Q queries, M attributes (recognition columns), W machi
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics.distances import between, prepare
 
 WORD_BITS = 63  # of an int64 without its sign
-# Measured: above this share of survivors, comparing all is sooner done than gathering them.
-WORTHWHILE_SHARE = 0.4
+BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time
+# Measured: above these shares of survivors, comparing one query, or many, with all is sooner done.
+ONE_SHARE, MANY_SHARE = 0.5, 0.05
 ROUNDING = 1e-9  # 0.9 of 9 identities is 8.1 in exact numbers only
 
 
@@ -56,14 +59,8 @@ class AttributeFilter:
 
     def keep(self, queries: Predictions) -> Tensor:
         """Survivors of each query: bool (Q, N)."""
-        return self._survivors(self.said(queries))
-
-    def said(self, queries: Predictions) -> Tensor:
-        """What queries reliably say: int64 (Q, W); equal rows have equal survivors."""
         check_predictions(queries, self.sizes, "query")
-        return self._codes(queries)[0].to(self._against.device)
-
-    def _survivors(self, said: Tensor) -> Tensor:
+        said = self._codes(queries)[0].to(self._against.device)
         kept = torch.ones(len(said), len(self._against), dtype=torch.bool, device=said.device)
         for word in range(said.shape[1]):
             kept &= (said[:, None, word] & self._against[None, :, word]) == 0
@@ -92,6 +89,7 @@ class AcceleratedGallery:
         self.filter = AttributeFilter(predictions, sizes, threshold)
         self.metric = metric
         self.embeddings = prepare(embeddings, metric, torch.float32)
+        self._squares = self.embeddings.square().sum(dim=1) if metric == "euclidean" else None  # (N,)
 
     def search(self, embeddings: Tensor, predictions: Predictions, top: int = 10) -> tuple[Tensor, Tensor]:
         """The nearest survivors of queries (Q, E).
@@ -101,27 +99,44 @@ class AcceleratedGallery:
             distances: float (Q, top), as `metrics.ranking` has them (euclidean ones squared); infinite there.
         """
         queries = prepare(embeddings, self.metric, torch.float32)
-        codes, group = torch.unique(self.filter.said(predictions), dim=0, return_inverse=True)
-        top = min(top, len(self.embeddings))
-        rows = torch.full((len(queries), top), -1, device=queries.device)
-        distances = queries.new_full((len(queries), top), float("inf"))
-        for g, code in enumerate(codes):  # queries that say the same share their survivors
-            members = (group == g).nonzero().flatten()
-            nearest, found = self._nearest(queries[members], self.filter._survivors(code[None])[0], top)
-            rows[members, :found.shape[1]] = found
-            distances[members, :found.shape[1]] = nearest
-        return rows, distances
+        blocks = torch.arange(len(queries)).split(max(1, BLOCK_ENTRIES // len(self.embeddings)))
+        found = [self._nearest(queries[rows], self.filter.keep(predictions.rows(rows)), top) for rows in blocks]
+        rows, distances = map(torch.cat, zip(*found))
+        return rows.masked_fill(distances.isinf(), -1), distances
 
     def _nearest(self, queries: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """Distances and rows of the nearest of the kept images: (q, k) each, k at most `top`."""
-        survivors = kept.nonzero().flatten()
-        if len(survivors) > WORTHWHILE_SHARE * len(kept):
-            matrix = between(queries, self.embeddings, self.metric)(slice(None)).masked_fill(~kept, float("inf"))
-            nearest, rows = matrix.topk(min(top, len(survivors)), dim=1, largest=False)
-            return nearest, rows
-        matrix = between(queries, self.embeddings[survivors], self.metric)(slice(None))
-        nearest, rows = matrix.topk(min(top, len(survivors)), dim=1, largest=False)
-        return nearest, survivors[rows]
+        """Rows and distances of the nearest of the kept images, bool (q, N); some row at infinity beyond the last."""
+        counts = kept.sum(dim=1)
+        if counts.sum() > (ONE_SHARE if len(queries) == 1 else MANY_SHARE) * kept.numel():
+            distances = between(queries, self.embeddings, self.metric)(slice(None)).masked_fill_(~kept, float("inf"))
+            column = None
+        else:
+            distances, column = self._of_survivors(queries, kept, counts)
+        best = distances.topk(min(top, distances.shape[1]), dim=1, largest=False)
+        missing = (0, min(top, kept.shape[1]) - best.values.shape[1])
+        rows = best.indices if column is None else column.gather(1, best.indices)
+        return F.pad(rows, missing), F.pad(best.values, missing, value=float("inf"))
+
+    def _of_survivors(self, queries: Tensor, kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances and gallery rows of each query's survivors, side by side: (q, most survivors), infinite beyond."""
+        query, column = kept.nonzero(as_tuple=True)
+        start = F.pad(counts.cumsum(dim=0), (1, 0))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+            wanted = torch.sparse_csr_tensor(start, column, queries.new_zeros(len(column)), size=kept.shape,
+                                             check_invariants=False)
+            # The products of survivors alone, read where they lie: gathering them first takes ten times as long.
+            products = torch.sparse.sampled_addmm(wanted, queries, self.embeddings.T, beta=0.0).values()
+        if self.metric == "cosine":
+            values = 1 - products
+        else:
+            values = self._squares[column] - 2 * products + queries.square().sum(dim=1)[query]
+        slot = torch.arange(len(column), device=column.device) - start[query]
+        width = int(counts.max())
+        distances = queries.new_full((len(queries), width), float("inf"))
+        columns = column.new_zeros(len(queries), width)
+        distances[query, slot], columns[query, slot] = values, column
+        return distances, columns
 
 
 def critical_thresholds(queries: Predictions, gallery: Predictions) -> Tensor:
