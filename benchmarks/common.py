@@ -1,13 +1,11 @@
-"""What the benchmarks share: clock, tables and the account of machine and versions."""
+"""What the benchmarks share: clock, tables and the files of their figures."""
 
-import importlib.metadata
-import importlib.util
 import json
-import os
 import pathlib
-import platform
 import sys
 import time
+
+from cerberus_plugin.machine import hardware, versions
 
 import torch
 from tabulate import tabulate
@@ -34,43 +32,6 @@ def write(path, record: dict) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record | account, indent=2) + "\n")
-
-
-def versions() -> dict:
-    """Versions by name, of what is installed."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "fastreid"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict:
-    """The machine: processor, cores that this process may use, memory and GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    described = {"processor": processor(), "cores": cores, "memory_gib": memory_gib()}
-    if torch.cuda.is_available():
-        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return described
-
-
-def processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def memory_gib() -> float | None:
-    """Memory of the machine, where the system tells it."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def peak_resident_bytes() -> int:

@@ -23,9 +23,10 @@ from cerberus_plugin import CerberusTrainer, add_cerberus_config, host
 from cerberus_plugin.data import resident
 from cerberus_plugin.data.synthetic import draw_dataset
 from cerberus_plugin.host.data import usable_cores
+from cerberus_plugin.machine import hardware, versions
 
 import torch
-from common import hardware, table, versions, write
+from common import table, write
 from fastreid.config import get_cfg
 from fastreid.data import build as host_build
 from fastreid.utils.env import seed_all_rng

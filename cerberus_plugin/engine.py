@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import platform
+import time
 from collections import OrderedDict
 
 import torch
@@ -16,7 +17,7 @@ from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import nn
 
-from . import acceleration, host, report
+from . import acceleration, host, machine, report
 from .assembly import (
     build_dataset,
     build_test_set,
@@ -114,6 +115,8 @@ class CerberusTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True):
         """As the host's; margins stay those of the configuration, whatever the checkpoint was trained with."""
         path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
         try:
             super().resume_or_load(resume)
         except ValueError as error:
@@ -134,11 +137,13 @@ class CerberusTrainer(DefaultTrainer):
             results = super().train()
             self._warn_about_the_run()
         if comm.is_main_process():
-            write_results(self.cfg, results)
+            write_results(self.cfg, results, self.checkpointer.checkpointables["clock"].seconds)
         return results
 
     def build_hooks(self) -> list:
-        built = super().build_hooks()
+        clock = TrainingClock()
+        self.checkpointer.checkpointables["clock"] = clock
+        built = [clock, *super().build_hooks()]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built.insert(place, AgreeOnStatistics())
         for hook in built:
@@ -175,8 +180,50 @@ class AgreeOnStatistics(hooks.HookBase):
         average_batch_statistics(self.trainer.model)
 
 
+class TrainingClock(hooks.HookBase):
+    """Seconds of the steps behind the present weights, without evaluations and checkpoints.
+
+    They are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
+    """
+
+    seconds = 0.0
+
+    def before_step(self) -> None:
+        self.start = time.perf_counter()
+
+    def after_step(self) -> None:
+        self.seconds += time.perf_counter() - self.start
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds = state["seconds"]
+
+
 def setup(args) -> CfgNode:
     """Configuration from the command line, the host's logging and output folder, device and seed."""
+    cfg = read_config(args)
+    if args.eval_only:
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
+    return start(cfg, args)
+
+
+def start(cfg: CfgNode, args) -> CfgNode:
+    """The host's logging and output folder, and the seed, drawn where there is none; the configuration, frozen."""
+    if cfg.SEED < 0:
+        cfg.SEED = int.from_bytes(os.urandom(3), "big")
+    cfg.freeze()
+    default_setup(cfg, args)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    logger.info(f"FastReID {host.version()}, torch {torch.__version__}, seed {cfg.SEED} in place of a generated one")
+    return cfg
+
+
+def read_config(args) -> CfgNode:
+    """Configuration of --config-file and the options after it, for the device that there is."""
     if not os.path.isfile(args.config_file):
         raise SystemExit(f"--config-file '{args.config_file}' is not a file; for example "
                          "configs/Market1501/cerberus_R50.yml")
@@ -195,15 +242,6 @@ def setup(args) -> CfgNode:
                          "CUDA_VISIBLE_DEVICES= (empty) before the command.")
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs
-    if args.eval_only:
-        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results
-    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
-    cfg.freeze()
-    default_setup(cfg, args)
-    seed = cfg.SEED if cfg.SEED >= 0 else int.from_bytes(os.urandom(3), "big")
-    seed_all_rng(seed + comm.get_rank())
-    logger.info(f"FastReID {host.version()}, torch {torch.__version__}, seed {seed} in place of a generated one")
     return cfg
 
 
@@ -228,9 +266,15 @@ def check_tests(cfg: CfgNode, schema: str) -> None:
             check_schema(schema, annotations, name)
 
 
-def write_results(cfg: CfgNode, results) -> None:
-    """results.txt and results.json, with what is needed to compare the figures with others'."""
+def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
+    """results.txt and results.json, with what is needed to compare the figures with others'.
+
+    Args:
+        seconds: of training, NaN where they are not known; None for an evaluation alone.
+    """
     test = cfg.TEST
+    training = None if seconds is None else {"seconds": seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
+                                             "processes": comm.get_world_size()}
     record = {
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "flip": test.FLIP.ENABLED,
@@ -240,7 +284,9 @@ def write_results(cfg: CfgNode, results) -> None:
         },
         "model": cfg.MODEL.META_ARCHITECTURE,
         "image size": list(cfg.INPUT.SIZE_TEST),
-        "versions": {"fastreid": host.version(), "torch": torch.__version__, "python": platform.python_version()},
+        "training": training,
+        "hardware": machine.hardware(cfg.MODEL.DEVICE),
+        "versions": machine.versions(),
     }
     report.write_results(cfg.OUTPUT_DIR, by_dataset(cfg, results), record)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from tabulate import tabulate
 
 FLOOR_FILE = "before_training.json"
+RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 
@@ -75,11 +76,16 @@ def _table(headers: list[str], lines: list[list]) -> str:
 
 
 def _format(header: str, value) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if math.isnan(value):
-        return "undefined"
-    return f"{value:.0f}" if header == "queries" else f"{value:.2f}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if header == "queries" and value is not None else percent(value)
+
+
+def percent(value: float | None) -> str:
+    """A figure as tables show it; nothing where there is none."""
+    if value is None:
+        return ""
+    return "undefined" if math.isnan(value) else f"{value:.2f}"
 
 
 def read_floor(folder: str) -> dict[str, dict]:
@@ -88,19 +94,28 @@ def read_floor(folder: str) -> dict[str, dict]:
     if not os.path.isfile(path):
         return {}
     with open(path) as file:
-        floor = json.load(file)
-    return {name: {key: math.nan if value is None else value for key, value in figures.items()}
-            for name, figures in floor.items()}
+        return _with_nan(json.load(file))
 
 
 def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
     write_json(os.path.join(folder, FLOOR_FILE), floor)
 
 
+def read_results(folder: str) -> dict:
+    """The record of a finished run, as `write_results` has written it."""
+    path = os.path.join(folder, RESULTS_FILE)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: not found; a run writes it at its end. Finish the one in this folder "
+                                "(train_net.py --resume), or name the folder of a finished one.")
+    with open(path) as file:
+        record = json.load(file)
+    return record | {"results": _with_nan(record["results"])}
+
+
 def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping) -> None:
     """results.txt, the tables; results.json, the figures by test data set with what `record` says about them."""
     floor = read_floor(folder)
-    write_json(os.path.join(folder, "results.json"), {"results": results, "before training": floor, **record})
+    write_json(os.path.join(folder, RESULTS_FILE), {"results": results, "before training": floor, **record})
     tables = [f"{name}\n\n{results_table(results[name], floor.get(name))}\n" for name in results]
     write_text(os.path.join(folder, "results.txt"), "\n".join(tables))
 
@@ -119,6 +134,12 @@ def write_text(path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _with_nan(figures: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Figures by test data set, null as NaN."""
+    return {name: {key: math.nan if value is None else value for key, value in row.items()}
+            for name, row in figures.items()}
 
 
 def _without_nan(value):

@@ -1,8 +1,10 @@
 """Training and evaluation through the host: what moves, what is saved, what is refused."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.assembly import build_train_set, load_model
@@ -52,6 +54,9 @@ def test_the_run_folder_holds_what_the_readme_promises(run):
     name = "Market1501Attributes"
     assert record["results"][name]["mAP"] == pytest.approx(run.results["mAP"])
     assert record["before training"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
+    assert record["training"].pop("seconds") > 0
+    assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1}
+    assert "torch" in record["versions"] and "gpu" not in record["hardware"]
     table = (folder / "results.txt").read_text()
     for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):
         assert word in table
@@ -66,6 +71,7 @@ def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
     cfg.OUTPUT_DIR += "-evaluated"
     results = evaluate(cfg)
     assert results == pytest.approx(run.results, nan_ok=True)
+    assert json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())["training"] is None
 
 
 def test_alignment_is_logged(run):
@@ -145,6 +151,26 @@ def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
     assert second.start_epoch == 1
     assert torch.equal(second.model.prototypes.rows["head"], first.model.prototypes.rows["head"])
     assert "mAP" in second.train()
+
+
+def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(small_config, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("cerberus_plugin.engine.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+
+    def seconds(epochs: int) -> float | None:
+        trainer = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", epochs, "TEST.EVAL_PERIOD", 1))
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        return json.loads((tmp_path / "run" / "results.json").read_text())["training"]["seconds"]
+
+    assert seconds(1) == 2.0  # two steps of one tick
+    assert seconds(2) == 4.0
+    assert seconds(2) == 4.0  # nothing left to train
+    path = tmp_path / "run" / "model_final.pth"
+    checkpoint = torch.load(path)
+    del checkpoint["clock"]
+    torch.save(checkpoint, path)
+    assert seconds(3) is None  # a checkpoint from before there was a clock
 
 
 @pytest.mark.parametrize("name", ["bot", "agw", "sbs", "mgn"])

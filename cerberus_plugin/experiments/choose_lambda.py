@@ -1,0 +1,196 @@
+"""APR's lambda, the share of the identity losses, chosen as the paper chooses it: on held-out training identities.
+
+    python -m cerberus_plugin.experiments.choose_lambda --config-file configs/Market1501/apr_R50.yml \\
+        OUTPUT_DIR logs/market1501/apr_lambda
+
+One training run a lambda in OUTPUT_DIR/lambda_<value>, all from one seed and without 100 training identities
+(DATASETS.HOLD_OUT), on which each is evaluated; no test image is looked at. The same command goes on after a kill and
+repeats no finished run. Several GPUs may share the work: start it on each with some of --lambdas and one SEED, then
+once with all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import yaml
+from fastreid.config import CfgNode
+from tabulate import tabulate
+
+from .. import report
+from ..data.held_out import HELD_OUT
+from ..engine import read_config, start
+from .running import check_same_run, is_finished, train_once
+
+logger = logging.getLogger("fastreid.cerberus")
+
+LAMBDAS = tuple(tenths / 10 for tenths in range(11))
+HOLD_OUT = 100  # of the 751 of Market-1501, as in the paper
+COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "PAR/mA_official": "PAR mA official", "PAR/mA_binary": "binary",
+           "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP"}
+FIGURES = (*report.REID, *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/mAP", "APS/Rank-1")  # more is better
+
+
+def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") -> float:
+    """Train APR with each lambda, and write lambda.txt, lambda.json and lambda.png; the best one.
+
+    Args:
+        cfg: of APR, with DATASETS.HOLD_OUT and a SEED; runs lie in folders of its OUTPUT_DIR.
+        by: name of the figure on the held-out identities that is to be highest; of equal ones the larger lambda.
+    """
+    runs = {value: _with_lambda(cfg, value) for value in lambdas}
+    for run in runs.values():  # before hours of training, not after
+        check_same_run(run)
+    num_waiting, seconds, figures = sum(not is_finished(run) for run in runs.values()), [], {}
+    for place, (value, run) in enumerate(runs.items(), start=1):
+        finished, begun = is_finished(run), time.monotonic()
+        figures[value] = train_once(run)["results"][HELD_OUT]
+        took = "finished before"
+        if not finished:
+            seconds.append(time.monotonic() - begun)
+            left = sum(seconds) / len(seconds) * (num_waiting - len(seconds))
+            took = f"{seconds[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
+        found = ", ".join(f"{COLUMNS[key]} {report.percent(figures[value][key])}" for key in ("mAP", "PAR/mA_official"))
+        logger.info(f"lambda {value:g}, run {place} of {len(runs)}: {found}; {took}")
+    best = best_lambda({value: row[by] for value, row in figures.items()}, by)
+    conclusion = _conclusion(cfg, best, by, figures)
+    _write(cfg, best, by, figures, conclusion)
+    print(f"{table(figures)}\n\n{conclusion}")
+    return best
+
+
+def best_lambda(figures: Mapping[float, float], by: str) -> float:
+    """The lambda of the highest figure; of equal ones the larger, which leaves more to the identities."""
+    undefined = [f"{value:g}" for value, figure in figures.items() if math.isnan(figure)]
+    if undefined:
+        raise ValueError(f"--by {by} is undefined for lambda {', '.join(undefined)}: the held-out identities have "
+                         "nothing to find. Hold more of them out (DATASETS.HOLD_OUT) or choose by another figure.")
+    return max(figures, key=lambda value: (figures[value], value))
+
+
+def check_lambdas(lambdas: Sequence[float]) -> None:
+    """Refuse shares outside [0, 1], and those whose folders would have one name."""
+    outside = [value for value in lambdas if not 0 <= value <= 1]
+    if outside:
+        raise ValueError(f"--lambdas has {', '.join(map(str, outside))}, expected shares between 0 and 1")
+    names = [f"{value:g}" for value in lambdas]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--lambdas has {', '.join(twice)} more than once; give each lambda once")
+
+
+def check_by(by: str) -> None:
+    if by not in FIGURES:
+        raise ValueError(f"--by is '{by}', expected one of {', '.join(FIGURES)}")
+
+
+def prepare(cfg: CfgNode) -> CfgNode:
+    """The configuration with identities held out and tested on alone, and the seed of runs that are there already."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name != "APR":
+        raise ValueError(f"MODEL.META_ARCHITECTURE is '{name}', which has no lambda; expected APR, as in "
+                         "configs/Market1501/apr_R50.yml")
+    if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        raise ValueError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds a training run, whose config.yaml would be overwritten; "
+                         "append `OUTPUT_DIR another/folder` to the command")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.HOLD_OUT = cfg.DATASETS.HOLD_OUT or HOLD_OUT
+    cfg.DATASETS.TESTS = (HELD_OUT,)
+    if cfg.SEED < 0:
+        earlier = sorted(Path(cfg.OUTPUT_DIR).glob("lambda_*/config.yaml"))
+        cfg.SEED = yaml.safe_load(earlier[0].read_text())["SEED"] if earlier else cfg.SEED
+    return cfg
+
+
+def table(figures: Mapping[float, Mapping[str, float]]) -> str:
+    """Lambda against the figures, percent."""
+    rows = [[f"{value:g}", *(report.percent(row[key]) for key in COLUMNS)] for value, row in sorted(figures.items())]
+    return tabulate(rows, headers=["lambda", *COLUMNS.values()], disable_numparse=True, stralign="right")
+
+
+def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, by: str) -> None:
+    """Both tasks against lambda, one above the other, as their ranges differ."""
+    values = sorted(figures)
+    figure, axes = plt.subplots(2, 1, figsize=(6.5, 5.5), sharex=True, layout="constrained")
+    for axis, key, label, colour in zip(axes, ("mAP", "PAR/mA_official"), ("reID mAP (%)", "PAR mA, official (%)"),
+                                        ("tab:blue", "tab:orange")):
+        axis.plot(values, [figures[value][key] for value in values], marker="o", color=colour)
+        axis.axvline(best, color="0.4", linestyle="--", linewidth=1)
+        axis.set_ylabel(label, fontsize=12)
+        axis.grid(alpha=0.3)
+    axes[0].set_title(f"dashed: lambda {best:g}, highest {by} on held-out identities", fontsize=12)
+    axes[1].set_xlabel("lambda: share of the identity losses", fontsize=12)
+    axes[1].set_xticks(values, [f"{value:g}" for value in values])
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _with_lambda(cfg: CfgNode, value: float) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.APR.LAMBDA = value
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, f"lambda_{value:g}")
+    cfg.freeze()
+    return cfg
+
+
+def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapping[str, float]]) -> str:
+    others = {value: row[by] for value, row in figures.items() if value != best}
+    found = f"{report.percent(figures[best][by])}"
+    if others:
+        second = best_lambda(others, by)
+        found += f", next {report.percent(others[second])} with {second:g}"
+    return (f"chosen: lambda = {best:g} (highest {by} on {cfg.DATASETS.HOLD_OUT} held-out identities; {found}; one run "
+            f"each, seed {cfg.SEED})")
+
+
+def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, conclusion: str) -> None:
+    def path(suffix: str) -> str:
+        return os.path.join(cfg.OUTPUT_DIR, f"lambda.{suffix}")
+
+    report.write_text(path("txt"), f"{table(figures)}\n\n{conclusion}\n")
+    report.write_json(path("json"), {
+        "chosen": best, "by": by, "held-out identities": cfg.DATASETS.HOLD_OUT,
+        "hold-out seed": cfg.DATASETS.HOLD_OUT_SEED, "seed": cfg.SEED,
+        "runs": [{"lambda": value, "folder": f"lambda_{value:g}", "results": row}
+                 for value, row in sorted(figures.items())]})
+    draw(path("png"), figures, best, by)
+
+
+def _split(words: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Numbers, and the KEY VALUE that argparse takes for more of them."""
+    first = next((place for place, word in enumerate(words) if word[:1].isalpha()), len(words))
+    return [float(word) for word in words[:first]], list(words[first:])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="of APR, such as configs/Market1501/apr_R50.yml")
+    parser.add_argument("--lambdas", nargs="+", default=list(map(str, LAMBDAS)), help="0 0.1 ... 1 if not given")
+    parser.add_argument("--by", default="mAP", help=f"figure on held-out identities: {', '.join(FIGURES)}")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the configuration, last")
+    args = parser.parse_args(arguments)
+    try:
+        lambdas, options = _split(args.lambdas)
+    except ValueError as error:
+        parser.error(f"--lambdas: {error}")
+    args.opts = options + args.opts
+    check_lambdas(lambdas)
+    check_by(args.by)
+    cfg = start(prepare(read_config(args)), args)
+    choose(cfg, lambdas, args.by)
+
+
+if __name__ == "__main__":
+    main()

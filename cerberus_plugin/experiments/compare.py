@@ -1,0 +1,148 @@
+"""Finished runs side by side, one table a test data set, where they were tested on the same data by the same rules.
+
+    python -m cerberus_plugin.experiments.compare logs/market1501/cerberus_R50 logs/market1501/apr_R50 \\
+        --output logs/market1501/comparison
+
+Minutes are of the training steps behind the weights, without evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from tabulate import tabulate
+
+from .. import report
+from ..data.held_out import HELD_OUT
+
+COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
+           "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1",
+           "APS/unseen/mAP": "APS unseen mAP"}
+MINUTES = "training minutes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its record of results.json, and the part of its config.yaml that the record may not have."""
+
+    folder: str
+    record: dict
+    config: dict
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Run:
+        config = Path(folder) / "config.yaml"
+        return cls(str(folder), report.read_results(str(folder)),
+                   yaml.safe_load(config.read_text()) if config.is_file() else {})
+
+    @property
+    def name(self) -> str:
+        parts = Path(self.folder).resolve().parts
+        folder = "/".join(parts[-2:]) if parts[-1] == "evaluation" else parts[-1]  # every --eval-only has that name
+        return f"{self.record['model']} ({folder})"
+
+    @property
+    def training(self) -> dict:
+        """Seconds, epochs, seed and processes; empty for an evaluation alone and for records from before it was kept.
+
+        Epochs and seed of such a record are those of config.yaml, if it is that of a training.
+        """
+        if "training" in self.record:
+            return self.record["training"] or {}
+        seed = self.config.get("SEED", -1)
+        return {"epochs": self.config.get("SOLVER", {}).get("MAX_EPOCH"), "seed": seed if seed >= 0 else None}
+
+    def conditions(self) -> dict:
+        """What must agree before figures may be compared, by name; of a task that the run does not serve, nothing."""
+        protocol = self.record["protocol"]
+        rules = {f"reID {key}": value for key, value in protocol["reid"].items() if key != "metric"}
+        rules["test data sets"] = sorted(self.record["results"])
+        if HELD_OUT in self.record["results"]:
+            data = self.config.get("DATASETS", {})
+            rules |= {f"DATASETS.{key}": data.get(key) for key in ("HOLD_OUT", "HOLD_OUT_SEED")}
+        for test, figures in sorted(self.record["results"].items()):
+            for task, count in (("par", "PAR/images"), ("aps", "APS/queries")):
+                if count in figures:
+                    rules |= {f"{task.upper()} {key}": value for key, value in protocol[task].items()}
+                    rules[f"{count} of {test}"] = figures[count]
+        return rules
+
+    def description(self) -> str:
+        """How the figures came about, as far as the record tells, in a line."""
+        training, machine = self.training, self.record.get("hardware", {})
+        seed, processes = training.get("seed"), training.get("processes", 1)
+        parts = [f"{training['epochs']} epochs" if training.get("epochs") else "epochs not recorded",
+                 "x".join(map(str, self.record["image size"])), f"{self.record['protocol']['reid']['metric']} distance",
+                 "seed not recorded" if seed is None else f"seed {seed}"]
+        if machine:
+            used = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} core(s)"
+            parts.append(f"{processes} x {used}" if processes > 1 else used)
+        versions = ", ".join(f"{name} {version}" for name, version in self.record["versions"].items())
+        return "; ".join([*parts, versions])
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs that were tested on other data or by other rules."""
+    known: dict[str, tuple[object, Run]] = {}
+    for run in runs:
+        different = [f"{name} is {value} here and {known[name][0]} in {known[name][1].folder}"
+                     for name, value in run.conditions().items() if name in known and known[name][0] != value]
+        if different:
+            raise ValueError(f"{run.folder}: cannot stand in one table with the others: {'; '.join(different)}. Test "
+                             "both alike (train_net.py --eval-only writes RUN/evaluation), or compare them apart.")
+        for name, value in run.conditions().items():
+            known.setdefault(name, (value, run))
+
+
+def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
+    """A row of cells a run: figures on a test data set, percent, and minutes of training."""
+    rows = []
+    for run in runs:
+        seconds = run.training.get("seconds")
+        figures = run.record["results"][test]
+        rows.append([run.name, *(report.percent(figures.get(key)) for key in COLUMNS),
+                     "" if seconds is None else f"{seconds / 60:.1f}"])
+    return rows
+
+
+def table(runs: Sequence[Run], form: str = "simple") -> str:
+    """The runs under each other; a table a test data set, with its name above it where there are several."""
+    tests = sorted(runs[0].record["results"])
+    headers = ["model (folder)", *COLUMNS.values(), MINUTES]
+    tables = [tabulate(rows_of(runs, test), headers, tablefmt=form, disable_numparse=True,
+                       colalign=("left", *["right"] * (len(headers) - 1))) for test in tests]
+    return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
+
+
+def to_json(runs: Sequence[Run]) -> list[Mapping]:
+    """The same for programs, with the seconds and conditions of each run."""
+    tests = sorted(runs[0].record["results"])
+    return [{"folder": run.folder, "model": run.record["model"],
+             "results": {test: {key: value for key, value in run.record["results"][test].items() if key in COLUMNS}
+                         for test in tests},
+             "metric": run.record["protocol"]["reid"]["metric"], "image size": run.record["image size"],
+             "conditions": run.conditions(), "training": run.training, "hardware": run.record.get("hardware"),
+             "versions": run.record["versions"]} for run in runs]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
+    parser.add_argument("--output", help="folder for comparison.md and comparison.json")
+    args = parser.parse_args(arguments)
+    runs = [Run.read(folder) for folder in args.run_folders]
+    check_comparable(runs)
+    lines = "\n".join(f"- {run.name}, `{run.folder}`: {run.description()}" for run in runs)
+    print(f"{table(runs)}\n\n{lines}")
+    if args.output:
+        report.write_text(os.path.join(args.output, "comparison.md"), f"{table(runs, 'github')}\n\n{lines}\n")
+        report.write_json(os.path.join(args.output, "comparison.json"), to_json(runs))
+
+
+if __name__ == "__main__":
+    main()

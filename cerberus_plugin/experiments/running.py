@@ -1,0 +1,69 @@
+"""The training runs of an experiment: each trained once, gone on with after a kill, and kept when finished."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import yaml
+from fastreid.config import CfgNode, get_cfg
+from fastreid.utils.env import seed_all_rng
+
+from .. import report
+from ..config import add_cerberus_config
+from ..engine import CerberusTrainer
+
+# The trainer fills these from the data set.
+FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA", "MODEL.CERBERUS.NUM_SIDS")
+# And these say where a run lies, how much it says and how it reads its images, not what it finds.
+FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
+        "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB")
+
+
+def train_once(cfg: CfgNode) -> dict:
+    """The record of results.json of a configuration: from its OUTPUT_DIR where it is finished, else trained there.
+
+    A run that was killed goes on from its last checkpoint.
+    """
+    check_same_run(cfg)
+    if not is_finished(cfg):
+        report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+        seed_all_rng(cfg.SEED)
+        trainer = CerberusTrainer(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        del trainer
+        gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
+    return report.read_results(cfg.OUTPUT_DIR)
+
+
+def is_finished(cfg: CfgNode) -> bool:
+    """Results are written after the last epoch."""
+    return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, report.RESULTS_FILE))
+
+
+def check_same_run(cfg: CfgNode) -> None:
+    """Refuse a folder with a run, finished or begun, of another configuration."""
+    if not is_finished(cfg) and not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: not found, so that the run in this folder may be any; choose another OUTPUT_DIR")
+    found = get_cfg()
+    add_cerberus_config(found)
+    found.merge_from_file(path)
+    found, asked = _by_key(yaml.safe_load(found.dump())), _by_key(yaml.safe_load(cfg.dump()))
+    different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE]
+    if different:
+        named = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in different[:5])
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ValueError(f"{path}: the run in this folder was made with {named}{more}; choose another OUTPUT_DIR, or "
+                         "remove this folder")
+
+
+def _by_key(node: dict, prefix: str = "") -> dict:
+    """A configuration's values by dotted key."""
+    values = {}
+    for key, value in node.items():
+        values |= _by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values

@@ -1,0 +1,140 @@
+"""Runs side by side: every figure where it belongs, and no two that were tested differently."""
+
+import json
+import math
+from pathlib import Path
+
+from cerberus_plugin.experiments.compare import Run, check_comparable, main, table
+
+import pytest
+
+FIGURES = {"mAP": 70.125, "Rank-1": 88.0, "mINP": 40.0, "metric": 79.0, "PAR/mA_official": 86.5, "PAR/mA_binary": 92.0,
+           "PAR/mA_balanced": 80.0, "PAR/images": 13115, "APS/mAP": 30.0, "APS/Rank-1": 50.0, "APS/queries": 484,
+           "APS/unseen/mAP": None}
+REID = {key: FIGURES[key] for key in ("mAP", "Rank-1", "mINP", "metric")}
+RECORD = {
+    "protocol": {"reid": {"ap": "rectangle", "same camera": "ignored", "metric": "cosine", "flip": False,
+                          "re-ranking": False, "query expansion": False},
+                 "par": {"force colour": False, "query identities only": False},
+                 "aps": {"protocol": "asmr", "pool": "query and gallery", "ap": "rectangle"}},
+    "model": "Cerberus", "image size": [384, 128], "versions": {"torch": "2.13.0"},
+    "training": {"seconds": 5400.0, "epochs": 120, "seed": 1, "processes": 1},
+    "hardware": {"processor": "AMD EPYC", "cores": 16, "memory_gib": 128.0, "gpu": "NVIDIA H100"}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A folder of a finished run with these results by test data set; changes name places in the record."""
+    def write(name: str, results=None, config: str = "", **changes) -> Path:
+        record = json.loads(json.dumps(RECORD | {"results": results or {"Market1501Attributes": FIGURES}}))
+        for place, value in changes.items():
+            *parts, last = place.split("__")
+            node = record
+            for part in parts:
+                node = node[part]
+            node.pop(last) if value is None else node.__setitem__(last, value)
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(record))
+        if config:
+            (folder / "config.yaml").write_text(config)
+        return folder
+
+    return write
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_path, capsys):
+    folders = [write("cerberus_R50"), write("bot_R50", {"Market1501Attributes": REID}, model="Baseline",
+                                            protocol__reid__metric="euclidean")]
+    main([*map(str, folders), "--output", str(tmp_path / "out")])
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    assert cells(lines[0]) == ["model (folder)", "reID mAP", "Rank-1", "mINP", "PAR mA official", "binary", "balanced",
+                               "APS mAP", "APS Rank-1", "APS unseen mAP", "training minutes"]
+    assert cells(lines[2]) == ["Cerberus (cerberus_R50)", "70.12", "88.00", "40.00", "86.50", "92.00", "80.00",
+                               "30.00", "50.00", "undefined", "90.0"]
+    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 6, "90.0"]
+    assert lines[-2] == (f"- Cerberus (cerberus_R50), `{folders[0]}`: 120 epochs; 384x128; cosine distance; seed 1; "
+                         "NVIDIA H100; torch 2.13.0")
+    assert "euclidean distance" in lines[-1] and lines[-1] in capsys.readouterr().out
+    first, second = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert first["results"]["Market1501Attributes"]["mAP"] == 70.125 and first["training"]["seconds"] == 5400.0
+    assert first["results"]["Market1501Attributes"]["APS/unseen/mAP"] is None
+    assert set(second["results"]["Market1501Attributes"]) == {"mAP", "Rank-1", "mINP"}
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [
+    ("protocol__reid__flip", True, "reID flip is True here and False in"),
+    ("protocol__reid__re-ranking", True, "reID re-ranking is True"),
+    ("protocol__reid__query expansion", True, "reID query expansion is True"),
+    ("protocol__reid__ap", "trapezoid", "reID ap is trapezoid here and rectangle in"),
+    ("protocol__par__force colour", True, "PAR force colour is True"),
+    ("protocol__aps__protocol", "sal", "APS protocol is sal here and asmr in"),
+    ("results__Market1501Attributes__PAR/images", 360, "PAR/images of Market1501Attributes is 360 here and 13115 in"),
+    ("results__Market1501Attributes__APS/queries", 59, "APS/queries of Market1501Attributes is 59 here and 484 in"),
+    ("results", {"Other": FIGURES}, r"test data sets is \['Other'\] here and \['Market1501Attributes'\] in"),
+])
+def test_figures_by_other_rules_or_of_other_data_are_refused(write, place, value, message):
+    folders = [write("first"), write("second", **{place: value})]
+    with pytest.raises(ValueError, match=f"second: cannot stand in one table.*{message}.*first"):
+        main([str(folder) for folder in folders])
+
+
+def test_rules_of_a_task_bind_only_the_runs_that_serve_it(write):
+    folders = [write("first", {"Market1501Attributes": REID}),
+               write("second", **{"protocol__par__force colour": True}), write("third")]
+    runs = [Run.read(folder) for folder in folders]
+    check_comparable(runs[:2])
+    with pytest.raises(ValueError, match="third: .*PAR force colour is False here and True in .*second"):
+        check_comparable(runs)
+
+
+def test_other_held_out_identities_are_refused(write):
+    config = "DATASETS: {{HOLD_OUT: 100, HOLD_OUT_SEED: {}}}"
+    folders = [write(f"seed{seed}", {"held-out": FIGURES}, config.format(seed)) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="DATASETS.HOLD_OUT_SEED is 1 here and 0 in"):
+        main([str(folder) for folder in folders])
+
+
+def test_results_from_before_training_was_recorded_are_read(write):
+    old = Run.read(write("old", config="SOLVER: {MAX_EPOCH: 60}\nSEED: -1", training=None, hardware=None))
+    assert old.description() == "60 epochs; 384x128; cosine distance; seed not recorded; torch 2.13.0"
+    new = Run.read(write("new"))
+    check_comparable([old, new])
+    lines = table([old, new], "github").splitlines()
+    assert cells(lines[2])[-1] == "" and cells(lines[3])[-1] == "90.0"
+
+
+def test_an_evaluation_alone_has_no_minutes_and_is_named_with_its_run(write):
+    evaluation = write("cerberus_R50/evaluation")
+    record = json.loads((evaluation / "results.json").read_text()) | {"training": None}
+    (evaluation / "results.json").write_text(json.dumps(record))
+    run = Run.read(evaluation)
+    assert run.name == "Cerberus (cerberus_R50/evaluation)"
+    assert cells(table([run], "github").splitlines()[2])[-1] == ""
+
+
+def test_several_test_data_sets_have_a_table_each(write):
+    run = Run.read(write("run", {"Market1501Attributes": FIGURES, "held-out": FIGURES | {"mAP": 12.0}}))
+    assert math.isnan(run.record["results"]["held-out"]["APS/unseen/mAP"])
+    first, second = table([run]).split("held-out\n")
+    assert "70.12" in first and "12.00" in second
+
+
+def test_processors_and_processes_are_told(write):
+    machine = {"processor": "AMD EPYC", "cores": 2}
+    assert "; AMD EPYC, 2 core(s); " in Run.read(write("cpu", hardware=machine)).description()
+    assert "; 4 x NVIDIA H100; " in Run.read(write("four", training__processes=4)).description()
+
+
+def test_an_unfinished_run_is_to_be_finished(tmp_path):
+    with pytest.raises(FileNotFoundError, match="results.json: not found; .* Finish the one in this folder"):
+        main([str(tmp_path)])
+
+
+def test_a_run_of_the_trainer_stands_beside_itself(run, capsys):
+    main([run.cfg.OUTPUT_DIR])
+    assert f"{run.results['mAP']:.2f}" in capsys.readouterr().out
