@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from cerberus_plugin.attributes import MARKET1501  # noqa: E402
 from cerberus_plugin.inference import AcceleratedGallery, Predictions  # noqa: E402
-from cerberus_plugin.metrics.distances import between, prepare  # noqa: E402
+from cerberus_plugin.metrics.distances import METRICS, between, prepare, squares  # noqa: E402
 
 import torch  # noqa: E402
 from common import table, timed, write  # noqa: E402
@@ -42,14 +42,16 @@ def reliability(survivors: float) -> float:
     return low
 
 
-def ways_of(queries: torch.Tensor, gallery: torch.Tensor, share: float, generator: torch.Generator) -> dict:
+def ways_of(queries: torch.Tensor, gallery: torch.Tensor, share: float, metric: str,
+            generator: torch.Generator) -> dict:
     """Searches of a slice of the queries by name; attributes are reliable in `share` of the images."""
-    prepared = prepare(gallery, "cosine", torch.float32)
+    prepared = prepare(gallery, metric, torch.float32)
+    norms = squares(prepared)
     asked, known = (predictions(len(images), share, generator) for images in (queries, gallery))
-    accelerated = AcceleratedGallery(gallery, known, SIZES, THRESHOLD)
+    accelerated = AcceleratedGallery(gallery, known, SIZES, THRESHOLD, metric)
 
     def compare_all(rows: slice) -> torch.Tensor:
-        distances = between(prepare(queries[rows], "cosine", torch.float32), prepared, "cosine")(slice(None))
+        distances = between(prepare(queries[rows], metric, torch.float32), prepared, metric, norms)(slice(None))
         return distances.topk(TOP, dim=1, largest=False).indices
 
     def filter_and_compare(rows: slice) -> torch.Tensor:
@@ -64,6 +66,7 @@ def ways_of(queries: torch.Tensor, gallery: torch.Tensor, share: float, generato
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--market", action="store_true", help="Market-1501's size")
+    parser.add_argument("--metric", choices=METRICS, default="cosine")
     parser.add_argument("--survivors", type=float, nargs="+", default=[0.02, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
@@ -72,7 +75,7 @@ def main() -> None:
     queries, gallery = (torch.randn(count, size, generator=generator) for count in (num_queries, num_gallery))
     rows, record = [], []
     for wanted in args.survivors:
-        ways = ways_of(queries, gallery, reliability(wanted), generator)
+        ways = ways_of(queries, gallery, reliability(wanted), args.metric, generator)
         times, kept = {name: [] for name in ways}, []
         for q in range(0, num_queries, max(1, num_queries // 100)):
             for name, way in ways.items():
@@ -86,7 +89,7 @@ def main() -> None:
                      *(f"{value:.2f}" for value in batch.values()), f"{faster[1]:.1f}"])
         record.append({"survivors": statistics.mean(kept), "ms a query": ms, "seconds of all": batch})
     print(f"{num_queries} queries, {num_gallery} gallery images of {size} values, {len(SIZES)} attributes, "
-          f"{torch.get_num_threads()} threads\n")
+          f"{args.metric}, {torch.get_num_threads()} threads\n")
     print(table(["survivors", *(f"{name}, ms a query" for name in ways), "times faster",
                  *(f"{name}, s for all" for name in ways), "times faster"], rows))
     if args.output:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sysconfig
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", cha
     """Let `model` run under autocast, and on images in channels-last order; called with the host's batches as before.
 
     bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses that
-    need float32 leave autocast by themselves (`losses.py`).
+    need float32 leave autocast by themselves (`losses.py`); the host's, which would stay in half precision on a CPU,
+    are given float32.
 
     Args:
         training, evaluation: a key of `AUTOCAST`; "" leaves the precision to the host.
@@ -40,6 +42,21 @@ def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", cha
             return forward(batched_inputs, *args, **kwargs)
 
     model.forward = cast
+    if hasattr(model, "loss_kwargs"):  # the host's Baseline and its relatives
+        losses = model.losses
+
+        def in_float32(outputs, *args):
+            with torch.autocast(device.type, enabled=False):
+                return losses(_float32(outputs), *args)
+
+        model.losses = in_float32
+
+
+def _float32(outputs):
+    """A model's outputs, nested by name as MGN's are, in float32."""
+    if isinstance(outputs, Mapping):
+        return {name: _float32(value) for name, value in outputs.items()}
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
 def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:

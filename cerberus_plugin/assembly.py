@@ -45,6 +45,9 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
 
     They are labelled where every data set is, by one schema.
     """
+    if cfg.DATASETS.HOLD_OUT and cfg.DATASETS.COMBINEALL:
+        raise ValueError("DATASETS.HOLD_OUT with DATASETS.COMBINEALL would hold out people of the test as well, and "
+                         "test on people trained on; set one of them to its default")
     items, labels_of, annotations = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of, annotations=annotations,
@@ -239,7 +242,8 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     if table not in state:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no {what}. It is no checkpoint of {name}, or of one trained "
                          "without them; evaluate it with the config.yaml of its run folder.")
-    names = {schema.fingerprint: name for name, schema in SCHEMAS.items()}
+    kind = "fingerprint" if needs_prototypes(cfg) else "column_fingerprint"
+    names = {getattr(schema, kind): name for name, schema in SCHEMAS.items()}
     schema = names.get(int(state[f"{table.partition('.')[0]}.schema"]))
     if schema is None:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -34,7 +35,7 @@ from .assembly import (
 )
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
-from .evaluators import TaskEvaluator
+from .evaluators import Task, TaskEvaluator
 from .processes import average_batch_statistics, synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
@@ -90,13 +91,15 @@ class CerberusTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None,
-                        model: nn.Module | None = None):
-        """reID for every model; PAR and APS for one that reads attributes, on a data set that has them."""
+                        model: nn.Module | None = None, tasks: Sequence[Task] | None = None):
+        """The given tasks; or reID, and PAR and APS for a model and a data set that have attributes."""
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
-        tasks, reader = [ReIDTask(cfg)], reader_of(model)
-        if reader is not None and loader.dataset.annotations:
+        reader = reader_of(model)
+        attributes = reader is not None and bool(loader.dataset.annotations)
+        if attributes:
             check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
-            tasks += attribute_tasks(reader, cfg)
+        if tasks is None:
+            tasks = [ReIDTask(cfg), *(attribute_tasks(reader, cfg) if attributes else [])]
         finish = getattr(unwrapped(model), "finish_embeddings", None)
         return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
 
@@ -115,7 +118,10 @@ class CerberusTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True):
         """As the host's; margins stay those of the configuration, whatever the checkpoint was trained with."""
         path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
-        if resume and self.checkpointer.has_checkpoint():
+        own = resume and self.checkpointer.has_checkpoint()
+        if getattr(unwrapped(self.model), "class_labels", None) is not None:
+            unwrapped(self.model).class_labels.beginning = not own
+        if own:
             self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
         try:
             super().resume_or_load(resume)

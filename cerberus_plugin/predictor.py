@@ -24,7 +24,11 @@ WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one b
 
 @dataclass(frozen=True)
 class Match:
-    """One result of a search: the picture's path and its score, a cosine in [-1, 1]."""
+    """One result of a search: the picture's path and its score, higher is nearer.
+
+    A cosine in [-1, 1] for Cerberus and for pictures under TEST.METRIC cosine; minus the distance under euclidean; for
+    attributes described to APR or ARN the mean logarithm of their probabilities.
+    """
 
     path: str
     score: float
@@ -76,7 +80,7 @@ class CerberusPredictor:
 
     @torch.no_grad()
     def embed(self, pictures: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
-        """Embeddings of pictures, a path or many: float (N, 5 * D) on the CPU, each block of unit length.
+        """Embeddings of pictures, a path or many: float (N, E) on the CPU; Cerberus: five blocks of unit length.
 
         A bar shows the time left where there are more than a few batches.
         """
@@ -110,7 +114,7 @@ class CerberusPredictor:
         if labels is not None:
             scores = self._reader().search(labels, embeddings)[0]
         else:
-            scores = image_scores(self.embed(query), embeddings)[0]
+            scores = image_scores(self.embed(query), embeddings, self.cfg.TEST.METRIC)[0]
         order = scores.sort(descending=True, stable=True).indices[:top]
         return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
 
@@ -123,6 +127,6 @@ class CerberusPredictor:
 
     def _reader(self):
         if self.reader is None:
-            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads no attributes (it was trained without "
-                             "prototypes); it can embed and search by picture only")
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads no attributes (it has neither prototypes "
+                             "nor attribute classifiers); it can embed and search by picture only")
         return self.reader

@@ -55,7 +55,8 @@ class Gallery:
     def query_row(self, index: int, top: int) -> Row:
         """A query, the attributes read off it (green where right), and its nearest images from other cameras."""
         path, pid, camid = self.queries[index]
-        scores = image_scores(self.query_embeddings[index:index + 1], self.embeddings)[0]
+        scores = image_scores(self.query_embeddings[index:index + 1], self.embeddings,
+                              self.predictor.cfg.TEST.METRIC)[0]
         same_view = torch.tensor([p == pid and c == camid for _, p, c in self.items])
         order = scores.masked_fill(same_view, float("-inf")).sort(descending=True, stable=True).indices[:top]
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")

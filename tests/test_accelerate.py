@@ -43,7 +43,7 @@ def test_lower_thresholds_keep_fewer_images_and_fewer_matches(folder, market_roo
     kept = [result.kept_matches for result in results]
     assert kept == sorted(kept)
     pairs = retrieval.matches()
-    assert [pairs.kept(threshold)[1] for threshold in (0, 0.1, 0.2, 0.5, 1)] == pytest.approx(kept)
+    assert [pairs.kept(threshold)[2] for threshold in (0, 0.1, 0.2, 0.5, 1)] == pytest.approx(kept)
 
 
 def test_held_out_identities_of_the_run_are_chosen_on(small_config, tmp_path):
@@ -57,8 +57,8 @@ def test_held_out_identities_of_the_run_are_chosen_on(small_config, tmp_path):
 
 def test_survival_is_a_mean_over_identities_and_over_pairs():
     pairs = Pairs(torch.tensor([0.1, 0.9, 0.9, 0.9, 0.2]), torch.tensor([1, 2, 2, 2, 3]))
-    assert pairs.kept(0.5) == pytest.approx((2 / 3, 2 / 5))
-    assert pairs.of(torch.tensor([1, 2])).kept(0.5) == pytest.approx((1 / 2, 1 / 4))
+    assert pairs.kept(0.5) == pytest.approx((2 / 3, 1 / 3, 2 / 5))
+    assert pairs.of(torch.tensor([1, 2])).kept(0.5) == pytest.approx((1 / 2, 1 / 2, 1 / 4))
     mine, others = halves(torch.tensor([5, 5, 7, 8, 9]))
     assert sorted([*mine.tolist(), *others.tolist()]) == [5, 7, 8, 9]
 

@@ -1,8 +1,10 @@
 """IDE, ARN and APR: sizes, the re-weighting module, the objective, and what they read off their feature."""
 
 import math
+from pathlib import Path
 
-from cerberus_plugin import CerberusTrainer
+from cerberus_plugin import CerberusTrainer, add_cerberus_config
+from cerberus_plugin.acceleration import cast_forward
 from cerberus_plugin.assembly import load_model
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501
 from cerberus_plugin.inference import ProbabilityReader
@@ -12,9 +14,11 @@ from cerberus_plugin.modeling.apr import AttributeReweighting, attribute_scores,
 import pytest
 import torch
 from conftest import random_labels, read_config, trained
+from fastreid.config import get_cfg
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = ["paper", "bag of tricks"]
 FILES = {"paper": "configs/Market1501/{}_R50.yml", "bag of tricks": "configs/Market1501/{}_bot_R50.yml"}
 
@@ -194,6 +198,8 @@ def test_wrong_keys_are_refused_by_name():
         model_of("apr", "MODEL.APR.LAMBDA", 1.5)
     with pytest.raises(ValueError, match="MODEL.APR.SCHEMA is 'cuhk', expected one of market1501, dukemtmc"):
         model_of("arn", schema="cuhk")
+    with pytest.raises(ValueError, match="MODEL.HEADS.NECK_FEAT is 'behind', expected one of before, after"):
+        model_of("apr", "MODEL.HEADS.NECK_FEAT", "behind")
     with pytest.raises(ValueError, match="training batch without 'attributes'"):
         losses_of(model_of("apr"), attributes=None)
 
@@ -295,3 +301,48 @@ def test_a_checkpoint_of_another_attribute_set_is_refused(small_config, tmp_path
         load_model(again)
     with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training data set"):
         CerberusTrainer(cfg).resume_or_load(resume=True)
+
+
+def test_training_may_begin_with_the_weights_of_another_model(small_config, tmp_path):
+    ide = trained(small_config("SOLVER.AUTOCAST", "", "OUTPUT_DIR", str(tmp_path / "ide"), "SOLVER.MAX_EPOCH", 1,
+                               file=FILES["paper"].format("ide")))
+    cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "ide/model_final.pth"), file=FILES["paper"].format("apr"))
+    apr = CerberusTrainer(cfg)
+    apr.resume_or_load(resume=False)
+    assert torch.equal(apr.model.backbone.conv1.weight, ide.model.backbone.conv1.weight)
+    assert (apr.model.class_labels.labels >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["apr", "bot"])
+def test_losses_are_in_float32_under_autocast(name):
+    model = model_of(name)
+    cast_forward(model, "bfloat16", "", channels_last=False)
+    assert {value.dtype for value in losses_of(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("data", ["Market1501", "DukeMTMC"])
+@pytest.mark.parametrize("name", ["ide", "arn", "apr"])
+def test_the_papers_recipe_is_in_the_configuration(name, data):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{data}/{name}_R50.yml"))
+    solver = cfg.SOLVER
+    assert (solver.OPT, solver.MOMENTUM, solver.IMS_PER_BATCH, solver.MAX_EPOCH) == ("SGD", 0.9, 32, 60)
+    assert (solver.BASE_LR, solver.STEPS, solver.GAMMA, solver.WARMUP_ITERS) == (0.01, [40], 0.1, 0)
+    assert (cfg.MODEL.BACKBONE.LAST_STRIDE, cfg.MODEL.HEADS.WITH_BNNECK, cfg.MODEL.APR.LAMBDA) == (2, False, 0.9)
+    assert (cfg.MODEL.LOSSES.NAME, cfg.MODEL.LOSSES.CE.EPSILON) == (("CrossEntropyLoss",), 0.0)
+    assert (cfg.TEST.METRIC, cfg.INPUT.FLIP.ENABLED, cfg.INPUT.PADDING.ENABLED, cfg.INPUT.REA.ENABLED) == (
+        "euclidean", True, True, False)
+
+
+@pytest.mark.parametrize("data", ["Market1501", "DukeMTMC"])
+@pytest.mark.parametrize("name", ["arn", "apr"])
+def test_the_bag_of_tricks_recipe_differs_from_the_hosts_in_model_and_head_only(name, data):
+    def differing(file: str) -> dict:
+        cfg = get_cfg()
+        add_cerberus_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / f"{data}/{file}.yml"))
+        cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.HEADS.NAME = cfg.OUTPUT_DIR = ""
+        return cfg
+
+    assert differing(f"{name}_bot_R50") == differing("bot_R50")

@@ -172,7 +172,7 @@ def test_the_promise_holds_on_average_over_draws_of_identities():
     (0.7, Predictions(torch.tensor([[0, 1, 2]]), torch.tensor([[0.9, 2.0, 0.8]])),
      r"1 query probabilities are outside \[0, 1\], such as 2"),
     (0.7, Predictions(torch.tensor([[0, 3, 2]]), torch.tensor([[0.9, 0.5, 0.8]])),
-     r"1 query classes are outside their attribute, such as 3"),
+     "1 query classes are outside their attribute, such as 3 of attribute 1; expected -1 for none, or 0..2"),
     (0.7, Predictions(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3)), "no query images"),
 ])
 def test_bad_thresholds_and_predictions_are_refused(threshold, queries, message):
@@ -186,3 +186,24 @@ def test_a_survival_that_cannot_be_promised_is_refused():
     with pytest.raises(ValueError, match="no query has a match under another camera"):
         filtered_metrics(lambda rows: torch.rand(1, 2)[rows], lambda rows: torch.ones(1, 2, dtype=torch.bool)[rows],
                          torch.tensor([1]), torch.tensor([1]), torch.tensor([2, 3]), torch.tensor([1, 2]))
+
+
+def test_galleries_and_queries_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="4 gallery embeddings, but predictions of 5 images"):
+        AcceleratedGallery(torch.rand(4, 8), GALLERY, SIZES, 0.7)
+    accelerated = AcceleratedGallery(torch.rand(5, 8), GALLERY, SIZES, 0.7)
+    for embeddings in (torch.rand(2, 8), torch.rand(1, 7)):
+        with pytest.raises(ValueError, match="expected as many of both, and embeddings of 8 values"):
+            accelerated.search(embeddings, QUERY)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_predictions_may_lie_elsewhere_than_the_embeddings(share, monkeypatch):
+    monkeypatch.setattr(filtering, "ONE_SHARE", share)
+    gallery, query = torch.rand(5, 8), torch.rand(1, 8)
+    expected = AcceleratedGallery(gallery, GALLERY, SIZES, 0.7).search(query, QUERY)
+    rows, distances = AcceleratedGallery(gallery.cuda(), GALLERY, SIZES, 0.7).search(query, QUERY)
+    assert torch.equal(rows.cpu(), expected[0])
+    assert torch.allclose(distances.cpu(), expected[1], atol=1e-5)

@@ -37,6 +37,8 @@ def test_an_image_that_a_camera_has_alone_is_searched():
 def test_holding_out_everybody_is_refused():
     with pytest.raises(ValueError, match="DATASETS.HOLD_OUT is 8, but there are 8 training identities"):
         split_identities(ITEMS, 8, seed=0)
+    with pytest.raises(ValueError, match="DATASETS.HOLD_OUT is -1, expected a number of identities"):
+        split_identities(ITEMS, -1, seed=0)
 
 
 def test_held_out_identities_are_labelled_as_in_training(small_config, market_people):
@@ -52,6 +54,8 @@ def test_held_out_identities_are_labelled_as_in_training(small_config, market_pe
 
 
 def test_held_out_tests_need_held_out_identities(small_config):
+    with pytest.raises(ValueError, match="DATASETS.HOLD_OUT with DATASETS.COMBINEALL"):
+        build_train_set(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.COMBINEALL", True))
     with pytest.raises(ValueError, match="has 'held-out', but DATASETS.HOLD_OUT is 0"):
         build_test_set(small_config(), "held-out")
 

@@ -12,6 +12,7 @@ Three views of one label are used throughout, each with a fixed order:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,7 +141,12 @@ class AttributeSchema:
     @cached_property
     def fingerprint(self) -> int:
         """A number that tells one attribute set from another, small enough to ride in a checkpoint."""
-        return int.from_bytes(hashlib.sha256(" ".join(self.field_names).encode()).digest()[:7], "big")
+        return _fingerprint(self.field_names)
+
+    @cached_property
+    def column_fingerprint(self) -> int:
+        """The same for the columns with their classes, whose order is that of attribute classifiers."""
+        return _fingerprint([word for column in self.columns for word in (column.name, *column.classes)])
 
     def bits(self, labels: Tensor, group: str) -> Tensor:
         """Bits of one group: labels int64 (N, A) -> uint8 (N, L); rows with a missing label come out as zeros."""
@@ -224,6 +230,10 @@ class AttributeSchema:
             else:
                 labels[column.fields[0]] = column.classes.index(words[0])
         return labels
+
+
+def _fingerprint(words: Sequence[str]) -> int:
+    return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:7], "big")
 
 
 def _nearest(word: str, allowed) -> str:

@@ -12,7 +12,9 @@ HELD_OUT = "held-out"  # their name among DATASETS.TESTS
 def split_identities(items: list[tuple], count: int, seed: int) -> tuple[list[tuple], list[tuple]]:
     """Training items (path, pid, camid) without, and those of, `count` identities drawn by `seed`."""
     pids = sorted({pid for _, pid, _ in items})
-    if not 0 <= count < len(pids):
+    if count < 0:
+        raise ValueError(f"DATASETS.HOLD_OUT is {count}, expected a number of identities, 0 for none")
+    if count and count >= len(pids):
         raise ValueError(f"DATASETS.HOLD_OUT is {count}, but there are {len(pids)} training identities; at least one "
                          "must remain")
     drawn = torch.randperm(len(pids), generator=torch.Generator().manual_seed(seed))[:count].tolist()

@@ -27,10 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import report
-from ..assembly import check_schema, unwrapped
 from ..data.held_out import HELD_OUT
 from ..engine import CerberusTrainer
-from ..evaluators import TaskEvaluator
 from ..gathered import Gathered
 from ..inference import (
     AcceleratedGallery,
@@ -41,7 +39,7 @@ from ..inference import (
     critical_thresholds,
     identities_needed,
 )
-from ..metrics.distances import between, pairwise, prepare
+from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
 from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
@@ -66,12 +64,13 @@ class Pairs:
         chosen = torch.isin(self.identities, identities)
         return Pairs(self.critical[chosen], self.identities[chosen])
 
-    def kept(self, threshold: float) -> tuple[float, float]:
-        """Share that survives: mean over identities, and over pairs."""
+    def kept(self, threshold: float) -> tuple[float, float, float]:
+        """Share that survives: mean over identities, its standard error, and mean over pairs."""
         survive = (self.critical <= threshold).double()
         _, owner, counts = torch.unique(self.identities, return_inverse=True, return_counts=True)
         sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, survive)
-        return (sums / counts).mean().item(), survive.mean().item()
+        shares = sums / counts
+        return shares.mean().item(), (shares.std() / len(counts)**0.5).item(), survive.mean().item()
 
 
 class Retrieval:
@@ -85,6 +84,7 @@ class Retrieval:
         self.query, self.gallery = gathered.query, gathered.gallery
         self.metric = metric
         self.sizes = reader.schema.column_sizes
+        self.distances = pairwise(self.query.embeddings, self.gallery.embeddings, metric)
         predicted = [reader.confidences(chunk) for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
         predictions = Predictions(*(torch.cat(part).cpu() for part in zip(*predicted)))
         self.asked = predictions.rows(slice(None, gathered.num_query))
@@ -94,8 +94,7 @@ class Retrieval:
     def behind(self, threshold: float) -> FilteredResult:
         """Figures among the survivors; at 1 those of the plain search."""
         chosen = AttributeFilter(self.known, self.sizes, threshold)
-        distances = pairwise(self.query.embeddings, self.gallery.embeddings, self.metric)
-        return filtered_metrics(distances, lambda rows: chosen.keep(self.asked.rows(rows)), *self.ids)
+        return filtered_metrics(self.distances, lambda rows: chosen.keep(self.asked.rows(rows)), *self.ids)
 
     def matches(self) -> Pairs:
         """All true matches."""
@@ -120,11 +119,11 @@ class Retrieval:
         some = torch.randperm(len(embeddings), generator=generator)[:TIMED_QUERIES].tolist()
         if threshold is None:
             gallery = prepare(self.gallery.embeddings, self.metric, torch.float32)
-            top = min(TOP, len(gallery))
+            top, norms = min(TOP, len(gallery)), squares(gallery)
 
             def search(rows: slice) -> None:
                 queries = prepare(embeddings[rows], self.metric, torch.float32)
-                between(queries, gallery, self.metric)(slice(None)).topk(top, dim=1, largest=False)
+                between(queries, gallery, self.metric, norms)(slice(None)).topk(top, dim=1, largest=False)
         else:
             accelerated = AcceleratedGallery(self.gallery.embeddings, self.known, self.sizes, threshold, self.metric)
 
@@ -137,18 +136,14 @@ class Retrieval:
 
 def gather(predictor: CerberusPredictor, name: str) -> Gathered:
     """One pass of a trained model over a test data set."""
-    cfg, model = predictor.cfg, predictor.model
-    loader, num_query = CerberusTrainer.build_test_loader(cfg, name)
-    if loader.dataset.annotations:
-        check_schema(predictor.reader.schema.name, loader.dataset.annotations[0], name)
     found: list[Gathered] = []
 
     def keep(gathered: Gathered) -> dict:
         found.append(gathered)
         return {}
 
-    finish = getattr(unwrapped(model), "finish_embeddings", None)
-    evaluator = TaskEvaluator(num_query, [keep], device=cfg.MODEL.DEVICE, finish=finish)
+    cfg, model = predictor.cfg, predictor.model
+    loader, evaluator = CerberusTrainer.build_evaluator(cfg, name, model=model, tasks=[keep])
     inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
     return found[0]
 
@@ -176,9 +171,9 @@ def promises(held_out: Pairs, test: Pairs, survival: list[float]) -> list[dict]:
                            "left out")
             continue
         threshold = choose_threshold(held_out.critical, held_out.identities, wanted)
-        own, (by_identity, by_pair) = held_out.kept(threshold)[0], test.kept(threshold)
+        own, (by_identity, error, by_pair) = held_out.kept(threshold)[0], test.kept(threshold)
         rows.append({"wanted": 100 * wanted, "threshold": threshold, "chosen on": 100 * own,
-                     "test": 100 * by_identity, "test pairs": 100 * by_pair})
+                     "test": 100 * by_identity, "error": 100 * error, "test pairs": 100 * by_pair})
     return rows
 
 
@@ -200,10 +195,11 @@ def tables(record: dict) -> str:
     parts = [f"{record['dataset']}: {record['queries']} queries, {record['gallery']} gallery images, "
              f"{record['embedding size']} values an embedding, {record['metric']}, {record['threads']} threads",
              tabulate(lines, head, disable_numparse=True, stralign="right"),
-             f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}"]
-    lines = [[f"{row['wanted']:.1f}", f"{row['threshold']:.4f}", f"{row['chosen on']:.2f}", f"{row['test']:.2f}",
-              f"{row['test pairs']:.2f}"] for row in record["promises"]]
-    head = ["wanted survival %", "threshold", "there %", "measured, mean over identities %", "over pairs %"]
+             f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}. (The table above is of "
+             "all test identities at every threshold.)"]
+    lines = [[f"{row['wanted']:.1f}", f"{row['threshold']:.4f}", f"{row['chosen on']:.2f}",
+              f"{row['test']:.2f} ± {row['error']:.2f}", f"{row['test pairs']:.2f}"] for row in record["promises"]]
+    head = ["wanted survival %", "threshold", "there %", "measured, mean over identities % ± error", "over pairs %"]
     return "\n\n".join([*parts, tabulate(lines, head, disable_numparse=True, stralign="right")]) + "\n"
 
 

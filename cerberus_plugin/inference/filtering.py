@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..metrics.distances import between, prepare
+from ..metrics.distances import between, prepare, squares
 
 WORD_BITS = 63  # of an int64 without its sign
 BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time
@@ -34,6 +34,9 @@ class Predictions(NamedTuple):
 
     def rows(self, index) -> Predictions:
         return Predictions(self.classes[index], self.probabilities[index])
+
+    def to(self, device: torch.device) -> Predictions:
+        return Predictions(self.classes.to(device), self.probabilities.to(device))
 
 
 class AttributeFilter:
@@ -86,19 +89,28 @@ class AcceleratedGallery:
 
     def __init__(self, embeddings: Tensor, predictions: Predictions, sizes: Sequence[int], threshold: float,
                  metric: str = "cosine") -> None:
-        self.filter = AttributeFilter(predictions, sizes, threshold)
+        if len(embeddings) != len(predictions.classes):
+            raise ValueError(f"filter: {len(embeddings)} gallery embeddings, but predictions of "
+                             f"{len(predictions.classes)} images")
+        self.filter = AttributeFilter(predictions.to(embeddings.device), sizes, threshold)
         self.metric = metric
         self.embeddings = prepare(embeddings, metric, torch.float32)
-        self._squares = self.embeddings.square().sum(dim=1) if metric == "euclidean" else None  # (N,)
+        self._squares = squares(self.embeddings)  # (N,), for each search
 
     def search(self, embeddings: Tensor, predictions: Predictions, top: int = 10) -> tuple[Tensor, Tensor]:
-        """The nearest survivors of queries (Q, E).
+        """The nearest survivors of queries (Q, E), on the gallery's device.
 
         Returns:
-            rows: int64 (Q, top), nearest first, -1 where fewer have survived.
+            rows: int64 (Q, top), nearest first, in no certain order where distances are equal; -1 where fewer have
+                survived.
             distances: float (Q, top), as `metrics.ranking` has them (euclidean ones squared); infinite there.
         """
-        queries = prepare(embeddings, self.metric, torch.float32)
+        if len(embeddings) != len(predictions.classes) or embeddings.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(f"filter: query embeddings are {tuple(embeddings.shape)} and predictions of "
+                             f"{len(predictions.classes)} images; expected as many of both, and embeddings of "
+                             f"{self.embeddings.shape[1]} values as the gallery's")
+        device = self.embeddings.device
+        queries, predictions = prepare(embeddings.to(device), self.metric, torch.float32), predictions.to(device)
         blocks = torch.arange(len(queries)).split(max(1, BLOCK_ENTRIES // len(self.embeddings)))
         found = [self._nearest(queries[rows], self.filter.keep(predictions.rows(rows)), top) for rows in blocks]
         rows, distances = map(torch.cat, zip(*found))
@@ -108,8 +120,8 @@ class AcceleratedGallery:
         """Rows and distances of the nearest of the kept images, bool (q, N); some row at infinity beyond the last."""
         counts = kept.sum(dim=1)
         if counts.sum() > (ONE_SHARE if len(queries) == 1 else MANY_SHARE) * kept.numel():
-            distances = between(queries, self.embeddings, self.metric)(slice(None)).masked_fill_(~kept, float("inf"))
-            column = None
+            distances = between(queries, self.embeddings, self.metric, self._squares)(slice(None))
+            distances, column = distances.masked_fill_(~kept, float("inf")), None
         else:
             distances, column = self._of_survivors(queries, kept, counts)
         best = distances.topk(min(top, distances.shape[1]), dim=1, largest=False)
@@ -130,7 +142,7 @@ class AcceleratedGallery:
         if self.metric == "cosine":
             values = 1 - products
         else:
-            values = self._squares[column] - 2 * products + queries.square().sum(dim=1)[query]
+            values = self._squares[column] - 2 * products + squares(queries)[query]
         slot = torch.arange(len(column), device=column.device) - start[query]
         width = int(counts.max())
         distances = queries.new_full((len(queries), width), float("inf"))
@@ -161,7 +173,8 @@ def choose_threshold(critical: Tensor, identities: Tensor, survival: float) -> f
     """The least threshold that keeps a true match with the wanted probability, by conformal risk control.
 
     For n held-out identities that are exchangeable with a new one, an identity's expected share of lost true matches is
-    at most 1 - survival if (n * mean share lost + 1) / (n + 1) is (Angelopoulos et al., arXiv 2208.02814).
+    at most 1 - survival if (n * mean share lost + 1) / (n + 1) is (Angelopoulos et al., arXiv 2208.02814). Queries of
+    another kind than theirs (other cameras, boxes drawn by hand) are not exchangeable with them, and not promised.
 
     Args:
         critical: float (P,), `critical_thresholds` of true matches of held-out identities.
@@ -200,8 +213,9 @@ def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str)
                          f"{probabilities[bad][0].item():.3g}")
     wrong = (classes < -1) | (classes >= torch.tensor(tuple(sizes), device=classes.device))
     if wrong.any():
+        row, m = wrong.nonzero()[0].tolist()
         raise ValueError(f"filter: {int(wrong.sum())} {side} classes are outside their attribute, such as "
-                         f"{int(classes[wrong][0])}; expected -1 for none, or 0..{max(sizes) - 1}")
+                         f"{int(classes[row, m])} of attribute {m}; expected -1 for none, or 0..{sizes[m] - 1}")
 
 
 def _places(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:

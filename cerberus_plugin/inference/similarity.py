@@ -12,8 +12,14 @@ from torch import Tensor
 CHUNK_ENTRIES = 2**26  # values of embeddings that are brought to unit length at a time: 256 MiB
 
 
-def image_scores(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Cosine between embeddings of any model: (Q, E), (N, E) -> (Q, N); for Cerberus the mean over its groups."""
+def image_scores(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> Tensor:
+    """How near embeddings of any model are, higher is nearer: (Q, E), (N, E) -> (Q, N).
+
+    Args:
+        metric: "cosine", for Cerberus the mean over its groups; or "euclidean", minus the distance.
+    """
+    if metric == "euclidean":
+        return -torch.cdist(queries, gallery)
     queries = F.normalize(queries, dim=1)
     return torch.cat([queries @ F.normalize(chunk, dim=1).T for chunk in chunks(gallery)], dim=1)
 

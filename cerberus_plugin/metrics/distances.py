@@ -27,14 +27,15 @@ def prepare(features: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
     return torch.nn.functional.normalize(features, dim=1) if metric == "cosine" else features
 
 
-def between(queries: Tensor, gallery: Tensor, metric: str) -> Callable[[slice], Tensor]:
-    """`pairwise` of prepared features."""
+def between(queries: Tensor, gallery: Tensor, metric: str,
+            gallery_norms: Tensor | None = None) -> Callable[[slice], Tensor]:
+    """`pairwise` of prepared features; `gallery_norms`, its `squares`, save computing them for each call."""
     if metric == "cosine":
         return lambda rows: (queries[rows] @ gallery.T).neg_().add_(1)  # (B, N), 1 - cosine
-    query_norms, gallery_norms = _squares(queries), _squares(gallery)
+    query_norms, gallery_norms = squares(queries), squares(gallery) if gallery_norms is None else gallery_norms
     return lambda rows: (query_norms[rows, None] + gallery_norms).sub_(2 * queries[rows] @ gallery.T)  # (B, N)
 
 
-def _squares(features: Tensor) -> Tensor:
+def squares(features: Tensor) -> Tensor:
     """Squared lengths: (N, D) -> (N,)."""
     return features.square().sum(dim=1)

@@ -24,6 +24,7 @@ from .tables import ClassLabels
 
 # Which classifiers each meta-architecture has: of identities, of attributes.
 PARTS = {"IDE": (True, False), "ARN": (False, True), "APR": (True, True)}
+NECK_FEATS = ("before", "after")
 SCORES = ("probabilities", "positive", "highest")
 
 
@@ -46,7 +47,8 @@ def attribute_scores(logits: Tensor, sizes: tuple[int, ...], reading: str = "pro
             attribute its second class alone, of the others all (30, 23); "highest", the one probability of each
             attribute's answer (12, 10).
     """
-    parts = [part.softmax(dim=1) for part in logits.split(sizes, dim=1)]
+    # On a CPU autocast would leave softmax in half precision.
+    parts = [part.softmax(dim=1) for part in logits.float().split(sizes, dim=1)]
     if reading == "positive":
         parts = [part[:, 1:] if part.shape[1] == 2 else part for part in parts]
     elif reading == "highest":
@@ -79,6 +81,8 @@ class AttributeHead(EmbeddingHead):
     @configurable
     def __init__(self, *, identity: bool, attributes: bool, schema: AttributeSchema | None, scores: str,
                  reweighting: bool, block_dim: int, dropout: float, **host) -> None:
+        if host["neck_feat"] not in NECK_FEATS:
+            raise ValueError(f"MODEL.HEADS.NECK_FEAT is '{host['neck_feat']}', expected one of {', '.join(NECK_FEATS)}")
         pooled = host["feat_dim"]
         super().__init__(**(host | {"feat_dim": block_dim or pooled}))
         block = [nn.Conv2d(pooled, block_dim, 1), get_norm(host["norm_type"], block_dim)] if block_dim else []

@@ -110,7 +110,8 @@ class SIDPrototypes(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
-        refuse_other_tables(self, state_dict, prefix, tables)
+        refuse_other_tables(self, state_dict, prefix, tables,
+                            "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -13,11 +13,13 @@ from ..attributes import MISSING, AttributeSchema
 class ClassLabels(nn.Module):
     """Attributes of the training identities, by class index as the host numbers them.
 
-    Buffers: `labels` int64 (C, A); `schema`, the fingerprint of the attribute set, 0 before `fill`.
+    Buffers: `labels` int64 (C, A); `schema`, the fingerprint of the attribute set and its columns, 0 before `fill`.
+    With `beginning`, weights of other data or of another model may be loaded to begin with: the tables stay ours.
     """
 
     def __init__(self, num_classes: int, num_fields: int) -> None:
         super().__init__()
+        self.beginning = False
         self.register_buffer("labels", torch.full((num_classes, num_fields), MISSING, dtype=torch.int64))
         self.register_buffer("schema", torch.zeros((), dtype=torch.int64))
 
@@ -25,28 +27,30 @@ class ClassLabels(nn.Module):
     def fill(self, schema: AttributeSchema, labels: Tensor) -> None:
         """Write the labels of a training set, int64 (C, A)."""
         self.labels.copy_(labels)
-        self.schema.fill_(schema.fingerprint)
+        self.schema.fill_(schema.column_fingerprint)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        refuse_other_tables(self, state_dict, prefix, ("schema", "labels"))
+        if self.beginning:
+            return
+        refuse_other_tables(self, state_dict, prefix, ("schema", "labels"), "DATASETS.HOLD_OUT")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def refuse_other_tables(module: nn.Module, state: Mapping[str, Tensor], prefix: str, tables: Sequence[str]) -> None:
+def refuse_other_tables(module: nn.Module, state: Mapping[str, Tensor], prefix: str, tables: Sequence[str],
+                        keys: str) -> None:
     """Refuse a checkpoint of other tables, which the host's checkpointer would skip with a warning.
 
     Args:
         module: whose tensors are to be loaded; its tables count once `schema` is filled from a data set.
         state: the checkpoint's tensors; the host has taken out those of another size.   prefix: of the module's names.
-        tables: names of the buffers that must be those of the checkpoint.
+        tables: names of the buffers that must be those of the checkpoint.   keys: of the configuration that size them.
     """
     tensors = module.state_dict()
     absent = [name for name in tensors if prefix + name not in state]
     if absent:
         raise ValueError(f"checkpoint: '{prefix}{absent[0]}' is absent or of another size than this model's "
                          f"({tuple(tensors[absent[0]].shape)}). It was trained on another data set, with another "
-                         "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM, or is the checkpoint of another "
-                         "model. Use the config.yaml of its run folder.")
+                         f"{keys}, or is the checkpoint of another model. Use the config.yaml of its run folder.")
     if not tensors["schema"].item():
         return
     for name in tables:
