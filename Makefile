@@ -8,10 +8,11 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo test lint smoke bench clean
+.PHONY: help install demo compare test lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
+	@echo "make compare  IDE, ARN, APR, BoT and Cerberus trained alike on these people, one table: runs/compare"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
@@ -27,6 +28,9 @@ install: $(VENV)/.installed
 
 demo: install
 	$(RUN) projects/Cerberus/demo.py
+
+compare: install
+	$(RUN) projects/Cerberus/compare.py
 
 test: install
 	$(RUN) -m pytest

@@ -23,11 +23,16 @@ from fastreid.engine import default_argument_parser  # noqa: E402
 CONFIG = Path(__file__).resolve().parents[2] / "configs/Market1501/cerberus_demo.yml"
 
 
-def main() -> None:
-    start = time.monotonic()
+def draw() -> None:
+    """The people that the demo and the comparison train and test on; nothing to do where they are drawn."""
     counts = draw_dataset(DATA, train_ids=240, test_ids=60, images_per_id=6, distractors=40, junk=20, difficulty=0.2,
                           progress=True)
     print(f"drawn people in {DATA}: {counts}")
+
+
+def main() -> None:
+    start = time.monotonic()
+    draw()
     options = ["--config-file", str(CONFIG), "--resume", "OUTPUT_DIR", str(FOLDER)]
     train_net.main(default_argument_parser().parse_args(options))
     visualise.main([str(FOLDER)])
