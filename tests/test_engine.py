@@ -368,6 +368,16 @@ def test_duke_trains_with_a_missing_label_and_answers_queries_outside_its_table(
     assert trainer.results["PAR/ceiling/lower colour"] == pytest.approx(100 * listed)
 
 
+def test_apr_trains_on_duke_with_a_missing_label_and_reads_its_ten_attributes(duke_config):
+    cfg = duke_config.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NAME, cfg.MODEL.HEADS.EMBEDDING_DIM = "APR", "AttributeHead", 0
+    trainer = trained(cfg)
+    assert trainer.model.heads.attributes.out_features == 31
+    assert sum(name.startswith("PAR/official/") for name in trainer.results) == 10
+    assert trainer.results["APS/mAP"] > 0
+
+
 def test_a_model_of_other_attributes_is_refused_on_a_data_set(run, duke_config):
     with pytest.raises(ValueError, match="DukeMTMCAttributes has the attributes of dukemtmc, the model those of m"):
         CerberusTrainer.test(duke_config, run.model)
