@@ -1,7 +1,8 @@
 """Attribute-based person re-identification as a FastReID plugin: reID, attributes (PAR) and search by attributes (APS).
 
 Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
-host's registries: the meta-architectures Cerberus, IDE, ARN and APR, their heads, and the data sets with attributes.
+host's registries: the meta-architectures Cerberus, IDE, ARN and APR, their heads, and the data sets with attributes
+or outfits.
 """
 
 from . import host  # isort: skip  first: the host's own imports fail without it
@@ -10,7 +11,7 @@ from .metrics.ranking import evaluate_rank
 host.use_ranking(evaluate_rank)
 
 # Imported for their registration.
-from .data import datasets  # noqa: E402, F401
+from .data import clothes, datasets  # noqa: E402, F401
 from .modeling import apr, cerberus, representation  # noqa: E402, F401
 
 # isort: split

@@ -33,6 +33,8 @@ from .modeling.prototypes import margins_from_counts
 
 logger = logging.getLogger("fastreid.cerberus")
 
+HELD_OUT_SETTINGS = ("cloth-changing", "same-clothes")  # of held-out identities whose outfits are known
+
 
 def build_dataset(cfg: CfgNode, name: str):
     """A data set of the host's registry, under FASTREID_DATASETS."""
@@ -48,16 +50,17 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
     if cfg.DATASETS.HOLD_OUT and cfg.DATASETS.COMBINEALL:
         raise ValueError("DATASETS.HOLD_OUT with DATASETS.COMBINEALL would hold out people of the test as well, and "
                          "test on people trained on; set one of them to its default")
-    items, labels_of, annotations = _training_items(cfg)
+    items, labels_of, annotations, outfit_of = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of, annotations=annotations,
-                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE)
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, outfit_of=outfit_of)
 
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
     if name == HELD_OUT:
-        query, gallery, labels_of, annotations = _held_out(cfg)
+        query, gallery, labels_of, annotations, outfit_of = _held_out(cfg)
+        settings = HELD_OUT_SETTINGS if outfit_of else ()
     else:
         dataset = build_dataset(cfg, name)
         if comm.is_main_process():
@@ -65,36 +68,53 @@ def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
         labelled = hasattr(dataset, "labels_of")
         query, gallery = dataset.query, dataset.gallery
         labels_of, annotations = (dataset.labels_of, [dataset.annotations]) if labelled else (None, [])
+        outfit_of = _outfits([dataset])
+        settings = dataset.settings if outfit_of else ()
     return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False, labels_of=labels_of,
-                            annotations=annotations, on_unreadable=cfg.DATALOADER.ON_UNREADABLE), len(query)
+                            annotations=annotations, on_unreadable=cfg.DATALOADER.ON_UNREADABLE, outfit_of=outfit_of,
+                            settings=settings), len(query)
 
 
-def _training_items(cfg: CfgNode) -> tuple[list[tuple], Callable[[str], Tensor] | None, list[Annotations]]:
-    """Items of all DATASETS.NAMES; the labels of an identity and the annotation files, where all of them have any."""
+def _training_items(cfg: CfgNode) -> tuple[list[tuple], Callable[[str], Tensor] | None, list[Annotations],
+                                           Callable[[str], int] | None]:
+    """Items of all DATASETS.NAMES; labels of an identity, annotation files and outfits, where all of them have any."""
     datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
     items = [item for dataset in datasets for item in dataset.train]
     if not all(hasattr(dataset, "labels_of") for dataset in datasets):
-        return items, None, []
+        return items, None, [], _outfits(datasets)
     names = {dataset.schema.name for dataset in datasets}
     if len(names) > 1:
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix the attribute schemas "
                          f"{', '.join(sorted(names))}; train on data sets of one schema.")
     owner = {pid: dataset for dataset in datasets for _, pid, _ in dataset.train}
-    return items, lambda pid: owner[pid].labels_of(pid), [dataset.annotations for dataset in datasets]
+    annotations = [dataset.annotations for dataset in datasets]
+    return items, lambda pid: owner[pid].labels_of(pid), annotations, _outfits(datasets)
+
+
+def _outfits(datasets: list) -> Callable[[str], int] | None:
+    """Outfits by path, those of a data set behind those of the ones before it, where all of them have outfits."""
+    numbers: dict[str, int] = {}
+    for dataset in datasets:
+        outfits = getattr(dataset, "outfits", None)
+        if not outfits:
+            return None
+        first = max(numbers.values(), default=-1) + 1
+        numbers |= {path: first + number for path, number in outfits.items()}
+    return numbers.__getitem__
 
 
 def _held_out(cfg: CfgNode):
-    """Query, gallery, labels and annotations of the held-out identities, numbered from 1 as a test has numbers."""
+    """Query, gallery, labels, annotations and outfits of the held-out identities, numbered from 1 as in a test."""
     if not cfg.DATASETS.HOLD_OUT:
         raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out of "
                          "training")
-    items, labels_of, annotations = _training_items(cfg)
+    items, labels_of, annotations, outfit_of = _training_items(cfg)
     _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
     query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
                                         for path, pid, camid in items])
     logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {len(pids)} training identities")
-    return query, gallery, labels_of and (lambda pid: labels_of(pids[pid - 1])), annotations
+    return query, gallery, labels_of and (lambda pid: labels_of(pids[pid - 1])), annotations, outfit_of
 
 
 def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:

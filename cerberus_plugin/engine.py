@@ -33,9 +33,11 @@ from .assembly import (
     with_attributes,
     with_precision,
 )
+from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
+from .metrics.outfits import SETTINGS
 from .processes import average_batch_statistics, synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
@@ -92,7 +94,7 @@ class CerberusTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None,
                         model: nn.Module | None = None, tasks: Sequence[Task] | None = None):
-        """The given tasks; or reID, and PAR and APS for a model and a data set that have attributes."""
+        """The given tasks; or reID, its settings by outfits where the data set has any, PAR and APS for attributes."""
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
         reader = reader_of(model)
         attributes = reader is not None and bool(loader.dataset.annotations)
@@ -100,6 +102,8 @@ class CerberusTrainer(DefaultTrainer):
             check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
         if tasks is None:
             tasks = [ReIDTask(cfg), *(attribute_tasks(reader, cfg) if attributes else [])]
+            if loader.dataset.settings:
+                tasks.insert(1, ClothesTask(ReIDTask(cfg).ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
         return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
 
@@ -294,7 +298,11 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
         "hardware": machine.hardware(cfg.MODEL.DEVICE),
         "versions": machine.versions(),
     }
-    report.write_results(cfg.OUTPUT_DIR, by_dataset(cfg, results), record)
+    by_name = by_dataset(cfg, results)
+    if any("cloth-changing/mAP" in figures for figures in by_name.values()):
+        record["protocol"]["outfits"] = {"ignored of the own identity, beside the own camera": SETTINGS,
+                                         "metric": "mean of mAP and Rank-1 under cloth-changing"}
+    report.write_results(cfg.OUTPUT_DIR, by_name, record)
 
 
 def by_dataset(cfg: CfgNode, results) -> dict:

@@ -47,8 +47,7 @@ class TaskEvaluator(DatasetEvaluator):
         embeddings = outputs.float()
         embeddings = self._finish(embeddings) if self._finish else embeddings
         batch = {"embeddings": embeddings, "pids": inputs["targets"], "camids": inputs["camids"]}
-        if "attributes" in inputs:
-            batch["attributes"] = inputs["attributes"]
+        batch |= {key: inputs[key] for key in ("attributes", "outfits") if key in inputs}
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
     def evaluate(self) -> OrderedDict[str, float]:
@@ -75,7 +74,7 @@ class TaskEvaluator(DatasetEvaluator):
             logger.info(f"embeddings of {embeddings.nbytes / 2**30:.1f} GiB are more than half of what is free on "
                         f"{self._device}: they stay on the CPU, and the tasks take them part by part")
         gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self._num_query,
-                            self._device)
+                            self._device, columns.get("outfits"))
         bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in embeddings.split(4096))
         if bad:
             raise ValueError(f"evaluation: {bad} of {len(gathered.pids)} embeddings are not finite; the weights are "

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from .metrics.outfits import SETTINGS
+
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
@@ -25,11 +27,33 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
     rows = [("this model", results)] + ([("before training", floor)] if floor else [])
     parts = ["reID (rectangle AP unless said)\n" + _table(
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
+    if any(f"{setting}/mAP" in results for setting in SETTINGS):
+        parts[0] = _outfits_table(rows)
     if "PAR/mA_official" in results:
         parts.append(_par_table(rows))
     if "APS/mAP" in results:
         parts.append(_aps_table(rows))
     return "\n\n".join(parts)
+
+
+def _outfits_table(rows: list[tuple[str, Mapping]]) -> str:
+    """Settings under each other, that of the "metric" first; the plain figures are of all queries, whatever they wear.
+    """
+    shown = [setting for setting in ("cloth-changing", "same-clothes") if f"{setting}/mAP" in rows[0][1]]
+    lines = []
+    for name, figures in rows:
+        lines += [[name, setting, figures.get(f"{setting}/queries"), *(figures.get(f"{setting}/{k}") for k in REID)]
+                  for setting in shown]
+        lines.append([name, "standard, all queries", None, *(figures.get(key) for key in REID)])
+        for setting in shown:
+            if f"single-shot/{setting}/Rank-1" in figures:
+                mean, deviation = (figures[f"single-shot/{setting}/Rank-1{k}"] for k in ("", "_deviation"))
+                lines.append([name, f"single-shot, {setting}", None, None, f"{percent(mean)} +- {percent(deviation)}"])
+    title = "reID by outfits (rectangle AP unless said)"
+    if "single-shot/draws" in rows[0][1]:
+        title += (f"; single-shot: Rank-1 over {rows[0][1]['single-shot/draws']:.0f} draws of one gallery image a "
+                  "person, mAP is of all gallery images only")
+    return f"{title}\n" + _table(["", "setting", "queries", *REID], lines)
 
 
 def _par_table(rows: list[tuple[str, Mapping]]) -> str:

@@ -6,7 +6,7 @@ PAR and APS attach to a model of a user's own as soon as it offers an `Attribute
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from .attributes import GROUPS, MISSING
 from .gathered import Gathered
 from .inference import PARTIAL, AttributeReader
 from .metrics import aps, par, ranking
+from .metrics.outfits import Outfits
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -36,23 +37,42 @@ class ReIDTask:
     cfg: object
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
-        test, query, gallery = self.cfg.TEST, gathered.query, gathered.gallery
-        ids = query.pids, query.camids, gallery.pids, gallery.camids
-        roc = {}
-        if test.AQE.ENABLED or test.RERANK.ENABLED or test.ROC.ENABLED:
-            distances = self._distances(query, gallery)
-            result = ranking.reid_metrics(torch.as_tensor(distances), *ids)
-            if test.ROC.ENABLED:
-                roc = self._verification(distances, query, gallery)
-        else:
-            result = ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, metric=test.METRIC,
-                                                        device=gathered.device)
+        query, gallery = gathered.query, gathered.gallery
+        distances = self._matrix(query, gallery)
+        result = self._ranked(query, gallery, distances)
+        roc = self._verification(distances, query, gallery) if self.cfg.TEST.ROC.ENABLED else {}
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
-        rank = {f"Rank-{k}": 100 * result.cmc[k - 1].item() for k in (1, 5, 10)}
-        return {**rank, "mAP": 100 * result.mAP, "mINP": 100 * result.mINP,
-                "mAP_trapezoid": 100 * result.mAP_trapezoid, **roc,
-                "metric": (100 * result.mAP + rank["Rank-1"]) / 2}
+        figures = result.percentages()
+        return {**figures, **roc, "metric": (figures["mAP"] + figures["Rank-1"]) / 2}
+
+    def ranker(self, gathered: Gathered) -> Callable[..., ranking.ReIDResult]:
+        """The same ranking under other rules: a function of a setting of outfits and of rows of the gallery.
+
+        Re-ranked distances are those of the whole gallery, also where some of its rows are asked for.
+        """
+        query, gallery = gathered.query, gathered.gallery
+        distances = self._matrix(query, gallery)
+
+        def ranked(setting: str, chosen: Tensor | slice = slice(None)) -> ranking.ReIDResult:
+            some = gallery.rows(chosen)
+            return self._ranked(query, some, None if distances is None else distances[:, chosen],
+                                Outfits(query.outfits, some.outfits, setting))
+
+        return ranked
+
+    def _ranked(self, query: Gathered, gallery: Gathered, distances, outfits=None) -> ranking.ReIDResult:
+        ids = query.pids, query.camids, gallery.pids, gallery.camids
+        if distances is not None:
+            return ranking.reid_metrics(torch.as_tensor(distances), *ids, outfits=outfits)
+        return ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, outfits=outfits,
+                                                  metric=self.cfg.TEST.METRIC, device=query.device)
+
+    def _matrix(self, query: Gathered, gallery: Gathered):
+        """All distances at once, where the host's code needs them; or else None."""
+        test = self.cfg.TEST
+        needed = test.AQE.ENABLED or test.RERANK.ENABLED or test.ROC.ENABLED
+        return self._distances(query, gallery) if needed else None
 
     def _distances(self, query: Gathered, gallery: Gathered):
         """The host's query expansion and re-ranking, which need the whole matrix."""

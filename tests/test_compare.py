@@ -47,6 +47,14 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def test_runs_that_were_tested_by_outfits_show_these_figures_first(write):
+    figures = REID | {"cloth-changing/mAP": 12.5, "cloth-changing/Rank-1": 25.0, "cloth-changing/queries": 3873}
+    runs = [Run.read(write(name, {"LTCC": figures}, model="Baseline")) for name in ("one", "two")]
+    header, line = (cells(table(runs, "github").splitlines()[i]) for i in (0, 2))
+    assert header[:4] == ["model (folder)", "cloth-changing mAP", "cloth-changing Rank-1", "reID mAP"]
+    assert line[:4] == ["Baseline (one)", "12.50", "25.00", "70.12"]
+
+
 def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_path, capsys):
     folders = [write("cerberus_R50"), write("bot_R50", {"Market1501Attributes": REID}, model="Baseline",
                                             protocol__reid__metric="euclidean")]

@@ -18,9 +18,9 @@ ON_UNREADABLE = ("stop", "skip")
 
 
 class AttributeDataset(CommDataset):
-    """The host's item data set with labels by identity and a choice for images that cannot be read.
+    """The host's item data set with labels by identity, outfits by image and a choice for images that cannot be read.
 
-    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,).
+    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int.
 
     Args:
         img_items: 3-tuples (path, pid, camid).
@@ -28,16 +28,21 @@ class AttributeDataset(CommDataset):
         annotations: the annotation files that the labels are from, for what is asked of a whole data set.
         on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
             identity, and evaluates a black image with the identity -1, which evaluators leave out.
+        outfit_of: path -> number of the outfit; None for a data set without outfits.
+        settings: of an evaluation by outfits, for what is asked of a whole data set.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
                  labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
-                 on_unreadable: str = "stop") -> None:
+                 on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None,
+                 settings: Sequence[str] = ()) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
         self.annotations = annotations
         self.on_unreadable = on_unreadable
+        self.outfit_of = outfit_of
+        self.settings = settings
         self.labels = {pid: labels_of(pid) for pid in self.pids} if labels_of else None
         self.num_unreadable = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by loader processes
         self._items_of: dict = {}
@@ -51,6 +56,8 @@ class AttributeDataset(CommDataset):
             item = self._instead_of(index, error)
         if self.labels is not None:
             item["attributes"] = self.labels[self.img_items[index][1]]
+        if self.outfit_of is not None:
+            item["outfits"] = self.outfit_of(item["img_paths"])  # of the image that stands in for an unreadable one
         return item
 
     def class_labels(self) -> Tensor:

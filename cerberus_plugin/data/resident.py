@@ -73,6 +73,9 @@ class ResidentLoader:
         if dataset.labels is not None:
             labels = torch.stack([dataset.labels[dataset.img_items[i][1]] for i in items])
             self.fields["attributes"] = labels.to(resident.packed.pixels.device)
+        if dataset.outfit_of is not None:
+            outfits = torch.tensor([dataset.outfit_of(path) for path in resident.fields["img_paths"]])
+            self.fields["outfits"] = outfits.to(resident.packed.pixels.device)
         dataset.num_unreadable += resident.num_unreadable
 
     @classmethod
@@ -224,7 +227,7 @@ def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch
              threads: ThreadPoolExecutor) -> Resident:
     dataset = copy.copy(loader.dataset)  # its own way with images that cannot be read, under another transform
     dataset.transform = _as_stored(recipe)
-    dataset.labels = None
+    dataset.labels = dataset.outfit_of = None
     dataset.num_unreadable = torch.zeros_like(dataset.num_unreadable)
     quiet = not comm.is_main_process() or len(items) < 1000
     decoded = list(tqdm(threads.map(dataset.__getitem__, items), total=len(items), desc=f"decoding to {device}",

@@ -23,6 +23,9 @@ from ..data.held_out import HELD_OUT
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1",
            "APS/unseen/mAP": "APS unseen mAP"}
+# In front of these, where a run was tested by outfits: reID's own figures mix those who have changed with the others.
+OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
+                  "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
 
 
@@ -99,13 +102,19 @@ def check_comparable(runs: Sequence[Run]) -> None:
             known.setdefault(name, (value, run))
 
 
+def columns_of(runs: Sequence[Run]) -> dict[str, str]:
+    """Figures that are shown, with their headers."""
+    shown = {key for run in runs for figures in run.record["results"].values() for key in figures}
+    return {key: header for key, header in OUTFIT_COLUMNS.items() if key in shown} | COLUMNS
+
+
 def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
     """A row of cells a run: figures on a test data set, percent, and minutes of training."""
     rows = []
     for run in runs:
         seconds = run.training.get("seconds")
         figures = run.record["results"][test]
-        rows.append([run.name, *(report.percent(figures.get(key)) for key in COLUMNS),
+        rows.append([run.name, *(report.percent(figures.get(key)) for key in columns_of(runs)),
                      "" if seconds is None else f"{seconds / 60:.1f}"])
     return rows
 
@@ -113,7 +122,7 @@ def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
 def table(runs: Sequence[Run], form: str = "simple") -> str:
     """The runs under each other; a table a test data set, with its name above it where there are several."""
     tests = sorted(runs[0].record["results"])
-    headers = ["model (folder)", *COLUMNS.values(), MINUTES]
+    headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
     tables = [tabulate(rows_of(runs, test), headers, tablefmt=form, disable_numparse=True,
                        colalign=("left", *["right"] * (len(headers) - 1))) for test in tests]
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
@@ -121,9 +130,9 @@ def table(runs: Sequence[Run], form: str = "simple") -> str:
 
 def to_json(runs: Sequence[Run]) -> list[Mapping]:
     """The same for programs, with the seconds and conditions of each run."""
-    tests = sorted(runs[0].record["results"])
+    tests, columns = sorted(runs[0].record["results"]), columns_of(runs)
     return [{"folder": run.folder, "model": run.record["model"],
-             "results": {test: {key: value for key, value in run.record["results"][test].items() if key in COLUMNS}
+             "results": {test: {key: value for key, value in run.record["results"][test].items() if key in columns}
                          for test in tests},
              "metric": run.record["protocol"]["reid"]["metric"], "image size": run.record["image size"],
              "conditions": run.conditions(), "training": run.training, "hardware": run.record.get("hardware"),

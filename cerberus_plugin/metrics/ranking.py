@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .counting import Identities, Pairs, count_others, distances_of, pairs_of_masks, refuse_nan, sortable
 from .distances import pairwise
+from .outfits import Outfits
 from .streaming import PART_ENTRIES, Gallery, Stream
 
 # Distances of a block. Measured: blocks of this size stay in the caches of a processor, and larger ones take longer.
@@ -126,7 +127,7 @@ class ReIDResult:
     """Figures of a re-identification test, as shares of 1; means run over the queries that have a match.
 
     `cmc` is float64 (max_rank,), `queries` holds the figures of each of the Q queries, skipped ones included,
-    `num_skipped` counts those without a match in another camera.
+    `num_skipped` counts those without a match in another camera, or under the setting of outfits that was asked for.
     """
 
     cmc: Tensor
@@ -135,6 +136,10 @@ class ReIDResult:
     mINP: float
     num_skipped: int
     queries: Ranking
+
+    def percentages(self) -> dict[str, float]:
+        rank = {f"Rank-{k}": 100 * self.cmc[k - 1].item() for k in (1, 5, 10)}
+        return {**rank, "mAP": 100 * self.mAP, "mINP": 100 * self.mINP, "mAP_trapezoid": 100 * self.mAP_trapezoid}
 
 
 def reid_metrics(
@@ -146,6 +151,7 @@ def reid_metrics(
     *,
     max_rank: int = 50,
     block_size: int | None = None,
+    outfits: Outfits | None = None,
 ) -> ReIDResult:
     """The Market-1501 protocol on a ready distance matrix.
 
@@ -156,8 +162,9 @@ def reid_metrics(
         distances: float (Q, N), smaller is better.
         query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        outfits: rank under a cloth-changing setting. Where it leaves no query a match, figures are NaN.
     """
-    protocol = _Protocol(tuple(distances.shape), query_pids, query_camids, gallery_pids, gallery_camids)
+    protocol = _Protocol(tuple(distances.shape), query_pids, query_camids, gallery_pids, gallery_camids, outfits)
     return protocol.result(protocol.in_blocks(lambda rows: distances[rows], block_size), max_rank)
 
 
@@ -173,6 +180,7 @@ def reid_metrics_from_features(
     max_rank: int = 50,
     block_size: int | None = None,
     device: torch.device | str | None = None,
+    outfits: Outfits | None = None,
 ) -> ReIDResult:
     """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
 
@@ -184,14 +192,15 @@ def reid_metrics_from_features(
         metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
         device: where to rank; None for that of the queries.
+        outfits: as of `reid_metrics`.
     """
     ids = query_pids, query_camids, gallery_pids, gallery_camids
     device = query_features.device if device is None else torch.device(device)
     at_hand = isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
     if not at_hand or block_rows(len(gallery_features)) < MIN_ROWS:
         return reid_metrics_streamed(query_features, gallery_features, *ids, metric=metric, max_rank=max_rank,
-                                     device=device)
-    protocol = _Protocol((len(query_features), len(gallery_features)), *ids)
+                                     device=device, outfits=outfits)
+    protocol = _Protocol((len(query_features), len(gallery_features)), *ids, outfits)
     distances = pairwise(query_features.to(device), gallery_features, metric)
     return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
 
@@ -210,6 +219,7 @@ def reid_metrics_streamed(
     part_size: int | None = None,
     block_size: int | None = None,
     report: Callable[[str, float], None] | None = None,
+    outfits: Outfits | None = None,
 ) -> ReIDResult:
     """`reid_metrics_from_features` with a part of the gallery in memory at a time; every part is read twice.
 
@@ -221,8 +231,10 @@ def reid_metrics_streamed(
         part_size: gallery images of a part; None for as many as `PART_ENTRIES` allows.
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
         report: told the name of each pass, "distances" or "ranks", and its seconds.
+        outfits: as of `reid_metrics`.
     """
-    protocol = _Protocol((len(query_features), len(gallery)), query_pids, query_camids, gallery_pids, gallery_camids)
+    protocol = _Protocol((len(query_features), len(gallery)), query_pids, query_camids, gallery_pids, gallery_camids,
+                         outfits)
     part_size = part_size or max(1, PART_ENTRIES // query_features.shape[1])
     part_size = min(part_size, len(gallery))
     device = query_features.device if device is None else device
@@ -259,10 +271,13 @@ def evaluate_rank(
 
 
 class _Protocol:
-    """Pairs and means of the Market-1501 protocol: same identity and camera ignored, unmatched queries left out."""
+    """Pairs and means of the Market-1501 protocol: same identity and camera ignored, unmatched queries left out.
+
+    Outfits, where they are given, take further matches away.
+    """
 
     def __init__(self, shape: tuple[int, ...], query_pids: Tensor, query_camids: Tensor, gallery_pids: Tensor,
-                 gallery_camids: Tensor) -> None:
+                 gallery_camids: Tensor, outfits: Outfits | None = None) -> None:
         lengths = [len(ids) for ids in (query_pids, query_camids, gallery_pids, gallery_camids)]
         if shape != (lengths[0], lengths[2]) or lengths[0] != lengths[1] or lengths[2] != lengths[3]:
             raise ValueError(f"ranking: distances are {shape} (queries, gallery), but there are {lengths[0]} query "
@@ -273,9 +288,13 @@ class _Protocol:
             raise ValueError("ranking: empty query set, nothing to rank")
         _refuse_empty(shape)
         self._gallery = Identities(gallery_pids, gallery_camids)
+        self._outfits = outfits
+        if outfits is not None:
+            outfits.check(shape[0], shape[1])
 
     def pairs(self, rows: slice) -> Pairs:
-        return self._gallery.pairs(self._pids[rows], self._camids[rows])
+        pairs = self._gallery.pairs(self._pids[rows], self._camids[rows])
+        return pairs if self._outfits is None else self._outfits.restrict(pairs, rows)
 
     def in_blocks(self, distances: Callable[[slice], Tensor], block_size: int | None) -> Ranking:
         """Rank by the distances of any rows of queries to the whole gallery."""
@@ -290,7 +309,7 @@ class _Protocol:
 
     def result(self, queries: Ranking, max_rank: int) -> ReIDResult:
         num_found = int((queries.num_matches > 0).sum())
-        if num_found == 0:
+        if num_found == 0 and self._outfits is None:
             raise ValueError("ranking: all query identities do not appear in gallery (under another camera): "
                              f"{self._shape[0]} queries, {self._shape[1]} gallery images; check that pids and camids "
                              "of both have one numbering")

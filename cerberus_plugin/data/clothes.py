@@ -1,0 +1,254 @@
+"""PRCC, LTCC and Celeb-reID, data sets of people who change clothes, in the host's registry.
+
+Items stay the host's 3-tuples (path, pid, camid); outfits ride beside them, looked up by the image's path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import NamedTuple
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from fastreid.utils import comm
+from tabulate import tabulate
+
+logger = logging.getLogger("fastreid.cerberus")
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+GALLERY_CAMERAS = 10**6  # the gallery's first camera where every image has a camera of its own
+
+
+class Photo(NamedTuple):
+    """An image as its name describes it; `outfit` tells the outfits of one person apart, None where nobody knows."""
+
+    path: str
+    pid: int
+    camid: int
+    outfit: str | None = None
+
+
+class Count(NamedTuple):
+    """Counts of a part of a data set; None where nothing is known or published."""
+
+    images: int | None = None
+    persons: int | None = None
+    outfits: int | None = None
+
+
+class ClothesDataset(ImageDataset):
+    """What these data sets share: their parts are read at once, checked, counted and held against published counts.
+
+    A part begins with its split: "query B"; "test" is query and gallery together. `outfits` is empty where images have
+    none; otherwise it numbers them over the whole data set, an outfit being that of one person of training or test.
+
+    Args:
+        allow_subset: do not warn of counts other than the published ones.
+    """
+
+    dataset_name: str
+    folder: str  # under FASTREID_DATASETS
+    layout: str
+    published: dict[str, Count]
+    settings: tuple[str, ...] = ()  # of the evaluation by outfits, `ClothesTask`; none: reID alone
+
+    def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
+        self.dataset_dir = os.path.join(root, self.folder)
+        parts = self.read()
+        for name, photos in parts.items():
+            if not photos:
+                raise ValueError(f"{self.dataset_dir}: no {name} images found; expected {self.layout}. Check that the "
+                                 "data set is complete.")
+        train, query, gallery = ([photo for name, photos in parts.items() if name.split()[0] == split
+                                  for photo in photos] for split in ("train", "query", "gallery"))
+        self._check_persons({photo.pid for photo in query}, {photo.pid for photo in gallery})
+        self.outfits = _numbered(train, query + gallery)
+        if comm.is_main_process():
+            self._report({**parts, "test": query + gallery}, allow_subset)
+        name = self.dataset_name
+        super().__init__([(photo.path, f"{name}_{photo.pid}", f"{name}_{photo.camid}") for photo in train],
+                         [photo[:3] for photo in query], [photo[:3] for photo in gallery], **kwargs)
+
+    def read(self) -> dict[str, list[Photo]]:
+        """Photos of every part, train, query and gallery, sorted by path: file systems differ in their order."""
+        raise NotImplementedError
+
+    def outfit_of(self, path: str) -> int:
+        return self.outfits[path]
+
+    def show_train(self) -> None:
+        """Nothing: the table of the first look says it all."""
+
+    show_test = show_train
+
+    def _paths(self, *folders: str) -> list[str]:
+        """Images of a folder in order."""
+        folder = self._existing(*folders)
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+
+    def _persons(self, *folders: str) -> list[str]:
+        """Folders of persons in order."""
+        folder = self._existing(*folders)
+        return [name for name in sorted(os.listdir(folder)) if os.path.isdir(os.path.join(folder, name))]
+
+    def _existing(self, *folders: str) -> str:
+        folder = os.path.join(self.dataset_dir, *folders)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"'{folder}' is not found; expected {self.layout}. Set FASTREID_DATASETS to the "
+                                    f"folder that holds '{self.folder}'.")
+        return folder
+
+    @staticmethod
+    def _parsed(paths: list[str], pattern: str, form: str, depth: int = 1) -> list[tuple[str, ...]]:
+        """Path and the pattern's groups of each name, or an error with the first that has another form.
+
+        Args:
+            depth: trailing parts of the path that are its name; 2 with the folder.
+        """
+        names = ["/".join(path.split(os.sep)[-depth:]) for path in paths]
+        found = [re.fullmatch(pattern, name) for name in names]
+        bad = [path for path, match in zip(paths, found) if match is None]
+        if bad:
+            raise ValueError(f"{bad[0]}: the name does not parse, expected {form} ({len(bad)} of {len(paths)} images "
+                             "in its folder). Take files out that are not of the data set.")
+        return [(path, *match.groups()) for path, match in zip(paths, found)]
+
+    def _check_persons(self, query: set[int], gallery: set[int]) -> None:
+        if not query & gallery:
+            raise ValueError(f"{self.dataset_dir}: none of the {len(query)} query persons ({min(query)}, ...) is in "
+                             f"the gallery, which has {len(gallery)} ({min(gallery)}, ...). Take both from one data "
+                             "set.")
+
+    def _report(self, parts: dict[str, list[Photo]], allow_subset: bool) -> None:
+        """One table of all counts, published ones beside those that differ, and a warning of these."""
+        rows, different = [], []
+        for name, photos in parts.items():
+            counted = Count(len(photos), len({photo.pid for photo in photos}),
+                            len({self.outfits[photo.path] for photo in photos}) if self.outfits else None)
+            cells = []
+            for what, count, published in zip(Count._fields, counted, self.published.get(name, Count())):
+                other = published is not None and count != published
+                cells.append("" if count is None else f"{count} (published {published})" if other else f"{count}")
+                if other:
+                    different.append(f"{name} has {count} {what}, published are {published}")
+            rows.append([name, *cells])
+        table = tabulate(rows, ["", *Count._fields], disable_numparse=True, stralign="right")
+        logger.info(f"{type(self).__name__}, {self.dataset_dir}\n{table}")
+        if different and not allow_subset:
+            logger.warning(f"{self.dataset_dir}: {'; '.join(different)}. Its figures do not compare with published "
+                           "ones; set DATASETS.ALLOW_SUBSET True if it is a subset on purpose.")
+
+
+def _numbered(train: list[Photo], test: list[Photo]) -> dict[str, int]:
+    """Outfits by path, from 0, those of training first, then by person; empty where one is not known."""
+    keys = {photo.path: (is_test, photo.pid, photo.outfit)
+            for is_test, photos in ((False, train), (True, test)) for photo in photos}
+    if any(outfit is None for *_, outfit in keys.values()):
+        return {}
+    numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
+    return {path: numbers[key] for path, key in keys.items()}
+
+
+@DATASET_REGISTRY.register()
+class PRCC(ClothesDataset):
+    """Three cameras, two outfits a person: the same under A and B, another under C.
+
+    Gallery is A, queries are B and C. One pass serves both published settings: queries B have no match under
+    "cloth-changing", queries C none under "same-clothes", and no two cameras of query and gallery are the same, so that
+    nothing is ignored. The validation split is not trained on.
+    """
+
+    dataset_name = "prcc"
+    folder = os.path.join("prcc", "rgb")
+    layout = ("prcc/rgb/train/PERSON/{A,B,C}_cropped_rgbNNN.jpg and "
+              "prcc/rgb/test/{A,B,C}/PERSON/cropped_rgbNNN.jpg")
+    published = {"train": Count(17896, 150, 300), "query B": Count(3543, 71, 71), "query C": Count(3873, 71, 71),
+                 "gallery A": Count(3384, 71, 71), "test": Count(10800, 71, 142)}
+    settings = ("cloth-changing", "same-clothes", "single-shot")
+
+    def read(self) -> dict[str, list[Photo]]:
+        train = [self._photo(*found) for person in self._persons("train")
+                 for found in self._parsed(self._paths("train", person), r"(\d+)/([ABC])_[^/]*",
+                                           "PERSON/{A,B,C}_..., a number and a camera", depth=2)]
+        test = {camera: [self._photo(path, person, camera) for folder in self._persons("test", camera)
+                         for path, person in self._parsed(self._paths("test", camera, folder), r"(\d+)/[^/]*",
+                                                          "PERSON/..., a number", depth=2)]
+                for camera in "ABC"}
+        return {"train": train, "query B": test["B"], "query C": test["C"], "gallery A": test["A"]}
+
+    @staticmethod
+    def _photo(path: str, person: str, camera: str) -> Photo:
+        return Photo(path, int(person), "ABC".index(camera), "C" if camera == "C" else "A and B")
+
+
+@DATASET_REGISTRY.register()
+class LTCC(ClothesDataset):
+    """Twelve cameras, outfits numbered within a person; the gallery's folder is `test`, or `gallery`.
+
+    reID's own figures are those of the standard setting.
+    """
+
+    dataset_name = "ltcc"
+    folder = "LTCC_ReID"
+    layout = "LTCC_ReID/{train,query,test}/PERSON_OUTFIT_cCAMERA_FRAME.png and LTCC_ReID/info"
+    published = {"train": Count(9576, 77), "query": Count(493), "gallery": Count(7050), "test": Count(7543, 75)}
+    settings = ("cloth-changing",)
+
+    def read(self) -> dict[str, list[Photo]]:
+        other = os.path.isdir(os.path.join(self.dataset_dir, "gallery"))
+        gallery = "gallery" if other and not os.path.isdir(os.path.join(self.dataset_dir, "test")) else "test"
+        parts = {name: [Photo(path, int(person), int(camera) - 1, f"{int(outfit):06d}") for path, person, outfit, camera
+                        in self._parsed(self._paths(folder), r"(\d+)_(\d+)_c([1-9]|1[0-2])_\d+\.\w+",
+                                        "PERSON_OUTFIT_cCAMERA_FRAME.png with a camera of 1 to 12")]
+                 for name, folder in (("train", "train"), ("query", "query"), ("gallery", gallery))}
+        self._check_lists("train", parts["train"])
+        self._check_lists("test", parts["query"] + parts["gallery"])
+        return parts
+
+    def _check_lists(self, split: str, photos: list[Photo]) -> None:
+        """The lists of persons who change clothes and who do not, where both are there: everybody is in one of them."""
+        paths = [os.path.join(self.dataset_dir, "info", f"cloth-{kind}_id_{split}.txt")
+                 for kind in ("change", "unchange")]
+        if not all(map(os.path.isfile, paths)):
+            return
+        listed = set().union(*map(_person_list, paths))
+        missing = [photo for photo in photos if photo.pid not in listed]
+        if missing:
+            raise ValueError(f"{missing[0].path}: person {missing[0].pid} is neither in {paths[0]} nor in "
+                             f"{os.path.basename(paths[1])} ({len({photo.pid for photo in missing})} persons of "
+                             f"{len(missing)} images are in none). Lists and images must be of one data set; without "
+                             "the lists nothing is checked.")
+
+
+def _person_list(path: str) -> set[int]:
+    """One number a line."""
+    with open(path) as file:
+        lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    for number, line in lines:
+        if not line.isdecimal():
+            raise ValueError(f"{path}, line {number}: '{line}', expected the number of a person. Restore the file.")
+    return {int(line) for _, line in lines}
+
+
+@DATASET_REGISTRY.register()
+class CelebReID(ClothesDataset):
+    """Street photographs without cameras and outfits; persons of training and test are numbered apart.
+
+    Every image has a camera of its own, so that no match is ever ignored: query i, gallery 10^6 + j. In training as
+    well: samplers that look for an identity's other cameras find all its other images, and identities that are held out
+    can ask and be found.
+    """
+
+    dataset_name = "celebreid"
+    folder = "Celeb-reID"
+    layout = "Celeb-reID/{train,query,gallery}/PERSON_NUMBER_NUMBER.jpg"
+    published = {"train": Count(20208, 632), "query": Count(2972, 420), "gallery": Count(11006, 420),
+                 "test": Count(13978, 420)}
+
+    def read(self) -> dict[str, list[Photo]]:
+        return {name: [Photo(path, int(person), first + i) for i, (path, person) in enumerate(
+                       self._parsed(self._paths(name), r"(\d+)_\d+_\d+\.\w+", "PERSON_NUMBER_NUMBER.jpg"))]
+                for name, first in (("train", 0), ("query", 0), ("gallery", GALLERY_CAMERAS))}
