@@ -1,8 +1,8 @@
 """Attribute-based person re-identification as a FastReID plugin: reID, attributes (PAR) and search by attributes (APS).
 
 Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
-host's registries: the meta-architectures Cerberus, IDE, ARN and APR, their heads, and the data sets with attributes
-or outfits.
+host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the data sets with
+attributes or outfits.
 """
 
 from . import host  # isort: skip  first: the host's own imports fail without it
@@ -12,7 +12,7 @@ host.use_ranking(evaluate_rank)
 
 # Imported for their registration.
 from .data import clothes, datasets  # noqa: E402, F401
-from .modeling import apr, cerberus, representation  # noqa: E402, F401
+from .modeling import apr, cerberus, cssc, representation  # noqa: E402, F401
 
 # isort: split
 from .attributes import SIDTable  # noqa: E402

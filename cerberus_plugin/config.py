@@ -56,6 +56,11 @@ def add_cerberus_config(cfg: CN) -> None:
     apr.BLOCK_DIM = 0  # size of a block FC-BN-dropout-ReLU after pooling, 512 in the paper's variant; 0 for none
     apr.DROPOUT = 0.0  # share dropped in that block, or of the pooled feature without one (0.9 in the paper's v1)
 
+    # CSSC; label smoothing and margin are the host's MODEL.LOSSES.CE.EPSILON and TRI.MARGIN, 0.1 and 0.3 in the paper.
+    cssc = cfg.MODEL.CSSC = CN()
+    cssc.TRIPLET_EPOCH = 36  # the first epoch, from 1 on, with triplet losses beside the classification
+    cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of the host's TEST.FLIP
+
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
     # person, evaluation leaves it out; each is named in the log and their number is logged at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"

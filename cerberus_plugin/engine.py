@@ -287,7 +287,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
                                              "processes": comm.get_world_size()}
     record = {
         "protocol": {
-            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "flip": test.FLIP.ENABLED,
+            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "flip": flips(cfg),
                      "re-ranking": test.RERANK.ENABLED, "query expansion": test.AQE.ENABLED},
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
@@ -303,6 +303,11 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
         record["protocol"]["outfits"] = {"ignored of the own identity, beside the own camera": SETTINGS,
                                          "metric": "mean of mAP and Rank-1 under cloth-changing"}
     report.write_results(cfg.OUTPUT_DIR, by_name, record)
+
+
+def flips(cfg: CfgNode) -> bool:
+    """Whether embeddings are of mirror images as well, by the host's flip test or by the model itself."""
+    return cfg.TEST.FLIP.ENABLED or (cfg.MODEL.META_ARCHITECTURE == "CSSC" and cfg.MODEL.CSSC.FLIP_SUM)
 
 
 def by_dataset(cfg: CfgNode, results) -> dict:

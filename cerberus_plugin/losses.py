@@ -1,4 +1,4 @@
-"""The losses of Cerberus (Eq. 2 to 8) and of APR, each a pure function of tensors, computed in float32 under autocast.
+"""The losses of Cerberus (Eq. 2 to 8), APR and CSSC: pure functions of tensors, computed in float32 under autocast.
 
 Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L bits of a group, C identities.
 """
@@ -6,7 +6,7 @@ Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,17 @@ def soft_triplet_loss(representations: Tensor, targets: Tensor) -> Tensor:
         representations: float (B, D) of one group, or (G, B, D) of several, whose losses are averaged.
         targets: int64 (B,), identities.
     """
+    return _over_hardest(representations, targets, F.softplus)
+
+
+@_float32
+def margin_triplet_loss(representations: Tensor, targets: Tensor, margin: float = 0.3) -> Tensor:
+    """Batch-hard triplet loss of CSSC: max(0, d(f, f_p) - d(f, f_n) + margin), otherwise as `soft_triplet_loss`."""
+    return _over_hardest(representations, targets, lambda gap: F.relu(gap + margin))
+
+
+def _over_hardest(representations: Tensor, targets: Tensor, penalty: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean of penalty(d(f, f_p) - d(f, f_n)) over the anchors that have a negative, then over groups."""
     # The direct form: the matrix form cancels digits between near rows, and its root has no gradient at equal ones.
     distances = torch.cdist(representations, representations,
                             compute_mode="donot_use_mm_for_euclid_dist")  # (G, B, B)
@@ -115,7 +126,7 @@ def soft_triplet_loss(representations: Tensor, targets: Tensor) -> Tensor:
     positive = distances.masked_fill(~same, float("-inf")).amax(dim=-1)  # (G, B)
     negative = distances.masked_fill(same, float("inf")).amin(dim=-1)
     usable = ~same.all(dim=1)
-    losses = F.softplus(torch.where(usable, positive - negative, 0.0))
+    losses = penalty(torch.where(usable, positive - negative, 0.0))
     return ((losses * usable).sum(dim=-1) / usable.sum().clamp(min=1)).mean()
 
 

@@ -3,6 +3,7 @@
 from cerberus_plugin.losses import (
     adaptive_margins,
     identity_loss,
+    margin_triplet_loss,
     prototype_regularisation,
     semantic_guidance_loss,
     soft_triplet_loss,
@@ -67,6 +68,16 @@ def test_soft_triplet_equals_the_loop_over_anchors():
         d = (f[a] - f).norm(dim=1)
         losses.append(F.softplus(d[y == y[a]].max() - d[y != y[a]].min()))
     assert soft_triplet_loss(f, y).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_margin_triplet_is_that_worked_by_hand():
+    # On a line at 0, 2 (one person) and 2.1, 2.2 (another). Farthest of the same: 2, 2, 0.1, 0.1; nearest of another:
+    # 2.1, 0.1, 0.1, 0.2. With margin 0.3: 0.2, 2.2, 0.3, 0.2, in the mean 2.9 / 4.
+    f = torch.tensor([[0.0], [2], [2.1], [2.2]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 1])
+    assert margin_triplet_loss(f, y, 0.3).item() == pytest.approx(2.9 / 4)
+    assert margin_triplet_loss(f, y, 0.05).item() == pytest.approx((0 + 1.95 + 0.05 + 0) / 4)
+    assert margin_triplet_loss(torch.stack([f, 2 * f]), y, 0.3).item() == pytest.approx((2.9 + 4.6) / 8)
 
 
 def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negatives():

@@ -16,6 +16,7 @@ from ..attributes import GROUPS, SCHEMAS, SIDTable
 from ..inference import PrototypeReader, blocks
 from ..losses import identity_loss, soft_triplet_loss
 from ..processes import gather_batch
+from .backbones import num_channels, resnet_parts
 from .prototypes import SIDPrototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
@@ -170,21 +171,10 @@ class Cerberus(nn.Module):
 
 def split_after_conv4_1(backbone: nn.Module, cfg) -> tuple[nn.Module, nn.Module]:
     """Trunk up to the first block of layer3, and a branch of the rest (golden: 24 x 8 maps at 384x128)."""
-    maxpool = "maxpool1" if hasattr(backbone, "maxpool1") else "maxpool"  # the host's ResNeXt numbers it
-    parts = ("conv1", "bn1", "relu", maxpool, "layer1", "layer2", "layer3", "layer4")
-    absent = [name for name in parts if not hasattr(backbone, name)]
-    name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH
-    if absent:
-        raise ValueError(f"MODEL.BACKBONE.NAME '{name}' has no {', '.join(absent)}; Cerberus splits a ResNet-like "
-                         "backbone after the first block of layer3: use build_resnet_backbone, build_resnext_backbone "
-                         "or build_resnest_backbone.")
-    if cfg.MODEL.BACKBONE.WITH_NL:
-        raise ValueError("MODEL.BACKBONE.WITH_NL is True: non-local blocks live in the host's ResNet.forward and would "
-                         "be lost by the split; set it to False.")
-    last = backbone.layer4[-1]
-    channels = (last.bn3 if hasattr(last, "bn3") else last.bn2).weight.shape[0]
-    if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
-        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {name} at depth {depth} gives "
-                         f"{channels} channels; set it to {channels}.")
-    trunk = nn.Sequential(*(getattr(backbone, part) for part in parts[:6]), backbone.layer3[0])
-    return trunk, nn.Sequential(*backbone.layer3[1:], backbone.layer4)
+    options = cfg.MODEL.BACKBONE
+    parts = resnet_parts(backbone, options, "Cerberus")
+    channels = num_channels(backbone.layer4)
+    if channels != options.FEAT_DIM:
+        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {options.FEAT_DIM}, but {options.NAME} at depth {options.DEPTH} "
+                         f"gives {channels} channels; set it to {channels}.")
+    return nn.Sequential(*parts[:6], backbone.layer3[0]), nn.Sequential(*backbone.layer3[1:], backbone.layer4)
