@@ -215,7 +215,8 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
             continue
         left.annotate(f"{row['threshold']:g}", (row["speed-up"], row["Rank-1"]), xytext=(0, 6),
                       textcoords="offset points", fontsize=8, ha="center")
-    left.set(xscale="log", xlabel="speed-up: gallery / survivors", ylabel="%", ylim=(0, 105),
+    left.set(xscale="log", xlabel="speed-up: gallery / survivors", ylabel="%",
+             ylim=(0, 1.25 * max(record["sweep"][0][name] for name in ("Rank-1", "mAP"))),
              title="What it costs (threshold at each point)")
     left.legend()
     grid = torch.linspace(0, 1, 201).tolist()
