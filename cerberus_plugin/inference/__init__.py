@@ -3,10 +3,10 @@
 from .filtering import AcceleratedGallery as AcceleratedGallery
 from .filtering import AttributeFilter as AttributeFilter
 from .filtering import Predictions as Predictions
-from .filtering import choose_threshold as choose_threshold
-from .filtering import critical_thresholds as critical_thresholds
-from .filtering import identities_needed as identities_needed
 from .probabilities import ProbabilityReader as ProbabilityReader
+from .promise import choose_threshold as choose_threshold
+from .promise import critical_thresholds as critical_thresholds
+from .promise import identities_needed as identities_needed
 from .prototypes import PARTIAL as PARTIAL
 from .prototypes import PrototypeReader as PrototypeReader
 from .prototypes import blocks as blocks

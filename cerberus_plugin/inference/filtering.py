@@ -8,7 +8,6 @@ Shapes: N gallery images, Q queries, M attributes (recognition columns), W machi
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +22,6 @@ WORD_BITS = 63  # of an int64 without its sign
 BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time
 # Measured: above these shares of survivors, comparing one query, or many, with all is sooner done.
 ONE_SHARE, MANY_SHARE = 0.5, 0.05
-ROUNDING = 1e-9  # 0.9 of 9 identities is 8.1 in exact numbers only
 
 
 class Predictions(NamedTuple):
@@ -149,49 +147,6 @@ class AcceleratedGallery:
         columns = column.new_zeros(len(queries), width)
         distances[query, slot], columns[query, slot] = values, column
         return distances, columns
-
-
-def critical_thresholds(queries: Predictions, gallery: Predictions) -> Tensor:
-    """The least threshold at which each pair of images survives: rows of both in pairs, (P, M) each -> float (P,).
-
-    A pair is removed where some attribute with differing classes is reliable in both, so it survives from the largest
-    of their smaller probabilities on; 0 where no classes differ.
-    """
-    smaller = torch.minimum(queries.probabilities, gallery.probabilities)
-    return torch.where(queries.classes != gallery.classes, smaller, 0).amax(dim=1)
-
-
-def identities_needed(survival: float) -> int:
-    """Held-out identities that can vouch for a wanted survival: n with 1 / (n + 1) <= 1 - survival."""
-    if not 0 < survival < 1:
-        raise ValueError(f"threshold: the wanted survival is {survival}, expected a probability between 0 and 1, "
-                         "without both")
-    return math.ceil(survival / (1 - survival) - ROUNDING)
-
-
-def choose_threshold(critical: Tensor, identities: Tensor, survival: float) -> float:
-    """The least threshold that keeps a true match with the wanted probability, by conformal risk control.
-
-    For n held-out identities that are exchangeable with a new one, an identity's expected share of lost true matches is
-    at most 1 - survival if (n * mean share lost + 1) / (n + 1) is (Angelopoulos et al., arXiv 2208.02814). Queries of
-    another kind than theirs (other cameras, boxes drawn by hand) are not exchangeable with them, and not promised.
-
-    Args:
-        critical: float (P,), `critical_thresholds` of true matches of held-out identities.
-        identities: int64 (P,), whose they are; each identity counts once, however many pairs it has.
-        survival: wanted probability, below 1.
-    """
-    _, owner, counts = torch.unique(identities, return_inverse=True, return_counts=True)
-    needed = identities_needed(survival)
-    if len(counts) < needed:
-        raise ValueError(f"threshold: {len(counts)} held-out identities with a true match cannot vouch for a survival "
-                         f"of {survival}; it takes {needed} at least")
-    may_lose = (1 - survival) * (len(counts) + 1) - 1 + ROUNDING  # of the identities' shares
-    order = critical.argsort(descending=True)
-    values, weights = critical[order].double(), 1 / counts[owner[order]].double()
-    lost = weights.cumsum(dim=0) - weights  # where the threshold is at this value, all larger ones are removed
-    lost = lost[torch.searchsorted(-values, -values)]  # equal values survive together
-    return values[lost <= may_lose].min().item()
 
 
 def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema
-from .similarity import chunks
+from .similarity import mean_over_described
 
 
 class ProbabilityReader:
@@ -55,12 +55,7 @@ class ProbabilityReader:
             float (Q, N), 0 at most.
         """
         known = torch.stack([(labels[:, list(column.fields)] != MISSING).any(dim=1) for column in self.schema.columns])
-        described = known.sum(dim=0)  # (Q,)
-        if (described == 0).any():
-            raise ValueError(f"search: query {int((described == 0).nonzero()[0])} describes nothing; give at least one "
-                             "attribute.")
-        scores = torch.cat([self._total(labels, known, chunk) for chunk in chunks(embeddings)], dim=1)
-        return scores.div_(described[:, None].to(scores))
+        return mean_over_described(known, embeddings, lambda chunk: self._total(labels, known, chunk))
 
     def _total(self, labels: Tensor, known: Tensor, embeddings: Tensor) -> Tensor:
         """Sums over the described columns, `known` bool (M, Q), for one chunk: (Q, n)."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
-from .similarity import chunks
+from .similarity import chunks, mean_over_described
 
 PARTIAL = ("mean", "max")
 
@@ -110,12 +110,7 @@ class PrototypeReader:
         """
         given = torch.stack([(labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
                              for group in GROUPS])  # (5, Q)
-        described = given.sum(dim=0)
-        if (described == 0).any():
-            raise ValueError(f"search: query {int((described == 0).nonzero()[0])} describes nothing; give at least one "
-                             "attribute.")
-        scores = torch.cat([self._total(labels, given, chunk) for chunk in chunks(embeddings)], dim=1)
-        return scores.div_(described[:, None].to(scores))
+        return mean_over_described(given, embeddings, lambda chunk: self._total(labels, given, chunk))
 
     def _total(self, labels: Tensor, given: Tensor, embeddings: Tensor) -> Tensor:
         """Sums over the described groups, `given` bool (5, Q), for one chunk: (Q, n)."""

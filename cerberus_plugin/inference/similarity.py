@@ -5,6 +5,8 @@ Shapes: N images, Q queries, E size of an embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,21 @@ def image_scores(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> Te
         return -torch.cdist(queries, gallery)
     queries = F.normalize(queries, dim=1)
     return torch.cat([queries @ F.normalize(chunk, dim=1).T for chunk in chunks(gallery)], dim=1)
+
+
+def mean_over_described(known: Tensor, embeddings: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Scores of images for descriptions, each a mean over what is described: (Q, N).
+
+    Args:
+        known: bool (P, Q), which of P parts each query describes.
+        total: of some embeddings (n, E) the sums over the described parts, (Q, n).
+    """
+    described = known.sum(dim=0)  # (Q,)
+    if (described == 0).any():
+        raise ValueError(f"search: query {int((described == 0).nonzero()[0])} describes nothing; give at least one "
+                         "attribute.")
+    scores = torch.cat([total(chunk) for chunk in chunks(embeddings)], dim=1)
+    return scores.div_(described[:, None].to(scores))
 
 
 def chunks(embeddings: Tensor) -> tuple[Tensor, ...]:
