@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from fastreid.config import configurable
 from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.heads import build_heads
@@ -17,13 +16,14 @@ from ..inference import PrototypeReader, blocks
 from ..losses import identity_loss, soft_triplet_loss
 from ..processes import gather_batch
 from .backbones import num_channels, resnet_parts
+from .inputs import ImageModel
 from .prototypes import SIDPrototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
 
 
 @META_ARCH_REGISTRY.register()
-class Cerberus(nn.Module):
+class Cerberus(ImageModel):
     """The meta-architecture: training returns named losses, evaluation one embedding (B, 5 * D).
 
     Args:
@@ -44,7 +44,7 @@ class Cerberus(nn.Module):
                  schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
                  force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.trunk = trunk
         self.global_branch = branch
         self.local_branch = copy.deepcopy(branch)
@@ -56,8 +56,6 @@ class Cerberus(nn.Module):
         self.lambda_reg = lambda_reg
         self.label_smoothing = label_smoothing
         self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -88,29 +86,17 @@ class Cerberus(nn.Module):
             "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs):
         """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
         images = self.preprocess_image(batched_inputs)
         if not self.training:
             return self.heads(self.maps(images))
-        if "targets" not in batched_inputs:
-            raise ValueError("training batch without 'targets': every image needs its identity")
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
-        targets = batched_inputs["targets"].to(self.device).clamp(min=0)
+        targets = self.training_targets(batched_inputs)
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
         # Triplets are mined, and labels counted, over the batches of all processes.
         outputs["representations"], all_targets = gather_batch(outputs["representations"], targets)
         return self.losses(outputs, all_targets)
-
-    def preprocess_image(self, batched_inputs) -> Tensor:
-        """Normalise into a new tensor: the flip test feeds the same batch a second time."""
-        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
-        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Global and local map, each (B, C, H, W), of normalised images."""

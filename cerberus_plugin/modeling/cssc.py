@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..losses import identity_loss, margin_triplet_loss
 from ..processes import gather_batch
 from .backbones import num_channels, resnet_parts
+from .inputs import ImageModel
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -101,7 +102,7 @@ class Branch(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class CSSC(nn.Module):
+class CSSC(ImageModel):
     """The meta-architecture: training returns named losses, evaluation one embedding (B, C) of unit length.
 
     Args:
@@ -124,7 +125,7 @@ class CSSC(nn.Module):
     def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, num_classes: int, norm: str = "BN",
                  pixel_mean: list[float], pixel_std: list[float], label_smoothing: float = 0.1, margin: float = 0.3,
                  triplet_epoch: int = 36, flip_sum: bool = True) -> None:
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         channels = num_channels(last_layer)
         smr = {"channels": channels, "num_classes": num_classes, "norm": norm}
         self.trunk = trunk
@@ -138,8 +139,6 @@ class CSSC(nn.Module):
         self.triplet_epoch = triplet_epoch
         self.flip_sum = flip_sum
         self.ignored_rows = 0  # of the maps seen last
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -161,10 +160,6 @@ class CSSC(nn.Module):
             "flip_sum": node.FLIP_SUM,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs):
         """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
         images = self.preprocess_image(batched_inputs)
@@ -173,21 +168,13 @@ class CSSC(nn.Module):
             if self.flip_sum:
                 feature = feature + self.pool(images.flip(3))[0].float()
             return F.normalize(feature, dim=1)
-        if "targets" not in batched_inputs:
-            raise ValueError("training batch without 'targets': every image needs its identity")
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
-        targets = batched_inputs["targets"].to(self.device).clamp(min=0)
+        targets = self.training_targets(batched_inputs)
         outputs = self.represent(images)
         self._log_ignored_rows(outputs.pop("rows"))
         mined = None
         if self.mines_triplets():  # over the batches of all processes
             outputs["features"], mined = gather_batch(outputs["features"], targets)
         return self.losses(outputs, targets, mined)
-
-    def preprocess_image(self, batched_inputs) -> Tensor:
-        """Normalise into a new tensor: the flip test feeds the same batch a second time."""
-        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
-        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def pool(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]], int]:
         """The feature (B, C) of normalised images, features and logits of the refinements, rows of their maps."""

@@ -1,0 +1,35 @@
+"""What the plugin's models do with the host's batches before anything of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ImageModel(nn.Module):
+    """Images of a batch, normalised; identities of a training batch.
+
+    Args:
+        pixel_mean, pixel_std: of RGB in 0..255.
+    """
+
+    def __init__(self, pixel_mean: list[float], pixel_std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess_image(self, batched_inputs) -> Tensor:
+        """Normalise into a new tensor: the flip test feeds the same batch a second time."""
+        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
+        return (images.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def training_targets(self, batched_inputs: dict) -> Tensor:
+        """Identities of a training batch: int64 (B,)."""
+        if "targets" not in batched_inputs:
+            raise ValueError("training batch without 'targets': every image needs its identity")
+        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        return batched_inputs["targets"].to(self.device).clamp(min=0)
