@@ -2,19 +2,17 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.assembly import build_train_set, load_model
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS
-from cerberus_plugin.engine import evaluate, setup
+from cerberus_plugin.engine import evaluate
 
 import pytest
 import torch
 from conftest import random_labels, read_config, trained, write_duke_folder, write_market_folder
-from fastreid.engine import default_argument_parser
 from fastreid.utils.env import seed_all_rng
 
 TESTS = "Market1501Attributes"
@@ -249,103 +247,6 @@ def test_a_data_set_without_attributes_is_refused_for_cerberus(small_config):
 
 
 @pytest.fixture
-def own_folder(tmp_path, market_people, use_root, small_config):
-    """A data folder that a test may damage, and the configuration that reads it."""
-    cfg = small_config()
-    use_root(write_market_folder(tmp_path / "data", *market_people))
-    return tmp_path / "data" / "Market-1501-v15.09.15", cfg
-
-
-@pytest.mark.filterwarnings("ignore:The current data structure is deprecated")
-def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_draw_one(small_config, use_root, tmp_path):
-    cfg = small_config()
-    use_root(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere/Market-1501-v15.09.15'. Set FASTREID_DATA.*synthetic"):
-        build_train_set(cfg)
-
-
-def test_a_missing_config_file_and_a_missing_gpu_are_said_before_anything_starts(monkeypatch):
-    parse = default_argument_parser().parse_args
-    with pytest.raises(SystemExit, match="--config-file '' is not a file; for example"):
-        setup(parse([]))
-    with pytest.raises(SystemExit, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*switches such as --eval-only go"):
-        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml", "MODEL.CERBERUS.SIGMMA", "5"]))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
-        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml"]))
-
-
-def test_a_missing_annotation_file_names_the_two_places(own_folder):
-    folder, cfg = own_folder
-    (folder / "market_attribute.mat").unlink()
-    with pytest.raises(FileNotFoundError, match="market_attribute.mat not found; looked in"):
-        build_train_set(cfg)
-
-
-def test_an_identity_without_labels_is_named(own_folder):
-    folder, cfg = own_folder
-    image = next((folder / "bounding_box_train").glob("0002*"))
-    shutil.copy(image, image.with_name("0999_c1s1_000001_00.jpg"))
-    with pytest.raises(ValueError, match="no train labels for identity 0999 .1 of 9 identities"):
-        build_train_set(cfg)
-
-
-def test_labels_without_images_are_named_unless_a_subset_is_meant(own_folder):
-    folder, cfg = own_folder
-    for image in (folder / "bounding_box_train").glob("0007*"):
-        image.unlink()
-    with pytest.raises(ValueError, match="identity 0007 is labelled for train but has no image .1 of 8"):
-        build_train_set(cfg)
-    cfg.defrost()
-    cfg.DATASETS.ALLOW_SUBSET = True
-    assert build_train_set(cfg).num_classes == 7
-
-
-@pytest.mark.parametrize("name", ["query", "bounding_box_test"])
-def test_an_empty_query_or_gallery_is_named(own_folder, name):
-    folder, cfg = own_folder
-    for image in (folder / name).iterdir():
-        image.unlink()
-    with pytest.raises(ValueError, match=f"no {'gallery' if name != 'query' else 'query'} images"):
-        build_train_set(cfg)
-
-
-def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder):
-    folder, cfg = own_folder
-    broken = folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
-    broken.write_bytes(broken.read_bytes()[:100])
-    train_set = build_train_set(cfg)
-    index = [str(broken) == item[0] for item in train_set.img_items].index(True)
-    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: cannot be read.*ON_UNREADABLE skip"):
-        train_set[index]
-    cfg.defrost()
-    cfg.DATALOADER.ON_UNREADABLE = "skip"
-    train_set = build_train_set(cfg)
-    item = train_set[index]
-    assert item["targets"] == train_set.pid_dict["market1501_7"] and item["img_paths"] != str(broken)
-    assert train_set.num_unreadable.item() == 1
-    for image in (folder / "bounding_box_train").glob("0007*"):
-        image.write_bytes(b"")
-    with pytest.raises(RuntimeError, match="no image of identity market1501_7 can be read .4 files"):
-        train_set[index]
-
-
-def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):
-    folder, cfg = own_folder
-    cfg.defrost()
-    cfg.DATALOADER.ON_UNREADABLE = "skip"
-    (folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg").write_bytes(b"not a picture")
-    trainer = CerberusTrainer(cfg)
-    results = trainer.test(trainer.cfg, trainer.model)
-    assert results["PAR/images"] == 17 and results["APS/images"] == 23
-
-
-def test_an_unknown_choice_for_unreadable_images_is_refused(small_config):
-    with pytest.raises(ValueError, match="ON_UNREADABLE is 'ignore', expected one of"):
-        build_train_set(small_config("DATALOADER.ON_UNREADABLE", "ignore"))
-
-
-@pytest.fixture
 def duke_config(tmp_path, use_root):
     """DukeMTMC with a person whose `top` is missing in training and one of two lower colours in the test."""
     labels = random_labels(DUKEMTMC, 14, seed=4)
@@ -405,18 +306,6 @@ def test_training_with_mixed_precision_and_every_kind_of_evaluation_run_on_a_gpu
         "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "TEST.FLIP.ENABLED", True, "TEST.AQE.ENABLED", True,
         "TEST.RERANK.ENABLED", True, "TEST.ROC.ENABLED", True, file=f"configs/Market1501/{name}_R50.yml")).results
     assert results["mAP"] > 0 and ("PAR/mA_official" in results) == (name == "cerberus")
-
-
-def test_when_no_test_image_can_be_read_the_evaluation_says_so(own_folder):
-    folder, cfg = own_folder
-    for image in [*(folder / "query").iterdir(), *(folder / "bounding_box_test").iterdir()]:
-        image.write_bytes(b"")
-    cfg.defrost()
-    cfg.DATALOADER.ON_UNREADABLE = "skip"
-    for resident in (True, False):
-        cfg.DATALOADER.RESIDENT = resident
-        with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
-            next(iter(CerberusTrainer.build_test_loader(cfg, TESTS)[0]))
 
 
 def test_loader_processes_give_the_same_batches(small_config):

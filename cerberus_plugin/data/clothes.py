@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -38,7 +39,7 @@ class Count(NamedTuple):
     outfits: int | None = None
 
 
-class ClothesDataset(ImageDataset):
+class ClothesDataset(ImageDataset, ABC):
     """What these data sets share: their parts are read at once, checked, counted and held against published counts.
 
     A part begins with its split: "query B"; "test" is query and gallery together. `outfits` is empty where images have
@@ -71,9 +72,9 @@ class ClothesDataset(ImageDataset):
         super().__init__([(photo.path, f"{name}_{photo.pid}", f"{name}_{photo.camid}") for photo in train],
                          [photo[:3] for photo in query], [photo[:3] for photo in gallery], **kwargs)
 
+    @abstractmethod
     def read(self) -> dict[str, list[Photo]]:
         """Photos of every part, train, query and gallery, sorted by path: file systems differ in their order."""
-        raise NotImplementedError
 
     def outfit_of(self, path: str) -> int:
         return self.outfits[path]
