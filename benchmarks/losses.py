@@ -27,7 +27,7 @@ def main() -> None:
         model, optimizer, batch = built.model, built.optimizer, next(iter(built.data_loader))
     all_losses = model.losses
 
-    def identity_alone(outputs, targets):
+    def identity_alone(outputs, *_):
         logits = outputs["logits"]  # (5, B, classes)
         return {"loss_id": identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(logits)))}
 

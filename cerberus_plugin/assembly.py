@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from fastreid.config import CfgNode
@@ -50,71 +51,92 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
     if cfg.DATASETS.HOLD_OUT and cfg.DATASETS.COMBINEALL:
         raise ValueError("DATASETS.HOLD_OUT with DATASETS.COMBINEALL would hold out people of the test as well, and "
                          "test on people trained on; set one of them to its default")
-    items, labels_of, annotations, outfit_of = _training_items(cfg)
+    items, known = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
-    return AttributeDataset(items, build_transforms(cfg, is_train=True), labels_of=labels_of, annotations=annotations,
-                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, outfit_of=outfit_of)
+    return AttributeDataset(items, build_transforms(cfg, is_train=True), on_unreadable=cfg.DATALOADER.ON_UNREADABLE,
+                            **known._asdict())
 
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
     if name == HELD_OUT:
-        query, gallery, labels_of, annotations, outfit_of = _held_out(cfg)
-        settings = HELD_OUT_SETTINGS if outfit_of else ()
+        query, gallery, known = _held_out(cfg)
+        settings = HELD_OUT_SETTINGS
     else:
         dataset = build_dataset(cfg, name)
         if comm.is_main_process():
             dataset.show_test()
-        labelled = hasattr(dataset, "labels_of")
-        query, gallery = dataset.query, dataset.gallery
-        labels_of, annotations = (dataset.labels_of, [dataset.annotations]) if labelled else (None, [])
-        outfit_of = _outfits([dataset])
-        settings = dataset.settings if outfit_of else ()
-    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False, labels_of=labels_of,
-                            annotations=annotations, on_unreadable=cfg.DATALOADER.ON_UNREADABLE, outfit_of=outfit_of,
-                            settings=settings), len(query)
+        query, gallery, known = dataset.query, dataset.gallery, _known_of([dataset])
+        settings = getattr(dataset, "settings", ())
+    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings if known.outfit_of else (),
+                            **known._asdict()), len(query)
 
 
-def _training_items(cfg: CfgNode) -> tuple[list[tuple], Callable[[str], Tensor] | None, list[Annotations],
-                                           Callable[[str], int] | None]:
-    """Items of all DATASETS.NAMES; labels of an identity, annotation files and outfits, where all of them have any."""
+class Known(NamedTuple):
+    """What data sets tell beside the host's items, as far as all of them do: arguments of `AttributeDataset`."""
+
+    labels_of: Callable[[str | int], Tensor] | None
+    by_outfit: bool
+    annotations: list[Annotations]
+    outfit_of: Callable[[str], int] | None
+
+
+def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
+    """Items of all DATASETS.NAMES, and what is known of them."""
     datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
     items = [item for dataset in datasets for item in dataset.train]
-    if not all(hasattr(dataset, "labels_of") for dataset in datasets):
-        return items, None, [], _outfits(datasets)
-    names = {dataset.schema.name for dataset in datasets}
-    if len(names) > 1:
-        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix the attribute schemas "
-                         f"{', '.join(sorted(names))}; train on data sets of one schema.")
-    owner = {pid: dataset for dataset in datasets for _, pid, _ in dataset.train}
-    annotations = [dataset.annotations for dataset in datasets]
-    return items, lambda pid: owner[pid].labels_of(pid), annotations, _outfits(datasets)
+    labelled = [dataset for dataset in datasets if hasattr(dataset, "labels_of")]
+    for what, kinds in (("the attribute schemas", {dataset.schema.name for dataset in labelled}),
+                        ("labels of", {_whose(dataset) for dataset in labelled})):
+        if len(labelled) == len(datasets) and len(kinds) > 1:
+            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix {what} {', '.join(sorted(kinds))}; train on "
+                             "data sets of one kind.")
+    return items, _known_of(datasets)
 
 
-def _outfits(datasets: list) -> Callable[[str], int] | None:
-    """Outfits by path, those of a data set behind those of the ones before it, where all of them have outfits."""
-    numbers: dict[str, int] = {}
+def _known_of(datasets: list) -> Known:
+    """Outfits are numbered by path, those of a data set behind those of the ones before it."""
+    outfits: dict[str, int] = {}
+    owners: dict = {}  # of an identity or an outfit: its data set, and what this calls it
     for dataset in datasets:
-        outfits = getattr(dataset, "outfits", None)
-        if not outfits:
-            return None
-        first = max(numbers.values(), default=-1) + 1
-        numbers |= {path: first + number for path, number in outfits.items()}
-    return numbers.__getitem__
+        first = max(outfits.values(), default=-1) + 1
+        outfits |= {path: first + number for path, number in getattr(dataset, "outfits", {}).items()}
+        if _whose(dataset) == "outfits":
+            owners |= {first + number: (dataset, number) for number in set(dataset.outfits.values())}
+        else:
+            owners |= {pid: (dataset, pid) for _, pid, _ in dataset.train + dataset.query + dataset.gallery}
+
+    def labels_of(key: str | int) -> Tensor:
+        dataset, name = owners[key]
+        return dataset.labels_of(name)
+
+    labelled = all(hasattr(dataset, "labels_of") for dataset in datasets)
+    by_outfit = labelled and _whose(datasets[0]) == "outfits"
+    annotations = [dataset.annotations for dataset in datasets] if labelled else []
+    worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
+    return Known(labels_of if labelled else None, by_outfit, annotations, outfits.__getitem__ if worn else None)
 
 
-def _held_out(cfg: CfgNode):
-    """Query, gallery, labels, annotations and outfits of the held-out identities, numbered from 1 as in a test."""
+def _whose(dataset) -> str:
+    """Whose labels a data set has."""
+    return "outfits" if getattr(dataset, "by_outfit", False) else "identities"
+
+
+def _held_out(cfg: CfgNode) -> tuple[list[tuple], list[tuple], Known]:
+    """Query, gallery and what is known of the held-out identities, numbered from 1 as in a test."""
     if not cfg.DATASETS.HOLD_OUT:
         raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out of "
                          "training")
-    items, labels_of, annotations, outfit_of = _training_items(cfg)
+    items, known = _training_items(cfg)
     _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
     query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
                                         for path, pid, camid in items])
     logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {len(pids)} training identities")
-    return query, gallery, labels_of and (lambda pid: labels_of(pids[pid - 1])), annotations, outfit_of
+    if known.labels_of and not known.by_outfit:
+        known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
+    return query, gallery, known
 
 
 def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:
@@ -140,10 +162,10 @@ def needs_labels(cfg: CfgNode) -> bool:
 
 
 def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
-    """Semantic IDs of the training identities that have images, in the space that the configuration names."""
+    """Semantic IDs of the training identities, or outfits, that have images, in the space of the configuration."""
     annotations: list[Annotations] = train_set.annotations
     test = torch.cat([torch.stack(list(a.test.values())) for a in annotations])
-    return SIDTable.build(annotations[0].schema, train_set.class_labels(), test, cfg.MODEL.CERBERUS.SID_SPACE)
+    return SIDTable.build(annotations[0].schema, train_set.labels, test, cfg.MODEL.CERBERUS.SID_SPACE)
 
 
 def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
@@ -155,11 +177,13 @@ def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
         without = ("set MODEL.CERBERUS.LAMBDA_SEM and LAMBDA_REG to 0.0" if name == "Cerberus"
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
-                         f"Market1501Attributes or DukeMTMCAttributes, or {without}.")
+                         f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
     table = build_sid_table(cfg, train_set) if needs_prototypes(cfg) else None
     schema = train_set.annotations[0].schema
-    logger.info(f"{table or schema}; {len(train_set.pids)} training identities")
-    cfg = _with(cfg, train_set.num_classes, schema.name, table.sizes if table else ())
+    outfits = len(train_set.labels) if train_set.by_outfit else 0
+    logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
+                + (f" in {outfits} outfits" if outfits else ""))
+    cfg = _with(cfg, train_set.num_classes, schema.name, table.sizes if table else (), outfits)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
         if table:
@@ -173,7 +197,7 @@ def fill_tables(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> 
     if getattr(model, "prototypes", None) is not None:
         _fill_prototypes(model.prototypes, cfg, train_set)
     if getattr(model, "class_labels", None) is not None:
-        model.class_labels.fill(train_set.annotations[0].schema, train_set.class_labels())
+        model.class_labels.fill(train_set.annotations[0].schema, train_set.labels)
 
 
 def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
@@ -183,8 +207,8 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDa
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
     table = build_sid_table(cfg, train_set)
     constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
-    margins = margins_from_counts(table.counts, len(train_set.pids), node.ALPHA, node.BETA, constant)
-    prototypes.fill(table, table.lookup(train_set.class_labels()), margins)
+    margins = margins_from_counts(table.counts, len(train_set.labels), node.ALPHA, node.BETA, constant)
+    prototypes.fill(table, table.lookup(train_set.labels), margins)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
@@ -269,13 +293,16 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
                          f"{', '.join(SCHEMAS)}")
     sizes = [len(state[f"prototypes.rows.{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
-    return _with(cfg, len(state[table]), schema, sizes)
+    classifier = state.get("heads.classifiers.head.weight" if name == "Cerberus" else "heads.weight", state[table])
+    outfits = len(state[table]) if len(state[table]) != len(classifier) else 0
+    return _with(cfg, len(classifier), schema, sizes, outfits)
 
 
-def _with(cfg: CfgNode, num_classes: int, schema: str = "", sizes=()) -> CfgNode:
+def _with(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfits: int = 0) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.NUM_OUTFITS = outfits
     (cfg.MODEL.CERBERUS if needs_prototypes(cfg) else cfg.MODEL.APR).SCHEMA = schema
     cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
     cfg.freeze()

@@ -11,6 +11,9 @@ def add_cerberus_config(cfg: CN) -> None:
     node.SCHEMA = ""  # name of the attribute schema
     node.NUM_SIDS = []  # semantic IDs of head, upper, lower, identity, carrying: |S^G|
 
+    # Filled likewise: outfits of the training identities where the labels are those of outfits; else 0.
+    cfg.MODEL.NUM_OUTFITS = 0
+
     # Which semantic IDs get a prototype: "observed" in training; "union" of training and test, as the paper counts;
     # "product", every combination that can occur, so that changing one attribute never leaves the table.
     node.SID_SPACE = "product"

@@ -34,12 +34,12 @@ class _Gather(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def gather_batch(representations: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The batches of all processes as one: (G, B, D) and (B,) -> (G, W * B, D) and (W * B,); gradients pass."""
+def gather_batch(representations: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
+    """The batches of all processes as one: (G, B, D) and any (B,) -> (G, W * B, D) and (W * B,); gradients pass."""
     if num_processes() == 1:
-        return representations, targets
+        return representations, *numbers
     gathered = _Gather.apply(representations)  # (W, G, B, D)
-    return gathered.transpose(0, 1).flatten(1, 2), _Gather.apply(targets).flatten()
+    return gathered.transpose(0, 1).flatten(1, 2), *(_Gather.apply(each).flatten() for each in numbers)
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

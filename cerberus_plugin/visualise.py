@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from .assembly import build_dataset
+from .assembly import build_test_set
 from .attributes import MISSING
 from .inference import image_scores
 from .metrics.ranking import rank_matches
@@ -44,13 +44,13 @@ class Gallery:
 
     def __init__(self, predictor: CerberusPredictor) -> None:
         self.predictor = predictor
-        self.dataset = build_dataset(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
-        self.queries, self.items = self.dataset.query, self.dataset.gallery
+        self.dataset, num_query = build_test_set(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
+        self.queries, self.items = self.dataset.img_items[:num_query], self.dataset.img_items[num_query:]
         self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
         self.embeddings = predictor.embed([path for path, _, _ in self.items])
         self.labels = None
-        if predictor.reader is not None and hasattr(self.dataset, "labels_of"):
-            self.labels = torch.stack([self.dataset.labels_of(pid) for _, pid, _ in self.items])
+        if predictor.reader is not None and self.dataset.labels is not None:
+            self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
 
     def query_row(self, index: int, top: int) -> Row:
         """A query, the attributes read off it (green where right), and its nearest images from other cameras."""
@@ -61,7 +61,7 @@ class Gallery:
         order = scores.masked_fill(same_view, float("-inf")).sort(descending=True, stable=True).indices[:top]
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
-        words = self._words(index, pid) if self.labels is not None else []
+        words = self._words(index, self._labels_of(path, pid)) if self.labels is not None else []
         return Row(path, f"identity {pid}, camera {camid + 1}", words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
@@ -92,10 +92,13 @@ class Gallery:
         positions = torch.linspace(0, len(order) - 1, count + 2)[1:-1].long()
         return [distinct[i] for i in order[positions]]
 
-    def _words(self, index: int, pid: int) -> list[tuple[str, str]]:
+    def _labels_of(self, path: str, pid: int) -> torch.Tensor:
+        return self.dataset.known_of(path, pid)["attributes"]
+
+    def _words(self, index: int, labels: torch.Tensor) -> list[tuple[str, str]]:
         schema = self.predictor.reader.schema
         answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
-        truth, known = schema.column_truth(self.dataset.labels_of(pid)[None])
+        truth, known = schema.column_truth(labels[None])
         words = []
         for m, (column, k) in enumerate(zip(schema.columns, answers.tolist())):
             right = bool(truth[m][0, k]) if k >= 0 else not truth[m][0].any()

@@ -29,7 +29,7 @@ def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_or
     dataset = run.data_loader.dataset
     assert dataset.pids[:3] == ["market1501_10", "market1501_100", "market1501_101"]  # rank of the string
     expected = torch.stack([market_people[0][int(pid.split("_")[1])] for pid in dataset.pids])
-    assert torch.equal(dataset.class_labels(), expected)
+    assert torch.equal(dataset.labels, expected)
     reader = run.model.attribute_reader()
     assert torch.equal(reader.table.decode(state["prototypes.sid_of_class"]), expected)
     assert all((state[f"prototypes.margins_{group}"] > 0.58).all() for group in GROUPS)
@@ -104,7 +104,7 @@ def test_figures_before_training_are_never_those_of_an_earlier_run(small_config)
 
 
 def test_seen_categories_and_majority_are_those_of_the_identities_trained_on(run, small_config):
-    assert torch.equal(run.model.attribute_reader().train_labels, run.data_loader.dataset.class_labels())
+    assert torch.equal(run.model.attribute_reader().train_labels, run.data_loader.dataset.labels)
     results = trained(small_config("DATASETS.COMBINEALL", True, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results
     assert results["APS/seen/queries"] == 6 and results["APS/unseen/queries"] == 0
 
@@ -287,7 +287,7 @@ def test_a_model_of_other_attributes_is_refused_on_a_data_set(run, duke_config):
 def test_all_images_of_both_splits_can_be_trained_on(small_config):
     train_set = build_train_set(small_config("DATASETS.COMBINEALL", True))
     assert train_set.num_classes == 8 + 6
-    assert (train_set.class_labels() >= 0).all()  # test identities by the labels of the test split
+    assert (train_set.labels >= 0).all()  # test identities by the labels of the test split
 
 
 def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_path):

@@ -50,7 +50,7 @@ def test_held_out_identities_are_labelled_as_in_training(small_config, market_pe
     held = {int(path.rsplit("/", 1)[1][:4]) for path, _, _ in test.img_items}
     assert held & {int(pid.rsplit("_", 1)[1]) for pid in train.pids} == set()
     for path, pid, _ in test.img_items:
-        assert torch.equal(test.labels[pid], market_people[0][int(path.rsplit("/", 1)[1][:4])])
+        assert torch.equal(test.known_of(path, pid)["attributes"], market_people[0][int(path.rsplit("/", 1)[1][:4])])
 
 
 def test_held_out_tests_need_held_out_identities(small_config):

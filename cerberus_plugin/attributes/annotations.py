@@ -18,7 +18,7 @@ KNOWN_MISSING = {(DUKEMTMC.name, "top"): 0}
 
 @dataclass(frozen=True)
 class Annotations:
-    """Labels of the identities of one data set: `train` and `test` map a pid to int64 (A,), -1 where missing."""
+    """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing."""
 
     schema: AttributeSchema
     train: dict[int, Tensor]
@@ -26,7 +26,7 @@ class Annotations:
     path: str = ""
 
     def __repr__(self) -> str:
-        return f"Annotations({self.schema.name}: {len(self.train)} train and {len(self.test)} test identities)"
+        return f"Annotations({self.schema.name}: {len(self.train)} training and {len(self.test)} test rows)"
 
     def lookup(self, split: str, pids) -> Tensor:
         """Labels of many identities of a split: int64 (N, A); rows of unlabelled identities are all -1."""

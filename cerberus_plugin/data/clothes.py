@@ -15,6 +15,10 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm
 from tabulate import tabulate
+from torch import Tensor
+
+from ..attributes import MARKET1501, Annotations
+from ..attributes.outfits import FILE_NAME, outfit_name, read_outfits
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -42,8 +46,9 @@ class Count(NamedTuple):
 class ClothesDataset(ImageDataset, ABC):
     """What these data sets share: their parts are read at once, checked, counted and held against published counts.
 
-    A part begins with its split: "query B"; "test" is query and gallery together. `outfits` is empty where images have
-    none; otherwise it numbers them over the whole data set, an outfit being that of one person of training or test.
+    A part begins with its split: "query B"; "test" is query and gallery together. `outfits` numbers them by path over
+    the whole data set, an outfit being that of one person of training or test, and `outfit_keys` has these by number:
+    (split, person, outfit). Both are empty where images have no outfits.
 
     Args:
         allow_subset: do not warn of counts other than the published ones.
@@ -65,7 +70,7 @@ class ClothesDataset(ImageDataset, ABC):
         train, query, gallery = ([photo for name, photos in parts.items() if name.split()[0] == split
                                   for photo in photos] for split in ("train", "query", "gallery"))
         self._check_persons({photo.pid for photo in query}, {photo.pid for photo in gallery})
-        self.outfits = _numbered(train, query + gallery)
+        self.outfit_keys, self.outfits = _numbered(train, query + gallery)
         if comm.is_main_process():
             self._report({**parts, "test": query + gallery}, allow_subset)
         name = self.dataset_name
@@ -143,14 +148,49 @@ class ClothesDataset(ImageDataset, ABC):
                            "ones; set DATASETS.ALLOW_SUBSET True if it is a subset on purpose.")
 
 
-def _numbered(train: list[Photo], test: list[Photo]) -> dict[str, int]:
-    """Outfits by path, from 0, those of training first, then by person; empty where one is not known."""
-    keys = {photo.path: (is_test, photo.pid, photo.outfit)
-            for is_test, photos in ((False, train), (True, test)) for photo in photos}
+def _numbered(train: list[Photo], test: list[Photo]) -> tuple[list[tuple[str, int, str]], dict[str, int]]:
+    """Outfits by number, those of training first, then by person, and numbers by path; none where one is not known."""
+    keys = {photo.path: (split, photo.pid, photo.outfit)
+            for split, photos in (("train", train), ("test", test)) for photo in photos}
     if any(outfit is None for *_, outfit in keys.values()):
-        return {}
-    numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
-    return {path: numbers[key] for path, key in keys.items()}
+        return [], {}
+    ordered = sorted(set(keys.values()), key=lambda key: (key[0] == "test", *key[1:]))
+    numbers = {key: number for number, key in enumerate(ordered)}
+    return ordered, {path: numbers[key] for path, key in keys.items()}
+
+
+class OutfitsAnnotated:
+    """What a data set of outfits gains by `outfit_attributes.csv` in its folder; mixed in before its class.
+
+    Args:
+        allow_subset: accept labelled outfits without an image as well.
+    """
+
+    schema = MARKET1501
+    by_outfit = True
+
+    def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
+        super().__init__(root=root, allow_subset=allow_subset, **kwargs)
+        path = os.path.join(self.dataset_dir, FILE_NAME)
+        labels = read_outfits(path, self.schema)
+        worn = [(split, person, outfit_name(outfit)) for split, person, outfit in self.outfit_keys]
+        unlabelled, absent = sorted(set(worn) - set(labels)), sorted(set(labels) - set(worn))
+        for missing, what in ((unlabelled, "has images but no line"), (absent, "has a line but no image")):
+            if missing and not (missing is absent and allow_subset):
+                split, person, outfit = missing[0]
+                raise ValueError(f"{path}: outfit '{outfit}' of person {person} ({split}) {what} ({len(missing)} of "
+                                 f"{len(set(worn))} outfits). Complete file and folder"
+                                 + (", or set DATASETS.ALLOW_SUBSET True if it is a subset on purpose."
+                                    if missing is absent else "; a line with nothing after the outfit will do where "
+                                    "nothing is known."))
+        self._labels = [labels[key] for key in worn]
+        train, test = ({number: self._labels[number] for number, key in enumerate(worn) if key[0] == split}
+                       for split in ("train", "test"))
+        self.annotations = Annotations(self.schema, train, test, path)
+
+    def labels_of(self, outfit: int) -> Tensor:
+        """Labels int64 (A,) of an outfit by its number."""
+        return self._labels[outfit]
 
 
 @DATASET_REGISTRY.register()
@@ -232,6 +272,16 @@ def _person_list(path: str) -> set[int]:
         if not line.isdecimal():
             raise ValueError(f"{path}, line {number}: '{line}', expected the number of a person. Restore the file.")
     return {int(line) for _, line in lines}
+
+
+@DATASET_REGISTRY.register()
+class PRCCAttributes(OutfitsAnnotated, PRCC):
+    """PRCC with the labels of outfits "A and B" and "C"."""
+
+
+@DATASET_REGISTRY.register()
+class LTCCAttributes(OutfitsAnnotated, LTCC):
+    """LTCC with the labels of outfits "1", "2", ... of a person."""
 
 
 @DATASET_REGISTRY.register()

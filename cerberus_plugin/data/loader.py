@@ -18,13 +18,16 @@ ON_UNREADABLE = ("stop", "skip")
 
 
 class AttributeDataset(CommDataset):
-    """The host's item data set with labels by identity, outfits by image and a choice for images that cannot be read.
+    """The host's item data set with labels by identity or by outfit, and a choice for images that cannot be read.
 
-    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int.
+    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int,
+    the number of the outfit among those of this data set.
+    `labels` are int64 (rows, A), or None: a row a class index, as the host numbers identities, or a row an outfit.
 
     Args:
         img_items: 3-tuples (path, pid, camid).
-        labels_of: identity -> int64 (A,); None for a data set without labels.
+        labels_of: identity, or outfit as `outfit_of` numbers it -> int64 (A,); None for a data set without labels.
+        by_outfit: labels are those of outfits.
         annotations: the annotation files that the labels are from, for what is asked of a whole data set.
         on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
             identity, and evaluates a black image with the identity -1, which evaluators leave out.
@@ -34,7 +37,7 @@ class AttributeDataset(CommDataset):
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
                  labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
-                 on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None,
+                 on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None, by_outfit: bool = False,
                  settings: Sequence[str] = ()) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
@@ -42,8 +45,13 @@ class AttributeDataset(CommDataset):
         self.annotations = annotations
         self.on_unreadable = on_unreadable
         self.outfit_of = outfit_of
+        self.by_outfit = by_outfit
         self.settings = settings
-        self.labels = {pid: labels_of(pid) for pid in self.pids} if labels_of else None
+        outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
+        labelled = outfits if by_outfit else self.pids
+        self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}
+        self._label_rows = {key: row for row, key in enumerate(labelled)}
+        self.labels = torch.stack([labels_of(key) for key in labelled]) if labels_of else None
         self.num_unreadable = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by loader processes
         self._items_of: dict = {}
         for index, (_, pid, _) in enumerate(img_items):
@@ -54,15 +62,18 @@ class AttributeDataset(CommDataset):
             item = super().__getitem__(index)
         except (OSError, SyntaxError) as error:  # what Pillow raises for bad files
             item = self._instead_of(index, error)
-        if self.labels is not None:
-            item["attributes"] = self.labels[self.img_items[index][1]]
-        if self.outfit_of is not None:
-            item["outfits"] = self.outfit_of(item["img_paths"])  # of the image that stands in for an unreadable one
-        return item
+        return item | self.known_of(item["img_paths"], self.img_items[index][1])
 
-    def class_labels(self) -> Tensor:
-        """Labels by class index, int64 (num_classes, A): the order in which the host numbers identities."""
-        return torch.stack([self.labels[pid] for pid in self.pids])
+    def known_of(self, path: str, pid: str | int) -> dict:
+        """What is known of an image beside the host's fields: "attributes" and "outfits", as far as there are any.
+
+        Args:
+            path: of the image itself where another stands in for an unreadable one.   pid: its identity.
+        """
+        known = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
+        if self.labels is not None:
+            known["attributes"] = self.labels[self._label_rows[self.outfit_of(path) if self.by_outfit else pid]]
+        return known
 
     def _instead_of(self, index: int, error: Exception) -> dict:
         path, pid, camid = self.img_items[index]

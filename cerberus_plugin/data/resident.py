@@ -20,7 +20,7 @@ from fastreid.data.transforms import ToTensor
 from fastreid.utils import comm
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms as T
 from tqdm import tqdm
 
@@ -70,12 +70,9 @@ class ResidentLoader:
         self.row_of = torch.full((len(dataset),), -1)  # no row: an item of another process
         self.row_of[torch.tensor(items)] = torch.arange(len(items))
         self.fields = dict(resident.fields)
-        if dataset.labels is not None:
-            labels = torch.stack([dataset.labels[dataset.img_items[i][1]] for i in items])
-            self.fields["attributes"] = labels.to(resident.packed.pixels.device)
-        if dataset.outfit_of is not None:
-            outfits = torch.tensor([dataset.outfit_of(path) for path in resident.fields["img_paths"]])
-            self.fields["outfits"] = outfits.to(resident.packed.pixels.device)
+        known = default_collate([dataset.known_of(path, dataset.img_items[i][1])
+                                 for path, i in zip(resident.fields["img_paths"], items)])
+        self.fields |= {name: values.to(resident.packed.pixels.device) for name, values in known.items()}
         dataset.num_unreadable += resident.num_unreadable
 
     @classmethod

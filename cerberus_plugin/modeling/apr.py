@@ -143,7 +143,7 @@ class APR(Baseline):
     Args:
         schema: of the attributes; None for a model without them.
         lambda_id: lambda.
-        num_classes: training identities.
+        num_classes: training identities, or their outfits where the labels are those of outfits.
         host: arguments of the host's Baseline.
     """
 
@@ -163,7 +163,7 @@ class APR(Baseline):
             raise ValueError(f"MODEL.APR.LAMBDA is {cfg.MODEL.APR.LAMBDA}, expected a share between 0 and 1")
         return super().from_config(cfg) | {
             "schema": _schema(cfg.MODEL.APR.SCHEMA) if attributes else None, "lambda_id": cfg.MODEL.APR.LAMBDA,
-            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES}
+            "num_classes": cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES}
 
     def forward(self, batched_inputs):
         """The host's batch to losses by name, or images to features (B, E)."""

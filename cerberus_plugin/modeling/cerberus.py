@@ -32,6 +32,7 @@ class Cerberus(ImageModel):
         prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
         schema: name of the attribute schema, for reading the prototypes; "" without prototypes.
         pixel_mean, pixel_std: of RGB in 0..255.
+        by_outfit: images carry the semantic IDs of their outfit, not of their identity.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
         force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
@@ -41,7 +42,8 @@ class Cerberus(ImageModel):
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
-                 schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
+                 schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
+                 lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
                  force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
         super().__init__(pixel_mean, pixel_std)
@@ -51,6 +53,7 @@ class Cerberus(ImageModel):
         self.heads = heads
         self.prototypes = prototypes
         self.schema_name = schema
+        self.by_outfit = by_outfit
         self.lambda_id = lambda_id
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
@@ -67,7 +70,8 @@ class Cerberus(ImageModel):
             if schema is None:
                 raise ValueError(f"MODEL.CERBERUS.SCHEMA is '{node.SCHEMA}', expected one of {', '.join(SCHEMAS)}. "
                                  "The trainer fills it from the data set, or from the checkpoint under --eval-only.")
-            prototypes = SIDPrototypes(tuple(node.NUM_SIDS), schema.group_bits, cfg.MODEL.HEADS.NUM_CLASSES,
+            prototypes = SIDPrototypes(tuple(node.NUM_SIDS), schema.group_bits,
+                                       cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES,
                                        cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT)
         return {
             "trunk": trunk,
@@ -77,6 +81,7 @@ class Cerberus(ImageModel):
             "schema": node.SCHEMA,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "by_outfit": cfg.MODEL.NUM_OUTFITS > 0,
             "lambda_id": node.LAMBDA_ID,
             "lambda_sem": node.LAMBDA_SEM,
             "lambda_reg": node.LAMBDA_REG,
@@ -94,9 +99,10 @@ class Cerberus(ImageModel):
         targets = self.training_targets(batched_inputs)
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
+        labelled = self.training_outfits(batched_inputs) if self.by_outfit else targets
         # Triplets are mined, and labels counted, over the batches of all processes.
-        outputs["representations"], all_targets = gather_batch(outputs["representations"], targets)
-        return self.losses(outputs, all_targets)
+        outputs["representations"], *numbers = gather_batch(outputs["representations"], targets, labelled)
+        return self.losses(outputs, *numbers)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Global and local map, each (B, C, H, W), of normalised images."""
@@ -107,12 +113,13 @@ class Cerberus(ImageModel):
         """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""
         return self.heads(self.maps(images), targets)
 
-    def losses(self, outputs: dict, targets: Tensor) -> dict[str, Tensor]:
+    def losses(self, outputs: dict, targets: Tensor, labelled: Tensor) -> dict[str, Tensor]:
         """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
 
         Args:
             outputs: of `CerberusHead`; the representations may be those of all processes' batches.
-            targets: int64 (B,), of the representations.
+            targets: int64 (B,), of the representations.   labelled: int64 (B,), their identities or outfits, whichever
+                has the labels.
         """
         logits, representations = outputs["logits"], outputs["representations"]  # (5, B, C), (5, B, D)
         # Groups of one size: the mean over their means is the mean over all rows.
@@ -120,7 +127,7 @@ class Cerberus(ImageModel):
         terms = {"loss_id": self.lambda_id * identity,
                  "loss_triplet": self.lambda_id * soft_triplet_loss(representations, targets)}
         if self.prototypes is not None:
-            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, targets)
+            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, labelled)
             # Also at a weight of 0: distributed training wants every parameter in every step's loss.
             terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
         return terms

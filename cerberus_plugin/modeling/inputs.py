@@ -33,3 +33,10 @@ class ImageModel(nn.Module):
             raise ValueError("training batch without 'targets': every image needs its identity")
         # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
         return batched_inputs["targets"].to(self.device).clamp(min=0)
+
+    def training_outfits(self, batched_inputs: dict) -> Tensor:
+        """Outfits of a training batch: int64 (B,)."""
+        if "outfits" not in batched_inputs:
+            raise ValueError("training batch without 'outfits', but the labels are those of outfits: DATASETS.NAMES "
+                             "must be data sets such as PRCCAttributes")
+        return batched_inputs["outfits"].to(self.device)

@@ -1,6 +1,7 @@
 """Prototypes of semantic IDs: learnable rows, the residual vector of each bit, margins, and who carries what.
 
-Shapes: K semantic IDs of a group, L bits of a group, D dimensions, C training identities.
+Shapes: K semantic IDs of a group, L bits of a group, D dimensions, C classes: training identities, or their outfits
+where the labels are those of outfits.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class SIDPrototypes(nn.Module):
         """Write the tables of a data set into the buffers.
 
         Args:
-            sid_of_class: int64 (C, 5), by class index as the host numbers identities; -1 where missing.
+            sid_of_class: int64 (C, 5), by class index as the host numbers identities, or by outfit; -1 where missing.
             margins: per group float (K,).
         """
         for group, bits, counts, margin in zip(GROUPS, table.bits(), table.counts, margins):

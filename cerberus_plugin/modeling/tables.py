@@ -11,7 +11,7 @@ from ..attributes import MISSING, AttributeSchema
 
 
 class ClassLabels(nn.Module):
-    """Attributes of the training identities, by class index as the host numbers them.
+    """Attributes of the training identities, by class index as the host numbers them, or of their outfits.
 
     Buffers: `labels` int64 (C, A); `schema`, the fingerprint of the attribute set and its columns, 0 before `fill`.
     With `beginning`, weights of other data or of another model may be loaded to begin with: the tables stay ours.
