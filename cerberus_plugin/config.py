@@ -80,6 +80,10 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.DATASETS.HOLD_OUT = 0
     cfg.DATASETS.HOLD_OUT_SEED = 0
 
+    # Cerberus: compare people by these groups alone, such as ["head", "identity"] where clothes may have changed; all
+    # where empty. `python -m cerberus_plugin.experiments.groups RUN` measures every choice.
+    cfg.TEST.GROUPS = []
+
     # Recognition. FORCE_COLOUR answers with the best semantic ID that names a colour, never "no listed colour",
     # which the official rule always counts as wrong.
     cfg.TEST.PAR = CN()

@@ -53,6 +53,7 @@ class CerberusTrainer(DefaultTrainer):
         train_set = build_train_set(cfg)
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(train_set))
+        check_task_options(cfg)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, train_set)
         if needs_labels(cfg):
@@ -258,6 +259,7 @@ def read_config(args) -> CfgNode:
 def evaluate(cfg: CfgNode) -> OrderedDict:
     """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
     host.use_device(cfg.MODEL.DEVICE)
+    check_task_options(cfg)
     model = load_model(cfg)
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
@@ -268,8 +270,7 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
 
 
 def check_tests(cfg: CfgNode, schema: str) -> None:
-    """Options of the evaluation, and test data sets whose attributes the model cannot read."""
-    check_task_options(cfg)
+    """Refuse test data sets whose attributes the model cannot read."""
     for name in cfg.DATASETS.TESTS:
         annotations = None if name == HELD_OUT else getattr(build_dataset(cfg, name), "annotations", None)
         if annotations is not None:
@@ -287,12 +288,13 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
                                              "processes": comm.get_world_size()}
     record = {
         "protocol": {
-            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "flip": flips(cfg),
+            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
+                     "flip": flips(cfg),
                      "re-ranking": test.RERANK.ENABLED, "query expansion": test.AQE.ENABLED},
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
         },
-        "model": cfg.MODEL.META_ARCHITECTURE,
+        "model": cfg.MODEL.META_ARCHITECTURE + (f" by {' and '.join(test.GROUPS)}" if test.GROUPS else ""),
         "image size": list(cfg.INPUT.SIZE_TEST),
         "training": training,
         "hardware": machine.hardware(cfg.MODEL.DEVICE),

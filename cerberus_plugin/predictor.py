@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from tqdm import tqdm
 
 from .assembly import load_model, reader_of
 from .config import add_cerberus_config
-from .inference import image_scores
+from .inference import image_scores, of_groups
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
+LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
 
 
@@ -49,6 +52,7 @@ class CerberusPredictor:
     """
 
     def __init__(self, run_folder: str | Path, weights: str | Path | None = None, device: str | None = None) -> None:
+        self.run_folder = Path(run_folder)
         config = Path(run_folder) / "config.yaml"
         if not config.is_file():
             raise FileNotFoundError(f"{config}: not found; give the OUTPUT_DIR of a training run")
@@ -102,21 +106,47 @@ class CerberusPredictor:
                 for row in answers.tolist()]
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
-               top: int = 10) -> list[Match]:
+               top: int = 10, groups: Sequence[str] = (), may_have_changed_clothes: bool = False) -> list[Match]:
         """The pictures of a folder, or of a list, that fit best.
 
         Args:
             query: attributes in words, all or some of them, or the path of a picture of the wanted person.
+            groups: compare pictures by these groups of Cerberus alone; all where empty.
+            may_have_changed_clothes: compare pictures by `groups_for_changed_clothes`.
         """
+        if isinstance(query, dict) and (groups or may_have_changed_clothes):
+            raise ValueError("search: groups are chosen for a query by picture; leave attributes of clothes out of a "
+                             "description instead")
         labels = self._reader().schema.parse(query)[None] if isinstance(query, dict) else None
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
         if labels is not None:
             scores = self._reader().search(labels, embeddings)[0]
         else:
-            scores = image_scores(self.embed(query), embeddings, self.cfg.TEST.METRIC)[0]
+            chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups
+            scores = self.picture_scores(self.embed(query), embeddings, chosen)[0]
         order = scores.sort(descending=True, stable=True).indices[:top]
         return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
+
+    def picture_scores(self, queries: Tensor, gallery: Tensor, groups: Sequence[str] = ()) -> Tensor:
+        """How near embeddings are, higher is nearer, by some groups or all: (Q, E), (N, E) -> (Q, N)."""
+        groups = groups or self.cfg.TEST.GROUPS
+        if groups:
+            self._check_groups()
+            queries, gallery = of_groups(queries, groups), of_groups(gallery, groups)
+        return image_scores(queries, gallery, self.cfg.TEST.METRIC)
+
+    @property
+    def groups_for_changed_clothes(self) -> tuple[str, ...]:
+        """What `experiments.groups` has chosen for this run; head and identity where it has not been asked."""
+        self._check_groups()
+        path = self.run_folder / "groups" / GROUPS_FILE
+        return tuple(json.loads(path.read_text())["chosen"]) if path.is_file() else LASTING_GROUPS
+
+    def _check_groups(self) -> None:
+        if self.cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+            raise ValueError(f"{self.run_folder}: {self.cfg.MODEL.META_ARCHITECTURE} compares whole pictures; only "
+                             "Cerberus has groups to choose from")
 
     @staticmethod
     def _read(path: str | Path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .attributes import GROUPS, MISSING
 from .gathered import Gathered
-from .inference import PARTIAL, AttributeReader
+from .inference import PARTIAL, AttributeReader, of_groups
 from .metrics import aps, par, ranking
 from .metrics.outfits import Outfits
 
@@ -32,11 +32,16 @@ class ReIDTask:
     """Rank-1/5/10, mAP, mINP by the Market-1501 protocol, as the host's ReidEvaluator gives them.
 
     Without re-ranking and query expansion distances are made block by block and never held at once.
+
+    Args:
+        groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
     """
 
     cfg: object
+    groups: Sequence[str] | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
+        gathered = self._by_groups(gathered)
         query, gallery = gathered.query, gathered.gallery
         distances = self._matrix(query, gallery)
         result = self._ranked(query, gallery, distances)
@@ -51,6 +56,7 @@ class ReIDTask:
 
         Re-ranked distances are those of the whole gallery, also where some of its rows are asked for.
         """
+        gathered = self._by_groups(gathered)
         query, gallery = gathered.query, gathered.gallery
         distances = self._matrix(query, gallery)
 
@@ -60,6 +66,10 @@ class ReIDTask:
                                 Outfits(query.outfits, some.outfits, setting))
 
         return ranked
+
+    def _by_groups(self, gathered: Gathered) -> Gathered:
+        groups = self.cfg.TEST.GROUPS if self.groups is None else self.groups
+        return replace(gathered, embeddings=of_groups(gathered.embeddings, groups)) if groups else gathered
 
     def _ranked(self, query: Gathered, gallery: Gathered, distances, outfits=None) -> ranking.ReIDResult:
         ids = query.pids, query.camids, gallery.pids, gallery.camids
@@ -213,6 +223,11 @@ def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
 
 def check_task_options(cfg) -> None:
     """Refuse what would come up at the first evaluation only."""
+    if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups: "
+                         "only Cerberus does")
+    if not set(cfg.TEST.GROUPS) <= set(GROUPS):
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(GROUPS)}")
     if cfg.TEST.APS.PROTOCOL not in aps.PROTOCOLS:
         raise ValueError(f"TEST.APS.PROTOCOL is '{cfg.TEST.APS.PROTOCOL}', expected one of {', '.join(aps.PROTOCOLS)}")
     if cfg.TEST.APS.PARTIAL not in PARTIAL:

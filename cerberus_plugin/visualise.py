@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from PIL import Image
 
 from .assembly import build_test_set
 from .attributes import MISSING
-from .inference import image_scores
 from .metrics.ranking import rank_matches
 from .predictor import CerberusPredictor
 
@@ -40,10 +40,15 @@ class Row:
 
 
 class Gallery:
-    """Query and gallery of a test data set, embedded once by a predictor."""
+    """Query and gallery of a test data set, embedded once by a predictor.
 
-    def __init__(self, predictor: CerberusPredictor) -> None:
+    Args:
+        groups: compare pictures by these groups of Cerberus alone; all where empty.
+    """
+
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = ()) -> None:
         self.predictor = predictor
+        self.groups = groups
         self.dataset, num_query = build_test_set(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
         self.queries, self.items = self.dataset.img_items[:num_query], self.dataset.img_items[num_query:]
         self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
@@ -55,8 +60,7 @@ class Gallery:
     def query_row(self, index: int, top: int) -> Row:
         """A query, the attributes read off it (green where right), and its nearest images from other cameras."""
         path, pid, camid = self.queries[index]
-        scores = image_scores(self.query_embeddings[index:index + 1], self.embeddings,
-                              self.predictor.cfg.TEST.METRIC)[0]
+        scores = self.predictor.picture_scores(self.query_embeddings[index:index + 1], self.embeddings, self.groups)[0]
         same_view = torch.tensor([p == pid and c == camid for _, p, c in self.items])
         order = scores.masked_fill(same_view, float("-inf")).sort(descending=True, stable=True).indices[:top]
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
@@ -145,8 +149,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--searches", type=int, default=2, help="rows of searches by attributes")
     parser.add_argument("--top", type=int, default=10, help="images of each row")
     parser.add_argument("--output", help="file to write; RUN_FOLDER/rank_list.png if not given")
+    parser.add_argument("--may-have-changed-clothes", action="store_true",
+                        help="compare pictures by the groups of Cerberus that `experiments.groups` has chosen for that")
     args = parser.parse_args(arguments)
-    gallery = Gallery(CerberusPredictor(args.run_folder))
+    predictor = CerberusPredictor(args.run_folder)
+    gallery = Gallery(predictor, predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ())
     rows = [gallery.query_row(index, args.top) for index in gallery.spread_queries(args.queries)]
     if gallery.labels is not None:
         rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]

@@ -4,7 +4,8 @@ import json
 
 from cerberus_plugin import CerberusPredictor
 from cerberus_plugin.experiments import accelerate
-from cerberus_plugin.experiments.accelerate import Pairs, Retrieval, gather, halves
+from cerberus_plugin.experiments.accelerate import Pairs, Retrieval
+from cerberus_plugin.experiments.gathering import gather, halves
 
 import pytest
 import torch

@@ -21,14 +21,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from fastreid.evaluation import inference_on_dataset
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import report
 from ..data.held_out import HELD_OUT
-from ..engine import CerberusTrainer
 from ..gathered import Gathered
 from ..inference import (
     AcceleratedGallery,
@@ -43,6 +41,7 @@ from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
 from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
+from .gathering import gather, halves
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
@@ -134,20 +133,6 @@ class Retrieval:
         return torch.tensor(each).median().item(), _timed(lambda: search(slice(None)))
 
 
-def gather(predictor: CerberusPredictor, name: str) -> Gathered:
-    """One pass of a trained model over a test data set."""
-    found: list[Gathered] = []
-
-    def keep(gathered: Gathered) -> dict:
-        found.append(gathered)
-        return {}
-
-    cfg, model = predictor.cfg, predictor.model
-    loader, evaluator = CerberusTrainer.build_evaluator(cfg, name, model=model, tasks=[keep])
-    inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
-    return found[0]
-
-
 def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
     """A row a threshold, the plain search first."""
     rows = []
@@ -175,13 +160,6 @@ def promises(held_out: Pairs, test: Pairs, survival: list[float]) -> list[dict]:
         rows.append({"wanted": 100 * wanted, "threshold": threshold, "chosen on": 100 * own,
                      "test": 100 * by_identity, "error": 100 * error, "test pairs": 100 * by_pair})
     return rows
-
-
-def halves(identities: Tensor) -> tuple[Tensor, Tensor]:
-    """Two disjoint halves of identities, drawn with a fixed seed."""
-    distinct = identities.unique()
-    order = distinct[torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))]
-    return order[:len(order) // 2], order[len(order) // 2:]
 
 
 def tables(record: dict) -> str:

@@ -63,7 +63,7 @@ class Run:
     def conditions(self) -> dict:
         """What must agree before figures may be compared, by name; of a task that the run does not serve, nothing."""
         protocol = self.record["protocol"]
-        rules = {f"reID {key}": value for key, value in protocol["reid"].items() if key != "metric"}
+        rules = {f"reID {key}": value for key, value in protocol["reid"].items() if key not in ("metric", "groups")}
         rules["test data sets"] = sorted(self.record["results"])
         if HELD_OUT in self.record["results"]:
             data = self.config.get("DATASETS", {})

@@ -10,6 +10,7 @@ from .promise import identities_needed as identities_needed
 from .prototypes import PARTIAL as PARTIAL
 from .prototypes import PrototypeReader as PrototypeReader
 from .prototypes import blocks as blocks
+from .prototypes import of_groups as of_groups
 from .reader import AttributeReader as AttributeReader
 from .reader import ConfidentReader as ConfidentReader
 from .similarity import chunks as chunks

@@ -24,6 +24,17 @@ def blocks(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.unflatten(1, (len(GROUPS), -1)), dim=2)
 
 
+def of_groups(embeddings: Tensor, groups: Sequence[str]) -> Tensor:
+    """The blocks of some groups, so that a cosine is the mean over these: (N, 5 * D) -> (N, G * D)."""
+    unknown = [group for group in groups if group not in GROUPS]
+    if unknown or not groups:
+        raise ValueError(f"groups are {', '.join(groups) or 'none'}, expected one or more of {', '.join(GROUPS)}")
+    if embeddings.shape[1] % len(GROUPS):
+        raise ValueError(f"embeddings of {embeddings.shape[1]} values are not {len(GROUPS)} blocks, one a group; only "
+                         "Cerberus gives such")
+    return blocks(embeddings)[:, [GROUPS.index(group) for group in groups]].flatten(1)
+
+
 class PrototypeReader:
     """Recognition and search with the prototypes of semantic IDs.
 

@@ -1,0 +1,32 @@
+"""What an experiment on a finished run asks first: one pass over a test data set, and identities to choose on."""
+
+from __future__ import annotations
+
+import torch
+from fastreid.evaluation import inference_on_dataset
+from torch import Tensor
+
+from ..engine import CerberusTrainer
+from ..gathered import Gathered
+from ..predictor import CerberusPredictor
+
+
+def gather(predictor: CerberusPredictor, name: str) -> Gathered:
+    """One pass of a trained model over a test data set."""
+    found: list[Gathered] = []
+
+    def keep(gathered: Gathered) -> dict:
+        found.append(gathered)
+        return {}
+
+    cfg, model = predictor.cfg, predictor.model
+    loader, evaluator = CerberusTrainer.build_evaluator(cfg, name, model=model, tasks=[keep])
+    inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+    return found[0]
+
+
+def halves(identities: Tensor) -> tuple[Tensor, Tensor]:
+    """Two disjoint halves of identities, drawn with a fixed seed."""
+    distinct = identities.unique()
+    order = distinct[torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))]
+    return order[:len(order) // 2], order[len(order) // 2:]

@@ -1,0 +1,161 @@
+"""By which groups a trained Cerberus finds people who may have changed their clothes: every choice, measured.
+
+    python -m cerberus_plugin.experiments.groups runs/clothes/cerberus
+
+A model that is trained compares any of its five groups: clothes may be left out when asking, without another training.
+Which to leave out is chosen by mAP and Rank-1 under "cloth-changing" on the run's held-out identities
+(DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; all figures are of test identities that were
+not chosen on. Writes groups.txt, groups.json and groups.png; and with held-out identities results.json of the choice,
+for `experiments.compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from .. import report
+from ..attributes import GROUPS
+from ..clothes_task import ClothesTask
+from ..data.held_out import HELD_OUT
+from ..engine import write_results
+from ..gathered import Gathered
+from ..predictor import GROUPS_FILE, CerberusPredictor
+from ..tasks import ReIDTask
+from .gathering import gather, halves
+
+SETTINGS = ("cloth-changing", "same-clothes")
+FIGURES = ("mAP", "Rank-1")
+CHOICES = tuple(choice for size in range(len(GROUPS), 0, -1) for choice in itertools.combinations(GROUPS, size))
+
+
+def measure(gathered: Gathered, cfg) -> dict[tuple[str, ...], dict[str, float]]:
+    """Figures under both settings for each choice of groups, all five first."""
+    measured = {}
+    for choice in tqdm(CHOICES, desc="choices of groups", disable=None):
+        figures = ClothesTask(ReIDTask(cfg, choice).ranker, SETTINGS)(gathered)
+        measured[choice] = {f"{setting}/{name}": figures[f"{setting}/{name}"] for setting in SETTINGS
+                            for name in (*FIGURES, "queries")}
+    return measured
+
+
+def best_of(measured: Mapping[tuple[str, ...], Mapping[str, float]]) -> tuple[str, ...]:
+    """The choice with the best mean of mAP and Rank-1 under cloth-changing; more groups win among equals."""
+    return max(measured, key=lambda choice: sum(measured[choice][f"cloth-changing/{name}"] for name in FIGURES))
+
+
+def split_queries(gathered: Gathered) -> tuple[Gathered, Gathered]:
+    """The same gallery asked by one half of the identities, and by the other."""
+    is_query = torch.arange(len(gathered.pids)) < gathered.num_query
+    return tuple(gathered.rows((~is_query | torch.isin(gathered.pids, half)).nonzero().flatten())
+                 for half in halves(gathered.query.pids))
+
+
+def named(choice: Sequence[str]) -> str:
+    """'all' or what is compared: 'head, identity'."""
+    return "all" if len(choice) == len(GROUPS) else ", ".join(choice)
+
+
+def table(record: Mapping) -> str:
+    """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
+    rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
+    marks = {tuple(GROUPS): "all", tuple(record["chosen"]): "chosen"}
+    lines = [[named(row["groups"]), *(report.percent(row[f"{setting}/{name}"]) for setting in SETTINGS
+                                      for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
+    headers = ["groups compared", *(f"{setting} {name}" for setting in SETTINGS for name in FIGURES), ""]
+    queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in SETTINGS)
+    return (f"{record['dataset']}: {queries} queries of {record['measured on']}; groups chosen on "
+            f"{record['chosen on']}\n" + tabulate(lines, headers, disable_numparse=True,
+                                                  colalign=("left", *["right"] * 4, "left"))) + "\n"
+
+
+def plot(record: Mapping, path: Path) -> None:
+    """What each choice keeps of both settings; up is better for those who have changed, right for those who have not.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    for row in record["choices"]:
+        x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
+        emphasised = row["groups"] in (list(GROUPS), record["chosen"])
+        axes.plot(x, y, "o", color="#d62728" if emphasised else "#1f77b4", markersize=7 if emphasised else 4)
+        if emphasised or len(row["groups"]) == 1:
+            axes.annotate(named(row["groups"]), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
+             title="Groups compared: each alone, all, and the chosen (red)")
+    axes.margins(0.12)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
+    """The whole experiment; returns what groups.json holds."""
+    cfg = predictor.cfg
+    if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+        raise SystemExit(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
+                         "Cerberus.")
+    measuring = gather(predictor, dataset)
+    if measuring.outfits is None:
+        raise SystemExit(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
+                         "has some by --dataset, such as PRCC or LTCC.")
+    choosing = gather(predictor, HELD_OUT) if cfg.DATASETS.HOLD_OUT else None
+    held_out = choosing is not None and choosing.outfits is not None
+    if not held_out:
+        choosing, measuring = split_queries(measuring)
+    people = "held-out training identities" if held_out else "of the test identities"
+    chosen, measured = best_of(measure(choosing, cfg)), measure(measuring, cfg)
+    record = {"run": cfg.OUTPUT_DIR, "dataset": dataset, "chosen": list(chosen),
+              "chosen on": f"{len(choosing.query.pids.unique())} {people}",
+              "measured on": f"{len(measuring.query.pids.unique())} test identities",
+              "choices": [{"groups": list(choice), **figures} for choice, figures in measured.items()]}
+    report.write_text(str(output / "groups.txt"), table(record))
+    report.write_json(str(output / GROUPS_FILE), record)
+    plot(record, output / "groups.png")
+    if held_out:
+        _write_results(predictor, dataset, chosen, measuring, output)
+    return record
+
+
+def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str, ...], gathered: Gathered,
+                   output: Path) -> None:
+    """results.json of the test data set by the chosen groups."""
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.TEST.GROUPS, cfg.DATASETS.TESTS = str(output), list(chosen), [dataset]
+    if len(chosen) == len(GROUPS):
+        cfg.TEST.GROUPS = []
+    task = ReIDTask(cfg)
+    write_results(cfg, task(gathered) | ClothesTask(task.ranker, SETTINGS)(gathered))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a trained Cerberus")
+    parser.add_argument("--weights", help="another checkpoint of it")
+    parser.add_argument("--dataset", help="test data set with outfits; the run's first if left out")
+    parser.add_argument("--output", type=Path, help="folder of the results; RUN/groups if left out")
+    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
+    args = parser.parse_args(arguments)
+    predictor = CerberusPredictor(args.run, args.weights, args.device)
+    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
+    if not (args.dataset or tests):
+        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
+    output = args.output or args.run / "groups"
+    os.makedirs(output, exist_ok=True)
+    record = run(predictor, args.dataset or tests[0], output)
+    print(table(record))
+    print(f"Compare by {named(record['chosen'])} where clothes may have changed. In {output}: groups.txt, "
+          f"{GROUPS_FILE}, groups.png (look at it)")
+
+
+if __name__ == "__main__":
+    main()
