@@ -62,8 +62,7 @@ def check_numbers(**numbers) -> None:
 
 def check_common(seed: int, difficulty: float, workers: int | None) -> None:
     """The numbers of every form."""
-    check_numbers(difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31),
-                  workers=(1 if workers is None else workers, 1, 1024))
+    check_numbers(difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31), workers=(workers or 1, 1, 1024))
 
 
 @lru_cache(maxsize=4)

@@ -4,8 +4,8 @@
     python -m cerberus_plugin.data.synthetic --output DIR --annotations market_attribute.mat --names train.csv query.csv
 
 The first samples the people too; the second draws the identities of an annotation file and, where given, exactly
-the file names of lists with lines `id,folder/name.jpg`. It replaces no real data:
-results on it are results on drawings.
+the file names of lists with lines `id,folder/name.jpg`. `--form prcc` and `--form ltcc` draw people who change their
+clothes (`drawn_clothes.py`). It replaces no real data: results on it are results on drawings.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from scipy.io import savemat
 
 from ..attributes.annotations import read_annotations
 from ..attributes.schema import MARKET1501
+from .drawn_clothes import OUTFITS, draw_clothes, table
 from .drawn_folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
 from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view, spoil
@@ -38,6 +39,9 @@ TRAIN, GALLERY, QUERY = FOLDERS = ("bounding_box_train", "bounding_box_test", "q
 _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(\d)_\d{{6}}_\d{{2}}(?:\.jpg)+)")
 _DISTRACTOR, _JUNK = 0, -1
 _LAST_PID = 1501
+# Options that not every form takes.
+_OPTIONS = {"market1501": ("images_per_id", "distractors", "junk", "annotations", "names"),
+            "prcc": ("images_per_camera",), "ltcc": ("images_per_camera", "outfits")}
 
 Labels = dict[int, tuple[int, ...]]
 
@@ -225,7 +229,7 @@ def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty:
     return draw_person(stranger, camera, spoil(view, rng) if pid == _JUNK else view, rng)
 
 
-def _table(counts: dict[str, int], root: Path) -> str:
+def _market_table(counts: dict[str, int], root: Path) -> str:
     people = {TRAIN: "train_ids", GALLERY: "test_ids", QUERY: "test_ids"}
     rows = [f"{root}", f"{'folder':<20}{'images':>9}{'identities':>12}"]
     rows += [f"{folder:<20}{counts[folder]:>9,}{counts[people[folder]]:>12,}" for folder in FOLDERS]
@@ -234,29 +238,46 @@ def _table(counts: dict[str, int], root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.data.synthetic",
-                                     description="Draw people in the form of Market-1501, with labels.")
-    parser.add_argument("--output", required=True, help=f"folder to make {FOLDER} in (the host's FASTREID_DATASETS)")
-    parser.add_argument("--train-ids", type=int, default=100, help="training identities (default %(default)s)")
-    parser.add_argument("--test-ids", type=int, default=100, help="test identities (default %(default)s)")
-    parser.add_argument("--images-per-id", type=int, default=12,
-                        help="images of a training identity; gallery images of a test identity (default %(default)s)")
-    parser.add_argument("--distractors", type=int, default=100, help="gallery images of 0000 (default %(default)s)")
-    parser.add_argument("--junk", type=int, default=50, help="gallery images of -1 (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help="0 to 1 (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m cerberus_plugin.data.synthetic", argument_default=argparse.SUPPRESS,
+        description="Draw people, with labels, in the form of a published data set.")
+    parser.add_argument("--output", required=True, help="folder to make the form's in (the host's FASTREID_DATASETS)")
+    parser.add_argument("--form", choices=_OPTIONS, default="market1501",
+                        help="folder form; people of prcc and ltcc change clothes (default %(default)s)")
+    parser.add_argument("--train-ids", type=int, help="training identities (default 100)")
+    parser.add_argument("--test-ids", type=int, help="test identities (default 100)")
+    parser.add_argument("--images-per-id", type=int, help="market1501: images of a training identity, and of a test "
+                                                          "identity in the gallery (default 12)")
+    parser.add_argument("--distractors", type=int, help="market1501: gallery images of 0000 (default 100)")
+    parser.add_argument("--junk", type=int, help="market1501: gallery images of -1 (default 50)")
+    parser.add_argument("--images-per-camera", type=int, help="prcc, ltcc: images of an outfit under each camera that "
+                                                              "sees it (default 6)")
+    parser.add_argument("--outfits", type=int, help=f"ltcc: the most that one person has (default {OUTFITS})")
+    parser.add_argument("--seed", type=int, help="(default 0)")
+    parser.add_argument("--difficulty", type=float, help=f"0 to 1 (default {DIFFICULTY})")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--annotations", help="take identities and labels from this market_attribute.mat")
-    parser.add_argument("--names", nargs="+", default=[],
-                        help="lists (.csv, .csv.gz) of id,folder/name.jpg to draw; needs --annotations")
+    parser.add_argument("--annotations", help="market1501: take identities and labels from this market_attribute.mat")
+    parser.add_argument("--names", nargs="+", help="market1501: lists (.csv, .csv.gz) of id,folder/name.jpg to draw; "
+                                                   "needs --annotations")
     options = vars(parser.parse_args(arguments))
+    form, output = options.pop("form"), options["output"]
     try:
-        counts = draw_dataset(progress=True, **options)
+        _check_options(form, options)
+        if form == "market1501":
+            report = _market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER)
+        else:
+            report = table(form, draw_clothes(form=form, progress=True, **options), output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    print(_table(counts, Path(options["output"]) / FOLDER))
+    print(report)
+
+
+def _check_options(form: str, given) -> None:
+    others = {name for names in _OPTIONS.values() for name in names} - set(_OPTIONS[form])
+    if wrong := [f"--{name.replace('_', '-')}" for name in given if name in others]:
+        raise ValueError(f"synthetic: --form {form} takes no {', '.join(wrong)}; leave that out.")
 
 
 if __name__ == "__main__":
