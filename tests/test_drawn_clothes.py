@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import astuple, replace
 from itertools import combinations
@@ -25,9 +26,9 @@ READ = {"prcc": PRCC, "ltcc": LTCC}
 PLAIN = dict(up=1, upblue=1, downgray=1, clothes=1, age=2)  # a man in a blue T-shirt and long gray trousers
 
 
-def images(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.suffix in
-            (".jpg", ".png")}
+def images(folder, form):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / ROOTS[form]).rglob("*")
+            if path.suffix in (".jpg", ".png")}
 
 
 def read(form, folder):
@@ -127,7 +128,7 @@ def test_folder_in_the_form_of_ltcc_reads_back_with_its_counts(drawn):
     data = read("ltcc", folder)
     assert (len(data.train), len(data.query), len(data.gallery)) == (
         counts["train_images"], counts["queries"], counts["test_images"] - counts["queries"])
-    assert counts["images"] == counts["train_images"] + counts["test_images"] == len(images(folder / ROOTS["ltcc"]))
+    assert counts["images"] == counts["train_images"] + counts["test_images"] == len(images(folder, "ltcc"))
     assert len(set(data.outfits.values())) == counts["train_outfits"] + counts["test_outfits"]
     assert (counts["train_ids"], counts["test_ids"]) == (4, 9)
     assert counts["changing"] == 3 + 6  # every third keeps to one outfit
@@ -184,7 +185,7 @@ def test_images_in_one_outfit_look_more_alike_than_those_in_two(drawn):
     means = {key: np.mean(found, axis=0) for key, found in colours.items()}
     same, other = (np.mean([np.abs(means[pid, 0] - means[pid, camid]).mean() for pid, camera in means if camera == 0])
                    for camid in (1, 2))
-    assert same < 0.8 * other
+    assert same < 0.8 * other, (same, other)
 
 
 def head(person, turn):
@@ -217,11 +218,7 @@ def test_every_detail_of_the_face_stays_with_a_person_and_children_have_no_beard
 def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypatch, form):
     monkeypatch.setattr(drawn_folder, "_CHUNK", 16)
     draw_clothes(tmp_path, form, **{**SMALL, "workers": 2})
-    assert images(tmp_path) == images_of(drawn[0], form)
-
-
-def images_of(folder, form):
-    return {name: content for name, content in images(folder).items() if name.startswith(str(ROOTS[form]))}
+    assert images(tmp_path, form) == images(drawn[0], form)
 
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
@@ -239,10 +236,10 @@ def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(draw
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(drawn_folder.os, "replace", replace_some)
         draw_clothes(tmp_path, "ltcc", **SMALL)
-    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in images(tmp_path)}
-    assert 0 < len(kept) < len(images_of(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.part"))) == 1
+    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in images(tmp_path, "ltcc")}
+    assert 0 < len(kept) < len(images(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.part"))) == 1
     draw_clothes(tmp_path, "ltcc", **SMALL)
-    assert images(tmp_path) == images_of(drawn[0], "ltcc") and not list(tmp_path.rglob("*.part"))
+    assert images(tmp_path, "ltcc") == images(drawn[0], "ltcc") and not list(tmp_path.rglob("*.part"))
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in kept.items())
 
 
@@ -286,13 +283,12 @@ def test_options_of_another_form_are_refused_by_name(tmp_path, given, named):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("form, row", [("prcc", "test            1        2        6"),
-                                       ("ltcc", "changing")])
-def test_command_draws_and_prints_counts(tmp_path, capsys, form, row):
+@pytest.mark.parametrize("form, line", [("prcc", r"test +1 +2 +6\n"),
+                                        ("ltcc", r"of test: \d+ queries; 2 of all persons change clothes\n")])
+def test_command_draws_and_prints_counts(tmp_path, capsys, form, line):
     synthetic.main(f"--output {tmp_path} --form {form} --train-ids 1 --test-ids 1 --images-per-camera 2 --workers 1 "
                    "--difficulty 0.3".split())
     out, err = capsys.readouterr()
-    assert out.startswith(str(tmp_path / ROOTS[form])) and "100%" in err
-    assert row in out if form == "prcc" else "queries; 2 of all persons change clothes" in out
+    assert out.startswith(str(tmp_path / ROOTS[form])) and re.search(line, out) and "100%" in err
     settings = json.loads((tmp_path / ROOTS[form] / "synthetic.json").read_text())
     assert (settings["form"], settings["difficulty"]) == (form, 0.3)
