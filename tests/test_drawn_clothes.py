@@ -185,7 +185,7 @@ def test_images_in_one_outfit_look_more_alike_than_those_in_two(drawn):
     means = {key: np.mean(found, axis=0) for key, found in colours.items()}
     same, other = (np.mean([np.abs(means[pid, 0] - means[pid, camid]).mean() for pid, camera in means if camera == 0])
                    for camid in (1, 2))
-    assert same < 0.8 * other, (same, other)
+    assert same < 0.8 * other
 
 
 def head(person, turn):
@@ -214,11 +214,10 @@ def test_every_detail_of_the_face_stays_with_a_person_and_children_have_no_beard
     assert (head(bearded, 0.0) == head(shaved, 0.0)).all()
 
 
-@pytest.mark.parametrize("form", ROOTS)
-def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypatch, form):
+def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(drawn_folder, "_CHUNK", 16)
-    draw_clothes(tmp_path, form, **{**SMALL, "workers": 2})
-    assert images(tmp_path, form) == images(drawn[0], form)
+    draw_clothes(tmp_path, "prcc", **{**SMALL, "workers": 2})
+    assert images(tmp_path, "prcc") == images(drawn[0], "prcc")
 
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
