@@ -7,7 +7,7 @@ from itertools import product
 
 from cerberus_plugin.attributes.annotations import read_annotations
 from cerberus_plugin.attributes.schema import MARKET1501
-from cerberus_plugin.data import synthetic
+from cerberus_plugin.data import drawn_folder, synthetic
 from cerberus_plugin.data.people import HELD_OUT, generator, make_person, sample_people
 from cerberus_plugin.data.scene import View, draw_person, make_camera, sample_view
 from cerberus_plugin.data.synthetic import draw_dataset, write_annotations
@@ -110,7 +110,7 @@ def test_test_people_wear_combinations_that_no_training_person_wears():
 
 
 def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "_CHUNK", 8)
+    monkeypatch.setattr(drawn_folder, "_CHUNK", 8)
     draw_dataset(tmp_path, **{**SMALL, "workers": 2})
     assert images(tmp_path) == images(drawn[0])
 
@@ -124,7 +124,7 @@ def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(draw
     class Killed(BaseException):
         pass
 
-    whole, calls = synthetic.os.replace, []
+    whole, calls = drawn_folder.os.replace, []
 
     def replace_some(source, target):
         calls.append(target)
@@ -132,13 +132,13 @@ def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(draw
             raise Killed
         whole(source, target)
 
-    monkeypatch.setattr(synthetic.os, "replace", replace_some)
+    monkeypatch.setattr(drawn_folder.os, "replace", replace_some)
     with pytest.raises(Killed):
         draw_dataset(tmp_path, **SMALL)
     assert len(list(root_of(tmp_path).rglob("*.part"))) == 1
     finished = images(tmp_path)
     assert 0 < len(finished) < len(images(drawn[0]))
-    monkeypatch.setattr(synthetic.os, "replace", whole)
+    monkeypatch.setattr(drawn_folder.os, "replace", whole)
     kept = {path: path.stat().st_mtime_ns for path in root_of(tmp_path).glob("*/*.jpg")}
     draw_dataset(tmp_path, **SMALL)
     assert images(tmp_path) == images(drawn[0]) and not list(root_of(tmp_path).rglob("*.part"))

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from ..attributes.schema import MARKET1501
+from .faces import draw_face, face_colour
 from .pen import CIRCLE, EDGE, Pen, Round
 from .people import ACCENTS, Person, blend, dim, pick
 
@@ -325,10 +326,12 @@ class _Figure:
         left, right = max(middle - 1.15, -EDGE), min(middle + 1.15, EDGE)
         if right - left > 0.1:
             x0, x1 = x + 0.90 * r * sin(left), x + 0.90 * r * sin(right)
-            pen.oval((x0 + x1) / 2, y - 0.22 * r, (x1 - x0) / 2, 0.76 * r, p.skin)
+            pen.oval((x0 + x1) / 2, y - 0.22 * r, (x1 - x0) / 2, 0.76 * r, face_colour(p) if p.face else p.skin)
             for eye in (-0.38, 0.38):
                 if abs(middle + eye) < 1.25:
                     pen.oval(x + 0.85 * r * sin(middle + eye), y - 0.12 * r, 0.09 * r, 0.12 * r, (44, 34, 32))
+        if p.face:
+            draw_face(pen, p, x, y, r, middle)
         if self.labels["hat"]:
             self.hat(x, y, r)
 

@@ -31,7 +31,11 @@ DETAILS = (
     "skin", "hair", "hair_shape", "hat", "hat_colour", "print", "print_colour", "print_place", "back_print",
     "upper_shade", "upper_hue", "lower_shade", "lower_hue", "shoes", "socks", "height", "width", "limbs", "stride",
     "swing", "bend", "bag_colour", "bag_shape", "side", "belt", "trim", "stripe", "collar", "pattern", "cane",
+    "face_tone", "fringe", "brows", "glasses", "beard", "lips", "crown",
 )
+# The details that an outfit does not change, those of a face among them.
+FACE = DETAILS[DETAILS.index("face_tone"):]
+BODY = frozenset(("skin", "hair", "hair_shape", "height", "width", "limbs", "stride", "swing", "bend", "cane", *FACE))
 
 # Chances of the values of a field, or of the listed colours of a garment ("" for none of them).
 _AGE = (0.05, 0.52, 0.35, 0.08)
@@ -50,20 +54,28 @@ _HELD_OUT_EVERY = 8  # every 8th person of the test is of such a kind
 
 def sample_people(count: int, seed: int, split: str) -> list[tuple[int, ...]]:
     """Labels of `count` people, ints (A,) each; `split` "train" never has a combination of `HELD_OUT`, "test" has."""
-    rng, people = generator(seed, "labels", split), []
-    for i in range(count):
-        force = HELD_OUT[i // _HELD_OUT_EVERY % len(HELD_OUT)] if split == "test" and i % _HELD_OUT_EVERY == 0 else {}
+    rng = generator(seed, "labels", split)
+    return [to_labels(sample_words(rng, split, held_out(split, i))) for i in range(count)]
+
+
+def held_out(split: str, index: int) -> dict:
+    """Words for the person at this place of a split: in the test a combination of `HELD_OUT` now and then."""
+    if split == "test" and index % _HELD_OUT_EVERY == 0:
+        return HELD_OUT[index // _HELD_OUT_EVERY % len(HELD_OUT)]
+    return {}
+
+
+def sample_words(rng: np.random.Generator, split: str, force: dict) -> dict:
+    """One person in words: field values, `upper colour`, `lower colour` and `load`; those of `force` are given."""
+    person = _sample(rng, force)
+    while split == "train" and any(kind.items() <= person.items() for kind in HELD_OUT):
         person = _sample(rng, force)
-        while split == "train" and any(kind.items() <= person.items() for kind in HELD_OUT):
-            person = _sample(rng, {})
-        people.append(_labels(person))
-    return people
+    return person
 
 
 def _sample(rng: np.random.Generator, force: dict) -> dict:
-    """One person in words: field values, `upper colour`, `lower colour` and `load`."""
     u = rng.random(9)
-    gender = int(u[0] < 0.45)
+    gender = force.get("gender", int(u[0] < 0.45))
     dress = force.get("clothes", 1) == 0 or (gender == 1 and u[1] < 0.33)
     if dress:
         gender = 1
@@ -84,7 +96,7 @@ def _draw(chances, number: float) -> int:
     return int(np.searchsorted(total / total[-1], number, side="right"))
 
 
-def _labels(person: dict) -> tuple[int, ...]:
+def to_labels(person: dict) -> tuple[int, ...]:
     """Words to values in the order of MARKET1501's fields."""
     values = []
     for field in MARKET1501.fields:
@@ -107,12 +119,14 @@ def generator(*key) -> np.random.Generator:
 class Person:
     """A person as drawn: labels by field name (values of MARKET1501), details in [0, 1), and what follows from them.
 
-    `spread` in (0, 1] scales how far details take persons with equal labels apart.
+    `spread` in (0, 1] scales how far details take persons with equal labels apart. `face`: whether the details of
+    `FACE` are drawn; people of Market-1501's form go without, as they did when their figures were published.
     """
 
     labels: dict[str, int]
     details: dict[str, float]
     spread: float
+    face: bool
     upper: tuple
     upper_second: tuple
     lower: tuple
@@ -131,24 +145,31 @@ class Person:
         return (2.0 * self.details[name] - 1.0) * self.spread
 
 
-def make_person(labels, pid: int, seed: int = 0, difficulty: float = 0.0) -> Person:
+def make_person(
+    labels, pid: int, seed: int = 0, difficulty: float = 0.0, outfit: int = 0, face: bool = False
+) -> Person:
     """Looks of one person.
 
     Args:
         labels: ints (A,) in the order of MARKET1501's fields, values from 0.
         pid, seed: choose the details.
         difficulty: 0 to 1; more leaves less detail to tell persons of equal labels apart.
+        outfit: chooses the details other than those of `BODY`, which stay.
+        face: whether the person has one; it does not fade with difficulty.
     """
     named = {name: int(value) for name, value in zip(MARKET1501.field_names, labels)}
     numbers = generator(seed, "person", pid).random(len(DETAILS))
     details = dict(zip(DETAILS, numbers.tolist()))
+    if outfit:
+        worn = generator(seed, "outfit", pid, outfit).random(len(DETAILS))
+        details |= {name: number for name, number in zip(DETAILS, worn.tolist()) if name not in BODY}
     spread = 1.0 - 0.7 * difficulty
     upper, upper_second = _garment(named, "up", details, spread)
     lower, lower_second = _garment(named, "down", details, spread)
     hair = blend(HAIRS[1], pick(HAIRS, details["hair"]), spread)
     if named["age"] == 3:
         hair = blend((196, 196, 200), (226, 226, 228), details["hair"])
-    return Person(named, details, spread, upper, upper_second, lower, lower_second,
+    return Person(named, details, spread, face, upper, upper_second, lower, lower_second,
                   _between(SKINS, 0.5 + (details["skin"] - 0.5) * spread), hair,
                   blend(SHOES[0], pick(SHOES, details["shoes"]), spread),
                   blend(BAGS[0], pick(BAGS, details["bag_colour"]), spread))

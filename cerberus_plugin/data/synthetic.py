@@ -4,8 +4,8 @@
     python -m cerberus_plugin.data.synthetic --output DIR --annotations market_attribute.mat --names train.csv query.csv
 
 The first samples the people too; the second draws the identities of an annotation file and, where given, exactly
-the file names of lists with lines `id,folder/name.jpg`. It replaces no real data:
-results on it are results on drawings.
+the file names of lists with lines `id,folder/name.jpg`. `--form prcc` and `--form ltcc` draw people who change their
+clothes (`drawn_clothes.py`). It replaces no real data: results on it are results on drawings.
 """
 
 from __future__ import annotations
@@ -14,38 +14,34 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from io import BytesIO
 from math import pi
 from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy.io import savemat
-from tqdm import tqdm
 
 from ..attributes.annotations import read_annotations
 from ..attributes.schema import MARKET1501
+from .drawn_clothes import OUTFITS, draw_clothes, table
+from .drawn_folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
 from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view, spoil
 
 FOLDER = "Market-1501-v15.09.15"
 ANNOTATIONS = "market_attribute.mat"
-SETTINGS = "synthetic.json"
 TRAIN, GALLERY, QUERY = FOLDERS = ("bounding_box_train", "bounding_box_test", "query")
-DIFFICULTY = 0.6
-_VERSION = 1  # of the drawing: a folder is finished only by the code that began it
 # One published name of Market-1501 ends in .jpg twice.
 _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(\d)_\d{{6}}_\d{{2}}(?:\.jpg)+)")
 _DISTRACTOR, _JUNK = 0, -1
 _LAST_PID = 1501
-_CHUNK = 64
-_QUALITY = 90
+# Options that not every form takes.
+_OPTIONS = {"market1501": ("images_per_id", "distractors", "junk", "annotations", "names"),
+            "prcc": ("images_per_camera",), "ltcc": ("images_per_camera", "outfits")}
 
 Labels = dict[int, tuple[int, ...]]
 
@@ -104,10 +100,9 @@ def draw_dataset(
     Returns:
         how many images and identities the folder holds.
     """
-    workers = workers or os.cpu_count() or 1
-    _check_numbers(train_ids=(train_ids, 1, _LAST_PID), test_ids=(test_ids, 1, _LAST_PID),
-                   images_per_id=(images_per_id, 2, 999), distractors=(distractors, 0, 99999), junk=(junk, 0, 99999),
-                   difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31), workers=(workers, 1, 1024))
+    check_numbers(train_ids=(train_ids, 1, _LAST_PID), test_ids=(test_ids, 1, _LAST_PID),
+                  images_per_id=(images_per_id, 2, 999), distractors=(distractors, 0, 99999), junk=(junk, 0, 99999))
+    check_common(seed, difficulty, workers)
     if names and annotations is None:
         raise ValueError("synthetic: names were given without annotations; people of given names need labels: "
                          "pass the annotation file too (--annotations market_attribute.mat).")
@@ -123,12 +118,13 @@ def draw_dataset(
     else:
         plan = _sampled_plan(train, test, images_per_id, distractors, junk, seed)
 
-    root = Path(output) / FOLDER
-    _claim(root, {"version": _VERSION, "seed": seed, "difficulty": float(difficulty), **plan.counts(),
-                  "people_and_names": plan.digest()})
-    _write_atomically(root / ANNOTATIONS, lambda path: write_annotations(path, plan.train, plan.test))
-    waiting = _unfinished(root, plan.names)
-    _draw_all(root, plan, waiting, seed, float(difficulty), workers, progress)
+    people = {TRAIN: plan.train, GALLERY: plan.test, QUERY: plan.test}
+    settings = {"version": VERSION, "seed": seed, "difficulty": float(difficulty), **plan.counts(),
+                "people_and_names": plan.digest()}
+    fill(Path(output) / FOLDER, settings, FOLDERS,
+         {ANNOTATIONS: lambda path: write_annotations(path, plan.train, plan.test)},
+         {name: (people[name.split("/")[0]].get(_parse(name)[1]),) for name in plan.names},
+         partial(draw_image, seed=seed, difficulty=float(difficulty)), workers=workers, progress=progress)
     return plan.counts()
 
 
@@ -146,13 +142,6 @@ def write_annotations(path: str | Path, train: Labels, test: Labels) -> None:
     savemat(content, {"market_attribute": splits})
     # The first 116 bytes are a remark in which scipy puts the date: equal settings should give equal files.
     Path(path).write_bytes(b"MATLAB 5.0 MAT-file, labels of drawn people".ljust(116) + content.getvalue()[116:])
-
-
-def _check_numbers(**numbers) -> None:
-    for name, (value, low, high) in numbers.items():
-        if not low <= value <= high:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"synthetic: {name} is {value}, expected {low} to {high}; change {option}.")
 
 
 def _given_people(path: str | Path) -> tuple[Labels, Labels]:
@@ -224,106 +213,23 @@ def _parse(name: str) -> tuple[str, int, int, int]:
     return folder, int(pid), int(camera), int(sequence)
 
 
-def _claim(root: Path, settings: dict) -> None:
-    """Make the folder, or check that it was begun with the same settings."""
-    path = root / SETTINGS
-    if path.exists():
-        found = json.loads(path.read_text())
-        other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
-                 if found.get(key) != value]
-        if other:
-            raise ValueError(f"{path}: the folder holds people drawn with other settings ({'; '.join(other)}). "
-                             "Use the same settings to finish it, or another --output, or delete the folder.")
-    elif root.exists() and any(not entry.name.startswith(SETTINGS) for entry in root.iterdir()):
-        raise ValueError(f"{root}: already holds files but no {SETTINGS}, so they were not drawn by this command. "
-                         "Choose another --output; drawn people are never mixed into other data.")
-    root.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, lambda partial: Path(partial).write_text(json.dumps(settings, indent=2) + "\n"))
-    for folder in FOLDERS:
-        (root / folder).mkdir(exist_ok=True)
-
-
-def _write_atomically(path: Path, write) -> None:
-    """A file is either whole or absent; one that exists stays."""
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        write(partial)
-        os.replace(partial, path)
-
-
-def _unfinished(root: Path, names: tuple[str, ...]) -> list[str]:
-    """Names still to be drawn; what a killed run left half written is removed."""
-    for partial in root.rglob("*.part"):
-        partial.unlink(missing_ok=True)
-    there = {f"{folder}/{entry}" for folder in FOLDERS for entry in os.listdir(root / folder)}
-    return [name for name in names if name not in there]
-
-
-@lru_cache(maxsize=4)
-def _passers(seed: int, difficulty: float) -> list:
-    """People of no identity who walk through the pictures of others."""
-    people = sample_people(60, seed, "passers")
-    return [make_person(labels, -2 - i, seed, difficulty) for i, labels in enumerate(people)]
-
-
-@lru_cache(maxsize=4096)
-def _person(labels: tuple[int, ...], pid: int, seed: int, difficulty: float):
-    return make_person(labels, pid, seed, difficulty)
-
-
 def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty: float) -> np.ndarray:
     """The image of one file name: uint8 RGB (128, 64, 3); `labels` ints (A,), None for distractors and junk."""
     _, pid, number, sequence = _parse(name)
     camera, rng = make_camera(number, seed, difficulty), generator(seed, name)
-    passers = _passers(seed, difficulty)
-    others = [passers[i] for i in rng.choice(len(passers), 3, replace=False)]
+    walking = passers(seed, difficulty)
+    others = [walking[i] for i in rng.choice(len(walking), 3, replace=False)]
     track = rng if pid <= 0 else generator(seed, "track", pid, number, sequence)
     view = sample_view(camera, rng, turn=2 * pi * track.random(), where=track.random(), others=others[:2])
     if labels is not None:
-        return draw_person(_person(labels, pid, seed, difficulty), camera, view, rng)
+        return draw_person(known_person(labels, pid, seed, difficulty), camera, view, rng)
     empty = pid == _DISTRACTOR and rng.random() < 0.3  # the detector took a piece of the place for a person
     looks = int(rng.integers(2**31))
     stranger = None if empty else make_person(sample_people(1, seed, name)[0], -1, looks, difficulty)
     return draw_person(stranger, camera, spoil(view, rng) if pid == _JUNK else view, rng)
 
 
-def _draw_chunk(root: str, jobs: list, seed: int, difficulty: float) -> int:
-    cv2.setNumThreads(1)
-    for name, labels in jobs:
-        image = cv2.cvtColor(draw_image(name, labels, seed, difficulty), cv2.COLOR_RGB2BGR)
-        content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-        path = os.path.join(root, name)
-        partial = f"{path}.{os.getpid()}.part"
-        with open(partial, "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
-    return len(jobs)
-
-
-def _draw_all(root: Path, plan: Plan, names: list[str], seed, difficulty, workers: int, progress: bool) -> None:
-    jobs = [(name, (plan.train if name.startswith(TRAIN) else plan.test).get(_parse(name)[1])) for name in names]
-    chunks = [jobs[i:i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
-    with tqdm(total=len(plan.names), initial=len(plan.names) - len(names), unit=" images", desc="drawing",
-              disable=not progress) as bar:
-        if workers == 1 or len(chunks) < 2:
-            threads = cv2.getNumThreads()
-            try:
-                for chunk in chunks:
-                    bar.update(_draw_chunk(str(root), chunk, seed, difficulty))
-            finally:
-                cv2.setNumThreads(threads)
-            return
-        with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-            count = len(chunks)
-            try:
-                for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [seed] * count, [difficulty] * count):
-                    bar.update(done)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _table(counts: dict[str, int], root: Path) -> str:
+def _market_table(counts: dict[str, int], root: Path) -> str:
     people = {TRAIN: "train_ids", GALLERY: "test_ids", QUERY: "test_ids"}
     rows = [f"{root}", f"{'folder':<20}{'images':>9}{'identities':>12}"]
     rows += [f"{folder:<20}{counts[folder]:>9,}{counts[people[folder]]:>12,}" for folder in FOLDERS]
@@ -332,29 +238,46 @@ def _table(counts: dict[str, int], root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.data.synthetic",
-                                     description="Draw people in the form of Market-1501, with labels.")
-    parser.add_argument("--output", required=True, help=f"folder to make {FOLDER} in (the host's FASTREID_DATASETS)")
-    parser.add_argument("--train-ids", type=int, default=100, help="training identities (default %(default)s)")
-    parser.add_argument("--test-ids", type=int, default=100, help="test identities (default %(default)s)")
-    parser.add_argument("--images-per-id", type=int, default=12,
-                        help="images of a training identity; gallery images of a test identity (default %(default)s)")
-    parser.add_argument("--distractors", type=int, default=100, help="gallery images of 0000 (default %(default)s)")
-    parser.add_argument("--junk", type=int, default=50, help="gallery images of -1 (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help="0 to 1 (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m cerberus_plugin.data.synthetic", argument_default=argparse.SUPPRESS,
+        description="Draw people, with labels, in the form of a published data set.")
+    parser.add_argument("--output", required=True, help="folder to make the form's in (the host's FASTREID_DATASETS)")
+    parser.add_argument("--form", choices=_OPTIONS, default="market1501",
+                        help="folder form; people of prcc and ltcc change clothes (default %(default)s)")
+    parser.add_argument("--train-ids", type=int, help="training identities (default 100)")
+    parser.add_argument("--test-ids", type=int, help="test identities (default 100)")
+    parser.add_argument("--images-per-id", type=int, help="market1501: images of a training identity, and of a test "
+                                                          "identity in the gallery (default 12)")
+    parser.add_argument("--distractors", type=int, help="market1501: gallery images of 0000 (default 100)")
+    parser.add_argument("--junk", type=int, help="market1501: gallery images of -1 (default 50)")
+    parser.add_argument("--images-per-camera", type=int, help="prcc, ltcc: images of an outfit under each camera that "
+                                                              "sees it (default 6)")
+    parser.add_argument("--outfits", type=int, help=f"ltcc: the most that one person has (default {OUTFITS})")
+    parser.add_argument("--seed", type=int, help="(default 0)")
+    parser.add_argument("--difficulty", type=float, help=f"0 to 1 (default {DIFFICULTY})")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--annotations", help="take identities and labels from this market_attribute.mat")
-    parser.add_argument("--names", nargs="+", default=[],
-                        help="lists (.csv, .csv.gz) of id,folder/name.jpg to draw; needs --annotations")
+    parser.add_argument("--annotations", help="market1501: take identities and labels from this market_attribute.mat")
+    parser.add_argument("--names", nargs="+", help="market1501: lists (.csv, .csv.gz) of id,folder/name.jpg to draw; "
+                                                   "needs --annotations")
     options = vars(parser.parse_args(arguments))
+    form, output = options.pop("form"), options["output"]
     try:
-        counts = draw_dataset(progress=True, **options)
+        _check_options(form, options)
+        if form == "market1501":
+            report = _market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER)
+        else:
+            report = table(form, draw_clothes(form=form, progress=True, **options), output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    print(_table(counts, Path(options["output"]) / FOLDER))
+    print(report)
+
+
+def _check_options(form: str, given) -> None:
+    others = {name for names in _OPTIONS.values() for name in names} - set(_OPTIONS[form])
+    if wrong := [f"--{name.replace('_', '-')}" for name in given if name in others]:
+        raise ValueError(f"synthetic: --form {form} takes no {', '.join(wrong)}; leave that out.")
 
 
 if __name__ == "__main__":
