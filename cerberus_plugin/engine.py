@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -37,8 +36,9 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
+from .hooks import AgreeOnStatistics, TrainingClock
 from .metrics.outfits import SETTINGS
-from .processes import average_batch_statistics, synchronise_batch_norm
+from .processes import synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -181,34 +181,6 @@ class CerberusTrainer(DefaultTrainer):
                            f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
                            f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
                            "of this backbone's maps; see alignment/* in metrics.json")
-
-
-class AgreeOnStatistics(hooks.HookBase):
-    """One set of batch statistics for all processes before each evaluation and checkpoint."""
-
-    def after_epoch(self) -> None:
-        average_batch_statistics(self.trainer.model)
-
-
-class TrainingClock(hooks.HookBase):
-    """Seconds of the steps behind the present weights, without evaluations and checkpoints.
-
-    They are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
-    """
-
-    seconds = 0.0
-
-    def before_step(self) -> None:
-        self.start = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.seconds += time.perf_counter() - self.start
-
-    def state_dict(self) -> dict:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.seconds = state["seconds"]
 
 
 def setup(args) -> CfgNode:

@@ -153,7 +153,7 @@ def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
 
 def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(small_config, tmp_path, monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr("cerberus_plugin.engine.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr("cerberus_plugin.hooks.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
 
     def seconds(epochs: int) -> float | None:
         trainer = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", epochs, "TEST.EVAL_PERIOD", 1))
