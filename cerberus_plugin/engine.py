@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from fastreid.config import CfgNode, get_cfg
@@ -37,8 +36,9 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
+from .hooks import AgreeOnStatistics, Evaluations, TrainingClock
 from .metrics.outfits import SETTINGS
-from .processes import average_batch_statistics, synchronise_batch_norm
+from .processes import synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -124,6 +124,8 @@ class CerberusTrainer(DefaultTrainer):
         """As the host's; margins stay those of the configuration, whatever the checkpoint was trained with."""
         path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
         own = resume and self.checkpointer.has_checkpoint()
+        evaluations = self.checkpointer.checkpointables["evaluations"]
+        evaluations.figures = {}
         if getattr(unwrapped(self.model), "class_labels", None) is not None:
             unwrapped(self.model).class_labels.beginning = not own
         if own:
@@ -135,28 +137,34 @@ class CerberusTrainer(DefaultTrainer):
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
+        test = self.cfg.TEST
+        if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
+            logger.warning(f"{path}: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here on")
 
     def train(self):
         """Run training; write the results, as a table and as JSON, beside the checkpoint."""
+        evaluations = self.checkpointer.checkpointables["evaluations"]
         self.epoch = self.start_epoch  # the host's hooks read it after a loop that may have nothing to do
         if self.start_epoch >= self.max_epoch:
             logger.info(f"Already trained for {self.max_epoch} epochs: evaluating")
             results = self.test(self.cfg, self.model)
+            evaluations.remember(self.start_epoch, report.by_dataset(self.cfg.DATASETS.TESTS, results))
         else:
             if self.start_epoch == 0:
                 self._evaluate_floor()
             results = super().train()
             self._warn_about_the_run()
         if comm.is_main_process():
-            write_results(self.cfg, results, self.checkpointer.checkpointables["clock"].seconds)
+            seconds = self.checkpointer.checkpointables["clock"].seconds
+            write_results(self.cfg, results, seconds, evaluations.figures)
         return results
 
     def build_hooks(self) -> list:
-        clock = TrainingClock()
-        self.checkpointer.checkpointables["clock"] = clock
+        clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
+        self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations}
         built = [clock, *super().build_hooks()]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built.insert(place, AgreeOnStatistics())
+        built[place:place + 1] = [AgreeOnStatistics(), built[place], evaluations]
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
@@ -168,7 +176,7 @@ class CerberusTrainer(DefaultTrainer):
             report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:
             logger.info("Evaluating the model before the first step, the floor of the result table")
-            floor = by_dataset(self.cfg, self.test(self.cfg, self.model))
+            floor = report.by_dataset(self.cfg.DATASETS.TESTS, self.test(self.cfg, self.model))
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
 
@@ -182,34 +190,6 @@ class CerberusTrainer(DefaultTrainer):
                            f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
                            f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
                            "of this backbone's maps; see alignment/* in metrics.json")
-
-
-class AgreeOnStatistics(hooks.HookBase):
-    """One set of batch statistics for all processes before each evaluation and checkpoint."""
-
-    def after_epoch(self) -> None:
-        average_batch_statistics(self.trainer.model)
-
-
-class TrainingClock(hooks.HookBase):
-    """Seconds of the steps behind the present weights, without evaluations and checkpoints.
-
-    They are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
-    """
-
-    seconds = 0.0
-
-    def before_step(self) -> None:
-        self.start = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.seconds += time.perf_counter() - self.start
-
-    def state_dict(self) -> dict:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.seconds = state["seconds"]
 
 
 def setup(args) -> CfgNode:
@@ -277,11 +257,13 @@ def check_tests(cfg: CfgNode, schema: str) -> None:
             check_schema(schema, annotations, name)
 
 
-def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
+def write_results(cfg: CfgNode, results, seconds: float | None = None,
+                  evaluations: Mapping[str, Mapping[int, Mapping]] | None = None) -> None:
     """results.txt and results.json, with what is needed to compare the figures with others'.
 
     Args:
         seconds: of training, NaN where they are not known; None for an evaluation alone.
+        evaluations: figures by test data set and epoch; None for an evaluation alone.
     """
     test = cfg.TEST
     training = None if seconds is None else {"seconds": seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
@@ -300,18 +282,17 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None) -> None:
         "hardware": machine.hardware(cfg.MODEL.DEVICE),
         "versions": machine.versions(),
     }
-    by_name = by_dataset(cfg, results)
+    by_name = report.by_dataset(cfg.DATASETS.TESTS, results)
     if any("cloth-changing/mAP" in figures for figures in by_name.values()):
         record["protocol"]["outfits"] = {"ignored of the own identity, beside the own camera": SETTINGS,
                                          "metric": "mean of mAP and Rank-1 under cloth-changing"}
-    report.write_results(cfg.OUTPUT_DIR, by_name, record)
+    record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
+    best = {name: report.best_row(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
+    tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
+    if best:
+        logger.info(f"Results of the last epoch and of the best:\n{tables}")
 
 
 def flips(cfg: CfgNode) -> bool:
     """Whether embeddings are of mirror images as well, by the host's flip test or by the model itself."""
     return cfg.TEST.FLIP.ENABLED or (cfg.MODEL.META_ARCHITECTURE == "CSSC" and cfg.MODEL.CSSC.FLIP_SUM)
-
-
-def by_dataset(cfg: CfgNode, results) -> dict:
-    """Figures by test data set; the host returns them bare where there is one."""
-    return {cfg.DATASETS.TESTS[0]: dict(results)} if len(cfg.DATASETS.TESTS) == 1 else dict(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -15,16 +15,22 @@ FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
+# Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
+KEPT = ("metric", *REID, "APS/mAP", "APS/Rank-1")
+KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
 
 
-def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None) -> str:
+def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None,
+                  best: tuple[str, Mapping[str, float]] | None = None) -> str:
     """reID, PAR and APS side by side with their floors, percent. Tasks that a model does not serve are not shown.
 
     Args:
         results: figures by name, as `TaskEvaluator` returns them.
         floor: the same before the first step of training, where it was evaluated.
+        best: name and figures of the best epoch, `best_row`, to show beside the last one; of PAR and APS means alone.
     """
-    rows = [("this model", results)] + ([("before training", floor)] if floor else [])
+    rows = [("this model, last epoch", results), best] if best else [("this model", results)]
+    rows += [("before training", floor)] if floor else []
     parts = ["reID (rectangle AP unless said)\n" + _table(
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
     if any(f"{setting}/mAP" in results for setting in SETTINGS):
@@ -34,6 +40,32 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
     if "APS/mAP" in results:
         parts.append(_aps_table(rows))
     return "\n\n".join(parts)
+
+
+def summary(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of an evaluation that are kept of every epoch, as plain numbers."""
+    return {key: float(value) for key, value in figures.items() if key in KEPT or key.startswith(KEPT_PARTS)}
+
+
+def best_row(evaluations: Mapping[int, Mapping[str, float]]) -> tuple[str, Mapping[str, float]] | None:
+    """Name and figures of the epoch with the highest "metric", the earliest among equals; None where it has no value.
+
+    The choice is made on the test set, by reID: PAR and APS of that epoch need not be their best.
+
+    Args:
+        evaluations: figures by epoch, from 1 on; the last one is that of the model.
+    """
+    metrics = {epoch: evaluations[epoch].get("metric", math.nan) for epoch in sorted(evaluations)}
+    metrics = {epoch: metric for epoch, metric in metrics.items() if not math.isnan(metric)}
+    if not metrics:
+        return None
+    best = max(metrics, key=metrics.__getitem__)
+    return f"epoch {best} of {max(evaluations)}, the best on this test set by reID", evaluations[best]
+
+
+def by_dataset(tests: Sequence[str], results: Mapping) -> dict[str, dict]:
+    """Figures by test data set; the host returns them bare where there is one."""
+    return {tests[0]: dict(results)} if len(tests) == 1 else dict(results)
 
 
 def _outfits_table(rows: list[tuple[str, Mapping]]) -> str:
@@ -86,9 +118,9 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
     for key in [key for key in results if key.endswith("/mAP_given")]:
         groups = key.split("/")[1]
         for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
-            for name, figures in rows:
-                lines.append([name, f"by {groups}, relevant: {word}", None, figures.get(f"APS/{groups}/mAP_{reading}"),
-                              figures.get(f"APS/{groups}/Rank-1_{reading}"), None])
+            lines += [[name, f"by {groups}, relevant: {word}", None, figures[f"APS/{groups}/mAP_{reading}"],
+                       figures[f"APS/{groups}/Rank-1_{reading}"], None]
+                      for name, figures in rows if f"APS/{groups}/mAP_{reading}" in figures]
     title = f"APS over {results['APS/images']:.0f} images of query and gallery"
     return f"{title}\n" + _table(["", "categories", "queries", "mAP", "Rank-1", "mAP_trapezoid"], lines)
 
@@ -136,12 +168,22 @@ def read_results(folder: str) -> dict:
     return record | {"results": _with_nan(record["results"])}
 
 
-def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping) -> None:
-    """results.txt, the tables; results.json, the figures by test data set with what `record` says about them."""
+def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping,
+                  best: Mapping[str, tuple[str, Mapping] | None] | None = None) -> str:
+    """results.txt, the tables; results.json, the figures by test data set with what `record` says about them.
+
+    Args:
+        best: by test data set, where the tables show it: `best_row`.
+
+    Returns:
+        the tables.
+    """
     floor = read_floor(folder)
     write_json(os.path.join(folder, RESULTS_FILE), {"results": results, "before training": floor, **record})
-    tables = [f"{name}\n\n{results_table(results[name], floor.get(name))}\n" for name in results]
-    write_text(os.path.join(folder, "results.txt"), "\n".join(tables))
+    best = best or {}
+    text = "\n".join(f"{name}\n\n{results_table(results[name], floor.get(name), best.get(name))}\n" for name in results)
+    write_text(os.path.join(folder, "results.txt"), text)
+    return text
 
 
 def write_json(path: str, record) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from cerberus_plugin import CerberusTrainer
+from cerberus_plugin import CerberusTrainer, report
 from cerberus_plugin.assembly import build_train_set, load_model
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS
 from cerberus_plugin.engine import evaluate
@@ -60,6 +60,17 @@ def test_the_run_folder_holds_what_the_readme_promises(run):
         assert word in table
 
 
+def test_the_record_has_the_figures_of_every_evaluated_epoch_and_the_table_shows_the_last_alone(run):
+    folder = Path(run.cfg.OUTPUT_DIR)
+    evaluations = json.loads((folder / "results.json").read_text())["evaluations"][TESTS]
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    logged = next(line for line in lines if "mAP" in line)  # after the last step the host logs no figures
+    assert list(evaluations) == ["1", "2"] and "PAR/mA_binary" in evaluations["1"]
+    assert evaluations["1"] == pytest.approx({key: logged[key] for key in evaluations["1"]})
+    assert evaluations["2"] == pytest.approx(report.summary(run.results)) != evaluations["1"]
+    assert "best" not in (folder / "results.txt").read_text()
+
+
 def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
     cfg = run.cfg.clone()
     cfg.defrost()
@@ -67,9 +78,12 @@ def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
     cfg.MODEL.HEADS.NUM_CLASSES, cfg.MODEL.CERBERUS.SCHEMA, cfg.MODEL.CERBERUS.NUM_SIDS = 0, "", []
     cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, "moved/away.pth"
     cfg.OUTPUT_DIR += "-evaluated"
+    cfg.TEST.BEST_EPOCH = True  # an evaluation alone has no epochs
     results = evaluate(cfg)
     assert results == pytest.approx(run.results, nan_ok=True)
-    assert json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())["training"] is None
+    record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert record["training"] is None and record["evaluations"] == {}
+    assert "epoch" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
 
 
 def test_alignment_is_logged(run):
@@ -83,6 +97,8 @@ def test_resuming_a_finished_run_evaluates_it_again(small_config):
     again = CerberusTrainer(cfg)
     again.resume_or_load(resume=True)
     assert again.train() == pytest.approx(first.results, nan_ok=True)
+    record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert record["evaluations"][TESTS] == {"1": pytest.approx(report.summary(first.results))}
 
 
 def test_margins_are_the_configurations_whatever_the_checkpoint_was_trained_with(small_config, run):
@@ -141,22 +157,28 @@ def test_weights_of_another_size_or_depth_are_refused(run, small_config):
         load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.BACKBONE.DEPTH", "34x"))
 
 
-def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path):
+def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path, log):
     first = trained(small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
-    second = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", 2, "TEST.EVAL_PERIOD", 1))
+    second = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", 2, "TEST.EVAL_PERIOD", 1, "TEST.BEST_EPOCH", True))
     (tmp_path / "run" / "model_final.pth.tmp").write_bytes(b"half a checkpoint")  # what a kill leaves
     second.resume_or_load(resume=True)
     assert second.start_epoch == 1
     assert torch.equal(second.model.prototypes.rows["head"], first.model.prototypes.rows["head"])
     assert "mAP" in second.train()
+    table = (tmp_path / "run" / "results.txt").read_text()
+    assert "this model, last epoch" in table and "of 2, the best on this test set by reID" in table
+    assert f"Results of the last epoch and of the best:\n{table}" in log.messages
+    evaluations = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][TESTS]
+    assert list(evaluations) == ["1", "2"] and evaluations["1"] == pytest.approx(report.summary(first.results))
 
 
-def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(small_config, tmp_path, monkeypatch):
+def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(small_config, tmp_path, monkeypatch, log):
     ticks = itertools.count()
-    monkeypatch.setattr("cerberus_plugin.engine.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr("cerberus_plugin.hooks.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
 
     def seconds(epochs: int) -> float | None:
-        trainer = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", epochs, "TEST.EVAL_PERIOD", 1))
+        trainer = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", epochs, "TEST.EVAL_PERIOD", 1,
+                                               "TEST.BEST_EPOCH", True))
         trainer.resume_or_load(resume=True)
         trainer.train()
         return json.loads((tmp_path / "run" / "results.json").read_text())["training"]["seconds"]
@@ -166,9 +188,12 @@ def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(smal
     assert seconds(2) == 4.0  # nothing left to train
     path = tmp_path / "run" / "model_final.pth"
     checkpoint = torch.load(path)
-    del checkpoint["clock"]
+    del checkpoint["clock"], checkpoint["evaluations"]
     torch.save(checkpoint, path)
+    assert "no figures of evaluated epochs" not in log.text
     assert seconds(3) is None  # a checkpoint from before there was a clock
+    assert "model_final.pth: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here" in log.text
+    assert list(json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][TESTS]) == ["3"]
 
 
 @pytest.mark.parametrize("name", ["bot", "agw", "sbs", "mgn"])

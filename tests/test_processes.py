@@ -150,6 +150,8 @@ def test_two_processes_train_as_one_does(runs):
     one, two, _ = runs
     assert len(losses_of(one)) == 2
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
+    record = json.loads((two / "results.json").read_text())
+    assert record["evaluations"]["Market1501Attributes"]["1"]["mAP"] == record["results"]["Market1501Attributes"]["mAP"]
 
 
 def test_two_processes_evaluate_a_checkpoint_as_one_does(runs, train):

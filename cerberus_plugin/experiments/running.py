@@ -18,7 +18,7 @@ FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "M
           "MODEL.CERBERUS.NUM_SIDS")
 # And these say where a run lies, how much it says and how it reads its images, not what it finds.
 FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
-        "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB")
+        "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB", "TEST.BEST_EPOCH")
 
 
 def train_once(cfg: CfgNode) -> dict:

@@ -1,0 +1,77 @@
+"""The result table and the records: the best evaluated epoch, chosen as it should be and shown where asked for."""
+
+import json
+import math
+
+from cerberus_plugin import report
+from cerberus_plugin.report import best_row, results_table
+
+import pytest
+
+REID = {key: 10.0 + i for i, key in enumerate(report.REID)}
+PAR = {"PAR/images": 9, **{f"PAR/mA_{rule}": 50.0 for rule in report.MEANS},
+       **{f"PAR/{rule}/hat": 40.0 for rule in report.MEANS}}
+APS = {"APS/mAP": 30.0, "APS/Rank-1": 31.0, "APS/queries": 4, "APS/images": 9, "APS/seen/mAP": 1.0,
+       "APS/seen/Rank-1": 2.0, "APS/seen/queries": 3, "APS/upper/mAP_given": 1.0, "APS/upper/Rank-1_given": 2.0,
+       "APS/upper/mAP_full": 3.0, "APS/upper/Rank-1_full": 4.0}
+CLOTHES = {"cloth-changing/mAP": 20.0, "cloth-changing/queries": 5, "single-shot/draws": 10,
+           "single-shot/cloth-changing/Rank-1": 21.0, "single-shot/cloth-changing/Rank-1_deviation": 1.0}
+NAME = "epoch 4 of 6, the best on this test set by reID"
+
+
+@pytest.mark.parametrize(("metrics", "best"), [
+    ({2: 10.0, 4: 30.0, 6: 20.0}, 4),
+    ({6: 30.0, 4: 30.0, 2: 10.0}, 4),  # the earliest among equals, in whatever order
+    ({2: math.nan, 4: 1.0, 6: math.nan}, 4),
+    ({2: 10.0, 6: 30.0}, 6),  # the last
+    ({6: 0.0}, 6),  # the only one
+])
+def test_the_best_epoch_has_the_highest_metric_and_is_the_earliest_among_equals(metrics, best):
+    name, figures = best_row({epoch: {"metric": metric, "mAP": epoch} for epoch, metric in metrics.items()})
+    assert name == f"epoch {best} of 6, the best on this test set by reID" and figures["mAP"] == best
+
+
+@pytest.mark.parametrize("evaluations", [{}, {1: {"metric": math.nan}}, {1: {"mAP": 5.0}}])
+def test_an_epoch_whose_metric_is_undefined_never_wins(evaluations):
+    assert best_row(evaluations) is None
+
+
+def test_of_every_epoch_all_but_the_figures_of_single_attributes_are_kept():
+    figures = {**REID, **PAR, **APS, **CLOTHES, "metric": 1, "PAR-majority/mA_official": 1.0, "TPR@FPR=1e-04": 0.5}
+    kept = report.summary(figures)
+    assert set(kept) == {"metric", *REID, *CLOTHES, "APS/mAP", "APS/Rank-1", *(f"PAR/mA_{r}" for r in report.MEANS)}
+    assert all(type(value) is float for value in kept.values())
+
+
+def test_the_best_epoch_stands_between_the_last_one_and_the_floor():
+    results = {**REID, **PAR, **APS}
+    best = report.summary({**results, "mAP": 77.0, "PAR/mA_binary": 66.0, "APS/mAP": 55.0})
+    reid, par, aps = results_table(results, results, (NAME, best)).split("\n\n")
+    assert [line.split("  ")[0].strip() for line in map(str.strip, reid.splitlines()[3:])] == [
+        "this model, last epoch", NAME, "before training"]
+    assert "77.00" in reid.splitlines()[4]
+    assert [line.split()[-1] for line in par.splitlines() if NAME in line] == ["50.00", "66.00", "50.00"]  # no column
+    lines = [line for line in aps.splitlines() if NAME in line]
+    assert len(lines) == 1 and "55.00" in lines[0]  # all categories alone
+    plain = results_table(results, results)
+    assert "this model" in plain and "last epoch" not in plain and "best" not in plain
+
+
+def test_the_best_epoch_is_shown_under_every_setting_of_outfits():
+    results = {**REID, **CLOTHES}
+    best = report.summary({**results, "cloth-changing/mAP": 88.0})
+    lines = [line.strip() for line in results_table(results, None, (NAME, best)).splitlines() if NAME in line]
+    settings = "cloth-changing", "standard, all queries", "single-shot, cloth-changing"
+    assert len(lines) == 3
+    assert all(line.removeprefix(NAME).strip().startswith(name) for line, name in zip(lines, settings))
+    assert "88.00" in lines[0] and "21.00 +- 1.00" in lines[2]
+
+
+def test_each_test_set_has_its_own_best_epoch(tmp_path):
+    results = {"A": REID, "B": REID}
+    best = {"A": best_row({1: {"metric": 2.0}, 2: {"metric": 1.0}}), "B": best_row({1: {"metric": 1.0}})}
+    text = report.write_results(str(tmp_path), results, {"evaluations": {"A": {1: {"metric": math.nan}}}}, best)
+    assert (tmp_path / "results.txt").read_text() == text
+    first, second = text.split("\nB\n")
+    assert "epoch 1 of 2, the best" in first and "epoch 1 of 1, the best" in second
+    assert json.loads((tmp_path / "results.json").read_text())["evaluations"] == {"A": {"1": {"metric": None}}}
