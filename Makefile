@@ -8,11 +8,12 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare test lint smoke bench clean
+.PHONY: help install demo compare clothes test lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
 	@echo "make compare  IDE, ARN, APR, BoT and Cerberus trained alike on these people, one table: runs/compare"
+	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
@@ -31,6 +32,9 @@ demo: install
 
 compare: install
 	$(RUN) projects/Cerberus/compare.py
+
+clothes: install
+	$(RUN) projects/Cerberus/clothes.py
 
 test: install
 	$(RUN) -m pytest

@@ -42,7 +42,7 @@ def test_linked_and_named_files_exist(page):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
-    for config in re.findall(r"configs/(?:Market1501|DukeMTMC)/\w+\.yml", text):
+    for config in re.findall(r"configs/(?:Market1501|DukeMTMC|PRCC|LTCC|CelebreID)/\w+\.yml", text):
         assert (ROOT / config).is_file(), config
 
 

@@ -1,0 +1,40 @@
+"""`make clothes`: people are drawn who change their clothes; BoT, Cerberus and CSSC are trained alike, one table.
+
+Cerberus stands in it twice: by all of its groups, and by those that were chosen on held-out people for finding somebody
+in other clothes. Stopped and started again, it goes on where it was.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installing the package
+
+FOLDER = Path("runs/clothes")
+DATA = FOLDER / "data"
+os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it is imported
+
+from cerberus_plugin import visualise  # noqa: E402
+from cerberus_plugin.data.drawn_clothes import draw_clothes  # noqa: E402
+from cerberus_plugin.experiments import compare, groups  # noqa: E402
+
+from trainings import CONFIGS, minutes, train_each  # noqa: E402
+
+RUNS = {name: FOLDER / name for name in ("bot", "cerberus", "cssc")}
+
+
+def main() -> None:
+    start = time.monotonic()
+    counts = draw_clothes(DATA, "prcc", train_ids=160, test_ids=60, images_per_camera=4, difficulty=0.2, progress=True)
+    print(f"drawn people in {DATA}: {counts}")
+    train_each({folder: CONFIGS / f"PRCC/{name}_demo.yml" for name, folder in RUNS.items()})
+    groups.main([str(RUNS["cerberus"])])
+    visualise.main([str(RUNS["cerberus"]), "--may-have-changed-clothes"])
+    compare.main([*map(str, RUNS.values()), str(RUNS["cerberus"] / "groups"), "--output", str(FOLDER)])
+    print(f"{minutes(start)}. In {FOLDER}: comparison.md (the table above); in {RUNS['cerberus']}: groups/groups.png "
+          "(what each choice of groups keeps) and rank_list.png (look at it)")
+
+
+if __name__ == "__main__":
+    main()
