@@ -29,12 +29,11 @@ from .data.held_out import HELD_OUT, query_and_gallery, split_identities
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
+from .metrics.outfits import CHANGES
 from .modeling.apr import PARTS
 from .modeling.prototypes import margins_from_counts
 
 logger = logging.getLogger("fastreid.cerberus")
-
-HELD_OUT_SETTINGS = ("cloth-changing", "same-clothes")  # of held-out identities whose outfits are known
 
 
 def build_dataset(cfg: CfgNode, name: str):
@@ -61,7 +60,7 @@ def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
     if name == HELD_OUT:
         query, gallery, known = _held_out(cfg)
-        settings = HELD_OUT_SETTINGS
+        settings = CHANGES
     else:
         dataset = build_dataset(cfg, name)
         if comm.is_main_process():

@@ -240,6 +240,11 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
     """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
     host.use_device(cfg.MODEL.DEVICE)
     check_task_options(cfg)
+    if cfg.TEST.BEST_EPOCH:
+        logger.info("TEST.BEST_EPOCH: an evaluation alone has one epoch; the best stands in the run's own results.txt")
+    if os.path.basename(cfg.MODEL.WEIGHTS) == "model_best.pth":
+        logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
+                       "other data; model_final.pth is the last epoch")
     model = load_model(cfg)
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
@@ -276,6 +281,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
         },
+        "weights": os.path.basename(cfg.MODEL.WEIGHTS) if seconds is None else "last epoch",
         "model": cfg.MODEL.META_ARCHITECTURE + (f" by {' and '.join(test.GROUPS)}" if test.GROUPS else ""),
         "image size": list(cfg.INPUT.SIZE_TEST),
         "training": training,
@@ -284,8 +290,10 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
     }
     by_name = report.by_dataset(cfg.DATASETS.TESTS, results)
     if any("cloth-changing/mAP" in figures for figures in by_name.values()):
-        record["protocol"]["outfits"] = {"ignored of the own identity, beside the own camera": SETTINGS,
-                                         "metric": "mean of mAP and Rank-1 under cloth-changing"}
+        changed = any(not math.isnan(figures.get("cloth-changing/mAP", math.nan)) for figures in by_name.values())
+        record["protocol"]["outfits"] = {
+            "ignored of the own identity, beside the own camera": SETTINGS,
+            "metric": "mean of mAP and Rank-1" + (" under cloth-changing" if changed else ", whatever they wear")}
     record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
     best = {name: report.best_row(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
     tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)

@@ -117,6 +117,8 @@ class CerberusPredictor:
         if isinstance(query, dict) and (groups or may_have_changed_clothes):
             raise ValueError("search: groups are chosen for a query by picture; leave attributes of clothes out of a "
                              "description instead")
+        if groups and may_have_changed_clothes:
+            raise ValueError("search: give groups, or may_have_changed_clothes for those of the run, not both")
         labels = self._reader().schema.parse(query)[None] if isinstance(query, dict) else None
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from .metrics.outfits import SETTINGS
+from .metrics.outfits import CHANGES, SETTINGS
 
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
@@ -71,7 +71,7 @@ def by_dataset(tests: Sequence[str], results: Mapping) -> dict[str, dict]:
 def _outfits_table(rows: list[tuple[str, Mapping]]) -> str:
     """Settings under each other, that of the "metric" first; the plain figures are of all queries, whatever they wear.
     """
-    shown = [setting for setting in ("cloth-changing", "same-clothes") if f"{setting}/mAP" in rows[0][1]]
+    shown = [setting for setting in CHANGES if f"{setting}/mAP" in rows[0][1]]
     lines = []
     for name, figures in rows:
         lines += [[name, setting, figures.get(f"{setting}/queries"), *(figures.get(f"{setting}/{k}") for k in REID)]

@@ -51,6 +51,10 @@ class Gallery:
         self.groups = groups
         self.dataset, num_query = build_test_set(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
         self.queries, self.items = self.dataset.img_items[:num_query], self.dataset.img_items[num_query:]
+        self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
+        self.outfits = None
+        if groups and self.dataset.outfit_of:
+            self.outfits = torch.tensor([self.dataset.outfit_of(path) for path, *_ in self.items])
         self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
         self.embeddings = predictor.embed([path for path, _, _ in self.items])
         self.labels = None
@@ -58,11 +62,13 @@ class Gallery:
             self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
 
     def query_row(self, index: int, top: int) -> Row:
-        """A query, the attributes read off it (green where right), and its nearest images from other cameras."""
+        """A query, the attributes read off it (green where right), and its nearest images from other cameras.
+
+        Where groups are left out, from other outfits as well.
+        """
         path, pid, camid = self.queries[index]
         scores = self.predictor.picture_scores(self.query_embeddings[index:index + 1], self.embeddings, self.groups)[0]
-        same_view = torch.tensor([p == pid and c == camid for _, p, c in self.items])
-        order = scores.masked_fill(same_view, float("-inf")).sort(descending=True, stable=True).indices[:top]
+        order = scores.masked_fill(self._ignored(index), float("-inf")).sort(descending=True, stable=True).indices[:top]
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
         words = self._words(index, self._labels_of(path, pid)) if self.labels is not None else []
@@ -78,10 +84,11 @@ class Gallery:
         return Row(None, "search by attributes", [(f"{k}: {v}", "black") for k, v in description.items()], found)
 
     def spread_queries(self, count: int) -> list[int]:
-        """Queries of different identities, evenly over the list."""
+        """Queries of different identities that have something to find, evenly over the list."""
         first = {}
         for index, (_, pid, _) in enumerate(self.queries):
-            first.setdefault(pid, index)
+            if pid not in first and ((self.pids == pid) & ~self._ignored(index)).any():
+                first[pid] = index
         chosen = list(first.values())
         step = max(len(chosen) // max(count, 1), 1)
         return chosen[::step][:count]
@@ -95,6 +102,14 @@ class Gallery:
         order = ranked.ap.sort(descending=True).indices
         positions = torch.linspace(0, len(order) - 1, count + 2)[1:-1].long()
         return [distinct[i] for i in order[positions]]
+
+    def _ignored(self, index: int) -> torch.Tensor:
+        """Images of the query's person that are too easy to find: bool (N,)."""
+        path, pid, camid = self.queries[index]
+        alike = self.camids == camid
+        if self.outfits is not None:
+            alike |= self.outfits == self.dataset.outfit_of(path)
+        return (self.pids == pid) & alike
 
     def _labels_of(self, path: str, pid: int) -> torch.Tensor:
         return self.dataset.known_of(path, pid)["attributes"]

@@ -54,7 +54,8 @@ def test_no_two_images_of_celeb_reid_share_a_camera_between_query_and_gallery(tm
     data = CelebReID(root=str(tmp_path))
     assert [camid for *_, camid in data.query] == [0, 1]
     assert [camid for *_, camid in data.gallery] == [10**6 + j for j in range(6)]
-    assert {pid for _, pid, _ in data.train}.isdisjoint(pid for _, pid, _ in data.query)  # strings and numbers
+    together = {pid for _, pid, _ in CelebReID(root=str(tmp_path), combineall=True).train}
+    assert len(together) == 4  # persons 1 and 2 of the test are not those of training
     assert data.outfits == {} and data.settings == ()
 
 
@@ -130,6 +131,14 @@ def test_a_gallery_without_any_query_person_is_refused(tmp_path):
         path.rename(path.with_name(f"9{path.name}"))
     with pytest.raises(ValueError, match=r"none of the 2 query persons \(91, ...\) is in the gallery, which has 2"):
         CelebReID(root=str(tmp_path))
+
+
+def test_query_persons_who_are_not_in_the_gallery_are_counted(tmp_path, log):
+    folder = write_prcc(tmp_path)
+    for path in (folder / "test" / "A" / "200").iterdir():
+        path.unlink()
+    PRCC(root=str(tmp_path), allow_subset=True)
+    assert "1 of 3 query persons (200, ...) have no gallery image" in once(log)[0]
 
 
 def test_lists_of_persons_must_cover_the_images_and_hold_numbers(tmp_path):

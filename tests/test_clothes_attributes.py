@@ -63,6 +63,7 @@ def test_cerberus_learns_the_semantic_ids_of_outfits(tmp_path, prcc):
     model(batch)
     assert torch.equal(seen["rows"], batch["outfits"])
     assert torch.equal(sids, model.attribute_reader().table.lookup(data.labels))
+    assert model.training_outfits({"targets": torch.full((3,), -1)}).tolist() == [0, 0, 0]  # the host's PreciseBN
     with pytest.raises(ValueError, match="training batch without 'outfits', but the labels are those of outfits"):
         model({key: value for key, value in batch.items() if key != "outfits"})
 

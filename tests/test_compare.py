@@ -69,9 +69,9 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
                          "NVIDIA H100; torch 2.13.0")
     assert "euclidean distance" in lines[-1] and lines[-1] in capsys.readouterr().out
     first, second = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert first["results"]["Market1501Attributes"]["mAP"] == 70.125 and first["training"]["seconds"] == 5400.0
-    assert first["results"]["Market1501Attributes"]["APS/unseen/mAP"] is None
-    assert set(second["results"]["Market1501Attributes"]) == {"mAP", "Rank-1", "mINP"}
+    assert first["results"]["Market1501"]["mAP"] == 70.125 and first["training"]["seconds"] == 5400.0
+    assert first["results"]["Market1501"]["APS/unseen/mAP"] is None
+    assert set(second["results"]["Market1501"]) == {"mAP", "Rank-1", "mINP"}
 
 
 @pytest.mark.parametrize(("place", "value", "message"), [
@@ -81,14 +81,27 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     ("protocol__reid__ap", "trapezoid", "reID ap is trapezoid here and rectangle in"),
     ("protocol__par__force colour", True, "PAR force colour is True"),
     ("protocol__aps__protocol", "sal", "APS protocol is sal here and asmr in"),
-    ("results__Market1501Attributes__PAR/images", 360, "PAR/images of Market1501Attributes is 360 here and 13115 in"),
-    ("results__Market1501Attributes__APS/queries", 59, "APS/queries of Market1501Attributes is 59 here and 484 in"),
-    ("results", {"Other": FIGURES}, r"test data sets is \['Other'\] here and \['Market1501Attributes'\] in"),
+    ("results__Market1501Attributes__PAR/images", 360, "PAR/images of Market1501 is 360 here and 13115 in"),
+    ("results__Market1501Attributes__APS/queries", 59, "APS/queries of Market1501 is 59 here and 484 in"),
+    ("results", {"Other": FIGURES}, r"test data sets is \['Other'\] here and \['Market1501'\] in"),
 ])
 def test_figures_by_other_rules_or_of_other_data_are_refused(write, place, value, message):
     folders = [write("first"), write("second", **{place: value})]
     with pytest.raises(ValueError, match=f"second: cannot stand in one table.*{message}.*first"):
         main([str(folder) for folder in folders])
+
+
+def test_a_data_set_with_attributes_is_the_one_without(write):
+    runs = [Run.read(write("first")), Run.read(write("second", {"Market1501": REID}))]
+    check_comparable(runs)
+    assert len(table(runs).splitlines()) == 4
+
+
+def test_as_many_queries_must_have_been_asked_under_a_setting_of_outfits(write):
+    figures = [REID | {"cloth-changing/mAP": 1.0, "cloth-changing/queries": count} for count in (3873, 12)]
+    runs = [Run.read(write(name, {"PRCC": row})) for name, row in zip(("first", "second"), figures)]
+    with pytest.raises(ValueError, match="cloth-changing/queries of PRCC is 12 here and 3873 in"):
+        check_comparable(runs)
 
 
 def test_rules_of_a_task_bind_only_the_runs_that_serve_it(write):

@@ -149,14 +149,31 @@ def test_a_search_by_picture_may_leave_clothes_out(folder, root):
     chosen = predictor.groups_for_changed_clothes
     assert predictor.search(picture, gallery, may_have_changed_clothes=True) == predictor.search(picture, gallery,
                                                                                                  groups=chosen)
+    with pytest.raises(ValueError, match="give groups, or may_have_changed_clothes"):
+        predictor.search(picture, gallery, groups=("head",), may_have_changed_clothes=True)
     with pytest.raises(ValueError, match="groups are chosen for a query by picture; leave attributes of clothes out"):
         predictor.search({"hair": "long"}, gallery, may_have_changed_clothes=True)
 
 
-def test_the_picture_of_ranks_may_leave_clothes_out(folder, tmp_path):
-    visualise.main([folder, "--queries", "1", "--searches", "1", "--top", "2", "--may-have-changed-clothes", "--output",
-                    str(tmp_path / "ranks.png")])
-    assert (tmp_path / "ranks.png").stat().st_size > 10_000
+def test_the_picture_of_ranks_asks_for_people_in_other_clothes(folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(visualise, "draw", lambda rows, path, top: drawn.extend(rows))
+    options = [folder, "--queries", "3", "--searches", "0", "--top", "4", "--output", str(tmp_path / "ranks.png")]
+    visualise.main(options)
+    visualise.main([*options, "--may-have-changed-clothes"])
+    assert [row.picture.split("/")[-3] for row in drawn] == ["B", "B", "B", "C", "C", "C"]
+    predictor = CerberusPredictor(folder, device="cpu")
+    scores = predictor.picture_scores(*(predictor.embed([path]) for path in (drawn[3].picture, drawn[3].found[0][0])),
+                                      predictor.groups_for_changed_clothes)
+    assert drawn[3].found[0][2] == f"{scores.item():.2f}"
+
+
+def test_people_who_never_change_are_nothing_to_choose_on(folder, tmp_path, monkeypatch):
+    gathered = world()
+    alone = replace(gathered, outfits=gathered.pids)
+    monkeypatch.setattr(groups, "gather", lambda predictor, name: alone if name == "held-out" else gathered)
+    with pytest.raises(SystemExit, match="none of the people chosen on is asked for in other clothes.*raise DATASETS"):
+        groups.run(CerberusPredictor(folder, device="cpu"), "PRCCAttributes", tmp_path)
 
 
 def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_root, monkeypatch, tmp_path):

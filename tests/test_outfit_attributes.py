@@ -65,6 +65,16 @@ def test_a_line_that_is_cut_short_is_named(file):
         read_outfits(path, MARKET1501)
 
 
+def test_a_file_from_a_spreadsheet_is_read_and_another_separator_named(file):
+    path, labels = file
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_outfits(path, MARKET1501).keys() == labels.keys()
+    path.write_text(text.replace(",", ";"))
+    with pytest.raises(ValueError, match="the first line has one column, 'split;person.*separated by commas"):
+        read_outfits(path, MARKET1501)
+
+
 def test_a_missing_file_is_described(tmp_path):
     with pytest.raises(FileNotFoundError, match="a line for each outfit of a person, with the columns split, person"):
         read_outfits(tmp_path / "outfits.csv", MARKET1501)

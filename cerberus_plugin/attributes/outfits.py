@@ -30,7 +30,7 @@ def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tens
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found. It is to have a line for each outfit of a person, with the "
                                 f"columns {', '.join(KEYS)} and {', '.join(column.name for column in schema.columns)}.")
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes the mark
         reader = csv.DictReader(file)
         _check_columns(path, reader.fieldnames or [], schema)
         labels: dict[Outfit, Tensor] = {}
@@ -67,6 +67,8 @@ def outfit_name(name: str) -> str:
 
 def _check_columns(path: Path, names: list[str], schema: AttributeSchema) -> None:
     wanted = [*KEYS, *(column.name for column in schema.columns)]
+    if len(names) == 1:
+        raise ValueError(f"{path}: the first line has one column, '{names[0][:40]}'; columns are separated by commas")
     for what, wrong in (("lacks", [name for name in wanted if name not in names]),
                         ("has unknown or repeated", [name for i, name in enumerate(names)
                                                      if name not in wanted or name in names[:i]])):

@@ -127,6 +127,10 @@ class ClothesDataset(ImageDataset, ABC):
             raise ValueError(f"{self.dataset_dir}: none of the {len(query)} query persons ({min(query)}, ...) is in "
                              f"the gallery, which has {len(gallery)} ({min(gallery)}, ...). Take both from one data "
                              "set.")
+        absent = sorted(query - gallery)
+        if absent and comm.is_main_process():
+            logger.warning(f"{self.dataset_dir}: {len(absent)} of {len(query)} query persons ({absent[0]}, ...) have "
+                           "no gallery image, so nobody can find them")
 
     def _report(self, parts: dict[str, list[Photo]], allow_subset: bool) -> None:
         """One table of all counts, published ones beside those that differ, and a warning of these."""
@@ -266,7 +270,7 @@ class LTCC(ClothesDataset):
 
 def _person_list(path: str) -> set[int]:
     """One number a line."""
-    with open(path) as file:
+    with open(path, encoding="utf-8-sig") as file:  # Excel writes the mark
         lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
     for number, line in lines:
         if not line.isdecimal():

@@ -40,8 +40,10 @@ class Run:
     @classmethod
     def read(cls, folder: str | Path) -> Run:
         config = Path(folder) / "config.yaml"
-        return cls(str(folder), report.read_results(str(folder)),
-                   yaml.safe_load(config.read_text()) if config.is_file() else {})
+        record = report.read_results(str(folder))
+        # A data set with attributes has the images of the one without.
+        record["results"] = {name.removesuffix("Attributes"): figures for name, figures in record["results"].items()}
+        return cls(str(folder), record, yaml.safe_load(config.read_text()) if config.is_file() else {})
 
     @property
     def name(self) -> str:
@@ -69,9 +71,10 @@ class Run:
             data = self.config.get("DATASETS", {})
             rules |= {f"DATASETS.{key}": data.get(key) for key in ("HOLD_OUT", "HOLD_OUT_SEED")}
         for test, figures in sorted(self.record["results"].items()):
-            for task, count in (("par", "PAR/images"), ("aps", "APS/queries")):
+            for task, count in (("par", "PAR/images"), ("aps", "APS/queries"), ("", "cloth-changing/queries"),
+                                ("", "same-clothes/queries")):
                 if count in figures:
-                    rules |= {f"{task.upper()} {key}": value for key, value in protocol[task].items()}
+                    rules |= {f"{task.upper()} {key}": value for key, value in protocol.get(task, {}).items()}
                     rules[f"{count} of {test}"] = figures[count]
         return rules
 

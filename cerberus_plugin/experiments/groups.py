@@ -31,11 +31,11 @@ from ..clothes_task import ClothesTask
 from ..data.held_out import HELD_OUT
 from ..engine import write_results
 from ..gathered import Gathered
+from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
 from ..tasks import ReIDTask
 from .gathering import gather, halves
 
-SETTINGS = ("cloth-changing", "same-clothes")
 FIGURES = ("mAP", "Rank-1")
 CHOICES = tuple(choice for size in range(len(GROUPS), 0, -1) for choice in itertools.combinations(GROUPS, size))
 
@@ -44,9 +44,12 @@ def measure(gathered: Gathered, cfg) -> dict[tuple[str, ...], dict[str, float]]:
     """Figures under both settings for each choice of groups, all five first."""
     measured = {}
     for choice in tqdm(CHOICES, desc="choices of groups", disable=None):
-        figures = ClothesTask(ReIDTask(cfg, choice).ranker, SETTINGS)(gathered)
-        measured[choice] = {f"{setting}/{name}": figures[f"{setting}/{name}"] for setting in SETTINGS
-                            for name in (*FIGURES, "queries")}
+        ranked = ReIDTask(cfg, choice).ranker(gathered)
+        measured[choice] = {}
+        for setting in CHANGES:
+            result = ranked(setting)
+            figures = {**result.percentages(), "queries": gathered.num_query - result.num_skipped}
+            measured[choice] |= {f"{setting}/{name}": figures[name] for name in (*FIGURES, "queries")}
     return measured
 
 
@@ -71,10 +74,10 @@ def table(record: Mapping) -> str:
     """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
     marks = {tuple(GROUPS): "all", tuple(record["chosen"]): "chosen"}
-    lines = [[named(row["groups"]), *(report.percent(row[f"{setting}/{name}"]) for setting in SETTINGS
+    lines = [[named(row["groups"]), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
-    headers = ["groups compared", *(f"{setting} {name}" for setting in SETTINGS for name in FIGURES), ""]
-    queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in SETTINGS)
+    headers = ["groups compared", *(f"{setting} {name}" for setting in CHANGES for name in FIGURES), ""]
+    queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in CHANGES)
     return (f"{record['dataset']}: {queries} queries of {record['measured on']}; groups chosen on "
             f"{record['chosen on']}\n" + tabulate(lines, headers, disable_numparse=True,
                                                   colalign=("left", *["right"] * 4, "left"))) + "\n"
@@ -112,7 +115,12 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     if not held_out:
         choosing, measuring = split_queries(measuring)
     people = "held-out training identities" if held_out else "of the test identities"
-    chosen, measured = best_of(measure(choosing, cfg)), measure(measuring, cfg)
+    tried, measured = measure(choosing, cfg), measure(measuring, cfg)
+    for of, figures in (("chosen on", tried), ("measured on", measured)):
+        if not figures[GROUPS]["cloth-changing/queries"]:
+            raise SystemExit(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
+                             "shows; raise DATASETS.HOLD_OUT for the training, or name another data set by --dataset.")
+    chosen = best_of(tried)
     record = {"run": cfg.OUTPUT_DIR, "dataset": dataset, "chosen": list(chosen),
               "chosen on": f"{len(choosing.query.pids.unique())} {people}",
               "measured on": f"{len(measuring.query.pids.unique())} test identities",
@@ -134,7 +142,7 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
     if len(chosen) == len(GROUPS):
         cfg.TEST.GROUPS = []
     task = ReIDTask(cfg)
-    write_results(cfg, task(gathered) | ClothesTask(task.ranker, SETTINGS)(gathered))
+    write_results(cfg, task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,8 @@ SETTINGS = {
     "same-clothes": "every other outfit",
 }
 
+CHANGES = ("cloth-changing", "same-clothes")  # those that tell who has changed from who has not
+
 
 class Outfits(NamedTuple):
     """Outfits of queries int64 (Q,) and gallery int64 (N,), by one numbering, and the setting to rank under."""

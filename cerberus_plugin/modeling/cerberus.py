@@ -81,7 +81,7 @@ class Cerberus(ImageModel):
             "schema": node.SCHEMA,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "by_outfit": cfg.MODEL.NUM_OUTFITS > 0,
+            "by_outfit": prototypes is not None and cfg.MODEL.NUM_OUTFITS > 0,
             "lambda_id": node.LAMBDA_ID,
             "lambda_sem": node.LAMBDA_SEM,
             "lambda_reg": node.LAMBDA_REG,
@@ -99,10 +99,10 @@ class Cerberus(ImageModel):
         targets = self.training_targets(batched_inputs)
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
-        labelled = self.training_outfits(batched_inputs) if self.by_outfit else targets
+        numbers = [targets, self.training_outfits(batched_inputs)] if self.by_outfit else [targets]
         # Triplets are mined, and labels counted, over the batches of all processes.
-        outputs["representations"], *numbers = gather_batch(outputs["representations"], targets, labelled)
-        return self.losses(outputs, *numbers)
+        outputs["representations"], *numbers = gather_batch(outputs["representations"], *numbers)
+        return self.losses(outputs, numbers[0], numbers[-1])
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Global and local map, each (B, C, H, W), of normalised images."""

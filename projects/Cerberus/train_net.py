@@ -2,7 +2,7 @@
 
     python projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_R50.yml
     python projects/Cerberus/train_net.py --config-file ... --resume
-    python projects/Cerberus/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../model_best.pth
+    python projects/Cerberus/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../model_final.pth
 """
 
 import sys
