@@ -112,7 +112,6 @@ def _unfinished(root: Path, names: Iterable[str]) -> list[str]:
 
 
 def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
-    cv2.setNumThreads(1)
     for name, *job in jobs:
         image = cv2.cvtColor(draw(name, *job), cv2.COLOR_RGB2BGR)
         path = os.path.join(root, name)
@@ -127,21 +126,23 @@ def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
 def _draw_all(root: Path, jobs: Mapping[str, tuple], names: list[str], draw: Callable, workers: int,
               progress: bool) -> None:
     chunks = [[(name, *jobs[name]) for name in names[i:i + _CHUNK]] for i in range(0, len(names), _CHUNK)]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(names), unit=" images", desc="drawing",
-              disable=not progress) as bar:
-        if workers == 1 or len(chunks) < 2:
-            threads = cv2.getNumThreads()
-            try:
+    threads = cv2.getNumThreads()
+    # Before processes are forked: a fork has the locks of OpenCV's threads without the threads, and waits for ever.
+    cv2.setNumThreads(1)
+    try:
+        with tqdm(total=len(jobs), initial=len(jobs) - len(names), unit=" images", desc="drawing",
+                  disable=not progress) as bar:
+            if workers == 1 or len(chunks) < 2:
                 for chunk in chunks:
                     bar.update(_draw_chunk(str(root), chunk, draw))
-            finally:
-                cv2.setNumThreads(threads)
-            return
-        with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-            count = len(chunks)
-            try:
-                for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [draw] * count):
-                    bar.update(done)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                return
+            with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
+                count = len(chunks)
+                try:
+                    for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [draw] * count):
+                        bar.update(done)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    finally:
+        cv2.setNumThreads(threads)
