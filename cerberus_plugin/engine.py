@@ -136,8 +136,9 @@ class CerberusTrainer(DefaultTrainer):
             super().resume_or_load(resume)
         except ValueError as error:
             raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
-        if not self.cfg.SOLVER.EMA:
-            del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
+        finally:
+            if not self.cfg.SOLVER.EMA:
+                del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
