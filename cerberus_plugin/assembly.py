@@ -152,7 +152,7 @@ def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentL
 
 def needs_prototypes(cfg: CfgNode) -> bool:
     node = cfg.MODEL.CERBERUS
-    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and bool(node.LAMBDA_SEM or node.LAMBDA_REG)
+    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and bool(node.LAMBDA_SEM or node.LAMBDA_REG or node.SOFTMAX)
 
 
 def needs_labels(cfg: CfgNode) -> bool:
@@ -173,7 +173,7 @@ def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
         return cfg
     name = cfg.MODEL.META_ARCHITECTURE
     if not train_set.annotations:
-        without = ("set MODEL.CERBERUS.LAMBDA_SEM and LAMBDA_REG to 0.0" if name == "Cerberus"
+        without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")

@@ -33,8 +33,8 @@ def add_cerberus_config(cfg: CN) -> None:
     node.ALPHA = 0.4  # alpha
     node.BETA = 1.8  # beta
 
-    # Weights of the losses, Eq. 2. Without LAMBDA_SEM prototypes learn nothing of images, so no PAR and no APS;
-    # without LAMBDA_REG as well there are none. Label smoothing of the identity classifiers is the host's
+    # Weights of the losses, Eq. 2. Without LAMBDA_SEM and SOFTMAX prototypes learn nothing of images, so no PAR and no
+    # APS; without LAMBDA_REG as well there are none. Label smoothing of the identity classifiers is the host's
     # MODEL.LOSSES.CE.EPSILON (0 in the paper).
     node.LAMBDA_ID = 1.0
     node.LAMBDA_SEM = 5.0
@@ -47,6 +47,17 @@ def add_cerberus_config(cfg: CN) -> None:
     # Initial values of prototypes and residual vectors (Table 7): he_normal, he_uniform, xavier_normal,
     # xavier_uniform, normal_0.01, normal_0.1, normal_1, normal_10 (standard deviation).
     node.INIT = "he_normal"
+
+    # Beyond the paper; each is off by default, and then nothing of it is in model, losses or checkpoint.
+    # SOFTMAX: weight of a cross-entropy over the prototypes of a group that training identities carry, with
+    # SOFTMAX_SCALE * cosine as logits; beside the hinge of Eq. 3, or in place of it where LAMBDA_SEM is 0.
+    node.SOFTMAX = 0.0
+    node.SOFTMAX_SCALE = 16.0
+    # Pooling of the strips and of the global map: "mean" as in the paper, "max", or "gem", the generalised mean with a
+    # learnable exponent a branch, from 3 on.
+    node.POOL = "mean"
+    # Triplet loss on the representations before batch normalisation; the other losses and inference after it.
+    node.SPLIT = False
 
     # IDE, ARN and APR; identity losses are the host's MODEL.LOSSES.
     apr = cfg.MODEL.APR = CN()
@@ -107,6 +118,11 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.MODEL.CHANNELS_LAST = False  # order of images, maps and weights in memory that convolutions are fastest with
     cfg.MODEL.COMPILE = False  # torch.compile for training; the first step takes a minute or so
     cfg.SOLVER.FUSED = False  # the whole optimiser step as one kernel, where SOLVER.OPT has one
+
+    # Decay of an exponential moving average of the weights after each step, such as 0.999, for any model; 0 for none.
+    # Evaluation and the "model" of checkpoints are the average, training goes on from the raw weights beside it. It
+    # is at most (1 + t) / (10 + t) after t steps; batch statistics are those of the raw weights.
+    cfg.SOLVER.EMA = 0.0
 
     # Batch statistics over all processes of a distributed training, in place of each process's own.
     cfg.MODEL.SYNC_BN = False

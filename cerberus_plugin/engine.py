@@ -36,7 +36,7 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
-from .hooks import AgreeOnStatistics, Evaluations, TrainingClock
+from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
 from .metrics.outfits import SETTINGS
 from .processes import synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
@@ -126,6 +126,8 @@ class CerberusTrainer(DefaultTrainer):
         own = resume and self.checkpointer.has_checkpoint()
         evaluations = self.checkpointer.checkpointables["evaluations"]
         evaluations.figures = {}
+        if not self.cfg.SOLVER.EMA:
+            self.checkpointer.checkpointables["average"] = WithoutAverage()
         if getattr(unwrapped(self.model), "class_labels", None) is not None:
             unwrapped(self.model).class_labels.beginning = not own
         if own:
@@ -134,6 +136,9 @@ class CerberusTrainer(DefaultTrainer):
             super().resume_or_load(resume)
         except ValueError as error:
             raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
+        finally:
+            if not self.cfg.SOLVER.EMA:
+                del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
@@ -163,6 +168,9 @@ class CerberusTrainer(DefaultTrainer):
         clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
         self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations}
         built = [clock, *super().build_hooks()]
+        if self.cfg.SOLVER.EMA:
+            built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
+            self.checkpointer.checkpointables["average"] = built[0]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[place:place + 1] = [AgreeOnStatistics(), built[place], evaluations]
         for hook in built:

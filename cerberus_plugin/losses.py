@@ -1,4 +1,4 @@
-"""The losses of Cerberus (Eq. 2 to 8), APR and CSSC: pure functions of tensors, computed in float32 under autocast.
+"""The losses of Cerberus (Eq. 2 to 8) and beyond, APR and CSSC: pure functions of tensors, float32 under autocast.
 
 Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L bits of a group, C identities.
 """
@@ -60,6 +60,31 @@ def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Te
     cosine = F.cosine_similarity(representations, prototypes[rows], dim=-1, eps=COSINE_EPS)  # (G, B)
     hinge = (1 - margins[rows] - cosine).clamp(min=0)
     return ((hinge * known).sum(dim=-1) / known.sum(dim=-1).clamp(min=1)).mean()
+
+
+@_float32
+def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, scale: float = 16.0,
+                           competing: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the semantic ID among the prototypes of a group; not in the paper.
+
+    The logits are cosines times `scale`. Where the hinge of Eq. 3 only pulls towards the own prototype, this also
+    pushes away from those of other semantic IDs.
+
+    Args:
+        representations, prototypes, sids: as in `semantic_guidance_loss`.
+        competing: (G, K), nonzero where a row is among those of a group; an image's own row must be. None where the
+            prototypes are of one group, all of whose rows compete.
+
+    Returns:
+        Mean over the labelled images of the batch, then over groups; 0, with a gradient of 0, where none is labelled.
+    """
+    logits = scale * F.normalize(representations, dim=-1, eps=COSINE_EPS) @ F.normalize(
+        prototypes, dim=-1, eps=COSINE_EPS).T  # (G, B, K)
+    if competing is not None:
+        logits = logits.masked_fill(competing[:, None] == 0, float("-inf"))
+    each = F.cross_entropy(logits.flatten(end_dim=-2), sids.flatten().clamp(min=-1), ignore_index=-1,
+                           reduction="none").view(sids.shape)
+    return (each.sum(dim=-1) / (sids >= 0).sum(dim=-1).clamp(min=1)).mean()
 
 
 def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, beta: float = 1.8) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import solver_cfg, trained
 from fastreid.solver import build_optimizer
-from test_cerberus import SMALL, model_of, small_batch
+from test_cerberus import PLUS, SMALL, model_of, small_batch
 
 FAST = ("SOLVER.AUTOCAST", "bfloat16", "TEST.AUTOCAST", "bfloat16", "MODEL.CHANNELS_LAST", True, "SOLVER.FUSED", True)
 PLAIN = ("SOLVER.AUTOCAST", "", "TEST.AUTOCAST", "", "MODEL.CHANNELS_LAST", False, "SOLVER.FUSED", False,
@@ -109,11 +109,12 @@ def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
     assert "fused" not in optimizer.param_groups[0]
 
 
-def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(plain):
-    model = model_of(*SMALL).train()
-    batch = small_batch(model)
-    acceleration.compile_model(model, backend="aot_eager", fullgraph=True)  # a break in the graph would raise
-    assert sum(model(batch).values()).item() == pytest.approx(plain[0][0], rel=1e-5)
+@pytest.mark.parametrize("options", [(), PLUS], ids=["paper", "plus"])
+def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(options):
+    model, compiled = (model_of(*SMALL, *options).train() for _ in range(2))
+    expected = sum(model(small_batch(model)).values()).item()
+    acceleration.compile_model(compiled, backend="aot_eager", fullgraph=True)  # a break in the graph would raise
+    assert sum(compiled(small_batch(compiled)).values()).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, monkeypatch, log):

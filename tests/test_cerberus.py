@@ -27,6 +27,8 @@ def model_of(*options) -> nn.Module:
 
 
 SMALL = ("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.EMBEDDING_DIM", 16)
+PLUS = ("MODEL.CERBERUS.SOFTMAX", 2.0, "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True,
+        "MODEL.LOSSES.CE.EPSILON", 0.1)
 
 
 def count(module: nn.Module) -> int:
@@ -104,8 +106,10 @@ def small_batch(model: nn.Module, size: int = 8) -> dict:
     with torch.no_grad():
         model.prototypes.sid_of_class.copy_(torch.randint(4, (751, 5), generator=generator))
         model.prototypes.sid_of_class[3, 1] = -1
-        for group in GROUPS:
+        for g, group in enumerate(GROUPS):
             model.prototypes.margins(group).fill_(0.6)
+            carried, counts = model.prototypes.sid_of_class[:, g], model.prototypes.counts(group)
+            counts.copy_(carried[carried >= 0].bincount(minlength=len(counts)))
     return {"images": torch.rand(size, 3, 96, 48, generator=generator) * 255, "targets": torch.arange(size) // 2}
 
 
@@ -132,9 +136,43 @@ def test_losses_are_weighted_means_over_the_five_groups():
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("weights", [(5.0, 0.001), (5.0, 0.0), (0.0, 0.001)])
+def test_options_beyond_the_paper_leave_no_trace_where_they_are_off():
+    model = model_of(*SMALL).train()
+    assert set(model(small_batch(model))) == {"loss_id", "loss_triplet", "loss_sem", "loss_reg"}
+    added = set(model_of(*SMALL, *PLUS).state_dict()) - set(model.state_dict())
+    assert added == {"heads.exponents.global", "heads.exponents.local"}
+
+
+def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_before_batch_normalisation():
+    model = model_of(*SMALL, *PLUS).train()
+    batch = small_batch(model)
+    outputs = {}
+    model.heads.register_forward_hook(lambda module, inputs, output: outputs.update(output))
+    terms, y = model(batch), batch["targets"]
+    softmax = 0
+    for g, group in enumerate(GROUPS):
+        sids = model.prototypes.sid_of_class[y][:, g]
+        rows = model.prototypes.rows[group][:4]  # no class carries a semantic ID beyond
+        cosines = F.normalize(outputs["representations"][g], dim=1) @ F.normalize(rows, dim=1).T
+        softmax = softmax + F.cross_entropy(16 * cosines, sids, ignore_index=-1) / 5
+    assert terms["loss_softmax"].item() == pytest.approx(2 * softmax.item(), rel=1e-5)
+    triplet = sum(soft_triplet_loss(f, y) for f in outputs["before"]) / 5
+    assert terms["loss_triplet"].item() == pytest.approx(triplet.item(), rel=1e-5)
+    assert soft_triplet_loss(outputs["representations"], y).item() != pytest.approx(triplet.item(), rel=0.01)
+    smoothed = F.cross_entropy(outputs["logits"].flatten(0, 1), y.repeat(5), label_smoothing=0.1)
+    assert terms["loss_id"].item() == pytest.approx(smoothed.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"SOFTMAX": -1.0}, {"SOFTMAX_SCALE": 0.0}])
+def test_a_softmax_of_negative_weight_or_without_scale_is_refused(options):
+    with pytest.raises(ValueError, match="SOFTMAX is .* and SOFTMAX_SCALE .*, expected a weight of at least 0"):
+        model_of(*SMALL, *(item for key, value in options.items() for item in (f"MODEL.CERBERUS.{key}", value)))
+
+
+@pytest.mark.parametrize("weights", [(5.0, 0.001, 0.0), (5.0, 0.0, 0.0), (0.0, 0.001, 0.0), (0.0, 0.0, 1.0)])
 def test_every_parameter_takes_part_in_every_step_whatever_the_weights(weights):
-    model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", weights[0], "MODEL.CERBERUS.LAMBDA_REG", weights[1]).train()
+    model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", weights[0], "MODEL.CERBERUS.LAMBDA_REG", weights[1],
+                     "MODEL.CERBERUS.SOFTMAX", weights[2], "MODEL.CERBERUS.POOL", "gem").train()
     sum(model(small_batch(model)).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 

@@ -52,16 +52,18 @@ def test_outfits_of_ltcc_are_found_by_number(tmp_path):
 
 
 def test_cerberus_learns_the_semantic_ids_of_outfits(tmp_path, prcc):
-    trainer = CerberusTrainer(cloth_config(tmp_path, "PRCCAttributes", file=CERBERUS))
+    trainer = CerberusTrainer(cloth_config(tmp_path, "PRCCAttributes", "MODEL.CERBERUS.SOFTMAX", 1.0, file=CERBERUS))
     model, data = trainer.model, trainer.data_loader.dataset
     assert trainer.cfg.MODEL.NUM_OUTFITS == 8 and trainer.cfg.MODEL.HEADS.NUM_CLASSES == 4
     assert torch.equal(model.attribute_reader().train_labels, data.labels)
     batch = {"images": torch.rand(8, 3, 48, 24) * 255, "targets": torch.arange(8) // 2, "outfits": torch.arange(8)}
     model.train()
+    assert model(batch)["loss_softmax"].isfinite()  # each outfit's semantic IDs are among those that compete
     sids, seen = model.prototypes.sid_of_class, {}
     model.prototypes.guidance = lambda representations, rows: seen.setdefault("rows", rows).sum() * 0.0
+    model.prototypes.softmax = lambda representations, rows, scale: seen.setdefault("softmax", rows).sum() * 0.0
     model(batch)
-    assert torch.equal(seen["rows"], batch["outfits"])
+    assert torch.equal(seen["rows"], batch["outfits"]) and torch.equal(seen["softmax"], batch["outfits"])
     assert torch.equal(sids, model.attribute_reader().table.lookup(data.labels))
     assert model.training_outfits({"targets": torch.full((3,), -1)}).tolist() == [0, 0, 0]  # the host's PreciseBN
     with pytest.raises(ValueError, match="training batch without 'outfits', but the labels are those of outfits"):

@@ -1,10 +1,13 @@
 """Each loss against values worked by hand and against its definition written out."""
 
+import math
+
 from cerberus_plugin.losses import (
     adaptive_margins,
     identity_loss,
     margin_triplet_loss,
     prototype_regularisation,
+    prototype_softmax_loss,
     semantic_guidance_loss,
     soft_triplet_loss,
     total_loss,
@@ -53,6 +56,48 @@ def test_guidance_moves_representations_and_prototypes():
     p = torch.full((1, 4), -1.0, requires_grad=True)
     semantic_guidance_loss(f, p, torch.tensor([0, 0]), torch.tensor([0.6])).backward()
     assert f.grad.abs().sum() > 0 and p.grad.abs().sum() > 0
+
+
+def test_softmax_over_two_prototypes_is_that_worked_by_hand():
+    # Cosines 0.6 and 0.8, whatever the lengths: ln(1 + exp(16 * 0.2)) for the first, ln(1 + exp(-16 * 0.2)) else.
+    f, p = torch.tensor([[3.0, 4], [30, 40]]), torch.tensor([[2.0, 0], [0, 5]])
+    expected = (math.log(1 + math.exp(3.2)) + math.log(1 + math.exp(-3.2))) / 2
+    assert prototype_softmax_loss(f, p, torch.tensor([0, 1])).item() == pytest.approx(expected)
+
+
+def test_softmax_of_all_groups_equals_the_loop_over_groups_of_other_sizes_with_labels_missing():
+    generator = torch.Generator().manual_seed(2)
+    sizes, images, scale = (4, 1, 7), 6, 10.0
+    f = torch.randn(3, images, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    p = torch.randn(sum(sizes), 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    idle = 9  # of the third group: no competitor
+    sids = torch.tensor([[0, 3, -1, 1, 2, 2], [-1, -1, -1, -1, -1, -1], [5, 6, 11, -1, 10, 7]])
+    losses = []
+    for g, start in enumerate((0, 4, 5)):
+        rows = [row for row in range(start, start + sizes[g]) if row != idle]
+        each = []
+        for b in range(images):
+            if sids[g, b] >= 0:
+                cosines = torch.stack([F.cosine_similarity(f[g, b], p[row], dim=0) for row in rows])
+                own = rows.index(sids[g, b].item())
+                each.append((scale * cosines).exp().sum().log() - scale * cosines[own])
+        losses.append(torch.stack(each).mean() if each else torch.zeros((), dtype=torch.float64))
+    expected = torch.stack(losses).mean()
+    competing = torch.block_diag(*(torch.ones(1, size) for size in sizes))
+    competing[2, idle] = 0
+    loss = prototype_softmax_loss(f, p, sids, scale, competing)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = torch.autograd.grad(loss, (f, p))
+    for got, want in zip(gradients, torch.autograd.grad(expected, (f, p))):
+        assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)
+    assert gradients[1][idle].abs().max() == 0
+
+
+def test_softmax_without_any_label_is_zero_with_a_gradient_of_zero():
+    f, p = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    loss = prototype_softmax_loss(f, p, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0 and f.grad.abs().max() == 0 and p.grad.abs().max() == 0
 
 
 def test_soft_triplet_is_that_worked_by_hand():
@@ -132,5 +177,6 @@ def test_losses_are_float32_under_autocast(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = prototype_regularisation(p.to(dtype), v, bits)
         triplet = soft_triplet_loss(torch.eye(4).to(dtype), torch.tensor([0, 0, 1, 1]))
-    assert loss.dtype == triplet.dtype == torch.float32
+        softmax = prototype_softmax_loss(torch.eye(4).to(dtype), torch.eye(4), torch.arange(4), 100.0)
+    assert loss.dtype == triplet.dtype == softmax.dtype == torch.float32
     assert loss.item() == pytest.approx(double_loop(p, v, bits).item(), rel=1e-6)

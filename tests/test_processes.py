@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastreid.engine import launch
 from fastreid.utils import comm
-from test_cerberus import SMALL, model_of, small_batch
+from test_cerberus import PLUS, SMALL, model_of, small_batch
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
@@ -25,9 +25,9 @@ def step_of(model, batch: dict) -> dict:
     return {name: term.detach() for name, term in terms.items()}
 
 
-def build():
+def build(options=()):
     """In float64, so that what differs is not rounding. The semantic ID of one class is unknown."""
-    model = synchronise_batch_norm(model_of(*SMALL)).train()
+    model = synchronise_batch_norm(model_of(*SMALL, *options)).train()
     batch = small_batch(model, 16)
     return model.double(), {**batch, "images": batch["images"].double()}
 
@@ -37,28 +37,38 @@ def share(value: torch.Tensor) -> torch.Tensor:
 
 
 def train_one_step(folder: Path) -> None:
-    """One step on this process's share of a batch; what each process got goes to a file."""
-    model, batch = build()
-    parallel = torch.nn.parallel.DistributedDataParallel(model) if num_processes() > 1 else model
-    # The unknown label lies in the second share alone.
-    terms = step_of(parallel, {"images": share(batch["images"]), "targets": share(batch["targets"])})
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+    """One step on this process's share of a batch, of two models; what each process got goes to a file."""
+    records = [one_step(options) for options in ((), PLUS)]
     norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     norm[0].running_mean.fill_(comm.get_rank())
     norm[0].running_var.fill_(1 + 2 * comm.get_rank())
     average_batch_statistics(norm)
-    record = {"terms": terms, "gradients": gradients, "statistics": dict(model.named_buffers()),
-              "averaged": (norm[0].running_mean, norm[0].running_var)}
-    torch.save(record, folder / f"{num_processes()}_{comm.get_rank()}.pth")
+    records[0]["averaged"] = norm[0].running_mean, norm[0].running_var
+    torch.save(records, folder / f"{num_processes()}_{comm.get_rank()}.pth")
+
+
+def one_step(options) -> dict:
+    model, batch = build(options)
+    parallel = torch.nn.parallel.DistributedDataParallel(model) if num_processes() > 1 else model
+    # The unknown label lies in the second share alone.
+    terms = step_of(parallel, {"images": share(batch["images"]), "targets": share(batch["targets"])})
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return {"terms": terms, "gradients": gradients, "statistics": dict(model.named_buffers())}
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """What one process of 16 images, and two of 8, make of one step."""
+def written(tmp_path_factory):
+    """What one process of 16 images, and two of 8, make of one step of two models."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, PROCESSES):
         launch(train_one_step, processes, dist_url="auto", args=(folder,))
     return torch.load(folder / "1_0.pth"), [torch.load(folder / f"2_{rank}.pth") for rank in range(PROCESSES)]
+
+
+@pytest.fixture(params=[0, 1], ids=["paper", "plus"])
+def steps(request, written):
+    one, two = written
+    return one[request.param], [records[request.param] for records in two]
 
 
 def test_the_unknown_label_is_in_one_share_alone():
@@ -89,9 +99,9 @@ def test_synchronised_batch_statistics_are_those_of_the_global_batch(steps):
             assert torch.allclose(process["statistics"][name].double(), expected.double(), rtol=1e-9), name
 
 
-def test_batch_statistics_of_processes_become_their_mean(steps):
-    for process in steps[1]:
-        mean, variance = process["averaged"]
+def test_batch_statistics_of_processes_become_their_mean(written):
+    for records in written[1]:
+        mean, variance = records[0]["averaged"]
         assert mean.tolist() == [0.5, 0.5] and variance.tolist() == [2, 2]
 
 

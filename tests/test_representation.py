@@ -1,11 +1,20 @@
 """Alignment and part pooling against cropping, resizing and averaging one image after the other."""
 
 from cerberus_plugin.attributes import GROUPS
-from cerberus_plugin.modeling.representation import CerberusHead, person_rows, resize_rows_matrix, strip_matrix
+from cerberus_plugin.modeling.representation import (
+    CerberusHead,
+    person_rows,
+    pool_strips,
+    resize_rows_matrix,
+    strip_matrix,
+)
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.layers.pooling import FastGlobalAvgPool, GeneralizedMeanPoolingP, GlobalMaxPool
+
+MEAN = FastGlobalAvgPool()
 
 
 def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:
@@ -17,15 +26,15 @@ def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:
     return local_map
 
 
-def looped(local_map: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The alignment module written out: crop each image to its rows, resize, average three strips."""
+def looped(local_map: torch.Tensor, sigma: float, pool=MEAN) -> torch.Tensor:
+    """The alignment module written out: crop each image to its rows, resize, pool three strips."""
     pooled = []
     for image in local_map:
         heat = image.norm(dim=0).amax(dim=1)
         rows = (heat > sigma).nonzero().flatten().tolist() or [0, image.shape[1] - 1]
         crop = image[None, :, rows[0]:rows[-1] + 1]
         aligned = F.interpolate(crop, size=image.shape[1:], mode="bilinear", align_corners=False)[0]
-        pooled.append(torch.stack([strip.mean(dim=(1, 2)) for strip in aligned.chunk(3, dim=1)]))
+        pooled.append(torch.stack([pool(strip[None])[0, :, 0, 0] for strip in aligned.chunk(3, dim=1)]))
     return torch.stack(pooled)  # (B, 3, C)
 
 
@@ -70,6 +79,66 @@ def test_alignment_and_part_pooling_equal_the_loop_over_images(height):
     expected = looped(local_map, 5.0)
     for k, group in enumerate(("head", "upper", "lower")):
         assert torch.allclose(pooled[group], expected[:, k], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("max", GlobalMaxPool()), ("gem", GeneralizedMeanPoolingP(norm=2.5))])
+@pytest.mark.parametrize("height", [6, 24])
+def test_other_pooling_is_the_hosts_layer_on_the_strips_of_each_aligned_map(name, layer, height):
+    generator = torch.Generator().manual_seed(2)
+    maps = torch.randn(16, 6, height, 4, generator=generator).relu() * torch.rand(16, 1, height, 1,
+                                                                                    generator=generator) * 5
+    module = head(pool=name)
+    if name == "gem":
+        for exponent in module.exponents.values():
+            exponent.data.fill_(2.5)
+    pooled, alignment = module.pool(maps, maps)
+    assert 0 < alignment["crop_ratio"] < 1
+    for k, group in enumerate(("head", "upper", "lower")):
+        assert torch.allclose(pooled[group], looped(maps, 5.0, layer)[:, k], atol=1e-5)
+    assert torch.allclose(pooled["identity"], layer(maps)[:, :, 0, 0], atol=1e-5)
+    pooled, _ = head(pool=name, align=False).pool(maps, maps)
+    layer = GeneralizedMeanPoolingP() if name == "gem" else layer
+    assert torch.allclose(pooled["lower"], layer(maps.chunk(3, dim=2)[2])[:, :, 0, 0], atol=1e-5)
+
+
+def test_rows_on_the_edge_of_two_strips_count_in_both_maxima_and_by_their_share_in_generalised_means():
+    column = torch.arange(1.0, 9.0).view(1, 1, 8, 1)
+    assert pool_strips(column, strip_matrix(8, 3)).flatten().tolist() == [3, 6, 8]
+    gem = pool_strips(column, strip_matrix(8, 3), torch.tensor([2.0])).flatten()
+    assert gem[0].item() == pytest.approx(((3 * 1 + 3 * 4 + 2 * 9) / 8) ** 0.5)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 3.0, 12.0])
+def test_generalised_means_of_channels_that_are_off_have_finite_gradients_at_any_exponent(exponent):
+    maps, p = torch.zeros(1, 2, 6, 2).requires_grad_(), torch.tensor([exponent], requires_grad=True)
+    with torch.no_grad():
+        maps[0, 1, 0] = 3000.0
+    pooled = pool_strips(maps, strip_matrix(6, 3), p)
+    pooled.sum().backward()
+    assert pooled.max().item() == pytest.approx(3000 * 2 ** (-1 / exponent), rel=1e-4)
+    assert maps.grad.isfinite().all() and p.grad.isfinite().all()
+
+
+def test_generalised_means_are_float32_under_autocast():
+    maps = (torch.rand(2, 3, 6, 2) * 100).to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pool_strips(maps, strip_matrix(6, 3), torch.tensor([3.0]))
+    assert torch.equal(pooled, pool_strips(maps.float(), strip_matrix(6, 3), torch.tensor([3.0])))
+
+
+def test_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="MODEL.CERBERUS.POOL is 'avg', expected one of mean, max, gem"):
+        head(pool="avg")
+
+
+def test_a_split_gives_what_batch_normalisation_reads_and_changes_nothing_else():
+    maps, targets = (torch.randn(4, 6, 24, 8), torch.randn(4, 6, 24, 8)), torch.tensor([0, 1, 2, 0])
+    module, plain = head(split=True), head()
+    outputs, expected = module.train()(maps, targets), plain.train()(maps, targets)
+    before = outputs.pop("before")
+    assert torch.allclose(F.batch_norm(before[1], None, None, training=True), outputs["representations"][1], atol=1e-5)
+    assert outputs.keys() == expected.keys() and torch.equal(outputs["logits"], expected["logits"])
+    assert torch.equal(module.eval()(maps), plain.eval()(maps))
 
 
 def test_without_alignment_strips_are_thirds_of_the_whole_map():

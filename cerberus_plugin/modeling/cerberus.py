@@ -35,6 +35,8 @@ class Cerberus(ImageModel):
         by_outfit: images carry the semantic IDs of their outfit, not of their identity.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
+        softmax, softmax_scale: weight of a softmax loss over the prototypes beside the hinge, 0 in the paper, and what
+            its cosines are multiplied with.
         force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
     """
 
@@ -45,8 +47,12 @@ class Cerberus(ImageModel):
                  schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
                  lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
-                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
+                 softmax: float = 0.0, softmax_scale: float = 16.0, force_colour: bool = False, partial: str = "mean",
+                 cosine_scale: float = 16.0) -> None:
         super().__init__(pixel_mean, pixel_std)
+        if softmax < 0 or softmax_scale <= 0:
+            raise ValueError(f"MODEL.CERBERUS.SOFTMAX is {softmax} and SOFTMAX_SCALE {softmax_scale}, expected a "
+                             "weight of at least 0 (off) and a scale above 0, such as 16")
         self.trunk = trunk
         self.global_branch = branch
         self.local_branch = copy.deepcopy(branch)
@@ -58,6 +64,8 @@ class Cerberus(ImageModel):
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
         self.label_smoothing = label_smoothing
+        self.softmax = softmax
+        self.softmax_scale = softmax_scale
         self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
 
     @classmethod
@@ -65,7 +73,7 @@ class Cerberus(ImageModel):
         node = cfg.MODEL.CERBERUS
         trunk, branch = split_after_conv4_1(build_backbone(cfg), cfg)
         prototypes = None
-        if node.LAMBDA_SEM or node.LAMBDA_REG:
+        if node.LAMBDA_SEM or node.LAMBDA_REG or node.SOFTMAX:
             schema = SCHEMAS.get(node.SCHEMA)
             if schema is None:
                 raise ValueError(f"MODEL.CERBERUS.SCHEMA is '{node.SCHEMA}', expected one of {', '.join(SCHEMAS)}. "
@@ -86,6 +94,8 @@ class Cerberus(ImageModel):
             "lambda_sem": node.LAMBDA_SEM,
             "lambda_reg": node.LAMBDA_REG,
             "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
+            "softmax": node.SOFTMAX,
+            "softmax_scale": node.SOFTMAX_SCALE,
             "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
             "partial": cfg.TEST.APS.PARTIAL,
             "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
@@ -102,6 +112,8 @@ class Cerberus(ImageModel):
         numbers = [targets, self.training_outfits(batched_inputs)] if self.by_outfit else [targets]
         # Triplets are mined, and labels counted, over the batches of all processes.
         outputs["representations"], *numbers = gather_batch(outputs["representations"], *numbers)
+        if "before" in outputs:
+            outputs["before"], = gather_batch(outputs["before"])
         return self.losses(outputs, numbers[0], numbers[-1])
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,16 +137,19 @@ class Cerberus(ImageModel):
         # Groups of one size: the mean over their means is the mean over all rows.
         identity = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(GROUPS)), self.label_smoothing)
         terms = {"loss_id": self.lambda_id * identity,
-                 "loss_triplet": self.lambda_id * soft_triplet_loss(representations, targets)}
+                 "loss_triplet": self.lambda_id * soft_triplet_loss(outputs.get("before", representations), targets)}
         if self.prototypes is not None:
             terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, labelled)
             # Also at a weight of 0: distributed training wants every parameter in every step's loss.
             terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
+        if self.softmax:
+            softmax = self.prototypes.softmax(representations, labelled, self.softmax_scale)
+            terms["loss_softmax"] = self.softmax * softmax
         return terms
 
     def attribute_reader(self) -> PrototypeReader | None:
         """Recognition and search with the present prototypes; None for a model without them."""
-        if self.prototypes is None or not self.lambda_sem:
+        if self.prototypes is None or not (self.lambda_sem or self.softmax):
             return None
         tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
         table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))

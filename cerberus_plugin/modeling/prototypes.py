@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attributes import GROUPS, MISSING, SIDTable
-from ..losses import adaptive_margins, prototype_regularisation, semantic_guidance_loss
+from ..losses import adaptive_margins, prototype_regularisation, prototype_softmax_loss, semantic_guidance_loss
 from .tables import refuse_other_tables
 
 INITIALISERS = {
@@ -84,10 +84,23 @@ class SIDPrototypes(nn.Module):
 
     def guidance(self, representations: Tensor, targets: Tensor) -> Tensor:
         """`semantic_guidance_loss` of all groups: representations (5, B, D), classes int64 (B,)."""
-        sids = self.sid_of_class[targets]  # (B, 5)
-        rows = torch.where(sids >= 0, sids + self.first_row, MISSING)
         margins = torch.cat([self.margins(group) for group in GROUPS])
-        return semantic_guidance_loss(representations, self._all(self.rows), rows.T, margins)
+        return semantic_guidance_loss(representations, self._all(self.rows), self._rows_of(targets), margins)
+
+    def softmax(self, representations: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """`prototype_softmax_loss` of all groups, among the semantic IDs that training carries.
+
+        The others have no image to be pulled by: as competitors they would be pushed away from everyone, and never be
+        found in a test. The regulariser alone places them.
+        """
+        carried = torch.cat([self.counts(group) for group in GROUPS]) > 0  # (K,)
+        return prototype_softmax_loss(representations, self._all(self.rows), self._rows_of(targets), scale,
+                                      self.membership * carried)
+
+    def _rows_of(self, targets: Tensor) -> Tensor:
+        """Rows of all groups' tables one after the other: classes int64 (B,) -> int64 (5, B), -1 where missing."""
+        sids = self.sid_of_class[targets]  # (B, 5)
+        return torch.where(sids >= 0, sids + self.first_row, MISSING).T
 
     def regularisation(self) -> Tensor:
         """`prototype_regularisation` of all groups; needs no batch."""

@@ -16,6 +16,8 @@ from ..attributes import GROUPS
 
 # Which map part each group reads: the strips of the local branch from the top down, or the global branch.
 PARTS = ("head", "upper", "lower")
+POOLS = ("mean", "max", "gem")
+GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
 
 
 @torch.no_grad()
@@ -79,6 +81,26 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
     return share / share.sum(dim=1, keepdim=True)
 
 
+def pool_strips(feature_map: Tensor, strips: Tensor, p: Tensor | None = None) -> Tensor:
+    """Pool a map into strips by the maximum, or by the generalised mean of exponent p, in float32: (K, B, C).
+
+    The generalised mean is (mean of x^p)^(1/p) over the strip, with the strip's shares of its rows. It is computed from
+    logarithms: x^p of a channel that is off everywhere vanishes in float32 once p exceeds 6.
+
+    Args:
+        feature_map: float (B, C, H, W), after a ReLU.   strips: float (K, H), see `strip_matrix`; rows that count at
+            all count fully in a maximum.   p: float (1,), or None for the maximum.
+    """
+    with torch.autocast(feature_map.device.type, enabled=False):
+        if p is None:
+            rows = feature_map.amax(dim=3)  # (B, C, H)
+            return torch.stack([rows.masked_fill(strip == 0, float("-inf")).amax(dim=2) for strip in strips])
+        exact = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
+        p, shares = p.to(exact.dtype), (strips / feature_map.shape[3]).to(exact.dtype)
+        rows = (p * exact.clamp(min=GEM_EPS).log()).logsumexp(dim=3)  # (B, C, H)
+        return torch.stack([(rows + strip.log()).logsumexp(dim=2) / p for strip in shares]).exp()
+
+
 @REID_HEADS_REGISTRY.register()
 class CerberusHead(nn.Module):
     """Five representations of a person from the maps of the two branches, and the identity classifiers.
@@ -91,6 +113,8 @@ class CerberusHead(nn.Module):
         feat_dim: C.   embedding_dim: D.   num_classes: training identities.
         align: crop the local map to the person's rows; off for the ablation.
         sigma, squared_norm: see `person_rows`.   strip_overlap: see `strip_matrix`.
+        pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent a branch.
+        split: give out representations before the batch normalisation as well, for the triplet loss.
         fc_bias: bias before the batch normalisation; redundant, the paper's parameter count includes it or not.
         norm: the host's name of a normalisation ("BN", "syncBN").
         sampled_identities: classify each batch among its own identities and random others, this many together, as
@@ -100,8 +124,16 @@ class CerberusHead(nn.Module):
     @configurable
     def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
                  sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
-                 fc_bias: bool = False, norm: str = "BN", sampled_identities: int = 0) -> None:
+                 fc_bias: bool = False, norm: str = "BN", sampled_identities: int = 0, pool: str = "mean",
+                 split: bool = False) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"MODEL.CERBERUS.POOL is '{pool}', expected one of {', '.join(POOLS)}")
+        self.pooling = pool
+        self.split = split
+        if pool == "gem":
+            self.exponents = nn.ParameterDict({
+                branch: nn.Parameter(torch.full((1,), 3.0)) for branch in ("global", "local")})
         self.align = align
         self.sigma = sigma
         self.squared_norm = squared_norm
@@ -133,16 +165,19 @@ class CerberusHead(nn.Module):
             "strip_overlap": node.STRIP_OVERLAP,
             "fc_bias": node.FC_BIAS,
             "sampled_identities": node.SAMPLED_IDENTITIES,
+            "pool": node.POOL,
+            "split": node.SPLIT,
         }
 
     def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
         """Global and local map, each (B, C, H, W), to the embedding (B, 5 * D), or in training to a dict.
 
         {"representations": (5, B, D), "logits": (5, B, classes), "targets": (B,) among those classes,
-        "alignment": {"crop_ratio", "fallback"} of the batch, scalars}
+        "alignment": {"crop_ratio", "fallback"} of the batch, scalars; with `split` also "before": (5, B, D)}
         """
         pooled, alignment = self.pool(*features)
-        representations = [self._normalised(group, self.fc[group](pooled[group])) for group in GROUPS]
+        before = [self.fc[group](pooled[group]) for group in GROUPS]
+        representations = [self._normalised(group, x) for group, x in zip(GROUPS, before)]
         if not self.training:
             return torch.cat([F.normalize(f.float(), dim=1) for f in representations], dim=1)  # (B, 5 * D)
         weights = [self.classifiers[group].weight for group in GROUPS]  # (classes, D) each
@@ -150,8 +185,9 @@ class CerberusHead(nn.Module):
             classes, targets = self.sample(targets)
             weights = [weight[classes] for weight in weights]
         logits = [F.linear(f, weight) for f, weight in zip(representations, weights)]
-        return {"representations": torch.stack(representations), "logits": torch.stack(logits), "targets": targets,
-                "alignment": alignment}
+        outputs = {"representations": torch.stack(representations), "logits": torch.stack(logits), "targets": targets,
+                   "alignment": alignment}
+        return outputs | ({"before": torch.stack(before)} if self.split else {})
 
     def sample(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Classes of a batch and random others, int64 (sampled_identities,), and where its targets are among them."""
@@ -164,22 +200,34 @@ class CerberusHead(nn.Module):
         return classes, torch.searchsorted(classes, targets)
 
     def pool(self, global_map: Tensor, local_map: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What each group's layer reads, (B, C), a strip of the aligned local map or the global mean; and how the
+        """What each group's layer reads, (B, C), a strip of the aligned local map or the whole global map; and how the
         alignment went: the mean share of rows kept and the share of images in which no row exceeded sigma."""
         height = local_map.shape[2]
         strips = strip_matrix(height, len(PARTS), self.strip_overlap, local_map.device)  # (3, H)
-        alignment = {}
+        alignment, resizing = {}, None
         if self.align:
             top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
             alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height, "fallback": fallback.float().mean()}
-            # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
-            weights = strips @ resize_rows_matrix(top, bottom, height)  # (B, 3, H)
-        else:
-            weights = strips.expand(len(local_map), -1, -1)
-        rows = local_map.mean(dim=3)  # (B, C, H)
-        parts = torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows)  # (3, B, C)
-        whole = global_map.mean(dim=(2, 3))  # (B, C)
+            resizing = resize_rows_matrix(top, bottom, height)  # (B, H, H)
+        pooled = self._means if self.pooling == "mean" else self._maxima
+        parts, whole = pooled(global_map, local_map, strips, resizing)  # (3, B, C), (B, C)
         return {group: parts[PARTS.index(group)] if group in PARTS else whole for group in GROUPS}, alignment
+
+    @staticmethod
+    def _means(global_map: Tensor, local_map: Tensor, strips: Tensor, resizing: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
+        weights = strips.expand(len(local_map), -1, -1) if resizing is None else strips @ resizing  # (B, 3, H)
+        rows = local_map.mean(dim=3)  # (B, C, H)
+        return torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows), global_map.mean(dim=(2, 3))
+
+    def _maxima(self, global_map: Tensor, local_map: Tensor, strips: Tensor,
+                resizing: Tensor | None) -> tuple[Tensor, Tensor]:
+        """By maximum or generalised mean, which do not commute with resizing: the aligned map is made."""
+        if resizing is not None:
+            local_map = torch.einsum("bir,bcrw->bciw", resizing.to(local_map.dtype), local_map)
+        p = self.exponents if self.pooling == "gem" else {"local": None, "global": None}
+        whole = strip_matrix(global_map.shape[2], 1, device=global_map.device)  # (1, H)
+        return pool_strips(local_map, strips, p["local"]), pool_strips(global_map, whole, p["global"])[0]
 
     def _normalised(self, group: str, x: Tensor) -> Tensor:
         return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)
