@@ -36,6 +36,7 @@ class Cerberus(ImageModel):
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
         force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
+        synthesise: read prototypes that no training identity carries as `SIDPrototypes.synthesise` makes them.
     """
 
     compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
@@ -45,7 +46,8 @@ class Cerberus(ImageModel):
                  schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
                  lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
-                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
+                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0,
+                 synthesise: bool = False) -> None:
         super().__init__(pixel_mean, pixel_std)
         self.trunk = trunk
         self.global_branch = branch
@@ -58,6 +60,7 @@ class Cerberus(ImageModel):
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
         self.label_smoothing = label_smoothing
+        self.synthesise_unseen = synthesise
         self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
 
     @classmethod
@@ -89,6 +92,7 @@ class Cerberus(ImageModel):
             "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
             "partial": cfg.TEST.APS.PARTIAL,
             "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
+            "synthesise": cfg.TEST.APS.SYNTHESISE,
         }
 
     def forward(self, batched_inputs):
@@ -138,7 +142,8 @@ class Cerberus(ImageModel):
             return None
         tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
         table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))
-        rows = [self.prototypes.rows[g].detach() for g in GROUPS]
+        rows = [self.prototypes.with_synthesised(g) if self.synthesise_unseen else self.prototypes.rows[g].detach()
+                for g in GROUPS]
 
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))
