@@ -124,10 +124,20 @@ def text(found: Mapping) -> str:
     for test, sentences in found["claims"].items():
         said = "".join(f"\n- {sentence}" for sentence in sentences)
         parts.append(f"{test}\n{table(found, test)}" + (f"\n{said}" if said else ""))
-    parts += [part for part in (costs_table(found), found["note"]) if part]
+    parts += [part for part in (costs_table(found), _circumstances(found), found["note"]) if part]
     if found["missing"]:
         parts.append(f"missing: {len(found['missing'])} runs")
     return "\n\n".join(parts)
+
+
+def _circumstances(found: Mapping) -> str:
+    """How the measured figures came about, beside what published ones are of."""
+    runs = [each for row in found["variants"] for each in row["runs"]]
+    epochs = sorted({str(each["training"]["epochs"]) for each in runs if each["training"]})
+    sizes = sorted({"x".join(map(str, each["image size"])) for each in runs})
+    machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs})
+    return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}. Published: "
+            "the real data set, ImageNet weights, the paper's schedule.") if runs else ""
 
 
 def listing(num_seeds: int) -> str:
