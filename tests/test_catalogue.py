@@ -89,7 +89,8 @@ def test_models_without_a_file_are_left_out_with_a_line_and_stay_as_published(lo
 
 
 def test_every_model_trains_as_many_epochs_with_steps_in_proportion():
-    read = reader(STUDIES["comparison"], CONFIGS / "cerberus_R50.yml", ["MODEL.DEVICE", "cpu", "SOLVER.MAX_EPOCH", "30"])
+    options = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_EPOCH", "30"]
+    read = reader(STUDIES["comparison"], CONFIGS / "cerberus_R50.yml", options)
     by_name = {variant.name: read(variant, 0).SOLVER for variant in STUDIES["comparison"].trained}
     assert {solver.MAX_EPOCH for solver in by_name.values()} == {30}
     assert (list(by_name["BoT"].STEPS), list(by_name["APR"].STEPS)) == ([10, 22], [20])  # of 120: 40, 90; of 60: 40
@@ -106,7 +107,8 @@ def test_the_list_says_what_each_study_asks_for(capsys):
     main(["--list", "--seeds", "0", "1", "2"])
     rows = {line.split()[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()[2:] if line[0] != " "}
     assert list(rows) == list(STUDIES)
-    assert rows["parts"] == ["12", "6"] and rows["sensitivity"][0] == "48"  # 16 configurations: the paper's stands five times
+    assert rows["parts"] == ["12", "6"]
+    assert rows["sensitivity"][0] == "48"  # of 16 configurations: the paper's own is a point of all five curves
 
 
 def test_a_dry_run_trains_nothing_and_counts_shared_runs_once(tmp_path, capsys):

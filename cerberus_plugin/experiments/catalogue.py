@@ -123,8 +123,8 @@ def _margins() -> Study:
         Variant("margin 0.6", {key: "constant", constant: 0.6}, published=_market((89.60, 95.81))),
         Variant("adaptive margin", {key: "adaptive"}, published=_market((89.83, 96.14))))
     return Study("margins", "Table 8: the margin of the semantic guidance",
-                 "Does a margin help people who share a semantic ID apart, and does it help to adapt it?", variants, MAIN,
-                 against="adaptive margin")
+                 "Does a margin help people who share a semantic ID apart, and does it help to adapt it?", variants,
+                 MAIN, against="adaptive margin")
 
 
 def _plus() -> Study:

@@ -52,7 +52,7 @@ def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Varia
 
     def of(variant: Variant, seed: int) -> CfgNode:
         file = file_of(variant, base)
-        budget = _budget(read(file), epochs) if variant.file else []
+        budget = _budget(read(file, ["MODEL.DEVICE", "cpu"]), epochs) if variant.file else []
         return read(file, common, budget, options, _flat(variant.options), ["SEED", seed])
 
     return of
