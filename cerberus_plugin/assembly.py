@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .data.held_out import HELD_OUT, query_and_gallery, split_identities
+from .data.left_out import leave_out
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
@@ -43,7 +44,7 @@ def build_dataset(cfg: CfgNode, name: str):
 
 
 def build_train_set(cfg: CfgNode) -> AttributeDataset:
-    """Training images of all DATASETS.NAMES, without the identities that are held out.
+    """Training images of all DATASETS.NAMES, without the identities that are held out or carry what is left out.
 
     They are labelled where every data set is, by one schema.
     """
@@ -52,6 +53,8 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
                          "test on people trained on; set one of them to its default")
     items, known = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    if cfg.DATASETS.LEAVE_OUT_SIDS:
+        items = _without_carriers(cfg, items, known)
     return AttributeDataset(items, build_transforms(cfg, is_train=True), on_unreadable=cfg.DATALOADER.ON_UNREADABLE,
                             **known._asdict())
 
@@ -122,6 +125,34 @@ def _whose(dataset) -> str:
     return "outfits" if getattr(dataset, "by_outfit", False) else "identities"
 
 
+def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> list[tuple]:
+    """Items of the identities that carry none of the semantic IDs that training is not to see."""
+    data = cfg.DATASETS
+    if not known.annotations:
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, but DATASETS.NAMES {data.NAMES} have no "
+                         "attributes, so nobody is known to carry a semantic ID; set it to 0, or use "
+                         "Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes")
+    keys = {item: known.outfit_of(item[0]) if known.by_outfit else item[1] for item in items}
+    labelled = sorted(set(keys.values()))
+    left = leave_out(known.annotations[0].schema, torch.stack([known.labels_of(key) for key in labelled]),
+                     _test_labels(known.annotations), data.LEAVE_OUT_SIDS, data.LEAVE_OUT_SEED)
+    carriers = {key for key, carried in zip(labelled, left.carried.tolist()) if carried}
+    gone = {item[1] for item in items if keys[item] in carriers}
+    kept = [item for item in items if item[1] not in gone]
+    people = len({item[1] for item in items})
+    if not kept:
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, and each of the {people} training "
+                         "identities carries one of these semantic IDs; ask for fewer, or for others by "
+                         "DATASETS.LEAVE_OUT_SEED")
+    logger.info(f"Training without {len(gone)} of {people} identities, who carry one of {len(left.names)} semantic "
+                f"IDs: {'; '.join(left.names)}")
+    return kept
+
+
+def _test_labels(annotations: list[Annotations]) -> Tensor:
+    return torch.cat([torch.stack(list(a.test.values())) for a in annotations])
+
+
 def _held_out(cfg: CfgNode) -> tuple[list[tuple], list[tuple], Known]:
     """Query, gallery and what is known of the held-out identities, numbered from 1 as in a test."""
     if not cfg.DATASETS.HOLD_OUT:
@@ -163,8 +194,8 @@ def needs_labels(cfg: CfgNode) -> bool:
 def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
     """Semantic IDs of the training identities, or outfits, that have images, in the space of the configuration."""
     annotations: list[Annotations] = train_set.annotations
-    test = torch.cat([torch.stack(list(a.test.values())) for a in annotations])
-    return SIDTable.build(annotations[0].schema, train_set.labels, test, cfg.MODEL.CERBERUS.SID_SPACE)
+    return SIDTable.build(annotations[0].schema, train_set.labels, _test_labels(annotations),
+                          cfg.MODEL.CERBERUS.SID_SPACE)
 
 
 def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:

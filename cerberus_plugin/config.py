@@ -91,6 +91,11 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.DATASETS.HOLD_OUT = 0
     cfg.DATASETS.HOLD_OUT_SEED = 0
 
+    # Draw this many semantic IDs that training and test people share, and keep every identity with one of them out of
+    # training: unseen semantic IDs (Fig. 7b of the paper). Those of 2 are the first two of those of 4.
+    cfg.DATASETS.LEAVE_OUT_SIDS = 0
+    cfg.DATASETS.LEAVE_OUT_SEED = 0
+
     # Cerberus: compare people by these groups alone, such as ["head", "identity"] where clothes may have changed; all
     # where empty. `python -m cerberus_plugin.experiments.groups RUN` measures every choice.
     cfg.TEST.GROUPS = []
@@ -109,6 +114,10 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.APS.PROTOCOL = "asmr"
     cfg.TEST.APS.PARTIAL = "mean"  # a half-described group: "mean" or "max" over the semantic IDs that agree
     cfg.TEST.APS.GROUPS = []  # partial searches to report beside the full one, such as ["upper", "upper+lower"]
+
+    # PAR as well: in place of a prototype that no training identity carries, the one that minimises the regulariser
+    # with everything else as trained. Without LAMBDA_REG residual vectors learn nothing, and nor does this.
+    cfg.TEST.APS.SYNTHESISE = False
 
     # Speed; none of these changes what is computed. benchmarks/README.md has a row for each.
     # Precision of forward passes: "bfloat16", or "" for the host's (float32, or float16 by SOLVER.AMP with its

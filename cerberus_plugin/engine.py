@@ -290,7 +290,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
         },
         "weights": os.path.basename(cfg.MODEL.WEIGHTS) if seconds is None else "last epoch",
-        "model": cfg.MODEL.META_ARCHITECTURE + (f" by {' and '.join(test.GROUPS)}" if test.GROUPS else ""),
+        "model": name_of(cfg),
         "image size": list(cfg.INPUT.SIZE_TEST),
         "training": training,
         "hardware": machine.hardware(cfg.MODEL.DEVICE),
@@ -307,6 +307,13 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
     tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
     if best:
         logger.info(f"Results of the last epoch and of the best:\n{tables}")
+
+
+def name_of(cfg: CfgNode) -> str:
+    """A model's name, with what an evaluation reads of it where that is not all."""
+    name = cfg.MODEL.META_ARCHITECTURE + (f" by {' and '.join(cfg.TEST.GROUPS)}" if cfg.TEST.GROUPS else "")
+    synthesised = cfg.TEST.APS.SYNTHESISE and cfg.MODEL.META_ARCHITECTURE == "Cerberus"
+    return f"{name}, unseen prototypes synthesised" if synthesised else name
 
 
 def flips(cfg: CfgNode) -> bool:

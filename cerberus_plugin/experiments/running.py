@@ -53,7 +53,7 @@ def check_same_run(cfg: CfgNode) -> None:
     found = get_cfg()
     add_cerberus_config(found)
     found.merge_from_file(path)
-    found, asked = _by_key(yaml.safe_load(found.dump())), _by_key(yaml.safe_load(cfg.dump()))
+    found, asked = by_key(yaml.safe_load(found.dump())), by_key(yaml.safe_load(cfg.dump()))
     different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE]
     if different:
         named = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in different[:5])
@@ -62,9 +62,9 @@ def check_same_run(cfg: CfgNode) -> None:
                          "remove this folder")
 
 
-def _by_key(node: dict, prefix: str = "") -> dict:
+def by_key(node: dict, prefix: str = "") -> dict:
     """A configuration's values by dotted key."""
     values = {}
     for key, value in node.items():
-        values |= _by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        values |= by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return values

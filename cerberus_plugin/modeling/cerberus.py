@@ -38,6 +38,7 @@ class Cerberus(ImageModel):
         softmax, softmax_scale: weight of a softmax loss over the prototypes beside the hinge, 0 in the paper, and what
             its cosines are multiplied with.
         force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
+        synthesise: read prototypes that no training identity carries as `SIDPrototypes.synthesise` makes them.
     """
 
     compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
@@ -48,7 +49,7 @@ class Cerberus(ImageModel):
                  lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
                  softmax: float = 0.0, softmax_scale: float = 16.0, force_colour: bool = False, partial: str = "mean",
-                 cosine_scale: float = 16.0) -> None:
+                 cosine_scale: float = 16.0, synthesise: bool = False) -> None:
         super().__init__(pixel_mean, pixel_std)
         if softmax < 0 or softmax_scale <= 0:
             raise ValueError(f"MODEL.CERBERUS.SOFTMAX is {softmax} and SOFTMAX_SCALE {softmax_scale}, expected a "
@@ -66,6 +67,7 @@ class Cerberus(ImageModel):
         self.label_smoothing = label_smoothing
         self.softmax = softmax
         self.softmax_scale = softmax_scale
+        self.synthesise_unseen = synthesise
         self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
 
     @classmethod
@@ -99,6 +101,7 @@ class Cerberus(ImageModel):
             "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
             "partial": cfg.TEST.APS.PARTIAL,
             "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
+            "synthesise": cfg.TEST.APS.SYNTHESISE,
         }
 
     def forward(self, batched_inputs):
@@ -153,7 +156,8 @@ class Cerberus(ImageModel):
             return None
         tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
         table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))
-        rows = [self.prototypes.rows[g].detach() for g in GROUPS]
+        rows = [self.prototypes.with_synthesised(g) if self.synthesise_unseen else self.prototypes.rows[g].detach()
+                for g in GROUPS]
 
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))

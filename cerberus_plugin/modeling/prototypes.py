@@ -122,6 +122,12 @@ class SIDPrototypes(nn.Module):
         rows, known = self.rows[group][seen], self.bits(group)[seen].float()
         return rows.mean(dim=0) + (bits.float() - known.mean(dim=0)) @ self.residuals[group]
 
+    @torch.no_grad()
+    def with_synthesised(self, group: str) -> Tensor:
+        """The group's prototypes, those that no training identity carries synthesised: float (K, D)."""
+        seen = self.counts(group) > 0
+        return torch.where(seen[:, None], self.rows[group], self.synthesise(group, self.bits(group)))
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
         refuse_other_tables(self, state_dict, prefix, tables,

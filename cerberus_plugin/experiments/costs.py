@@ -1,0 +1,104 @@
+"""What a model costs: parameters and operations by the paper's count and by torch's, and times on this machine."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..attributes import MARKET1501, MISSING, SIDTable
+from ..engine import CerberusTrainer
+
+WARM, STEPS = 3, 10  # steps before the clock (allocations, compilation), and under it
+
+
+def costs(cfg: CfgNode) -> dict:
+    """`counts` and `times` of a configuration, by name."""
+    return {**counts(cfg), **times(cfg)}
+
+
+def counts(cfg: CfgNode) -> dict[str, int]:
+    """Parameters behind the embedding of an image, and the operations of one image.
+
+    "multiply-adds, paper" are multiply-adds of convolutions and linear layers plus two operations an output of batch
+    normalisation of maps: the count that gives the paper's 10.06 G. "operations, torch" are those of torch's counter:
+    two a multiply-add, matrix products of attention included, batch normalisation not. Neither has classifiers.
+    """
+    model = build_model(_filled(cfg)).eval().requires_grad_()  # also what a recipe freezes
+    height, width = cfg.INPUT.SIZE_TEST
+    found = {"macs": 0, "outputs": 0}
+
+    def measure(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            found["macs"] += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.BatchNorm2d):
+            found["outputs"] += output.numel()
+
+    handles = [module.register_forward_hook(measure) for module in model.modules()]
+    counter = FlopCounterMode(display=False)
+    with counter:
+        embedding = model({"images": torch.rand(1, 3, height, width) * 255})
+    for handle in handles:
+        handle.remove()
+    # Classifiers and prototypes take part in training alone, so no gradient of the embedding reaches them.
+    behind = torch.autograd.grad(embedding.sum(), list(model.parameters()), allow_unused=True)
+    return {"parameters": sum(gradient.numel() for gradient in behind if gradient is not None),
+            "multiply-adds, paper": found["macs"] + 2 * found["outputs"],
+            "operations, torch": counter.get_total_flops(), "values an embedding": embedding.shape[1]}
+
+
+def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float]:
+    """Seconds of a whole training step, loader included, and images a second of extraction, both medians.
+
+    Extraction is of random images that lie on the device, without reading files.
+    """
+    trainer = CerberusTrainer(cfg)
+    with EventStorage(0) as trainer.storage:
+
+        def step() -> None:
+            trainer.iter = trainer.storage.iter
+            trainer.run_step()
+            trainer.storage.step()
+
+        step_seconds = _median(step, cfg.MODEL.DEVICE, warm, steps)
+    height, width = cfg.INPUT.SIZE_TEST
+    model = trainer.model.eval()
+    images = torch.rand(cfg.TEST.IMS_PER_BATCH, 3, height, width, device=cfg.MODEL.DEVICE) * 255
+
+    def extract() -> None:
+        with torch.no_grad():
+            model({"images": images.clone()})  # the host's models normalise in place
+
+    return {"seconds a training step": step_seconds, "images a step": cfg.SOLVER.IMS_PER_BATCH,
+            "images a second, extraction": len(images) / _median(extract, cfg.MODEL.DEVICE, warm, steps)}
+
+
+def _median(work, device: str, warm: int, steps: int) -> float:
+    """Seconds that `work` takes."""
+    seconds = []
+    for _ in range(warm + steps):
+        begun = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return torch.tensor(seconds[warm:]).median().item()
+
+
+def _filled(cfg: CfgNode) -> CfgNode:
+    """On the CPU, with random weights, and with Market-1501's sizes where no data set has filled them in."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.PRETRAIN = "cpu", False
+    cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or 751
+    if not (cfg.MODEL.CERBERUS.SCHEMA or cfg.MODEL.APR.SCHEMA):
+        anybody = torch.full((1, len(MARKET1501.fields)), MISSING)
+        cfg.MODEL.CERBERUS.SCHEMA = cfg.MODEL.APR.SCHEMA = MARKET1501.name
+        cfg.MODEL.CERBERUS.NUM_SIDS = list(SIDTable.build(MARKET1501, anybody).sizes)
+    cfg.freeze()
+    return cfg

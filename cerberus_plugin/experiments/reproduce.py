@@ -1,0 +1,247 @@
+"""The paper's tables and figures, each a study: trained where need be, gone on with after a stop, in one report.
+
+    python -m cerberus_plugin.experiments.reproduce parts margins --config-file configs/Market1501/cerberus_R50.yml \\
+        --seeds 0 1 2 --output runs/reproduction
+
+    python -m cerberus_plugin.experiments.reproduce --list
+
+KEY VALUE at the end is for every run, so that all have one budget. Several GPUs may share the work: start it on each
+with some of --seeds, then once with all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fastreid.config import CfgNode
+from tabulate import tabulate
+
+from .. import report
+from ..engine import read_config, start
+from . import catalogue, spread, study
+from .compare import COLUMNS
+from .costs import costs
+from .study import Study, Variant
+
+logger = logging.getLogger("fastreid.cerberus")
+
+BASE = "cerberus_"  # what names of base files begin with
+COSTS = {"parameters": "parameters", "multiply-adds, paper": "multiply-adds", "operations, torch": "operations, torch",
+         "seconds a training step": "s a step", "images a second, extraction": "images a second"}
+
+
+def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Variant, int], CfgNode]:
+    """Configurations of a study's variants: their file, as many epochs as the base file, then options.
+
+    Options of the command line override those of the study, and those of the variant both.
+    """
+    def read(file: Path, *more: Sequence) -> CfgNode:
+        return read_config(argparse.Namespace(config_file=str(file), opts=[item for part in more for item in part]))
+
+    common = _flat(chosen.options)
+    cfg = read(base, options)
+    study.check_keys(chosen, cfg)
+    epochs = cfg.SOLVER.MAX_EPOCH
+
+    def of(variant: Variant, seed: int) -> CfgNode:
+        file = file_of(variant, base)
+        budget = _budget(read(file, ["MODEL.DEVICE", "cpu"]), epochs) if variant.file else []
+        return read(file, common, budget, options, _flat(variant.options), ["SEED", seed])
+
+    return of
+
+
+def available(chosen: Study, base: Path) -> Study:
+    """The study without the variants whose configuration file does not exist, which its note then names."""
+    absent = [variant for variant in chosen.trained if not file_of(variant, base).is_file()]
+    if not absent:
+        return chosen
+    for variant in absent:
+        logger.info(f"{chosen.name}: {variant.name} is left out: no {file_of(variant, base)}")
+    named = ", ".join(variant.name for variant in absent)
+    kept = tuple(dataclasses.replace(v, trained=False) if v in absent and v.published else v
+                 for v in chosen.variants if v not in absent or v.published)
+    return dataclasses.replace(chosen, variants=kept,
+                               note=f"{chosen.note} Not trained, for want of a configuration file: {named}.".lstrip())
+
+
+def file_of(variant: Variant, base: Path) -> Path:
+    """A variant's configuration: beside the base file, with the same suffix."""
+    if not variant.file:
+        return base
+    if not base.stem.startswith(BASE):
+        raise ValueError(f"--config-file {base}: variant '{variant.name}' has its own file, found by the name of this "
+                         f"one, which must begin with {BASE}; for example configs/Market1501/cerberus_R50.yml")
+    return base.with_name(f"{variant.file}_{base.stem.removeprefix(BASE)}{base.suffix}")
+
+
+def _budget(cfg: CfgNode, epochs: int) -> list:
+    """Options that give a recipe another number of epochs, its steps and delay moved in proportion."""
+    share = epochs / cfg.SOLVER.MAX_EPOCH
+    steps = [max(1, round(step * share)) for step in cfg.SOLVER.STEPS]
+    return ["SOLVER.MAX_EPOCH", epochs, "SOLVER.STEPS", steps,
+            "SOLVER.DELAY_EPOCHS", int(cfg.SOLVER.DELAY_EPOCHS * share)]
+
+
+def _flat(options: Mapping[str, object]) -> list:
+    return [item for pair in options.items() for item in pair]
+
+
+def table(found: Mapping, test: str) -> str:
+    """A record's figures on a test data set, without those of single attributes, published rows beneath their own."""
+    keys = [key for key in found["figures"] if key in COLUMNS]
+    figures, rows = study.figures_of(found["variants"], test), []
+    for row in found["variants"]:
+        own = figures[row["name"]]
+        if own:
+            rows.append([f"{row['name']} ({len(own)} seed{'s' if len(own) > 1 else ''})",
+                         *(spread.spread([each.get(key) for each in own.values()]) for key in keys)])
+        published = row["published"].get(test)
+        if published:
+            rule = f"published, {row['rule']}" if row["rule"] else "published"
+            rows.append([f"{row['name']} ({rule})", *(report.percent(published.get(key)) for key in keys)])
+    return tabulate(rows, ["", *(COLUMNS[key] for key in keys)], disable_numparse=True,
+                    colalign=("left", *["right"] * len(keys)))
+
+
+def costs_table(found: Mapping) -> str:
+    rows = [[row["name"], *(f"{row['costs'][key]:,.3f}".rstrip("0").rstrip(".") for key in COSTS)]
+            for row in found["variants"] if "costs" in row]
+    return tabulate(rows, ["", *COSTS.values()], disable_numparse=True,
+                    colalign=("left", *["right"] * len(COSTS))) if rows else ""
+
+
+def text(found: Mapping) -> str:
+    """A record as it is printed: figures and claims of each test data set, then costs and what is missing."""
+    parts = [f"{found['title']}\n{found['question']}"]
+    for test, sentences in found["claims"].items():
+        said = "".join(f"\n- {sentence}" for sentence in sentences)
+        parts.append(f"{test}\n{table(found, test)}" + (f"\n{said}" if said else ""))
+    parts += [part for part in (costs_table(found), _circumstances(found), found["note"]) if part]
+    if found["missing"]:
+        parts.append(f"missing: {len(found['missing'])} runs")
+    return "\n\n".join(parts)
+
+
+def _circumstances(found: Mapping) -> str:
+    """How the measured figures came about, beside what published ones are of."""
+    runs = [each for row in found["variants"] for each in row["runs"]]
+    epochs = sorted({str(each["training"]["epochs"]) for each in runs if each["training"]})
+    sizes = sorted({"x".join(map(str, each["image size"])) for each in runs})
+    machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs})
+    return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}. Published: "
+            "the real data set, ImageNet weights, the paper's schedule.") if runs else ""
+
+
+def listing(num_seeds: int) -> str:
+    """Every study with the work that it asks for."""
+    rows, usual = [], study.defaults()
+    for each in catalogue.STUDIES.values():
+        distinct = {(variant.file, *(f"{key} {value}" for key, value in variant.options.items()
+                                     if usual.get(key) != value))
+                    for variant in each.trained if not variant.weights_of}
+        runs = num_seeds * len(distinct)
+        rows.append([each.name, each.title, each.question, runs, f"{runs * each.hours:.1f}"])
+    return tabulate(rows, ["study", "of the paper", "question", f"runs with {num_seeds} seeds", "hours on one H100"],
+                    maxcolwidths=[None, 36, 44, None, None])
+
+
+def dry_run(studies: Sequence[Study], base: Path, seeds: Sequence[int], output: Path, options: Sequence[str]) -> str:
+    """Which runs are finished, and which would be trained or evaluated; one that studies share is told once."""
+    lines, hours, told = [], 0.0, set()
+    for each in studies:
+        for run in study.plan(each, reader(each, base, options), seeds, output):
+            key = run.sha256, run.seed
+            if key in told:
+                continue
+            told.add(key)
+            to_do = "to evaluate" if run.variant.weights_of else "to train"
+            lines.append([each.name, run.variant.name, run.seed, "finished" if run.finished else to_do])
+            hours += 0 if run.finished or run.variant.weights_of else each.hours
+    return f"{tabulate(lines, ['study', 'variant', 'seed', 'run'])}\n\nabout {hours:.1f} hours on one H100 remain"
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of studies, and the KEY VALUE after them."""
+    first = next((i for i, word in enumerate(words) if "." in word or word != word.lower()), len(words))
+    return list(words[:first]), list(words[first:])
+
+
+def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in catalogue.STUDIES]
+    if unknown or not names:
+        raise ValueError(f"study '{', '.join(unknown)}' is not known, expected some of {', '.join(catalogue.STUDIES)}")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"--seeds are {', '.join(map(str, seeds))}, expected different numbers of at least 0")
+    own = [key for key in options[::2] if key in ("SEED", "OUTPUT_DIR")]
+    if own:
+        raise ValueError(f"{own[0]} is given by a study itself; use --seeds and --output")
+    if (output / "last_checkpoint").is_file():
+        raise ValueError(f"--output '{output}' holds a training run, whose config.yaml would be overwritten; choose "
+                         "another folder")
+
+
+def write_page(output: Path) -> None:
+    """The report of all studies in a folder, where this installation can write it."""
+    try:
+        page = importlib.import_module(f"{__package__}.page")
+    except ImportError as error:
+        print(f"No report page: {error}")
+        return
+    print("Report: " + ", ".join(str(path) for path in page.write(output)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
+                        "configuration at the end of the command")
+    parser.add_argument("--config-file", default="configs/Market1501/cerberus_R50.yml", help="of Cerberus")
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="0 1 2 if not given")
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), help="folder of runs and report")
+    parser.add_argument("--list", action="store_true", help="the studies, their runs and expected hours; nothing else")
+    parser.add_argument("--dry-run", action="store_true", help="what is finished and what would be trained")
+    args = parser.parse_intermixed_args(arguments)
+    seeds = [word for word in args.seeds if word.isdigit()]
+    names, options = split_words([*args.words, *args.seeds[len(seeds):]])
+    seeds = list(map(int, seeds))
+    if args.list:
+        print(listing(len(seeds)))
+        return
+    check(names, seeds, args.output, options)
+    base = Path(args.config_file)
+    studies = [available(catalogue.STUDIES[name], base) for name in names]
+    if args.dry_run:
+        print(dry_run(studies, base, seeds, args.output, options))
+        return
+    readers = [reader(each, base, options) for each in studies]  # refuses before the first training
+    args.opts = options
+    cfg = read_config(args)
+    cfg.OUTPUT_DIR = str(args.output)
+    start(cfg, args)
+    command = shlex.join(["python", "-m", "cerberus_plugin.experiments.reproduce",
+                          *(sys.argv[1:] if arguments is None else arguments)])
+    for each, read in zip(studies, readers):
+        found = study.run(each, read, seeds, args.output, command=command, config=str(base),
+                          measure=_costs_of_run if each.costs else None)
+        print(f"\n{text(found)}\n")
+    write_page(args.output)
+
+
+def _costs_of_run(cfg: CfgNode) -> dict:
+    """Costs of a finished run, whose config.yaml has the sizes that its data set has filled in."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_file(str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
+    cfg.freeze()
+    return costs(cfg)
+
+
+if __name__ == "__main__":
+    main()

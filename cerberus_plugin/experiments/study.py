@@ -1,0 +1,295 @@
+"""A study: variants of a configuration trained with several seeds, one record that grows with every finished run.
+
+Runs lie in OUTPUT/runs/<variant>-<hash of the configuration>/seed_<n>, so that a configuration which two studies share
+is trained once, and a study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastreid.config import CfgNode, get_cfg
+
+from .. import engine, report
+from ..config import add_cerberus_config
+from . import spread
+from .compare import COLUMNS
+from .running import FILLED, FREE, by_key, check_same_run, is_finished, train_once
+
+logger = logging.getLogger("fastreid.cerberus")
+
+RUNS = "runs"
+COSTS_FILE = "costs.json"
+COPIED = ("protocol", "manifest", "training", "hardware", "versions", "model", "image size", "weights")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a study.
+
+    Args:
+        options: values by configuration key, as its default's type (1.0, not 1).
+        file: another configuration, by the model's name in its file name ("bot"); "" for the study's base file.
+        published: figures by data set and key of results.json.   rule: that of its PAR figures, "official" or "binary".
+        trained: False for a published row alone.
+        weights_of: evaluate the weights of this variant with `options`, in place of training.
+        curve, x: the curve that a point belongs to, and its place on it.
+    """
+
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    file: str = ""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rule: str = ""
+    note: str = ""
+    trained: bool = True
+    weights_of: str = ""
+    curve: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or figure of the paper as an experiment.
+
+    Args:
+        figures: keys of results.json; "PAR/official/*" stands for all that begin so.
+        against: the variant that the others are compared with; "" where `pairs` says all.
+        ladder: each variant is the one above with something added, and is compared with it as well.
+        pairs: of names of variants to compare, in place of `against` and `ladder`.
+        options: of all variants, before those of the command line.
+        hours: expected hours of one run at the paper's schedule on one H100.
+        costs: measure parameters, operations and times of each variant.
+    """
+
+    name: str
+    title: str
+    question: str
+    variants: tuple[Variant, ...]
+    figures: tuple[str, ...]
+    against: str = ""
+    hours: float = 0.5
+    note: str = ""
+    ladder: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    costs: bool = False
+
+    @property
+    def trained(self) -> tuple[Variant, ...]:
+        return tuple(variant for variant in self.variants if variant.trained)
+
+    def compared(self) -> list[tuple[str, str]]:
+        """Pairs of names of variants that claims are made of."""
+        names = [variant.name for variant in self.trained]
+        pairs = list(self.pairs) or [(name, self.against) for name in names if name != self.against]
+        if self.ladder:
+            pairs += [pair for pair in zip(names[1:], names) if pair not in pairs and pair[::-1] not in pairs]
+        return pairs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study: its configuration, OUTPUT_DIR included, and that configuration's hash."""
+
+    variant: Variant
+    seed: int
+    cfg: CfgNode
+    sha256: str
+
+    @property
+    def finished(self) -> bool:
+        return is_finished(self.cfg)
+
+
+def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path) -> list[Run]:
+    """Every run of a study, seed after seed, with the folder that it has or is to have."""
+    runs, folders = [], {}
+    for seed in seeds:
+        for variant in study.trained:
+            cfg = read(variant, seed).clone()
+            sha256 = fingerprint(cfg)
+            folder = folders.setdefault(sha256, _folder(Path(output), variant, sha256))
+            cfg.defrost()
+            cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder / f"seed_{seed}")
+            cfg.freeze()
+            runs.append(Run(variant, seed, cfg, sha256))
+    return [_with_weights(run, runs) for run in runs]
+
+
+def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path, *,
+        command: str = "", config: str = "", measure: Callable[[CfgNode], Mapping] | None = None) -> dict:
+    """Train every variant with every seed; the record of OUTPUT/<study>.json, which is written after every run.
+
+    Args:
+        read: the configuration of a variant and seed.
+        command, config: how the study was started, for the record.
+        measure: costs of a trained configuration; taken once a variant.
+    """
+    planned = plan(study, read, seeds, output)
+    for each in planned:  # before hours of training, not after
+        if not each.variant.weights_of:
+            check_same_run(each.cfg)
+    waiting, took = len({each.cfg.OUTPUT_DIR for each in planned if not each.finished}), []
+    logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them to do")
+    found = record(study, planned, output, command, config)
+    for place, each in enumerate(planned, start=1):
+        said, begun = "finished before", time.monotonic()
+        if not each.finished:
+            _finish(each)
+            took.append(time.monotonic() - begun)
+            left = sum(took) / len(took) * (waiting - len(took))
+            said = f"{took[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
+        if measure is not None and not each.variant.weights_of and not _costs_path(each).is_file():
+            report.write_json(str(_costs_path(each)), measure(each.cfg))
+        found = record(study, planned, output, command, config)
+        report.write_json(os.path.join(output, f"{study.name}.json"), found)
+        logger.info(f"{study.name}, {each.variant.name}, seed {each.seed}, run {place} of {len(planned)}: {said}")
+    return found
+
+
+def record(study: Study, planned: Sequence[Run], output: str | Path, command: str = "", config: str = "") -> dict:
+    """What OUTPUT/<study>.json says of the runs that are finished; the others stand under "missing"."""
+    rows = [_row(variant, [each for each in planned if each.variant == variant], output) for variant in study.variants]
+    keys = _keys(study, rows)
+    for row in rows:
+        for each in row["runs"]:
+            each["results"] = {test: {key: figures[key] for key in keys if key in figures}
+                               for test, figures in each["results"].items()}
+    tests = sorted({test for row in rows for each in row["runs"] for test in each["results"]})
+    headers = {key: COLUMNS.get(key, key) for key in keys if key in study.figures}
+    return {
+        "study": study.name, "title": study.title, "question": study.question, "note": study.note, "config": config,
+        "command": command, "seeds": sorted({each.seed for each in planned}), "figures": keys, "against": study.against,
+        "hours": study.hours, "variants": rows,
+        "claims": {test: spread.claims(figures_of(rows, test), study.compared(), headers) for test in tests},
+        "missing": [{"variant": each.variant.name, "seed": each.seed, "folder": _relative(each, output)}
+                    for each in planned if not each.finished],
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def figures_of(rows: Sequence[Mapping], test: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Figures of a record's variants on a test data set, by variant, seed and key."""
+    return {row["name"]: {each["seed"]: each["results"][test] for each in row["runs"] if test in each["results"]}
+            for row in rows}
+
+
+def fingerprint(cfg: CfgNode) -> str:
+    """The sha256 of what a configuration sets, whatever the seed and the folder.
+
+    Keys at their defaults are left out, so that the keys of a later version leave it as it is.
+    """
+    usual = defaults()
+    own = {key: value for key, value in _plain(cfg).items()
+           if key not in FILLED + FREE + ("SEED",) and (key not in usual or value != usual[key])}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def check_keys(study: Study, cfg: CfgNode) -> None:
+    """Refuse a study that sets what the configuration does not have."""
+    known = by_key(cfg)
+    for name, options in [("all variants", study.options), *((f"'{v.name}'", v.options) for v in study.variants)]:
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            raise ValueError(f"study '{study.name}': {name} set{'' if name == 'all variants' else 's'} {unknown[0]}, "
+                             "which is no key of the configuration; the keys are in cerberus_plugin/config.py")
+
+
+@functools.cache
+def defaults() -> dict:
+    """Values of an unset configuration by dotted key."""
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    return _plain(cfg)
+
+
+def _plain(cfg: CfgNode) -> dict:
+    """Values by dotted key, as JSON has them: a tuple is a list."""
+    return json.loads(json.dumps(by_key(cfg)))
+
+
+def _folder(output: Path, variant: Variant, sha256: str) -> Path:
+    """Where a configuration has been trained under whatever name, or else is to be."""
+    earlier = sorted((output / RUNS).glob(f"*-{sha256[:8]}"))
+    slug = re.sub(r"[^a-z0-9.]+", "_", variant.name.lower()).strip("_")
+    return earlier[0] if earlier else output / RUNS / f"{slug}-{sha256[:8]}"
+
+
+def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
+    """A run that evaluates another's weights, with their file; any other as it is."""
+    if not run.variant.weights_of:
+        return run
+    source = _source(run, runs)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = os.path.join(source.cfg.OUTPUT_DIR, "model_final.pth")
+    cfg.freeze()
+    return Run(run.variant, run.seed, cfg, run.sha256)
+
+
+def _source(run: Run, runs: Sequence[Run]) -> Run:
+    return next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
+
+
+def _finish(run: Run) -> None:
+    """Train a run, or evaluate the weights of another."""
+    if run.variant.weights_of:
+        report.write_text(os.path.join(run.cfg.OUTPUT_DIR, "config.yaml"), run.cfg.dump())
+        engine.evaluate(run.cfg)
+    else:
+        train_once(run.cfg)
+
+
+def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
+    """A variant of the record; figures are all that results.json has."""
+    row = {"name": variant.name, "options": dict(variant.options), "file": variant.file, "note": variant.note,
+           "published": {test: dict(figures) for test, figures in variant.published.items()}, "rule": variant.rule}
+    if variant.curve:
+        row |= {"curve": variant.curve, "x": variant.x}
+    finished = [each for each in planned if each.finished]
+    costs = next((_costs_path(each) for each in finished if _costs_path(each).is_file()), None)
+    if costs is not None:
+        row["costs"] = json.loads(costs.read_text())
+    return row | {"runs": [_run_row(each, output) for each in finished]}
+
+
+def _run_row(run: Run, output: str | Path) -> dict:
+    found = report.read_results(run.cfg.OUTPUT_DIR)
+    results = {test.removesuffix("Attributes"): figures for test, figures in found["results"].items()}
+    row = {"seed": run.seed, "folder": _relative(run, output), "results": results,
+           **{key: found.get(key) for key in COPIED if key != "manifest"}, "config sha256": run.sha256}
+    if run.variant.weights_of:
+        row["weights of"] = Path(run.cfg.MODEL.WEIGHTS).parent.relative_to(output).as_posix()
+    return row | ({"manifest": found["manifest"]} if "manifest" in found else {})
+
+
+def _keys(study: Study, rows: Sequence[Mapping]) -> list[str]:
+    """The study's figures, with what a "*" stands for in what was measured, or else published."""
+    measured = [figures for row in rows for each in row["runs"] for figures in each["results"].values()]
+    published = [figures for row in rows for figures in row["published"].values()] if not measured else []
+    keys: dict[str, None] = {}
+    for figure in study.figures:
+        if figure.endswith("*"):
+            keys |= {key: None for figures in measured + published for key in figures if key.startswith(figure[:-1])}
+        else:
+            keys[figure] = None
+    return list(keys)
+
+
+def _costs_path(run: Run) -> Path:
+    return Path(run.cfg.OUTPUT_DIR).parent / COSTS_FILE
+
+
+def _relative(run: Run, output: str | Path) -> str:
+    return Path(run.cfg.OUTPUT_DIR).relative_to(output).as_posix()

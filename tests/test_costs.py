@@ -1,0 +1,51 @@
+"""Costs of models: the paper's counts for Cerberus and MGN, classifiers left out, and times that are measured."""
+
+from pathlib import Path
+
+from cerberus_plugin import add_cerberus_config
+from cerberus_plugin.experiments.costs import counts, times
+
+import pytest
+from fastreid.config import get_cfg
+
+CONFIGS = Path(__file__).parents[1] / "configs/Market1501"
+
+
+def config(name: str, *options):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yml"))
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def test_cerberus_has_the_parameters_and_operations_of_the_paper():
+    found = counts(config("cerberus_R50"))
+    assert found["parameters"] == 49_306_688
+    assert found["multiply-adds, paper"] == 10_055_750_656  # 10.06 G
+    assert found["values an embedding"] == 2560
+    # two a multiply-add without batch normalisation, and the product that aligns each of 2,048 channels
+    assert 0 < found["operations, torch"] - 2 * 10_023_600_128 < 1e6
+
+
+def test_mgn_has_the_parameters_and_operations_of_the_paper():
+    found = counts(config("mgn_R50"))
+    assert found["parameters"] - 8 == 68_807_744  # the host's pooling has an exponent a head
+    assert round(found["multiply-adds, paper"] / 1e9, 2) == 14.00
+
+
+@pytest.mark.parametrize("name", ["apr_demo", "ide_demo"])
+def test_classifiers_of_identities_and_attributes_are_not_counted(name):
+    # ResNet-18 without its classifier of 1,000 classes
+    assert counts(config(name))["parameters"] == 11_689_512 - 512 * 1000 - 1000
+
+
+def test_neither_prototypes_nor_the_number_of_identities_are_counted():
+    few, many = (counts(config("cerberus_demo", "MODEL.HEADS.NUM_CLASSES", number)) for number in (10, 700))
+    assert few == many
+
+
+def test_times_are_of_whole_steps_and_of_images(small_config):
+    found = times(small_config(), warm=0, steps=1)
+    assert set(found) == {"seconds a training step", "images a step", "images a second, extraction"}
+    assert found["images a step"] == 16 and all(value > 0 for value in found.values())
