@@ -27,6 +27,7 @@ COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_offici
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
+SHOWN = 16  # digits of a hash
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ class Run:
                 if count in figures:
                     rules |= {f"{task.upper()} {key}": value for key, value in protocol.get(task, {}).items()}
                     rules[f"{count} of {test}"] = figures[count]
+        return rules | self._images()
+
+    def _images(self) -> dict:
+        """Which images and labels were tested on; nothing for records from before there was a manifest.
+
+        Labels bind the runs that are measured by them.
+        """
+        rules = {}
+        for name, tested in ((self.record.get("manifest") or {}).get("tests") or {}).items():
+            test = name.removesuffix("Attributes")
+            rules[f"unreadable images of {test}"] = tested["left out"]
+            rules[f"list of images of {test} (sha256)"] = tested["list sha256"][:SHOWN]
+            labels = tested["labels"] or {}
+            if labels.get("sha256") and {"PAR/images", "APS/queries"} & set(self.record["results"].get(test, {})):
+                rules[f"labels of {test} (sha256)"] = labels["sha256"][:SHOWN]
         return rules
 
     def description(self) -> str:
