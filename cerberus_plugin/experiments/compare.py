@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from .. import report
 from ..data.held_out import HELD_OUT
+from ..manifest.reading import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1",
@@ -27,7 +28,6 @@ COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_offici
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
-SHOWN = 16  # digits of a hash
 
 
 @dataclass(frozen=True)
