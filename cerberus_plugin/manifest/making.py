@@ -18,6 +18,7 @@ from torch import nn
 from ..assembly import FILLED, unwrapped
 from ..attributes import Annotations
 from ..data.loader import AttributeDataset
+from ..metrics.outfits import SETTINGS
 
 # Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
@@ -62,7 +63,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "tests": {name: figures.tested for name, figures in by_name.items() if getattr(figures, "tested", None)},
         "training": None if train_set is None else of_training(cfg, train_set),
         "AP": "rectangle",
-        "junk": JUNK,
+        "junk": JUNK + _junk_by_outfits(served),
         "colours": COLOURS | {"force colour": cfg.TEST.PAR.FORCE_COLOUR} if "PAR" in served else None,
         "pool": POOL if "APS" in served else None,
         "SID space": None if prototypes is None else {
@@ -126,6 +127,11 @@ def file_sha256(path: str | None) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def _junk_by_outfits(served: set[str]) -> str:
+    rules = [f"under {name} {ignored}" for name, ignored in SETTINGS.items() if name in served]
+    return f"; of the own identity beside that, {', '.join(rules)}" if rules else ""
 
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
