@@ -36,6 +36,10 @@ from .modeling.prototypes import margins_from_counts
 
 logger = logging.getLogger("fastreid.cerberus")
 
+# Keys that are filled from the data set or from a checkpoint: a paper's configuration file does not know them.
+FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA",
+          "MODEL.CERBERUS.NUM_SIDS")
+
 
 def build_dataset(cfg: CfgNode, name: str):
     """A data set of the host's registry, under FASTREID_DATASETS."""
@@ -82,6 +86,8 @@ class Known(NamedTuple):
     by_outfit: bool
     annotations: list[Annotations]
     outfit_of: Callable[[str], int] | None
+    folders: list[str]
+    distractors: frozenset[int]
 
 
 def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
@@ -117,7 +123,16 @@ def _known_of(datasets: list) -> Known:
     by_outfit = labelled and _whose(datasets[0]) == "outfits"
     annotations = [dataset.annotations for dataset in datasets] if labelled else []
     worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
-    return Known(labels_of if labelled else None, by_outfit, annotations, outfits.__getitem__ if worn else None)
+    # The host's own name for identities that are no person; the root stands in for what names no folder of its own.
+    distractors = frozenset().union(*(getattr(dataset, "_junk_pids", ()) for dataset in datasets))
+    folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
+    return Known(labels_of if labelled else None, by_outfit, annotations, outfits.__getitem__ if worn else None,
+                 folders, distractors)
+
+
+def _folder_of(dataset) -> str:
+    """Where a data set's images are; Market-1501 may be in a folder below, and calls this one otherwise."""
+    return getattr(dataset, "data_dir", None) or getattr(dataset, "dataset_dir", None) or ""
 
 
 def _whose(dataset) -> str:

@@ -12,12 +12,12 @@ import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader, build_reid_train_loader
 from fastreid.engine import DefaultTrainer, default_setup, hooks
-from fastreid.evaluation import inference_on_dataset
+from fastreid.evaluation import DatasetEvaluator, inference_on_dataset
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import nn
 
-from . import acceleration, host, machine, report
+from . import acceleration, host, machine, manifest, report
 from .assembly import (
     build_dataset,
     build_test_set,
@@ -116,6 +116,7 @@ class CerberusTrainer(DefaultTrainer):
             loader, evaluator = cls.build_evaluator(cfg, name, model=model)
             results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
+                results[name] = with_account(results[name], loader, evaluator)
                 floor = report.read_floor(cfg.OUTPUT_DIR).get(name)
                 logger.info(f"Results on {name}:\n{report.results_table(results[name], floor)}")
         return results[cfg.DATASETS.TESTS[0]] if len(results) == 1 else results
@@ -161,7 +162,9 @@ class CerberusTrainer(DefaultTrainer):
             self._warn_about_the_run()
         if comm.is_main_process():
             seconds = self.checkpointer.checkpointables["clock"].seconds
-            write_results(self.cfg, results, seconds, evaluations.figures)
+            made = manifest.manifest(self.cfg, results, self.model, self.data_loader.dataset,
+                                     self.checkpointer.get_checkpoint_file())
+            write_results(self.cfg, results, seconds, evaluations.figures, made)
         return results
 
     def build_hooks(self) -> list:
@@ -258,8 +261,17 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
     results = CerberusTrainer.test(cfg, model)
     if comm.is_main_process():
-        write_results(cfg, results)
+        made = manifest.manifest(cfg, results, model, checkpoint=cfg.MODEL.WEIGHTS)
+        write_results(cfg, results, made=made)
     return results
+
+
+def with_account(figures: Mapping[str, float], loader, evaluator: DatasetEvaluator) -> Mapping[str, float]:
+    """Figures with the account of the images they are of; as they are where the evaluator is not the plugin's."""
+    if not isinstance(evaluator, TaskEvaluator):
+        return figures
+    tested = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
+    return manifest.Figures.of(figures, tested)
 
 
 def check_tests(cfg: CfgNode, schema: str) -> None:
@@ -271,12 +283,14 @@ def check_tests(cfg: CfgNode, schema: str) -> None:
 
 
 def write_results(cfg: CfgNode, results, seconds: float | None = None,
-                  evaluations: Mapping[str, Mapping[int, Mapping]] | None = None) -> None:
+                  evaluations: Mapping[str, Mapping[int, Mapping]] | None = None,
+                  made: Mapping | None = None) -> None:
     """results.txt and results.json, with what is needed to compare the figures with others'.
 
     Args:
         seconds: of training, NaN where they are not known; None for an evaluation alone.
         evaluations: figures by test data set and epoch; None for an evaluation alone.
+        made: what the figures were taken on and by, `manifest.manifest`.
     """
     test = cfg.TEST
     training = None if seconds is None else {"seconds": seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
@@ -293,6 +307,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
         "model": name_of(cfg),
         "image size": list(cfg.INPUT.SIZE_TEST),
         "training": training,
+        "manifest": made,
         "hardware": machine.hardware(cfg.MODEL.DEVICE),
         "versions": machine.versions(),
     }

@@ -34,7 +34,7 @@ class TaskEvaluator(DatasetEvaluator):
 
     def __init__(self, num_query: int, tasks: Sequence[Task], device: torch.device | str = "cpu",
                  finish: Callable[[Tensor], Tensor] | None = None) -> None:
-        self._num_query = num_query
+        self.num_query = num_query
         self._tasks = tasks
         self._device = device
         self._finish = finish
@@ -42,6 +42,7 @@ class TaskEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._batches: list[dict] = []
+        self.num_left_out = 0  # images that could not be read, once evaluated
 
     def process(self, inputs: dict, outputs: Tensor) -> None:
         embeddings = outputs.float()
@@ -73,15 +74,16 @@ class TaskEvaluator(DatasetEvaluator):
         else:
             logger.info(f"embeddings of {embeddings.nbytes / 2**30:.1f} GiB are more than half of what is free on "
                         f"{self._device}: they stay on the CPU, and the tasks take them part by part")
-        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self._num_query,
+        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self.num_query,
                             self._device, columns.get("outfits"))
         bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in embeddings.split(4096))
         if bad:
             raise ValueError(f"evaluation: {bad} of {len(gathered.pids)} embeddings are not finite; the weights are "
                              "damaged or training diverged")
         left_out = gathered.pids == LEFT_OUT_PID
-        if left_out.any():
-            logger.warning(f"{int(left_out.sum())} of {len(left_out)} test images could not be read and are left out")
+        self.num_left_out = int(left_out.sum())
+        if self.num_left_out:
+            logger.warning(f"{self.num_left_out} of {len(left_out)} test images could not be read and are left out")
             gathered = gathered.rows(~left_out)
         if not 0 < gathered.num_query < len(gathered.pids):
             raise ValueError(f"evaluation: {gathered.num_query} query and {len(gathered.pids) - gathered.num_query} "

@@ -129,6 +129,37 @@ def test_results_from_before_training_was_recorded_are_read(write):
     assert cells(lines[2])[-1] == "" and cells(lines[3])[-1] == "90.0"
 
 
+def account(images: str = "a" * 64, labels: str | None = "b" * 64, left_out: int = 0) -> dict:
+    """What a manifest says of its test data sets, as far as a comparison reads it."""
+    return {"Market1501Attributes": {"left out": left_out, "list sha256": images,
+                                     "labels": labels and {"file": "market_attribute.mat", "sha256": labels}}}
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    (account(images="c" * 64), "list of images of Market1501 .sha256. is c{16} here and a{16} in"),
+    (account(labels="c" * 64), "labels of Market1501 .sha256. is c{16} here and b{16} in"),
+    (account(left_out=3), "unreadable images of Market1501 is 3 here and 0 in")])
+def test_two_data_sets_of_one_name_and_size_are_told_apart(write, other, message):
+    folders = [write(name, manifest={"tests": tests}) for name, tests in (("first", account()), ("second", other))]
+    with pytest.raises(ValueError, match=message):
+        main([str(folder) for folder in folders])
+
+
+def test_labels_bind_only_the_runs_that_are_measured_by_them(write):
+    results = {"Market1501Attributes": REID}
+    check_comparable([Run.read(write("first", manifest={"tests": account()})),
+                      Run.read(write("second", results, manifest={"tests": account(labels="c" * 64)})),
+                      Run.read(write("third", results, manifest={"tests": account(labels=None)}))])
+
+
+def test_a_record_without_a_manifest_stands_beside_one_with_it(write, capsys):
+    folders = [write("old"), write("new", manifest={"tests": account()})]
+    (write("none") / "results.json").write_text(json.dumps(json.loads((folders[0] / "results.json").read_text())
+                                                           | {"manifest": None}))
+    main([*map(str, folders), str(folders[0].parent / "none")])
+    assert capsys.readouterr().out.count("70.12") == 3
+
+
 def test_an_evaluation_alone_has_no_minutes_and_is_named_with_its_run(write):
     evaluation = write("cerberus_R50/evaluation")
     record = json.loads((evaluation / "results.json").read_text()) | {"training": None}

@@ -99,6 +99,7 @@ def test_resuming_a_finished_run_evaluates_it_again(small_config):
     assert again.train() == pytest.approx(first.results, nan_ok=True)
     record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
     assert record["evaluations"][TESTS] == {"1": pytest.approx(report.summary(first.results))}
+    assert record["manifest"]["checkpoint"] == "model_final.pth" and record["manifest"]["training"]["images"] == 32
 
 
 def test_margins_are_the_configurations_whatever_the_checkpoint_was_trained_with(small_config, run):

@@ -115,6 +115,11 @@ def test_the_experiment_writes_table_picture_and_a_result_to_compare(folder, cap
     predictor = CerberusPredictor(folder, device="cpu")
     assert predictor.groups_for_changed_clothes == tuple(record["chosen"])
     compare.main([folder, f"{folder}/groups"])
+    trained_on, chosen = (json.loads(open(f"{path}/results.json").read())["manifest"]
+                          for path in (folder, f"{folder}/groups"))
+    assert "under cloth-changing the same outfit" in chosen["junk"]
+    assert trained_on["tests"] == chosen["tests"] and chosen["training"] is None
+    assert trained_on["checkpoint sha256"] == chosen["checkpoint sha256"] is not None
     row = next(row for row in record["choices"] if row["groups"] == record["chosen"])
     assert f"{row['cloth-changing/mAP']:.2f}" in capsys.readouterr().out
 

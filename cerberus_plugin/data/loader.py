@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from fastreid.data.common import CommDataset
@@ -33,12 +33,15 @@ class AttributeDataset(CommDataset):
             identity, and evaluates a black image with the identity -1, which evaluators leave out.
         outfit_of: path -> number of the outfit; None for a data set without outfits.
         settings: of an evaluation by outfits, for what is asked of a whole data set.
+        folders: of the data sets, so that an image has one name on every machine.
+        distractors: identities that stand for no person.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
                  labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
                  on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None, by_outfit: bool = False,
-                 settings: Sequence[str] = ()) -> None:
+                 settings: Sequence[str] = (), folders: Sequence[str] = (),
+                 distractors: Collection[int] = ()) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
@@ -47,6 +50,8 @@ class AttributeDataset(CommDataset):
         self.outfit_of = outfit_of
         self.by_outfit = by_outfit
         self.settings = settings
+        self.folders = folders
+        self.distractors = distractors
         outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
         labelled = outfits if by_outfit else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}

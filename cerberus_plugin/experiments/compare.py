@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from .. import report
 from ..data.held_out import HELD_OUT
+from ..manifest.reading import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1",
@@ -76,6 +77,21 @@ class Run:
                 if count in figures:
                     rules |= {f"{task.upper()} {key}": value for key, value in protocol.get(task, {}).items()}
                     rules[f"{count} of {test}"] = figures[count]
+        return rules | self._images()
+
+    def _images(self) -> dict:
+        """Which images and labels were tested on; nothing for records from before there was a manifest.
+
+        Labels bind the runs that are measured by them.
+        """
+        rules = {}
+        for name, tested in ((self.record.get("manifest") or {}).get("tests") or {}).items():
+            test = name.removesuffix("Attributes")
+            rules[f"unreadable images of {test}"] = tested["left out"]
+            rules[f"list of images of {test} (sha256)"] = tested["list sha256"][:SHOWN]
+            labels = tested["labels"] or {}
+            if labels.get("sha256") and {"PAR/images", "APS/queries"} & set(self.record["results"].get(test, {})):
+                rules[f"labels of {test} (sha256)"] = labels["sha256"][:SHOWN]
         return rules
 
     def description(self) -> str:

@@ -8,11 +8,17 @@ from torch import Tensor
 
 from ..engine import CerberusTrainer
 from ..gathered import Gathered
+from ..manifest import of_test
 from ..predictor import CerberusPredictor
 
 
 def gather(predictor: CerberusPredictor, name: str) -> Gathered:
     """One pass of a trained model over a test data set."""
+    return gather_with_account(predictor, name)[0]
+
+
+def gather_with_account(predictor: CerberusPredictor, name: str) -> tuple[Gathered, dict]:
+    """The same, and what it was over: `manifest.of_test`."""
     found: list[Gathered] = []
 
     def keep(gathered: Gathered) -> dict:
@@ -22,7 +28,7 @@ def gather(predictor: CerberusPredictor, name: str) -> Gathered:
     cfg, model = predictor.cfg, predictor.model
     loader, evaluator = CerberusTrainer.build_evaluator(cfg, name, model=model, tasks=[keep])
     inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
-    return found[0]
+    return found[0], of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
 
 
 def halves(identities: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from .. import report
+from .. import manifest, report
 from ..attributes import GROUPS
 from ..clothes_task import ClothesTask
 from ..data.held_out import HELD_OUT
@@ -34,7 +34,7 @@ from ..gathered import Gathered
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
 from ..tasks import ReIDTask
-from .gathering import gather, halves
+from .gathering import gather, gather_with_account, halves
 
 FIGURES = ("mAP", "Rank-1")
 CHOICES = tuple(choice for size in range(len(GROUPS), 0, -1) for choice in itertools.combinations(GROUPS, size))
@@ -106,7 +106,7 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
         raise SystemExit(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
                          "Cerberus.")
-    measuring = gather(predictor, dataset)
+    measuring, tested = gather_with_account(predictor, dataset)
     if measuring.outfits is None:
         raise SystemExit(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
                          "has some by --dataset, such as PRCC or LTCC.")
@@ -129,12 +129,12 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     report.write_json(str(output / GROUPS_FILE), record)
     plot(record, output / "groups.png")
     if held_out:
-        _write_results(predictor, dataset, chosen, measuring, output)
+        _write_results(predictor, dataset, chosen, measuring, tested, output)
     return record
 
 
 def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str, ...], gathered: Gathered,
-                   output: Path) -> None:
+                   tested: Mapping, output: Path) -> None:
     """results.json of the test data set by the chosen groups."""
     cfg = predictor.cfg.clone()
     cfg.defrost()
@@ -142,7 +142,9 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
     if len(chosen) == len(GROUPS):
         cfg.TEST.GROUPS = []
     task = ReIDTask(cfg)
-    write_results(cfg, task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered))
+    figures = manifest.Figures.of(task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered), tested)
+    made = manifest.manifest(cfg, figures, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)
+    write_results(cfg, figures, made=made)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

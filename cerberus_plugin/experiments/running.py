@@ -10,13 +10,11 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.env import seed_all_rng
 
 from .. import report
+from ..assembly import FILLED
 from ..config import add_cerberus_config
 from ..engine import CerberusTrainer
 
-# The trainer fills these from the data set.
-FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA",
-          "MODEL.CERBERUS.NUM_SIDS")
-# And these say where a run lies, how much it says and how it reads its images, not what it finds.
+# These say where a run lies, how much it says and how it reads its images, not what it finds.
 FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
         "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB", "TEST.BEST_EPOCH")
 

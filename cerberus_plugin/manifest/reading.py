@@ -1,0 +1,55 @@
+"""Manifests for people: one run's, or what differs between two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from tabulate import tabulate
+
+from .. import report
+
+SHOWN = 16  # digits of a hash in tables and messages
+
+
+def read(folder: str | Path) -> dict:
+    """The manifest of a run folder, test data sets by the name that they have without attributes as well."""
+    found = report.read_results(str(folder)).get("manifest")
+    if not found:
+        raise ValueError(f"{os.path.join(folder, report.RESULTS_FILE)}: has no manifest; it was written before there "
+                         "were any, or without one. Evaluate the run again: train_net.py --eval-only writes "
+                         "RUN/evaluation with one.")
+    return found | {"tests": {name.removesuffix("Attributes"): tested for name, tested in found["tests"].items()}}
+
+
+def show(manifest: Mapping) -> str:
+    """A manifest as indented lines."""
+    return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=110)
+
+
+def differences(first: Mapping, second: Mapping) -> list[tuple[str, object, object]]:
+    """Entries that are not the same, by their way through the manifest; None where one has no such entry."""
+    one, other = _entries(first), _entries(second)
+    return [(name, one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+def difference_table(folders: tuple[str, str], different: list[tuple[str, object, object]]) -> str:
+    if not different:
+        return f"{folders[0]} and {folders[1]}: nothing differs"
+    return tabulate([(name, _cell(name, one), _cell(name, other)) for name, one, other in different],
+                    ["", *folders], disable_numparse=True)
+
+
+def _entries(node: Mapping, way: str = "") -> dict[str, object]:
+    entries: dict[str, object] = {}
+    for key, value in node.items():
+        entries |= _entries(value, f"{way}{key}: ") if isinstance(value, Mapping) else {f"{way}{key}": value}
+    return entries
+
+
+def _cell(name: str, value) -> str:
+    if value is None:
+        return "none"
+    return str(value)[:SHOWN] if name.endswith("sha256") else str(value)
