@@ -30,7 +30,7 @@ MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
 FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
 WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
 LINE = 0.135  # inches from one line of words to the next
-WORDS_WIDTH = 2.9  # of the words of a line, in widths of a picture
+WORDS_WIDTH = 1.9  # inches of the column of words
 
 
 @dataclass(frozen=True)
@@ -154,21 +154,27 @@ class Gallery:
 
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
-    """Write the picture: a line a row, the question at the left, framed answers from the best to the right."""
-    unit = WIDTH / (top + 1 + WORDS_WIDTH)
-    height = max(2.4 * unit, LINE * (2 + max(len(row.words) for row in rows)))
-    figure, axes = plt.subplots(len(rows), top + 2, figsize=(WIDTH, height * len(rows)), squeeze=False,
-                                layout="constrained", gridspec_kw={"width_ratios": [1, WORDS_WIDTH] + [1] * top})
+    """Write the picture: a line a row, the question at the left, framed answers from the best to the right.
+
+    Pictures of queries and words have a column each where any row has some.
+    """
+    asked = [any(row.picture for row in rows), any(row.words for row in rows)]
+    unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
+    widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
+    height = max(2.1 * unit + 0.35, LINE * (2 + max(len(row.words) for row in rows)))
+    figure, axes = plt.subplots(len(rows), len(widths), figsize=(WIDTH, height * len(rows)), squeeze=False,
+                                layout="constrained", gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.axis("off")
     for line, row in zip(axes, rows):
         if row.picture:
-            show_picture(line[0], row.picture)
-        else:
+            show_picture(line[0], row.picture, caption="" if asked[1] else row.title)
+        elif asked[0]:
             show_words(line[0], [("words:", ASKED)])
-        show_words(line[1], row.words, row.title)
-        for axis in line[2:]:
-            axis.axis("off")
-        for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[2:], row.found), start=1):
+        if asked[1]:
+            show_words(line[sum(asked) - 1], row.words, row.title)
+        for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
             show_picture(axis, found, verdict, f"{rank} {MARKS[verdict]}{caption}")
     save(figure, path)
 
