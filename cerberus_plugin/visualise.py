@@ -161,7 +161,7 @@ def draw(rows: list[Row], path: str | Path, top: int) -> None:
     asked = [any(row.picture for row in rows), any(row.words for row in rows)]
     unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
     widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
-    height = max(2.1 * unit + 0.35, LINE * (2 + max(len(row.words) for row in rows)))
+    height = max(_tallest(rows) * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
     figure, axes = plt.subplots(len(rows), len(widths), figsize=(WIDTH, height * len(rows)), squeeze=False,
                                 layout="constrained", gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
@@ -177,6 +177,12 @@ def draw(rows: list[Row], path: str | Path, top: int) -> None:
         for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
             show_picture(axis, found, verdict, f"{rank} {MARKS[verdict]}{caption}")
     save(figure, path)
+
+
+def _tallest(rows: Sequence[Row]) -> float:
+    """The largest height of a picture in its widths."""
+    paths = [path for row in rows for path in (row.picture, *(path for path, *_ in row.found)) if path]
+    return max(height / width for width, height in (Image.open(path).size for path in paths))
 
 
 def show_picture(axis, path: str, verdict: str = ASKED, caption: str = "") -> None:

@@ -89,7 +89,8 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
                 "row above sigma to the last), and the strips that head, upper and lower read, of the whole picture "
                 "and of the rows kept. Rows lie where their centres do; each also sees what is around it.")
     return Exhibit(name, "Figure 7a: alignment", "Does the alignment find the person, and what does it change?",
-                   caption, [Picture(f"{name}.png", caption)], figures)
+                   caption, [Picture(f"{name}.png", "The rows kept, and the strips with and without alignment")],
+                   figures)
 
 
 def draw(paths: list[str], rows: Rows, sigma: float, size: tuple[int, int], file: Path) -> None:

@@ -90,10 +90,11 @@ def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Ex
     caption = (f"{len(paths)} people of {run.dataset}, one a line, and where their five representations come from: "
                "what a group's own layer makes of each place of its map, as far as it points where the whole "
                "representation points. 1 is the mean of what the group reads; head, upper and lower read a strip of "
-               "the rows that the alignment keeps (framed), identity and carrying the whole picture. One scale for all; "
-               "places below 0 are drawn as 0.")
+               "the rows that the alignment keeps (framed), identity and carrying the whole picture. One scale for "
+               "all; places below 0 are drawn as 0.")
     return Exhibit(name, "Figure 8: attention", "Does each representation look at its own part of a person?", caption,
-                   [Picture(f"{name}.png", caption)], {"largest weight": figures})
+                   [Picture(f"{name}.png", "Weights of places for each representation, a line a person")],
+                   {"largest weight": figures})
 
 
 def draw(paths: list[str], weights: Tensor, rows: Tensor, size: tuple[int, int], file: Path) -> None:

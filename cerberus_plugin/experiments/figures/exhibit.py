@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ... import machine, report
 from ...assembly import build_test_set
-from ...attributes import MISSING
 from ...data.held_out import HELD_OUT
 from ...data.loader import AttributeDataset
 from ...predictor import CerberusPredictor

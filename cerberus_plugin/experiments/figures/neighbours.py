@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from ...attributes import GROUPS, SCHEMAS, AttributeSchema
+from ...attributes import GROUPS, AttributeSchema
 from ...inference import of_groups
 from ...visualise import WIDTH, save
 from .exhibit import Exhibit, Picture, Run
 
 SEED = 0
+ASPECT = 0.9  # of a panel
 FEWEST = 4  # images that t-SNE needs to say anything
-# Told apart by eyes of all kinds (Okabe and Ito) and by markers; seven and ten, so that no pair comes twice in 70 people.
+# Told apart by eyes of all kinds (Okabe and Ito); seven and ten, so that no pair comes twice among 70 people.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")
 MARKERS = "osD^vPX*<>"
 
@@ -118,12 +119,14 @@ def embedded(embeddings: Tensor) -> Tensor:
     return torch.from_numpy(plane.fit_transform(embeddings.numpy()))
 
 
-def margin_in_words(run: Run) -> str:
-    """How a run was guided."""
-    node = run.predictor.cfg.MODEL.CERBERUS
-    if node.MARGIN == "constant":
-        return f"margin {node.MARGIN_CONSTANT:g}"
-    return f"adaptive margin (\u03b1 {node.ALPHA:g}, \u03b2 {node.BETA:g})"
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Runs by their margins, and by their folders where these are the same."""
+    nodes = [run.predictor.cfg.MODEL.CERBERUS for run in runs]
+    names = [f"margin {node.MARGIN_CONSTANT:g}" if node.MARGIN == "constant" else
+             f"adaptive margin (\u03b1 {node.ALPHA:g}, \u03b2 {node.BETA:g})" for node in nodes]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{run.predictor.run_folder.name}: {name}" for run, name in zip(runs, names)]
 
 
 def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str | None = None,
@@ -149,11 +152,12 @@ def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str
                          f"{len(drawn)} people, expected at least {FEWEST} to draw; name another by --sid.")
     everyone = [index for images in shared.images.values() for index in images]
     panels, figures = [], []
-    for run in runs:
+    names = names_of(runs)
+    for run, title in zip(runs, names):
         embeddings = run.predictor.embed([run.items[index][0] for index in everyone])
         own = embeddings[[everyone.index(index) for index in indices]]
         of_drawn, of_all = purity(run, shared, own, indices), purity(run, shared, embeddings, everyone)
-        panels.append((margin_in_words(run), embedded(of_groups(own, (shared.group,))), of_drawn))
+        panels.append((title, embedded(of_groups(own, (shared.group,))), of_drawn))
         figures.append({"run": str(run.predictor.run_folder), "drawn": of_drawn._asdict(),
                         "all who share it": of_all._asdict()})
     pids = torch.tensor([runs[0].items[index][1] for index in indices])
@@ -163,12 +167,12 @@ def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str
                f"person: t-SNE of the representation '{shared.group}' alone (cosine, seed {SEED}), {len(indices)} "
                "images. The figures under it do not come from t-SNE: the share of images whose nearest neighbour from "
                "another camera, by cosine in the full space, is the same person. ")
-    measured = [f"{margin_in_words(run)} {values['all who share it']['group']:.1f} %"
-            for run, values in zip(runs, figures)]
+    measured = [f"{title} {values['all who share it']['group']:.1f} %" for title, values in zip(names, figures)]
     caption += f"Among all {len(shared.images)} people and by '{shared.group}' alone: {'; '.join(measured)}."
     return Exhibit(name, "Figure 9: people who share one semantic ID",
                    "Are people with the same attributes still told apart?", caption,
-                   [Picture(f"{name}.png", caption)], {"group": shared.group, "sid": shared.sid, "runs": figures})
+                   [Picture(f"{name}.png", "t-SNE of people who share one semantic ID")],
+                   {"group": shared.group, "sid": shared.sid, "runs": figures})
 
 
 def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, file: Path, group: str) -> None:
@@ -177,16 +181,17 @@ def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, file: Path,
     Args:
         panels: title, places float (N, 2) and figures of each run.   pids: int64 (N,).
     """
-    height = 0.9 * WIDTH / max(len(panels), 1.5)
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height + 0.9), squeeze=False, layout="constrained")
+    side = (WIDTH - 1) / max(len(panels), 1.5)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, ASPECT * side + 1.1), squeeze=False,
+                                layout="constrained")
     for axis, (title, places, figures) in zip(axes[0], panels):
         for n, pid in enumerate(pids.unique().tolist()):
             x, y = places[pids == pid].T.numpy()
             axis.scatter(x, y, s=42, color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)],
                          edgecolor="white", linewidth=0.5, label=f"{pid}")
         axis.set_title(title, fontsize=11)
-        axis.set(xticks=[], yticks=[], box_aspect=0.8)
-        axis.set_xlabel(f"nearest neighbour is the same person:\n{figures.group:.1f} % by {group} alone, "
+        axis.set(xticks=[], yticks=[], box_aspect=ASPECT)
+        axis.set_xlabel(f"nearest neighbour is the same person:\n{figures.group:.1f} % by {group} alone,\n"
                         f"{figures.whole:.1f} % by all five, {figures.chance:.1f} % by chance", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, title="identity", title_fontsize=9,
