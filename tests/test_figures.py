@@ -317,3 +317,14 @@ def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, mon
 def test_a_model_without_groups_is_refused(run, tmp_path, make, what):
     with pytest.raises(SystemExit, match=f"Baseline has no {what}.*; name a run of Cerberus"):
         make(changed(run, "MODEL.META_ARCHITECTURE", "Baseline"), tmp_path)
+
+
+def test_a_run_is_shown_its_own_first_test_set_unless_one_is_named(folder):
+    assert exhibit.Run.load(folder, device="cpu").dataset == "Market1501Attributes"
+    assert exhibit.Run.load(folder, "DukeMTMCAttributes", "cpu").dataset == "DukeMTMCAttributes"
+
+
+def test_a_model_that_reads_no_attributes_has_a_sheet_of_pictures_alone(run, tmp_path):
+    run.predictor.reader = None
+    shown = sheets.make(run, tmp_path, people=1, top=2)
+    assert [picture.file for picture in shown.pictures] == ["sheets_reid.png"]
