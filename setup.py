@@ -24,7 +24,7 @@ INSTALL_REQUIRES = [
     "PyYAML>=6",
     "termcolor>=2",  # imported by the host's logger
     "tensorboard>=2.10",  # imported by the host's optimisers
-    "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve
+    "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve, t-SNE
     "faiss-cpu>=1.7.4,<2",  # imported by the host's distances; re-ranking
 ]
 

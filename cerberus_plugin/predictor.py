@@ -94,9 +94,12 @@ class CerberusPredictor:
         outputs = []
         starts = range(0, len(paths), batch_size)
         for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):
-            images = [self.transform(self._read(path)) for path in paths[start:start + batch_size]]
-            outputs.append(self.model({"images": torch.stack(images).to(self.model.device)}).float().cpu())
+            outputs.append(self.model({"images": self.images(paths[start:start + batch_size])}).float().cpu())
         return torch.cat(outputs)
+
+    def images(self, paths: Sequence[str | Path]) -> Tensor:
+        """Pictures as the model takes them: float (N, 3, H, W) in 0..255, on its device."""
+        return torch.stack([self.transform(self._read(path)) for path in paths]).to(self.model.device)
 
     def recognise(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
         """Attributes of each picture in words, such as {"gender": "female", "upper colour": "red", ...}."""

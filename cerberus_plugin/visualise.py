@@ -19,18 +19,25 @@ import torch
 from PIL import Image
 
 from .assembly import build_test_set
-from .attributes import MISSING
+from .attributes import GROUPS, MISSING
 from .metrics.ranking import rank_matches
 from .predictor import CerberusPredictor
 
-RIGHT, WRONG, NEUTRAL = "#2c9f45", "#d43d35", "#888888"
+RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts on what is shown
+# Told by mark and frame as well as by colour, which are a pair that all eyes tell apart.
+COLOURS = {RIGHT: "#00795a", WRONG: "#c04a00", UNKNOWN: "#707070", ASKED: "black"}
+MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
+FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
+WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
+LINE = 0.135  # inches from one line of words to the next
+WORDS_WIDTH = 1.9  # inches of the column of words
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the picture: what was asked, in a picture or in words, and what was found.
 
-    `words` are (text, colour) lines; `found` are (path, colour, caption), best first.
+    `words` are (text, verdict) lines; `found` are (path, verdict, caption), best first.
     """
 
     picture: str | None
@@ -44,12 +51,13 @@ class Gallery:
 
     Args:
         groups: compare pictures by these groups of Cerberus alone; all where empty.
+        name: of the test data set; the run's first if left out.
     """
 
-    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = ()) -> None:
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), name: str = "") -> None:
         self.predictor = predictor
         self.groups = groups
-        self.dataset, num_query = build_test_set(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
+        self.dataset, num_query = build_test_set(predictor.cfg, name or predictor.cfg.DATASETS.TESTS[0])
         self.queries, self.items = self.dataset.img_items[:num_query], self.dataset.img_items[num_query:]
         self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
         self.outfits = None
@@ -62,7 +70,7 @@ class Gallery:
             self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
 
     def query_row(self, index: int, top: int) -> Row:
-        """A query, the attributes read off it (green where right), and its nearest images from other cameras.
+        """A query, the attributes read off it, and its nearest images from other cameras.
 
         Where groups are left out, from other outfits as well.
         """
@@ -71,17 +79,22 @@ class Gallery:
         order = scores.masked_fill(self._ignored(index), float("-inf")).sort(descending=True, stable=True).indices[:top]
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
-        words = self._words(index, self._labels_of(path, pid)) if self.labels is not None else []
+        words = self.words(index) if self.labels is not None else []
         return Row(path, f"identity {pid}, camera {camid + 1}", words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
-        """A described person, labels int64 (A,), and the images that fit best (green: the same full description)."""
+        """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.
+
+        Right is an image whose labels are those described.
+        """
+        schema = self.predictor.reader.schema
         scores = self.predictor.reader.search(labels[None], self.embeddings)[0]
         order = scores.sort(descending=True, stable=True).indices[:top]
-        found = [(self.items[i][0], RIGHT if torch.equal(self.labels[i], labels) else WRONG, f"{scores[i]:.2f}")
-                 for i in order.tolist()]
-        description = self.predictor.reader.schema.describe(labels)
-        return Row(None, "search by attributes", [(f"{k}: {v}", "black") for k, v in description.items()], found)
+        fits = ((self.labels == labels) | (labels == MISSING)).all(dim=1)
+        found = [(self.items[i][0], RIGHT if fits[i] else WRONG, f"{scores[i]:.2f}") for i in order.tolist()]
+        described = [group for group in GROUPS if (labels[list(schema.group_fields(group))] != MISSING).any()]
+        title = "search by " + ("attributes" if (labels != MISSING).all() else ", ".join(described))
+        return Row(None, title, [(f"{k}: {v}", ASKED) for k, v in schema.describe(labels).items()], found)
 
     def spread_queries(self, count: int) -> list[int]:
         """Queries of different identities that have something to find, evenly over the list."""
@@ -93,15 +106,40 @@ class Gallery:
         step = max(len(chosen) // max(count, 1), 1)
         return chosen[::step][:count]
 
-    def searches(self, count: int) -> list[torch.Tensor]:
-        """Descriptions that several gallery images fit, evenly over the difficulty of finding them."""
-        labelled = self.labels[(self.labels != MISSING).all(dim=1)]
+    def searches(self, count: int, groups: Sequence[str] = GROUPS) -> list[torch.Tensor]:
+        """Descriptions that gallery images fit, evenly over the difficulty of finding them.
+
+        Args:
+            groups: what is described; the rest is left open.
+        """
+        schema = self.predictor.reader.schema
+        left_open = [field for group in GROUPS if group not in groups for field in schema.group_fields(group)]
+        known = self.labels.clone()
+        known[:, left_open] = 0
+        labelled = self.labels[(known != MISSING).all(dim=1)]
+        labelled[:, left_open] = MISSING
         distinct = labelled.unique(dim=0)
-        relevant = (distinct[:, None] == self.labels[None]).all(dim=2)
+        relevant = ((distinct[:, None] == self.labels[None]) | (distinct[:, None] == MISSING)).all(dim=2)
         ranked = rank_matches(-self.predictor.reader.search(distinct, self.embeddings), relevant)
         order = ranked.ap.sort(descending=True).indices
         positions = torch.linspace(0, len(order) - 1, count + 2)[1:-1].long()
-        return [distinct[i] for i in order[positions]]
+        return [distinct[i] for i in order[positions].unique_consecutive()]
+
+    def words(self, index: int) -> list[tuple[str, str]]:
+        """The attributes read off a query, with verdicts; in brackets the label where it is another."""
+        path, pid, _ = self.queries[index]
+        labels = self._labels_of(path, pid)
+        schema = self.predictor.reader.schema
+        answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
+        truth, known = schema.column_truth(labels[None])
+        described = schema.describe(labels)
+        words = []
+        for m, (column, k) in enumerate(zip(schema.columns, answers.tolist())):
+            right = bool(truth[m][0, k]) if k >= 0 else not truth[m][0].any()
+            verdict = (RIGHT if right else WRONG) if known[0, m] else UNKNOWN
+            text = f"{column.name}: {column.classes[k] if k >= 0 else 'none'}"
+            words.append((f"{text} ({described[column.name]})" if verdict == WRONG else text, verdict))
+        return words
 
     def _ignored(self, index: int) -> torch.Tensor:
         """Images of the query's person that are too easy to find: bool (N,)."""
@@ -114,47 +152,68 @@ class Gallery:
     def _labels_of(self, path: str, pid: int) -> torch.Tensor:
         return self.dataset.known_of(path, pid)["attributes"]
 
-    def _words(self, index: int, labels: torch.Tensor) -> list[tuple[str, str]]:
-        schema = self.predictor.reader.schema
-        answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
-        truth, known = schema.column_truth(labels[None])
-        words = []
-        for m, (column, k) in enumerate(zip(schema.columns, answers.tolist())):
-            right = bool(truth[m][0, k]) if k >= 0 else not truth[m][0].any()
-            colour = (RIGHT if right else WRONG) if known[0, m] else NEUTRAL
-            words.append((f"{column.name}: {column.classes[k] if k >= 0 else 'none'}", colour))
-        return words
-
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
-    """Write the picture: a line a row, the question at the left, framed answers from the best to the right."""
-    figure, axes = plt.subplots(len(rows), top + 2, figsize=(1.15 * (top + 2.6), 2.5 * len(rows)), squeeze=False,
-                                gridspec_kw={"width_ratios": [1, 1.6] + [1] * top})
+    """Write the picture: a line a row, the question at the left, framed answers from the best to the right.
+
+    Pictures of queries and words have a column each where any row has some.
+    """
+    asked = [any(row.picture for row in rows), any(row.words for row in rows)]
+    unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
+    widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
+    height = max(_tallest(rows) * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
+    figure, axes = plt.subplots(len(rows), len(widths), figsize=(WIDTH, height * len(rows)), squeeze=False,
+                                layout="constrained", gridspec_kw={"width_ratios": widths})
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.axis("off")
     for line, row in zip(axes, rows):
-        for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for side in axis.spines.values():
-                side.set_visible(False)
         if row.picture:
-            line[0].imshow(Image.open(row.picture))
-        else:
-            line[0].text(0.5, 0.5, "words", ha="center", va="center", color=NEUTRAL, fontsize=11)
-        line[1].set_title(row.title, fontsize=8, loc="left")
-        for n, (text, colour) in enumerate(row.words):
-            line[1].text(0.02, 0.97 - n / max(len(row.words), 12), textwrap.shorten(text, 34), color=colour, fontsize=7,
-                         va="top", transform=line[1].transAxes)
-        for rank, (axis, (found, colour, caption)) in enumerate(zip(line[2:], row.found), start=1):
-            axis.imshow(Image.open(found))
-            axis.set_title(f"{rank}   {caption}", fontsize=7, color=colour)
-            for side in axis.spines.values():
-                side.set_visible(True)
-                side.set_color(colour)
-                side.set_linewidth(3)
-    figure.tight_layout(pad=0.4)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+            show_picture(line[0], row.picture, caption="" if asked[1] else row.title)
+        elif asked[0]:
+            show_words(line[0], [("words:", ASKED)])
+        if asked[1]:
+            show_words(line[sum(asked) - 1], row.words, row.title)
+        for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
+            show_picture(axis, found, verdict, f"{rank} {MARKS[verdict]}{caption}")
+    save(figure, path)
+
+
+def _tallest(rows: Sequence[Row]) -> float:
+    """The largest height of a picture in its widths."""
+    paths = [path for row in rows for path in (row.picture, *(path for path, *_ in row.found)) if path]
+    return max(height / width for width, height in (Image.open(path).size for path in paths))
+
+
+def show_picture(axis, path: str, verdict: str = ASKED, caption: str = "") -> None:
+    """A picture in the frame of its verdict."""
+    axis.axis("on")
+    axis.imshow(Image.open(path))
+    axis.set(xticks=[], yticks=[], anchor="N")
+    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
+    for side in axis.spines.values():
+        side.set(visible=verdict in FRAMES, color=COLOURS[verdict], linewidth=2.2)
+        side.set_linestyle(FRAMES.get(verdict, "solid"))
+
+
+def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
+    """Lines of text with their verdicts, from the top."""
+    axis.axis("off")
+    axis.set_title(title, fontsize=8, loc="left", pad=3)
+    for n, (text, verdict) in enumerate(words):
+        axis.annotate(MARKS[verdict] + textwrap.shorten(text, 34, placeholder=" ..."), (0, 1),
+                      xytext=(2, -72 * LINE * n - 1), xycoords="axes fraction", textcoords="offset points", va="top",
+                      color=COLOURS[verdict], fontsize=7.5, annotation_clip=False).set_in_layout(False)
+
+
+def save(figure, path: str | Path) -> None:
+    """Write a picture whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".tmp{path.suffix}")
+    figure.savefig(temporary, dpi=DPI)
     plt.close(figure)
+    temporary.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,6 +21,14 @@ GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
 
 
 @torch.no_grad()
+def row_heat(local_map: Tensor, squared: bool = False) -> Tensor:
+    """The largest norm, or its square, of the C-vectors of each row: float (B, C, H, W) -> (B, H)."""
+    # Half precision overflows once a norm passes 256.
+    energy = local_map.float().square().sum(dim=1).amax(dim=2)
+    return energy if squared else energy.sqrt()
+
+
+@torch.no_grad()
 def person_rows(local_map: Tensor, sigma: float, squared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """First and last row of the map that the person reaches (alignment module).
 
@@ -34,9 +42,7 @@ def person_rows(local_map: Tensor, sigma: float, squared: bool = False) -> tuple
     Returns:
         top, bottom: int64 (B,), inclusive.   fallback: bool (B,), no row exceeded sigma.
     """
-    # Half precision overflows once a norm passes 256.
-    energy = local_map.float().square().sum(dim=1).amax(dim=2)  # (B, H)
-    heat = energy if squared else energy.sqrt()
+    heat = row_heat(local_map, squared)
     above = heat > sigma
     height = heat.shape[1]
     fallback = ~above.any(dim=1)

@@ -1,0 +1,1 @@
+"""The figures of the paper, each drawn of one's own run by one command: a picture, its caption and who made it."""

@@ -1,0 +1,145 @@
+"""What all figures share: the run that is looked at, the pictures, and the record that stands beside them.
+
+Shapes: N images of the test set, query before gallery.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from ... import machine, report
+from ...assembly import build_test_set
+from ...data.held_out import HELD_OUT
+from ...data.loader import AttributeDataset
+from ...predictor import CerberusPredictor
+
+FOLDER = "figures"  # in the folder of the report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and the test data set that it is shown."""
+
+    predictor: CerberusPredictor
+    dataset: str
+
+    @classmethod
+    def load(cls, folder: str | Path, dataset: str = "", device: str | None = None) -> Run:
+        """A run folder, with a test data set by name; its own first one if left out."""
+        predictor = CerberusPredictor(folder, device=device)
+        tests = predictor.cfg.DATASETS.TESTS
+        return cls(predictor, dataset or next((name for name in tests if name != HELD_OUT), tests[0]))
+
+    @cached_property
+    def _test_set(self) -> tuple[AttributeDataset, int]:
+        return build_test_set(self.predictor.cfg, self.dataset)
+
+    @property
+    def images(self) -> AttributeDataset:
+        return self._test_set[0]
+
+    @property
+    def num_query(self) -> int:
+        return self._test_set[1]
+
+    @property
+    def items(self) -> list[tuple]:
+        """Path, identity and camera of each image."""
+        return self.images.img_items
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Attributes of each image, int64 (N, A); None where the data set has none."""
+        if self.images.labels is None:
+            return None
+        return torch.stack([self.images.known_of(path, pid)["attributes"] for path, pid, _ in self.items])
+
+    def of_people(self) -> list[int]:
+        """Images that show a person: distractors have an identity of the annotations' own, and no labels."""
+        junk = self.images.annotations[0].schema.junk_pids if self.images.annotations else ()
+        return [index for index, (_, pid, _) in enumerate(self.items) if pid not in junk]
+
+    def first_images(self, indices: Iterable[int]) -> list[int]:
+        """The first of these images of each identity, in their order."""
+        first: dict = {}
+        for index in indices:
+            first.setdefault(self.items[index][1], index)
+        return list(first.values())
+
+    def require_groups(self, what: str) -> None:
+        """Refuse a model without the five representations."""
+        name = self.predictor.cfg.MODEL.META_ARCHITECTURE
+        if name != "Cerberus":
+            raise SystemExit(f"{self.predictor.run_folder}: {name} has no {what}; name a run of Cerberus.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file of the report's figures, under its name alone, with what it shows."""
+
+    file: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure of the report: its pictures, and in `figures` the numbers that its captions name."""
+
+    name: str
+    title: str
+    question: str
+    caption: str
+    pictures: Sequence[Picture]
+    figures: dict
+
+
+def spread(values: Sequence, count: int) -> list:
+    """Some of the values, evenly over the list."""
+    step = max(len(values) // max(count, 1), 1)
+    return list(values[::step][:count])
+
+
+def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, command: str) -> dict:
+    """The record of a figure whose pictures are drawn, beside them; returns what it holds."""
+    pictures = [{"file": f"{FOLDER}/{picture.file}", "caption": picture.caption} for picture in exhibit.pictures]
+    record = {"exhibit": exhibit.name, "title": exhibit.title, "question": exhibit.question,
+              "caption": exhibit.caption, "pictures": pictures, "figures": exhibit.figures,
+              "made by": made_by(runs, command)}
+    report.write_json(str(output / FOLDER / f"{exhibit.name}.json"), record)
+    return record
+
+
+def made_by(runs: Sequence[Run], command: str) -> dict:
+    """What is needed to make a figure again; what belongs to a run is a list, a run each."""
+    weights = [Path(run.predictor.cfg.MODEL.WEIGHTS) for run in runs]
+    return {
+        "command": command,
+        "run folders": [str(run.predictor.run_folder) for run in runs],
+        "model": [run.predictor.cfg.MODEL.META_ARCHITECTURE for run in runs],
+        "dataset": runs[0].dataset,
+        "config sha256": [config_hash(run.predictor.run_folder / "config.yaml") for run in runs],
+        "checkpoint": [path.name for path in weights],
+        "checkpoint sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "seed": [run.predictor.cfg.SEED for run in runs],
+        "versions": machine.versions(),
+        "hardware": machine.hardware(runs[0].predictor.cfg.MODEL.DEVICE),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def config_hash(path: Path) -> str:
+    """sha256 of a configuration without where it was written and computed."""
+    values = yaml.safe_load(path.read_text())
+    values.pop("OUTPUT_DIR", None)
+    values["MODEL"].pop("DEVICE", None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Figure 6: what a model finds by picture, reads off a picture, and finds by a description in full or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ...visualise import LINE, RIGHT, WIDTH, Gallery, Row, draw, save, show_picture, show_words
+from .exhibit import Exhibit, Picture, Run
+
+MODES = ("reid", "par", "aps", "partial")
+CARDS_A_LINE = 3
+CARD = (1, 1.9)  # widths of a picture and its words
+
+
+def make(run: Run, output: Path, name: str = "sheets", people: int = 5, modes: Sequence[str] | None = None,
+         groups: Sequence[str] = ("upper", "lower"), top: int = 8) -> Exhibit:
+    """Draw a sheet a mode and say what they show.
+
+    Args:
+        people: lines of a sheet.   modes: some of `MODES`; None for all that the model can do.
+        groups: what a partial search describes.   top: images of each line.
+    """
+    predictor = run.predictor
+    reads = predictor.reader is not None and run.labels is not None
+    unable = [mode for mode in modes or () if mode != "reid"] if not reads else []
+    if unable:
+        why = "the model reads no attributes" if predictor.reader is None else f"{run.dataset} has no attributes"
+        raise SystemExit(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
+                         "reid, or name another run or data set.")
+    modes = modes or (MODES if reads else MODES[:1])
+    gallery = Gallery(predictor, name=run.dataset)
+    figures, pictures = {}, []
+    for mode in modes:
+        file = f"{name}_{mode}.png"
+        path = output / "figures" / file
+        if mode == "par":
+            cards = [(gallery.queries[index][0], f"identity {gallery.queries[index][1]}", gallery.words(index))
+                     for index in gallery.spread_queries(CARDS_A_LINE * people)]
+            draw_cards(cards, path)
+            verdicts = [verdict for *_, words in cards for _, verdict in words]
+        else:
+            rows = rows_of(gallery, mode, people, groups, top)
+            draw(rows, path, top)
+            verdicts = [verdict for row in rows for _, verdict, _ in row.found]
+        figures[mode] = {"right": verdicts.count(RIGHT), "shown": len(verdicts)}
+        pictures.append(Picture(file, f"{_caption(mode, groups)} {figures[mode]['right']} of the {len(verdicts)} "
+                                      f"{'answers' if mode == 'par' else 'images'} shown are right."))
+    caption = (f"Sheets of {run.dataset}, queries taken evenly over the list and not by how they did: a tick and a "
+               "full frame are right, a cross and a dashed frame wrong.")
+    return Exhibit(name, "Figure 6: retrieval and recognition", "What does the model find, and where does it err?",
+                   caption, pictures, figures)
+
+
+def rows_of(gallery: Gallery, mode: str, count: int, groups: Sequence[str], top: int) -> list[Row]:
+    """Lines of a sheet of pictures."""
+    if mode == "reid":
+        rows = [gallery.query_row(index, top) for index in gallery.spread_queries(count)]
+        return [Row(row.picture, row.title.partition(",")[0], [], row.found) for row in rows]
+    asked = gallery.searches(count) if mode == "aps" else gallery.searches(count, groups)
+    return [gallery.search_row(labels, top) for labels in asked]
+
+
+def _caption(mode: str, groups: Sequence[str]) -> str:
+    return {
+        "reid": "reID: a picture and the nearest images from other cameras, with their scores.",
+        "par": "PAR: attributes read off pictures; in brackets the label where it is another.",
+        "aps": "APS: a full description and the gallery images that fit best, right where every attribute is as "
+               "described; descriptions evenly over the difficulty of finding them.",
+        "partial": f"Partial APS: only {' and '.join(groups)} described and the rest left open, right where all that "
+                   "is described is so.",
+    }[mode]
+
+
+def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]], path: Path) -> None:
+    """Write a sheet of pictures with the words read off them: (path, title, words) each."""
+    lines = -(-len(cards) // CARDS_A_LINE)
+    unit = WIDTH / (sum(CARD) * CARDS_A_LINE)
+    height = max(2.4 * unit, LINE * (2 + max(len(words) for *_, words in cards)))
+    figure, axes = plt.subplots(lines, 2 * CARDS_A_LINE, figsize=(WIDTH, height * lines), squeeze=False,
+                                layout="constrained", gridspec_kw={"width_ratios": CARD * CARDS_A_LINE})
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    for n, (picture, title, words) in enumerate(cards):
+        left, right = axes.reshape(-1, 2)[n]
+        show_picture(left, picture)
+        show_words(right, words, title)
+    save(figure, path)
