@@ -22,7 +22,8 @@ MODEL:
 SOLVER: {{IMS_PER_BATCH: 64, MAX_EPOCH: 119}}
 """
 AS_IN_THE_PAPER = {"hold_out": 0, "size": [384, 128], "depth": "50x", "pretrain": True, "classes": 751}
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5"
+                         "ErkJggg==")
 
 
 def run(name: str, seed: int, data: str = "Market1501Attributes", manifest=MANIFEST, protocol=PROTOCOL, epochs=119,

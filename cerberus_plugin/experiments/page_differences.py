@@ -127,8 +127,13 @@ def data(run: RunRecord) -> Found:
     names = _trained_on(run)
     if not names:
         return UNKNOWN
-    other = " and ".join(entry.title for entry in PAPER.values())
-    return Found(", ".join(names), f"{other}, each apart", len(names) == 1 and names[0] in PAPER)
+    paper = " and ".join(entry.title for entry in PAPER.values()) + ", each apart"
+    if len(names) > 1 or names[0] not in PAPER:
+        return Found(" and ".join(names), paper, False)
+    people = identities(run)
+    if people and people.agrees is False:
+        return Found(f"in the form of {PAPER[names[0]].title}, with other people", paper, False)
+    return Found(names[0], paper, True)
 
 
 def identities(run: RunRecord) -> Found | None:

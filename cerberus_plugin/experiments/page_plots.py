@@ -31,8 +31,9 @@ RATIO = 50  # of the largest to the smallest value of an option, from which on i
 def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
     """A picture as SVG, and its caption; None where there is nothing to draw."""
     # A column a single attribute is for the table; six panels are what a page can hold.
-    keys = [key for key in figures_of(study, data) if key.count("/") < 2][:MOST_PANELS]
-    if not keys or not any(data in run.results for run in study.runs):
+    measured = {key for run in study.runs for key in run.results.get(data, {})}
+    keys = [key for key in figures_of(study, data) if key in measured and key.count("/") < 2][:MOST_PANELS]
+    if not keys:
         return None
     with plt.rc_context(STYLE):
         if study.name == UNSEEN and (options := varied(study)):
@@ -79,7 +80,8 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
     """A panel a figure, a line a variant, the first on top."""
     figures, single = spread(study, data), frame(study)
     shown = [variant for variant in study.variants
-             if variant.published.get(data) or any(data in run.results for run in variant.runs)]
+             if any(key in row for key in keys
+                    for row in (variant.published.get(data, {}), *(run.results.get(data, {}) for run in variant.runs)))]
     figure, axes = _panels(len(keys), 0.8 + 0.3 * len(shown), sharey=True)
     for axis, key in zip(axes, keys):
         for place, variant in enumerate(shown):
@@ -131,8 +133,12 @@ def _grids(study: StudyRecord, data: str, keys: Sequence[str], options: dict) ->
     figure, axes = plt.subplots(len(keys), len(options), figsize=(2.5 * len(options), 2.2 * len(keys)), squeeze=False,
                                 layout="constrained", sharey="row", sharex="col")
     for column, key in enumerate(options):
-        along = {name: value for name, value in options[key].items()
+        alone = {name: value for name, value in options[key].items()
                  if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
+        # Where all options are usual the grids cross: a point belongs to the variant of this grid.
+        own = {variant.name for variant in study.variants if key in variant.options}
+        taken = {value: name for name, value in sorted(alone.items(), key=lambda item: item[0] in own)}
+        along = {name: value for value, name in taken.items()}
         for line, shown in enumerate(keys):
             axis = axes[line][column]
             _curve(axis, spread(study, data), shown, along, COLOURS[line % len(COLOURS)], "")

@@ -201,6 +201,11 @@ def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
     anchor = slug(file.stem)
     variants = [_variant(folder, f"{anchor}-{place}", item)
                 for place, item in enumerate(_take(record, "variants", list, "the study"))]
+    names = [variant.name for variant in variants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"variants {', '.join(twice)} stand in it more than once, so that their runs would be mixed; "
+                         "give each variant of the study its own name")
     runs = [run for variant in variants for run in variant.runs]
     found = [_run_folder(folder, run.folder) for run in runs]
     refused = ""
