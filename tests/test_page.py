@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from cerberus_plugin.experiments import page
 from cerberus_plugin.experiments.page_records import read_folder
-from cerberus_plugin.experiments.page_tables import elsewhere, heading, table
+from cerberus_plugin.experiments.page_tables import elsewhere, heading, summary, table
 
 import pytest
 from experiment_records import MANIFEST, PROTOCOL, parts, run, study, variant, write, write_exhibit, write_results
@@ -176,6 +176,19 @@ def test_published_figures_stand_apart_with_their_rule_and_their_data_set(tmp_pa
     assert [row.name for row in shown.rows] == ["identity term", "all terms"]
     assert elsewhere(found) == ["DukeMTMC"]
     assert [row.name for row in table(found, "DukeMTMC").all_rows] == ["ASMR"]
+
+
+def test_a_rule_that_the_study_names_is_the_mark(tmp_path):
+    published = {"Market1501": {"PAR/mA_binary": 91.1}, "DukeMTMC": {"mAP": 80.7}}
+    found = read(tmp_path, study("one", [variant("a", published=published, rule="binary, by the paper")]))
+    assert [table(found, data).published[0].mark for data in published] == [
+        "published, PAR binary, by the paper", "published"]
+
+
+def test_minutes_that_nobody_took_are_not_shown(tmp_path):
+    entry = run("a", 0, mAP=1.0) | {"training": None}
+    found = read(tmp_path, study("one", [variant("a", [entry])]))
+    assert table(found, "Market1501").rows[0].cells[-1].text == summary([found]).rows[0].cells[-1].text == ""
 
 
 @pytest.mark.parametrize(("key", "expected"), [

@@ -41,7 +41,7 @@ def test_unseen_semantic_ids_are_a_curve_a_setting_of_the_regulariser(axes):
     (axis,), caption = axes(unseen())
     assert curves(axis) == {"LAMBDA_REG 0": [(0, 91.0), (4, 87.0)],
                             "LAMBDA_REG 0.001": [(0, pytest.approx(91.001)), (4, pytest.approx(87.001))]}
-    assert axis.get_xlabel() == "LEAVE_OUT_SIDS" and axis.get_ylabel() == "reID Rank-1 (%)"
+    assert axis.get_xlabel() == "semantic IDs left out" and axis.get_ylabel() == "reID Rank-1 (%)"
     assert caption.startswith("Mean over seeds against the number of semantic IDs")
 
 
@@ -55,6 +55,15 @@ def test_each_option_of_the_sensitivity_study_has_a_panel_of_its_own(axes):
     assert list(curves(sigma).values()) == [[(2, 82.0), (5, 85.0), (10, 90.0)]]
     assert list(curves(sem).values()) == [[(1, 71.0), (100, 170.0)]]
     assert (sigma.get_xscale(), sem.get_xscale()) == ("linear", "log")
+
+
+def test_curves_that_the_study_names_are_taken_as_they_are(axes):
+    record = unseen()
+    for place, item in enumerate(record["variants"]):
+        item |= {"curve": "with" if place < 2 else "without", "x": 7 * (place % 2)}
+    (axis,), _ = axes(record)
+    assert {name: [x for x, _ in points] for name, points in curves(axis).items()} == {
+        "with": [0, 7], "without": [0, 7]}
 
 
 def test_variants_are_marks_with_the_published_figure_beside_them(axes):

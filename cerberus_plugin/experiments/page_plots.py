@@ -23,6 +23,7 @@ STYLE = {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "x
          "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.max_open_warning": 0,
          "text.parse_math": False,  # a variant's name is text, whatever stands in it
          "svg.hashsalt": "cerberus"}  # the same picture from the same figures
+Curves = dict[str, dict[str, float]]  # by curve: variants and their places on it
 UNSEEN, SENSITIVITY = "unseen", "sensitivity"  # studies whose variants lie along a number
 MOST_PANELS = 6
 RATIO = 50  # of the largest to the smallest value of an option, from which on its axis is logarithmic
@@ -36,12 +37,12 @@ def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
     if not keys:
         return None
     with plt.rc_context(STYLE):
-        if study.name == UNSEEN and (options := varied(study)):
-            return _svg(_against(study, data, keys, options)), (
+        if study.name == UNSEEN and (lines := curves(study)):
+            return _svg(_against(study, data, keys, lines)), (
                 "Mean over seeds against the number of semantic IDs left out of training; bars are one sample standard "
                 "deviation.")
-        if study.name == SENSITIVITY and (options := varied(study)):
-            return _svg(_grids(study, data, keys[:3], options)), (
+        if study.name == SENSITIVITY and (lines := curves(study)):
+            return _svg(_grids(study, data, keys[:3], lines)), (
                 "Each option alone, the others at their usual value; mean over seeds, bars are one sample standard "
                 "deviation.")
         return _svg(_marks(study, data, keys)), (
@@ -58,6 +59,72 @@ def varied(study: StudyRecord) -> dict[str, dict[str, float]]:
                     if (value := number(_option(variant, key))) is not None} for key in keys}
     return {key: row for key, row in values.items()
             if len(set(row.values())) > 1 or (row and len(row) < len(study.variants))}
+
+
+def curves(study: StudyRecord) -> Curves:
+    """The curves that variants are points of: as the study says, else by the options that vary."""
+    lines: Curves = {}
+    for variant in study.variants:
+        if variant.curve and variant.x is not None:
+            lines.setdefault(variant.curve, {})[variant.name] = variant.x
+    options = varied(study)
+    if lines or not options:
+        return lines
+    if study.name == SENSITIVITY:
+        return {_last(key): _alone(study, options, key) for key in options}
+    along = max(options, key=lambda key: (len(set(options[key].values())), key.endswith("LEAVE_OUT_SIDS")))
+    for variant in study.variants:
+        if variant.name in options[along]:
+            lines.setdefault(_setting(study, variant, along), {})[variant.name] = options[along][variant.name]
+    return lines
+
+
+def _alone(study: StudyRecord, options: dict[str, dict[str, float]], key: str) -> dict[str, float]:
+    """Variants whose other options have their usual, most frequent value, with that of this one."""
+    usual = {other: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
+             for other, row in options.items()}
+    points = {name: value for name, value in options[key].items()
+              if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
+    # Where all options are usual the grids cross: the point is that of this grid's own variant.
+    own = {variant.name for variant in study.variants if key in variant.options}
+    taken = {value: name for name, value in sorted(points.items(), key=lambda item: item[0] in own)}
+    return {name: value for value, name in taken.items()}
+
+
+def _setting(study: StudyRecord, variant: VariantRecord, along: str) -> str:
+    """What else sets this variant apart from others: 'LAMBDA_REG 0'."""
+    keys = dict.fromkeys(key for other in study.variants for key in other.options if key != along)
+    values = {key: [_plain(_option(other, key)) for other in study.variants] for key in keys}
+    return ", ".join(f"{_last(key)} {_plain(_option(variant, key))}" for key in keys if len(set(values[key])) > 1)
+
+
+def _grids(study: StudyRecord, data: str, keys: Sequence[str], options: dict) -> plt.Figure:
+    """A column an option, a row a figure; only variants whose other options have their usual, most frequent value."""
+    usual = {key: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
+             for key, row in options.items()}
+    figure, axes = plt.subplots(len(keys), len(options), figsize=(2.5 * len(options), 2.2 * len(keys)), squeeze=False,
+                                layout="constrained", sharey="row", sharex="col")
+    for column, key in enumerate(options):
+        alone = {name: value for name, value in options[key].items()
+                 if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
+        # Where all options are usual the grids cross: a point belongs to the variant of this grid.
+        own = {variant.name for variant in study.variants if key in variant.options}
+        taken = {value: name for name, value in sorted(alone.items(), key=lambda item: item[0] in own)}
+        along = {name: value for value, name in taken.items()}
+        for line, shown in enumerate(keys):
+            axis = axes[line][column]
+            _curve(axis, spread(study, data), shown, along, COLOURS[line % len(COLOURS)], "")
+            if along and min(along.values()) > 0 and max(along.values()) / min(along.values()) >= RATIO:
+                axis.set_xscale("log")
+            axis.set_xticks(sorted(set(along.values())), [f"{value:g}" for value in sorted(set(along.values()))],
+                            minor=False)
+            axis.minorticks_off()
+            axis.grid(color=GREY, alpha=0.25)
+            if line == len(keys) - 1:
+                axis.set_xlabel(_last(key))
+            if not column:
+                axis.set_ylabel(f"{heading(shown)} (%)")
+    return figure
 
 
 def number(value) -> float | None:
@@ -100,58 +167,39 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
     return figure
 
 
-def _against(study: StudyRecord, data: str, keys: Sequence[str], options: dict) -> plt.Figure:
-    """A panel a figure against the option with the most values; a line for each setting of the others."""
-    along = max(options, key=lambda key: (len(set(options[key].values())), key.endswith("LEAVE_OUT_SIDS")))
-    lines: dict[str, list[VariantRecord]] = {}
-    for variant in study.variants:
-        if variant.name in options[along]:
-            lines.setdefault(_setting(study, variant, along), []).append(variant)
+def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+    """A panel a figure, all curves in it."""
+    figures = spread(study, data)
     figure, axes = _panels(len(keys), 2.9)
     for axis, key in zip(axes, keys):
-        for place, (label, variants) in enumerate(lines.items()):
-            _curve(axis, spread(study, data), key, {variant.name: options[along][variant.name] for variant in variants},
-                   COLOURS[place % len(COLOURS)], label)
-        axis.set(xlabel=_last(along), ylabel=f"{heading(key)} (%)", xticks=sorted(set(options[along].values())))
+        for place, (label, points) in enumerate(lines.items()):
+            _curve(axis, figures, key, points, COLOURS[place % len(COLOURS)], label)
+        axis.set(xlabel="semantic IDs left out", ylabel=f"{heading(key)} (%)",
+                 xticks=sorted({x for points in lines.values() for x in points.values()}))
         axis.grid(color=GREY, alpha=0.25)
     if len(lines) > 1:
-        axes[0].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
-def _setting(study: StudyRecord, variant: VariantRecord, along: str) -> str:
-    """What else sets this variant apart from others: 'LAMBDA_REG 0'."""
-    keys = dict.fromkeys(key for other in study.variants for key in other.options if key != along)
-    values = {key: [_plain(_option(other, key)) for other in study.variants] for key in keys}
-    return ", ".join(f"{_last(key)} {_plain(_option(variant, key))}" for key in keys if len(set(values[key])) > 1)
-
-
-def _grids(study: StudyRecord, data: str, keys: Sequence[str], options: dict) -> plt.Figure:
-    """A column an option, a row a figure; only variants whose other options have their usual, most frequent value."""
-    usual = {key: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
-             for key, row in options.items()}
-    figure, axes = plt.subplots(len(keys), len(options), figsize=(2.5 * len(options), 2.2 * len(keys)), squeeze=False,
+def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+    """A column a curve, a row a figure."""
+    figures = spread(study, data)
+    figure, axes = plt.subplots(len(keys), len(lines), figsize=(2.5 * len(lines), 2.2 * len(keys)), squeeze=False,
                                 layout="constrained", sharey="row", sharex="col")
-    for column, key in enumerate(options):
-        alone = {name: value for name, value in options[key].items()
-                 if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
-        # Where all options are usual the grids cross: a point belongs to the variant of this grid.
-        own = {variant.name for variant in study.variants if key in variant.options}
-        taken = {value: name for name, value in sorted(alone.items(), key=lambda item: item[0] in own)}
-        along = {name: value for value, name in taken.items()}
-        for line, shown in enumerate(keys):
+    for column, (name, points) in enumerate(lines.items()):
+        ticks = sorted(set(points.values()))
+        for line, key in enumerate(keys):
             axis = axes[line][column]
-            _curve(axis, spread(study, data), shown, along, COLOURS[line % len(COLOURS)], "")
-            if along and min(along.values()) > 0 and max(along.values()) / min(along.values()) >= RATIO:
+            _curve(axis, figures, key, points, COLOURS[line % len(COLOURS)], name)
+            if ticks and ticks[0] > 0 and ticks[-1] / ticks[0] >= RATIO:
                 axis.set_xscale("log")
-            axis.set_xticks(sorted(set(along.values())), [f"{value:g}" for value in sorted(set(along.values()))],
-                            minor=False)
+            axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
             axis.minorticks_off()
             axis.grid(color=GREY, alpha=0.25)
-            if line == len(keys) - 1:
-                axis.set_xlabel(_last(key))
             if not column:
-                axis.set_ylabel(f"{heading(shown)} (%)")
+                axis.set_ylabel(f"{heading(key)} (%)")
+        axes[-1][column].set_xlabel(name)
     return figure
 
 

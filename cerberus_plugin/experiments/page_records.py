@@ -64,6 +64,9 @@ class VariantRecord:
     options: dict
     note: str
     published: dict[str, dict[str, float]]
+    rule: str  # of published PAR figures, where the study names it
+    curve: str  # that the variant is a point of, and its place on it, where the study says so
+    x: float | None
     costs: dict
     runs: list[RunRecord]
 
@@ -241,7 +244,8 @@ def _variant(folder: Folder, anchor: str, record: dict) -> VariantRecord:
     published = {_data(data): {key: float(value) for key, value in row.items() if value is not None}
                  for data, row in _take(record, "published", dict, f"variant '{name}'", {}).items()}
     return VariantRecord(name, _take(record, "options", dict, f"variant '{name}'", {}),
-                         in_words(record.get("note") or ""), published,
+                         in_words(record.get("note") or ""), published, in_words(record.get("rule") or ""),
+                         in_words(record.get("curve") or ""), None if record.get("x") is None else float(record["x"]),
                          flat(_take(record, "costs", dict, f"variant '{name}'", {})), runs)
 
 

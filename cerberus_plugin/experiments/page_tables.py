@@ -91,7 +91,7 @@ def table(study: StudyRecord, data: str) -> Table:
         minutes = pd.Series([run.minutes for run in runs], dtype=float).mean()
         planned = max(len(study.seeds), len(variant.runs))
         cells.append(Cell(f"{len(runs)} of {planned}" if len(runs) < planned else str(len(runs)), len(runs)))
-        cells.append(Cell("") if math.isnan(minutes) else Cell(f"{minutes:.1f}", minutes))
+        cells.append(_minutes(minutes))
         rows.append(Row(variant.name, cells, anchor=runs[0].anchor))
     published = [_published(variant, data, keys) for variant in study.variants if variant.published.get(data)]
     return Table(["variant", *map(heading, keys), "runs", MINUTES], rows, published)
@@ -117,18 +117,22 @@ def summary(studies: Sequence[StudyRecord]) -> Table:
     for study in studies:
         done, missing = len(study.runs), len(study.missing)
         seeds = ", ".join(dict.fromkeys(str(run.seed) for run in study.runs)) or "none yet"
-        minutes = pd.Series([run.minutes for run in study.runs], dtype=float).sum()
+        minutes = pd.Series([run.minutes for run in study.runs], dtype=float).sum(min_count=1)
         told = sum(map(claims_order, sum(study.claims.values(), [])))
         rows.append(Row(study.title, [Cell(study.question), Cell(", ".join(study.datasets)),
                                       Cell(f"{done} of {done + missing}" if missing else str(done), done), Cell(seeds),
                                       Cell("refused" if study.refused else str(told), None if study.refused else told),
-                                      Cell(f"{minutes:.1f}", minutes)], anchor=study.anchor))
+                                      _minutes(minutes)], anchor=study.anchor))
     return Table(["study", "question", "tested on", "runs", "seeds", "orders told apart", MINUTES], rows)
 
 
 def claims_order(sentence: str) -> bool:
     """Whether a claim tells variants apart, or says that they cannot be."""
     return "not told apart" not in sentence and "too few seeds" not in sentence
+
+
+def _minutes(minutes: float) -> Cell:
+    return Cell("") if math.isnan(minutes) else Cell(f"{minutes:.1f}", minutes)
 
 
 def _measured(figures: pd.DataFrame, variant: str, key: str) -> Cell:
@@ -145,7 +149,8 @@ def _measured(figures: pd.DataFrame, variant: str, key: str) -> Cell:
 
 def _published(variant: VariantRecord, data: str, keys: Sequence[str]) -> Row:
     figures = variant.published[data]
-    rules = dict.fromkeys(heading(key).rpartition("(")[2].rstrip(")") for key in figures if key.startswith("PAR/"))
+    shown = [heading(key) for key in figures if key.startswith("PAR/")]
+    rules = dict.fromkeys(variant.rule or name.rpartition("(")[2].rstrip(")") for name in shown)
     cells = [Cell(report.percent(figures.get(key)), figures.get(key)) for key in keys]
     return Row(variant.name, [*cells, Cell(""), Cell("")], ", ".join(["published", *(f"PAR {rule}" for rule in rules)]))
 
