@@ -17,7 +17,9 @@ INSTALL_REQUIRES = [
     "scipy>=1.11",  # reads and writes the .mat annotations
     "Pillow>=10",  # the host reads images with it
     "opencv-python-headless>=4.8,<6",  # draws people
-    "matplotlib>=3.8",  # pictures of rank lists
+    "matplotlib>=3.8",  # pictures of rank lists and curves
+    "pandas>=2.1,<4",  # means and deviations over seeds in the report of experiments
+    "Jinja2>=3.1,<4",  # writes that report; escapes every name and figure in it
     "tqdm>=4.60",  # progress of drawing, decoding and embedding
     "tabulate>=0.9,<1",  # result tables; the host imports it too
     "yacs>=0.1.8,<0.2",  # the host's configuration
@@ -41,6 +43,7 @@ if __name__ == "__main__":
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
+        package_data={"cerberus_plugin.experiments": ["*.j2", "*.css", "*.js"]},  # what the report is written with
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,

@@ -1,11 +1,13 @@
 """The installer behind `make`: what it refuses, and what it says where there is nothing to install from."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-INSTALL = Path(__file__).parents[1] / "tools" / "install.py"
+ROOT = Path(__file__).parents[1]
+INSTALL = ROOT / "tools" / "install.py"
 
 
 def install(*arguments, **environment) -> subprocess.CompletedProcess:
@@ -27,3 +29,16 @@ def test_without_wheels_or_an_index_the_two_commands_that_collect_them_are_shown
     assert done.returncode == 1
     assert "pip download -d wheels no-such-torch==0" in done.stderr
     assert "pip download -d wheels --no-deps fastreid==1.4.0" in done.stderr
+
+
+def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("setuptools.setup", lambda **fields: asked.update(fields))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
+    shipped = {path for package, patterns in asked["package_data"].items() for pattern in patterns
+               for path in ROOT.joinpath(*package.split(".")).glob(pattern)}
+    found = {path for path in (ROOT / "cerberus_plugin").rglob("*")
+             if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found and found <= shipped
+    assert {"pandas", "Jinja2"} <= {item.split(">")[0] for item in asked["install_requires"]}

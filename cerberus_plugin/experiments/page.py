@@ -1,0 +1,153 @@
+"""Every study and figure of a folder on one page that opens without a network: report.html, and report.md beside it.
+
+    python -m cerberus_plugin.experiments.page runs/paper
+
+Reads the records that `experiments.reproduce` and `experiments.figures` have written there. A study whose runs were
+tested by different rules is shown with the reason in place of its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .. import report
+from . import page_plots, page_tables
+from .page_differences import Differences, differences
+from .page_records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
+from .page_tables import Table
+
+TITLE = "Cerberus: experiments"
+FILES = "report_files"  # pictures of report.md
+FEW_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A study's figures on one test data set."""
+
+    data: str
+    table: Table
+    claims: list[str]
+    picture: str  # path in the folder, empty where there is none
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page says about one study."""
+
+    study: StudyRecord
+    differences: Differences
+    parts: list[Part]
+    elsewhere: list[tuple[str, Table]]  # published figures of data sets that nothing was measured on
+    costs: Table | None
+
+
+def write(output: Path) -> tuple[Path, Path]:
+    """Write report.html and report.md of the records in a folder, and the pictures of the latter."""
+    output = Path(output)
+    folder = read_folder(output)
+    sections = [section(study) for study in folder.studies]
+    for part in (part for entry in sections for part in entry.parts if part.picture):
+        report.write_text(str(output / part.picture), part.svg)
+    context = {"title": TITLE, "folder": folder, "sections": sections,
+               "summary": page_tables.summary(folder.studies), "claims": claims(sections)}
+    pages = output / "report.html", output / "report.md"
+    for page, template, escaped in zip(pages, ("page.html.j2", "page.md.j2"), (True, False)):
+        report.write_text(str(page), _environment(folder, escaped).get_template(template).render(context))
+    return pages
+
+
+def section(study: StudyRecord) -> Section:
+    """Tables and pictures; none of a study whose runs cannot stand in one table."""
+    if study.refused:
+        return Section(study, differences(study), [], [], None)
+    parts = []
+    for data in study.datasets:
+        svg, caption = page_plots.draw(study, data) or ("", "")
+        picture = f"{FILES}/{study.anchor}-{slug(data)}.svg" if svg else ""
+        parts.append(Part(data, page_tables.table(study, data), study.claims.get(data, []), picture, svg, caption))
+    elsewhere = [(data, page_tables.table(study, data)) for data in page_tables.elsewhere(study)]
+    return Section(study, differences(study), parts, elsewhere, page_tables.costs(study))
+
+
+def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
+    """What may be concluded from the whole folder, and what may not."""
+    can, cannot = [], []
+    for entry in sections:
+        study, title = entry.study, entry.study.title
+        if study.refused:
+            cannot.append(f"{title}: nothing, as its runs were tested by different rules (see there)")
+            continue
+        can += [f"{title}, {part.data}: {sentence}" for part in entry.parts for sentence in part.claims
+                if page_tables.claims_order(sentence)]
+        untold = sum(not page_tables.claims_order(sentence) for part in entry.parts for sentence in part.claims)
+        if untold:
+            cannot.append(f"{title}: {untold} comparison(s) in which the runs do not tell variants apart")
+        fewest = min((len(variant.runs) for variant in study.variants if variant.runs), default=0)
+        if fewest < FEW_SEEDS:
+            cannot.append(f"{title}: an order of the variants; some have {fewest} run(s), and {FEW_SEEDS} seeds are "
+                          "the fewest that show a spread")
+        if study.missing:
+            cannot.append(f"{title}: anything about the {len(study.missing)} run(s) that are not finished")
+        if entry.differences.differs:
+            aspects = ", ".join(sentence.split(":")[0].lower() for sentence in entry.differences.differs)
+            cannot.append(f"{title}: whether the paper's figures are reached; these runs differ from the paper in "
+                          f"{aspects}")
+        elif entry.differences.unknown and study.runs:
+            cannot.append(f"{title}: whether the paper's figures are reached; not recorded: "
+                          f"{', '.join(entry.differences.unknown).lower()}")
+    return can, cannot
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def fenced(text: str) -> str:
+    """A block of code, in a fence longer than any in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _environment(folder: Folder, escaped: bool) -> Environment:
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=escaped, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"md": markdown, "fenced": fenced, "flat": flat, "md_path": _link,
+                            "uri": lambda name: _uri(folder.path / name), "svg": _svg_uri}
+    environment.tests |= {"nan": lambda value: value != value}
+    return environment
+
+
+def _uri(path: Path) -> str:
+    return f"data:{PICTURES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _link(path: str) -> str:
+    return quote(Path(path).as_posix())
+
+
+def _svg_uri(text: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
+    args = parser.parse_args(arguments)
+    print(" and ".join(map(str, write(args.folder))))
+
+
+if __name__ == "__main__":
+    main()

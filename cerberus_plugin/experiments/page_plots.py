@@ -1,0 +1,244 @@
+"""The curves and marks of the report, drawn so that they are legible on a light page and on a dark one."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from .page_records import StudyRecord, VariantRecord
+from .page_tables import figures_of, frame, heading, spread
+
+GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
+COLOURS = ("#3987d6", "#d9772b", "#2b9f77", "#b564c4", "#c9a227", "#d2504f", "#5aa9b8", "#8b8f3a")
+STYLE = {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY,
+         "ytick.color": GREY, "legend.labelcolor": GREY, "figure.facecolor": "none", "axes.facecolor": "none",
+         "savefig.facecolor": "none", "legend.frameon": False, "legend.fontsize": 9, "font.size": 10,
+         "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.max_open_warning": 0,
+         "text.parse_math": False,  # a variant's name is text, whatever stands in it
+         "svg.hashsalt": "cerberus"}  # the same picture from the same figures
+Curves = dict[str, dict[str, float]]  # by curve: variants and their places on it
+UNSEEN, SENSITIVITY = "unseen", "sensitivity"  # studies whose variants lie along a number
+MOST_PANELS = 6
+RATIO = 50  # of the largest to the smallest value of an option, from which on its axis is logarithmic
+
+
+def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
+    """A picture as SVG, and its caption; None where there is nothing to draw."""
+    # A column a single attribute is for the table; six panels are what a page can hold.
+    measured = {key for run in study.runs for key in run.results.get(data, {})}
+    keys = [key for key in figures_of(study, data) if key in measured and key.count("/") < 2][:MOST_PANELS]
+    if not keys:
+        return None
+    with plt.rc_context(STYLE):
+        if study.name == UNSEEN and (lines := curves(study)):
+            return _svg(_against(study, data, keys, lines)), (
+                "Mean over seeds against the number of semantic IDs left out of training; bars are one sample standard "
+                "deviation.")
+        if study.name == SENSITIVITY and (lines := curves(study)):
+            return _svg(_grids(study, data, keys[:3], lines)), (
+                "Each option alone, the others at their usual value; mean over seeds, bars are one sample standard "
+                "deviation.")
+        return _svg(_marks(study, data, keys)), (
+            "Mean over seeds with one sample standard deviation; small dots are single runs, hollow diamonds published "
+            "figures. The axes do not start at 0.")
+
+
+def varied(study: StudyRecord) -> dict[str, dict[str, float]]:
+    """Options that are numbers and differ between variants: value by variant, that of the configuration if not given.
+    """
+    keys = dict.fromkeys(key for variant in study.variants for key, value in variant.options.items()
+                         if number(value) is not None)
+    values = {key: {variant.name: value for variant in study.variants
+                    if (value := number(_option(variant, key))) is not None} for key in keys}
+    return {key: row for key, row in values.items()
+            if len(set(row.values())) > 1 or (row and len(row) < len(study.variants))}
+
+
+def curves(study: StudyRecord) -> Curves:
+    """The curves that variants are points of: as the study says, else by the options that vary."""
+    lines: Curves = {}
+    for variant in study.variants:
+        if variant.curve and variant.x is not None:
+            lines.setdefault(variant.curve, {})[variant.name] = variant.x
+    options = varied(study)
+    if lines or not options:
+        return lines
+    if study.name == SENSITIVITY:
+        return {_last(key): _alone(study, options, key) for key in options}
+    along = max(options, key=lambda key: (len(set(options[key].values())), key.endswith("LEAVE_OUT_SIDS")))
+    for variant in study.variants:
+        if variant.name in options[along]:
+            lines.setdefault(_setting(study, variant, along), {})[variant.name] = options[along][variant.name]
+    return lines
+
+
+def _alone(study: StudyRecord, options: dict[str, dict[str, float]], key: str) -> dict[str, float]:
+    """Variants whose other options have their usual, most frequent value, with that of this one."""
+    usual = {other: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
+             for other, row in options.items()}
+    points = {name: value for name, value in options[key].items()
+              if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
+    # Where all options are usual the grids cross: the point is that of this grid's own variant.
+    own = {variant.name for variant in study.variants if key in variant.options}
+    taken = {value: name for name, value in sorted(points.items(), key=lambda item: item[0] in own)}
+    return {name: value for value, name in taken.items()}
+
+
+def _setting(study: StudyRecord, variant: VariantRecord, along: str) -> str:
+    """What else sets this variant apart from others: 'LAMBDA_REG 0'."""
+    keys = dict.fromkeys(key for other in study.variants for key in other.options if key != along)
+    values = {key: [_plain(_option(other, key)) for other in study.variants] for key in keys}
+    return ", ".join(f"{_last(key)} {_plain(_option(variant, key))}" for key in keys if len(set(values[key])) > 1)
+
+
+def _grids(study: StudyRecord, data: str, keys: Sequence[str], options: dict) -> plt.Figure:
+    """A column an option, a row a figure; only variants whose other options have their usual, most frequent value."""
+    usual = {key: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
+             for key, row in options.items()}
+    figure, axes = plt.subplots(len(keys), len(options), figsize=(2.5 * len(options), 2.2 * len(keys)), squeeze=False,
+                                layout="constrained", sharey="row", sharex="col")
+    for column, key in enumerate(options):
+        alone = {name: value for name, value in options[key].items()
+                 if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
+        # Where all options are usual the grids cross: a point belongs to the variant of this grid.
+        own = {variant.name for variant in study.variants if key in variant.options}
+        taken = {value: name for name, value in sorted(alone.items(), key=lambda item: item[0] in own)}
+        along = {name: value for value, name in taken.items()}
+        for line, shown in enumerate(keys):
+            axis = axes[line][column]
+            _curve(axis, spread(study, data), shown, along, COLOURS[line % len(COLOURS)], "")
+            if along and min(along.values()) > 0 and max(along.values()) / min(along.values()) >= RATIO:
+                axis.set_xscale("log")
+            axis.set_xticks(sorted(set(along.values())), [f"{value:g}" for value in sorted(set(along.values()))],
+                            minor=False)
+            axis.minorticks_off()
+            axis.grid(color=GREY, alpha=0.25)
+            if line == len(keys) - 1:
+                axis.set_xlabel(_last(key))
+            if not column:
+                axis.set_ylabel(f"{heading(shown)} (%)")
+    return figure
+
+
+def number(value) -> float | None:
+    """An option's value as a number, also of text as on the command line; None for what is none, True included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _option(variant: VariantRecord, key: str):
+    if key in variant.options:
+        return variant.options[key]
+    return next((value for run in variant.runs if (value := run.option(key)) is not None), None)
+
+
+def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
+    """A panel a figure, a line a variant, the first on top."""
+    figures, single = spread(study, data), frame(study)
+    shown = [variant for variant in study.variants
+             if any(key in row for key in keys
+                    for row in (variant.published.get(data, {}), *(run.results.get(data, {}) for run in variant.runs)))]
+    figure, axes = _panels(len(keys), 0.8 + 0.3 * len(shown), sharey=True)
+    for axis, key in zip(axes, keys):
+        for place, variant in enumerate(shown):
+            colour = COLOURS[place % len(COLOURS)]
+            values = single[(single["variant"] == variant.name) & (single["data"] == data) & (single["figure"] == key)]
+            axis.plot(values["value"], [place + 0.22] * len(values), ".", color=colour, markersize=4, alpha=0.7)
+            if (variant.name, key) in figures.index:
+                row = figures.loc[(variant.name, key)]
+                axis.errorbar(row["mean"], place, xerr=_deviation(row), fmt="o", color=colour, capsize=3, markersize=6)
+            if (figure_of_paper := variant.published.get(data, {}).get(key)) is not None:
+                axis.plot(figure_of_paper, place - 0.22, "D", markerfacecolor="none", color=GREY, markersize=6)
+        axis.set(xlabel=f"{heading(key)} (%)", yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.6))
+        axis.set_yticklabels([_shortened(variant.name) for variant in shown])
+        axis.grid(axis="x", color=GREY, alpha=0.25)
+        axis.margins(x=0.1)
+    return figure
+
+
+def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+    """A panel a figure, all curves in it."""
+    figures = spread(study, data)
+    figure, axes = _panels(len(keys), 2.9)
+    for axis, key in zip(axes, keys):
+        for place, (label, points) in enumerate(lines.items()):
+            _curve(axis, figures, key, points, COLOURS[place % len(COLOURS)], label)
+        axis.set(xlabel="semantic IDs left out", ylabel=f"{heading(key)} (%)",
+                 xticks=sorted({x for points in lines.values() for x in points.values()}))
+        axis.grid(color=GREY, alpha=0.25)
+    if len(lines) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+    """A column a curve, a row a figure."""
+    figures = spread(study, data)
+    figure, axes = plt.subplots(len(keys), len(lines), figsize=(2.5 * len(lines), 2.2 * len(keys)), squeeze=False,
+                                layout="constrained", sharey="row", sharex="col")
+    for column, (name, points) in enumerate(lines.items()):
+        ticks = sorted(set(points.values()))
+        for line, key in enumerate(keys):
+            axis = axes[line][column]
+            _curve(axis, figures, key, points, COLOURS[line % len(COLOURS)], name)
+            if ticks and ticks[0] > 0 and ticks[-1] / ticks[0] >= RATIO:
+                axis.set_xscale("log")
+            axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axis.minorticks_off()
+            axis.grid(color=GREY, alpha=0.25)
+            if not column:
+                axis.set_ylabel(f"{heading(key)} (%)")
+        axes[-1][column].set_xlabel(name)
+    return figure
+
+
+def _curve(axis: plt.Axes, figures: pd.DataFrame, key: str, along: dict[str, float], colour: str, label: str) -> None:
+    points = sorted((value, name) for name, value in along.items() if (name, key) in figures.index)
+    rows = [figures.loc[(name, key)] for _, name in points]
+    axis.errorbar([value for value, _ in points], [row["mean"] for row in rows], yerr=[_deviation(row) for row in rows],
+                  marker="o", markersize=4, capsize=3, color=colour, label=label)
+
+
+def _deviation(row: pd.Series) -> float:
+    return 0.0 if pd.isna(row["deviation"]) else row["deviation"]
+
+
+def _panels(count: int, height: float, **options) -> tuple[plt.Figure, list[plt.Axes]]:
+    """At most three panels side by side."""
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns + 1, height * lines), squeeze=False,
+                                layout="constrained", **options)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    return figure, list(axes.flat[:count])
+
+
+def _svg(figure: plt.Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _plain(value) -> str:
+    return f"{number(value):g}" if number(value) is not None else str(value)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 32 else f"{name[:31]}…"

@@ -1,0 +1,312 @@
+"""What experiments have left in a folder, read for the report: studies, pictures, and files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ..report import RESULTS_FILE
+from .compare import Run, check_comparable
+
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run of a variant, as its study tells of it, and its configuration where the folder is there."""
+
+    variant: str
+    seed: int | None
+    folder: str  # relative to the report's folder
+    results: dict[str, dict[str, float]]  # figures by test data set, without "Attributes" in its name
+    record: dict
+    config: dict
+    config_text: str
+    anchor: str
+
+    @property
+    def minutes(self) -> float:
+        seconds = (self.record.get("training") or {}).get("seconds")
+        return math.nan if seconds is None else seconds / 60
+
+    @property
+    def device(self) -> str:
+        machine = self.record.get("hardware") or {}
+        processor = f"{machine.get('processor') or 'processor not named'}, {machine.get('cores', '?')} core(s)"
+        return "" if not machine else machine.get("gpu") or processor
+
+    @property
+    def account(self) -> dict[str, str]:
+        """What made the figures, by name: seed, folder, time, machine, versions, hashes, rules."""
+        told = {"folder": self.folder, "seed": in_words(self.seed), "config sha256": self.record.get("config sha256"),
+                "minutes of training": "" if math.isnan(self.minutes) else f"{self.minutes:.1f}"}
+        for key in ("training", "hardware", "versions", "protocol", "manifest"):
+            told |= flat(self.record.get(key) or {}, key)
+        return {name: in_words(value) for name, value in told.items() if value not in ("", None)}
+
+    def option(self, key: str):
+        """A value of the configuration by its dotted key; None where it is not known."""
+        node = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+
+@dataclass(frozen=True)
+class VariantRecord:
+    name: str
+    options: dict
+    note: str
+    published: dict[str, dict[str, float]]
+    rule: str  # of published PAR figures, where the study names it
+    curve: str  # that the variant is a point of, and its place on it, where the study says so
+    x: float | None
+    costs: dict
+    runs: list[RunRecord]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One study; `refused` says why its runs cannot stand in one table, empty where they can."""
+
+    anchor: str
+    file: str
+    name: str
+    title: str
+    question: str
+    note: str
+    command: str
+    config: str
+    date: str
+    hours: float | None
+    against: str
+    seeds: list
+    figures: list[str]
+    variants: list[VariantRecord]
+    claims: dict[str, list[str]]
+    missing: list[str]
+    refused: str = ""
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        return [run for variant in self.variants for run in variant.runs]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the study comes from, by name, as far as it is recorded."""
+        told = {"record": self.file, "configuration": self.config, "seeds": in_words(self.seeds), "date": self.date,
+                "compared with": self.against,
+                "expected hours a run on one H100": "" if self.hours is None else in_words(self.hours)}
+        return {name: value for name, value in told.items() if value}
+
+    @property
+    def datasets(self) -> list[str]:
+        """Test data sets with measured figures; those with published ones alone where nothing is measured yet."""
+        measured = dict.fromkeys(name for run in self.runs for name in run.results)
+        return list(measured or dict.fromkeys(name for variant in self.variants for name in variant.published))
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    anchor: str
+    title: str
+    question: str
+    caption: str
+    pictures: list[tuple[str, str]]  # path relative to the report's folder, caption
+    absent: list[str]
+    made_by: dict[str, str]
+
+
+@dataclass
+class Folder:
+    """Everything that a report is made of."""
+
+    path: Path
+    studies: list[StudyRecord] = field(default_factory=list)
+    exhibits: list[Exhibit] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def name_once(self, damage: str) -> None:
+        """Runs may be shared by studies."""
+        if damage not in self.unreadable:
+            self.unreadable.append(damage)
+
+
+# What a file that is damaged inside may raise while it is read, beside its own ValueErrors.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+
+
+def read_folder(path: Path) -> Folder:
+    """Read studies and pictures; files that are neither are passed over, damaged ones named in `unreadable`."""
+    folder = Folder(path)
+    for pattern, key, read, found in (("*.json", "study", _study, folder.studies),
+                                      ("figures/*.json", "exhibit", _exhibit, folder.exhibits)):
+        for file in sorted(path.glob(pattern)):
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+                if isinstance(record, dict) and key in record:
+                    found.append(read(folder, file, record))
+            except DAMAGE as error:
+                folder.unreadable.append(f"{file.relative_to(path)}: {_short(error)}")
+    if not (folder.studies or folder.exhibits or folder.unreadable):
+        raise ValueError(f'{path}: no record of a study (*.json with "study") and none of a figure (figures/*.json '
+                         'with "exhibit"); name the --output of experiments.reproduce or experiments.figures')
+    return folder
+
+
+def check_study(runs: Sequence[RunRecord], folders: Sequence[Run]) -> None:
+    """Refuse runs that were tested on other data or by other rules than the first.
+
+    Args:
+        runs: as their study tells of them.
+        folders: those of them whose folders are there, which say more: how many were asked for, who was held out.
+    """
+    told = []
+    for run in runs:
+        record = {"results": run.results, "protocol": {"reid": {}, **(run.record.get("protocol") or {})}}
+        if run.record.get("manifest"):
+            record["manifest"] = run.record["manifest"]
+        told.append(Run(f"{run.variant}, seed {run.seed} ({run.folder})", record, {}))
+    check_comparable(told)
+    check_comparable(folders)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def flat(node, prefix: str = "") -> dict[str, str]:
+    """Values of a nested record by dotted name, as text."""
+    if not isinstance(node, Mapping):
+        return {prefix: in_words(node)}
+    values = {}
+    for key, value in node.items():
+        values |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return values
+
+
+def in_words(value) -> str:
+    """A value of a record as text: 'seed 1, variant BoT' of a mapping, 'a, b' of a list."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return "none" if value is None else str(value)
+
+
+def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
+    anchor = slug(file.stem)
+    variants = [_variant(folder, f"{anchor}-{place}", item)
+                for place, item in enumerate(_take(record, "variants", list, "the study"))]
+    names = [variant.name for variant in variants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"variants {', '.join(twice)} stand in it more than once, so that their runs would be mixed; "
+                         "give each variant of the study its own name")
+    runs = [run for variant in variants for run in variant.runs]
+    found = [_run_folder(folder, run.folder) for run in runs]
+    refused = ""
+    try:
+        check_study(runs, [run for run in found if run])
+    except ValueError as error:
+        refused = str(error)
+
+    def text(key: str) -> str:
+        return in_words(record.get(key) or "")
+
+    return StudyRecord(
+        anchor=anchor, file=file.name, name=text("study"), title=text("title") or text("study"),
+        question=text("question"), note=text("note"), command=text("command"), config=text("config"),
+        date=text("date"), hours=record.get("hours"), against=text("against"),
+        seeds=_take(record, "seeds", list, "the study", []),
+        figures=list(map(str, _take(record, "figures", list, "the study", []))), variants=variants,
+        claims={_data(name): list(map(str, sentences))
+                for name, sentences in _take(record, "claims", dict, "the study", {}).items()},
+        missing=list(map(in_words, _take(record, "missing", list, "the study", []))), refused=refused)
+
+
+def _variant(folder: Folder, anchor: str, record: dict) -> VariantRecord:
+    name = in_words(_take(record, "name", str, "a variant"))
+    runs = []
+    for place, item in enumerate(_take(record, "runs", list, f"variant '{name}'", [])):
+        where = f"a run of variant '{name}'"
+        lies = _take(item, "folder", str, where, "")
+        text, config = _config(folder, lies)
+        results = {_data(data): {key: math.nan if value is None else float(value) for key, value in row.items()}
+                   for data, row in _take(item, "results", dict, where, {}).items()}
+        runs.append(RunRecord(name, item.get("seed"), lies, results, item, config, text, f"{anchor}-run-{place}"))
+    published = {_data(data): {key: float(value) for key, value in row.items() if value is not None}
+                 for data, row in _take(record, "published", dict, f"variant '{name}'", {}).items()}
+    return VariantRecord(name, _take(record, "options", dict, f"variant '{name}'", {}),
+                         in_words(record.get("note") or ""), published, in_words(record.get("rule") or ""),
+                         in_words(record.get("curve") or ""), None if record.get("x") is None else float(record["x"]),
+                         flat(_take(record, "costs", dict, f"variant '{name}'", {})), runs)
+
+
+def _exhibit(folder: Folder, file: Path, record: dict) -> Exhibit:
+    pictures, absent = [], []
+    for item in _take(record, "pictures", list, "the figure", []):
+        name = _take(item, "file", str, "a picture")
+        path = (folder.path / name).resolve()
+        inside = path.is_relative_to(folder.path.resolve()) and path.suffix.lower() in PICTURES
+        if inside and path.is_file():
+            pictures.append((name, in_words(item.get("caption") or "")))
+        else:
+            absent.append(f"{name}: " + ("not found" if inside else f"not a picture ({', '.join(PICTURES)}) in here"))
+    text = {key: in_words(record.get(key) or "") for key in ("exhibit", "title", "question", "caption")}
+    return Exhibit(f"figure-{slug(file.stem)}", text["title"] or text["exhibit"], text["question"], text["caption"],
+                   pictures, absent, flat(_take(record, "made by", dict, "the figure", {})))
+
+
+def _take(record, key: str, kind: type, where: str, default=None):
+    """A field of a record, which must be of this kind; absent and null are the default, where there is one."""
+    value = record.get(key) if isinstance(record, Mapping) else None
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, kind):
+        raise ValueError(f"'{key}' of {where} is {value!r:.60}, expected a {kind.__name__}; run the experiment's "
+                         "command again, which writes the record anew and repeats no finished run")
+    return value
+
+
+def _config(folder: Folder, lies: str) -> tuple[str, dict]:
+    """A run's config.yaml as text and as values, both empty where it is not there."""
+    path = folder.path / lies / "config.yaml"
+    if not lies or not path.is_file():
+        return "", {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        return text, values if isinstance(values, dict) else {}
+    except DAMAGE as error:
+        folder.name_once(f"{lies}/config.yaml: {_short(error)}")
+        return "", {}
+
+
+def _run_folder(folder: Folder, lies: str) -> Run | None:
+    if not lies or not (folder.path / lies / RESULTS_FILE).is_file():
+        return None
+    try:
+        run = Run.read(folder.path / lies)
+        run.conditions()
+        return run
+    except DAMAGE as error:
+        folder.name_once(f"{lies}/{RESULTS_FILE}: {_short(error)}")
+        return None
+
+
+def _data(name: str) -> str:
+    """A data set with attributes has the images of the one without."""
+    return name.removesuffix("Attributes")
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error; of a bare key, what it is."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return f"{text} is not in it" if isinstance(error, KeyError) else text

@@ -1,0 +1,165 @@
+"""The tables of the report: mean and deviation over seeds, and published figures in rows of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from .. import report
+from .page_records import StudyRecord, VariantRecord
+
+HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}
+MINUTES = "minutes of training"
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: float | None = None  # what the column is sorted by; None for text and for nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    cells: list[Cell]
+    mark: str = ""
+    anchor: str = ""  # of the runs behind it
+
+
+@dataclass(frozen=True)
+class Table:
+    headers: list[str]
+    rows: list[Row]
+    published: list[Row] = field(default_factory=list)
+
+    @property
+    def all_rows(self) -> list[Row]:
+        return self.rows + self.published
+
+    def numeric(self, place: int) -> bool:
+        """Whether a column, counted behind the names, holds numbers."""
+        return any(row.cells[place].value is not None for row in self.all_rows)
+
+
+def heading(key: str) -> str:
+    """A figure's name over its column: 'reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP'."""
+    if key in HEADINGS:
+        return HEADINGS[key]
+    if key.startswith("Rank-"):
+        return f"reID {key}"
+    task, *parts = key.split("/")
+    if task == "PAR" and parts:
+        rule, name = ((parts[0].removeprefix("mA_"), "mA") if parts[0].startswith("mA_") else
+                      (parts[0], "/".join(parts[1:])))
+        return f"PAR {name} ({rule})" if name else f"PAR {rule}"
+    return " ".join([task, *parts])
+
+
+def frame(study: StudyRecord) -> pd.DataFrame:
+    """Every measured figure: a row a variant, data set, figure and seed."""
+    return pd.DataFrame([(variant.name, data, key, run.seed, value) for variant in study.variants
+                         for run in variant.runs for data, row in run.results.items() for key, value in row.items()],
+                        columns=["variant", "data", "figure", "seed", "value"]).astype({"value": float})
+
+
+def spread(study: StudyRecord, data: str) -> pd.DataFrame:
+    """Mean, sample deviation, count of defined figures and of runs, by (variant, figure)."""
+    rows = frame(study)
+    groups = rows[rows["data"] == data].groupby(["variant", "figure"], sort=False)["value"]
+    return groups.agg(mean="mean", deviation="std", defined="count", runs="size")
+
+
+def figures_of(study: StudyRecord, data: str) -> list[str]:
+    """The study's figures, in its order, and those that are published besides; none that is nowhere."""
+    known = {key for run in study.runs for key in run.results.get(data, {})}
+    published = dict.fromkeys(key for variant in study.variants for key in variant.published.get(data, {}))
+    return [key for key in dict.fromkeys([*study.figures, *published]) if key in known or key in published]
+
+
+def table(study: StudyRecord, data: str) -> Table:
+    """A row a variant with means over its seeds; published rows apart, marked with their rule."""
+    keys, figures = figures_of(study, data), spread(study, data)
+    rows = []
+    for variant in study.variants:
+        runs = [run for run in variant.runs if data in run.results]
+        if not runs:
+            continue
+        cells = [_measured(figures, variant.name, key) for key in keys]
+        minutes = pd.Series([run.minutes for run in runs], dtype=float).mean()
+        planned = max(len(study.seeds), len(variant.runs))
+        cells.append(Cell(f"{len(runs)} of {planned}" if len(runs) < planned else str(len(runs)), len(runs)))
+        cells.append(_minutes(minutes))
+        rows.append(Row(variant.name, cells, anchor=runs[0].anchor))
+    published = [_published(variant, data, keys) for variant in study.variants if variant.published.get(data)]
+    return Table(["variant", *map(heading, keys), "runs", MINUTES], rows, published)
+
+
+def elsewhere(study: StudyRecord) -> list[str]:
+    """Data sets of published figures that nothing was measured on."""
+    names = dict.fromkeys(name for variant in study.variants for name in variant.published)
+    return [name for name in names if name not in study.datasets]
+
+
+def costs(study: StudyRecord) -> Table | None:
+    """Parameters, operations and times by variant, where the study counted them."""
+    counted = [variant for variant in study.variants if variant.costs]
+    keys = list(dict.fromkeys(key for variant in counted for key in variant.costs))
+    return Table(["variant", *keys], [Row(variant.name, [_counted(variant.costs.get(key)) for key in keys])
+                                      for variant in counted]) if counted else None
+
+
+def summary(studies: Sequence[StudyRecord]) -> Table:
+    """A row a study: on what, how many runs, of which seeds."""
+    rows = []
+    for study in studies:
+        done, missing = len(study.runs), len(study.missing)
+        seeds = ", ".join(dict.fromkeys(str(run.seed) for run in study.runs)) or "none yet"
+        minutes = pd.Series([run.minutes for run in study.runs], dtype=float).sum(min_count=1)
+        told = sum(map(claims_order, sum(study.claims.values(), [])))
+        rows.append(Row(study.title, [Cell(study.question), Cell(", ".join(study.datasets)),
+                                      Cell(f"{done} of {done + missing}" if missing else str(done), done), Cell(seeds),
+                                      Cell("refused" if study.refused else str(told), None if study.refused else told),
+                                      _minutes(minutes)], anchor=study.anchor))
+    return Table(["study", "question", "tested on", "runs", "seeds", "orders told apart", MINUTES], rows)
+
+
+def claims_order(sentence: str) -> bool:
+    """Whether a claim tells variants apart, or says that they cannot be."""
+    return "not told apart" not in sentence and "too few seeds" not in sentence
+
+
+def _minutes(minutes: float) -> Cell:
+    return Cell("") if math.isnan(minutes) else Cell(f"{minutes:.1f}", minutes)
+
+
+def _measured(figures: pd.DataFrame, variant: str, key: str) -> Cell:
+    if (variant, key) not in figures.index:
+        return Cell("")
+    row = figures.loc[(variant, key)]
+    if not row["defined"]:
+        return Cell(report.percent(math.nan))
+    text = f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["defined"] > 1 else "")
+    if row["defined"] < row["runs"]:
+        text += f" ({row['defined']:.0f} of {row['runs']:.0f})"
+    return Cell(text, row["mean"])
+
+
+def _published(variant: VariantRecord, data: str, keys: Sequence[str]) -> Row:
+    figures = variant.published[data]
+    shown = [heading(key) for key in figures if key.startswith("PAR/")]
+    rules = dict.fromkeys(variant.rule or name.rpartition("(")[2].rstrip(")") for name in shown)
+    cells = [Cell(report.percent(figures.get(key)), figures.get(key)) for key in keys]
+    return Row(variant.name, [*cells, Cell(""), Cell("")], ", ".join(["published", *(f"PAR {rule}" for rule in rules)]))
+
+
+def _counted(text: str | None) -> Cell:
+    """A count or a time as it was recorded, with thousands set apart."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return Cell(text or "")
+    return Cell(f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}",
+                value)
