@@ -16,7 +16,7 @@ from fastreid.config import CfgNode
 from torch import nn
 
 from ..assembly import FILLED, unwrapped
-from ..attributes import Annotations
+from ..attributes import GROUPS, Annotations
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 
@@ -68,7 +68,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "pool": POOL if "APS" in served else None,
         "SID space": None if prototypes is None else {
             "name": cfg.MODEL.CERBERUS.SID_SPACE,
-            "sizes": {group: len(rows) for group, rows in prototypes.rows.items()}},
+            "sizes": {group: len(prototypes.rows[group]) for group in GROUPS}},
         "config sha256": config_sha256(cfg),
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),
