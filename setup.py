@@ -43,7 +43,7 @@ if __name__ == "__main__":
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
-        package_data={"cerberus_plugin.experiments": ["*.j2", "*.css", "*.js"]},  # what the report is written with
+        package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"]},  # what the report is written with
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,

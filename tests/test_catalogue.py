@@ -1,8 +1,6 @@
 """The studies of the paper: their variants, what is published of them, and the command that trains and tells them."""
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from cerberus_plugin.experiments import catalogue, reproduce, study
 from cerberus_plugin.experiments.catalogue import STUDIES
@@ -143,8 +141,7 @@ def test_the_command_runs_each_study_with_its_options_and_writes_the_page(tmp_pa
 
     monkeypatch.setattr(study, "run", fake)
     monkeypatch.setattr(reproduce, "start", lambda cfg, args: cfg)
-    page = SimpleNamespace(write=lambda output: (output / "report.html", output / "report.md"))
-    monkeypatch.setitem(sys.modules, "cerberus_plugin.experiments.page", page)
+    monkeypatch.setattr(reproduce.page, "write", lambda output: (output / "report.html", output / "report.md"))
     arguments = ["margins", "comparison", "--config-file", str(DEMO), "--seeds", "1", "2", "--output", str(tmp_path),
                  "SOLVER.MAX_EPOCH", "12"]
     main(arguments)
@@ -152,12 +149,6 @@ def test_the_command_runs_each_study_with_its_options_and_writes_the_page(tmp_pa
     assert [each[3]["measure"] is None for each in asked] == [True, False]
     assert asked[0][3]["command"].endswith(f"--output {tmp_path} SOLVER.MAX_EPOCH 12")
     assert f"Report: {tmp_path}/report.html, {tmp_path}/report.md" in capsys.readouterr().out
-
-
-def test_without_the_page_the_studies_still_end_well(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "cerberus_plugin.experiments.page", None)
-    reproduce.write_page(tmp_path)
-    assert capsys.readouterr().out.startswith("No report page: ")
 
 
 def test_a_record_is_told_with_published_rows_and_their_rule():

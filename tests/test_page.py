@@ -5,8 +5,8 @@ import re
 from html.parser import HTMLParser
 
 from cerberus_plugin.experiments import page
-from cerberus_plugin.experiments.page_records import read_folder
-from cerberus_plugin.experiments.page_tables import elsewhere, heading, summary, table
+from cerberus_plugin.experiments.page.records import read_folder
+from cerberus_plugin.experiments.page.tables import elsewhere, heading, summary, table
 
 import pytest
 from experiment_records import MANIFEST, PROTOCOL, parts, run, study, variant, write, write_exhibit, write_results

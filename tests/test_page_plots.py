@@ -2,9 +2,9 @@
 
 import math
 
-from cerberus_plugin.experiments import page_plots
-from cerberus_plugin.experiments.page_plots import draw, number, varied
-from cerberus_plugin.experiments.page_records import read_folder
+from cerberus_plugin.experiments.page import plots
+from cerberus_plugin.experiments.page.plots import draw, number, varied
+from cerberus_plugin.experiments.page.records import read_folder
 
 import pytest
 from experiment_records import parts, run, study, variant, write
@@ -17,9 +17,9 @@ SIGMA, SEM = "MODEL.CERBERUS.SIGMA", "MODEL.CERBERUS.LAMBDA_SEM"
 def axes(monkeypatch, tmp_path):
     """Draw a record, and give the axes of the picture in place of its SVG."""
     def axes(record: dict, data: str = "Market1501", config=None):
-        monkeypatch.setattr(page_plots, "_svg", lambda figure: figure)
+        monkeypatch.setattr(plots, "_svg", lambda figure: figure)
         figure, caption = draw(read_folder(write(tmp_path, record, config=config)).studies[0], data)
-        page_plots.plt.close(figure)
+        plots.plt.close(figure)
         return figure.axes, caption
 
     return axes
@@ -92,7 +92,7 @@ def test_a_picture_is_the_same_each_time_and_legible_on_any_background(tmp_path)
     found = read_folder(write(tmp_path, study("one", [variant("$a_1$ <b>", [run("a", 0, mAP=1.0)])]))).studies[0]
     svg, _ = draw(found, "Market1501")
     assert svg == draw(found, "Market1501")[0]
-    assert "#ffffff" not in svg and "#000000" not in svg and page_plots.GREY in svg
+    assert "#ffffff" not in svg and "#000000" not in svg and plots.GREY in svg
 
 
 @pytest.mark.parametrize(("value", "expected"), [(2, 2.0), ("0.5", 0.5), (True, None), ("adaptive", None), ([1], None)])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import logging
 import shlex
 import sys
@@ -25,7 +24,7 @@ from tabulate import tabulate
 
 from .. import report
 from ..engine import read_config, start
-from . import catalogue, spread, study
+from . import catalogue, page, spread, study
 from .compare import COLUMNS
 from .costs import costs
 from .study import Study, Variant
@@ -188,16 +187,6 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
                          "another folder")
 
 
-def write_page(output: Path) -> None:
-    """The report of all studies in a folder, where this installation can write it."""
-    try:
-        page = importlib.import_module(f"{__package__}.page")
-    except ImportError as error:
-        print(f"No report page: {error}")
-        return
-    print("Report: " + ", ".join(str(path) for path in page.write(output)))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
@@ -231,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = study.run(each, read, seeds, args.output, command=command, config=str(base),
                           measure=_costs_of_run if each.costs else None)
         print(f"\n{text(found)}\n")
-    write_page(args.output)
+    print("Report: " + ", ".join(str(path) for path in page.write(args.output)))
 
 
 def _costs_of_run(cfg: CfgNode) -> dict:

@@ -6,21 +6,19 @@ Shapes: N images of the test set, query before gallery.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from ... import machine, report
 from ...assembly import build_test_set
 from ...data.held_out import HELD_OUT
 from ...data.loader import AttributeDataset
+from ...manifest import config_sha256, file_sha256
 from ...predictor import CerberusPredictor
 
 FOLDER = "figures"  # in the folder of the report
@@ -127,19 +125,11 @@ def made_by(runs: Sequence[Run], command: str) -> dict:
         "run folders": [str(run.predictor.run_folder) for run in runs],
         "model": [run.predictor.cfg.MODEL.META_ARCHITECTURE for run in runs],
         "dataset": runs[0].dataset,
-        "config sha256": [config_hash(run.predictor.run_folder / "config.yaml") for run in runs],
+        "config sha256": [config_sha256(run.predictor.cfg) for run in runs],
         "checkpoint": [path.name for path in weights],
-        "checkpoint sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
+        "checkpoint sha256": [file_sha256(path) for path in weights],
         "seed": [run.predictor.cfg.SEED for run in runs],
         "versions": machine.versions(),
         "hardware": machine.hardware(runs[0].predictor.cfg.MODEL.DEVICE),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def config_hash(path: Path) -> str:
-    """sha256 of a configuration without where it was written and computed."""
-    values = yaml.safe_load(path.read_text())
-    values.pop("OUTPUT_DIR", None)
-    values["MODEL"].pop("DEVICE", None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

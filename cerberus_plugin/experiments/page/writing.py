@@ -19,11 +19,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .. import report
-from . import page_plots, page_tables
-from .page_differences import Differences, differences
-from .page_records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
-from .page_tables import Table
+from ... import report
+from . import plots, tables
+from .differences import Differences, differences
+from .records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
+from .tables import Table
 
 TITLE = "Cerberus: experiments"
 FILES = "report_files"  # pictures of report.md
@@ -61,7 +61,7 @@ def write(output: Path) -> tuple[Path, Path]:
     for part in (part for entry in sections for part in entry.parts if part.picture):
         report.write_text(str(output / part.picture), part.svg)
     context = {"title": TITLE, "folder": folder, "sections": sections,
-               "summary": page_tables.summary(folder.studies), "claims": claims(sections)}
+               "summary": tables.summary(folder.studies), "claims": claims(sections)}
     pages = output / "report.html", output / "report.md"
     for page, template, escaped in zip(pages, ("page.html.j2", "page.md.j2"), (True, False)):
         report.write_text(str(page), _environment(folder, escaped).get_template(template).render(context))
@@ -74,11 +74,11 @@ def section(study: StudyRecord) -> Section:
         return Section(study, differences(study), [], [], None)
     parts = []
     for data in study.datasets:
-        svg, caption = page_plots.draw(study, data) or ("", "")
+        svg, caption = plots.draw(study, data) or ("", "")
         picture = f"{FILES}/{study.anchor}-{slug(data)}.svg" if svg else ""
-        parts.append(Part(data, page_tables.table(study, data), study.claims.get(data, []), picture, svg, caption))
-    elsewhere = [(data, page_tables.table(study, data)) for data in page_tables.elsewhere(study)]
-    return Section(study, differences(study), parts, elsewhere, page_tables.costs(study))
+        parts.append(Part(data, tables.table(study, data), study.claims.get(data, []), picture, svg, caption))
+    elsewhere = [(data, tables.table(study, data)) for data in tables.elsewhere(study)]
+    return Section(study, differences(study), parts, elsewhere, tables.costs(study))
 
 
 def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
@@ -90,8 +90,8 @@ def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
             cannot.append(f"{title}: nothing, as its runs were tested by different rules (see there)")
             continue
         can += [f"{title}, {part.data}: {sentence}" for part in entry.parts for sentence in part.claims
-                if page_tables.claims_order(sentence)]
-        untold = sum(not page_tables.claims_order(sentence) for part in entry.parts for sentence in part.claims)
+                if tables.claims_order(sentence)]
+        untold = sum(not tables.claims_order(sentence) for part in entry.parts for sentence in part.claims)
         if untold:
             cannot.append(f"{title}: {untold} comparison(s) in which the runs do not tell variants apart")
         fewest = min((len(variant.runs) for variant in study.variants if variant.runs), default=0)
@@ -147,7 +147,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
     args = parser.parse_args(arguments)
     print(" and ".join(map(str, write(args.folder))))
-
-
-if __name__ == "__main__":
-    main()

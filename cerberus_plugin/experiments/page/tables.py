@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .. import report
-from .page_records import StudyRecord, VariantRecord
+from ... import report
+from .records import StudyRecord, VariantRecord
 
 HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}
 MINUTES = "minutes of training"

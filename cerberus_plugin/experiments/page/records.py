@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from ..report import RESULTS_FILE
-from .compare import Run, check_comparable
+from ...report import RESULTS_FILE
+from ..compare import Run, check_comparable
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 

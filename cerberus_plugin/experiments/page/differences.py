@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from ..data.held_out import HELD_OUT
-from .page_records import RunRecord, StudyRecord
+from ...data.held_out import HELD_OUT
+from .records import RunRecord, StudyRecord
 
 STEPS, BATCH, SIZE, TRUNK = 24000, 64, "384x128", "ResNet-50"
 # A run's epochs are whole: 119 and 93 come within this share of the paper's steps.

@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .page_records import StudyRecord, VariantRecord
-from .page_tables import figures_of, frame, heading, spread
+from .records import StudyRecord, VariantRecord
+from .tables import figures_of, frame, heading, spread
 
 GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
 COLOURS = ("#3987d6", "#d9772b", "#2b9f77", "#b564c4", "#c9a227", "#d2504f", "#5aa9b8", "#8b8f3a")
