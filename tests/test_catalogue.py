@@ -12,11 +12,6 @@ import pytest
 
 CONFIGS = Path(__file__).parents[1] / "configs/Market1501"
 DEMO = CONFIGS / "cerberus_demo.yml"
-EVERY = [each for each in STUDIES.values() if each.name != "plus"]
-
-
-def options_of(*names):
-    return {variant.name: dict(variant.options) for name in names for variant in STUDIES[name].variants}
 
 
 @pytest.mark.parametrize("name", ["parts", "initialisers", "margins", "unseen", "sensitivity"])

@@ -6,6 +6,7 @@ from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.attributes.outfits import FILE_NAME, write_outfits
 from cerberus_plugin.data import resident
 from cerberus_plugin.data.clothes import LTCC, PRCC, LTCCAttributes, PRCCAttributes
+from cerberus_plugin.data.left_out import leave_out
 from cerberus_plugin.engine import evaluate
 
 import pytest
@@ -88,6 +89,19 @@ def test_held_out_people_keep_the_labels_of_their_outfits(tmp_path, prcc):
     for path, pid, _ in held.img_items:
         person, worn = int(path.split("/")[-2]), "C" if "/C_" in path else "A and B"
         assert torch.equal(held.known_of(path, pid)["attributes"], prcc["train", person, worn])
+
+
+def test_whoever_wears_what_is_left_out_once_leaves_training_in_every_outfit(tmp_path, prcc):
+    cfg = cloth_config(tmp_path, "PRCCAttributes", "DATASETS.LEAVE_OUT_SIDS", 2)
+    train, test = (torch.stack([row for (split, *_), row in prcc.items() if split == name])
+                   for name in ("train", "test"))
+    left = leave_out(MARKET1501, train, test, 2, seed=0)
+    carriers = {person for (split, person, _), carried in zip(
+        (key for key in prcc if key[0] == "train"), left.carried.tolist()) if carried}
+    kept = build_train_set(cfg)
+    assert 0 < len(carriers) < 4
+    assert {int(path.split("/")[-2]) for path, *_ in kept.img_items} == {2, 10, 11, 100} - carriers
+    assert len(kept.labels) == 2 * (4 - len(carriers))
 
 
 def test_labels_of_identities_and_of_outfits_are_not_mixed(tmp_path, prcc, market_people):
