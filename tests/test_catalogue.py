@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs/Market1501"
 DEMO = CONFIGS / "cerberus_demo.yml"
 
 
-@pytest.mark.parametrize("name", ["parts", "initialisers", "margins", "unseen", "sensitivity"])
+@pytest.mark.parametrize("name", ["parts", "initialisers", "margins", "plus", "unseen", "sensitivity"])
 def test_options_are_read_as_the_configuration_has_them_and_differ_from_each_other(name):
     read = reader(STUDIES[name], DEMO, ["SOLVER.MAX_EPOCH", "12"])
     found = [read(variant, 3) for variant in STUDIES[name].trained]

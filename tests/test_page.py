@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 from cerberus_plugin.experiments import page
+from cerberus_plugin.experiments.page.differences import differences
 from cerberus_plugin.experiments.page.records import read_folder
 from cerberus_plugin.experiments.page.tables import elsewhere, heading, summary, table
 
@@ -65,7 +66,7 @@ def read(path, *records, config=None):
 
 
 def told(path, record, config=None):
-    return page.differences(read(path, record, config=config))
+    return differences(read(path, record, config=config))
 
 
 def test_nothing_on_the_page_is_fetched(html, outline):
