@@ -8,12 +8,13 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes test lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
 	@echo "make compare  IDE, ARN, APR, BoT and Cerberus trained alike on these people, one table: runs/compare"
 	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
+	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
@@ -35,6 +36,9 @@ compare: install
 
 clothes: install
 	$(RUN) projects/Cerberus/clothes.py
+
+reproduce: install
+	$(RUN) projects/Cerberus/reproduce.py
 
 test: install
 	$(RUN) -m pytest
