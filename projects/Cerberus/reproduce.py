@@ -1,4 +1,4 @@
-"""`make reproduce`: ablations of the paper, small, on the demo's people: three seeds each, one page in runs/reproduction.
+"""`make reproduce`: two ablations of the paper, small, on the demo's people, and their report in runs/reproduction.
 
 Stopped and started again, it goes on where it was.
 """
