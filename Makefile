@@ -8,7 +8,7 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, then the same figures from the checkpoint alone.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
@@ -16,6 +16,7 @@ help:
 	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
 	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction"
 	@echo "make test     the test suite"
+	@echo "make test-slow  the tests that make test leaves out for time"
 	@echo "make lint     ruff"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
@@ -42,6 +43,9 @@ reproduce: install
 
 test: install
 	$(RUN) -m pytest
+
+test-slow: install
+	$(RUN) -m pytest -m slow
 
 lint: install
 	$(RUN) -m ruff check .

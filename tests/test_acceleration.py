@@ -141,6 +141,7 @@ def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
     assert model.backbone._compiled_call_impl is not None and model.heads._compiled_call_impl is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
 def test_all_switches_train_evaluate_and_reload_through_the_hosts_trainer(small_config, file):
     cfg = small_config(*FAST, "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool", "DATALOADER.NUM_WORKERS", 0,

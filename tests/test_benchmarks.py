@@ -16,7 +16,7 @@ TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
 
 
 @pytest.mark.parametrize(("name", "options", "figure"), [
-    ("losses", [*TINY, "--iterations", "2"], "added_percent"),
+    pytest.param("losses", [*TINY, "--iterations", "2"], "added_percent", marks=pytest.mark.slow),
     ("ranking", ["--queries", "40", "--gallery", "400", "--repeats", "1"], "host_over_ours_per_query"),
 ])
 def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, name, options, figure):

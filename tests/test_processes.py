@@ -150,12 +150,14 @@ def losses_of(folder: Path) -> list[float]:
     return [line["total_loss"] for line in lines if "total_loss" in line]
 
 
+@pytest.mark.slow
 def test_num_gpus_and_torchrun_start_the_same_training(runs):
     _, by_launcher, by_torchrun = runs
     assert losses_of(by_launcher) == losses_of(by_torchrun)
     assert (by_launcher / "results.txt").read_text() == (by_torchrun / "results.txt").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(runs):
     one, two, _ = runs
     assert len(losses_of(one)) == 2
@@ -164,6 +166,7 @@ def test_two_processes_train_as_one_does(runs):
     assert record["evaluations"]["Market1501Attributes"]["1"]["mAP"] == record["results"]["Market1501Attributes"]["mAP"]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_a_checkpoint_as_one_does(runs, train):
     _, two, _ = runs
     one = train(after=("--eval-only",), **{"MODEL.WEIGHTS": two / "model_final.pth"})
