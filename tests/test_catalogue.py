@@ -115,7 +115,8 @@ def test_a_dry_run_trains_nothing_and_counts_shared_runs_once(tmp_path, capsys):
     (["prats"], "study 'prats' is not known, expected some of comparison, parts, "),
     ([], "study '' is not known"),
     (["parts", "--seeds", "1", "1"], "--seeds are 1, 1, expected different numbers"),
-    (["parts", "SEED", "3"], "SEED is given by a study itself; use --seeds and --output")])
+    (["parts", "SEED", "3"], "SEED is given by a study itself; for seeds"),
+    (["sensitivity", "DATASETS.HOLD_OUT", "0"], "DATASETS.HOLD_OUT is given by a study itself")])
 def test_what_cannot_be_run_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         main(arguments)
@@ -158,4 +159,4 @@ def test_a_record_is_told_with_published_rows_and_their_rule():
         ["Cerberus", "(2", "seeds)", "50.00", "±", "0.00", "80.00", "±", "0.00"],
         ["Cerberus", "(published,", "binary)", "89.80", "91.10"], ["Cerberus", *["1,234.5"] * 5]]
     assert "- a claim" in lines and lines[-1] == "missing: 1 runs"
-    assert any(line.startswith("Measured: 12 epochs, images of 96x48, on a processor. Published: ") for line in lines)
+    assert any(line.startswith("Measured: 12 epochs, images of 96x48, on a processor; what differs ") for line in lines)

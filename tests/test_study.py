@@ -59,7 +59,7 @@ def test_every_variant_and_seed_is_in_the_record_with_what_made_it(ablation):
     assert run["results"]["Market1501"] == {key: results["results"]["Market1501Attributes"][key]
                                             for key in PARTS.figures}
     assert all(run[key] == results[key] for key in ("protocol", "training", "hardware", "versions", "image size"))
-    assert run["training"]["seed"] == 1 and len(run["config sha256"]) == 64
+    assert run["training"]["seed"] == 1 and len(run["recipe sha256"]) == 64
     assert kept["variants"][1]["published"]["Market1501"]["mAP"] == 89.83
     assert set(kept["variants"][0]["runs"][0]["results"]["Market1501"]) == {"mAP", "Rank-1"}
     assert found["date"] == kept["date"]

@@ -130,13 +130,13 @@ def text(found: Mapping) -> str:
 
 
 def _circumstances(found: Mapping) -> str:
-    """How the measured figures came about, beside what published ones are of."""
+    """How the measured figures came about; what differs from the published ones is said on the page."""
     runs = [each for row in found["variants"] for each in row["runs"]]
     epochs = sorted({str(each["training"]["epochs"]) for each in runs if each["training"]})
     sizes = sorted({"x".join(map(str, each["image size"])) for each in runs})
     machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs})
-    return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}. Published: "
-            "the real data set, ImageNet weights, the paper's schedule.") if runs else ""
+    return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}; what "
+            "differs from published figures is on the page.") if runs else ""
 
 
 def listing(num_seeds: int) -> str:
@@ -179,9 +179,10 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
         raise ValueError(f"study '{', '.join(unknown)}' is not known, expected some of {', '.join(catalogue.STUDIES)}")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds are {', '.join(map(str, seeds))}, expected different numbers of at least 0")
-    own = [key for key in options[::2] if key in ("SEED", "OUTPUT_DIR")]
+    own = [key for key in options[::2] if key in ("SEED", "OUTPUT_DIR")
+           or any(key in catalogue.STUDIES[name].options for name in names)]
     if own:
-        raise ValueError(f"{own[0]} is given by a study itself; use --seeds and --output")
+        raise ValueError(f"{own[0]} is given by a study itself; for seeds and folders use --seeds and --output")
     if (output / "last_checkpoint").is_file():
         raise ValueError(f"--output '{output}' holds a training run, whose config.yaml would be overwritten; choose "
                          "another folder")

@@ -12,6 +12,7 @@ from scipy.stats import t
 from .. import report
 
 CONFIDENCE = 0.95
+_ORDER = " above "  # of a sentence that tells two variants apart, and of no other
 FEWEST = 3  # paired seeds: with two the interval is thirteen deviations wide to each side
 
 # Figures by variant, seed and key of results.json, percent.
@@ -59,6 +60,11 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     return Difference(mean, float(quantile) * deviation / math.sqrt(len(pairs)), len(pairs))
 
 
+def tells_apart(sentence: str) -> bool:
+    """Whether a sentence of `claims` is an order, neither the lack of one nor a caution."""
+    return _ORDER in sentence
+
+
 def claims(figures: Figures, pairs: Sequence[tuple[str, str]], headers: Mapping[str, str]) -> list[str]:
     """A sentence a pair of variants and figure: which is above, or that they are not told apart.
 
@@ -66,15 +72,15 @@ def claims(figures: Figures, pairs: Sequence[tuple[str, str]], headers: Mapping[
         pairs: of names of variants.
         headers: what to call each figure that is compared, by key of results.json.
     """
-    sentences, made = [], 0
+    sentences, made, most = [], 0, 0
     for key, header in headers.items():
         for first, second in pairs:
             found = difference(_of(figures, first, key), _of(figures, second, key))
             if found.seeds:
                 sentences.append(f"{header}: {_sentence(first, second, found)}")
                 made += found.seeds >= FEWEST
+                most = max(most, found.seeds)
     if sentences and not made:
-        most = max(len(seeds) for seeds in figures.values())
         return [f"{most} seed{'s' if most > 1 else ''}: too few seeds to claim an order ({FEWEST} are needed)"]
     if made > 1:
         sentences.append(f"{made} comparisons, each at {CONFIDENCE:.0%}: of twenty between equals, one would be told "
@@ -88,7 +94,7 @@ def _sentence(first: str, second: str, found: Difference) -> str:
     interval = f"{abs(found.mean):.2f} ± {found.half_width:.2f} ({CONFIDENCE:.0%} of {found.seeds} paired seeds)"
     if found.told_apart:
         above, below = (first, second) if found.mean > 0 else (second, first)
-        return f"{above} above {below} by {interval}"
+        return f"{above}{_ORDER}{below} by {interval}"
     return f"{first} and {second} are not told apart (difference {interval})"
 
 

@@ -268,7 +268,7 @@ def _run_row(run: Run, output: str | Path) -> dict:
     found = report.read_results(run.cfg.OUTPUT_DIR)
     results = {test.removesuffix("Attributes"): figures for test, figures in found["results"].items()}
     row = {"seed": run.seed, "folder": _relative(run, output), "results": results,
-           **{key: found.get(key) for key in COPIED if key != "manifest"}, "config sha256": run.sha256}
+           **{key: found.get(key) for key in COPIED if key != "manifest"}, "recipe sha256": run.sha256}
     if run.variant.weights_of:
         row["weights of"] = Path(run.cfg.MODEL.WEIGHTS).parent.relative_to(output).as_posix()
     return row | ({"manifest": found["manifest"]} if "manifest" in found else {})

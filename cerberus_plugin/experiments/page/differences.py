@@ -56,7 +56,9 @@ def differences(study: StudyRecord) -> Differences:
     """Each aspect over all runs of the study; variants are named where they are not alike in it."""
     told = Differences()
     for aspect, look in ASPECTS.items():
-        found = [(run.variant, answer) for run in study.runs if (answer := look(run)) is not None]
+        # Weights that another run has trained are spoken of there.
+        found = [(run.variant, answer) for run in study.runs
+                 if not run.record.get("weights of") and (answer := look(run)) is not None]
         if not found:
             continue
         known = [(variant, answer) for variant, answer in found if answer.ours]
@@ -130,10 +132,10 @@ def data(run: RunRecord) -> Found:
     paper = " and ".join(entry.title for entry in PAPER.values()) + ", each apart"
     if len(names) > 1 or names[0] not in PAPER:
         return Found(" and ".join(names), paper, False)
-    people = identities(run)
-    if people and people.agrees is False:
+    people = identities(run) or test_images(run) or UNKNOWN
+    if people.agrees is False:
         return Found(f"in the form of {PAPER[names[0]].title}, with other people", paper, False)
-    return Found(names[0], paper, True)
+    return Found(names[0], paper, people.agrees)
 
 
 def identities(run: RunRecord) -> Found | None:

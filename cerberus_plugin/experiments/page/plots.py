@@ -98,35 +98,6 @@ def _setting(study: StudyRecord, variant: VariantRecord, along: str) -> str:
     return ", ".join(f"{_last(key)} {_plain(_option(variant, key))}" for key in keys if len(set(values[key])) > 1)
 
 
-def _grids(study: StudyRecord, data: str, keys: Sequence[str], options: dict) -> plt.Figure:
-    """A column an option, a row a figure; only variants whose other options have their usual, most frequent value."""
-    usual = {key: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
-             for key, row in options.items()}
-    figure, axes = plt.subplots(len(keys), len(options), figsize=(2.5 * len(options), 2.2 * len(keys)), squeeze=False,
-                                layout="constrained", sharey="row", sharex="col")
-    for column, key in enumerate(options):
-        alone = {name: value for name, value in options[key].items()
-                 if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
-        # Where all options are usual the grids cross: a point belongs to the variant of this grid.
-        own = {variant.name for variant in study.variants if key in variant.options}
-        taken = {value: name for name, value in sorted(alone.items(), key=lambda item: item[0] in own)}
-        along = {name: value for value, name in taken.items()}
-        for line, shown in enumerate(keys):
-            axis = axes[line][column]
-            _curve(axis, spread(study, data), shown, along, COLOURS[line % len(COLOURS)], "")
-            if along and min(along.values()) > 0 and max(along.values()) / min(along.values()) >= RATIO:
-                axis.set_xscale("log")
-            axis.set_xticks(sorted(set(along.values())), [f"{value:g}" for value in sorted(set(along.values()))],
-                            minor=False)
-            axis.minorticks_off()
-            axis.grid(color=GREY, alpha=0.25)
-            if line == len(keys) - 1:
-                axis.set_xlabel(_last(key))
-            if not column:
-                axis.set_ylabel(f"{heading(shown)} (%)")
-    return figure
-
-
 def number(value) -> float | None:
     """An option's value as a number, also of text as on the command line; None for what is none, True included."""
     if isinstance(value, bool):

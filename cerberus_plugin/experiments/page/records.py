@@ -44,7 +44,8 @@ class RunRecord:
     @property
     def account(self) -> dict[str, str]:
         """What made the figures, by name: seed, folder, time, machine, versions, hashes, rules."""
-        told = {"folder": self.folder, "seed": in_words(self.seed), "config sha256": self.record.get("config sha256"),
+        told = {"folder": self.folder, "seed": in_words(self.seed),
+                "recipe sha256, of any seed": self.record.get("recipe sha256"),
                 "minutes of training": "" if math.isnan(self.minutes) else f"{self.minutes:.1f}"}
         for key in ("training", "hardware", "versions", "protocol", "manifest"):
             told |= flat(self.record.get(key) or {}, key)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ... import report
+from ..spread import tells_apart
 from .records import StudyRecord, VariantRecord
 
 HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}
@@ -118,17 +119,12 @@ def summary(studies: Sequence[StudyRecord]) -> Table:
         done, missing = len(study.runs), len(study.missing)
         seeds = ", ".join(dict.fromkeys(str(run.seed) for run in study.runs)) or "none yet"
         minutes = pd.Series([run.minutes for run in study.runs], dtype=float).sum(min_count=1)
-        told = sum(map(claims_order, sum(study.claims.values(), [])))
+        told = sum(map(tells_apart, sum(study.claims.values(), [])))
         rows.append(Row(study.title, [Cell(study.question), Cell(", ".join(study.datasets)),
                                       Cell(f"{done} of {done + missing}" if missing else str(done), done), Cell(seeds),
                                       Cell("refused" if study.refused else str(told), None if study.refused else told),
                                       _minutes(minutes)], anchor=study.anchor))
     return Table(["study", "question", "tested on", "runs", "seeds", "orders told apart", MINUTES], rows)
-
-
-def claims_order(sentence: str) -> bool:
-    """Whether a claim tells variants apart, or says that they cannot be."""
-    return "not told apart" not in sentence and "too few seeds" not in sentence
 
 
 def _minutes(minutes: float) -> Cell:

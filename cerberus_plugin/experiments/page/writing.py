@@ -20,6 +20,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ... import report
+from ..spread import tells_apart
 from . import plots, tables
 from .differences import Differences, differences
 from .records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
@@ -90,8 +91,8 @@ def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
             cannot.append(f"{title}: nothing, as its runs were tested by different rules (see there)")
             continue
         can += [f"{title}, {part.data}: {sentence}" for part in entry.parts for sentence in part.claims
-                if tables.claims_order(sentence)]
-        untold = sum(not tables.claims_order(sentence) for part in entry.parts for sentence in part.claims)
+                if tells_apart(sentence)]
+        untold = sum("not told apart" in sentence for part in entry.parts for sentence in part.claims)
         if untold:
             cannot.append(f"{title}: {untold} comparison(s) in which the runs do not tell variants apart")
         fewest = min((len(variant.runs) for variant in study.variants if variant.runs), default=0)
