@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.attributes.outfits import FILE_NAME, write_outfits
+from cerberus_plugin.data.clothes import PRCC
+
 import numpy as np
-from conftest import read_config
+from conftest import random_labels, read_config
 from PIL import Image
 
 
@@ -49,6 +53,14 @@ def write_celeb(root: Path) -> Path:
             for k in range(count):
                 write(folder / split / f"{person}_{k}_0.jpg", 10 * person + k)
     return folder
+
+
+def label(folder, plain, seed: int = 5) -> dict:
+    """Write labels of every outfit of a folder; they are returned as they were written."""
+    keys = plain(root=str(folder.parents[1] if plain is PRCC else folder.parent), allow_subset=True).outfit_keys
+    labels = dict(zip(keys, random_labels(MARKET1501, len(keys), seed)))
+    write_outfits(folder / FILE_NAME, MARKET1501, labels)
+    return labels
 
 
 def cloth_config(tmp_path, name: str, *options, file: str = "configs/Market1501/bot_demo.yml"):

@@ -203,6 +203,23 @@ def log(caplog):
     logger.setLevel(level)
 
 
+class Killed(BaseException):
+    """What ends a run that `kill_at_file` has stopped."""
+
+
+def kill_at_file(patch: pytest.MonkeyPatch, module, number: int) -> None:
+    """Until undone, stop before the file of this number, from 1, gets its name: `module` renames with `os.replace`."""
+    whole, calls = module.os.replace, []
+
+    def replace_some(source, target):
+        calls.append(target)
+        if len(calls) == number:
+            raise Killed
+        whole(source, target)
+
+    patch.setattr(module.os, "replace", replace_some)
+
+
 def solver_cfg(**solver):
     """The host's defaults with these keys of SOLVER."""
     from fastreid.config import get_cfg

@@ -3,7 +3,7 @@
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.assembly import build_test_set, build_train_set
 from cerberus_plugin.attributes import MARKET1501
-from cerberus_plugin.attributes.outfits import FILE_NAME, write_outfits
+from cerberus_plugin.attributes.outfits import FILE_NAME
 from cerberus_plugin.data import resident
 from cerberus_plugin.data.clothes import LTCC, PRCC, LTCCAttributes, PRCCAttributes
 from cerberus_plugin.data.left_out import leave_out
@@ -11,18 +11,10 @@ from cerberus_plugin.engine import evaluate
 
 import pytest
 import torch
-from clothes_folders import cloth_config, write_celeb, write_ltcc, write_prcc
-from conftest import random_labels, trained, write_market_folder
+from clothes_folders import cloth_config, label, write_celeb, write_ltcc, write_prcc
+from conftest import trained, write_market_folder
 
 CERBERUS = "configs/Market1501/cerberus_demo.yml"
-
-
-def label(folder, plain, seed: int = 5) -> dict:
-    """Write labels of every outfit of a folder; they are returned as they were written."""
-    keys = plain(root=str(folder.parents[1] if plain is PRCC else folder.parent), allow_subset=True).outfit_keys
-    labels = dict(zip(keys, random_labels(MARKET1501, len(keys), seed)))
-    write_outfits(folder / FILE_NAME, MARKET1501, labels)
-    return labels
 
 
 @pytest.fixture

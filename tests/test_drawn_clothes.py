@@ -20,6 +20,7 @@ from cerberus_plugin.data.wardrobe import LASTING, sample_wardrobes
 import cv2
 import numpy as np
 import pytest
+from conftest import Killed, kill_at_file
 
 SMALL = dict(train_ids=4, test_ids=9, images_per_camera=2, workers=1)
 READ = {"prcc": PRCC, "ltcc": LTCC}
@@ -225,19 +226,8 @@ def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypa
 
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    whole, calls = drawn_folder.os.replace, []
-
-    def replace_some(source, target):
-        calls.append(target)
-        if len(calls) == 20:
-            raise Killed
-        whole(source, target)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(drawn_folder.os, "replace", replace_some)
+        kill_at_file(patch, drawn_folder, 20)
         draw_clothes(tmp_path, "ltcc", **SMALL)
     kept = {name: (tmp_path / name).stat().st_mtime_ns for name in images(tmp_path, "ltcc")}
     assert 0 < len(kept) < len(images(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.part"))) == 1

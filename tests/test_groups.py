@@ -4,8 +4,7 @@ import json
 from dataclasses import replace
 
 from cerberus_plugin import CerberusPredictor, CerberusTrainer, ReIDTask, visualise
-from cerberus_plugin.attributes import GROUPS, MARKET1501
-from cerberus_plugin.attributes.outfits import FILE_NAME, write_outfits
+from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.data.clothes import PRCC
 from cerberus_plugin.engine import evaluate
 from cerberus_plugin.experiments import compare, groups
@@ -14,8 +13,8 @@ from cerberus_plugin.inference import blocks, image_scores, of_groups
 
 import pytest
 import torch
-from clothes_folders import cloth_config, write_prcc
-from conftest import random_labels, trained
+from clothes_folders import cloth_config, label, write_prcc
+from conftest import trained
 
 CERBERUS = "configs/Market1501/cerberus_demo.yml"
 
@@ -24,9 +23,7 @@ CERBERUS = "configs/Market1501/cerberus_demo.yml"
 def root(tmp_path_factory):
     """PRCC's form with labels of outfits."""
     root = tmp_path_factory.mktemp("prcc")
-    folder = write_prcc(root)
-    keys = PRCC(root=str(root), allow_subset=True).outfit_keys
-    write_outfits(folder / FILE_NAME, MARKET1501, dict(zip(keys, random_labels(MARKET1501, len(keys)))))
+    label(write_prcc(root), PRCC)
     return root
 
 

@@ -15,6 +15,7 @@ from cerberus_plugin.data.synthetic import draw_dataset, write_annotations
 import cv2
 import numpy as np
 import pytest
+from conftest import Killed, kill_at_file
 from scipy.io import loadmat
 
 SMALL = dict(train_ids=5, test_ids=6, images_per_id=4, distractors=6, junk=4, workers=1)
@@ -121,24 +122,12 @@ def test_another_seed_gives_other_images(drawn, tmp_path):
 
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    whole, calls = drawn_folder.os.replace, []
-
-    def replace_some(source, target):
-        calls.append(target)
-        if len(calls) == 20:
-            raise Killed
-        whole(source, target)
-
-    monkeypatch.setattr(drawn_folder.os, "replace", replace_some)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_file(patch, drawn_folder, 20)
         draw_dataset(tmp_path, **SMALL)
     assert len(list(root_of(tmp_path).rglob("*.part"))) == 1
     finished = images(tmp_path)
     assert 0 < len(finished) < len(images(drawn[0]))
-    monkeypatch.setattr(drawn_folder.os, "replace", whole)
     kept = {path: path.stat().st_mtime_ns for path in root_of(tmp_path).glob("*/*.jpg")}
     draw_dataset(tmp_path, **SMALL)
     assert images(tmp_path) == images(drawn[0]) and not list(root_of(tmp_path).rglob("*.part"))

@@ -41,7 +41,7 @@ from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
 from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
-from .gathering import gather, halves
+from .gathering import gather, halves, tested_on
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
@@ -264,12 +264,10 @@ def main(arguments: list[str] | None = None) -> None:
     if bad:
         parser.error(f"--survival {bad[0]:g}: expected probabilities between 0 and 1, without both")
     predictor = CerberusPredictor(args.run, args.weights, args.device)
-    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
-    if not (args.dataset or tests):
-        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
+    dataset = tested_on(predictor, args.dataset, parser)
     output = args.output or args.run / "acceleration"
     os.makedirs(output, exist_ok=True)
-    record = run(predictor, args.dataset or tests[0], args.thresholds, args.survival, output)
+    record = run(predictor, dataset, args.thresholds, args.survival, output)
     print(tables(record))
     print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png (look at it)")
 

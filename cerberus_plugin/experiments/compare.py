@@ -20,6 +20,7 @@ from tabulate import tabulate
 from .. import report
 from ..data.held_out import HELD_OUT
 from ..manifest.reading import SHOWN
+from ..metrics.outfits import CHANGES
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1",
@@ -28,6 +29,8 @@ COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_offici
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
+# Of images recognised and of queries asked: as many in each run that is compared.
+COUNTS = ("PAR/images", "APS/queries", *(f"{setting}/queries" for setting in CHANGES))
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,10 @@ class Run:
             data = self.config.get("DATASETS", {})
             rules |= {f"DATASETS.{key}": data.get(key) for key in ("HOLD_OUT", "HOLD_OUT_SEED")}
         for test, figures in sorted(self.record["results"].items()):
-            for task, count in (("par", "PAR/images"), ("aps", "APS/queries"), ("", "cloth-changing/queries"),
-                                ("", "same-clothes/queries")):
+            for task, count in (("par", "PAR/images"), ("aps", "APS/queries")):
                 if count in figures:
-                    rules |= {f"{task.upper()} {key}": value for key, value in protocol.get(task, {}).items()}
-                    rules[f"{count} of {test}"] = figures[count]
+                    rules |= {f"{task.upper()} {key}": value for key, value in protocol[task].items()}
+            rules |= {f"{count} of {test}": figures[count] for count in COUNTS if count in figures}
         return rules | self._images()
 
     def _images(self) -> dict:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from fastreid.evaluation import inference_on_dataset
 from torch import Tensor
 
+from ..data.held_out import HELD_OUT
 from ..engine import CerberusTrainer
 from ..gathered import Gathered
 from ..manifest import of_test
 from ..predictor import CerberusPredictor
+
+
+def tested_on(predictor: CerberusPredictor, asked: str | None, parser: argparse.ArgumentParser) -> str:
+    """The test data set that was asked for, or the run's first: its held-out identities are to choose on."""
+    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
+    if not (asked or tests):
+        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
+    return asked or tests[0]
 
 
 def gather(predictor: CerberusPredictor, name: str) -> Gathered:

@@ -34,7 +34,7 @@ from ..gathered import Gathered
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
 from ..tasks import ReIDTask
-from .gathering import gather, gather_with_account, halves
+from .gathering import gather, gather_with_account, halves, tested_on
 
 FIGURES = ("mAP", "Rank-1")
 CHOICES = tuple(choice for size in range(len(GROUPS), 0, -1) for choice in itertools.combinations(GROUPS, size))
@@ -156,12 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
     predictor = CerberusPredictor(args.run, args.weights, args.device)
-    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
-    if not (args.dataset or tests):
-        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
+    dataset = tested_on(predictor, args.dataset, parser)
     output = args.output or args.run / "groups"
     os.makedirs(output, exist_ok=True)
-    record = run(predictor, args.dataset or tests[0], output)
+    record = run(predictor, dataset, output)
     print(table(record))
     print(f"Compare by {named(record['chosen'])} where clothes may have changed. In {output}: groups.txt, "
           f"{GROUPS_FILE}, groups.png (look at it)")
