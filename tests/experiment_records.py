@@ -12,7 +12,8 @@ MANIFEST = {"training": {"images": 12936, "identities": 751, "list sha256": "5f1
                                      "gallery": {"images": 15913, "identities": 751, "distractors": 2798},
                                      "labels": {"file": "market_attribute.mat", "sha256": "77ab"}},
             "AP": "rectangle", "checkpoint sha256": "c0ffee"}
-CONFIG = """DATASETS: {{NAMES: [Market1501Attributes], TESTS: [Market1501Attributes], HOLD_OUT: {hold_out}}}
+CONFIG = """DATASETS: {{NAMES: [Market1501Attributes], TESTS: [Market1501Attributes], HOLD_OUT: {hold_out},
+           LEAVE_OUT_SIDS: {left_out}}}
 INPUT: {{SIZE_TEST: {size}}}
 MODEL:
   BACKBONE: {{NAME: build_resnet_backbone, DEPTH: {depth}, PRETRAIN: {pretrain}, PRETRAIN_PATH: '', WITH_IBN: false}}
@@ -21,7 +22,7 @@ MODEL:
   WEIGHTS: ''
 SOLVER: {{IMS_PER_BATCH: 64, MAX_EPOCH: 119}}
 """
-AS_IN_THE_PAPER = {"hold_out": 0, "size": [384, 128], "depth": "50x", "pretrain": True, "classes": 751}
+AS_IN_THE_PAPER = {"hold_out": 0, "left_out": 0, "size": [384, 128], "depth": "50x", "pretrain": True, "classes": 751}
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5"
                          "ErkJggg==")
 

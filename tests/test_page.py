@@ -156,6 +156,25 @@ def test_the_summary_parts_what_can_be_claimed_from_what_cannot(folder):
         "anything about the 1 run(s) that are not finished"]
 
 
+def without_some(queries: int, gallery: int, **fields) -> dict:
+    """A record of one run without the people of two semantic IDs, tested on so many images."""
+    tested = {"query": {"images": queries}, "gallery": {"images": gallery}}
+    entry = run("a", 0, manifest={"training": {"identities": 727}, "Market1501Attributes": tested}, mAP=1.0)
+    return study("unseen", [variant("a", [entry | fields])])
+
+
+def test_people_left_out_on_purpose_are_no_other_data_but_other_test_images_are(tmp_path):
+    real, drawn = (told(tmp_path / name, without_some(*counts), config={"left_out": 2})
+                   for name, counts in (("real", (3368, 15913)), ("drawn", (253, 400))))
+    assert any(line.startswith("Training data: Market1501") for line in real.same)
+    assert any("in the form of Market-1501, with other people" in line for line in drawn.differs)
+
+
+def test_a_run_that_evaluates_anothers_weights_says_nothing_of_their_training(tmp_path):
+    found = told(tmp_path, without_some(253, 400, **{"weights of": "runs/b/seed_0"}), config={"pretrain": False})
+    assert found.differs == found.same == []
+
+
 def test_means_deviations_and_undefined_figures(tmp_path):
     runs = [run("a", seed, mAP=value, APS__mAP=None) for seed, value in enumerate((10.0, 12.0, None))]
     record = study("one", [variant("a", runs), variant("b", [run("b", 0, mAP=50.0)])])
