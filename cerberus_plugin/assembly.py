@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
 from .data.held_out import HELD_OUT, query_and_gallery, split_identities
-from .data.left_out import leave_out
+from .data.left_out import at_random, leave_out
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
@@ -57,10 +57,11 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
                          "test on people trained on; set one of them to its default")
     items, known = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    without = None
     if cfg.DATASETS.LEAVE_OUT_SIDS:
-        items = _without_carriers(cfg, items, known)
+        items, without = _without_carriers(cfg, items, known)
     return AttributeDataset(items, build_transforms(cfg, is_train=True), on_unreadable=cfg.DATALOADER.ON_UNREADABLE,
-                            **known._asdict())
+                            without=without, **known._asdict())
 
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
@@ -140,28 +141,32 @@ def _whose(dataset) -> str:
     return "outfits" if getattr(dataset, "by_outfit", False) else "identities"
 
 
-def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> list[tuple]:
-    """Items of the identities that carry none of the semantic IDs that training is not to see."""
+def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> tuple[list[tuple], dict]:
+    """Items of the identities that carry none of the semantic IDs that training is not to see, and who went why."""
     data = cfg.DATASETS
     if not known.annotations:
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, but DATASETS.NAMES {data.NAMES} have no "
                          "attributes, so nobody is known to carry a semantic ID; set it to 0, or use "
                          "Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes")
+    seed = data.LEAVE_OUT_SEED if data.LEAVE_OUT_SEED >= 0 else max(cfg.SEED, 0)  # the host's -1 is no seed
     keys = {item: known.outfit_of(item[0]) if known.by_outfit else item[1] for item in items}
     labelled = sorted(set(keys.values()))
     left = leave_out(known.annotations[0].schema, torch.stack([known.labels_of(key) for key in labelled]),
-                     _test_labels(known.annotations), data.LEAVE_OUT_SIDS, data.LEAVE_OUT_SEED)
+                     _test_labels(known.annotations), data.LEAVE_OUT_SIDS, seed, data.LEAVE_OUT_SHARE)
     carriers = {key for key, carried in zip(labelled, left.carried.tolist()) if carried}
     gone = {item[1] for item in items if keys[item] in carriers}
-    kept = [item for item in items if item[1] not in gone]
-    people = len({item[1] for item in items})
-    if not kept:
-        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, and each of the {people} training "
+    people = sorted({item[1] for item in items})
+    if len(gone) == len(people):
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, and each of the {len(people)} training "
                          "identities carries one of these semantic IDs; ask for fewer, or for others by "
                          "DATASETS.LEAVE_OUT_SEED")
-    logger.info(f"Training without {len(gone)} of {people} identities, who carry one of {len(left.names)} semantic "
-                f"IDs: {'; '.join(left.names)}")
-    return kept
+    who = f"who carry one of {len(left.names)} semantic IDs"
+    if data.LEAVE_OUT_AT_RANDOM:
+        gone = at_random(people, len(gone), seed)
+        who = f"drawn at random, as many as carry one of {len(left.names)} semantic IDs"
+    logger.info(f"Training without {len(gone)} of {len(people)} identities, {who}: {'; '.join(left.names)}")
+    return ([item for item in items if item[1] not in gone],
+            {"semantic IDs": list(left.names), "identities": len(gone), "at random": data.LEAVE_OUT_AT_RANDOM})
 
 
 def _test_labels(annotations: list[Annotations]) -> Tensor:

@@ -94,7 +94,12 @@ def add_cerberus_config(cfg: CN) -> None:
     # Draw this many semantic IDs that training and test people share, and keep every identity with one of them out of
     # training: unseen semantic IDs (Fig. 7b of the paper). Those of 2 are the first two of those of 4.
     cfg.DATASETS.LEAVE_OUT_SIDS = 0
-    cfg.DATASETS.LEAVE_OUT_SEED = 0
+    # Draw by SEED where this is -1, so that several seeds are several draws.
+    cfg.DATASETS.LEAVE_OUT_SEED = -1
+    # Only semantic IDs that at most this share of the training people carry; a common one takes half of them with it.
+    cfg.DATASETS.LEAVE_OUT_SHARE = 1.0
+    # Leave out as many people whoever they are, in their place: what fewer training people do by themselves.
+    cfg.DATASETS.LEAVE_OUT_AT_RANDOM = False
 
     # Cerberus: compare people by these groups alone, such as ["head", "identity"] where clothes may have changed; all
     # where empty. `python -m cerberus_plugin.experiments.groups RUN` measures every choice.

@@ -56,9 +56,13 @@ def test_columns_have_the_published_mean():
 def test_unseen_semantic_ids_grow_with_and_without_the_regulariser():
     trained = [variant for variant in STUDIES["unseen"].variants if not variant.weights_of]
     points = [(v.curve, v.x, v.options["DATASETS.LEAVE_OUT_SIDS"]) for v in trained]
-    assert points == [(kind, k, k) for kind in ("with regulariser", "without regulariser") for k in (0, 1, 2, 4, 8)]
+    kinds = ("with regulariser", "without regulariser")
+    assert points == [(kind, k, k) for kind in kinds for k in (0, 2, 4, 8)] + [
+        ("others left out, as many", k, k) for k in (2, 4, 8)]
     read = reader(STUDIES["unseen"], DEMO, [])
-    assert [read(v, 0).MODEL.CERBERUS.LAMBDA_REG for v in trained] == [0.001] * 5 + [0.0] * 5
+    assert [read(v, 0).MODEL.CERBERUS.LAMBDA_REG for v in trained] == [0.001] * 4 + [0.0] * 4 + [0.001] * 3
+    assert [read(v, 0).DATASETS.LEAVE_OUT_AT_RANDOM for v in trained] == [False] * 8 + [True] * 3
+    assert {v.options.get("DATASETS.LEAVE_OUT_SHARE") for v in trained if v.x} == {0.05}
 
 
 def test_sensitivity_is_measured_on_held_out_people_alone():

@@ -4,6 +4,7 @@ from cerberus_plugin.assembly import build_train_set, load_model, reader_of
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.data.left_out import leave_out
 from cerberus_plugin.engine import evaluate
+from cerberus_plugin.manifest.making import of_training
 from cerberus_plugin.report import read_results
 
 import pytest
@@ -38,12 +39,50 @@ def test_a_larger_count_leaves_out_what_a_smaller_one_does():
     assert not leave_out(MARKET1501, TRAIN, TEST, 0, seed=5).carried.any()
 
 
-@pytest.mark.parametrize(("count", "message"), [
-    (-1, "LEAVE_OUT_SIDS is -1, expected a number of semantic IDs"),
-    (1000, r"LEAVE_OUT_SIDS is 1000, but training and test share \d+ semantic IDs; ask for fewer")])
-def test_a_count_that_cannot_be_is_refused(count, message):
+def test_a_share_keeps_frequent_semantic_ids_in_training():
+    frequent = [sid for sid in set().union(*sids(TRAIN)) if sum(sid in own for own in sids(TRAIN)) > 6]
+    for seed in range(5):
+        left = leave_out(MARKET1501, TRAIN, TEST, 8, seed=seed, share=0.1)
+        remaining = set().union(*sids(TRAIN[~left.carried]))
+        assert left.carried.sum() <= 8 * 6 and remaining >= {sid for sid in frequent if sid[0] == "carrying"}
+        one = leave_out(MARKET1501, TRAIN, TEST, 1, seed=seed, share=0.1)
+        assert 0 < one.carried.sum() <= 6  # a tenth of 60
+
+
+@pytest.mark.parametrize(("count", "share", "message"), [
+    (-1, 1.0, "LEAVE_OUT_SIDS is -1, expected a number of semantic IDs"),
+    (1, 0.0, r"LEAVE_OUT_SHARE is 0.0, expected a share of the training people: above 0, at most 1"),
+    (1000, 0.1, r"LEAVE_OUT_SIDS is 1000, but training and test share \d+ semantic IDs that at most 10% of the "
+                r"training people carry \(DATASETS.LEAVE_OUT_SHARE\); ask for fewer")])
+def test_a_choice_that_cannot_be_is_refused(count, share, message):
     with pytest.raises(ValueError, match=message):
-        leave_out(MARKET1501, TRAIN, TEST, count, seed=0)
+        leave_out(MARKET1501, TRAIN, TEST, count, seed=0, share=share)
+
+
+def test_several_seeds_of_training_are_several_draws(small_config):
+    drawn = [build_train_set(small_config("DATASETS.LEAVE_OUT_SIDS", 1, "SEED", seed)).without["semantic IDs"]
+             for seed in (1, 2, 3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_as_many_people_at_random_are_left_out_in_place_of_the_carriers(small_config, log):
+    options = ["DATASETS.LEAVE_OUT_SIDS", 1, "DATASETS.LEAVE_OUT_SEED", 3]
+    everybody = set(build_train_set(small_config()).pids)
+    carriers = everybody - set(build_train_set(small_config(*options)).pids)
+    kept = build_train_set(small_config(*options, "DATASETS.LEAVE_OUT_AT_RANDOM", True))
+    gone = everybody - set(kept.pids)
+    assert len(gone) == len(carriers) and gone != carriers
+    assert f"Training without {len(gone)} of 8 identities, drawn at random, as many as carry" in log.text
+    assert kept.without["at random"]
+
+
+def test_the_manifest_says_who_was_left_out(small_config):
+    cfg = small_config("DATASETS.LEAVE_OUT_SIDS", 1, "DATASETS.LEAVE_OUT_SEED", 3)
+    kept = build_train_set(cfg)
+    account = of_training(cfg, kept)
+    assert account["without"] == kept.without and account["identities"] + kept.without["identities"] == 8
+    assert account["without"].keys() == {"semantic IDs", "identities", "at random"}
+    assert of_training(small_config(), build_train_set(small_config()))["without"] is None
 
 
 def test_the_training_set_loses_its_carriers_and_the_log_says_whom(small_config, log, market_people):

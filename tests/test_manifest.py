@@ -60,7 +60,8 @@ def test_a_training_says_what_it_learned_from_and_was_tested_on(run, market_root
         "query": {"images": 6, "identities": 6}, "gallery": {"images": 19, "identities": 6, "distractors": 1},
         "left out": 0, "list sha256": "", "labels": labels}
     assert made["training"] | {"list sha256": ""} == {
-        "data sets": [NAME], "images": 32, "identities": 8, "held out": 0, "list sha256": "", "labels": labels,
+        "data sets": [NAME], "images": 32, "identities": 8, "held out": 0, "without": None, "list sha256": "",
+        "labels": labels,
         "began with": None}
     assert len({tested["list sha256"], made["training"]["list sha256"]}) == 2
     assert made["checkpoint"] == "model_final.pth"

@@ -5,6 +5,7 @@ Shapes: N training persons, or outfits where the labels are those of outfits; M 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,22 +22,29 @@ class LeftOut:
     carried: Tensor
 
 
-def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, seed: int) -> LeftOut:
+def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, seed: int,
+              share: float = 1.0) -> LeftOut:
     """Draw `count` semantic IDs that both training and test persons carry.
 
     Those of a smaller count are the first of a larger one's, so that figures against the count are over growing sets.
 
     Args:
         train: int64 (N, A).   test: int64 (M, A).
+        share: of the training persons that may carry one, at most; a common one would take half of them with it.
     """
     if count < 0:
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, expected a number of semantic IDs, 0 for none")
+    if not 0 < share <= 1:
+        raise ValueError(f"DATASETS.LEAVE_OUT_SHARE is {share}, expected a share of the training people: above 0, at "
+                         "most 1")
     table = SIDTable.build(schema, train, space="observed")
     own, asked = table.lookup(train), table.lookup(test)  # (N, 5), (M, 5)
-    both = [(g, sid) for g in range(len(GROUPS)) for sid in asked[:, g].unique().tolist() if sid != MISSING]
+    both = [(g, sid) for g in range(len(GROUPS)) for sid in asked[:, g].unique().tolist()
+            if sid != MISSING and (own[:, g] == sid).sum() <= share * len(own)]
     if count > len(both):
-        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, but training and test share {len(both)} semantic IDs; "
-                         "ask for fewer")
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, but training and test share {len(both)} semantic IDs "
+                         f"that at most {share:.0%} of the training people carry (DATASETS.LEAVE_OUT_SHARE); ask for "
+                         "fewer")
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     carried = torch.zeros(len(train), dtype=torch.bool)
     names = []
@@ -45,3 +53,9 @@ def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, 
         said = ", ".join(f"{name} {value}" for name, value in schema.describe(table.labels[g][sid]).items())
         names.append(f"{GROUPS[g]}: {said}")
     return LeftOut(tuple(names), carried)
+
+
+def at_random(people: Sequence, count: int, seed: int) -> set:
+    """As many people whoever they are: what fewer people do by themselves."""
+    order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[:count]
+    return {people[place] for place in order.tolist()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from fastreid.data.common import CommDataset
@@ -35,13 +35,14 @@ class AttributeDataset(CommDataset):
         settings: of an evaluation by outfits, for what is asked of a whole data set.
         folders: of the data sets, so that an image has one name on every machine.
         distractors: identities that stand for no person.
+        without: who was left out of these items and why, for the account of a training; None for nobody.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
                  labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
                  on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None, by_outfit: bool = False,
                  settings: Sequence[str] = (), folders: Sequence[str] = (),
-                 distractors: Collection[int] = ()) -> None:
+                 distractors: Collection[int] = (), without: Mapping | None = None) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
@@ -52,6 +53,7 @@ class AttributeDataset(CommDataset):
         self.settings = settings
         self.folders = folders
         self.distractors = distractors
+        self.without = without
         outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
         labelled = outfits if by_outfit else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}

@@ -93,12 +93,16 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
 
 
 def of_training(cfg: CfgNode, dataset: AttributeDataset) -> dict:
-    """The account of a training set; "held out" counts identities, "began with" is of MODEL.WEIGHTS."""
+    """The account of a training set.
+
+    "held out" counts identities, "without" is of DATASETS.LEAVE_OUT_SIDS, "began with" of MODEL.WEIGHTS.
+    """
     weights = cfg.MODEL.WEIGHTS
     return {
         "data sets": list(cfg.DATASETS.NAMES),
         **_counts(dataset.img_items, dataset),
         "held out": cfg.DATASETS.HOLD_OUT,
+        "without": dataset.without,
         "list sha256": _list_sha256({"train": dataset.img_items}, dataset.folders),
         "labels": _labels(dataset.annotations),
         "began with": {"file": os.path.basename(weights), "sha256": file_sha256(weights)} if weights else None,
