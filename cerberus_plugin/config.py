@@ -94,8 +94,8 @@ def add_cerberus_config(cfg: CN) -> None:
     # Draw this many semantic IDs that training and test people share, and keep every identity with one of them out of
     # training: unseen semantic IDs (Fig. 7b of the paper). Those of 2 are the first two of those of 4.
     cfg.DATASETS.LEAVE_OUT_SIDS = 0
-    # Draw by SEED where this is -1, so that several seeds are several draws.
-    cfg.DATASETS.LEAVE_OUT_SEED = -1
+    # -1 draws by SEED, so that several seeds are several draws.
+    cfg.DATASETS.LEAVE_OUT_SEED = 0
     # Only semantic IDs that at most this share of the training people carry; a common one takes half of them with it.
     cfg.DATASETS.LEAVE_OUT_SHARE = 1.0
     # Leave out as many people whoever they are, in their place: what fewer training people do by themselves.

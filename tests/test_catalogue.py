@@ -62,7 +62,8 @@ def test_unseen_semantic_ids_grow_with_and_without_the_regulariser():
     read = reader(STUDIES["unseen"], DEMO, [])
     assert [read(v, 0).MODEL.CERBERUS.LAMBDA_REG for v in trained] == [0.001] * 4 + [0.0] * 4 + [0.001] * 3
     assert [read(v, 0).DATASETS.LEAVE_OUT_AT_RANDOM for v in trained] == [False] * 8 + [True] * 3
-    assert {v.options.get("DATASETS.LEAVE_OUT_SHARE") for v in trained if v.x} == {0.05}
+    drawn = ("DATASETS.LEAVE_OUT_SHARE", "DATASETS.LEAVE_OUT_SEED")
+    assert {tuple(v.options.get(key) for key in drawn) for v in trained if v.x} == {(0.05, -1)}
 
 
 def test_sensitivity_is_measured_on_held_out_people_alone():

@@ -60,7 +60,8 @@ def test_a_choice_that_cannot_be_is_refused(count, share, message):
 
 
 def test_several_seeds_of_training_are_several_draws(small_config):
-    drawn = [build_train_set(small_config("DATASETS.LEAVE_OUT_SIDS", 1, "SEED", seed)).without["semantic IDs"]
+    drawn = [build_train_set(small_config("DATASETS.LEAVE_OUT_SIDS", 1, "DATASETS.LEAVE_OUT_SEED", -1,
+                                          "SEED", seed)).without["semantic IDs"]
              for seed in (1, 2, 3)]
     assert drawn[0] != drawn[1] != drawn[2]
 

@@ -150,7 +150,8 @@ def _unseen() -> Study:
     key, synthesise = "DATASETS.LEAVE_OUT_SIDS", "TEST.APS.SYNTHESISE"
     kinds = {"with regulariser": {}, "without regulariser": {REG: 0.0}}
     # Where nobody is left out the configuration is that of the other studies, and so are its runs.
-    without = {k: {key: k, **({"DATASETS.LEAVE_OUT_SHARE": RARE} if k else {})} for k in LEFT_OUT}
+    drawn = {"DATASETS.LEAVE_OUT_SHARE": RARE, "DATASETS.LEAVE_OUT_SEED": -1}
+    without = {k: {key: k, **(drawn if k else {})} for k in LEFT_OUT}
     variants = []
     for kind, options in kinds.items():
         variants += [Variant(f"{kind}, {k} left out", {**without[k], **options}, curve=kind, x=k) for k in LEFT_OUT]
