@@ -61,15 +61,6 @@ def write(folder: Path, *studies: dict, config: dict | None = None) -> Path:
     return folder
 
 
-def write_results(folder: Path, entry: dict, **changes) -> None:
-    """results.json of a run that a study tells of, with the figures that the study does not show."""
-    record = {key: entry[key] for key in ("results", "protocol", "training", "hardware", "versions")}
-    record |= {"model": "Cerberus", "image size": [384, 128]} | changes
-    path = folder / entry["folder"] / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
-
-
 def write_exhibit(folder: Path, name: str = "attention", **fields) -> None:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "figures" / f"{name}.png").write_bytes(PIXEL)

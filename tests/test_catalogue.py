@@ -113,7 +113,8 @@ def test_a_dry_run_trains_nothing_and_counts_shared_runs_once(tmp_path, capsys):
     main(["parts", "margins", "--dry-run", "--config-file", str(DEMO), "--seeds", "0", "1", "--output", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("to train") for line in lines) == 12  # 2 seeds of 4 + 3 - 1 configurations
-    assert lines[-1] == "about 6.0 hours on one H100 remain" and not list(tmp_path.iterdir())
+    assert lines[-1] == "about 6.0 hours remain for a ResNet-50 at the paper's schedule on one H100"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -158,10 +159,10 @@ def test_a_record_is_told_with_published_rows_and_their_rule():
         {"seed": seed, "results": results, "training": {"epochs": 12}, "image size": [96, 48],
          "hardware": {"processor": "a processor"}} for seed in (0, 1)], "costs": dict.fromkeys(reproduce.COSTS, 1234.5)}
     record = {"title": "Table", "question": "Why?", "figures": ["mAP", "PAR/mA_binary", "PAR/binary/age"], "note": "",
-              "variants": [row], "claims": {"Market1501": ["a claim"]}, "missing": [{}]}
+              "variants": [row], "claims": {"Market1501": ["a claim"]}, "missing": [{}], "refused": ""}
     lines = reproduce.text(record).splitlines()
     assert [line.split() for line in lines if line.startswith("Cerberus")] == [
         ["Cerberus", "(2", "seeds)", "50.00", "±", "0.00", "80.00", "±", "0.00"],
-        ["Cerberus", "(published,", "binary)", "89.80", "91.10"], ["Cerberus", *["1,234.5"] * 5]]
+        ["Cerberus", "(published,", "binary)", "89.80", "91.10"], ["Cerberus", *["1,234.5"] * 6]]
     assert "- a claim" in lines and lines[-1] == "missing: 1 runs"
     assert any(line.startswith("Measured: 12 epochs, images of 96x48, on a processor; what differs ") for line in lines)

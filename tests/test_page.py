@@ -10,7 +10,7 @@ from cerberus_plugin.experiments.page.records import read_folder
 from cerberus_plugin.experiments.page.tables import elsewhere, heading, summary, table
 
 import pytest
-from experiment_records import MANIFEST, PROTOCOL, parts, run, study, variant, write, write_exhibit, write_results
+from experiment_records import MANIFEST, parts, run, study, variant, write, write_exhibit
 
 BOLD = "<b>plain</b> & <script>alert(1)</script>"
 
@@ -224,43 +224,35 @@ def test_one_seed_is_too_few_for_an_order(tmp_path):
     assert any("an order of the variants; some have 1 run(s)" in line for line in cannot)
 
 
-def mixed() -> dict:
-    record = parts()
-    record["variants"][1]["runs"][0]["protocol"] = PROTOCOL | {"reid": PROTOCOL["reid"] | {"re-ranking": True}}
-    return record
-
-
 def test_runs_of_different_rules_get_no_table_but_a_reason_that_names_them(tmp_path):
-    found = read(tmp_path, mixed())
-    assert re.search(r"all terms, seed 0 \(runs/full/seed_0\): cannot stand in one table.*reID re-ranking is True here "
-                     r"and False in identity term, seed 0 \(runs/plain/seed_0\)", found.refused)
-    pages = [path.read_text() for path in page.write(tmp_path)]
-    for text in pages:
-        assert "Not shown." in text and "89.75" not in text and "by 0.75" not in text
+    reason = "all terms, seed 0 (runs/full/seed_0): cannot stand in one table with the others"
+    found = read(tmp_path, parts(refused=reason))
+    for path in page.write(tmp_path):
+        text = path.read_text()
+        assert "Not shown." in text and "cannot stand in one table" in text and "89.75" not in text
+        assert "by 0.75" not in text
     assert page.claims([page.section(found)])[0] == []
 
 
-def test_folders_tell_of_other_data_where_the_record_does_not(tmp_path):
-    record = parts()
-    runs = [entry for item in record["variants"] for entry in item["runs"]]
-    write(tmp_path, record)
-    for place, entry in enumerate(runs):
-        figures = {"Market1501Attributes": {"mAP": 1.0, "APS/queries": 59 if place == 4 else 484}}
-        write_results(tmp_path, entry, results=figures)
-    refused = read_folder(tmp_path).studies[0].refused
-    assert "seed_1: cannot stand in one table" in refused and "APS/queries of Market1501 is 59 here and 484" in refused
+def test_what_a_person_has_written_of_a_study_stands_above_its_table(tmp_path):
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / "parts.txt").write_text("Crops *nothing* &\nso helps nobody.\n\nSecond.\n")
+    assert read(tmp_path, parts()).findings == ["Crops *nothing* & so helps nobody.", "Second."]
+    html, text = (path.read_text() for path in page.write(tmp_path))
+    assert "<p>Crops *nothing* &amp; so helps nobody.</p>" in html and r"Crops \*nothing\* &amp; so" in text
+    for shown in (html, text):
+        assert shown.index("What was found") < shown.index("so helps nobody") < shown.index("What differs")
+    assert read(tmp_path, study("one", [])).findings == []
 
 
 def test_a_damaged_run_folder_is_named_and_the_study_still_shown(tmp_path):
     record = parts()
     write(tmp_path, record)
-    for name, text in (("results.json", "{"), ("config.yaml", "a: [")):
-        path = tmp_path / record["variants"][0]["runs"][0]["folder"] / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    path = tmp_path / record["variants"][0]["runs"][0]["folder"] / "config.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("a: [")
     found = read_folder(tmp_path)
-    assert [line.split(":")[0] for line in found.unreadable] == [
-        "runs/plain/seed_0/config.yaml", "runs/plain/seed_0/results.json"]
+    assert [line.split(":")[0] for line in found.unreadable] == ["runs/plain/seed_0/config.yaml"]
     assert found.studies[0].refused == "" and len(found.studies[0].runs) == 6
 
 

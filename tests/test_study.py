@@ -6,11 +6,12 @@ from pathlib import Path
 
 from cerberus_plugin.experiments import study
 from cerberus_plugin.experiments.catalogue import STUDIES
+from cerberus_plugin.experiments.reproduce import text
 from cerberus_plugin.experiments.study import Study, Variant, fingerprint, plan, record
 
 import pytest
 import torch
-from conftest import read_config
+from conftest import read_config, write_market_folder
 
 FIRST, LAST = STUDIES["parts"].variants[0], STUDIES["parts"].variants[-1]
 SYNTHESISED = Variant("synthesised", {"TEST.APS.SYNTHESISE": True}, weights_of=LAST.name)
@@ -60,6 +61,8 @@ def test_every_variant_and_seed_is_in_the_record_with_what_made_it(ablation):
                                             for key in PARTS.figures}
     assert all(run[key] == results[key] for key in ("protocol", "training", "hardware", "versions", "image size"))
     assert run["training"]["seed"] == 1 and len(run["recipe sha256"]) == 64
+    ended = run["at the end of training"]
+    assert ended["loss_sem"] > 0 and 0 < ended["alignment/crop_ratio"] <= 1 and "lr" not in ended
     assert kept["variants"][1]["published"]["Market1501"]["mAP"] == 89.83
     assert set(kept["variants"][0]["runs"][0]["results"]["Market1501"]) == {"mAP", "Rank-1"}
     assert found["date"] == kept["date"]
@@ -69,6 +72,7 @@ def test_an_evaluation_of_other_weights_trains_nothing_and_finds_the_same_people
     output, found, _ = ablation
     trained, evaluated = (found["variants"][i]["runs"][0] for i in (1, 2))
     assert evaluated["weights of"] == trained["folder"] and evaluated["training"] is None
+    assert evaluated["at the end of training"] == {}
     assert not list((output / evaluated["folder"]).glob("*.pth"))
     assert evaluated["results"]["Market1501"]["mAP"] == pytest.approx(trained["results"]["Market1501"]["mAP"])
 
@@ -176,3 +180,48 @@ def test_a_key_that_the_configuration_does_not_have_is_refused_by_study_and_key(
     everywhere = dataclasses.replace(absent, variants=(), options={"NOWHERE": 1})
     with pytest.raises(ValueError, match="study 'mine': all variants set NOWHERE, which"):
         study.check_keys(everywhere, read(LAST, 1))
+
+
+def test_runs_of_different_rules_get_a_reason_and_no_claims(ablation, tmp_path):
+    output, found, _ = ablation
+    folder = output / found["variants"][1]["runs"][0]["folder"]
+    kept = (folder / "results.json").read_text()
+    other = json.loads(kept)
+    other["protocol"]["par"]["force colour"] = True
+    try:
+        (folder / "results.json").write_text(json.dumps(other))
+        mixed = record(PARTS, plan(PARTS, read, SEEDS, output), output)
+    finally:
+        (folder / "results.json").write_text(kept)
+    assert mixed["claims"] == {} and found["refused"] == ""
+    assert "PAR force colour is False here and True in + regulariser, seed 1" in mixed["refused"]
+    printed = text(mixed)
+    assert "No table: + regulariser, seed 2" in printed and "reID mAP" not in printed
+
+
+def test_seeds_that_were_trained_before_stay_in_the_record(ablation):
+    output, *_ = ablation
+    again = study.run(PARTS, read, (2,), output)
+    assert again["seeds"] == [1, 2] and again["missing"] == []
+    assert [[each["seed"] for each in row["runs"]] for row in again["variants"]] == [[1, 2]] * 3
+
+
+def test_weights_that_were_trained_anew_are_evaluated_anew(ablation):
+    output, found, _ = ablation
+    folder = output / found["variants"][1]["runs"][0]["folder"]
+    kept = (folder / "results.json").read_text()
+    retrained = json.loads(kept)
+    retrained["manifest"]["checkpoint sha256"] = "of other weights"
+    try:
+        (folder / "results.json").write_text(json.dumps(retrained))
+        stale = [(each.variant.name, each.seed) for each in plan(PARTS, read, SEEDS, output) if not each.finished]
+    finally:
+        (folder / "results.json").write_text(kept)
+    assert stale == [("synthesised", 1)]
+
+
+def test_a_folder_whose_runs_had_other_images_is_refused(ablation, tmp_path_factory, market_people, use_root):
+    output, *_ = ablation
+    use_root(write_market_folder(tmp_path_factory.mktemp("elsewhere"), *market_people, images=5))
+    with pytest.raises(ValueError, match="finished on other images or labels of .* than are there now"):
+        study.run(PARTS, read, SEEDS, output)

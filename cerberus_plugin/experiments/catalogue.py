@@ -90,8 +90,9 @@ def _comparison() -> Study:
         "comparison", "Tables 2 to 5: reID, PAR and APS beside other models",
         "Is one model of all three tasks as good as those of one or two?", variants,
         (*MAIN, "PAR/binary/*", "PAR/official/*"), against=CERBERUS, costs=True,
-        note="Each model keeps its recipe (image size, optimiser, losses), with as many epochs as the base "
-             "configuration; learning-rate steps and delays move in proportion.")
+        note="Each model keeps its recipe (image size, optimiser, losses, images a step) and sees as many images: "
+             "as many epochs as the base configuration. Learning-rate steps and delays move in proportion; warm-up and "
+             "frozen iterations stay as the recipe has them.")
 
 
 def _parts() -> Study:
@@ -114,7 +115,8 @@ def _initialisers() -> Study:
     variants = tuple(Variant(name, {"MODEL.CERBERUS.INIT": name}, published=_market(published[name]), rule="binary")
                      for name in INITIALISERS)
     return Study("initialisers", "Table 7: initial values of the prototypes", "Does it matter where prototypes start?",
-                 variants, MAIN, against="he_normal")
+                 variants, MAIN, against="he_normal",
+                 note="Residual vectors of the regulariser start by the same distribution.")
 
 
 def _margins() -> Study:

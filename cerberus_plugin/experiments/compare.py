@@ -112,15 +112,20 @@ class Run:
 
 def check_comparable(runs: Sequence[Run]) -> None:
     """Refuse runs that were tested on other data or by other rules."""
-    known: dict[str, tuple[object, Run]] = {}
-    for run in runs:
-        different = [f"{name} is {value} here and {known[name][0]} in {known[name][1].folder}"
-                     for name, value in run.conditions().items() if name in known and known[name][0] != value]
+    check_alike([(run.folder, run.conditions()) for run in runs])
+
+
+def check_alike(conditions: Sequence[tuple[str, Mapping]]) -> None:
+    """The same for names of runs with their `Run.conditions`."""
+    known: dict[str, tuple[object, str]] = {}
+    for folder, rules in conditions:
+        different = [f"{name} is {value} here and {known[name][0]} in {known[name][1]}"
+                     for name, value in rules.items() if name in known and known[name][0] != value]
         if different:
-            raise ValueError(f"{run.folder}: cannot stand in one table with the others: {'; '.join(different)}. Test "
+            raise ValueError(f"{folder}: cannot stand in one table with the others: {'; '.join(different)}. Test "
                              "both alike (train_net.py --eval-only writes RUN/evaluation), or compare them apart.")
-        for name, value in run.conditions().items():
-            known.setdefault(name, (value, run))
+        for name, value in rules.items():
+            known.setdefault(name, (value, folder))
 
 
 def columns_of(runs: Sequence[Run]) -> dict[str, str]:

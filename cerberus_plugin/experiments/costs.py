@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 import time
+from collections.abc import Callable
 
 import torch
 from fastreid.config import CfgNode
@@ -11,6 +14,7 @@ from fastreid.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import machine
 from ..attributes import MARKET1501, MISSING, SIDTable
 from ..engine import CerberusTrainer
 
@@ -52,11 +56,22 @@ def counts(cfg: CfgNode) -> dict[str, int]:
             "operations, torch": counter.get_total_flops(), "values an embedding": embedding.shape[1]}
 
 
-def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float]:
+def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float | int | str]:
     """Seconds of a whole training step, loader included, and images a second of extraction, both medians.
 
-    Extraction is of random images that lie on the device, without reading files.
+    Extraction is of random images that lie on the device, without reading files. Beside them stand the batches, the
+    precisions and the machine that they hang on. The run's own folder is left as it is.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        found = _times(_in(folder, cfg), warm, steps)
+    gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
+    hardware = machine.hardware(cfg.MODEL.DEVICE)
+    trained = "float16" if cfg.SOLVER.AMP.ENABLED else cfg.SOLVER.AUTOCAST or "float32"
+    return found | {"precision of a step": trained, "precision of extraction": cfg.TEST.AUTOCAST or "float32",
+                    "machine": hardware.get("gpu") or f"{hardware['processor']}, {hardware['cores']} core(s)"}
+
+
+def _times(cfg: CfgNode, warm: int, steps: int) -> dict[str, float | int]:
     trainer = CerberusTrainer(cfg)
     with EventStorage(0) as trainer.storage:
 
@@ -75,10 +90,20 @@ def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float
             model({"images": images.clone()})  # the host's models normalise in place
 
     return {"seconds a training step": step_seconds, "images a step": cfg.SOLVER.IMS_PER_BATCH,
-            "images a second, extraction": len(images) / _median(extract, cfg.MODEL.DEVICE, warm, steps)}
+            "milliseconds a training image": 1000 * step_seconds / cfg.SOLVER.IMS_PER_BATCH,
+            "images a second, extraction": len(images) / _median(extract, cfg.MODEL.DEVICE, warm, steps),
+            "images a batch, extraction": len(images)}
 
 
-def _median(work, device: str, warm: int, steps: int) -> float:
+def _in(folder: str, cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = folder
+    cfg.freeze()
+    return cfg
+
+
+def _median(work: Callable[[], None], device: str, warm: int, steps: int) -> float:
     """Seconds that `work` takes."""
     seconds = []
     for _ in range(warm + steps):

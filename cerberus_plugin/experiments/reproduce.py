@@ -6,7 +6,7 @@
     python -m cerberus_plugin.experiments.reproduce --list
 
 KEY VALUE at the end is for every run, so that all have one budget. Several GPUs may share the work: start it on each
-with some of --seeds, then once with all of them.
+with some of --seeds; the record has the seeds of all that are finished by then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ logger = logging.getLogger("fastreid.cerberus")
 
 BASE = "cerberus_"  # what names of base files begin with
 COSTS = {"parameters": "parameters", "multiply-adds, paper": "multiply-adds", "operations, torch": "operations, torch",
-         "seconds a training step": "s a step", "images a second, extraction": "images a second"}
+         "seconds a training step": "s a step", "milliseconds a training image": "ms an image",
+         "images a second, extraction": "images a second"}
 
 
 def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Variant, int], CfgNode]:
@@ -118,8 +119,13 @@ def costs_table(found: Mapping) -> str:
 
 
 def text(found: Mapping) -> str:
-    """A record as it is printed: figures and claims of each test data set, then costs and what is missing."""
+    """A record as it is printed: figures and claims of each test data set, then costs and what is missing.
+
+    Of runs that were tested by different rules the reason why there is no table.
+    """
     parts = [f"{found['title']}\n{found['question']}"]
+    if found["refused"]:
+        return f"{parts[0]}\n\nNo table: {found['refused']}"
     for test, sentences in found["claims"].items():
         said = "".join(f"\n- {sentence}" for sentence in sentences)
         parts.append(f"{test}\n{table(found, test)}" + (f"\n{said}" if said else ""))
@@ -164,7 +170,8 @@ def dry_run(studies: Sequence[Study], base: Path, seeds: Sequence[int], output: 
             to_do = "to evaluate" if run.variant.weights_of else "to train"
             lines.append([each.name, run.variant.name, run.seed, "finished" if run.finished else to_do])
             hours += 0 if run.finished or run.variant.weights_of else each.hours
-    return f"{tabulate(lines, ['study', 'variant', 'seed', 'run'])}\n\nabout {hours:.1f} hours on one H100 remain"
+    return (f"{tabulate(lines, ['study', 'variant', 'seed', 'run'])}\n\nabout {hours:.1f} hours remain for a ResNet-50 "
+            "at the paper's schedule on one H100")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterable, Mapping
 
 import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.env import seed_all_rng
 
 from .. import report
-from ..assembly import FILLED
+from ..assembly import FILLED, build_test_set, build_train_set
 from ..config import add_cerberus_config
 from ..engine import CerberusTrainer
+from ..manifest import of_test, of_training
 
 # These say where a run lies, how much it says and how it reads its images, not what it finds.
 FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
@@ -58,6 +60,28 @@ def check_same_run(cfg: CfgNode) -> None:
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise ValueError(f"{path}: the run in this folder was made with {named}{more}; choose another OUTPUT_DIR, or "
                          "remove this folder")
+
+
+def check_same_images(cfgs: Iterable[CfgNode]) -> None:
+    """Refuse finished runs whose images or labels are no longer those that their configuration finds."""
+    accounts: dict[str, dict] = {}
+    for cfg in filter(is_finished, cfgs):
+        then = report.read_results(cfg.OUTPUT_DIR).get("manifest") or {}
+        known = {**(then.get("tests") or {}), **({"training": then["training"]} if then.get("training") else {})}
+        now = accounts.setdefault(cfg.DATASETS.dump(), {})
+        for name, account in known.items():
+            if name == "training" and cfg.DATASETS.LEAVE_OUT_SIDS:
+                continue  # its list hangs on the seed; the labels that it hangs on are those of the test
+            if name not in now:
+                now[name] = (of_training(cfg, build_train_set(cfg)) if name == "training" else
+                             of_test(*build_test_set(cfg, name), num_left_out=0))
+            if _hashes(account) != _hashes(now[name]):
+                raise ValueError(f"{cfg.OUTPUT_DIR}: finished on other images or labels of {name} than are there now "
+                                 "(FASTREID_DATASETS); choose another output folder, or remove this one to train again")
+
+
+def _hashes(account: Mapping) -> tuple[str, str | None]:
+    return account["list sha256"], (account.get("labels") or {}).get("sha256")
 
 
 def by_key(node: dict, prefix: str = "") -> dict:

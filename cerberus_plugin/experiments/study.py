@@ -22,15 +22,14 @@ from fastreid.config import CfgNode, get_cfg
 
 from .. import engine, report
 from ..config import add_cerberus_config
-from . import spread
-from .compare import COLUMNS
-from .running import FILLED, FREE, by_key, check_same_run, is_finished, train_once
+from . import compare, spread
+from .running import FILLED, FREE, by_key, check_same_images, check_same_run, is_finished, train_once
 
 logger = logging.getLogger("fastreid.cerberus")
 
 RUNS = "runs"
 COSTS_FILE = "costs.json"
-COPIED = ("protocol", "manifest", "training", "hardware", "versions", "model", "image size", "weights")
+COPIED = ("protocol", "training", "hardware", "versions", "model", "image size", "weights", "manifest")
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,23 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study: its configuration, OUTPUT_DIR included, and that configuration's hash."""
+    """A run of a study: its configuration, OUTPUT_DIR included, and that configuration's hash.
+
+    `source` is the run whose weights it evaluates; None where it trains its own.
+    """
 
     variant: Variant
     seed: int
     cfg: CfgNode
     sha256: str
+    source: Run | None = None
 
     @property
     def finished(self) -> bool:
-        return is_finished(self.cfg)
+        """An evaluation is no longer one of its source's weights where these were trained anew."""
+        if not is_finished(self.cfg):
+            return False
+        return self.source is None or (self.source.finished and _evaluated(self) == _evaluated(self.source))
 
 
 def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path) -> list[Run]:
@@ -138,11 +144,13 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
     """
     planned = plan(study, read, seeds, output)
     for each in planned:  # before hours of training, not after
-        if not each.variant.weights_of:
+        if each.source is None:
             check_same_run(each.cfg)
+    check_same_images([each.cfg for each in planned])
+    before = [each for each in plan(study, read, _earlier_seeds(output, seeds), output) if each.finished]
     waiting, took = len({each.cfg.OUTPUT_DIR for each in planned if not each.finished}), []
     logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them to do")
-    found = record(study, planned, output, command, config)
+    found = record(study, planned + before, output, command, config)
     for place, each in enumerate(planned, start=1):
         said, begun = "finished before", time.monotonic()
         if not each.finished:
@@ -150,29 +158,33 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
             took.append(time.monotonic() - begun)
             left = sum(took) / len(took) * (waiting - len(took))
             said = f"{took[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
-        if measure is not None and not each.variant.weights_of and not _costs_path(each).is_file():
+        if measure is not None and each.source is None and not _costs_path(each).is_file():
             report.write_json(str(_costs_path(each)), measure(each.cfg))
-        found = record(study, planned, output, command, config)
+        found = record(study, planned + before, output, command, config)
         report.write_json(os.path.join(output, f"{study.name}.json"), found)
         logger.info(f"{study.name}, {each.variant.name}, seed {each.seed}, run {place} of {len(planned)}: {said}")
     return found
 
 
 def record(study: Study, planned: Sequence[Run], output: str | Path, command: str = "", config: str = "") -> dict:
-    """What OUTPUT/<study>.json says of the runs that are finished; the others stand under "missing"."""
+    """What OUTPUT/<study>.json says of the runs that are finished; the others stand under "missing".
+
+    "refused" says why the runs cannot stand in one table, and then nothing is claimed of them.
+    """
     rows = [_row(variant, [each for each in planned if each.variant == variant], output) for variant in study.variants]
-    keys = _keys(study, rows)
+    keys, refused = _keys(study, rows), _refusal(rows)
     for row in rows:
         for each in row["runs"]:
             each["results"] = {test: {key: figures[key] for key in keys if key in figures}
                                for test, figures in each["results"].items()}
     tests = sorted({test for row in rows for each in row["runs"] for test in each["results"]})
-    headers = {key: COLUMNS.get(key, key) for key in keys if key in study.figures}
+    headers = {key: compare.COLUMNS.get(key, key) for key in keys if key in study.figures}
+    claimed = {test: spread.claims(figures_of(rows, test), study.compared(), headers) for test in tests}
     return {
         "study": study.name, "title": study.title, "question": study.question, "note": study.note, "config": config,
         "command": command, "seeds": sorted({each.seed for each in planned}), "figures": keys, "against": study.against,
         "hours": study.hours, "variants": rows,
-        "claims": {test: spread.claims(figures_of(rows, test), study.compared(), headers) for test in tests},
+        "refused": refused, "claims": {} if refused else claimed,
         "missing": [{"variant": each.variant.name, "seed": each.seed, "folder": _relative(each, output)}
                     for each in planned if not each.finished],
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -230,21 +242,28 @@ def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
     """A run that evaluates another's weights, with their file; any other as it is."""
     if not run.variant.weights_of:
         return run
-    source = _source(run, runs)
+    source = next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
     cfg = run.cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = os.path.join(source.cfg.OUTPUT_DIR, "model_final.pth")
     cfg.freeze()
-    return Run(run.variant, run.seed, cfg, run.sha256)
+    return Run(run.variant, run.seed, cfg, run.sha256, source)
 
 
-def _source(run: Run, runs: Sequence[Run]) -> Run:
-    return next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
+def _evaluated(run: Run) -> str | None:
+    """The hash of the weights that a finished run's figures are of; None where it was not recorded."""
+    return (report.read_results(run.cfg.OUTPUT_DIR).get("manifest") or {}).get("checkpoint sha256")
+
+
+def _earlier_seeds(output: str | Path, seeds: Sequence[int]) -> list[int]:
+    """Seeds that runs in a folder have, other than these."""
+    found = {int(path.name.removeprefix("seed_")) for path in (Path(output) / RUNS).glob("*/seed_*")}
+    return sorted(found - set(seeds))
 
 
 def _finish(run: Run) -> None:
     """Train a run, or evaluate the weights of another."""
-    if run.variant.weights_of:
+    if run.source is not None:
         report.write_text(os.path.join(run.cfg.OUTPUT_DIR, "config.yaml"), run.cfg.dump())
         engine.evaluate(run.cfg)
     else:
@@ -257,7 +276,7 @@ def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
            "published": {test: dict(figures) for test, figures in variant.published.items()}, "rule": variant.rule}
     if variant.curve:
         row |= {"curve": variant.curve, "x": variant.x}
-    finished = [each for each in planned if each.finished]
+    finished = sorted((each for each in planned if each.finished), key=lambda each: each.seed)
     costs = next((_costs_path(each) for each in finished if _costs_path(each).is_file()), None)
     if costs is not None:
         row["costs"] = json.loads(costs.read_text())
@@ -265,13 +284,32 @@ def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
 
 
 def _run_row(run: Run, output: str | Path) -> dict:
-    found = report.read_results(run.cfg.OUTPUT_DIR)
-    results = {test.removesuffix("Attributes"): figures for test, figures in found["results"].items()}
-    row = {"seed": run.seed, "folder": _relative(run, output), "results": results,
-           **{key: found.get(key) for key in COPIED if key != "manifest"}, "recipe sha256": run.sha256}
-    if run.variant.weights_of:
-        row["weights of"] = Path(run.cfg.MODEL.WEIGHTS).parent.relative_to(output).as_posix()
-    return row | ({"manifest": found["manifest"]} if "manifest" in found else {})
+    found = compare.Run.read(run.cfg.OUTPUT_DIR)
+    row = {"seed": run.seed, "folder": _relative(run, output), "results": found.record["results"],
+           "conditions": found.conditions(), "at the end of training": _end_of_training(run.cfg.OUTPUT_DIR),
+           **{key: found.record.get(key) for key in COPIED}, "recipe sha256": run.sha256}
+    return row | ({} if run.source is None else {"weights of": _relative(run.source, output)})
+
+
+def _end_of_training(folder: str) -> dict[str, float]:
+    """The last losses and what the alignment did in the last epochs; nothing of an evaluation alone."""
+    path, last = Path(folder) / "metrics.json", {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            last |= json.loads(line)
+        except ValueError:
+            continue  # cut off where a run was killed
+    return {key: value for key, value in last.items() if key.startswith(("loss_", "alignment/"))}
+
+
+def _refusal(rows: Sequence[Mapping]) -> str:
+    """Why the runs of a record cannot stand in one table; empty where they can."""
+    try:
+        compare.check_alike([(f"{row['name']}, seed {each['seed']} ({each['folder']})", each["conditions"])
+                             for row in rows for each in row["runs"]])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _keys(study: Study, rows: Sequence[Mapping]) -> list[str]:

@@ -75,7 +75,7 @@ def differences(study: StudyRecord) -> Differences:
     shown = {*study.figures, *(key for run in study.runs for row in run.results.values() for key in row)}
     if any(key.startswith("PAR/") for key in shown):
         told.notes.append("PAR: the paper's mA is by the binary rule; set it against columns marked (binary) alone. "
-                          "The official rule counts a colour as one choice among all and gives lower figures")
+                          "The official rule takes a garment's colour as one choice among all")
     return told
 
 

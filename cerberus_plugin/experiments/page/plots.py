@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .records import StudyRecord, VariantRecord
+from .records import StudyRecord
 from .tables import figures_of, frame, heading, spread
 
 GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
@@ -50,68 +49,13 @@ def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
             "figures. The axes do not start at 0.")
 
 
-def varied(study: StudyRecord) -> dict[str, dict[str, float]]:
-    """Options that are numbers and differ between variants: value by variant, that of the configuration if not given.
-    """
-    keys = dict.fromkeys(key for variant in study.variants for key, value in variant.options.items()
-                         if number(value) is not None)
-    values = {key: {variant.name: value for variant in study.variants
-                    if (value := number(_option(variant, key))) is not None} for key in keys}
-    return {key: row for key, row in values.items()
-            if len(set(row.values())) > 1 or (row and len(row) < len(study.variants))}
-
-
 def curves(study: StudyRecord) -> Curves:
-    """The curves that variants are points of: as the study says, else by the options that vary."""
+    """The curves that variants are points of, as the study says."""
     lines: Curves = {}
     for variant in study.variants:
         if variant.curve and variant.x is not None:
             lines.setdefault(variant.curve, {})[variant.name] = variant.x
-    options = varied(study)
-    if lines or not options:
-        return lines
-    if study.name == SENSITIVITY:
-        return {_last(key): _alone(study, options, key) for key in options}
-    along = max(options, key=lambda key: (len(set(options[key].values())), key.endswith("LEAVE_OUT_SIDS")))
-    for variant in study.variants:
-        if variant.name in options[along]:
-            lines.setdefault(_setting(study, variant, along), {})[variant.name] = options[along][variant.name]
     return lines
-
-
-def _alone(study: StudyRecord, options: dict[str, dict[str, float]], key: str) -> dict[str, float]:
-    """Variants whose other options have their usual, most frequent value, with that of this one."""
-    usual = {other: Counter(row.get(variant.name) for variant in study.variants).most_common(1)[0][0]
-             for other, row in options.items()}
-    points = {name: value for name, value in options[key].items()
-              if all(row.get(name) in (usual[other], None) for other, row in options.items() if other != key)}
-    # Where all options are usual the grids cross: the point is that of this grid's own variant.
-    own = {variant.name for variant in study.variants if key in variant.options}
-    taken = {value: name for name, value in sorted(points.items(), key=lambda item: item[0] in own)}
-    return {name: value for value, name in taken.items()}
-
-
-def _setting(study: StudyRecord, variant: VariantRecord, along: str) -> str:
-    """What else sets this variant apart from others: 'LAMBDA_REG 0'."""
-    keys = dict.fromkeys(key for other in study.variants for key in other.options if key != along)
-    values = {key: [_plain(_option(other, key)) for other in study.variants] for key in keys}
-    return ", ".join(f"{_last(key)} {_plain(_option(variant, key))}" for key in keys if len(set(values[key])) > 1)
-
-
-def number(value) -> float | None:
-    """An option's value as a number, also of text as on the command line; None for what is none, True included."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _option(variant: VariantRecord, key: str):
-    if key in variant.options:
-        return variant.options[key]
-    return next((value for run in variant.runs if (value := run.option(key)) is not None), None)
 
 
 def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
@@ -201,14 +145,6 @@ def _svg(figure: plt.Figure) -> str:
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _plain(value) -> str:
-    return f"{number(value):g}" if number(value) is not None else str(value)
 
 
 def _shortened(name: str) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-
-from ...report import RESULTS_FILE
-from ..compare import Run, check_comparable
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
@@ -47,7 +44,7 @@ class RunRecord:
         told = {"folder": self.folder, "seed": in_words(self.seed),
                 "recipe sha256, of any seed": self.record.get("recipe sha256"),
                 "minutes of training": "" if math.isnan(self.minutes) else f"{self.minutes:.1f}"}
-        for key in ("training", "hardware", "versions", "protocol", "manifest"):
+        for key in ("training", "at the end of training", "hardware", "versions", "protocol", "manifest"):
             told |= flat(self.record.get(key) or {}, key)
         return {name: in_words(value) for name, value in told.items() if value not in ("", None)}
 
@@ -74,7 +71,10 @@ class VariantRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """One study; `refused` says why its runs cannot stand in one table, empty where they can."""
+    """One study; `refused` says why its runs cannot stand in one table, empty where they can.
+
+    `findings` are paragraphs that a person has written of it in findings/<study>.txt.
+    """
 
     anchor: str
     file: str
@@ -92,6 +92,7 @@ class StudyRecord:
     variants: list[VariantRecord]
     claims: dict[str, list[str]]
     missing: list[str]
+    findings: list[str] = field(default_factory=list)
     refused: str = ""
 
     @property
@@ -161,23 +162,6 @@ def read_folder(path: Path) -> Folder:
     return folder
 
 
-def check_study(runs: Sequence[RunRecord], folders: Sequence[Run]) -> None:
-    """Refuse runs that were tested on other data or by other rules than the first.
-
-    Args:
-        runs: as their study tells of them.
-        folders: those of them whose folders are there, which say more: how many were asked for, who was held out.
-    """
-    told = []
-    for run in runs:
-        record = {"results": run.results, "protocol": {"reid": {}, **(run.record.get("protocol") or {})}}
-        if run.record.get("manifest"):
-            record["manifest"] = run.record["manifest"]
-        told.append(Run(f"{run.variant}, seed {run.seed} ({run.folder})", record, {}))
-    check_comparable(told)
-    check_comparable(folders)
-
-
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
@@ -210,13 +194,6 @@ def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
     if twice:
         raise ValueError(f"variants {', '.join(twice)} stand in it more than once, so that their runs would be mixed; "
                          "give each variant of the study its own name")
-    runs = [run for variant in variants for run in variant.runs]
-    found = [_run_folder(folder, run.folder) for run in runs]
-    refused = ""
-    try:
-        check_study(runs, [run for run in found if run])
-    except ValueError as error:
-        refused = str(error)
 
     def text(key: str) -> str:
         return in_words(record.get(key) or "")
@@ -229,7 +206,13 @@ def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
         figures=list(map(str, _take(record, "figures", list, "the study", []))), variants=variants,
         claims={_data(name): list(map(str, sentences))
                 for name, sentences in _take(record, "claims", dict, "the study", {}).items()},
-        missing=list(map(in_words, _take(record, "missing", list, "the study", []))), refused=refused)
+        missing=list(map(in_words, _take(record, "missing", list, "the study", []))), refused=text("refused"),
+        findings=_findings(folder.path / "findings" / f"{file.stem}.txt"))
+
+
+def _findings(path: Path) -> list[str]:
+    paragraphs = path.read_text(encoding="utf-8").split("\n\n") if path.is_file() else []
+    return [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
 
 
 def _variant(folder: Folder, anchor: str, record: dict) -> VariantRecord:
@@ -288,18 +271,6 @@ def _config(folder: Folder, lies: str) -> tuple[str, dict]:
     except DAMAGE as error:
         folder.name_once(f"{lies}/config.yaml: {_short(error)}")
         return "", {}
-
-
-def _run_folder(folder: Folder, lies: str) -> Run | None:
-    if not lies or not (folder.path / lies / RESULTS_FILE).is_file():
-        return None
-    try:
-        run = Run.read(folder.path / lies)
-        run.conditions()
-        return run
-    except DAMAGE as error:
-        folder.name_once(f"{lies}/{RESULTS_FILE}: {_short(error)}")
-        return None
 
 
 def _data(name: str) -> str:

@@ -3,7 +3,9 @@
     python -m cerberus_plugin.experiments.page runs/paper
 
 Reads the records that `experiments.reproduce` and `experiments.figures` have written there. A study whose runs were
-tested by different rules is shown with the reason in place of its table.
+tested by different rules is shown with the reason in place of its table. What people make of a study (why a part does
+not help, say) is shown above its table where they have written it into findings/<study>.txt in that folder, paragraphs
+apart by an empty line.
 """
 
 from __future__ import annotations
