@@ -31,7 +31,8 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "dev": ["pytest>=8,<10", "ruff>=0.6"],
+    "dev": ["pytest>=8,<10", "ruff>=0.6",
+            "playwright>=1.40,<2"],  # clicks through the report in the browser that is installed, if one is
     "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
 }
 
