@@ -1,0 +1,9 @@
+"""Use of an exported model without torch and without FastReID: numpy and Pillow, and onnxruntime where it encodes."""
+
+from .encoder import Encoder as Encoder
+from .exported import ExportedEncoder as ExportedEncoder
+from .images import Limits as Limits
+from .images import Unreadable as Unreadable
+from .images import read_image as read_image
+from .vocabulary import Answer as Answer
+from .vocabulary import Vocabulary as Vocabulary

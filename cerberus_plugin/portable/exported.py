@@ -1,0 +1,100 @@
+"""A model exported to ONNX, run by onnxruntime alone.
+
+Shapes: N images, H x W the model's input, E values of an embedding, M columns, C classes of a column.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .images import to_array
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMAT = "1"  # of the metadata; raised where an older reader would misread it
+FORMAT_KEY = "cerberus.format"
+ENCODER_KEY = "cerberus.encoder"  # fingerprint, dim, groups, metric, size and architecture
+VOCABULARY_KEY = "cerberus.vocabulary"  # see `Vocabulary.to_dict`
+VERSIONS_KEY = "cerberus.versions"
+INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"
+PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class ExportedEncoder:
+    """The `Encoder` of a file that `cerberus_plugin.export` has written.
+
+    The graph takes "images", uint8 (N, 3, H, W) RGB, and gives "embedding", float32 (N, E); where the model knows
+    attributes also "attributes", float32 (N, sum of C), their probabilities column by column, and "answers", int64
+    (N, M), the class of each column. Names of columns and classes are those of the vocabulary.
+
+    Args:
+        path: model.onnx.
+        batch_size: images at a time.
+        threads: that onnxruntime may use; its own choice if 0.
+        providers: of onnxruntime, the best first; CUDA and the CPU, whichever there are, if None.
+    """
+
+    def __init__(self, path: str | os.PathLike, batch_size: int = 64, threads: int = 0,
+                 providers: Sequence[str] | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        self.path = Path(path)
+        self.batch_size = batch_size
+        self.session = _session(self.path, threads, providers)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        found = metadata.get(FORMAT_KEY)
+        if found != FORMAT:
+            what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
+            raise ValueError(f"{path}: {what}; make one by python -m cerberus_plugin.export of this version")
+        try:
+            record = json.loads(metadata[ENCODER_KEY])
+            self.fingerprint: str = record["fingerprint"]
+            self.dim: int = record["dim"]
+            self.groups: tuple[str, ...] = tuple(record["groups"])
+            self.metric: str = record["metric"]
+            self.size: tuple[int, int] = tuple(record["size"])
+            self.architecture: str = record["architecture"]
+            known = json.loads(metadata.get(VOCABULARY_KEY, "null"))
+            self.vocabulary = Vocabulary.from_dict(known) if known else None
+            self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
+
+    def encode(self, images: Sequence[Image]) -> np.ndarray:
+        """RGB pictures of any size to embeddings: float32 (N, E)."""
+        return self.run(images, (EMBEDDING,))[EMBEDDING]
+
+    def run(self, images: Sequence[Image], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Outputs of the graph by name, all of them if None, for RGB pictures of any size."""
+        names = list(outputs or (node.name for node in self.session.get_outputs()))
+        if not len(images):
+            return {EMBEDDING: np.zeros((0, self.dim), dtype=np.float32)}
+        parts = [self.session.run(names, {INPUT: to_array(images[start:start + self.batch_size], self.size)})
+                 for start in range(0, len(images), self.batch_size)]
+        return {name: np.concatenate(own) for name, own in zip(names, zip(*parts))}
+
+
+def _session(path: Path, threads: int, providers: Sequence[str] | None):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; make it by python -m cerberus_plugin.export RUN --output {path}")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("onnxruntime runs exported models and is not installed: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; warnings are about the graph's optimiser
+    there = onnxruntime.get_available_providers()
+    chosen = [name for name in PREFERRED if name in there] if providers is None else list(providers)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
+    except Exception as error:  # onnxruntime's errors share no class of their own
+        raise ValueError(f"{path}: onnxruntime cannot run it ({error})") from error

@@ -1,0 +1,280 @@
+"""What a trained Cerberus knows of attributes, in numpy: words, semantic IDs and their prototypes.
+
+Embeddings are blocks side by side, one a group.
+Shapes: N images, G groups, K semantic IDs of a group, F fields of a group, L bits of a group, A fields of all groups,
+M columns, C classes of a column, D dimensions of a block.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+MISSING = -1
+NONE = "none"  # the answer of a garment that has no listed colour
+
+
+class Answer(NamedTuple):
+    """What is read off a picture: a class of a column, and how probable it is."""
+
+    value: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Field:
+    """One label: `values` are the words for 0, 1, ...; with `column` set it is one class, `word`, of that column."""
+
+    name: str
+    group: str
+    values: tuple[str, ...]
+    column: str = ""
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attribute as people ask for it: its classes, "none" first for colours, and the fields it is made of."""
+
+    name: str
+    group: str
+    classes: tuple[str, ...]
+    fields: tuple[int, ...]
+
+    @property
+    def is_colour(self) -> bool:
+        return len(self.fields) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The semantic IDs of one group.
+
+    Attributes:
+        labels: int64 (K, F), the values of the group's own fields, 0, 1, ...
+        prototypes: float32 (K, D), unit length.
+        residuals: float32 (L, D), what each bit adds to a prototype.
+        mean_prototype, mean_bits: float32 (D,) and (L,), of the semantic IDs seen in training; with the residuals they
+            give the prototype of any other combination.
+    """
+
+    name: str
+    labels: np.ndarray
+    prototypes: np.ndarray
+    residuals: np.ndarray
+    mean_prototype: np.ndarray
+    mean_bits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Attributes in words, read off embeddings and described as vectors that embeddings are compared with.
+
+    Attributes:
+        schema: name of the attribute schema.   fields: all labels, group by group.
+        column_names: the columns, in the order in which answers are listed.
+        groups: in the order of an embedding's blocks.
+        cosine_scale: of the softmax over a group's semantic IDs that makes probabilities of cosines.
+        force_colour: name a colour wherever there is one to name, in place of "none".
+        temperatures: by column, what its scores are divided by before the softmax; 1 for those left out.
+    """
+
+    schema: str
+    fields: tuple[Field, ...]
+    column_names: tuple[str, ...]
+    groups: tuple[Group, ...]
+    cosine_scale: float = 16.0
+    force_colour: bool = False
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
+            own = self._fields_of(group.name)
+            k, d = len(group.labels), len(group.mean_prototype)
+            bits = sum(_num_bits(self.fields[i]) for i in own)
+            shapes = {"labels": (k, len(own)), "prototypes": (k, d), "residuals": (bits, d), "mean_bits": (bits,)}
+            wrong = [name for name, shape in shapes.items() if getattr(group, name).shape != shape]
+            if wrong or not k:
+                raise ValueError(f"vocabulary of {self.schema}: {wrong[0] if wrong else 'labels'} of group "
+                                 f"'{group.name}' do not fit the schema; export the model again")
+        unknown = set(self.temperatures) - set(self.column_names)
+        if unknown or not all(value > 0 for value in self.temperatures.values()):
+            raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
+                             f"{', '.join(self.column_names)}")
+
+    def with_temperatures(self, temperatures: Mapping[str, float]) -> Vocabulary:
+        """The same with calibrated probabilities."""
+        return replace(self, temperatures=dict(temperatures))
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """What can be asked for and is answered."""
+        members: dict[str, list[int]] = {}
+        for i, own in enumerate(self.fields):
+            members.setdefault(own.column or own.name, []).append(i)
+        columns = []
+        for name in self.column_names:
+            first = self.fields[members[name][0]]
+            classes = (NONE, *(self.fields[i].word for i in members[name])) if first.column else first.values
+            columns.append(Column(name, first.group, classes, tuple(members[name])))
+        return tuple(columns)
+
+    def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
+        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
+        return [np.where(allowed, blocks[:, g] @ group.prototypes.T, -np.inf).astype(np.float32)
+                for g, (group, allowed) in enumerate(zip(self.groups, self.allowed))]
+
+    def answers(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest semantic IDs' classes, and the probability of each: int64 (N, M), float32 (N, M)."""
+        cosines = self.cosines(embeddings)
+        nearest = {group.name: cosine.argmax(axis=1) for group, cosine in zip(self.groups, cosines)}
+        classes = [classes[nearest[column.group]] for column, classes in zip(self.columns, self.classes_of_sids)]
+        sure = [np.take_along_axis(p, own[:, None], axis=1)[:, 0]
+                for p, own in zip(self._probabilities(cosines), classes)]
+        return np.stack(classes, axis=1), np.stack(sure, axis=1)
+
+    def probabilities(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        """Per column the probability of each class, that of all semantic IDs which hold it: float32 (N, C)."""
+        return self._probabilities(self.cosines(embeddings))
+
+    def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
+        """Attributes of images in words: (N, G * D) -> one dict an image, by column.
+
+        The value is that of the nearest semantic ID. The most probable class may be another one where several semantic
+        IDs that hold it come close.
+        """
+        return [{column.name: Answer(column.classes[k], float(p)) for column, k, p in zip(self.columns, row, sure)}
+                for row, sure in zip(*self.answers(embeddings))]
+
+    def describe(self, words: Mapping[str, str]) -> np.ndarray:
+        """The block of each group that a description stands for: float32 (G, D), zeros for a group it leaves out.
+
+        The inner product with an image's block is the mean cosine over the semantic IDs that agree with the
+        description, or the cosine with a synthesised prototype where none does: what is left open then counts as no.
+        """
+        labels = self.parse(words)
+        return np.stack([self._describe(group, labels[self._fields_of(group.name)]) for group in self.groups])
+
+    def parse(self, words: Mapping[str, str]) -> np.ndarray:
+        """A description in words to labels: int64 (A,), -1 where it is open.
+
+        Naming one colour says no to the other colours of that garment; two colours are joined by " and ".
+        """
+        by_name = {column.name: column for column in self.columns}
+        labels = np.full(len(self.fields), MISSING, dtype=np.int64)
+        for name, value in words.items():
+            column = by_name.get(name)
+            if column is None:
+                raise ValueError(f"search: unknown attribute '{name}' of {self.schema}{_nearest(name, by_name)}")
+            parts = str(value).split(" and ") if column.is_colour else [value]
+            for part in parts:
+                if part not in column.classes or (len(parts) > 1 and part == NONE):
+                    raise ValueError(f"search: '{name}' cannot be '{value}'{_nearest(part, column.classes)}")
+            if column.is_colour:
+                labels[list(column.fields)] = [word in parts for word in column.classes[1:]]
+            else:
+                labels[column.fields[0]] = column.classes.index(value)
+        return labels
+
+    def to_dict(self) -> dict:
+        """A record of plain values, for JSON; arrays are float32 in base64."""
+        groups = [{"name": group.name, "labels": group.labels.tolist(),
+                   **{name: _pack(getattr(group, name)) for name in _ARRAYS}} for group in self.groups]
+        return {"schema": self.schema, "fields": [asdict(own) for own in self.fields],
+                "columns": list(self.column_names), "groups": groups, "cosine_scale": self.cosine_scale,
+                "force_colour": self.force_colour, "temperatures": dict(self.temperatures)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping) -> Vocabulary:
+        """The inverse of `to_dict`."""
+        groups = tuple(Group(own["name"], np.array(own["labels"], dtype=np.int64),
+                             **{name: _unpack(own[name]) for name in _ARRAYS}) for own in record["groups"])
+        fields = tuple(Field(**(own | {"values": tuple(own["values"])})) for own in record["fields"])
+        return cls(record["schema"], fields, tuple(record["columns"]), groups, record["cosine_scale"],
+                   record["force_colour"], record["temperatures"])
+
+    @cached_property
+    def allowed(self) -> tuple[np.ndarray, ...]:
+        """Per group bool (K,): semantic IDs that may be named."""
+        allowed = []
+        for group in self.groups:
+            colours = [i for i, f in enumerate(self._fields_of(group.name)) if self.fields[f].column]
+            forced = self.force_colour and colours
+            allowed.append((group.labels[:, colours] == 1).any(axis=1) if forced else np.ones(len(group.labels), bool))
+        return tuple(allowed)
+
+    @cached_property
+    def classes_of_sids(self) -> tuple[np.ndarray, ...]:
+        """Per column int64 (K,): the class that each semantic ID of its group holds, the first of several colours."""
+        labels = {group.name: group.labels for group in self.groups}
+        classes = []
+        for column in self.columns:
+            own = [self._fields_of(column.group).index(i) for i in column.fields]
+            values = labels[column.group][:, own]  # (K, fields of the column)
+            yes = values == 1
+            classes.append(np.where(yes.any(axis=1), yes.argmax(axis=1) + 1, 0) if column.is_colour else values[:, 0])
+        return tuple(classes)
+
+    def _probabilities(self, cosines: Sequence[np.ndarray]) -> list[np.ndarray]:
+        by_group = {group.name: self.cosine_scale * cosine for group, cosine in zip(self.groups, cosines)}
+        probabilities = []
+        for column, classes in zip(self.columns, self.classes_of_sids):
+            scores = by_group[column.group] / self.temperatures.get(column.name, 1.0)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            held = classes[:, None] == np.arange(len(column.classes))  # (K, C)
+            shares = (weights / weights.sum(axis=1, keepdims=True)) @ held.astype(np.float32)
+            probabilities.append(np.minimum(shares, 1).astype(np.float32))
+        return probabilities
+
+    def _describe(self, group: Group, wanted: np.ndarray) -> np.ndarray:
+        """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
+        if (wanted == MISSING).all():
+            return np.zeros_like(group.mean_prototype)
+        agree = ((group.labels == wanted) | (wanted == MISSING)).all(axis=1)  # (K,)
+        if agree.any():
+            return group.prototypes[agree].mean(axis=0)
+        bits = self._bits(group.name, np.maximum(wanted, 0))
+        return _unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
+
+    def _bits(self, group: str, labels: np.ndarray) -> np.ndarray:
+        """One bit for a field of two values, one-hot for more: (F,) -> float32 (L,)."""
+        parts = [[value] if _num_bits(self.fields[i]) == 1 else np.arange(_num_bits(self.fields[i])) == value
+                 for i, value in zip(self._fields_of(group), labels)]
+        return np.concatenate(parts).astype(np.float32)
+
+    def _fields_of(self, group: str) -> list[int]:
+        return [i for i, own in enumerate(self.fields) if own.group == group]
+
+
+_ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
+
+
+def _num_bits(own: Field) -> int:
+    return 1 if len(own.values) == 2 else len(own.values)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _pack(array: np.ndarray) -> dict:
+    return {"shape": list(array.shape), "float32": base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")}
+
+
+def _unpack(record: Mapping) -> np.ndarray:
+    data = np.frombuffer(base64.b64decode(record["float32"], validate=True), dtype="<f4")
+    return data.reshape(record["shape"]).astype(np.float32)
+
+
+def _nearest(word: str, allowed) -> str:
+    """The end of an error about a misspelt word: the nearest allowed one, then all of them."""
+    near = get_close_matches(str(word), list(allowed), n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{hint} Allowed: {', '.join(allowed)}"
