@@ -30,8 +30,15 @@ INSTALL_REQUIRES = [
     "faiss-cpu>=1.7.4,<2",  # imported by the host's distances; re-ranking
 ]
 
+EXPORT = [
+    "onnx>=1.16,<2",  # writes and checks exported models
+    "onnxscript>=0.3,<1",  # torch.onnx.export translates torch's operators with it
+    "onnxruntime>=1.18,<2",  # runs exported models; all that a machine without torch needs beside numpy and Pillow
+]
+
 EXTRAS_REQUIRE = {
-    "dev": ["pytest>=8,<10", "ruff>=0.6",
+    "export": EXPORT,
+    "dev": [*EXPORT, "pytest>=8,<10", "ruff>=0.6",
             "playwright>=1.40,<2"],  # clicks through the report in the browser that is installed, if one is
     "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
 }

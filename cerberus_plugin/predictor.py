@@ -49,9 +49,11 @@ class CerberusPredictor:
         run_folder: holds config.yaml and a checkpoint.
         weights: another checkpoint of the same model; the last one of the folder, or else the best, if None.
         device: "cuda" or "cpu"; what there is, if None.
+        precise: compute in float32 whatever TEST.AUTOCAST says, as an exported model does.
     """
 
-    def __init__(self, run_folder: str | Path, weights: str | Path | None = None, device: str | None = None) -> None:
+    def __init__(self, run_folder: str | Path, weights: str | Path | None = None, device: str | None = None,
+                 precise: bool = False) -> None:
         self.run_folder = Path(run_folder)
         config = Path(run_folder) / "config.yaml"
         if not config.is_file():
@@ -61,6 +63,8 @@ class CerberusPredictor:
         self.cfg.merge_from_file(str(config))
         self.cfg.MODEL.WEIGHTS = str(weights or self._find_weights(Path(run_folder)))
         self.cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if precise:
+            self.cfg.TEST.AUTOCAST = ""
         self.model = load_model(self.cfg)
         self.transform = build_transforms(self.cfg, is_train=False)
         self.reader = reader_of(self.model)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
-LAYERS = {"host": 0, "config": 0, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2, "gathered": 2,
-          "acceleration": 2, "processes": 2, "machine": 2, "data": 3, "modeling": 3, "evaluators": 3, "tasks": 3,
-          "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4, "assembly": 4, "engine": 4, "predictor": 4,
-          "visualise": 4, "experiments": 4}
-# Plain tensors.
+LAYERS = {"host": 0, "config": 0, "portable": 1, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2,
+          "gathered": 2, "acceleration": 2, "processes": 2, "machine": 2, "data": 3, "modeling": 3, "evaluators": 3,
+          "tasks": 3, "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4, "assembly": 4, "engine": 4,
+          "predictor": 4, "encoding": 4, "export": 4, "visualise": 4, "experiments": 4}
+FREE_OF_TORCH = ["portable"]
+# Plain tensors, or arrays.
 FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -42,10 +43,15 @@ def test_imports_point_down(path):
             assert not (LAYERS[own] == LAYERS[other] == 3 and own != other), f"{own} imports {other}"
         if own in FREE_OF_THE_HOST:
             assert not name.startswith("fastreid"), f"{own} imports {name}"
+        if own in FREE_OF_TORCH:
+            assert name.split(".")[0] != "torch" and "torchvision" not in name, f"{own} imports {name}"
+            other = name.split(".")[1] if name.startswith("cerberus_plugin.") else own
+            assert other in FREE_OF_TORCH, f"{own} imports {name}"
 
 
 def test_the_configuration_is_read_at_the_edges_only():
-    readers = {"config", "assembly", "engine", "tasks", "predictor", "manifest", "visualise", "host", "experiments"}
+    readers = {"config", "assembly", "engine", "tasks", "predictor", "encoding", "manifest", "visualise", "host",
+               "experiments"}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

@@ -116,11 +116,16 @@ class SIDPrototypes(nn.Module):
         """Prototypes of any bit vectors, in the table or not: (N, L) -> float (N, D).
 
         With everything else fixed, p_u = mean(p) + V^T (A_u - mean(A)) minimises the regulariser for an unseen
-        row; the means are over the rows seen in training.
+        row; the means are those of `seen_means`.
         """
+        row, known = self.seen_means(group)
+        return row + (bits.float() - known) @ self.residuals[group]
+
+    @torch.no_grad()
+    def seen_means(self, group: str) -> tuple[Tensor, Tensor]:
+        """Mean prototype (D,) and mean bits (L,) of the group's rows seen in training."""
         seen = self.counts(group) > 0
-        rows, known = self.rows[group][seen], self.bits(group)[seen].float()
-        return rows.mean(dim=0) + (bits.float() - known.mean(dim=0)) @ self.residuals[group]
+        return self.rows[group][seen].mean(dim=0), self.bits(group)[seen].float().mean(dim=0)
 
     @torch.no_grad()
     def with_synthesised(self, group: str) -> Tensor:

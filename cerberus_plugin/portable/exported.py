@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = "1"  # of the metadata; raised where an older reader would misread it
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # fingerprint, dim, groups, metric, size and architecture
+ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
 VOCABULARY_KEY = "cerberus.vocabulary"  # see `Vocabulary.to_dict`
 VERSIONS_KEY = "cerberus.versions"
 INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"

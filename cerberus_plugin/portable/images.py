@@ -96,7 +96,7 @@ def _decode(data: bytes, limits: Limits, name: str) -> Image:
     except UnidentifiedImageError as error:
         raise Unreadable(name, f"is no picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # broken data leads Pillow's parsers to errors of any kind
-        raise Unreadable(name, f"is broken ({error})") from error
+        raise Unreadable(name, f"is broken or cut short ({error})") from error
     width, height = image.size
     if width * height > limits.max_pixels:
         raise Unreadable(name, f"has more than {limits.max_pixels} pixels ({width} x {height})")

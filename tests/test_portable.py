@@ -1,0 +1,266 @@
+"""Attributes and pictures without torch: equal to the reader with torch, safe with whatever is handed in."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.encoding import vocabulary_of
+from cerberus_plugin.inference import PrototypeReader, blocks
+from cerberus_plugin.modeling.prototypes import SIDPrototypes
+from cerberus_plugin.portable import Limits, Unreadable, Vocabulary, read_image
+from cerberus_plugin.portable.images import to_array
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_labels, read_config
+from fastreid.data.data_utils import read_image as host_image
+from fastreid.data.transforms import build_transforms
+from PIL import Image
+
+D = 16
+ROOT = Path(__file__).parents[1]
+
+
+def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[PrototypeReader, Vocabulary]:
+    """Random prototypes of the semantic IDs of 8 people, seen or all that can occur, read with torch and without."""
+    torch.manual_seed(0)
+    table = SIDTable.build(schema, random_labels(schema, 8), space=space)
+    prototypes = SIDPrototypes(table.sizes, schema.group_bits, num_classes=1, dim=D)
+    prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
+    reader = PrototypeReader(table, [prototypes.rows[g].detach() for g in GROUPS], prototypes.synthesise, **reading)
+    return reader, vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes)))
+
+
+def random_embeddings(count: int = 200) -> torch.Tensor:
+    return blocks(torch.randn(count, 5 * D, generator=torch.Generator().manual_seed(1))).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def market_pair():
+    return reader_and_vocabulary(MARKET1501)
+
+
+@pytest.mark.parametrize("force_colour", [False, True])
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
+def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema, force_colour):
+    reader, vocabulary = reader_and_vocabulary(schema, force_colour=force_colour)
+    embeddings = random_embeddings()
+    colours = np.array([column.is_colour for column in schema.columns])
+    classes, sure = vocabulary.answers(embeddings.numpy())
+    assert (classes - colours == reader.recognise(embeddings).numpy()).all()
+    assert (classes[:, colours] > 0).all() == force_colour
+    best, probability = reader.confidences(embeddings)
+    for m, shares in enumerate(vocabulary.probabilities(embeddings.numpy())):
+        assert (shares.argmax(axis=1) - colours[m] == best[:, m].numpy()).all()
+        assert shares.max(axis=1) == pytest.approx(probability[:, m].numpy(), abs=1e-6)
+        assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert sure[:, m] == pytest.approx(shares[range(len(shares)), classes[:, m]])
+
+
+def test_answers_come_in_words_of_the_schema(market_pair):
+    reader, vocabulary = market_pair
+    embeddings = random_embeddings(20)
+    answers = reader.recognise(embeddings).tolist()
+    for row, found in zip(answers, vocabulary.recognise(embeddings.numpy())):
+        assert [answer.value for answer in found.values()] == [
+            column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row)]
+        assert all(0 <= answer.probability <= 1 for answer in found.values())
+    assert list(found) == [column.name for column in MARKET1501.columns]
+    assert [column.group for column in vocabulary.columns] == list(MARKET1501.column_groups)
+
+
+@pytest.mark.parametrize("space", ["product", "observed"])  # observed: most are synthesised
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
+def test_whole_and_partial_descriptions_rank_as_the_reader_with_torch(schema, space):
+    reader, vocabulary = reader_and_vocabulary(schema, space)
+    embeddings = random_embeddings()
+    rng = np.random.default_rng(0)
+    for labels in random_labels(schema, 30, seed=7):
+        words = schema.describe(labels)
+        some = rng.permutation(list(words))[:rng.integers(1, len(words) + 1)]
+        words = {name: words[name] for name in some}
+        expected = reader.search(schema.parse(words)[None], embeddings)[0].numpy()
+        described = vocabulary.describe(words)  # (5, D)
+        scores = embeddings.numpy() @ described.flatten() / (described != 0).any(axis=1).sum()
+        assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_description_reads_as_the_schema_reads_it(market_pair):
+    _, vocabulary = market_pair
+    for words in ({}, {"upper colour": "none"}, {"upper colour": "red and blue", "age": "old"},
+                  {"backpack": "no", "clothes": "pants"}):
+        assert vocabulary.parse(words).tolist() == MARKET1501.parse(words).tolist()
+    assert (vocabulary.describe({"hat": "yes"}) != 0).any(axis=1).tolist() == [True, False, False, False, False]
+    with pytest.raises(ValueError, match="unknown attribute 'uper colour' of market1501; did you mean 'upper colour'"):
+        vocabulary.describe({"uper colour": "red"})
+    with pytest.raises(ValueError, match="'upper colour' cannot be 'rad'; did you mean 'red'. Allowed: none, black"):
+        vocabulary.describe({"upper colour": "rad"})
+    for name, value in (("upper colour", "none and red"), ("gender", "female and male"), ("gender", "none"),
+                        ("gender", 1)):
+        with pytest.raises(ValueError, match=f"'{name}' cannot be '{value}'"):
+            vocabulary.describe({name: value})
+
+
+def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
+    _, vocabulary = market_pair
+    vocabulary = vocabulary.with_temperatures({"age": 1.7})
+    copy = Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    assert (copy.schema, copy.fields, copy.columns, copy.temperatures) == (
+        vocabulary.schema, vocabulary.fields, vocabulary.columns, {"age": 1.7})
+    embeddings = random_embeddings().numpy()
+    for one, other in zip(copy.probabilities(embeddings), vocabulary.probabilities(embeddings)):
+        assert (one == other).all()
+    unseen = {"upper colour": "red and blue"}
+    assert (copy.describe(unseen) == vocabulary.describe(unseen)).all()
+
+
+def test_a_temperature_divides_the_scale_of_its_column_alone(market_pair):
+    _, vocabulary = market_pair
+    cooler, _ = reader_and_vocabulary(MARKET1501, cosine_scale=16.0 / 4)
+    embeddings = random_embeddings()
+    calibrated = vocabulary.with_temperatures({"age": 4.0}).probabilities(embeddings.numpy())
+    probability = cooler.confidences(embeddings)[1].numpy()
+    for m, (column, shares, before) in enumerate(zip(vocabulary.columns, calibrated,
+                                                     vocabulary.probabilities(embeddings.numpy()))):
+        if column.name == "age":
+            assert shares.max(axis=1) == pytest.approx(probability[:, m], abs=1e-6)
+        else:
+            assert (shares == before).all()
+    for wrong in ({"ages": 1.0}, {"age": 0.0}):
+        with pytest.raises(ValueError, match="expected numbers above 0 for some of gender, age"):
+            vocabulary.with_temperatures(wrong)
+
+
+@pytest.mark.parametrize("part", ["labels", "prototypes", "residuals", "mean_bits"])
+def test_a_damaged_vocabulary_is_refused(market_pair, part):
+    record = market_pair[1].to_dict()
+    group = record["groups"][1]
+    if part == "labels":
+        group["labels"] = [row[1:] for row in group["labels"]]
+    else:
+        group[part] = record["groups"][2][part]
+    with pytest.raises(ValueError, match=f"vocabulary of market1501: {part} of group 'upper' do not fit the schema"):
+        Vocabulary.from_dict(record)
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (12, 20), mode: str = "RGB", **options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises more."""
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return picture()[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + picture()[33:]
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"", "is empty"),
+    (b"no picture at all", r"is no picture of a known format \(JPEG, PNG, BMP, WEBP\)"),
+    (picture("GIF"), "is no picture of a known format"),
+    (picture("TIFF"), "is no picture of a known format"),
+    (picture("JPEG")[:-60], "is broken or cut short"),
+    (picture("PNG")[:-300], "is broken or cut short"),
+    (picture("PNG")[:20], "is no picture of a known format|is broken"),
+    (picture("BMP")[:30], "is broken"),
+    (picture("WEBP", lossless=True)[:-300], "is broken"),
+    (claiming(20_000, 5_000), r"has more than 50000000 pixels \(20000 x 5000\)"),
+    (claiming(60_000, 60_000), "has more than 50000000 pixels"),  # Pillow itself refuses these
+    (picture(size=(3, 20)), r"is smaller than 4 x 4 pixels \(3 x 20\)"),
+    (picture() + bytes(32 * 2**20), "is a file of more than 33554432 bytes"),
+], ids=["empty", "text", "gif", "tiff", "cut jpeg", "cut png", "cut header", "cut bmp", "cut webp", "many pixels",
+        "very many pixels", "small", "many bytes"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_unreadable_pictures_are_refused_with_their_reason(tmp_path, data, reason):
+    path = tmp_path / "crop.jpg"
+    path.write_bytes(data)
+    with pytest.raises(Unreadable, match=reason) as refused:
+        read_image(path)
+    assert refused.value.path == str(path) and str(refused.value) == f"{path}: {refused.value.reason}"
+    with pytest.raises(Unreadable, match=f"^crop 7: ({reason})"):
+        read_image(data, name="crop 7")
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in (tmp_path / "pipe.jpg", tmp_path):
+        with pytest.raises(Unreadable, match="is not a file"):
+            read_image(name)
+    with pytest.raises(Unreadable, match="nowhere.jpg: not found"):
+        read_image(tmp_path / "nowhere.jpg")
+    (tmp_path / "secret.jpg").write_bytes(picture())
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(Unreadable, match=r"cannot be opened \(Permission denied\)"):
+        read_image(tmp_path / "secret.jpg")
+
+
+def test_limits_are_the_callers(tmp_path):
+    assert read_image(picture(size=(2, 2)), Limits(min_side=1)).size == (2, 2)
+    with pytest.raises(Unreadable, match=r"has more than 100 pixels \(12 x 20\)"):
+        read_image(picture(), Limits(max_pixels=100))
+
+
+@pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"),
+                                        ("PNG", "LA"), ("BMP", "RGB"), ("WEBP", "RGBA")])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_pictures_become_the_pixels_that_the_run_reads(tmp_path, kind, mode, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn  # orientation
+    path = tmp_path / "crop"
+    path.write_bytes(picture(kind, mode=mode, **({} if kind == "BMP" else {"exif": exif})))
+    image, expected = read_image(path), host_image(str(path), format="RGB")
+    assert (np.asarray(image) == np.asarray(expected)).all()
+    assert image.size == ((20, 12) if turn == 6 and kind != "BMP" else (12, 20))
+    transform = build_transforms(read_config(), is_train=False)
+    assert (to_array([image], (48, 24))[0] == transform(expected).numpy()).all()
+
+
+def test_a_broken_exif_block_leaves_the_picture_as_it_is(monkeypatch):
+    def broken(image):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    assert read_image(picture()).size == (12, 20)
+
+
+WITHOUT_TORCH = """
+import sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+sys.modules["torch"] = None
+"""
+
+
+def test_the_portable_part_is_imported_without_torch_and_the_rest_says_what_it_needs():
+    code = WITHOUT_TORCH + """
+import cerberus_plugin.portable
+assert cerberus_plugin.portable.ExportedEncoder and "onnxruntime" not in sys.modules
+try:
+    from cerberus_plugin import CerberusPredictor
+except ImportError as error:
+    print(error)
+try:
+    cerberus_plugin.anything
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "cerberus_plugin.CerberusPredictor needs torch, which is not installed: pip install torch" in done.stdout
+    assert "has no attribute 'anything'" in done.stdout
