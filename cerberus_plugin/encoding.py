@@ -98,6 +98,8 @@ class TorchEncoder:
 def vocabulary_of(predictor: CerberusPredictor, temperatures: Mapping[str, float] | None = None) -> Vocabulary | None:
     """What a run's prototypes know of attributes, without torch; None for models that read attributes otherwise.
 
+    It describes people by the mean over semantic IDs whatever TEST.APS.PARTIAL says: a maximum is no inner product.
+
     Args:
         temperatures: by column, of calibrated probabilities.
     """

@@ -19,6 +19,10 @@ from .vocabulary import Vocabulary
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# From 1.29 on, onnxruntime reports to its makers from the moment it is imported: names and hashes of models and graphs,
+# and an identifier of the machine. A search for people tells nobody, unless its user has set this otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 FORMAT = "1"  # of the metadata; raised where an older reader would misread it
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # fingerprint, dim, groups, metric, size and architecture
@@ -90,6 +94,8 @@ def _session(path: Path, threads: int, providers: Sequence[str] | None):
         import onnxruntime
     except ImportError as error:
         raise ImportError("onnxruntime runs exported models and is not installed: pip install onnxruntime") from error
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+        onnxruntime.disable_telemetry_events()  # where another package has imported it before
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; warnings are about the graph's optimiser
