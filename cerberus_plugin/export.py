@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import keyword
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,11 +179,14 @@ def build(encoder: TorchEncoder) -> ModelProto:
     graph = Graph(encoder.embedder, encoder.vocabulary).eval()
     names = [EMBEDDING] if encoder.vocabulary is None else [EMBEDDING, PROBABILITIES, ANSWERS]
     pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _no_keywords(graph):
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(graph, (pixels,), dynamo=True, input_names=[INPUT], output_names=names,
                                     dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}, verbose=False)
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportMismatch(f"{encoder.predictor.run_folder}: the graph of this model takes batches of "
+                             f"{len(pixels)} images alone; a part of it counts them by len(), not by shape[0]")
     _forget_sources(model)
     onnx.checker.check_model(model)
     onnx.helper.set_model_props(model, {key: value if key == FORMAT_KEY else json.dumps(value)
@@ -310,6 +315,26 @@ def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
         ATTRIBUTES_KEY: [{"name": column.name, "group": column.group, "classes": list(column.classes)}
                          for column in vocabulary.columns],
         VOCABULARY_KEY: vocabulary.to_dict()}
+
+
+@contextmanager
+def _no_keywords(model: nn.Module) -> Iterator[None]:
+    """Parameters with names such as "global" as constants: torch.export writes names into Python that it compiles."""
+    replaced = []
+    for parent in model.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ParameterDict) and any(map(keyword.iskeyword, child)):
+                replaced.append((parent, name, child))
+    try:
+        for parent, name, child in replaced:
+            del parent._modules[name]
+            setattr(parent, name, {key: value.detach() for key, value in child.items()})
+        yield
+    finally:
+        for parent, name, child in replaced:
+            if name in parent.__dict__:
+                delattr(parent, name)
+            parent._modules[name] = child
 
 
 def _forget_sources(model: ModelProto) -> None:

@@ -222,7 +222,8 @@ class CerberusHead(nn.Module):
     @staticmethod
     def _means(global_map: Tensor, local_map: Tensor, strips: Tensor, resizing: Tensor | None) -> tuple[Tensor, Tensor]:
         # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
-        weights = strips.expand(len(local_map), -1, -1) if resizing is None else strips @ resizing  # (B, 3, H)
+        batch = local_map.shape[0]  # len() would fix it in an exported graph
+        weights = strips.expand(batch, -1, -1) if resizing is None else strips @ resizing  # (B, 3, H)
         rows = local_map.mean(dim=3)  # (B, C, H)
         return torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows), global_map.mean(dim=(2, 3))
 
