@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from cerberus_plugin import CerberusPredictor, add_cerberus_config
 from cerberus_plugin.attributes import GROUPS, MARKET1501
@@ -12,6 +13,7 @@ from cerberus_plugin.encoding import Embedder, TorchEncoder, fingerprint_of
 from cerberus_plugin.export import Agreement, ExportMismatch, build, compare, export, main, places_out_of_order
 from cerberus_plugin.portable import ExportedEncoder, read_image
 from cerberus_plugin.portable.exported import ENCODER_KEY, VOCABULARY_KEY
+from cerberus_plugin.portable.images import to_array
 
 import numpy as np
 import onnx
@@ -19,7 +21,6 @@ import pytest
 import torch
 from fastreid.modeling.meta_arch import build_model
 from onnx import numpy_helper
-from PIL import Image
 from test_portable import ROOT, WITHOUT_TORCH
 
 TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
@@ -284,6 +285,43 @@ def test_a_baseline_exports_its_embedding_alone(small_config, images, paths, tmp
     assert outputs["embedding"] == pytest.approx(torch.nn.functional.normalize(embeddings).numpy(), abs=1e-5)
 
 
+class Powers(torch.nn.Module):
+    """As the heads do it: an exponent named by a word of Python's own; `count` says how many images there are."""
+
+    def __init__(self, count) -> None:
+        super().__init__()
+        self.exponents = torch.nn.ParameterDict({"global": torch.nn.Parameter(torch.full((1,), 2.0))})
+        self.count = count
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        rows = batch["images"].flatten(1) ** self.exponents["global"]
+        return rows * torch.ones(1, 1).expand(self.count(rows), -1)
+
+
+@pytest.fixture
+def powers(torch_encoder):
+    def build_with(count):
+        model = Powers(count)
+        return model, build(SimpleNamespace(
+            embedder=Embedder(model, 1, "euclidean"), vocabulary=None, groups=(), metric="euclidean", dim=3 * 48 * 24,
+            fingerprint="0", predictor=torch_encoder.predictor))
+
+    return build_with
+
+
+def test_names_that_python_keeps_for_itself_are_exported_and_given_back(powers, tmp_path, images):
+    model, graph = powers(lambda rows: rows.shape[0])
+    assert isinstance(model.exponents, torch.nn.ParameterDict) and list(model.state_dict()) == ["exponents.global"]
+    onnx.save(graph, tmp_path / "powers.onnx")
+    pixels = to_array(images[:1], (48, 24)).astype(np.float32)
+    assert ExportedEncoder(tmp_path / "powers.onnx").encode(images[:1]) == pytest.approx(pixels.reshape(1, -1) ** 2)
+
+
+def test_a_graph_of_a_fixed_batch_is_refused(powers):
+    with pytest.raises(ExportMismatch, match="takes batches of 2 images alone; a part of it counts them by len"):
+        powers(len)
+
+
 def test_embeddings_compared_by_distance_keep_their_length():
     class Doubling(torch.nn.Module):
         def forward(self, batch):
@@ -327,45 +365,6 @@ def test_misuse_of_the_export_is_named(run, torch_encoder, crops, paths, tmp_pat
     with pytest.raises(ImportError, match="export needs onnxscript: pip install onnxscript"):
         export(run.cfg.OUTPUT_DIR, tmp_path / "model.onnx", crops)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A file that onnxruntime runs, with this metadata."""
-    def write(**metadata) -> Path:
-        pixels = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 3, 4, 2])
-        same = onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.UINT8, ["batch", 3, 4, 2])
-        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["images"], ["embedding"])], "tiny", [pixels],
-                                       [same])
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-        onnx.helper.set_model_props(model, {f"cerberus.{name}": text for name, text in metadata.items()})
-        onnx.save(model, tmp_path / "tiny.onnx")
-        return tmp_path / "tiny.onnx"
-
-    return write
-
-
-def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by python -m cerberus_plugin.export"):
-        ExportedEncoder(tmp_path / "nowhere.onnx")
-    (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match="text.onnx: onnxruntime cannot run it"):
-        ExportedEncoder(tmp_path / "text.onnx")
-    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
-        ExportedEncoder(tmp_path / "any.onnx", batch_size=0)
-    with pytest.raises(ValueError, match="was not exported from a run; make one by"):
-        ExportedEncoder(tiny())
-    with pytest.raises(ValueError, match="has metadata of format 9, not 1"):
-        ExportedEncoder(tiny(format="9"))
-    good = {"fingerprint": "0", "dim": 24, "groups": [], "metric": "cosine", "size": [4, 2], "architecture": "tiny"}
-    assert ExportedEncoder(tiny(format="1", encoder=json.dumps(good))).encode([Image.new("RGB", (9, 9))]).sum() == 0
-    for damaged in ({}, {"encoder": "nothing"}, {"encoder": "[]"}, {"encoder": json.dumps(good | {"size": 4})},
-                    {"encoder": json.dumps(good), "vocabulary": '{"schema": "market1501"}'}):
-        with pytest.raises(ValueError, match="its metadata is damaged .*; export the model again"):
-            ExportedEncoder(tiny(format="1", **damaged))
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match="onnxruntime runs exported models and is not installed: pip install"):
-        ExportedEncoder(tiny())
 
 
 def test_a_predictor_computes_in_float32_when_it_is_to_be_precise(run):
