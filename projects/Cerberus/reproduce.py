@@ -16,6 +16,7 @@ from cerberus_plugin.experiments.figures import __main__ as figures
 from trainings import CONFIGS, HERE, minutes
 
 STUDIES = ("parts", "margins")
+SEEDS = (1, 2, 3)
 OUTPUT = Path("runs/reproduction")
 # Figures of the runs that are there, each of these variants' first seed.
 DRAWN = {"alignment": [("parts", "+ regulariser")], "attention": [("parts", "+ regulariser")],
@@ -26,22 +27,32 @@ DRAWN = {"alignment": [("parts", "+ regulariser")], "attention": [("parts", "+ r
 def main(studies: list[str]) -> None:
     start = time.monotonic()
     demo.draw()
-    shutil.copytree(HERE / "findings", OUTPUT / "findings", dirs_exist_ok=True)  # what was made of these studies
+    copy_findings()
     reproduce.main([*(studies or STUDIES), "--config-file", str(CONFIGS / "Market1501/cerberus_demo.yml"),
-                    "--seeds", "1", "2", "3", "--output", str(OUTPUT),
+                    "--seeds", *map(str, SEEDS), "--output", str(OUTPUT),
                     "SOLVER.MAX_EPOCH", "8", "TEST.EVAL_PERIOD", "8", "TEST.UNTRAINED_FLOOR", "False"])
     for name, variants in DRAWN.items():
-        if all((OUTPUT / f"{study}.json").is_file() for study, _ in variants):
-            figures.main([name, *(folder_of(*variant) for variant in variants), "--output", str(OUTPUT)])
+        folders = [folder_of(*variant) for variant in variants]
+        if all(folders):
+            figures.main([name, *folders, "--output", str(OUTPUT)])
     page.write(OUTPUT)
     print(f"{minutes(start)}. In {OUTPUT}: report.html (open it), report.md, and the runs themselves")
 
 
+def copy_findings() -> None:
+    """What was made of these studies when they were first run; a reader's own texts are left as they are."""
+    (OUTPUT / "findings").mkdir(parents=True, exist_ok=True)
+    for path in (HERE / "findings").glob("*.txt"):
+        if not (OUTPUT / "findings" / path.name).exists():
+            shutil.copy(path, OUTPUT / "findings")
+
+
 def folder_of(study: str, variant: str) -> str:
-    """The run folder of a variant's first seed."""
-    record = json.loads((OUTPUT / f"{study}.json").read_text())
-    row = next(row for row in record["variants"] if row["name"] == variant)
-    return str(OUTPUT / row["runs"][0]["folder"])
+    """The run folder of a variant's first seed; empty where it is not finished."""
+    path = OUTPUT / f"{study}.json"
+    rows = json.loads(path.read_text())["variants"] if path.is_file() else []
+    runs = [run for row in rows if row["name"] == variant for run in row["runs"] if run["seed"] == SEEDS[0]]
+    return str(OUTPUT / runs[0]["folder"]) if runs else ""
 
 
 if __name__ == "__main__":
