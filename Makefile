@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?=
 TORCH ?=
+STUDIES ?=
 RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
 # A few training steps from the command line, then the same figures from the checkpoint alone.
@@ -14,7 +15,8 @@ help:
 	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
 	@echo "make compare  IDE, ARN, APR, BoT and Cerberus trained alike on these people, one table: runs/compare"
 	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
-	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction"
+	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction;"
+	@echo "              STUDIES=\"plus unseen\" for others than parts and margins"
 	@echo "make test     the test suite"
 	@echo "make test-slow  the tests that make test leaves out for time"
 	@echo "make lint     ruff"
@@ -39,7 +41,7 @@ clothes: install
 	$(RUN) projects/Cerberus/clothes.py
 
 reproduce: install
-	$(RUN) projects/Cerberus/reproduce.py
+	$(RUN) projects/Cerberus/reproduce.py $(STUDIES)
 
 test: install
 	$(RUN) -m pytest

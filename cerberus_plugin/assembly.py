@@ -148,7 +148,7 @@ def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> tuple[l
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, but DATASETS.NAMES {data.NAMES} have no "
                          "attributes, so nobody is known to carry a semantic ID; set it to 0, or use "
                          "Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes")
-    seed = data.LEAVE_OUT_SEED if data.LEAVE_OUT_SEED >= 0 else max(cfg.SEED, 0)  # the host's -1 is no seed
+    seed = data.LEAVE_OUT_SEED if data.LEAVE_OUT_SEED >= 0 else cfg.SEED
     keys = {item: known.outfit_of(item[0]) if known.by_outfit else item[1] for item in items}
     labelled = sorted(set(keys.values()))
     left = leave_out(known.annotations[0].schema, torch.stack([known.labels_of(key) for key in labelled]),

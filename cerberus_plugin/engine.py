@@ -215,6 +215,9 @@ def setup(args) -> CfgNode:
 
 def start(cfg: CfgNode, args) -> CfgNode:
     """The host's logging and output folder, and the seed, drawn where there is none; the configuration, frozen."""
+    if cfg.DATASETS.LEAVE_OUT_SIDS and cfg.SEED < 0 and cfg.DATASETS.LEAVE_OUT_SEED < 0:
+        raise SystemExit("DATASETS.LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too: a run that is resumed "
+                         "would leave out others. Set one of them to a number from 0.")
     if cfg.SEED < 0:
         cfg.SEED = int.from_bytes(os.urandom(3), "big")
     cfg.freeze()

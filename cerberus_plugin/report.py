@@ -17,6 +17,8 @@ REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
 KEPT = ("metric", *REID, "APS/mAP", "APS/Rank-1")
+APS_PARTS = {"seen": "seen in training", "unseen": "unseen in training",
+             "unseen semantic ID": "with a semantic ID unseen in training"}
 KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
 
 
@@ -111,9 +113,9 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
     for name, figures in rows:
         lines.append([name, "all", results["APS/queries"], figures.get("APS/mAP"), figures.get("APS/Rank-1"),
                       figures.get("APS/mAP_trapezoid")])
-        for part in ("seen", "unseen"):
-            if f"APS/{part}/mAP" in figures:
-                lines.append([name, f"{part} in training", figures[f"APS/{part}/queries"], figures[f"APS/{part}/mAP"],
+        for part, words in APS_PARTS.items():
+            if figures.get(f"APS/{part}/queries"):
+                lines.append([name, words, figures[f"APS/{part}/queries"], figures[f"APS/{part}/mAP"],
                               figures[f"APS/{part}/Rank-1"], None])
     for key in [key for key in results if key.endswith("/mAP_given")]:
         groups = key.split("/")[1]

@@ -155,7 +155,8 @@ class APSTask:
     """Search by attributes: each category of the test images queries the pool of gallery and query images.
 
     Args:
-        train_labels: int64 (identities, A), to tell categories seen in training from unseen ones; None leaves it out.
+        train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
+            unseen semantic ID, which are the fewest; None leaves it out.
         protocol: "asmr" or "sal".
         groups: partial searches to report beside the full one: names of groups joined by "+".
     """
@@ -176,11 +177,21 @@ class APSTask:
                    "APS/images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
-            for name, chosen in (("seen", seen), ("unseen", ~seen)):
+            unseen_sid = self._with_unseen_sid(labels)
+            for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 figures |= {f"APS/{name}/{key}": value for key, value in _subset(result, chosen).items()}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return figures
+
+    def _with_unseen_sid(self, labels: Tensor) -> Tensor:
+        """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
+        unseen = torch.zeros(len(labels), dtype=torch.bool)
+        for fields in (list(self.reader.schema.group_fields(group)) for group in GROUPS):
+            own, known = labels[:, fields], self.train_labels[:, fields].unique(dim=0)
+            carried = (own[:, None] == known[None]).all(dim=2).any(dim=1)
+            unseen |= ~carried & (own != MISSING).all(dim=1)
+        return unseen
 
     def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
                  pool_categories: Tensor) -> dict[str, float]:

@@ -46,7 +46,7 @@ def study(name: str, variants, **fields) -> dict:
     return {"study": name, "title": f"Study {name}", "question": "Does it help?", "config": "cerberus_R50.yml",
             "command": f"python -m cerberus_plugin.experiments.reproduce {name} --seeds 0 1 2", "seeds": [0, 1, 2],
             "figures": ["mAP", "Rank-1", "PAR/mA_official", "APS/mAP"], "against": "", "hours": 2.5,
-            "variants": variants, "claims": {}, "missing": [], "date": "2026-01-02", **fields}
+            "variants": variants, "claims": {}, "missing": [], "date": "2026-01-02", "refused": "", **fields}
 
 
 def write(folder: Path, *studies: dict, config: dict | None = None) -> Path:

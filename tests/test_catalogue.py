@@ -58,7 +58,7 @@ def test_unseen_semantic_ids_grow_with_and_without_the_regulariser():
     points = [(v.curve, v.x, v.options["DATASETS.LEAVE_OUT_SIDS"]) for v in trained]
     kinds = ("with regulariser", "without regulariser")
     assert points == [(kind, k, k) for kind in kinds for k in (0, 2, 4, 8)] + [
-        ("others left out, as many", k, k) for k in (2, 4, 8)]
+        ("drawn at random, as many", k, k) for k in (2, 4, 8)]
     read = reader(STUDIES["unseen"], DEMO, [])
     assert [read(v, 0).MODEL.CERBERUS.LAMBDA_REG for v in trained] == [0.001] * 4 + [0.0] * 4 + [0.001] * 3
     assert [read(v, 0).DATASETS.LEAVE_OUT_AT_RANDOM for v in trained] == [False] * 8 + [True] * 3

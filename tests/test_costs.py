@@ -45,7 +45,8 @@ def test_neither_prototypes_nor_the_number_of_identities_are_counted():
     assert few == many
 
 
-def test_times_are_of_whole_steps_and_of_images_beside_what_they_hang_on(small_config):
+def test_times_are_of_whole_steps_and_of_images_beside_what_they_hang_on(small_config, monkeypatch):
+    monkeypatch.setattr("cerberus_plugin.acceleration.computes_in_half", lambda device: True)
     cfg = small_config("SOLVER.AUTOCAST", "bfloat16", "TEST.AUTOCAST", "")
     found = times(cfg, warm=0, steps=1)
     measured = {"seconds a training step", "milliseconds a training image", "images a second, extraction"}
@@ -53,5 +54,7 @@ def test_times_are_of_whole_steps_and_of_images_beside_what_they_hang_on(small_c
     assert found["milliseconds a training image"] == pytest.approx(1000 * found["seconds a training step"] / 16)
     assert (found["images a step"], found["images a batch, extraction"]) == (16, cfg.TEST.IMS_PER_BATCH)
     assert (found["precision of a step"], found["precision of extraction"]) == ("bfloat16", "float32")
+    monkeypatch.setattr("cerberus_plugin.acceleration.computes_in_half", lambda device: False)
+    assert times(cfg, warm=0, steps=1)["precision of a step"] == "float32"
     assert "core(s)" in found["machine"]
     assert not Path(cfg.OUTPUT_DIR).exists()  # where a run may lie

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, evaluators, gathered, host
-from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.gathered import Gathered
 from cerberus_plugin.metrics import ranking
 
@@ -76,6 +76,18 @@ def test_par_and_aps_attach_to_any_reader_and_leave_distractors_out():
     assert results["PAR/images"] == 55  # 66 gallery images, 11 of them of identity 0
     assert results["APS/images"] == 75 and results["APS/queries"] == 5
     assert results["APS/seen/queries"] == 5 and results["APS/unseen/queries"] == 0
+
+
+def test_queries_with_a_semantic_id_that_nobody_in_training_carries_are_told_apart():
+    task = APSTask(OwnReader(), random_labels(MARKET1501, 40, seed=9))
+    labels = task.train_labels[:4].clone()
+    head, upper = (list(MARKET1501.group_fields(group)) for group in ("head", "upper"))
+    labels[0, head] = task.train_labels[7, head]  # another person's: an unseen category of seen semantic IDs
+    labels[1, upper] = 1  # every colour at once
+    labels[2, upper[0]] = -1
+    expected = [any(not (task.train_labels[:, fields] == row[fields]).all(dim=1).any() and (row[fields] != -1).all()
+                    for fields in (list(MARKET1501.group_fields(group)) for group in GROUPS)) for row in labels]
+    assert task._with_unseen_sid(labels).tolist() == expected == [False, True, False, False]
 
 
 def test_the_majority_answer_of_training_is_the_floor_of_recognition():

@@ -3,7 +3,7 @@
 from cerberus_plugin.assembly import build_train_set, load_model, reader_of
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.data.left_out import leave_out
-from cerberus_plugin.engine import evaluate
+from cerberus_plugin.engine import evaluate, start
 from cerberus_plugin.manifest.making import of_training
 from cerberus_plugin.report import read_results
 
@@ -64,6 +64,12 @@ def test_several_seeds_of_training_are_several_draws(small_config):
                                           "SEED", seed)).without["semantic IDs"]
              for seed in (1, 2, 3)]
     assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_a_draw_by_a_seed_that_is_drawn_itself_is_refused(small_config):
+    cfg = small_config("DATASETS.LEAVE_OUT_SIDS", 1, "DATASETS.LEAVE_OUT_SEED", -1, "SEED", -1)
+    with pytest.raises(SystemExit, match="LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too"):
+        start(cfg, None)
 
 
 def test_as_many_people_at_random_are_left_out_in_place_of_the_carriers(small_config, log):

@@ -234,6 +234,13 @@ def test_runs_of_different_rules_get_no_table_but_a_reason_that_names_them(tmp_p
     assert page.claims([page.section(found)])[0] == []
 
 
+def test_a_record_that_was_never_checked_is_not_shown(tmp_path):
+    record = parts()
+    del record["refused"]
+    assert "did not check whether its runs were tested alike; run the study's command again" in read(
+        tmp_path, record).refused
+
+
 def test_what_a_person_has_written_of_a_study_stands_above_its_table(tmp_path):
     (tmp_path / "findings").mkdir()
     (tmp_path / "findings" / "parts.txt").write_text("Crops *nothing* &\nso helps nobody.\n\nSecond.\n")

@@ -206,6 +206,18 @@ def test_seeds_that_were_trained_before_stay_in_the_record(ablation):
     assert [[each["seed"] for each in row["runs"]] for row in again["variants"]] == [[1, 2]] * 3
 
 
+def test_a_seed_that_only_some_variants_have_is_left_out_of_the_record(ablation):
+    output, *_ = ablation
+    alone = dataclasses.replace(PARTS, variants=(LAST, Variant("other", {"MODEL.CERBERUS.SIGMA": 3.0})))
+    assert study._other_seeds(PARTS, read, (1,), output) and not study._other_seeds(alone, read, (1,), output)
+
+
+def test_of_a_finished_run_the_last_checkpoint_stays_alone(ablation):
+    output, found, _ = ablation
+    assert {path.name for path in (output / found["variants"][0]["runs"][0]["folder"]).glob("*.pth")} == {
+        "model_final.pth"}
+
+
 def test_weights_that_were_trained_anew_are_evaluated_anew(ablation):
     output, found, _ = ablation
     folder = output / found["variants"][1]["runs"][0]["folder"]

@@ -14,7 +14,7 @@ from fastreid.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import machine
+from .. import acceleration, machine
 from ..attributes import MARKET1501, MISSING, SIDTable
 from ..engine import CerberusTrainer
 
@@ -66,8 +66,10 @@ def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float
         found = _times(_in(folder, cfg), warm, steps)
     gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
     hardware = machine.hardware(cfg.MODEL.DEVICE)
-    trained = "float16" if cfg.SOLVER.AMP.ENABLED else cfg.SOLVER.AUTOCAST or "float32"
-    return found | {"precision of a step": trained, "precision of extraction": cfg.TEST.AUTOCAST or "float32",
+    half = acceleration.computes_in_half(torch.device(cfg.MODEL.DEVICE))
+    trained, extracted = (named if half and named else "float32" for named in (cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST))
+    return found | {"precision of a step": "float16" if cfg.SOLVER.AMP.ENABLED else trained,
+                    "precision of extraction": extracted,
                     "machine": hardware.get("gpu") or f"{hardware['processor']}, {hardware['cores']} core(s)"}
 
 

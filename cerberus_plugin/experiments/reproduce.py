@@ -6,7 +6,7 @@
     python -m cerberus_plugin.experiments.reproduce --list
 
 KEY VALUE at the end is for every run, so that all have one budget. Several GPUs may share the work: start it on each
-with some of --seeds; the record has the seeds of all that are finished by then.
+with some of --seeds; the record has every seed with which all variants are finished.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def table(found: Mapping, test: str) -> str:
 
 
 def costs_table(found: Mapping) -> str:
-    rows = [[row["name"], *(f"{row['costs'][key]:,.3f}".rstrip("0").rstrip(".") for key in COSTS)]
+    rows = [[row["name"], *(f"{row['costs'][key]:,.3f}".rstrip("0").rstrip(".") if key in row["costs"] else ""
+                            for key in COSTS)]
             for row in found["variants"] if "costs" in row]
     return tabulate(rows, ["", *COSTS.values()], disable_numparse=True,
                     colalign=("left", *["right"] * len(COSTS))) if rows else ""
@@ -140,7 +141,8 @@ def _circumstances(found: Mapping) -> str:
     runs = [each for row in found["variants"] for each in row["runs"]]
     epochs = sorted({str(each["training"]["epochs"]) for each in runs if each["training"]})
     sizes = sorted({"x".join(map(str, each["image size"])) for each in runs})
-    machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs})
+    machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs
+                       if each["hardware"]})
     return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}; what "
             "differs from published figures is on the page.") if runs else ""
 

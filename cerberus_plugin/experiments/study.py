@@ -29,6 +29,7 @@ logger = logging.getLogger("fastreid.cerberus")
 
 RUNS = "runs"
 COSTS_FILE = "costs.json"
+WEIGHTS = "model_final.pth"
 COPIED = ("protocol", "training", "hardware", "versions", "model", "image size", "weights", "manifest")
 
 
@@ -113,9 +114,9 @@ class Run:
     @property
     def finished(self) -> bool:
         """An evaluation is no longer one of its source's weights where these were trained anew."""
-        if not is_finished(self.cfg):
-            return False
-        return self.source is None or (self.source.finished and _evaluated(self) == _evaluated(self.source))
+        if not is_finished(self.cfg) or self.source is None:
+            return is_finished(self.cfg)
+        return self.source.finished and _evaluated(self.source) in (None, _evaluated(self))
 
 
 def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path) -> list[Run]:
@@ -146,11 +147,10 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
     for each in planned:  # before hours of training, not after
         if each.source is None:
             check_same_run(each.cfg)
-    check_same_images([each.cfg for each in planned])
-    before = [each for each in plan(study, read, _earlier_seeds(output, seeds), output) if each.finished]
+    check_same_images([each.cfg for each in planned + _other_seeds(study, read, seeds, output)])
     waiting, took = len({each.cfg.OUTPUT_DIR for each in planned if not each.finished}), []
     logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them to do")
-    found = record(study, planned + before, output, command, config)
+    found = record(study, planned, output, command, config)
     for place, each in enumerate(planned, start=1):
         said, begun = "finished before", time.monotonic()
         if not each.finished:
@@ -160,7 +160,8 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
             said = f"{took[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
         if measure is not None and each.source is None and not _costs_path(each).is_file():
             report.write_json(str(_costs_path(each)), measure(each.cfg))
-        found = record(study, planned + before, output, command, config)
+        # Another process may have finished its seeds by now.
+        found = record(study, planned + _other_seeds(study, read, seeds, output), output, command, config)
         report.write_json(os.path.join(output, f"{study.name}.json"), found)
         logger.info(f"{study.name}, {each.variant.name}, seed {each.seed}, run {place} of {len(planned)}: {said}")
     return found
@@ -245,7 +246,7 @@ def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
     source = next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
     cfg = run.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = os.path.join(source.cfg.OUTPUT_DIR, "model_final.pth")
+    cfg.MODEL.WEIGHTS = os.path.join(source.cfg.OUTPUT_DIR, WEIGHTS)
     cfg.freeze()
     return Run(run.variant, run.seed, cfg, run.sha256, source)
 
@@ -255,10 +256,15 @@ def _evaluated(run: Run) -> str | None:
     return (report.read_results(run.cfg.OUTPUT_DIR).get("manifest") or {}).get("checkpoint sha256")
 
 
-def _earlier_seeds(output: str | Path, seeds: Sequence[int]) -> list[int]:
-    """Seeds that runs in a folder have, other than these."""
-    found = {int(path.name.removeprefix("seed_")) for path in (Path(output) / RUNS).glob("*/seed_*")}
-    return sorted(found - set(seeds))
+def _other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int],
+                 output: str | Path) -> list[Run]:
+    """Runs of other seeds that are finished for every variant, so that all means are over the same seeds."""
+    names = {path.name.removeprefix("seed_") for path in (Path(output) / RUNS).glob("*/seed_*")}
+    found = []
+    for seed in sorted({int(name) for name in names if name.isdigit()} - set(seeds)):
+        runs = plan(study, read, [seed], output)
+        found += runs if all(each.finished for each in runs) else []
+    return found
 
 
 def _finish(run: Run) -> None:
@@ -268,6 +274,14 @@ def _finish(run: Run) -> None:
         engine.evaluate(run.cfg)
     else:
         train_once(run.cfg)
+        _keep_last_checkpoint(Path(run.cfg.OUTPUT_DIR))
+
+
+def _keep_last_checkpoint(folder: Path) -> None:
+    """Of a finished run: those of a study's epochs would fill a disk."""
+    for path in folder.glob("model_*.pth"):
+        if path.name != WEIGHTS:
+            path.unlink()
 
 
 def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+UNCHECKED = ("this record is of a version that did not check whether its runs were tested alike; run the study's "
+             "command again, which repeats no finished run")
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
@@ -206,7 +208,8 @@ def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
         figures=list(map(str, _take(record, "figures", list, "the study", []))), variants=variants,
         claims={_data(name): list(map(str, sentences))
                 for name, sentences in _take(record, "claims", dict, "the study", {}).items()},
-        missing=list(map(in_words, _take(record, "missing", list, "the study", []))), refused=text("refused"),
+        missing=list(map(in_words, _take(record, "missing", list, "the study", []))),
+        refused=text("refused") if "refused" in record else UNCHECKED,
         findings=_findings(folder.path / "findings" / f"{file.stem}.txt"))
 
 
