@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Store:
     def reload(self) -> None:
         """Take notice of what another process has written."""
         with self._lock:
+            self._version = self._base.execute("PRAGMA data_version").fetchone()[0]
             found = self._base.execute("SELECT id, part, place FROM rows ORDER BY part, place")
             table = np.fromiter(found, dtype=[("id", np.int64), ("part", np.int32), ("place", np.int32)])
             self.ids, self._parts, self._places = (np.ascontiguousarray(table[name]) for name in table.dtype.names)
@@ -81,6 +82,10 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def changed_meanwhile(self) -> bool:
+        """Whether another process has written since `reload`."""
+        return self._version != self._base.execute("PRAGMA data_version").fetchone()[0]
 
     # What is known by path.
 
@@ -100,9 +105,9 @@ class Store:
         rows = []
         with self._lock:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
-                path, *named = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
-                                                  (int(i),)).fetchone()
-                rows.append(Row(path, Named(*named), self._attributes(part, place)))
+                found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?", (int(i),))
+                for path, *named in found.fetchall() or self._gone(i):
+                    rows.append(Row(path, Named(*named), self._attributes(part, place)))
         return rows
 
     def _attributes(self, part: int, place: int) -> dict[str, Answer]:
@@ -152,9 +157,12 @@ class Store:
         at = np.searchsorted(self.ids, wanted, sorter=self._by_id)
         rows = self._by_id[np.minimum(at, len(self) - 1)] if len(self) else np.zeros(len(wanted), dtype=np.int64)
         if len(wanted) and not (len(self) and (self.ids[rows] == wanted).all()):
-            raise KeyError(f"{self.folder}: holds no row of some of the ids {wanted[:5].tolist()}; it was changed "
-                           "meanwhile, open it again")
+            self._gone(int(wanted[0]))
         return self._parts[rows], self._places[rows]
+
+    def _gone(self, row: int) -> NoReturn:
+        raise KeyError(f"{self.folder}: row {row} or one asked for with it is gone, the index was changed meanwhile; "
+                       "search again")
 
     def _path(self, part: int, what: str) -> Path:
         return self.folder / "parts" / f"{part:06d}.{what}.npy"

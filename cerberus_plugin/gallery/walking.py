@@ -1,4 +1,4 @@
-"""Pictures of a folder tree: which are new, changed or gone, and what their names tell about person, camera and time."""
+"""Pictures of a folder tree: which are new, changed or gone, and what names tell about person, camera and time."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Naming:
             raise ValueError(f"name pattern '{pattern}': not a regular expression ({error})") from error
         groups = set(self._expressions[0].groupindex)
         if not groups or not groups <= set(NAME_GROUPS):
-            raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, expected "
-                             f"one or more of {', '.join(NAME_GROUPS)}, such as (?P<camera>\\d+)")
+            raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, "
+                             f"expected one or more of {', '.join(NAME_GROUPS)}, such as (?P<camera>\\d+)")
 
     def read(self, path: str) -> Named:
         for expression in self._expressions:

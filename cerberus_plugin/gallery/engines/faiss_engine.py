@@ -117,6 +117,6 @@ class FaissEngine:
         if self.path is None or self.exact:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         faiss.write_index(self._index, str(temporary))
         os.replace(temporary, self.path)
