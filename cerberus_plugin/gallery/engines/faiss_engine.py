@@ -56,7 +56,7 @@ class FaissEngine:
         import faiss
 
         try:
-            index = faiss.downcast_index(faiss.read_index(str(self.path)))
+            index = faiss.read_index(str(self.path))
         except RuntimeError as error:
             raise ValueError(f"{self.path}: cannot be read by FAISS; delete it, it will be made anew") from error
         if index.d != self.dim or not isinstance(index, faiss.IndexIDMap2):

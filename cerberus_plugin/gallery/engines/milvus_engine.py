@@ -27,12 +27,13 @@ class MilvusEngine:
         kind: an index type of Milvus. "FLAT" compares with all rows; a cluster of many machines will want "HNSW" or
             "DISKANN", whose recall is below one.
         token: "user:password" or an API key, where the cluster asks for one.
+        timeout: seconds that an answer is waited for.
     """
 
     wants_training = 0
 
     def __init__(self, address: str, collection: str, dim: int, metric: str = "cosine", kind: str = "FLAT",
-                 token: str = "") -> None:
+                 token: str = "", timeout: float = 30.0) -> None:
         check_metric(metric)
         try:
             from pymilvus import MilvusClient
@@ -44,7 +45,7 @@ class MilvusEngine:
         self.address, self.collection, self.dim, self.metric, self.kind = address, collection, dim, metric, kind
         self.exact = kind in EXACT_KINDS
         try:
-            self._client = MilvusClient(address, token=token)
+            self._client = MilvusClient(address, token=token, timeout=timeout)
         except MilvusException as error:
             raise ConnectionError(f"{address}: Milvus does not answer there ({error.message}); start it, or give the "
                                   "path of a file for a gallery on this machine") from error
