@@ -39,7 +39,7 @@ class MilvusEngine:
             from pymilvus import MilvusClient
             from pymilvus.exceptions import MilvusException
         except ImportError as error:
-            raise ImportError("Milvus: pymilvus is not installed; pip install 'pymilvus[milvus-lite]'") from error
+            raise ImportError("Milvus: pymilvus is not installed; pip install pymilvus milvus-lite") from error
         if "://" not in address and not Path(address).absolute().parent.is_dir():
             raise FileNotFoundError(f"{Path(address).parent}: no such folder; Milvus keeps {Path(address).name} there")
         self.address, self.collection, self.dim, self.metric, self.kind = address, collection, dim, metric, kind
