@@ -2,7 +2,9 @@
 
 import ast
 import json
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Query, files
@@ -165,6 +167,26 @@ def test_what_was_embedded_is_kept_when_the_encoder_fails(tmp_path, crops):
     assert len(build(tmp_path, encoder)) == 20 and encoder.count == 8
 
 
+def test_a_process_that_is_killed_leaves_an_index_to_go_on_with(tmp_path, crops):
+    class Deadly(BandEncoder):
+        def encode(self, images):
+            if self.count == 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode(images)
+
+    process = multiprocessing.get_context("fork").Process(target=build, args=(tmp_path, Deadly()))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    encoder = BandEncoder()
+    assert len(build(tmp_path, encoder)) == 20 and encoder.count == 12
+
+
+def test_a_bar_shows_how_many_pictures_are_done(tmp_path, crops, capsys):
+    build(tmp_path, BandEncoder(), pace=Pace())
+    assert "indexing: 100%" in (shown := capsys.readouterr().err) and "20/20" in shown and "pictures/s" in shown
+
+
 def test_an_update_follows_the_folder(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     before = stored(index)
@@ -288,6 +310,15 @@ def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_p
     path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
     with pytest.raises(ValueError, match="its format is 0, this program reads 1"):
         GalleryIndex.open(tmp_path / "index")
+
+
+def test_a_folder_that_has_lost_all_its_pictures_does_not_empty_the_index(tmp_path, crops):
+    index = build(tmp_path, BandEncoder())
+    for path in crops:
+        path.unlink()
+    with pytest.raises(ValueError, match="holds none of the 20 pictures of .*index; see that its disk is there"):
+        index.update(BandEncoder())
+    assert len(GalleryIndex.open(tmp_path / "index")) == 20
 
 
 def test_two_processes_do_not_write_one_index(tmp_path, crops):

@@ -12,6 +12,7 @@ An index is a folder:
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ class GalleryIndex:
         self._vocabulary = vocabulary
         self._engine: Engine | None = None
         self.summary: Summary | None = None
+        self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
     def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None,
@@ -180,20 +182,22 @@ class GalleryIndex:
         """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
         self.check(encoder)
         with files.only_writer(self.folder):
-            self.store.reload()
+            self._reload()
             self.store.sweep()
             self._take_vocabulary(encoder.vocabulary)
-            changes = compare(_storable(walk(self.images)), self.store.known())
+            known = self.store.known()
+            changes = compare(_storable(walk(self.images)), known)
+            if known and len(changes.deleted) == len(known) and not changes.new:
+                raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
+                                 "its disk is there. If they are deleted indeed, delete the index.")
             self.store.forget(changes.deleted)
             try:
                 unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
                                   Naming(self._record["name_pattern"]), pace or Pace(), read or picture_reader())
             finally:
-                self.store.reload()
+                self._reload()
                 lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
                 files.write_lines(self.folder / UNREADABLE, lines)
-        if self._engine is not None:
-            synchronise(self._engine, self.store)
         self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
         return self.summary
 
@@ -201,7 +205,7 @@ class GalleryIndex:
         """Recognise again what another vocabulary has, such as that of the model before its calibration."""
         self._vocabulary = vocabulary
         if vocabulary is not None:
-            record = vocabulary.to_dict()
+            record = json.loads(json.dumps(vocabulary.to_dict()))
             if record != self._record["vocabulary"]:
                 self._write_record(vocabulary=record)
             self.store.recognise_again(vocabulary.recognise, mark_of(vocabulary))
@@ -209,23 +213,29 @@ class GalleryIndex:
     def compact(self, part_rows: int = Pace.part_rows) -> None:
         """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
         with files.only_writer(self.folder):
-            self.store.reload()
+            self._reload()
             self.store.compact(part_rows)
-            self.store.reload()
+            self._reload()
 
     # Search.
 
     def use(self, engine: Engine) -> None:
         """Search by this engine, brought up to date."""
-        synchronise(engine, self.store)
-        self._engine = engine
+        with self._lock:
+            synchronise(engine, self.store)
+            self._engine = engine
+
+    def _reload(self) -> None:
+        """Take notice of what was written; the engine too."""
+        with self._lock:
+            self.store.reload()
+            if self._engine is not None:
+                synchronise(self._engine, self.store)
 
     def _catch_up(self) -> Engine:
         """The engine, with what another process has written meanwhile."""
         if self.store.changed_meanwhile():
-            self.store.reload()
-            if self._engine is not None:
-                synchronise(self._engine, self.store)
+            self._reload()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
@@ -246,7 +256,7 @@ class GalleryIndex:
         exact = FaissEngine(self.shape.dim, "exact", self.shape.metric)
         synchronise(exact, self.store)
         ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
-        return recall(engine, exact, self.store.embeddings(ids), k)
+        return recall(engine, exact, self.store.embeddings(ids), k, own=ids)
 
     def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
         """The pictures that fit best, best first; fewer than `top` where the index or the filter leaves fewer."""
@@ -256,8 +266,13 @@ class GalleryIndex:
                     prefilter: Prefilter | None = None) -> list[list[Hit]]:
         """`search` for many queries, in one pass over the gallery where there is no filter.
 
-        Hits have their scores from the stored embeddings: a compressed engine decides only what is looked at.
+        Hits have their scores from the stored embeddings: a compressed engine decides only what is looked at. Threads
+        that share an index wait for each other.
         """
+        with self._lock:
+            return self._search(queries, top, prefilter)
+
+    def _search(self, queries: Sequence[Query], top: int, prefilter: Prefilter | None) -> list[list[Hit]]:
         if top < 1:
             raise ValueError(f"search: {top} hits are asked for, expected at least 1")
         engine = self._catch_up()
@@ -284,7 +299,7 @@ class GalleryIndex:
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, row.attributes, *row.named)
-                for i, row in zip(best, self.store.rows(ids[best]))]
+                for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
 
 
 def _storable(pictures):

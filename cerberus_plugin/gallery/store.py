@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Store:
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._lock = threading.RLock()
         path = folder / "rows.sqlite"
-        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
         if not self._base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             self._base.executescript(f"BEGIN; {TABLES} COMMIT;")
         self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
@@ -79,6 +79,7 @@ class Store:
             self.columns = tuple(name for name, in self._base.execute("SELECT name FROM columns ORDER BY number"))
             self._words = [word for word, in self._base.execute("SELECT word FROM words ORDER BY code")]
             self._maps.clear()
+            self._answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,15 +100,15 @@ class Store:
         """Paths and reasons of the pictures that could not be read, by path."""
         return self._base.execute("SELECT path, reason FROM unreadable ORDER BY path").fetchall()
 
-    def rows(self, ids: Sequence[int]) -> list[Row]:
-        """What is known of these rows, in their order."""
+    def rows(self, ids: Sequence[int]) -> list[Row | None]:
+        """What is known of these rows, in their order; None for one that was deleted since `reload`."""
         parts, places = self._where(ids)
         rows = []
         with self._lock:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
-                found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?", (int(i),))
-                for path, *named in found.fetchall() or self._gone(i):
-                    rows.append(Row(path, Named(*named), self._attributes(part, place)))
+                found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
+                                           (int(i),)).fetchone()
+                rows.append(found and Row(found[0], Named(*found[1:]), self._attributes(part, place)))
         return rows
 
     def _attributes(self, part: int, place: int) -> dict[str, Answer]:
@@ -131,25 +132,31 @@ class Store:
     def pieces(self, ids: np.ndarray | None = None, most: int = 8192) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and embeddings, float32 (n, E), of the rows or some of them, as they lie in the files."""
         chosen = np.arange(len(self)) if ids is None else np.flatnonzero(np.isin(self.ids, ids))
-        for part in np.unique(self._parts[chosen]):
-            own = chosen[self._parts[chosen] == part]
+        for own in self._by_part(chosen):
+            stored = self._map(self._parts[own[0]], "embeddings")
             for first in range(0, len(own), most):
                 rows = own[first:first + most]
-                yield self.ids[rows], self._map(part, "embeddings")[self._places[rows]].astype(np.float32)
+                yield self.ids[rows], stored[self._places[rows]].astype(np.float32)
 
     def answers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Codes of words, int16 (N,), and probabilities, float32 (N,), of one column, in the order of `ids`."""
-        m = self.columns.index(column)
-        codes, probabilities = np.empty(len(self), np.int16), np.empty(len(self), np.float32)
-        for part in np.unique(self._parts):
-            own = self._parts == part
-            answers, places = self._map(part, "answers"), self._places[own]
-            codes[own], probabilities[own] = answers["word"][places, m], answers["probability"][places, m]
-        return codes, probabilities
+        with self._lock:
+            if column not in self._answers:
+                m = self.columns.index(column)
+                codes, probabilities = np.empty(len(self), np.int16), np.empty(len(self), np.float32)
+                for own in self._by_part(np.arange(len(self))):
+                    answers, places = self._map(self._parts[own[0]], "answers"), self._places[own]
+                    codes[own], probabilities[own] = answers["word"][places, m], answers["probability"][places, m]
+                self._answers[column] = codes, probabilities
+            return self._answers[column]
 
     def codes(self, words: Sequence[str]) -> list[int]:
         """Codes of those words that some picture was recognised as."""
         return [self._words.index(word) for word in words if word in self._words]
+
+    def _by_part(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Rising positions in `ids`, cut where another part begins."""
+        return np.split(positions, np.flatnonzero(np.diff(self._parts[positions])) + 1) if len(positions) else []
 
     def _where(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Part and place of each id, int64 (n,) each."""
@@ -157,12 +164,9 @@ class Store:
         at = np.searchsorted(self.ids, wanted, sorter=self._by_id)
         rows = self._by_id[np.minimum(at, len(self) - 1)] if len(self) else np.zeros(len(wanted), dtype=np.int64)
         if len(wanted) and not (len(self) and (self.ids[rows] == wanted).all()):
-            self._gone(int(wanted[0]))
+            raise KeyError(f"{self.folder}: row {wanted[0]} or one asked for with it is gone, the index was changed "
+                           "meanwhile; search again")
         return self._parts[rows], self._places[rows]
-
-    def _gone(self, row: int) -> NoReturn:
-        raise KeyError(f"{self.folder}: row {row} or one asked for with it is gone, the index was changed meanwhile; "
-                       "search again")
 
     def _path(self, part: int, what: str) -> Path:
         return self.folder / "parts" / f"{part:06d}.{what}.npy"

@@ -75,10 +75,17 @@ def synchronise(engine: Engine, rows: Rows) -> bool:
     return changed
 
 
-def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10) -> float:
-    """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k."""
-    found, wanted = engine.search(queries, k)[1], exact.search(queries, k)[1]
-    shares = [np.isin(own, right[right >= 0]).sum() / max(1, (right >= 0).sum()) for own, right in zip(found, wanted)]
+def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
+    """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k.
+
+    Args:
+        own: int64 (Q,), the row of each query where it is one itself; that does not count, since any engine finds it.
+    """
+    own = np.full(len(queries), -1) if own is None else own
+    shares = []
+    for query, found, wanted in zip(own, engine.search(queries, k + 1)[1], exact.search(queries, k + 1)[1]):
+        wanted = wanted[(wanted >= 0) & (wanted != query)][:k]
+        shares.append(np.isin(wanted, found[found != query][:k]).sum() / max(1, len(wanted)))
     return float(np.mean(shares))
 
 

@@ -1,4 +1,4 @@
-"""Search by Milvus: a path is a gallery in a file beside this process (Milvus Lite), an address one on a cluster."""
+"""Search by Milvus: a path is a gallery kept beside this process (Milvus Lite), an address one on a cluster."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EXACT_KINDS = ("FLAT",)
 
 
 class MilvusEngine:
-    """`Engine` on a collection of Milvus; the same calls for a file and for a cluster.
+    """`Engine` on a collection of Milvus; the same calls for a path and for a cluster.
 
     Args:
-        address: "gallery.db", a path in a folder that exists, or "http://host:19530".
+        address: "gallery.db", a path in a folder that exists (one process at a time), or "http://host:19530".
         collection: its name; made where there is none.
         dim: E.
         metric: see `FaissEngine`.
