@@ -119,6 +119,17 @@ def test_weights_shift_the_ranking_as_by_hand(many):
     assert numbers(hits) == np.argsort(-expected).tolist()
 
 
+def test_blocks_of_unit_length_are_compared_by_cosine_whatever_the_run_was_tested_by(many, tmp_path):
+    class ByDistance(BandEncoder):
+        metric = "euclidean"
+
+    index, rows = many
+    draw_many(tmp_path / "crops", 60)
+    query = Query(rows[8].reshape(-1), leave_out=["head"])
+    expected = [(hit.score, hit.similarities) for hit in index.search(query)]
+    assert [(hit.score, hit.similarities) for hit in make(tmp_path, ByDistance()).search(query)] == expected
+
+
 def test_this_person_but_without_the_backpack(tmp_path):
     wanted = draw(tmp_path / "crops/same_without.png", RED, GREEN, BLUE, RED, GREEN)
     same = draw(tmp_path / "crops/same_with.png", RED, GREEN, BLUE, RED, BLUE)

@@ -69,7 +69,7 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
 
     What was embedded is kept whatever ends this, but for a kill, which costs the part in making.
     """
-    shape, mark = Shape(tuple(encoder.groups), encoder.dim, encoder.metric), mark_of(encoder.vocabulary)
+    shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
     with bar, contextlib.closing(_batches(folder, pictures, pace, read)) as batches:

@@ -126,11 +126,12 @@ class GalleryIndex:
         if not images.is_dir():
             raise FileNotFoundError(f"{images}: no such folder of pictures")
         folder.mkdir(parents=True, exist_ok=True)
-        Store(folder, encoder.dim, dtype).close()
+        shape = Shape.of(encoder)
+        Store(folder, shape.dim, dtype).close()
         files.write_json(folder / RECORD, {
             "format": FORMAT, "id": uuid.uuid4().hex[:12], "fingerprint": encoder.fingerprint, "images": str(images),
-            "name_pattern": naming.pattern, "dim": encoder.dim, "groups": list(encoder.groups),
-            "metric": encoder.metric, "dtype": dtype,
+            "name_pattern": naming.pattern, "dim": shape.dim, "groups": list(shape.groups), "metric": shape.metric,
+            "dtype": dtype,
             "vocabulary": None if encoder.vocabulary is None else encoder.vocabulary.to_dict()})
 
     def _write_record(self, **changes) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from .store import Answer, Store
 
 if TYPE_CHECKING:
+    from ..portable.encoder import Encoder
     from ..portable.vocabulary import Vocabulary
 
 
@@ -85,6 +86,11 @@ class Shape(NamedTuple):
     groups: tuple[str, ...]
     dim: int
     metric: str
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Shape:
+        """That of an encoder; blocks of unit length rank by distance as they do by cosine, so that one way does."""
+        return cls(tuple(encoder.groups), encoder.dim, "cosine" if encoder.groups else encoder.metric)
 
 
 def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
