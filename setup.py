@@ -27,7 +27,7 @@ INSTALL_REQUIRES = [
     "termcolor>=2",  # imported by the host's logger
     "tensorboard>=2.10",  # imported by the host's optimisers
     "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve, t-SNE
-    "faiss-cpu>=1.7.4,<2",  # imported by the host's distances; re-ranking
+    "faiss-cpu>=1.7.4,<2",  # imported by the host's distances; re-ranking; searches galleries
 ]
 
 EXPORT = [
@@ -36,10 +36,14 @@ EXPORT = [
     "onnxruntime>=1.18,<2",  # runs exported models; all that a machine without torch needs beside numpy and Pillow
 ]
 
+# Galleries that outgrow a machine, on a cluster; milvus-lite is the same engine in a file, which the tests search.
+MILVUS = ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4; sys_platform != 'win32'"]
+
 EXTRAS_REQUIRE = {
-    "export": EXPORT,
-    "dev": [*EXPORT, "pytest>=8,<10", "ruff>=0.6",
+    "dev": [*EXPORT, *MILVUS, "pytest>=8,<10", "ruff>=0.6",
             "playwright>=1.40,<2"],  # clicks through the report in the browser that is installed, if one is
+    "export": EXPORT,
+    "milvus": MILVUS,
     "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
 }
 

@@ -16,7 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("runs/benchmarks")
 PICTURES = ("curves", "scaling")
-NAMES = ("training", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling")
+NAMES = ("training", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
+         "gallery", "indexing")
 
 
 def main() -> int:

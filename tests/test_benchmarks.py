@@ -18,6 +18,8 @@ TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
 @pytest.mark.parametrize(("name", "options", "figure"), [
     pytest.param("losses", [*TINY, "--iterations", "2"], "added_percent", marks=pytest.mark.slow),
     ("ranking", ["--queries", "40", "--gallery", "400", "--repeats", "1"], "host_over_ours_per_query"),
+    ("gallery", ["--rows", "600", "--size", "80", "--queries", "5"], "largest_loss_of_exact_ways"),
+    ("indexing", ["--images", "8", "--batch", "4", "--rounds", "1"], "index_of_alone"),
 ])
 def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, name, options, figure):
     path = tmp_path / "figures.json"

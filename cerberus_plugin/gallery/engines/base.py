@@ -1,0 +1,100 @@
+"""What a search engine is, and what goes for any: bringing it up to date with an index, and its recall.
+
+Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+METRICS = ("cosine", "euclidean")
+
+
+class Engine(Protocol):
+    """The nearest rows of a query, by inner product or by distance; rows are known by their ids.
+
+    Attributes:
+        exact: whether it compares with the embeddings themselves, so that it finds what comparing all would find.
+        wants_training: rows it wants to see before the first `add`; 0 where it needs none, or has had them.
+    """
+
+    exact: bool
+    wants_training: int
+
+    def train(self, rows: np.ndarray) -> None:
+        """Learn how to compress from some rows, float32 (n, E)."""
+
+    def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Take rows, float32 (n, E), under new ids, int64 (n,)."""
+
+    def remove(self, ids: np.ndarray) -> None:
+        """Forget the rows of these ids."""
+
+    def ids(self) -> np.ndarray:
+        """The ids it holds, int64 (N,), in any order."""
+
+    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest k rows of queries, float32 (Q, E), or of those among these ids, int64.
+
+        Returns:
+            scores: float32 (Q, k), higher is nearer: the inner product, or minus the squared distance.
+            ids: int64 (Q, k), -1 with a score of minus infinity where there are fewer than k rows.
+        """
+
+    def save(self) -> None:
+        """Keep what it holds for the next process, where it has a place for it."""
+
+
+class Rows(Protocol):
+    """Where the embeddings lie, `Store`."""
+
+    ids: np.ndarray
+
+    def pieces(self, ids: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+
+    def embeddings(self, ids: np.ndarray) -> np.ndarray: ...
+
+
+def synchronise(engine: Engine, rows: Rows) -> bool:
+    """Give an engine the rows that it lacks and take those that are gone; whether there were any."""
+    held = engine.ids()
+    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
+    if len(missing) and engine.wants_training:
+        spread = np.random.default_rng(0).permutation(len(rows.ids))[:engine.wants_training]
+        engine.train(rows.embeddings(rows.ids[np.sort(spread)]))
+    if len(gone):
+        engine.remove(gone)
+    for ids, piece in rows.pieces(missing if len(held) else None):
+        engine.add(ids, piece)
+    changed = len(gone) + len(missing) > 0
+    if changed:
+        engine.save()
+    return changed
+
+
+def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
+    """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k.
+
+    Args:
+        own: int64 (Q,), the row of each query where it is one itself; that does not count, since any engine finds it.
+    """
+    own = np.full(len(queries), -1) if own is None else own
+    shares = []
+    for query, found, wanted in zip(own, engine.search(queries, k + 1)[1], exact.search(queries, k + 1)[1]):
+        wanted = wanted[(wanted >= 0) & (wanted != query)][:k]
+        shares.append(np.isin(wanted, found[found != query][:k]).sum() / max(1, len(wanted)))
+    return float(np.mean(shares))
+
+
+def padded(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fill hits up to k columns with rows that are none."""
+    missing = ((0, 0), (0, k - ids.shape[1]))
+    return np.pad(scores, missing, constant_values=-np.inf), np.pad(ids, missing, constant_values=-1)
+
+
+def check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"search engine: the metric is '{metric}', expected one of {', '.join(METRICS)}")

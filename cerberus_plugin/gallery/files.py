@@ -1,0 +1,51 @@
+"""Files of an index: written whole or not at all, and by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, record: dict) -> None:
+    write_whole(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+
+
+def write_lines(path: Path, lines: Iterator[str]) -> None:
+    write_whole(path, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Refuse where another process writes this index; where the system has no such locks, trust the user."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{folder}: another process is writing this index; wait for it to end") from None
+        yield

@@ -1,0 +1,314 @@
+"""A gallery that is embedded once and searched often.
+
+An index is a folder:
+
+* index.json: the model's fingerprint and vocabulary, the folder of pictures, and what embeddings are made of;
+* rows.sqlite: path, size, time of change, identity, camera and time of each picture, and where its embedding lies;
+* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column;
+* unreadable.tsv: pictures that were skipped, with the reason;
+* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from . import files
+from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
+from .filling import Pace, fill, mark_of, picture_reader
+from .querying import Hit, Prefilter, Query, Shape, compile_query, said, survivors
+from .store import Store
+from .walking import Naming, Picture, compare, walk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..portable.encoder import Encoder
+    from ..portable.vocabulary import Vocabulary
+
+RECORD, ROWS, UNREADABLE = "index.json", "rows.sqlite", "unreadable.tsv"
+BEGUN = (ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
+FORMAT = 1
+DTYPES = ("float16", "float32")
+LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
+
+
+class Summary(NamedTuple):
+    """What an update has done, in pictures; `rows` is what the index holds now."""
+
+    new: int
+    changed: int
+    deleted: int
+    unreadable: int
+    rows: int
+
+
+class GalleryIndex:
+    """An index folder, ready to search; `build` or `open` gives one. What another process adds is found as well.
+
+    Attributes:
+        summary: what the last `build` or `update` of this object has done.
+
+    >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
+    >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
+    >>> hits = index.search(Query(index.embed(encoder, picture), leave_out=["upper", "lower"]))  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
+                 images: str | Path | None = None) -> None:
+        self.folder = Path(folder)
+        for name in (RECORD, ROWS):
+            if not (self.folder / name).is_file():
+                raise FileNotFoundError(f"{self.folder / name}: not found; give the folder of an index, or build one")
+        self._record = json.loads((self.folder / RECORD).read_text())
+        if self._record.get("format") != FORMAT:
+            raise ValueError(f"{self.folder / RECORD}: its format is {self._record.get('format')}, this program reads "
+                             f"{FORMAT}; build the index anew")
+        self.images = Path(images or self._record["images"])
+        self.shape = Shape(tuple(self._record["groups"]), self._record["dim"], self._record["metric"])
+        self.store = Store(self.folder, self.shape.dim, self._record["dtype"])
+        self._vocabulary = vocabulary
+        self._engine: Engine | None = None
+        self.summary: Summary | None = None
+        self._lock = threading.RLock()  # engines cannot be searched while rows are added
+
+    @classmethod
+    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None,
+             images: str | Path | None = None) -> GalleryIndex:
+        """An index that is there.
+
+        Args:
+            vocabulary: in place of the one that index.json holds.
+            images: the folder of pictures, where it has moved.
+        """
+        return cls(folder, vocabulary, images)
+
+    @classmethod
+    def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str = "float16",
+              pattern: str = "", pace: Pace | None = None, read: Callable[[Path], Image] | None = None) -> GalleryIndex:
+        """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
+
+        Args:
+            encoder: what embeds pictures, see `portable.encoder`.
+            dtype: what embeddings are kept as; "float16" takes half the space.
+            pattern: a regular expression for names, see `Naming`.
+            read: opens a picture, `portable.images.read_image` if None; an OSError or ValueError is listed.
+        """
+        folder, images, naming = Path(folder), Path(images).absolute(), Naming(pattern)
+        if dtype not in DTYPES:
+            raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
+        if not (folder / RECORD).is_file():
+            if folder.is_dir() and any(path.name not in BEGUN for path in folder.iterdir()):
+                raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
+            cls._create(folder, images, encoder, dtype, naming)
+        index = cls(folder, encoder.vocabulary)
+        wanted, there = {"images": str(images), "dtype": dtype}, index._record
+        differing = [name for name, value in wanted.items() if there[name] != value]
+        if differing:
+            raise ValueError(f"{folder}: is an index with {differing[0]} {there[differing[0]]}, not "
+                             f"{wanted[differing[0]]}; give another folder for a new index, or delete this one")
+        if naming.pattern != there["name_pattern"]:
+            with files.only_writer(folder):
+                index._write_record(name_pattern=naming.pattern)
+                index.store.name_again(naming)
+        index.update(encoder, pace=pace, read=read)
+        return index
+
+    @staticmethod
+    def _create(folder: Path, images: Path, encoder: Encoder, dtype: str, naming: Naming) -> None:
+        if not images.is_dir():
+            raise FileNotFoundError(f"{images}: no such folder of pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = Shape.of(encoder)
+        Store(folder, shape.dim, dtype).close()
+        files.write_json(folder / RECORD, {
+            "format": FORMAT, "id": uuid.uuid4().hex[:12], "fingerprint": encoder.fingerprint, "images": str(images),
+            "name_pattern": naming.pattern, "dim": shape.dim, "groups": list(shape.groups), "metric": shape.metric,
+            "dtype": dtype,
+            "vocabulary": None if encoder.vocabulary is None else encoder.vocabulary.to_dict()})
+
+    def _write_record(self, **changes) -> None:
+        self._record |= changes
+        files.write_json(self.folder / RECORD, self._record)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the model which has embedded the pictures."""
+        return self._record["fingerprint"]
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the model knows of attributes; None where it knows none."""
+        if self._vocabulary is None and self._record["vocabulary"] is not None:
+            from ..portable.vocabulary import Vocabulary
+
+            self._vocabulary = Vocabulary.from_dict(self._record["vocabulary"])
+        return self._vocabulary
+
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """Pictures that were skipped, by path below the folder, with the reason."""
+        return self.store.unreadable()
+
+    def check(self, encoder: Encoder) -> None:
+        """Refuse a model whose embeddings cannot be compared with those of this index."""
+        if encoder.fingerprint != self.fingerprint:
+            raise ValueError(f"{self.folder}: was made with the model {self.fingerprint[:12]}, but this is the model "
+                             f"{encoder.fingerprint[:12]}; their embeddings cannot be compared. Use the model of the "
+                             "index, or build a new index with this one.")
+
+    def embed(self, encoder: Encoder, picture: Image | str | Path,
+              read: Callable[[Path], Image] | None = None) -> np.ndarray:
+        """The embedding of a picture to search for, float32 (E,); the picture itself or its path."""
+        self.check(encoder)
+        if isinstance(picture, str | Path):
+            picture = (read or picture_reader())(Path(picture))
+        return np.asarray(encoder.encode([picture]), dtype=np.float32)[0]
+
+    def update(self, encoder: Encoder, *, pace: Pace | None = None,
+               read: Callable[[Path], Image] | None = None) -> Summary:
+        """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
+        self.check(encoder)
+        with files.only_writer(self.folder):
+            self._reload()
+            self.store.sweep()
+            self._take_vocabulary(encoder.vocabulary)
+            known = self.store.known()
+            changes = compare(_storable(walk(self.images)), known)
+            if known and len(changes.deleted) == len(known) and not changes.new:
+                raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
+                                 "its disk is there. If they are deleted indeed, delete the index.")
+            self.store.forget(changes.deleted)
+            try:
+                unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
+                                  Naming(self._record["name_pattern"]), pace or Pace(), read or picture_reader())
+            finally:
+                self._reload()
+                lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
+                files.write_lines(self.folder / UNREADABLE, lines)
+        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
+        return self.summary
+
+    def _take_vocabulary(self, vocabulary: Vocabulary | None) -> None:
+        """Recognise again what another vocabulary has, such as that of the model before its calibration."""
+        self._vocabulary = vocabulary
+        if vocabulary is not None:
+            record = json.loads(json.dumps(vocabulary.to_dict()))
+            if record != self._record["vocabulary"]:
+                self._write_record(vocabulary=record)
+            self.store.recognise_again(vocabulary.recognise, mark_of(vocabulary))
+
+    def compact(self, part_rows: int = Pace.part_rows) -> None:
+        """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
+        with files.only_writer(self.folder):
+            self._reload()
+            self.store.compact(part_rows)
+            self._reload()
+
+    # Search.
+
+    def use(self, engine: Engine) -> None:
+        """Search by this engine, brought up to date."""
+        with self._lock:
+            synchronise(engine, self.store)
+            self._engine = engine
+
+    def _reload(self) -> None:
+        """Take notice of what was written; the engine too."""
+        with self._lock:
+            self.store.reload()
+            if self._engine is not None:
+                synchronise(self._engine, self.store)
+
+    def _catch_up(self) -> Engine:
+        """The engine, with what another process has written meanwhile."""
+        if self.store.changed_meanwhile():
+            self._reload()
+        return self.faiss() if self._engine is None else self._engine
+
+    def faiss(self, form: str = "exact") -> FaissEngine:
+        """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
+        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record['id']}.faiss"
+        engine = FaissEngine(self.shape.dim, form, self.shape.metric, path)
+        self.use(engine)
+        return engine
+
+    def milvus(self, address: str, **options) -> MilvusEngine:
+        """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
+        engine = MilvusEngine(address, f"cerberus_{self._record['id']}", self.shape.dim, self.shape.metric, **options)
+        self.use(engine)
+        return engine
+
+    def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
+        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries."""
+        exact = FaissEngine(self.shape.dim, "exact", self.shape.metric)
+        synchronise(exact, self.store)
+        ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
+        return recall(engine, exact, self.store.embeddings(ids), k, own=ids)
+
+    def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
+        """The pictures that fit best, best first; fewer than `top` where the index or the filter leaves fewer."""
+        return self.search_many([query], top, prefilter)[0]
+
+    def search_many(self, queries: Sequence[Query], top: int = 10,
+                    prefilter: Prefilter | None = None) -> list[list[Hit]]:
+        """`search` for many queries, in one pass over the gallery where there is no filter.
+
+        Hits have their scores from the stored embeddings: a compressed engine decides only what is looked at. Threads
+        that share an index wait for each other.
+        """
+        with self._lock:
+            return self._search(queries, top, prefilter)
+
+    def _search(self, queries: Sequence[Query], top: int, prefilter: Prefilter | None) -> list[list[Hit]]:
+        if top < 1:
+            raise ValueError(f"search: {top} hits are asked for, expected at least 1")
+        engine = self._catch_up()
+        compiled = [compile_query(query, self.shape, self.vocabulary) for query in queries]
+        if not compiled or not len(self):
+            return [[] for _ in compiled]
+        count = min(len(self), top if engine.exact else LOOK_AGAIN * top)
+        vectors = np.stack([each.vector for each in compiled])
+        if prefilter is None:
+            found = engine.search(vectors, count)[1]
+        else:
+            found = [engine.search(vector[None], count, self._survivors(query, each, prefilter))[1][0]
+                     for query, each, vector in zip(queries, compiled, vectors)]
+        return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
+
+    def _survivors(self, query: Query, compiled, prefilter: Prefilter) -> np.ndarray:
+        if self.vocabulary is None:
+            raise ValueError("filter: the model of this index knows no attributes; search without the filter")
+        return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
+
+    def _hits(self, compiled, ids: np.ndarray, top: int) -> list[Hit]:
+        scores, similarities = compiled.score(self.store.embeddings(ids))
+        best = np.lexsort((ids, -scores))[:top]
+        told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
+        return [Hit(str(self.images / row.path), float(scores[i]),
+                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, row.attributes, *row.named)
+                for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
+
+
+def _storable(pictures):
+    """Pictures by names that can be written down; one that is no text is not found by that name, and so is listed."""
+    for picture in pictures:
+        yield Picture(picture.path.encode("utf-8", "backslashreplace").decode(), *picture[1:])
+
+
+def _escaped(text: str) -> str:
+    """Text that keeps to its cell of a table."""
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

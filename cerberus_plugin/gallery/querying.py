@@ -1,0 +1,198 @@
+"""What is searched for: a picture, attributes in words, all or some, both, and how much each group counts.
+
+A query is one vector: the blocks of its groups, each times its weight over the sum of weights. Its inner product with a
+row is then the weighted mean of the groups' similarities, so that one index answers every kind of query.
+Shapes: G groups, D values of a group's block, E = G * D values of an embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .store import Answer, Store
+
+if TYPE_CHECKING:
+    from ..portable.encoder import Encoder
+    from ..portable.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Who is searched for.
+
+    >>> Query(words={"gender": "female", "upper colour": "red"})       # a description, all of it or in part
+    >>> Query(embedding)                                               # somebody who looks like this picture
+    >>> Query(embedding, {"backpack": "no"})                           # this person, but without the backpack
+    >>> Query(embedding, leave_out=("upper", "lower"))                 # may have changed clothes
+
+    Attributes:
+        embedding: of a picture, float (E,), as the encoder of the index gives it.
+        words: attributes in words; a group that they describe is compared with them and not with the picture.
+        weights: how much groups count beside the others, by name; 1 where not named.
+        leave_out: groups that do not count, as if their weight were 0.
+    """
+
+    embedding: np.ndarray | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    leave_out: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found.
+
+    Attributes:
+        path: where it lies.
+        score: higher is nearer: the weighted mean of the groups' similarities, or minus the distance of a euclidean
+            model.
+        similarities: of each group that the query says something about, those that do not count included.
+        attributes: as recognised when the picture was indexed.
+        identity, camera, time: as its name tells; None where it does not.
+    """
+
+    path: str
+    score: float
+    similarities: dict[str, float]
+    attributes: dict[str, Answer]
+    identity: str | None = None
+    camera: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class Prefilter:
+    """Leave out rows that reliably contradict the query before anything is compared, as APR's acceleration does.
+
+    Reliable is a recognised attribute whose probability exceeds the threshold; that of a picture that is searched for
+    too. Words of a description are always reliable.
+    """
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"filter: the threshold is {self.threshold}, expected a probability between 0 and 1")
+
+
+class Shape(NamedTuple):
+    """What an embedding is made of: its groups, () for one block, its size, and how it is compared."""
+
+    groups: tuple[str, ...]
+    dim: int
+    metric: str
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Shape:
+        """That of an encoder; blocks of unit length rank by distance as they do by cosine, so that one way does."""
+        return cls(tuple(encoder.groups), encoder.dim, "cosine" if encoder.groups else encoder.metric)
+
+
+def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
+    """Rows as they are stored: float32 (N, E), each block of unit length; those of a euclidean model as they are."""
+    rows = np.asarray(embeddings, dtype=np.float32)
+    if shape.metric == "euclidean":
+        return rows
+    blocks = rows.reshape(len(rows), max(1, len(shape.groups)), -1)
+    return (blocks / np.maximum(np.linalg.norm(blocks, axis=2, keepdims=True), 1e-12)).reshape(rows.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A query as it is compared: its blocks float32 (G, D), and their weights float32 (G,), which sum to 1.
+
+    `known` bool (G,) tells the blocks that the query says something about.
+    """
+
+    blocks: np.ndarray
+    weights: np.ndarray
+    known: np.ndarray
+    shape: Shape
+
+    @property
+    def vector(self) -> np.ndarray:
+        """float32 (E,)."""
+        return (self.weights[:, None] * self.blocks).reshape(-1)
+
+    def score(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and similarities (n, G) of rows, float32 (n, E); no similarities for a model without groups."""
+        if self.shape.metric == "euclidean":
+            return -np.linalg.norm(rows - self.vector, axis=1), np.empty((len(rows), 0), np.float32)
+        similarities = np.einsum("ngd,gd->ng", rows.reshape(len(rows), *self.blocks.shape), self.blocks)
+        return similarities @ self.weights, similarities[:, :len(self.shape.groups)]
+
+
+def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> Compiled:
+    """Blocks and weights of a query; refuses what the model cannot answer."""
+    blocks = np.zeros((max(1, len(shape.groups)), shape.dim // max(1, len(shape.groups))), dtype=np.float32)
+    known = np.zeros(len(blocks), dtype=bool)
+    if query.embedding is not None:
+        blocks[:] = unit_blocks(_checked(query.embedding, shape)[None], shape).reshape(blocks.shape)
+        known[:] = True
+    if query.words:
+        if vocabulary is None:
+            raise ValueError("search: the model of this index knows no attributes; search by a picture")
+        described = np.asarray(vocabulary.describe(query.words), dtype=np.float32)  # (G, D)
+        given = described.any(axis=1)
+        blocks[given], known[given] = described[given], True
+    if not known.any():
+        raise ValueError("search: the query is empty; give a picture, or at least one attribute")
+    weights = known * _weights(query, shape)
+    if not weights.any():
+        raise ValueError(f"search: nothing is left to compare: the query says something about "
+                         f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
+                         "give these groups a weight")
+    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, shape)
+
+
+def _checked(embedding: np.ndarray, shape: Shape) -> np.ndarray:
+    embedding = np.asarray(embedding, dtype=np.float32)
+    if embedding.shape != (shape.dim,) or not np.isfinite(embedding).all():
+        raise ValueError(f"search: the picture's embedding has shape {embedding.shape}, expected ({shape.dim},) finite "
+                         "values of the model that made the index")
+    return embedding
+
+
+def _weights(query: Query, shape: Shape) -> np.ndarray:
+    """The weight of each group, float64 (G,)."""
+    named = {**query.weights, **dict.fromkeys(query.leave_out, 0.0)}
+    unknown = [group for group in named if group not in shape.groups]
+    if unknown:
+        raise ValueError(f"search: unknown group '{unknown[0]}', expected one of "
+                         f"{', '.join(shape.groups) or 'none: this model compares whole pictures'}")
+    bad = {group: weight for group, weight in named.items() if not (math.isfinite(weight) and weight >= 0)}
+    if bad:
+        raise ValueError(f"search: the weights of groups are {bad}, expected numbers from 0 on")
+    return np.array([named.get(group, 1.0) for group in shape.groups] or [1.0])
+
+
+def said(query: Query, compiled: Compiled, vocabulary: Vocabulary, threshold: float) -> dict[str, tuple[str, ...]]:
+    """By column the values that a row must not reliably contradict.
+
+    Those of the words, and of a picture what is reliably recognised in the groups that are compared with it.
+    """
+    values = {column: tuple(str(value).split(" and ")) for column, value in query.words.items()}
+    if query.embedding is None:
+        return values
+    described = vocabulary.describe(query.words).any(axis=1) if query.words else np.zeros(len(compiled.known), bool)
+    compared = {group for group, weight, replaced in zip(compiled.shape.groups, compiled.weights, described)
+                if weight > 0 and not replaced}
+    group_of = {column.name: column.group for column in vocabulary.columns}
+    for column, (value, probability) in vocabulary.recognise(query.embedding[None])[0].items():
+        if group_of[column] in compared and probability > threshold:
+            values[column] = (value,)
+    return values
+
+
+def survivors(store: Store, values: Mapping[str, Sequence[str]], threshold: float) -> np.ndarray:
+    """Ids of the rows that contradict none of these values reliably: int64 (n,)."""
+    kept = np.ones(len(store), dtype=bool)
+    for column, allowed in values.items():
+        codes, probabilities = store.answers(column)
+        kept &= np.isin(codes, store.codes(allowed)) | (probabilities <= threshold)
+    return store.ids[kept]

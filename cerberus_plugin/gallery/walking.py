@@ -1,0 +1,102 @@
+"""Pictures of a folder tree: which are new, changed or gone, and what names tell about person, camera and time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+NAME_GROUPS = ("identity", "camera", "time")
+# A time sorts within its camera. Market-1501 counts frames anew in each sequence, so that its time begins with one.
+KNOWN_NAMES = (
+    r"(?:^|/)(?P<identity>-1|\d{4})_c(?P<camera>\d+)(?P<time>s\d+_\d{6})_\d{2}\.",  # Market-1501
+    r"(?:^|/)(?P<identity>\d{4})_c(?P<camera>\d+)_f(?P<time>\d{7,8})\.",  # DukeMTMC-reID
+)
+
+
+class Picture(NamedTuple):
+    """A file as it was found: its path below the folder with "/" between names, bytes, nanoseconds since 1970."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class Changes(NamedTuple):
+    """What an index has to do to agree with its folder; `unchanged` counts what it need not touch."""
+
+    new: list[Picture]
+    changed: list[Picture]
+    deleted: list[str]
+    unchanged: int
+
+
+class Named(NamedTuple):
+    """What a name tells, as it is written there; None where it does not."""
+
+    identity: str | None = None
+    camera: str | None = None
+    time: str | None = None
+
+
+def walk(folder: str | Path) -> Iterator[Picture]:
+    """Pictures of a folder and those below it, sorted by name in each; not of linked folders, nor hidden ones."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of pictures")
+    return _walk(str(folder), "")
+
+
+def _walk(folder: str, prefix: str) -> Iterator[Picture]:
+    with os.scandir(folder) as entries:
+        listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+            state = entry.stat()
+            yield Picture(prefix + entry.name, state.st_size, state.st_mtime_ns)
+
+
+def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]]) -> Changes:
+    """What differs between pictures that were found and the sizes and times of those known by path."""
+    new, changed, seen = [], [], set()
+    for picture in found:
+        seen.add(picture.path)
+        before = known.get(picture.path)
+        if before is None:
+            new.append(picture)
+        elif before != (picture.size, picture.mtime_ns):
+            changed.append(picture)
+    deleted = [path for path in known if path not in seen]
+    return Changes(new, changed, deleted, len(seen) - len(new) - len(changed))
+
+
+class Naming:
+    """Reads names by a regular expression, searched in the path below the folder, or else by those of known data sets.
+
+    >>> Naming().read("0002_c1s1_000451_03.jpg")
+    Named(identity='0002', camera='1', time='s1_000451')
+    >>> Naming(r"(?P<camera>\\w+)/(?P<time>\\d+)").read("lobby/20240131.jpg")
+    Named(identity=None, camera='lobby', time='20240131')
+    """
+
+    def __init__(self, pattern: str = "") -> None:
+        self.pattern = pattern
+        try:
+            self._expressions = [re.compile(each) for each in ([pattern] if pattern else KNOWN_NAMES)]
+        except re.error as error:
+            raise ValueError(f"name pattern '{pattern}': not a regular expression ({error})") from error
+        groups = set(self._expressions[0].groupindex)
+        if not groups or not groups <= set(NAME_GROUPS):
+            raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, "
+                             f"expected one or more of {', '.join(NAME_GROUPS)}, such as (?P<camera>\\d+)")
+
+    def read(self, path: str) -> Named:
+        for expression in self._expressions:
+            match = expression.search(path)
+            if match:
+                return Named(**match.groupdict())
+        return Named()

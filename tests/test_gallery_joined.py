@@ -1,0 +1,111 @@
+"""A gallery with the words of a real vocabulary and the reader of real pictures: equal to the search with torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
+from cerberus_plugin.inference import PrototypeReader
+from cerberus_plugin.modeling.prototypes import SIDPrototypes
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_labels
+from galleries import draw_many
+
+pytest.importorskip("cerberus_plugin.portable")
+D, COUNT = 16, 40
+DESCRIPTION = {"gender": "female", "upper colour": "red", "backpack": "yes"}
+
+
+class RandomEncoder:
+    """Embeddings that have nothing to do with the pictures, the same for the same picture."""
+
+    fingerprint, dim, groups, metric = "c" * 64, 5 * D, GROUPS, "cosine"
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    def encode(self, images):
+        seeds = [int(np.asarray(image).sum()) for image in images]
+        return np.stack([np.random.default_rng(seed).standard_normal(5 * D) for seed in seeds]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """An index opened from its files alone, the reader with torch, and the embeddings by name."""
+    from cerberus_plugin.encoding import vocabulary_of
+
+    torch.manual_seed(0)
+    table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 8), space="observed")
+    prototypes = SIDPrototypes(table.sizes, MARKET1501.group_bits, num_classes=1, dim=D)
+    prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
+    reader = PrototypeReader(table, [prototypes.rows[g].detach() for g in GROUPS], prototypes.synthesise)
+    folder = tmp_path_factory.mktemp("joined")
+    draw_many(folder / "crops", COUNT)
+    (folder / "crops/broken.jpg").write_bytes(b"\xff\xd8\xff cut")
+    encoder = RandomEncoder(vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes))))
+    index = GalleryIndex.build(folder / "index", folder / "crops", encoder, dtype="float32",
+                               pace=Pace(progress=False))
+    index.close()
+    index = GalleryIndex.open(folder / "index")
+    by_name = dict(zip((row.path for row in index.store.rows(index.store.ids)),
+                       torch.from_numpy(index.store.embeddings(index.store.ids))))
+    return index, reader, by_name
+
+
+@pytest.mark.parametrize("words", [DESCRIPTION, {"gender": "male"}, {"hat": "yes", "hair": "long", "age": "old"}],
+                         ids=str)
+def test_words_rank_and_score_as_the_reader_with_torch_does(joined, words):
+    index, reader, by_name = joined
+    scores = reader.search(MARKET1501.parse(words)[None], torch.stack(list(by_name.values())))[0]
+    hits = index.search(Query(words=words), top=COUNT)
+    found = {Path(hit.path).name: hit.score for hit in hits}
+    assert [found[name] for name in by_name] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert [hit.score for hit in hits] == sorted(found.values(), reverse=True)
+
+
+def test_attributes_are_those_of_the_reader_with_torch(joined):
+    index, reader, by_name = joined
+    answers = reader.recognise(torch.stack(list(by_name.values()))).tolist()
+    expected = {name: [column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row)]
+                for name, row in zip(by_name, answers)}
+    hits = index.search(Query(words={"gender": "male"}), top=COUNT)
+    assert {Path(hit.path).name: [answer.value for answer in hit.attributes.values()] for hit in hits} == expected
+
+
+def test_the_filter_keeps_what_the_description_allows(joined):
+    index, _, _ = joined
+    hits = index.search(Query(words={"gender": "male"}), COUNT, Prefilter(0.6))
+    every = index.search(Query(words={"gender": "male"}), COUNT)
+    kept = [hit for hit in every if hit.attributes["gender"].value == "male" or hit.attributes["gender"].probability
+            <= 0.6]
+    assert hits == kept and 0 < len(kept) < COUNT
+
+
+def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
+    index, _, _ = joined
+    assert index.unreadable == [("broken.jpg", "is no picture of a known format (JPEG, PNG, BMP, WEBP)")]
+
+
+def test_an_index_is_searched_by_words_where_torch_is_not_installed(joined):
+    index, _, _ = joined
+    code = f"""
+import sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+sys.modules["torch"] = None
+from cerberus_plugin.gallery import GalleryIndex, Query
+for hit in GalleryIndex.open({str(index.folder)!r}).search(Query(words={DESCRIPTION!r}), top=5):
+    print(hit.path, f"{{hit.score:.4f}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    expected = [f"{hit.path} {hit.score:.4f}" for hit in index.search(Query(words=DESCRIPTION), top=5)]
+    assert done.stdout.splitlines() == expected
