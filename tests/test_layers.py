@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
 LAYERS = {"host": 0, "config": 0, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2, "gathered": 2,
-          "acceleration": 2, "processes": 2, "machine": 2, "data": 3, "modeling": 3, "evaluators": 3, "tasks": 3,
-          "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4, "assembly": 4, "engine": 4, "predictor": 4,
-          "visualise": 4, "experiments": 4}
+          "acceleration": 2, "calibration": 2, "processes": 2, "machine": 2, "data": 3, "modeling": 3, "evaluators": 3,
+          "tasks": 3, "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4, "assembly": 4, "engine": 4,
+          "calibrated": 4, "predictor": 4, "visualise": 4, "experiments": 4}
 # Plain tensors.
 FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
