@@ -1,11 +1,13 @@
 """Probabilities that mean something: how they are fitted on labelled images, measured, and put to use."""
 
+from .curve import BINS as BINS
+from .curve import Reliability as Reliability
+from .curve import brier as brier
+from .curve import draws as draws
+from .curve import mean_by_images as mean_by_images
+from .curve import reliability as reliability
 from .record import Calibration as Calibration
 from .record import Verification as Verification
-from .reliability import Reliability as Reliability
-from .reliability import brier as brier
-from .reliability import mean_by_images as mean_by_images
-from .reliability import reliability as reliability
 from .temperature import BOUNDS as BOUNDS
 from .temperature import fit_temperature as fit_temperature
 from .temperature import negative_log_likelihood as negative_log_likelihood

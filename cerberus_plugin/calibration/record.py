@@ -18,7 +18,7 @@ class Verification:
     """Whether two images show the same person, from their score.
 
     Attributes:
-        slope, intercept: of the log likelihood ratio in the score.   prior: of the probability, unless another is given.
+        slope, intercept: of the log likelihood ratio in the score.   prior: of the probability, where none is given.
         metric, groups: of the score: TEST.METRIC, TEST.GROUPS.
         thresholds: scores from which on two images match, by false-match rate.
     """

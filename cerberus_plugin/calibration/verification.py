@@ -3,7 +3,7 @@
 The probability is Platt's: a logistic line in the score, fitted with both kinds of pairs of equal weight, so that the
 line is the logarithm of a likelihood ratio and any prior can be put to it afterwards. An isotonic curve would follow
 the data closer, but it is made of steps, says 0 and 1 beyond the scores it has seen, and leaves nothing to put a prior
-to in the tails, where few people decide it.
+to in the tails, where few people decide it; on drawn people it was as good on one half of them, worse on the other.
 Shapes: P pairs of one person, D pairs of two, I identities, N images, E size of an embedding.
 """
 
@@ -20,7 +20,7 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from torch import Tensor
 
-from .reliability import draws
+from .curve import draws
 
 LEVEL = 0.95  # of all intervals
 MOST_PAIRS = 2**22  # pairs of two persons that are kept: they show rates down to 1e-6
@@ -66,7 +66,11 @@ def collect_pairs(score: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor,
         scores = score(embeddings[block], embeddings).cpu()
         (q, _), (a, b) = same.nonzero(as_tuple=True), other.nonzero(as_tuple=True)
         parts.append((scores[same], pids[q + start], scores[other], torch.stack([pids[a + start], pids[b]], dim=1)))
-    return Pairs(*map(torch.cat, zip(*parts)), there)
+    pairs = Pairs(*map(torch.cat, zip(*parts)), there)
+    if not len(pairs.same) or not len(pairs.different):
+        raise ValueError(f"same person: {len(pairs.same)} pairs of one person and {len(pairs.different)} of two, under "
+                         "different cameras; a probability takes both kinds")
+    return pairs
 
 
 def _pairs_of_two(pids: Tensor, camids: Tensor) -> int:
@@ -85,9 +89,6 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
     Targets are Platt's, (n + 1) / (n + 2) and 1 / (n + 2) in place of 1 and 0, so scores that part the two kinds
     altogether give a steep line, not an infinite one.
     """
-    if not len(same) or not len(different):
-        raise ValueError(f"same person: {len(same)} pairs of one person and {len(different)} of two, under different "
-                         "cameras; a probability takes both kinds")
     scores = torch.cat([same, different]).double().cpu().numpy()
     counts = len(same), len(different)
     target = np.repeat([(counts[0] + 1) / (counts[0] + 2), 1 / (counts[1] + 2)], counts)
@@ -159,21 +160,21 @@ def false_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, floa
                      for weights in (None, matched.double()))
     drawn = draws(people)
     rates = ((drawn @ false) * drawn).sum(dim=1) / ((drawn @ counts) * drawn).sum(dim=1)
-    exact = binomtest(int(matched.sum()), len(matched)).proportion_ci(LEVEL)
-    low, high = _interval(rates)
-    return matched.double().mean().item(), min(low, exact.low), max(high, exact.high)
+    return _with_interval(matched, rates)
 
 
 def true_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, float]:
-    """Share of pairs of one person that score at least the threshold, and a 95 % interval by a bootstrap of people."""
-    matched = (pairs.same >= threshold).double()
+    """Share of pairs of one person that score at least the threshold, and a 95 % interval, as `false_match_rate`."""
+    matched = pairs.same >= threshold
     _, owner, counts = pairs.owner.unique(return_inverse=True, return_counts=True)
-    true = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, matched)
+    true = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, matched.double())
     drawn = draws(len(counts))
-    return matched.mean().item(), *_interval((drawn @ true) / (drawn @ counts.double()))
+    return _with_interval(matched, (drawn @ true) / (drawn @ counts.double()))
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
+def _with_interval(matched: Tensor, drawn: Tensor) -> tuple[float, float, float]:
+    """Share of pairs bool (n,), and the wider of the exact interval and that of bootstrap draws, float64."""
     edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(values[values.isfinite()], edges).tolist()
-    return low, high
+    low, high = torch.quantile(drawn[drawn.isfinite()], edges).tolist()
+    exact = binomtest(int(matched.sum()), len(matched)).proportion_ci(LEVEL)
+    return matched.double().mean().item(), min(low, exact.low), max(high, exact.high)

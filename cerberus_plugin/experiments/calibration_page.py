@@ -62,7 +62,7 @@ def _columns_table(record: Mapping) -> str:
 
 def _columns_notes(record: Mapping) -> str:
     notes = ("Before: the bare softmax; after: its scores divided by the temperature. ECE: expected calibration error "
-             f"in {calibration.reliability.__defaults__[0]} bins of equal mass; by chance: what true probabilities "
+             f"in {calibration.BINS} bins of equal mass; by chance: what true probabilities "
              "would show on so few people.\nWithheld: below this probability an answer is \"cannot tell\", for "
              f"{100 * record['wanted accuracy']:g} % right of those given (a mean over identities).")
     if any(row["at bound"] for row in record["columns"].values()):
