@@ -66,4 +66,5 @@ def answered(probabilities: Tensor, right: Tensor, identities: Tensor,
         return 0.0, math.nan, math.nan
     _, owner, counts = identities.cpu()[told].unique(return_inverse=True, return_counts=True)
     shares = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, right.cpu()[told].double()) / counts
-    return told.double().mean().item(), shares.mean().item(), (shares.std() / len(counts)**0.5).item()
+    error = (shares.std() / len(counts)**0.5).item() if len(counts) > 1 else math.nan
+    return told.double().mean().item(), shares.mean().item(), error
