@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor
@@ -191,7 +192,14 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
     monkeypatch.setattr(altered, "reader", None)
     record = calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     assert record["columns"] == {} and "predicts no attributes; only pairs" in log.text
+    monkeypatch.setattr(altered, "reader", reader)
+    parts = [replace(part, attributes=None)
+             for part in calibrate.fit_and_measure_on(altered, "Market1501Attributes")[:2]]
+    monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (*parts, "three"))
+    record = calibrate.run(altered, "Market1501", [0.1], 0.95, 0.5, tmp_path)
+    assert record["columns"] == {} and "Market1501: has no attributes; only pairs" in log.text
     assert Calibration.read(tmp_path / "calibration.json").temperatures == {}
+    monkeypatch.setattr(altered, "reader", None)
     with pytest.raises(ValueError, match="this model reads no attributes"):
         altered.answers(crops[0])
     monkeypatch.setattr(altered, "reader", type("Bare", (), {"schema": reader.schema})())
@@ -200,13 +208,13 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
 
 
 def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="3 identities to fit on cannot vouch for an accuracy of 0.95; it takes 19. "
-                                         "Ask for --accuracy 0.750 at most"):
+    with pytest.raises(SystemExit, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
+                                         "accuracy of 0.95; it takes 19 .* 0.750 at most. More people to fit on"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
     monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (one, measuring, named))
-    with pytest.raises(SystemExit, match="Market1501Attributes: same person: 6 pairs of one person and 0 of two"):
+    with pytest.raises(SystemExit, match="same person: 6 pairs of one person and 0 of two"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path)
 
 
@@ -221,8 +229,7 @@ def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     labels = fitting.attributes.clone()
     labels[:, MARKET1501.index("hat")] = -1
-    blank = type(fitting)(fitting.embeddings, fitting.pids, fitting.camids, labels, fitting.num_query)
-    columns, curves = calibrate.calibrate_columns(altered.reader, blank, measuring, 0.5)
+    columns, curves = calibrate.calibrate_columns(altered.reader, replace(fitting, attributes=labels), measuring, 0.5)
     assert list(columns) == list(curves) == [name for name in NAMES if name != "hat"]
     assert "hat: not labelled in the images to fit on" in log.text
     assert torch.equal(curves["gender"][0][2], measuring.pids)

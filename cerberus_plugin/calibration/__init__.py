@@ -23,5 +23,4 @@ from .verification import threshold_for as threshold_for
 from .verification import true_match_rate as true_match_rate
 from .withholding import answered as answered
 from .withholding import choose_withholding as choose_withholding
-from .withholding import highest_accuracy as highest_accuracy
 from .withholding import identities_to_vouch as identities_to_vouch

@@ -24,7 +24,7 @@ from .curve import draws
 
 LEVEL = 0.95  # of all intervals
 MOST_PAIRS = 2**22  # pairs of two persons that are kept: they show rates down to 1e-6
-BLOCK_ENTRIES = 2**23  # pairs scored at a time
+BLOCK_ENTRIES = 2**24  # pairs scored at a time
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,6 @@ def identities_to_vouch(accuracy: float) -> int:
     return math.ceil(accuracy / (1 - accuracy) - ROUNDING)
 
 
-def highest_accuracy(people: int) -> float:
-    """The accuracy that so many identities can vouch for at most."""
-    return people / (people + 1)
-
-
 def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor, accuracy: float) -> float:
     """The least probability from which on answers are right as often as wanted; infinite where there is none.
 
@@ -41,7 +36,7 @@ def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor,
     available = len(identities.unique())
     if available < needed:
         raise ValueError(f"withholding: {available} identities cannot vouch for an accuracy of {accuracy}; it takes "
-                         f"{needed} at least, and so many allow {highest_accuracy(available):.3f} at most")
+                         f"{needed} at least, and so few vouch for {available / (available + 1):.3f} at most")
     values, order = probabilities.double().cpu().sort(descending=True)
     values, order = values.tolist(), order.cpu()
     hits, owners = right.cpu()[order].tolist(), identities.cpu()[order].tolist()

@@ -185,31 +185,33 @@ def _pair_counts(pairs: calibration.Pairs) -> dict[str, int]:
             "pairs of two persons there": pairs.there}
 
 
+def _can_be_calibrated(predictor: CerberusPredictor, dataset: str, fitting: Gathered, measuring: Gathered) -> bool:
+    """Whether there are attributes to calibrate; a warning says what is missing."""
+    if not hasattr(predictor.reader, "column_scores"):
+        logger.warning(f"{predictor.cfg.MODEL.WEIGHTS}: predicts no attributes; only pairs of pictures are calibrated")
+    elif fitting.attributes is None or measuring.attributes is None:
+        logger.warning(f"{dataset}: has no attributes; only pairs of pictures are calibrated")
+    else:
+        return True
+    return False
+
+
 def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accuracy: float, prior: float,
         output: Path) -> dict:
     """The whole experiment; returns what calibration.json holds."""
     fitting, measuring, fitted_on = fit_and_measure_on(predictor, dataset)
-    reader, curves, columns = predictor.reader, {}, {}
-    people = len(fitting.pids.unique())
-    if reader is None or not hasattr(reader, "column_scores"):
-        logger.warning(f"{predictor.cfg.MODEL.WEIGHTS}: predicts no attributes; only pairs of pictures are calibrated")
-    elif fitting.attributes is None or measuring.attributes is None:
-        logger.warning(f"{dataset}: has no attributes; only pairs of pictures are calibrated")
-    elif people < calibration.identities_to_vouch(accuracy):
-        raise SystemExit(f"{people} identities to fit on cannot vouch for an accuracy of {accuracy}; it takes "
-                         f"{calibration.identities_to_vouch(accuracy)}. Ask for --accuracy "
-                         f"{calibration.highest_accuracy(people):.3f} at most, or hold out more identities "
-                         "(DATASETS.HOLD_OUT) in training.")
-    else:
-        columns, curves = calibrate_columns(reader, fitting, measuring, accuracy)
+    columns, curves = {}, {}
     try:
+        if _can_be_calibrated(predictor, dataset, fitting, measuring):
+            columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy)
         pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior)
     except ValueError as error:
-        raise SystemExit(f"{dataset}: {error}") from error
+        raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
+                         "training, or another --dataset.") from error
     cfg = predictor.cfg
     record = {"format": FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
               "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "checkpoint sha256": file_sha256(cfg.MODEL.WEIGHTS),
-              "config sha256": config_sha256(cfg), "schema": reader.schema.name if columns else None,
+              "config sha256": config_sha256(cfg), "schema": predictor.reader.schema.name if columns else None,
               "fitted on": fitted_on, "measured on": f"{len(measuring.pids.unique())} test identities",
               "wanted accuracy": accuracy, "columns": columns, "same person": pairs}
     report.write_text(str(output / "calibration.txt"), table(record))
