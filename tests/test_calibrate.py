@@ -13,9 +13,12 @@ from cerberus_plugin.calibrated import Answer, answers_of
 from cerberus_plugin.calibration import Calibration
 from cerberus_plugin.experiments import calibrate
 from cerberus_plugin.experiments.calibrate import read_calibration
+from cerberus_plugin.gathered import Gathered
+from cerberus_plugin.inference import ProbabilityReader
 
 import pytest
 import torch
+from conftest import random_labels
 
 NAMES = [column.name for column in MARKET1501.columns]
 OPTIONS = ("--accuracy", "0.6", "--false-match-rate", "0.1", "1e-6", "--device", "cpu")
@@ -233,3 +236,19 @@ def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):
     assert list(columns) == list(curves) == [name for name in NAMES if name != "hat"]
     assert "hat: not labelled in the images to fit on" in log.text
     assert torch.equal(curves["gender"][0][2], measuring.pids)
+
+
+def test_a_classifier_that_cannot_say_none_is_wrong_where_no_colour_is_listed():
+    draw = torch.Generator().manual_seed(0)
+    labels = random_labels(MARKET1501, 40)
+    reader = ProbabilityReader(MARKET1501, torch.randn(sum(MARKET1501.column_sizes), 6, generator=draw),
+                               torch.zeros(sum(MARKET1501.column_sizes)))
+    people = Gathered(torch.randn(40, 6, generator=draw), torch.arange(40), torch.zeros(40).long(), labels, 0)
+    m = NAMES.index("upper colour")
+    answers, (truth, _) = calibrate.Columns(reader, people).bare[m], MARKET1501.column_truth(labels)
+    bare, said = ~truth[m].any(dim=1), reader.recognise(people.embeddings)[:, m]
+    assert bare.any() and not answers[1][bare].any()
+    assert answers[1].tolist() == truth[m][torch.arange(40), said].tolist()
+    columns, _ = calibrate.calibrate_columns(reader, people, people, 0.5)
+    row = columns["upper colour"]
+    assert row["after"]["NLL"] < row["before"]["NLL"] and "cosine scale" not in row

@@ -105,7 +105,7 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
     if slope <= 0:
         raise ValueError("same person: pairs of one person score no higher than pairs of two; this model tells nobody "
                          "apart, train it first")
-    return slope / width, intercept - slope * centre / width
+    return float(slope / width), float(intercept - slope * centre / width)
 
 
 def same_person_probability(score: float, slope: float, intercept: float, prior: float = 0.5) -> float:

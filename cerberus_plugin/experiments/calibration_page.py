@@ -143,10 +143,10 @@ def _same_person(ax, record: Mapping, pairs: calibration.Pairs) -> None:
 def _scores(ax, record: Mapping, pairs: calibration.Pairs) -> None:
     for scores, colour, label in ((pairs.same, "#2ca02c", "one person"), (pairs.different, "#d62728", "two persons")):
         ax.hist(scores.numpy(), bins=60, density=True, histtype="step", color=colour, label=label)
-    for row in record["false-match rates"]:
+    for i, row in enumerate(record["false-match rates"]):
         if "threshold" in row:
             ax.axvline(row["threshold"], color="k", linewidth=0.8, linestyle=":")
-            ax.annotate(f"{row['rate']:g}", (row["threshold"], 0.97), xycoords=("data", "axes fraction"), fontsize=7,
+            ax.annotate(f"{row['rate']:g}", (row["threshold"], 0.97 - 0.2 * (i % 4)), xycoords=("data", "axes fraction"), fontsize=7,
                         rotation=90, va="top", ha="right")
     ax.set(xlabel="score", ylabel="density", title="pairs of pictures, and thresholds")
     ax.legend(fontsize=8, loc="center left")
