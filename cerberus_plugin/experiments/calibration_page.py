@@ -146,7 +146,7 @@ def _scores(ax, record: Mapping, pairs: calibration.Pairs) -> None:
     for i, row in enumerate(record["false-match rates"]):
         if "threshold" in row:
             ax.axvline(row["threshold"], color="k", linewidth=0.8, linestyle=":")
-            ax.annotate(f"{row['rate']:g}", (row["threshold"], 0.97 - 0.2 * (i % 4)), xycoords=("data", "axes fraction"), fontsize=7,
-                        rotation=90, va="top", ha="right")
+            ax.annotate(f"{row['rate']:g}", (row["threshold"], 0.97 - 0.2 * (i % 4)), fontsize=7, rotation=90,
+                        xycoords=("data", "axes fraction"), va="top", ha="right")
     ax.set(xlabel="score", ylabel="density", title="pairs of pictures, and thresholds")
     ax.legend(fontsize=8, loc="center left")
