@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .assembly import load_model, reader_of
+from .calibrated import CALIBRATION_FILE, COMMAND, Answer, answers_of, read_calibration
+from .calibration import Calibration
 from .config import add_cerberus_config
 from .inference import image_scores, of_groups
 
@@ -23,6 +27,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
 LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
+
+logger = logging.getLogger("fastreid.cerberus")
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,45 @@ class CerberusPredictor:
         columns = self._reader().schema.columns
         return [{column.name: column.classes[k] if k >= 0 else "none" for column, k in zip(columns, row)}
                 for row in answers.tolist()]
+
+    def answers(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, Answer]]:
+        """Attributes of each picture with their probabilities, and "cannot tell" where these are too low.
+
+        Calibrated where RUN/calibration is there; a warning says where it is not, and so does every answer. An answer
+        is the most probable class of its column, which `recognise`, the nearest semantic ID, need not name.
+        """
+        reader = self._reader()
+        if not hasattr(reader, "confidences"):
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads attributes without a probability; ask it by "
+                             "`recognise`")
+        if not (self.calibration and self.calibration.temperatures):
+            logger.warning(f"{self.run_folder}: attributes are not calibrated, so their probabilities are those of the "
+                           f"bare softmax and nothing is withheld; calibrate by {COMMAND} {self.run_folder}")
+        return answers_of(reader, self.embed(pictures), self.calibration)
+
+    def same_person(self, first: str | Path, second: str | Path, prior: float | None = None) -> float:
+        """The probability that two pictures show the same person; needs RUN/calibration.
+
+        Args:
+            prior: the probability before looking; that of the calibration, 0.5 unless said otherwise, if None.
+        """
+        if self.calibration is None:
+            raise FileNotFoundError(f"{self.run_folder / CALIBRATION_FILE}: not found, so a score is no probability; "
+                                    f"calibrate by {COMMAND} {self.run_folder}")
+        fitted, test = self.calibration.verification, self.cfg.TEST
+        if (fitted.metric, fitted.groups) != (test.METRIC, tuple(test.GROUPS)):
+            raise ValueError(f"{self.run_folder / CALIBRATION_FILE}: was fitted on {fitted.metric} scores by "
+                             f"{', '.join(fitted.groups) or 'all groups'}, but TEST.METRIC is {test.METRIC} and "
+                             f"TEST.GROUPS {list(test.GROUPS)}; calibrate again by {COMMAND} {self.run_folder}")
+        embeddings = self.embed([first, second])
+        return fitted.probability(self.picture_scores(embeddings[:1], embeddings[1:]).item(), prior)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `experiments.calibrate` has written for this run and this checkpoint; None where it has not."""
+        if not (self.run_folder / CALIBRATION_FILE).is_file():
+            return None
+        return read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS)
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
                top: int = 10, groups: Sequence[str] = (), may_have_changed_clothes: bool = False) -> list[Match]:

@@ -5,28 +5,33 @@ Shapes: N images, E size of an embedding, Q queries, A label fields, M recogniti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema
 from .similarity import mean_over_described
+from .temperatures import WithTemperatures, check_temperatures
 
 
-class ProbabilityReader:
+class ProbabilityReader(WithTemperatures):
     """Recognition and search with the probabilities of attribute classifiers.
 
     Args:
         schema: whose columns are classified, one after the other.
         weight, bias: of all classifiers together, float (sum of C_m, E) and (sum of C_m,).
         train_labels: int64 (C, A), see `AttributeReader`.
+        temperatures: by a column's name, what its logits are divided by in `confidences`; 1 where not given.
     """
 
     def __init__(self, schema: AttributeSchema, weight: Tensor, bias: Tensor, *,
-                 train_labels: Tensor | None = None) -> None:
+                 train_labels: Tensor | None = None, temperatures: Mapping[str, float] | None = None) -> None:
         self.schema = schema
         self.weight, self.bias = weight.float(), bias.float()
         self.train_labels = train_labels
+        self.temperatures = check_temperatures(schema, temperatures)
 
     def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
         """Per column float (N, C_m), natural logarithms."""
@@ -35,8 +40,16 @@ class ProbabilityReader:
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Most probable class of each column and its probability: (N, E) -> int64 (N, M), float (N, M)."""
-        best = [part.exp().max(dim=1) for part in self.log_probabilities(embeddings)]
+        best = []
+        for column, log_p in zip(self.schema.columns, self.log_probabilities(embeddings)):
+            temperature = self.temperatures.get(column.name)
+            log_p = log_p if temperature is None else (log_p / temperature).log_softmax(dim=1)
+            best.append(log_p.exp().max(dim=1))
         return torch.stack([b.indices for b in best], dim=1), torch.stack([b.values for b in best], dim=1)
+
+    def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What temperatures are fitted on: logits, float (N, C_m), and the answer that each gives, int64 (C_m,)."""
+        return [(log_p, torch.arange(log_p.shape[1])) for log_p in self.log_probabilities(embeddings)]
 
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, E) -> int64 (N, M); a classifier always names a class."""

@@ -7,7 +7,7 @@ Shapes: N images, Q queries, A label fields, M recognition columns, K semantic I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
 from .similarity import chunks, mean_over_described
+from .temperatures import WithTemperatures, check_temperatures
 
 PARTIAL = ("mean", "max")
 
@@ -35,7 +36,7 @@ def of_groups(embeddings: Tensor, groups: Sequence[str]) -> Tensor:
     return blocks(embeddings)[:, [GROUPS.index(group) for group in groups]].flatten(1)
 
 
-class PrototypeReader:
+class PrototypeReader(WithTemperatures):
     """Recognition and search with the prototypes of semantic IDs.
 
     Args:
@@ -46,11 +47,14 @@ class PrototypeReader:
         force_colour: recognise the best semantic ID that names a colour, in place of "no listed colour".
         partial: how a half-described group scores: "mean" or "max" over the semantic IDs that agree with it.
         cosine_scale: of the softmax over a group's semantic IDs that `confidences` makes of cosines.
+        temperatures: by a column's name, what its scaled cosines are divided by: its cosine scale is
+            cosine_scale / temperature. 1 where not given.
     """
 
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
                  synthesise: Callable[[str, Tensor], Tensor] | None = None, *, train_labels: Tensor | None = None,
-                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0) -> None:
+                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0,
+                 temperatures: Mapping[str, float] | None = None) -> None:
         if partial not in PARTIAL:
             raise ValueError(f"partial is '{partial}', expected one of {', '.join(PARTIAL)}")
         self.table = table
@@ -61,6 +65,7 @@ class PrototypeReader:
         self.force_colour = force_colour
         self.partial = partial
         self.cosine_scale = cosine_scale
+        self.temperatures = check_temperatures(self.schema, temperatures)
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
@@ -87,25 +92,36 @@ class PrototypeReader:
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Most probable class of each column and its probability: (N, 5 * D) -> int64 (N, M), float (N, M).
 
-        A group's probabilities are the softmax of its scaled cosines; a class has those of all semantic IDs that hold
-        it, "no listed colour" (-1) included.
+        A column's probabilities are the softmax of the scaled cosines of its group, over its temperature; a class has
+        those of all semantic IDs that hold it, "no listed colour" (-1) included.
         """
         allowed = self._allowed()
         return tuple(map(torch.cat, zip(*(self._confident(chunk, allowed) for chunk in chunks(embeddings)))))
 
     def _confident(self, embeddings: Tensor, allowed: list[Tensor]) -> tuple[Tensor, Tensor]:
         """`confidences` of one chunk, among the rows that are allowed."""
-        groups = {}
-        for group, cosine, rows in zip(GROUPS, self.cosines(embeddings), allowed):
-            scores = (self.cosine_scale * cosine).masked_fill(~rows.to(cosine.device), float("-inf"))
-            groups[group] = scores.softmax(dim=1)  # (N, K)
+        scores = self._scores(embeddings, allowed)
         classes, probabilities = [], []
         for column, group, answers in zip(self.schema.columns, self.schema.column_groups, self._column_answers()):
             held = answers[:, None] == torch.arange(-1, len(column.classes))  # (K, C + 1)
-            probability, best = (groups[group] @ held.to(groups[group])).max(dim=1)
+            shares = (scores[group] / self.temperatures.get(column.name, 1.0)).softmax(dim=1)  # (N, K)
+            probability, best = (shares @ held.to(shares)).max(dim=1)
             classes.append(best - 1)
             probabilities.append(probability.clamp(max=1))
         return torch.stack(classes, dim=1), torch.stack(probabilities, dim=1)
+
+    def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What temperatures are fitted on: scaled cosines, float (N, K), minus infinity where a semantic ID may not be
+        recognised, and the answer that each gives, int64 (K,)."""
+        allowed = self._allowed()
+        parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
+        scores = {group: torch.cat([part[group] for part in parts]) for group in GROUPS}
+        return [(scores[group], answers) for group, answers in zip(self.schema.column_groups, self._column_answers())]
+
+    def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> dict[str, Tensor]:
+        """Scaled cosines of each group, minus infinity where not allowed: float (N, K)."""
+        return {group: (self.cosine_scale * cosine).masked_fill(~rows.to(cosine.device), float("-inf"))
+                for group, cosine, rows in zip(GROUPS, self.cosines(embeddings), allowed)}
 
     def _column_answers(self) -> list[Tensor]:
         """Per column int64 (K,): the answer that each semantic ID of its group gives."""

@@ -30,7 +30,10 @@ class AttributeReader(Protocol):
 
 
 class ConfidentReader(AttributeReader, Protocol):
-    """A reader that also says how sure it is: what attribute-accelerated retrieval needs."""
+    """A reader that also says how sure it is: what attribute-accelerated retrieval needs.
+
+    One that also has `column_scores` and `calibrated`, as this package's readers have, can be calibrated.
+    """
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable class of each column, int64 (N, M), -1 for none, and its probability, float (N, M)."""

@@ -1,0 +1,76 @@
+"""A run's calibration at hand: read for its own checkpoint alone, and put to answers in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .calibration import Calibration
+from .inference import ConfidentReader
+from .manifest import file_sha256
+
+CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`
+COMMAND = "python -m cerberus_plugin.experiments.calibrate"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One attribute of one picture.
+
+    Attributes:
+        value: the most probable class, in words.   probability: that it is right.
+        withheld: whether the probability is too low for the accuracy that was calibrated for: "cannot tell".
+        calibrated: whether the probability is fitted on labelled images; if not, nothing is withheld either.
+    """
+
+    value: str
+    probability: float
+    withheld: bool = False
+    calibrated: bool = True
+
+    def __str__(self) -> str:
+        if self.withheld:
+            return "cannot tell"
+        return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
+
+
+def read_calibration(run_folder: str | Path, weights: str | Path | None = None) -> Calibration:
+    """The calibration of a run; refuses that of another checkpoint.
+
+    Args:
+        weights: the checkpoint it is to be used with; the run's file of the name it was fitted on, if None.
+    """
+    path = Path(run_folder) / CALIBRATION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, this run is not calibrated; write it by {COMMAND} {run_folder}")
+    calibration = Calibration.read(path)
+    checkpoint = Path(weights or Path(run_folder) / calibration.record["checkpoint"])
+    wanted, found = calibration.record["checkpoint sha256"], file_sha256(str(checkpoint))
+    if found is None:
+        raise FileNotFoundError(f"{checkpoint}: cannot be read; {path} was fitted on a checkpoint of this name")
+    if found != wanted:
+        raise ValueError(f"{path}: was fitted on another checkpoint (sha256 {wanted[:16]}) than {checkpoint} "
+                         f"({found[:16]}); its probabilities mean nothing there. Calibrate again by {COMMAND} "
+                         f"{run_folder}")
+    return calibration
+
+
+def answers_of(reader: ConfidentReader, embeddings: Tensor, calibration: Calibration | None) -> list[dict[str, Answer]]:
+    """Attributes of images with their probabilities, by column: embeddings (N, E) -> N dictionaries.
+
+    Columns that the calibration does not know are answered by the reader's own probabilities, and say so.
+    """
+    temperatures = calibration.temperatures if calibration else {}
+    if temperatures:
+        reader = reader.calibrated(temperatures)
+    classes, probabilities = (part.cpu().tolist() for part in reader.confidences(embeddings))
+    answers = []
+    for row, shares in zip(classes, probabilities):
+        answers.append({})
+        for column, k, p in zip(reader.schema.columns, row, shares):
+            known = column.name in temperatures
+            answers[-1][column.name] = Answer(column.classes[k] if k >= 0 else "none", p,
+                                              known and p < calibration.withhold_below[column.name], known)
+    return answers
