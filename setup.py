@@ -59,4 +59,5 @@ if __name__ == "__main__":
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,
+        entry_points={"console_scripts": ["cerberus=cerberus_plugin.cli:main"]},
     )

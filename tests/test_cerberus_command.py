@@ -1,0 +1,96 @@
+"""The `cerberus` command: index, search and recognise from the command line, and errors that say what to do."""
+
+import csv
+import shutil
+from pathlib import Path
+
+from cerberus_plugin import cli
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def gallery(run, market_root, tmp_path_factory):
+    """An index of query pictures by the small run, their folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("command")
+    shutil.copytree(next(market_root.rglob("query")), folder / "crops")
+    (folder / "crops" / "broken.jpg").write_bytes(b"no picture")
+    cli.main(["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(folder / "crops"), "--out", str(folder / "index")])
+    return folder
+
+
+def found(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def first(gallery) -> Path:
+    return sorted((gallery / "crops").glob("0*.jpg"))[0]
+
+
+def test_an_index_again_reads_what_is_new_and_names_what_cannot_be_read(gallery, run, capsys):
+    extra = gallery / "crops" / "extra.jpg"
+    shutil.copy(first(gallery), extra)
+    arguments = ["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(gallery / "crops"), "--out",
+                 str(gallery / "index")]
+    cli.main(arguments)
+    assert "1 new, 0 changed, 0 deleted" in capsys.readouterr().out
+    extra.unlink()
+    cli.main(arguments)
+    assert "0 new, 0 changed, 1 deleted" in capsys.readouterr().out
+    assert (gallery / "index" / "unreadable.tsv").read_text().startswith("broken.jpg\t")
+
+
+def test_words_search_without_a_model(gallery, tmp_path, capsys):
+    cli.main(["search", str(gallery / "index"), "gender=female", "upper colour=red", "--top", "3", "--csv",
+              str(tmp_path / "found.csv")])
+    rows = found(tmp_path / "found.csv")
+    assert len(rows) == 3 and rows[0]["picture"] in capsys.readouterr().out
+    assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
+    # gender belongs to identity; nothing was said of head, lower and carrying
+    assert {"upper", "identity"} <= set(rows[0]) and not {"head", "lower", "carrying"} & set(rows[0])
+
+
+def test_a_picture_finds_itself_and_says_by_which_groups(gallery, run, tmp_path):
+    search = ["search", str(gallery / "index"), "--picture", str(first(gallery)), "--run", run.cfg.OUTPUT_DIR, "--csv",
+              str(tmp_path / "found.csv")]
+    cli.main(search)
+    best = found(tmp_path / "found.csv")[0]
+    assert Path(best["picture"]).name == first(gallery).name and float(best["score"]) == pytest.approx(1, abs=2e-3)
+    assert best["camera"] == "1" or best["camera"]
+    cli.main([*search, "--may-have-changed-clothes"])
+    best = found(tmp_path / "found.csv")[0]
+    assert float(best["score"]) == pytest.approx((float(best["head"]) + float(best["identity"])) / 2, abs=0.01)
+    cli.main([*search, "backpack=no", "--weight", "carrying=3"])
+    rows = found(tmp_path / "found.csv")
+    weighted = [(3 * float(r["carrying"]) + sum(float(r[g]) for g in ("head", "upper", "lower", "identity"))) / 7
+                for r in rows]
+    assert [float(row["score"]) for row in rows] == pytest.approx(weighted, abs=0.01)
+
+
+def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gallery, run, tmp_path, capsys):
+    cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(gallery / "crops"), "--csv", str(tmp_path / "told.csv")])
+    rows = found(tmp_path / "told.csv")
+    assert len(rows) == len(list((gallery / "crops").glob("*_c*.jpg")))
+    assert rows[0]["gender"].split(" ")[0] in ("male", "female") and rows[0]["gender"].endswith("%)")
+    assert "skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["search", "INDEX"], r"say who is looked for, by ATTRIBUTE=VALUE.*attributes: gender: "),
+    (["search", "INDEX", "gender"], r"'gender': expected NAME=VALUE, such as gender=female"),
+    (["search", "INDEX", "gender=tall"], r"'gender' cannot be 'tall'"),
+    (["search", "INDEX", "gender=female", "--weight", "upper=much"], r"--weight upper=much: expected a number"),
+    (["search", "INDEX", "--picture", "x.jpg"], r"name the model of the index by --run or --model"),
+    (["search", "nowhere", "gender=female"], r"nowhere/index.json: not found; give the folder of an index"),
+    (["recognise", "--run", "nowhere", "x.jpg"], r"config.yaml: not found; give the OUTPUT_DIR of a training run")])
+def test_what_cannot_be_done_is_said_in_a_line(gallery, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        cli.main([str(gallery / "index") if word == "INDEX" else word for word in arguments])
+
+
+def test_help_teaches_every_word(capsys):
+    for words in (["--help"], ["index", "--help"], ["search", "--help"], ["recognise", "--help"], ["export", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0 and len(capsys.readouterr().out) > 200
