@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument("--out", required=True, help="folder of the index")
     index.add_argument("--dtype", default="float16", choices=("float16", "float32"),
                        help="of stored embeddings")
-    index.add_argument("--name-pattern", default="", help="regular expression with groups identity, camera, time; names "
-                       "in Market-1501's and DukeMTMC's form need none")
+    index.add_argument("--name-pattern", default="", help="regular expression with groups identity, camera and time, "
+                       "for names of another form than Market-1501's and DukeMTMC's")
 
     search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
                              description="Words alone need no model. With a picture, groups that words describe are "
