@@ -25,6 +25,8 @@ from test_portable import ROOT, WITHOUT_TORCH
 
 TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
 
+pytestmark = pytest.mark.slow  # one translation into ONNX takes seconds
+
 
 @pytest.fixture(scope="module")
 def crops(market_root) -> Path:
