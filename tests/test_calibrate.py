@@ -23,6 +23,8 @@ from conftest import random_labels
 NAMES = [column.name for column in MARKET1501.columns]
 OPTIONS = ("--accuracy", "0.6", "--false-match-rate", "0.1", "1e-6", "--device", "cpu")
 
+pytestmark = pytest.mark.slow  # trains, gathers and draws
+
 
 def copy_of(run, folder: Path) -> Path:
     """A run folder of its own that shares the weights."""
