@@ -18,12 +18,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .portable.encoder import LASTING_GROUPS
+
 if TYPE_CHECKING:
     from .gallery import Hit, Query
     from .portable import Encoder, Vocabulary
 
 BATCH = 64
-LASTING = ("head", "identity")  # groups that are not clothes or bags
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--picture", help="of the person looked for; needs the model of the index")
     _add_model(search)
     search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
-    search.add_argument("--may-have-changed-clothes", action="store_true", help=f"only {' and '.join(LASTING)} count")
+    search.add_argument("--may-have-changed-clothes", action="store_true",
+                        help=f"only {' and '.join(LASTING_GROUPS)} count")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
@@ -142,7 +144,7 @@ def query_of(args: argparse.Namespace, index) -> Query:
         embedding = index.embed(encoder_of(args.run, args.model), args.picture)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     if args.may_have_changed_clothes:
-        left_out = [*left_out, *(group for group in index.shape.groups if group not in LASTING)]
+        left_out = [*left_out, *(group for group in index.shape.groups if group not in LASTING_GROUPS)]
     weights = {name: _number(name, value) for name, value in map(_pair, args.weight)}
     return Query(embedding, dict(map(_pair, args.words)), weights, left_out)
 

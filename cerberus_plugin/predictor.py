@@ -22,10 +22,10 @@ from .calibrated import CALIBRATION_FILE, COMMAND, Answer, answers_of, read_cali
 from .calibration import Calibration
 from .config import add_cerberus_config
 from .inference import image_scores, of_groups
+from .portable.encoder import LASTING_GROUPS
+from .portable.images import SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
-LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -87,9 +87,9 @@ class CerberusPredictor:
         """Pictures of a folder, sorted by name."""
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of pictures")
-        found = sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise ValueError(f"{folder}: no pictures found ({', '.join(IMAGE_SUFFIXES)})")
+            raise ValueError(f"{folder}: no pictures found ({', '.join(SUFFIXES)})")
         return found
 
     @torch.no_grad()

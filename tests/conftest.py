@@ -15,6 +15,17 @@ torch.set_num_threads(2)
 
 REAL_DATA = Path(os.environ.get("CERBERUS_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
+# What a program in a process of its own begins with to run as where torch is not installed.
+WITHOUT_TORCH = """
+import sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+sys.modules["torch"] = None
+"""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -19,9 +19,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import WITHOUT_TORCH
 from fastreid.modeling.meta_arch import build_model
 from onnx import numpy_helper
-from test_portable import ROOT, WITHOUT_TORCH
+from test_portable import ROOT
 
 TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
 

@@ -13,10 +13,9 @@ from cerberus_plugin.modeling.prototypes import SIDPrototypes
 import numpy as np
 import pytest
 import torch
-from conftest import random_labels
+from conftest import WITHOUT_TORCH, random_labels
 from galleries import draw_many
 
-pytest.importorskip("cerberus_plugin.portable")
 D, COUNT = 16, 40
 DESCRIPTION = {"gender": "female", "upper colour": "red", "backpack": "yes"}
 
@@ -93,14 +92,7 @@ def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
 
 def test_an_index_is_searched_by_words_where_torch_is_not_installed(joined):
     index, _, _ = joined
-    code = f"""
-import sys
-class Hidden:
-    def find_spec(self, name, *_):
-        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
-sys.modules["torch"] = None
+    code = WITHOUT_TORCH + f"""
 from cerberus_plugin.gallery import GalleryIndex, Query
 for hit in GalleryIndex.open({str(index.folder)!r}).search(Query(words={DESCRIPTION!r}), top=5):
     print(hit.path, f"{{hit.score:.4f}}")

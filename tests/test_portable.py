@@ -19,7 +19,7 @@ from cerberus_plugin.portable.images import to_array
 import numpy as np
 import pytest
 import torch
-from conftest import random_labels, read_config
+from conftest import WITHOUT_TORCH, random_labels, read_config
 from fastreid.data.data_utils import read_image as host_image
 from fastreid.data.transforms import build_transforms
 from PIL import Image
@@ -234,17 +234,6 @@ def test_a_broken_exif_block_leaves_the_picture_as_it_is(monkeypatch):
 
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
     assert read_image(picture()).size == (12, 20)
-
-
-WITHOUT_TORCH = """
-import sys
-class Hidden:
-    def find_spec(self, name, *_):
-        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
-sys.modules["torch"] = None
-"""
 
 
 def test_the_portable_part_is_imported_without_torch_and_the_rest_says_what_it_needs():

@@ -1,8 +1,8 @@
 """A gallery of pictures: embedded once, kept in a folder, searched by picture, by attributes, or by both."""
 
+from ..portable.vocabulary import Answer
 from .filling import Pace
 from .index import GalleryIndex, Summary
 from .querying import Hit, Prefilter, Query
-from .store import Answer
 
 __all__ = ["Answer", "GalleryIndex", "Hit", "Pace", "Prefilter", "Query", "Summary"]

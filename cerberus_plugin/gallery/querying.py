@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .store import Answer, Store
+from ..portable.vocabulary import Answer
+from .store import Store
 
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..portable.vocabulary import Answer
 from . import files
 from .walking import Named, Naming, Picture
 
@@ -29,13 +30,6 @@ CREATE TABLE unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, 
 CREATE TABLE columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
 """
-
-
-class Answer(NamedTuple):
-    """What an attribute was recognised as, and how probable that is."""
-
-    value: str
-    probability: float
 
 
 class Row(NamedTuple):

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from ..portable.images import SUFFIXES
+
 NAME_GROUPS = ("identity", "camera", "time")
 # A time sorts within its camera. Market-1501 counts frames anew in each sequence, so that its time begins with one.
 KNOWN_NAMES = (
@@ -55,7 +56,7 @@ def _walk(folder: str, prefix: str) -> Iterator[Picture]:
     for entry in listed:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path, f"{prefix}{entry.name}/")
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
             state = entry.stat()
             yield Picture(prefix + entry.name, state.st_size, state.st_mtime_ns)
 

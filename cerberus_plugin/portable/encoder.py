@@ -15,6 +15,8 @@ from .vocabulary import Vocabulary
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
+
 
 class Encoder(Protocol):
     """Pictures to embeddings, with what is needed to compare them and to read attributes off them.
