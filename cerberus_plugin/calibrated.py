@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -10,30 +9,10 @@ from torch import Tensor
 from .calibration import Calibration
 from .inference import ConfidentReader
 from .manifest import file_sha256
+from .portable import Answer
 
 CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`
 COMMAND = "python -m cerberus_plugin.experiments.calibrate"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One attribute of one picture.
-
-    Attributes:
-        value: the most probable class, in words.   probability: that it is right.
-        withheld: whether the probability is too low for the accuracy that was calibrated for: "cannot tell".
-        calibrated: whether the probability is fitted on labelled images; if not, nothing is withheld either.
-    """
-
-    value: str
-    probability: float
-    withheld: bool = False
-    calibrated: bool = True
-
-    def __str__(self) -> str:
-        if self.withheld:
-            return "cannot tell"
-        return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
 
 def read_calibration(run_folder: str | Path, weights: str | Path | None = None) -> Calibration:
@@ -53,7 +32,7 @@ def read_calibration(run_folder: str | Path, weights: str | Path | None = None) 
     if found != wanted:
         raise ValueError(f"{path}: was fitted on another checkpoint (sha256 {wanted[:16]}) than {checkpoint} "
                          f"({found[:16]}); its probabilities mean nothing there. Calibrate again by {COMMAND} "
-                         f"{run_folder}")
+                         f"{run_folder}, or delete it")
     return calibration
 
 

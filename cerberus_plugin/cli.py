@@ -22,7 +22,7 @@ from .portable.encoder import LASTING_GROUPS
 
 if TYPE_CHECKING:
     from .gallery import Hit, Query
-    from .portable import Encoder, Vocabulary
+    from .portable import Answer, Encoder, Vocabulary
 
 BATCH = 64
 
@@ -106,8 +106,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
     from .encoding import TorchEncoder
     from .predictor import CerberusPredictor
 
-    predictor = CerberusPredictor(run)
-    return TorchEncoder(predictor, BATCH, predictor.calibration.temperatures if predictor.calibration else None)
+    return TorchEncoder(CerberusPredictor(run), BATCH)
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -158,6 +157,10 @@ def _recognise(args: argparse.Namespace) -> None:
     encoder = encoder_of(args.run, args.model)
     if encoder.vocabulary is None:
         raise ValueError(f"{args.run or args.model}: this model reads no attributes by prototypes; name a Cerberus")
+    if not encoder.vocabulary.temperatures:
+        print("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
+              "python -m cerberus_plugin.experiments.calibrate RUN" + (", and export again" if args.model else ""),
+              file=sys.stderr)
     paths = [path for given in map(Path, args.pictures)
              for path in ([given / picture.path for picture in walk(given)] if given.is_dir() else [given])]
     rows = []
@@ -170,8 +173,7 @@ def _recognise(args: argparse.Namespace) -> None:
             except Unreadable as error:
                 print(f"skipped {path}: {error.reason}", file=sys.stderr)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: f"{own.value} ({own.probability:.0%})"
-                                                  for name, own in answers.items()}})
+            rows.append({"picture": str(path), **{name: _told(own) for name, own in answers.items()}})
     _show(rows, args.csv, [{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value
                                                                                  in row.items())}
                            for row in map(dict, rows)])
@@ -183,12 +185,17 @@ def _export(arguments: Sequence[str]) -> None:
     export.main(arguments)
 
 
+def _told(answer: Answer) -> str:
+    """That nothing is calibrated is said once for all, not in every cell."""
+    return str(answer._replace(calibrated=True))
+
+
 def _row(place: int, hit: Hit) -> dict[str, str]:
     """A hit as a line: similarities tell which groups a match is by."""
     return {"": str(place), "picture": hit.path, "score": f"{hit.score:.3f}",
             **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
             "camera": hit.camera or "", "time": hit.time or "",
-            "recognised": ", ".join(f"{name} {own.value}" for name, own in hit.attributes.items())}
+            "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 
 def _show(rows: Sequence[dict[str, str]], path: str | None, shown: Sequence[dict[str, str]] | None = None) -> None:

@@ -26,6 +26,8 @@ from .predictor import CerberusPredictor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .calibration import Calibration
+
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
@@ -59,17 +61,16 @@ class TorchEncoder:
     """The `portable.Encoder` of a run folder: a predictor's model, pictures resized as in its test.
 
     Args:
+        predictor: what it is calibrated by, if it is, is the encoder's as well.
         batch_size: images at a time.
-        temperatures: see `vocabulary_of`.
     """
 
-    def __init__(self, predictor: CerberusPredictor, batch_size: int = 64,
-                 temperatures: Mapping[str, float] | None = None) -> None:
+    def __init__(self, predictor: CerberusPredictor, batch_size: int = 64) -> None:
         self.predictor = predictor
         self.batch_size = batch_size
         self.metric: str = predictor.cfg.TEST.METRIC
         self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
-        self.vocabulary = vocabulary_of(predictor, temperatures)
+        self.vocabulary = vocabulary_of(predictor, predictor.calibration)
         self.embedder = Embedder(predictor.model, max(1, len(self.groups)), self.metric).eval()
 
     @cached_property
@@ -95,13 +96,10 @@ class TorchEncoder:
         return np.concatenate(parts)
 
 
-def vocabulary_of(predictor: CerberusPredictor, temperatures: Mapping[str, float] | None = None) -> Vocabulary | None:
+def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None = None) -> Vocabulary | None:
     """What a run's prototypes know of attributes, without torch; None for models that read attributes otherwise.
 
     It describes people by the mean over semantic IDs whatever TEST.APS.PARTIAL says: a maximum is no inner product.
-
-    Args:
-        temperatures: by column, of calibrated probabilities.
     """
     reader = predictor.reader
     if not isinstance(reader, PrototypeReader):
@@ -113,8 +111,9 @@ def vocabulary_of(predictor: CerberusPredictor, temperatures: Mapping[str, float
         arrays = (rows, prototypes.residuals[group].detach(), *prototypes.seen_means(group))
         groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays)))
     fields = tuple(Field(f.name, f.group, f.values, f.column, f.word) for f in schema.fields)
-    return Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
-                      float(reader.cosine_scale), bool(reader.force_colour), dict(temperatures or {}))
+    vocabulary = Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
+                            float(reader.cosine_scale), bool(reader.force_colour))
+    return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 
 def fingerprint_of(predictor: CerberusPredictor) -> str:

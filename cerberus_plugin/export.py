@@ -131,16 +131,14 @@ class Graph(nn.Module):
 
 
 def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequence[str | Path], *,
-           weights: str | Path | None = None, pictures: int = 256,
-           temperatures: Mapping[str, float] | None = None) -> Agreement:
+           weights: str | Path | None = None, pictures: int = 256) -> Agreement:
     """Write a run as ONNX; a file of this name is replaced in one step, and only by one that agrees with the run.
 
     Args:
-        run_folder, weights: see `CerberusPredictor`.
+        run_folder, weights: see `CerberusPredictor`; a run's calibration goes with it.
         output: such as model.onnx.
         images: pictures to check it on, of the kind it is for: a folder, or their paths.
         pictures: of these at most, spread evenly.
-        temperatures: by column, of calibrated probabilities.
 
     Returns:
         how near the file comes to the run.
@@ -151,8 +149,7 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ImportError(f"export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    encoder = TorchEncoder(CerberusPredictor(run_folder, weights, device="cpu", precise=True),
-                           temperatures=temperatures)
+    encoder = TorchEncoder(CerberusPredictor(run_folder, weights, device="cpu", precise=True))
     paths = _readable(images, pictures)
     temporary = Path(f"{output}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +231,7 @@ def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: Vocabulary
     margins = {group.name: _margin(cosine)
                for group, cosine in zip(encoder.vocabulary.groups, encoder.vocabulary.cosines(embeddings))}
     clear = np.stack([margins[column.group] > TIE for column in columns], axis=1)  # (N, M)
-    wrong = (outputs[ANSWERS] != answers) | (vocabulary.answers(outputs[EMBEDDING])[0] != answers)
+    wrong = (outputs[ANSWERS] != answers) | (vocabulary.nearest(outputs[EMBEDDING]) != answers)
     right = np.concatenate(encoder.vocabulary.probabilities(embeddings), axis=1)
     differences = [np.abs(found - right).max() for found in (
         outputs[PROBABILITIES], np.concatenate(vocabulary.probabilities(outputs[EMBEDDING]), axis=1))]

@@ -18,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .assembly import load_model, reader_of
-from .calibrated import CALIBRATION_FILE, COMMAND, Answer, answers_of, read_calibration
+from .calibrated import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
 from .calibration import Calibration
 from .config import add_cerberus_config
 from .inference import image_scores, of_groups
+from .portable import Answer
 from .portable.encoder import LASTING_GROUPS
 from .portable.images import SUFFIXES
 

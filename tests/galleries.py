@@ -6,13 +6,14 @@ Each of the five groups sees one band of a picture; its block is the band's colo
 from collections import namedtuple
 from pathlib import Path
 
+from cerberus_plugin.portable import Answer
+
 import numpy as np
 from PIL import Image
 
 GROUPS = ("head", "upper", "lower", "identity", "carrying")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 Column = namedtuple("Column", "name group")
-Answer = namedtuple("Answer", "value probability")
 
 
 class Words:
@@ -35,8 +36,11 @@ class Words:
         scores = self.scale * np.asarray(embeddings).reshape(-1, 5, 4)[:, :, :3]
         weights = np.exp(scores)
         probabilities = weights / weights.sum(axis=2, keepdims=True)
-        return [{column.name: Answer(self.values[row.argmax()], float(row.max()))
+        return [{column.name: self.answer(column.name, self.values[row.argmax()], float(row.max()))
                  for column, row in zip(self.columns, rows)} for rows in probabilities]
+
+    def answer(self, column, value, probability):
+        return Answer(value, probability, withheld=probability < 0.5)
 
     def describe(self, words):
         blocks = np.zeros((5, 4), np.float32)

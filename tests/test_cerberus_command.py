@@ -4,7 +4,8 @@ import csv
 import shutil
 from pathlib import Path
 
-from cerberus_plugin import cli
+from cerberus_plugin import CerberusPredictor, cli
+from cerberus_plugin.calibration import Calibration
 
 import pytest
 
@@ -73,7 +74,17 @@ def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gall
     rows = found(tmp_path / "told.csv")
     assert len(rows) == len(list((gallery / "crops").glob("*_c*.jpg")))
     assert rows[0]["gender"].split(" ")[0] in ("male", "female") and rows[0]["gender"].endswith("%)")
-    assert "skipped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "skipped" in said and "nothing is withheld: calibrate by" in said
+
+
+def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monkeypatch, capsys):
+    calibration = Calibration({"gender": 1.0}, {"gender": 1.1}, verification=None, record={})
+    monkeypatch.setattr(CerberusPredictor, "calibration", calibration)
+    cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(first(gallery)), "--csv", str(tmp_path / "told.csv")])
+    row = found(tmp_path / "told.csv")[0]
+    assert row["gender"] == "cannot tell" and row["age"].endswith("%)")
+    assert "calibrate by" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,6 +1,7 @@
 """Exported models: equal to their run, complete in one file, and refused where they are not equal."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 from cerberus_plugin import CerberusPredictor, add_cerberus_config
 from cerberus_plugin.attributes import GROUPS, MARKET1501
+from cerberus_plugin.calibration import Calibration
 from cerberus_plugin.encoding import Embedder, TorchEncoder, fingerprint_of
 from cerberus_plugin.export import Agreement, ExportMismatch, build, compare, export, main, places_out_of_order
 from cerberus_plugin.portable import ExportedEncoder, read_image
@@ -25,8 +27,17 @@ from onnx import numpy_helper
 from test_portable import ROOT
 
 TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
+CALIBRATION = Calibration(TEMPERATURES, {"gender": 0.1, "upper colour": math.inf}, verification=None, record={})
 
 pytestmark = pytest.mark.slow  # one translation into ONNX takes seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calibrated():
+    """The shared run as if it were calibrated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CerberusPredictor, "calibration", CALIBRATION)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +62,14 @@ def predictor(run):
 
 @pytest.fixture(scope="module")
 def torch_encoder(predictor):
-    return TorchEncoder(predictor, batch_size=5, temperatures=TEMPERATURES)
+    return TorchEncoder(predictor, batch_size=5)
 
 
 @pytest.fixture(scope="module")
 def exported(run, crops, tmp_path_factory):
     """The file of the shared run, and what the export has said of it."""
     path = tmp_path_factory.mktemp("exported") / "deep" / "model.onnx"
-    return path, export(run.cfg.OUTPUT_DIR, path, crops, temperatures=TEMPERATURES)
+    return path, export(run.cfg.OUTPUT_DIR, path, crops)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +109,10 @@ def test_an_exported_model_gives_the_runs_embeddings_and_attributes(exported, en
     assert exported[1].holds and exported[1].pictures == len(paths)
     embeddings = encoder.encode(images)
     assert embeddings == pytest.approx(predictor.embed(paths).numpy(), abs=1e-5)
-    words = [{name: answer.value for name, answer in row.items()} for row in encoder.vocabulary.recognise(embeddings)]
-    assert words == predictor.recognise(paths)
+    for row, expected in zip(encoder.vocabulary.recognise(embeddings), predictor.answers(paths)):
+        assert {name: answer._replace(probability=0) for name, answer in row.items()} == {
+            name: answer._replace(probability=0) for name, answer in expected.items()}
+    assert {answer.withheld for answer in row.values()} == {True, False}
 
 
 def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, images):
@@ -115,8 +128,7 @@ def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, ima
 
 def test_the_graph_itself_gives_attributes_to_programs_without_the_vocabulary(exported, encoder, images):
     outputs = encoder.run(images)
-    classes, _ = encoder.vocabulary.answers(outputs["embedding"])
-    assert (outputs["answers"] == classes).all()
+    assert (outputs["answers"] == encoder.vocabulary.nearest(outputs["embedding"])).all()
     shares = np.concatenate(encoder.vocabulary.probabilities(outputs["embedding"]), axis=1)
     assert outputs["attributes"] == pytest.approx(shares, abs=1e-5)
     columns = json.loads(encoder.session.get_modelmeta().custom_metadata_map["cerberus.attributes"])
@@ -147,7 +159,7 @@ print(json.dumps([embedding[0].tolist(), encoder.vocabulary.recognise(embedding)
     embedding, answers = json.loads(done.stdout)
     here = encoder.encode(images[:1])
     assert embedding == pytest.approx(here[0].tolist(), abs=1e-5)
-    assert {name: value for name, (value, _) in answers.items()} == {
+    assert {name: value for name, (value, *_) in answers.items()} == {
         name: answer.value for name, answer in encoder.vocabulary.recognise(here)[0].items()}
 
 
@@ -350,7 +362,8 @@ def test_the_command_says_what_it_has_checked(exported, run, crops, tmp_path, mo
     model = onnx.load(exported[0])
     monkeypatch.setattr("cerberus_plugin.export.build", lambda encoder: model)
     output = tmp_path / "model.onnx"
-    set_metadata(model, VOCABULARY_KEY, lambda text: json.dumps(json.loads(text) | {"temperatures": {}}))
+    set_metadata(model, VOCABULARY_KEY, lambda text: json.dumps(json.loads(text) | {"temperatures": {},
+                                                                                     "withhold_below": {}}))
     monkeypatch.setattr("cerberus_plugin.export.LARGEST_DIFFERENCE", 1.0)  # the graph's probabilities are calibrated
     main([run.cfg.OUTPUT_DIR, "--output", str(output), "--images", str(tmp_path / "crops"), "--pictures", "4"])
     assert f"wrote {output}; 3 pictures: lowest cosine " in capsys.readouterr().out

@@ -91,8 +91,8 @@ def test_an_index_holds_the_embedding_attributes_and_name_of_every_picture(tmp_p
     for path, answers in zip(crops, Words().recognise(embeddings)):
         row = rows[path.name]
         assert (row.named.identity, row.named.camera) == (path.name[:4], path.name[6])
-        assert {name: value for name, (value, _) in row.attributes.items()} == {n: a.value for n, a in answers.items()}
-        assert [p for _, p in row.attributes.values()] == pytest.approx([a.probability for a in answers.values()])
+        assert {name: value for name, (value, _) in row.recognised.items()} == {n: a.value for n, a in answers.items()}
+        assert [p for _, p in row.recognised.values()] == pytest.approx([a.probability for a in answers.values()])
 
 
 def test_half_precision_keeps_two_bytes_a_value_and_three_digits(tmp_path, crops):
@@ -244,7 +244,11 @@ def test_another_vocabulary_of_the_same_model_reads_the_attributes_anew_without_
     assert calibrated.count == 0
     row = index.store.rows(index.store.ids[:1])[0]
     expected = Words(scale=2.0).recognise(index.store.embeddings(index.store.ids[:1]))[0]
-    assert [p for _, p in row.attributes.values()] == pytest.approx([a.probability for a in expected.values()])
+    assert [p for _, p in row.recognised.values()] == pytest.approx([a.probability for a in expected.values()])
+    hit = index.search(Query(words={"head colour": "red"}), top=1)[0]
+    told = Words(scale=2.0).recognise(stored(index)[Path(hit.path).name][None])[0]
+    for name, answer in hit.attributes.items():
+        assert (answer.value, answer.withheld) == (told[name].value, told[name].withheld)
     assert json.loads((tmp_path / "index/index.json").read_text())["vocabulary"] == {"scale": 2.0}
 
 

@@ -69,7 +69,7 @@ def test_words_rank_and_score_as_the_reader_with_torch_does(joined, words):
 
 def test_attributes_are_those_of_the_reader_with_torch(joined):
     index, reader, by_name = joined
-    answers = reader.recognise(torch.stack(list(by_name.values()))).tolist()
+    answers = reader.confidences(torch.stack(list(by_name.values())))[0].tolist()
     expected = {name: [column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row)]
                 for name, row in zip(by_name, answers)}
     hits = index.search(Query(words={"gender": "male"}), top=COUNT)

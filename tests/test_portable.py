@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -13,7 +14,7 @@ from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.encoding import vocabulary_of
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.prototypes import SIDPrototypes
-from cerberus_plugin.portable import Limits, Unreadable, Vocabulary, read_image
+from cerberus_plugin.portable import Answer, Limits, Unreadable, Vocabulary, read_image
 from cerberus_plugin.portable.images import to_array
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema,
     reader, vocabulary = reader_and_vocabulary(schema, force_colour=force_colour)
     embeddings = random_embeddings()
     colours = np.array([column.is_colour for column in schema.columns])
-    classes, sure = vocabulary.answers(embeddings.numpy())
+    classes = vocabulary.nearest(embeddings.numpy())
     assert (classes - colours == reader.recognise(embeddings).numpy()).all()
     assert (classes[:, colours] > 0).all() == force_colour
     best, probability = reader.confidences(embeddings)
@@ -61,17 +62,16 @@ def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema,
         assert (shares.argmax(axis=1) - colours[m] == best[:, m].numpy()).all()
         assert shares.max(axis=1) == pytest.approx(probability[:, m].numpy(), abs=1e-6)
         assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
-        assert sure[:, m] == pytest.approx(shares[range(len(shares)), classes[:, m]])
 
 
 def test_answers_come_in_words_of_the_schema(market_pair):
     reader, vocabulary = market_pair
     embeddings = random_embeddings(20)
-    answers = reader.recognise(embeddings).tolist()
-    for row, found in zip(answers, vocabulary.recognise(embeddings.numpy())):
+    for row, sure, found in zip(*reader.confidences(embeddings), vocabulary.recognise(embeddings.numpy())):
         assert [answer.value for answer in found.values()] == [
-            column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row)]
-        assert all(0 <= answer.probability <= 1 for answer in found.values())
+            column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row.tolist())]
+        assert [answer.probability for answer in found.values()] == pytest.approx(sure.tolist(), abs=1e-6)
+        assert not any(answer.withheld or answer.calibrated for answer in found.values())
     assert list(found) == [column.name for column in MARKET1501.columns]
     assert [column.group for column in vocabulary.columns] == list(MARKET1501.column_groups)
 
@@ -110,10 +110,10 @@ def test_a_description_reads_as_the_schema_reads_it(market_pair):
 
 def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
     _, vocabulary = market_pair
-    vocabulary = vocabulary.with_temperatures({"age": 1.7})
+    vocabulary = vocabulary.calibrated({"age": 1.7, "hat": 0.4}, {"age": 0.75, "hat": math.inf})
     copy = Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
-    assert (copy.schema, copy.fields, copy.columns, copy.temperatures) == (
-        vocabulary.schema, vocabulary.fields, vocabulary.columns, {"age": 1.7})
+    for name in ("schema", "fields", "columns", "temperatures", "withhold_below"):
+        assert getattr(copy, name) == getattr(vocabulary, name)
     embeddings = random_embeddings().numpy()
     for one, other in zip(copy.probabilities(embeddings), vocabulary.probabilities(embeddings)):
         assert (one == other).all()
@@ -125,7 +125,7 @@ def test_a_temperature_divides_the_scale_of_its_column_alone(market_pair):
     _, vocabulary = market_pair
     cooler, _ = reader_and_vocabulary(MARKET1501, cosine_scale=16.0 / 4)
     embeddings = random_embeddings()
-    calibrated = vocabulary.with_temperatures({"age": 4.0}).probabilities(embeddings.numpy())
+    calibrated = vocabulary.calibrated({"age": 4.0}).probabilities(embeddings.numpy())
     probability = cooler.confidences(embeddings)[1].numpy()
     for m, (column, shares, before) in enumerate(zip(vocabulary.columns, calibrated,
                                                      vocabulary.probabilities(embeddings.numpy()))):
@@ -133,9 +133,28 @@ def test_a_temperature_divides_the_scale_of_its_column_alone(market_pair):
             assert shares.max(axis=1) == pytest.approx(probability[:, m], abs=1e-6)
         else:
             assert (shares == before).all()
-    for wrong in ({"ages": 1.0}, {"age": 0.0}):
+    for wrong in ({"ages": 1.0}, {"age": 0.0}, {"age": math.inf}):
         with pytest.raises(ValueError, match="expected numbers above 0 for some of gender, age"):
-            vocabulary.with_temperatures(wrong)
+            vocabulary.calibrated(wrong)
+
+
+def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so(market_pair):
+    embeddings = random_embeddings().numpy()
+    _, vocabulary = market_pair
+    answers = vocabulary.calibrated({"age": 1.0, "hat": 1.0}, {"age": 0.5, "hat": math.inf}).recognise(embeddings)
+    before = vocabulary.recognise(embeddings)
+    ages = [row["age"] for row in answers]
+    assert [age.withheld for age in ages] == [row["age"].probability < 0.5 for row in before]
+    assert {True, False} == {age.withheld for age in ages}
+    assert all(row["hat"].withheld and str(row["hat"]) == "cannot tell" for row in answers)
+    assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
+    with pytest.raises(ValueError, match="answers are withheld of hat, expected some of the calibrated columns: age"):
+        vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
+
+
+def test_an_answer_reads_as_it_is_meant():
+    assert str(Answer("red", 0.93)) == "red (93%)" and str(Answer("red", 0.4, withheld=True)) == "cannot tell"
+    assert str(Answer("red", 0.93, calibrated=False)) == "red (93%, not calibrated)"
 
 
 @pytest.mark.parametrize("part", ["labels", "prototypes", "residuals", "mean_bits"])

@@ -89,7 +89,7 @@ def test_a_picture_finds_what_comparing_all_by_numpy_finds(many, form):
         assert list(hit.similarities.values()) == pytest.approx(expected[i].tolist(), abs=1e-5)
         assert hit.score == pytest.approx(expected[i].mean(), abs=1e-5)
         assert hit.camera == str(i % 6 + 1) and hit.time == f"s1_{i:06d}" and hit.identity == f"{i:04d}"
-        assert {name: value for name, (value, _) in hit.attributes.items()} == {
+        assert {name: answer.value for name, answer in hit.attributes.items()} == {
             f"{group} colour": Words.values[block[:3].argmax()] for group, block in zip(GROUPS, rows[i])}
 
 

@@ -24,14 +24,14 @@ from . import files
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
 from .querying import Hit, Prefilter, Query, Shape, compile_query, said, survivors
-from .store import Store
+from .store import Row, Store
 from .walking import Naming, Picture, compare, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..portable.encoder import Encoder
-    from ..portable.vocabulary import Vocabulary
+    from ..portable.vocabulary import Answer, Vocabulary
 
 RECORD, ROWS, UNREADABLE = "index.json", "rows.sqlite", "unreadable.tsv"
 BEGUN = (ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
@@ -299,8 +299,12 @@ class GalleryIndex:
         best = np.lexsort((ids, -scores))[:top]
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, row.attributes, *row.named)
+                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named)
                 for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
+
+    def _answers(self, row: Row) -> dict[str, Answer]:
+        """What was recognised, as far as it may be told."""
+        return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
 
 
 def _storable(pictures):

@@ -184,9 +184,9 @@ def said(query: Query, compiled: Compiled, vocabulary: Vocabulary, threshold: fl
     compared = {group for group, weight, replaced in zip(compiled.shape.groups, compiled.weights, described)
                 if weight > 0 and not replaced}
     group_of = {column.name: column.group for column in vocabulary.columns}
-    for column, (value, probability) in vocabulary.recognise(query.embedding[None])[0].items():
-        if group_of[column] in compared and probability > threshold:
-            values[column] = (value,)
+    for column, own in vocabulary.recognise(query.embedding[None])[0].items():
+        if group_of[column] in compared and own.probability > threshold:
+            values[column] = (own.value,)
     return values
 
 

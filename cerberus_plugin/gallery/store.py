@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..portable.vocabulary import Answer
 from . import files
 from .walking import Named, Naming, Picture
 
@@ -37,7 +36,7 @@ class Row(NamedTuple):
 
     path: str
     named: Named
-    attributes: dict[str, Answer]
+    recognised: dict[str, tuple[str, float]]  # by column, the class and its probability
 
 
 class Store:
@@ -102,14 +101,14 @@ class Store:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
                 found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
                                            (int(i),)).fetchone()
-                rows.append(found and Row(found[0], Named(*found[1:]), self._attributes(part, place)))
+                rows.append(found and Row(found[0], Named(*found[1:]), self._recognised(part, place)))
         return rows
 
-    def _attributes(self, part: int, place: int) -> dict[str, Answer]:
+    def _recognised(self, part: int, place: int) -> dict[str, tuple[str, float]]:
         if not self.columns:
             return {}
         answers = self._map(part, "answers")[place]
-        return {name: Answer(self._words[code], float(probability)) for name, code, probability
+        return {name: (self._words[code], float(probability)) for name, code, probability
                 in zip(self.columns, answers["word"].tolist(), answers["probability"].tolist())}
 
     # Arrays.
@@ -271,7 +270,7 @@ class Store:
             raise ValueError(f"{self.folder}: its attributes are {', '.join(self.columns)}, but the model answers "
                              f"{', '.join(columns)}; build a new index")
         code = {word: i for i, word in enumerate(self._words)}
-        fresh = {value: None for row in answers for value, _ in row.values() if value not in code}
+        fresh = {own[0]: None for row in answers for own in row.values() if own[0] not in code}
         for word in fresh:
             code[word] = len(self._words)
             self._words.append(word)

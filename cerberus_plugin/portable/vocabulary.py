@@ -8,7 +8,8 @@ M columns, C classes of a column, D dimensions of a block.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -21,10 +22,23 @@ NONE = "none"  # the answer of a garment that has no listed colour
 
 
 class Answer(NamedTuple):
-    """What is read off a picture: a class of a column, and how probable it is."""
+    """One attribute of one picture.
+
+    Attributes:
+        value: the most probable class, in words.   probability: that it is right.
+        withheld: whether the probability is too low for the accuracy that was calibrated for: "cannot tell".
+        calibrated: whether the probability is fitted on labelled images; if not, nothing is withheld either.
+    """
 
     value: str
     probability: float
+    withheld: bool = False
+    calibrated: bool = True
+
+    def __str__(self) -> str:
+        if self.withheld:
+            return "cannot tell"
+        return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,8 @@ class Vocabulary:
         groups: in the order of an embedding's blocks.
         cosine_scale: of the softmax over a group's semantic IDs that makes probabilities of cosines.
         force_colour: name a colour wherever there is one to name, in place of "none".
-        temperatures: by column, what its scores are divided by before the softmax; 1 for those left out.
+        temperatures: by column, what its scores are divided by before the softmax; those left out are not calibrated.
+        withhold_below: by column, the probability below which its answer is withheld; infinite: always.
     """
 
     schema: str
@@ -92,6 +107,7 @@ class Vocabulary:
     cosine_scale: float = 16.0
     force_colour: bool = False
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group in self.groups:
@@ -104,13 +120,17 @@ class Vocabulary:
                 raise ValueError(f"vocabulary of {self.schema}: {wrong[0] if wrong else 'labels'} of group "
                                  f"'{group.name}' do not fit the schema; export the model again")
         unknown = set(self.temperatures) - set(self.column_names)
-        if unknown or not all(value > 0 for value in self.temperatures.values()):
+        if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
             raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
                              f"{', '.join(self.column_names)}")
+        if set(self.withhold_below) - set(self.temperatures):
+            raise ValueError(f"answers are withheld of {', '.join(self.withhold_below)}, expected some of the "
+                             f"calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
-    def with_temperatures(self, temperatures: Mapping[str, float]) -> Vocabulary:
+    def calibrated(self, temperatures: Mapping[str, float],
+                   withhold_below: Mapping[str, float] | None = None) -> Vocabulary:
         """The same with calibrated probabilities."""
-        return replace(self, temperatures=dict(temperatures))
+        return replace(self, temperatures=dict(temperatures), withhold_below=dict(withhold_below or {}))
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
@@ -131,27 +151,41 @@ class Vocabulary:
         return [np.where(allowed, blocks[:, g] @ group.prototypes.T, -np.inf).astype(np.float32)
                 for g, (group, allowed) in enumerate(zip(self.groups, self.allowed))]
 
-    def answers(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest semantic IDs' classes, and the probability of each: int64 (N, M), float32 (N, M)."""
-        cosines = self.cosines(embeddings)
-        nearest = {group.name: cosine.argmax(axis=1) for group, cosine in zip(self.groups, cosines)}
-        classes = [classes[nearest[column.group]] for column, classes in zip(self.columns, self.classes_of_sids)]
-        sure = [np.take_along_axis(p, own[:, None], axis=1)[:, 0]
-                for p, own in zip(self._probabilities(cosines), classes)]
-        return np.stack(classes, axis=1), np.stack(sure, axis=1)
+    def nearest(self, embeddings: np.ndarray) -> np.ndarray:
+        """The classes of the nearest semantic IDs, the answer of PAR: int64 (N, M)."""
+        nearest = {group.name: cosine.argmax(axis=1) for group, cosine in zip(self.groups, self.cosines(embeddings))}
+        return np.stack([classes[nearest[column.group]]
+                         for column, classes in zip(self.columns, self.classes_of_sids)], axis=1)
 
     def probabilities(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per column the probability of each class, that of all semantic IDs which hold it: float32 (N, C)."""
-        return self._probabilities(self.cosines(embeddings))
+        by_group = {group.name: self.cosine_scale * cosine
+                    for group, cosine in zip(self.groups, self.cosines(embeddings))}
+        probabilities = []
+        for column, classes in zip(self.columns, self.classes_of_sids):
+            scores = by_group[column.group] / self.temperatures.get(column.name, 1.0)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            held = classes[:, None] == np.arange(len(column.classes))  # (K, C)
+            shares = (weights / weights.sum(axis=1, keepdims=True)) @ held.astype(np.float32)
+            probabilities.append(np.minimum(shares, 1).astype(np.float32))
+        return probabilities
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
         """Attributes of images in words: (N, G * D) -> one dict an image, by column.
 
-        The value is that of the nearest semantic ID. The most probable class may be another one where several semantic
-        IDs that hold it come close.
+        The value is the most probable class, which calibration vouches for. That of the nearest semantic ID may be
+        another one where several semantic IDs that share a class come close.
         """
-        return [{column.name: Answer(column.classes[k], float(p)) for column, k, p in zip(self.columns, row, sure)}
-                for row, sure in zip(*self.answers(embeddings))]
+        shares = self.probabilities(embeddings)
+        classes, sure = (np.stack([take(own, axis=1) for own in shares], axis=1) for take in (np.argmax, np.max))
+        return [{column.name: self.answer(column.name, column.classes[k], p)
+                 for column, k, p in zip(self.columns, row, probabilities)}
+                for row, probabilities in zip(classes.tolist(), sure.tolist())]
+
+    def answer(self, column: str, value: str, probability: float) -> Answer:
+        """What is said where this class is the most probable one."""
+        known = column in self.temperatures
+        return Answer(value, probability, known and probability < self.withhold_below.get(column, 0.0), known)
 
     def describe(self, words: Mapping[str, str]) -> np.ndarray:
         """The block of each group that a description stands for: float32 (G, D), zeros for a group it leaves out.
@@ -189,7 +223,9 @@ class Vocabulary:
                    **{name: _pack(getattr(group, name)) for name in _ARRAYS}} for group in self.groups]
         return {"schema": self.schema, "fields": [asdict(own) for own in self.fields],
                 "columns": list(self.column_names), "groups": groups, "cosine_scale": self.cosine_scale,
-                "force_colour": self.force_colour, "temperatures": dict(self.temperatures)}
+                "force_colour": self.force_colour, "temperatures": dict(self.temperatures),
+                "withhold_below": {name: None if value == math.inf else value  # JSON has no infinity
+                                   for name, value in self.withhold_below.items()}}
 
     @classmethod
     def from_dict(cls, record: Mapping) -> Vocabulary:
@@ -198,7 +234,8 @@ class Vocabulary:
                              **{name: _unpack(own[name]) for name in _ARRAYS}) for own in record["groups"])
         fields = tuple(Field(**(own | {"values": tuple(own["values"])})) for own in record["fields"])
         return cls(record["schema"], fields, tuple(record["columns"]), groups, record["cosine_scale"],
-                   record["force_colour"], record["temperatures"])
+                   record["force_colour"], record["temperatures"],
+                   {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 
     @cached_property
     def allowed(self) -> tuple[np.ndarray, ...]:
@@ -221,17 +258,6 @@ class Vocabulary:
             yes = values == 1
             classes.append(np.where(yes.any(axis=1), yes.argmax(axis=1) + 1, 0) if column.is_colour else values[:, 0])
         return tuple(classes)
-
-    def _probabilities(self, cosines: Sequence[np.ndarray]) -> list[np.ndarray]:
-        by_group = {group.name: self.cosine_scale * cosine for group, cosine in zip(self.groups, cosines)}
-        probabilities = []
-        for column, classes in zip(self.columns, self.classes_of_sids):
-            scores = by_group[column.group] / self.temperatures.get(column.name, 1.0)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            held = classes[:, None] == np.arange(len(column.classes))  # (K, C)
-            shares = (weights / weights.sum(axis=1, keepdims=True)) @ held.astype(np.float32)
-            probabilities.append(np.minimum(shares, 1).astype(np.float32))
-        return probabilities
 
     def _describe(self, group: Group, wanted: np.ndarray) -> np.ndarray:
         """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
