@@ -10,6 +10,7 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.engine import hooks
+from fastreid.modeling.backbones.build import build_backbone
 from fastreid.utils.checkpoint import Checkpointer
 from torch import nn
 
@@ -150,6 +151,32 @@ def test_a_resumed_run_without_a_readable_best_starts_at_the_hosts_value(tmp_pat
     (tmp_path / "model_best.pth").write_bytes(b"half of a checkpoint")
     assert periodic_checkpointer(checkpointer, start_iter=100).best_metric == -1
     assert "no score to read" in log.text
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_code_in_a_file_of_weights_is_not_run(tmp_path, monkeypatch, force):
+    if force:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": Trap(tmp_path / "sprung")}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth: not read, for it is damaged or holds more than tensors"):
+        Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "model.pth"))
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, str(tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth: not read, for it is damaged or holds more than tensors"):
+        build_backbone(cfg)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(tmp_path / "model.pth", weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the trap is one"
 
 
 def test_backbone_weights_given_as_a_checkpoint_are_named(tmp_path):

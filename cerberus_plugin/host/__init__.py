@@ -33,7 +33,7 @@ def adapt() -> None:
     training.print_an_iteration_once()
     checkpoints.write_whole_files()
     checkpoints.remember_best()
-    checkpoints.name_missing_model()
+    checkpoints.refuse_other_files()
     pretrained.count_matches()
     evaluation.skip_compilation()
     evaluation.rerank_on_cpu()

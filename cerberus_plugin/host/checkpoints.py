@@ -11,6 +11,7 @@ from typing import IO
 import torch
 
 from .patching import replace
+from .weights import tensors_alone
 
 logger = logging.getLogger("fastreid.cerberus.host")
 
@@ -91,8 +92,8 @@ def stored_metric(folder: str) -> float:
         return -1.0
 
 
-def name_missing_model() -> None:
-    """Say which file is no checkpoint.
+def refuse_other_files() -> None:
+    """Say which file is no checkpoint, and read no code from it.
 
     utils/checkpoint.py:225 pops "model" from whatever was loaded: ImageNet weights given as MODEL.WEIGHTS end in
     `KeyError: 'model'`.
@@ -101,7 +102,8 @@ def name_missing_model() -> None:
 
     def build(host_load):
         def _load_file(self, f: str):
-            checkpoint = host_load(self, f)
+            with tensors_alone(f):
+                checkpoint = host_load(self, f)
             if not isinstance(checkpoint, dict) or "model" not in checkpoint:
                 found = list(checkpoint)[:3] if isinstance(checkpoint, dict) else type(checkpoint).__name__
                 raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .patching import replace
+from .weights import tensors_alone
 
 logger = logging.getLogger("fastreid.cerberus.host")
 
@@ -34,7 +35,7 @@ def count_matches() -> None:
                 return host_build(cfg)
             if node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
                 raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH '{node.PRETRAIN_PATH}' is no file. {_ADVICE}")
-            with recorded_loads() as loads:
+            with tensors_alone(node.PRETRAIN_PATH or "the downloaded file"), recorded_loads() as loads:
                 backbone = _built(host_build, cfg)
             _report(loads, node.PRETRAIN_PATH, node.NAME)
             return backbone
@@ -93,7 +94,7 @@ def _report(loads: list[tuple[nn.Module, set[str]]], path: str, backbone: str) -
     counts = [(len(keys.intersection(_names(module))), len(_names(module)), module, keys) for module, keys in loads]
     matched, total, module, keys = max(counts, key=lambda count: count[0])
     if matched == 0:
-        held = list(torch.load(path, map_location="cpu")) if path else sorted(keys)
+        held = list(torch.load(path, map_location="cpu", weights_only=True)) if path else sorted(keys)
         raise ValueError(
             f"{source}: 0 of {total} tensors matched {backbone}; the file has keys like {held[:3]}, the model like "
             f"{_names(module)[:3]}. Save the weights as one plain dict with the model's names: no outer key, no "
