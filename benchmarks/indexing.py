@@ -2,6 +2,8 @@
 
     python benchmarks/indexing.py                           1,000 drawn images of 128x64, ResNet-18 on the CPU
     python benchmarks/indexing.py --images 20000 --depth 50 --batch 256 --device cuda
+    python benchmarks/indexing.py --run runs/demo           the model of a run, with the attributes that it reads off
+    python benchmarks/indexing.py --model model.onnx        the same, exported
 
 Both use one network and one reader. Alone means what a script would do: read a batch, embed it, keep the result in
 memory; the index reads ahead while the network works, and keeps embeddings and names in files that survive a kill. The
@@ -16,7 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
+from cerberus_plugin.cli import encoder_of  # noqa: E402
 from cerberus_plugin.gallery import GalleryIndex, Pace  # noqa: E402
+from cerberus_plugin.portable import read_image  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -31,6 +35,7 @@ class Network:
     """An encoder of images: the pooled features of a ResNet with random weights, which take as long as any."""
 
     groups, metric, vocabulary, fingerprint = (), "cosine", None, "0" * 64
+    lasting_groups, verification = (), None
 
     def __init__(self, depth: int, device: str) -> None:
         torch.manual_seed(0)
@@ -45,11 +50,6 @@ class Network:
         return self.model(batch).float().cpu().numpy()
 
 
-def read(path):
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
 def draw(folder: Path, count: int) -> list[Path]:
     rng = np.random.default_rng(0)
     paths = [folder / f"{i:04d}_c{i % 6 + 1}s1_{i:06d}_00.jpg" for i in range(count)]
@@ -59,8 +59,8 @@ def draw(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def alone(paths: list[Path], network: Network, batch: int) -> np.ndarray:
-    return np.concatenate([network.encode([read(path) for path in paths[first:first + batch]])
+def alone(paths: list[Path], network, batch: int) -> np.ndarray:
+    return np.concatenate([network.encode([read_image(path) for path in paths[first:first + batch]])
                            for first in range(0, len(paths), batch)])
 
 
@@ -68,13 +68,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--depth", type=int, choices=[18, 34, 50], default=18)
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--run", help="folder of a training run, in place of the random network")
+    model.add_argument("--model", help="exported file, in place of the random network")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=4, help="threads that read for the index")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    network = Network(args.depth, args.device)
+    named = args.run or args.model
+    network = encoder_of(args.run, args.model) if named else Network(args.depth, args.device)
     pace = Pace(batch_size=args.batch, workers=args.workers, progress=False)
     seconds = {"reading and embedding alone": [], "into an index": [], "index again, nothing new": []}
     with tempfile.TemporaryDirectory() as name:
@@ -83,18 +87,20 @@ def main() -> None:
         paths = draw(folder / "images", args.images)
         alone(paths[:args.batch], network, args.batch)
         for i in range(args.rounds):
-            build = (GalleryIndex.build, folder / f"index{i}", folder / "images", network)
+            build = GalleryIndex.build, folder / f"index{i}", folder / "images", network
             seconds["reading and embedding alone"].append(timed(alone, paths, network, args.batch)[0])
-            seconds["into an index"].append(timed(*build, pace=pace, read=read)[0])
-            seconds["index again, nothing new"].append(timed(*build, pace=pace, read=read)[0])
+            seconds["into an index"].append(timed(*build, pace=pace)[0])
+            seconds["index again, nothing new"].append(timed(*build, pace=pace)[0])
     speed = {name: args.images / statistics.median(each) for name, each in seconds.items()}
     plain = speed["reading and embedding alone"]
-    print(f"{args.images} images of {HEIGHT}x{WIDTH}, ResNet-{args.depth}, batch {args.batch}, {args.device}, "
-          f"{args.workers} threads read, {torch.get_num_threads()} threads of torch, {args.rounds} rounds\n")
+    print(f"{args.images} images of {HEIGHT}x{WIDTH}, {named or f'ResNet-{args.depth}'}, batch {args.batch}, "
+          f"{args.device}, {args.workers} threads read, {torch.get_num_threads()} threads of torch, "
+          f"{args.rounds} rounds\n")
     print(table(["", "images/s", "of alone"], [[name, f"{value:.0f}", f"{value / plain:.2f}"]
                                                for name, value in speed.items()]))
     if args.output:
-        write(args.output, {"images": args.images, "depth": args.depth, "batch": args.batch, "device": args.device,
+        write(args.output, {"images": args.images, "network": named or f"ResNet-{args.depth}", "batch": args.batch,
+                            "device": args.device,
                             "workers": args.workers, "images_a_second": speed, "seconds": seconds,
                             "index_of_alone": speed["into an index"] / plain})
 

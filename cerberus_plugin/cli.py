@@ -72,10 +72,12 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--picture", help="of the person looked for; needs the model of the index")
     _add_model(search)
     search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
-    search.add_argument("--may-have-changed-clothes", action="store_true",
-                        help=f"only {' and '.join(LASTING_GROUPS)} count")
+    search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that are not "
+                        f"clothes: those that the run has chosen, else {' and '.join(LASTING_GROUPS)}")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
+    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
+                        "which the run was calibrated for: of so large a share of other people a picture would match")
     search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
                         "attributes of at least this probability contradict the query: faster, and loses some")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
@@ -143,9 +145,9 @@ def query_of(args: argparse.Namespace, index) -> Query:
         embedding = index.embed(encoder_of(args.run, args.model), args.picture)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     if args.may_have_changed_clothes:
-        left_out = [*left_out, *(group for group in index.shape.groups if group not in LASTING_GROUPS)]
+        left_out += [group for group in index.shape.groups if group not in index.lasting_groups]
     weights = {name: _number(name, value) for name, value in map(_pair, args.weight)}
-    return Query(embedding, dict(map(_pair, args.words)), weights, left_out)
+    return Query(embedding, dict(map(_pair, args.words)), weights, left_out, args.false_match_rate)
 
 
 def _recognise(args: argparse.Namespace) -> None:
@@ -194,6 +196,7 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
     """A hit as a line: similarities tell which groups a match is by."""
     return {"": str(place), "picture": hit.path, "score": f"{hit.score:.3f}",
             **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
+            **({} if hit.same_person is None else {"same person": f"{hit.same_person:.0%}"}),
             "camera": hit.camera or "", "time": hit.time or "",
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 

@@ -70,7 +70,9 @@ class TorchEncoder:
         self.batch_size = batch_size
         self.metric: str = predictor.cfg.TEST.METRIC
         self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
+        self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
         self.vocabulary = vocabulary_of(predictor, predictor.calibration)
+        self.verification = predictor.calibration.verification if predictor.calibration else None
         self.embedder = Embedder(predictor.model, max(1, len(self.groups)), self.metric).eval()
 
     @cached_property

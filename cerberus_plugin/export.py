@@ -301,7 +301,9 @@ def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
     record = {
         FORMAT_KEY: FORMAT,
         ENCODER_KEY: {"fingerprint": encoder.fingerprint, "dim": encoder.dim, "groups": list(encoder.groups),
-                      "metric": encoder.metric, "size": list(size), "channels": "RGB", "resize": "bicubic",
+                      "metric": encoder.metric, "lasting_groups": list(encoder.lasting_groups),
+                      "verification": encoder.verification.to_dict() if encoder.verification else None,
+                      "size": list(size), "channels": "RGB", "resize": "bicubic",
                       "architecture": encoder.predictor.cfg.MODEL.META_ARCHITECTURE},
         VERSIONS_KEY: {"cerberus_plugin": cerberus_plugin.__version__, "fastreid": host.version(), **versions},
     }

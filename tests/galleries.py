@@ -55,6 +55,7 @@ class BandEncoder:
     """The model; it counts the pictures that it was given, and can fail at one of them."""
 
     fingerprint, dim, groups, metric = "a" * 64, 20, GROUPS, "cosine"
+    lasting_groups, verification = ("head", "identity"), None
 
     def __init__(self, vocabulary=True, fails_at=None):
         self.vocabulary = Words() if vocabulary else None
@@ -73,6 +74,7 @@ class PlainEncoder:
     """A model without groups: the mean colour, compared by distance."""
 
     fingerprint, dim, groups, metric, vocabulary = "b" * 64, 3, (), "euclidean", None
+    lasting_groups, verification = (), None
 
     def encode(self, images):
         return np.stack([np.asarray(image).mean(axis=(0, 1)) / 255 for image in images]).astype(np.float32)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_labels
+from scipy.special import expit
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -242,6 +243,8 @@ def test_a_prior_multiplies_the_odds():
         p = calibration.same_person_probability(0.7, 20, -10, prior)
         odds[prior] = p / (1 - p)
     assert odds[0.5] == pytest.approx(math.exp(4)) and odds[0.001] == pytest.approx(math.exp(4) / 999)
+    for score in (0.0, 0.5, 0.7, 40.0, -40.0):  # as precise far out as scipy's
+        assert calibration.same_person_probability(score, 20, -10) == pytest.approx(expit(20 * score - 10), rel=1e-12)
     with pytest.raises(ValueError, match="the prior is 1.0, expected a probability between 0 and 1, without both"):
         calibration.same_person_probability(0.7, 20, -10, 1.0)
 

@@ -13,7 +13,7 @@ from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.calibration import Calibration
 from cerberus_plugin.encoding import Embedder, TorchEncoder, fingerprint_of
 from cerberus_plugin.export import Agreement, ExportMismatch, build, compare, export, main, places_out_of_order
-from cerberus_plugin.portable import ExportedEncoder, read_image
+from cerberus_plugin.portable import ExportedEncoder, Verification, read_image
 from cerberus_plugin.portable.exported import ENCODER_KEY, VOCABULARY_KEY
 from cerberus_plugin.portable.images import to_array
 
@@ -27,7 +27,8 @@ from onnx import numpy_helper
 from test_portable import ROOT
 
 TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
-CALIBRATION = Calibration(TEMPERATURES, {"gender": 0.1, "upper colour": math.inf}, verification=None, record={})
+CALIBRATION = Calibration(TEMPERATURES, {"gender": 0.1, "upper colour": math.inf},
+                          Verification(20.0, -16.0, 0.5, "cosine", (), {0.01: 0.9}), record={})
 
 pytestmark = pytest.mark.slow  # one translation into ONNX takes seconds
 
@@ -116,7 +117,7 @@ def test_an_exported_model_gives_the_runs_embeddings_and_attributes(exported, en
 
 
 def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, images):
-    for name in ("fingerprint", "dim", "groups", "metric"):
+    for name in ("fingerprint", "dim", "groups", "metric", "lasting_groups", "verification"):
         assert getattr(encoder, name) == getattr(torch_encoder, name)
     assert encoder.groups == GROUPS and len(encoder.fingerprint) == 64
     assert encoder.encode(images) == pytest.approx(torch_encoder.encode(images), abs=1e-5)
@@ -319,7 +320,7 @@ def powers(torch_encoder):
         model = Powers(count)
         return model, build(SimpleNamespace(
             embedder=Embedder(model, 1, "euclidean"), vocabulary=None, groups=(), metric="euclidean", dim=3 * 48 * 24,
-            fingerprint="0", predictor=torch_encoder.predictor))
+            fingerprint="0", lasting_groups=(), verification=None, predictor=torch_encoder.predictor))
 
     return build_with
 

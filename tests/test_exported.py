@@ -39,7 +39,8 @@ def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
         ExportedEncoder(tiny())
     with pytest.raises(ValueError, match="has metadata of format 9, not 1"):
         ExportedEncoder(tiny(format="9"))
-    good = {"fingerprint": "0", "dim": 24, "groups": [], "metric": "cosine", "size": [4, 2], "architecture": "tiny"}
+    good = {"fingerprint": "0", "dim": 24, "groups": [], "metric": "cosine", "size": [4, 2], "architecture": "tiny",
+            "lasting_groups": [], "verification": None}
     assert ExportedEncoder(tiny(format="1", encoder=json.dumps(good))).encode([Image.new("RGB", (9, 9))]).sum() == 0
     for damaged in ({}, {"encoder": "nothing"}, {"encoder": "[]"}, {"encoder": json.dumps(good | {"size": 4})},
                     {"encoder": json.dumps(good), "vocabulary": '{"schema": "market1501"}'}):

@@ -24,6 +24,7 @@ class RandomEncoder:
     """Embeddings that have nothing to do with the pictures, the same for the same picture."""
 
     fingerprint, dim, groups, metric = "c" * 64, 5 * D, GROUPS, "cosine"
+    lasting_groups, verification = (), None
 
     def __init__(self, vocabulary):
         self.vocabulary = vocabulary

@@ -1,7 +1,11 @@
 """Queries by picture, by words, by half a description and by both; weights, groups left out, and the filter."""
 
+import json
+from dataclasses import replace
+
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
 from cerberus_plugin.gallery.querying import Shape, compile_query
+from cerberus_plugin.portable import Verification
 
 import numpy as np
 import pytest
@@ -185,6 +189,65 @@ def test_the_same_search_by_milvus(many, tmp_path):
     assert [index.search(query, 7, prefilter) for prefilter in (None, Prefilter(0.8))] == expected
     engine.close()
     index.faiss()
+
+
+# The same person.
+
+FITTED = Verification(slope=20.0, intercept=-16.0, prior=0.5, metric="cosine", groups=(), thresholds={0.1: 0.9})
+
+
+class Calibrated(BandEncoder):
+    verification = FITTED
+    lasting_groups = ("head",)
+
+
+@pytest.fixture(scope="module")
+def judged(many, tmp_path_factory):
+    """The index of `many`, built again after its model was calibrated."""
+    folder = tmp_path_factory.mktemp("judged")
+    draw_many(folder / "crops", 60)
+    make(folder).close()
+    make(folder, Calibrated()).close()
+    return GalleryIndex.open(folder / "index", Words())
+
+
+def test_a_picture_finds_its_person_with_the_calibrated_probability(judged, many):
+    assert judged.verification == FITTED and judged.lasting_groups == ("head",)
+    for hit in judged.search(Query(many[1][5].reshape(-1)), top=60):
+        assert hit.same_person == pytest.approx(1 / (1 + np.exp(16 - 20 * hit.score)), rel=1e-6)
+    assert many[0].verification is None
+    assert {hit.same_person for hit in many[0].search(Query(many[1][5].reshape(-1)))} == {None}
+
+
+def test_a_false_match_rate_leaves_out_what_scores_below_its_threshold(judged, many):
+    query = many[1][5].reshape(-1)
+    every = judged.search(Query(query), top=60)
+    kept = judged.search(Query(query, false_match_rate=0.1), top=60)
+    assert kept == [hit for hit in every if hit.score >= 0.9] and 0 < len(kept) < 60
+    with pytest.raises(ValueError, match="false-match rate 0.2: not calibrated, there are 0.1"):
+        judged.search(Query(query, false_match_rate=0.2))
+    with pytest.raises(ValueError, match="the model of this index is not calibrated, so no score has a false-match"):
+        many[0].search(Query(query, false_match_rate=0.1))
+
+
+@pytest.mark.parametrize("query", [{"words": {"head colour": "red"}}, {"leave_out": ["upper"]},
+                                   {"weights": {"head": 2}}])
+def test_no_calibration_speaks_of_words_weights_and_fewer_groups(judged, many, query):
+    assert judged.search(Query(many[1][5].reshape(-1), **query))[0].same_person is None
+    with pytest.raises(ValueError, match="compared by all groups, each counting the same; leave out words and weights"):
+        judged.search(Query(many[1][5].reshape(-1), **query, false_match_rate=0.1))
+
+
+def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
+    some = replace(FITTED, groups=ALIKE)
+    whole, part = (compile_query(Query(np.ones(20), leave_out=out), SHAPE, Words())
+                   for out in ((), [group for group in GROUPS if group not in ALIKE]))
+    assert part.is_judged_by(some) and not whole.is_judged_by(some) and not part.is_judged_by(FITTED)
+    assert not whole.is_judged_by(replace(FITTED, metric="euclidean")) and whole.is_judged_by(FITTED)
+
+
+def test_a_calibration_survives_json():
+    assert Verification.from_dict(json.loads(json.dumps(FITTED.to_dict()))) == FITTED
 
 
 # The filter.

@@ -8,39 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .verification import same_person_probability
+from ..portable.verification import Verification
 
 FORMAT = 1  # of the file
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Whether two images show the same person, from their score.
-
-    Attributes:
-        slope, intercept: of the log likelihood ratio in the score.   prior: of the probability, where none is given.
-        metric, groups: of the score: TEST.METRIC, TEST.GROUPS.
-        thresholds: scores from which on two images match, by false-match rate.
-    """
-
-    slope: float
-    intercept: float
-    prior: float
-    metric: str
-    groups: tuple[str, ...]
-    thresholds: Mapping[float, float]
-
-    def probability(self, score: float, prior: float | None = None) -> float:
-        """That a pair of this score is of one person."""
-        return same_person_probability(score, self.slope, self.intercept, self.prior if prior is None else prior)
-
-    def threshold(self, rate: float) -> float:
-        """The score from which on two images match, at a false-match rate that was calibrated."""
-        if rate not in self.thresholds:
-            known = ", ".join(f"{known:g}" for known in self.thresholds) or "none"
-            raise ValueError(f"false-match rate {rate:g}: not calibrated, there are {known}; name it by "
-                             "--false-match-rate of cerberus_plugin.experiments.calibrate")
-        return self.thresholds[rate]
 
 
 @dataclass(frozen=True)

@@ -108,18 +108,6 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
     return float(slope / width), float(intercept - slope * centre / width)
 
 
-def same_person_probability(score: float, slope: float, intercept: float, prior: float = 0.5) -> float:
-    """The probability that a pair of this score is of one person.
-
-    Args:
-        prior: the probability before looking: 0.5 for "as likely as not"; among 1,000 candidates of whom one is the
-            person it is 0.001.
-    """
-    if not 0 < prior < 1:
-        raise ValueError(f"same person: the prior is {prior}, expected a probability between 0 and 1, without both")
-    return float(expit(slope * score + intercept + math.log(prior / (1 - prior))))
-
-
 def likelihood_ratio_cost(same: Tensor, different: Tensor, slope: float, intercept: float) -> float:
     """Cllr (Brummer and du Preez, 2006): bits a pair, 0 for certain and right, 1 for "as likely as not" throughout."""
     one, two = (slope * scores.double() + intercept for scores in (same, different))

@@ -2,7 +2,7 @@
 
 An index is a folder:
 
-* index.json: the model's fingerprint and vocabulary, the folder of pictures, and what embeddings are made of;
+* index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
 * rows.sqlite: path, size, time of change, identity, camera and time of each picture, and where its embedding lies;
 * parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column;
 * unreadable.tsv: pictures that were skipped, with the reason;
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..portable.verification import Verification
 from . import files
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
-from .querying import Hit, Prefilter, Query, Shape, compile_query, said, survivors
+from .querying import Hit, Prefilter, Query, Shape, compile_query, least_score, said, survivors
 from .store import Row, Store
 from .walking import Naming, Picture, compare, walk
 
@@ -131,8 +132,7 @@ class GalleryIndex:
         files.write_json(folder / RECORD, {
             "format": FORMAT, "id": uuid.uuid4().hex[:12], "fingerprint": encoder.fingerprint, "images": str(images),
             "name_pattern": naming.pattern, "dim": shape.dim, "groups": list(shape.groups), "metric": shape.metric,
-            "dtype": dtype,
-            "vocabulary": None if encoder.vocabulary is None else encoder.vocabulary.to_dict()})
+            "dtype": dtype, **_known_by(encoder)})
 
     def _write_record(self, **changes) -> None:
         self._record |= changes
@@ -157,6 +157,17 @@ class GalleryIndex:
 
             self._vocabulary = Vocabulary.from_dict(self._record["vocabulary"])
         return self._vocabulary
+
+    @property
+    def lasting_groups(self) -> tuple[str, ...]:
+        """Groups that count where somebody may have changed clothes; () for a model of one block."""
+        return tuple(self._record["lasting_groups"])
+
+    @property
+    def verification(self) -> Verification | None:
+        """How the score of two pictures tells whether they show one person; None where that is not calibrated."""
+        record = self._record["verification"]
+        return Verification.from_dict(record) if record else None
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -185,7 +196,7 @@ class GalleryIndex:
         with files.only_writer(self.folder):
             self._reload()
             self.store.sweep()
-            self._take_vocabulary(encoder.vocabulary)
+            self._take_knowledge(encoder)
             known = self.store.known()
             changes = compare(_storable(walk(self.images)), known)
             if known and len(changes.deleted) == len(known) and not changes.new:
@@ -202,14 +213,14 @@ class GalleryIndex:
         self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
         return self.summary
 
-    def _take_vocabulary(self, vocabulary: Vocabulary | None) -> None:
-        """Recognise again what another vocabulary has, such as that of the model before its calibration."""
-        self._vocabulary = vocabulary
-        if vocabulary is not None:
-            record = json.loads(json.dumps(vocabulary.to_dict()))
-            if record != self._record["vocabulary"]:
-                self._write_record(vocabulary=record)
-            self.store.recognise_again(vocabulary.recognise, mark_of(vocabulary))
+    def _take_knowledge(self, encoder: Encoder) -> None:
+        """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
+        self._vocabulary = encoder.vocabulary
+        known = json.loads(json.dumps(_known_by(encoder)))
+        if any(self._record[name] != value for name, value in known.items()):
+            self._write_record(**known)
+        if encoder.vocabulary is not None:
+            self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary))
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
         """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
@@ -287,24 +298,37 @@ class GalleryIndex:
         else:
             found = [engine.search(vector[None], count, self._survivors(query, each, prefilter))[1][0]
                      for query, each, vector in zip(queries, compiled, vectors)]
-        return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
+        fitted = self.verification
+        least = [least_score(query, each, fitted) for query, each in zip(queries, compiled)]
+        return [self._hits(each, ids[ids >= 0], top, fitted, score)
+                for each, ids, score in zip(compiled, found, least)]
 
     def _survivors(self, query: Query, compiled, prefilter: Prefilter) -> np.ndarray:
         if self.vocabulary is None:
             raise ValueError("filter: the model of this index knows no attributes; search without the filter")
         return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
 
-    def _hits(self, compiled, ids: np.ndarray, top: int) -> list[Hit]:
+    def _hits(self, compiled, ids: np.ndarray, top: int, fitted: Verification | None, least: float) -> list[Hit]:
         scores, similarities = compiled.score(self.store.embeddings(ids))
         best = np.lexsort((ids, -scores))[:top]
+        best = best[scores[best] >= least]
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
+        judged = fitted is not None and compiled.is_judged_by(fitted)
         return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named)
+                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named,
+                    same_person=fitted.probability(float(scores[i])) if judged else None)
                 for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
+
+
+def _known_by(encoder: Encoder) -> dict:
+    """What index.json keeps of a model beside what its embeddings are made of."""
+    return {"vocabulary": encoder.vocabulary.to_dict() if encoder.vocabulary else None,
+            "lasting_groups": list(encoder.lasting_groups),
+            "verification": encoder.verification.to_dict() if encoder.verification else None}
 
 
 def _storable(pictures):

@@ -19,6 +19,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder
+    from ..portable.verification import Verification
     from ..portable.vocabulary import Vocabulary
 
 
@@ -36,12 +37,14 @@ class Query:
         words: attributes in words; a group that they describe is compared with them and not with the picture.
         weights: how much groups count beside the others, by name; 1 where not named.
         leave_out: groups that do not count, as if their weight were 0.
+        false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
     """
 
     embedding: np.ndarray | None = None
     words: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     leave_out: Sequence[str] = ()
+    false_match_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Hit:
         similarities: of each group that the query says something about, those that do not count included.
         attributes: as recognised when the picture was indexed.
         identity, camera, time: as its name tells; None where it does not.
+        same_person: the probability that it shows the person of the picture that was searched for, at the prior of the
+            calibration; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
     """
 
     path: str
@@ -64,6 +69,7 @@ class Hit:
     identity: str | None = None
     camera: str | None = None
     time: str | None = None
+    same_person: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,20 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
 class Compiled:
     """A query as it is compared: its blocks float32 (G, D), and their weights float32 (G,), which sum to 1.
 
-    `known` bool (G,) tells the blocks that the query says something about.
+    `known` bool (G,) tells the blocks that the query says something about, `of_picture` bool (G,) those of a picture.
     """
 
     blocks: np.ndarray
     weights: np.ndarray
     known: np.ndarray
+    of_picture: np.ndarray
     shape: Shape
+
+    def is_judged_by(self, fitted: Verification) -> bool:
+        """Whether scores are those of two pictures by the groups of a calibration, each counting the same."""
+        counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
+        return (fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
+                and np.allclose(self.weights, counted / counted.sum()))
 
     @property
     def vector(self) -> np.ndarray:
@@ -131,16 +144,16 @@ class Compiled:
 def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> Compiled:
     """Blocks and weights of a query; refuses what the model cannot answer."""
     blocks = np.zeros((max(1, len(shape.groups)), shape.dim // max(1, len(shape.groups))), dtype=np.float32)
-    known = np.zeros(len(blocks), dtype=bool)
+    known, of_picture = np.zeros(len(blocks), dtype=bool), np.zeros(len(blocks), dtype=bool)
     if query.embedding is not None:
         blocks[:] = unit_blocks(_checked(query.embedding, shape)[None], shape).reshape(blocks.shape)
-        known[:] = True
+        known[:] = of_picture[:] = True
     if query.words:
         if vocabulary is None:
             raise ValueError("search: the model of this index knows no attributes; search by a picture")
         described = np.asarray(vocabulary.describe(query.words), dtype=np.float32)  # (G, D)
         given = described.any(axis=1)
-        blocks[given], known[given] = described[given], True
+        blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
         raise ValueError("search: the query is empty; give a picture, or at least one attribute")
     weights = known * _weights(query, shape)
@@ -148,7 +161,21 @@ def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> 
         raise ValueError(f"search: nothing is left to compare: the query says something about "
                          f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
                          "give these groups a weight")
-    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, shape)
+    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+
+
+def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -> float:
+    """The score from which on pictures are found."""
+    if query.false_match_rate is None:
+        return -math.inf
+    if fitted is None:
+        raise ValueError("search: the model of this index is not calibrated, so no score has a false-match rate; "
+                         "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again")
+    if not compiled.is_judged_by(fitted):
+        raise ValueError("search: a false-match rate is known of pictures that are compared by "
+                         f"{', '.join(fitted.groups) or 'all groups'}, each counting the same; leave out words and "
+                         "weights, or the rate")
+    return fitted.threshold(query.false_match_rate)
 
 
 def _checked(embedding: np.ndarray, shape: Shape) -> np.ndarray:

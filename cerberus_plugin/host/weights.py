@@ -24,7 +24,7 @@ def tensors_alone(path: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: not read, for it is damaged or holds more than tensors and plain values, which "
-                         f"could run any code ({str(error).splitlines()[0]}). Where you trust it, load it by torch.load(..., "
-                         "weights_only=False) and save its state dict anew.") from error
+                         f"could run any code ({str(error).splitlines()[0]}). Where you trust it, load it by "
+                         "torch.load(..., weights_only=False) and save its state dict anew.") from error
     finally:
         torch.load = plain

@@ -5,5 +5,6 @@ from .exported import ExportedEncoder as ExportedEncoder
 from .images import Limits as Limits
 from .images import Unreadable as Unreadable
 from .images import read_image as read_image
+from .verification import Verification as Verification
 from .vocabulary import Answer as Answer
 from .vocabulary import Vocabulary as Vocabulary

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from .verification import Verification
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Encoder(Protocol):
         groups: names of the blocks of an embedding, side by side; () for a model whose embedding is one block.
         metric: what its embeddings are compared by, "cosine" (each block has unit length) or "euclidean".
         vocabulary: the attributes that can be read off, and described; None where the model knows none this way.
+        lasting_groups: those that count where somebody may have changed clothes; () for a model of one block.
+        verification: how a score tells whether two pictures show one person; None where it is not calibrated.
     """
 
     fingerprint: str
@@ -35,6 +38,8 @@ class Encoder(Protocol):
     groups: tuple[str, ...]
     metric: str
     vocabulary: Vocabulary | None
+    lasting_groups: tuple[str, ...]
+    verification: Verification | None
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures of any size to embeddings: float32 (N, E)."""

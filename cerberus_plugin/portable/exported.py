@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .images import to_array
+from .verification import Verification
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FORMAT = "1"  # of the metadata; raised where an older reader would misread it
 FORMAT_KEY = "cerberus.format"
-ENCODER_KEY = "cerberus.encoder"  # fingerprint, dim, groups, metric, size and architecture
+ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
 VOCABULARY_KEY = "cerberus.vocabulary"  # see `Vocabulary.to_dict`
 VERSIONS_KEY = "cerberus.versions"
@@ -69,6 +70,9 @@ class ExportedEncoder:
             self.architecture: str = record["architecture"]
             known = json.loads(metadata.get(VOCABULARY_KEY, "null"))
             self.vocabulary = Vocabulary.from_dict(known) if known else None
+            self.lasting_groups: tuple[str, ...] = tuple(record["lasting_groups"])
+            fitted = record["verification"]
+            self.verification = Verification.from_dict(fitted) if fitted else None
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
