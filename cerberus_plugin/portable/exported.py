@@ -74,8 +74,23 @@ class ExportedEncoder:
             fitted = record["verification"]
             self.verification = Verification.from_dict(fitted) if fitted else None
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
-        except (KeyError, TypeError, ValueError) as error:
+            self._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
+
+    def _check(self) -> None:
+        """Refuse metadata that speaks of another graph, or of blocks that embeddings do not have."""
+        takes = self.session.get_inputs()[0].shape[2:]
+        gives = {node.name: node.shape for node in self.session.get_outputs()}[EMBEDDING][1]
+        if list(self.size) != takes or self.dim != gives:
+            raise ValueError(f"pictures of {self.size} and {self.dim} values, but the graph takes {takes} and gives "
+                             f"{gives}")
+        if not all(isinstance(name, str) for name in (self.fingerprint, *self.groups, *self.lasting_groups)):
+            raise ValueError("names that are no text")
+        if self.metric not in ("cosine", "euclidean") or self.dim % max(1, len(self.groups)):
+            raise ValueError(f"metric '{self.metric}', {len(self.groups)} groups in {self.dim} values")
+        if self.vocabulary and self.groups != tuple(group.name for group in self.vocabulary.groups):
+            raise ValueError(f"groups {self.groups} of embeddings, others of attributes")
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures of any size to embeddings: float32 (N, E)."""
