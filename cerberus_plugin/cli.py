@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .portable.encoder import LASTING_GROUPS
 
 if TYPE_CHECKING:
     from .gallery import Hit, Query
-    from .portable import Answer, Encoder, Vocabulary
+    from .portable import Encoder, Vocabulary
 
 BATCH = 64
 
@@ -82,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
                         "attributes of at least this probability contradict the query: faster, and loses some")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
     search.add_argument("--csv", help="write them to this file as well")
+    search.add_argument("--html", help="write them to this page as well, with the pictures in it")
 
     recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
     recognise.set_defaults(job=_recognise)
@@ -122,13 +122,20 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex, Prefilter
+    from .gallery import GalleryIndex, Prefilter, sheet
+    from .gallery.thumbnails import thumbnail
+    from .portable import read_image
 
     index = GalleryIndex.open(args.index)
     query = query_of(args, index)
     hits = index.search(query, args.top, None if args.reliable is None else Prefilter(args.reliable))
-    rows = [_row(place, hit) for place, hit in enumerate(hits, start=1)]
-    _show(rows, args.csv)
+    if args.csv:
+        _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
+    if args.html:
+        picture = thumbnail(read_image(args.picture)) if args.picture else None
+        asked = sheet.asked_for(query, Path(args.picture or "").name)
+        _write(args.html, sheet.html_text(hits, asked, picture=picture))
+    _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
 
 
 def query_of(args: argparse.Namespace, index) -> Query:
@@ -153,6 +160,7 @@ def query_of(args: argparse.Namespace, index) -> Query:
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from .gallery import sheet
     from .gallery.walking import walk
     from .portable import Unreadable, read_image
 
@@ -175,21 +183,17 @@ def _recognise(args: argparse.Namespace) -> None:
             except Unreadable as error:
                 print(f"skipped {path}: {error.reason}", file=sys.stderr)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: _told(own) for name, own in answers.items()}})
-    _show(rows, args.csv, [{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value
-                                                                                 in row.items())}
-                           for row in map(dict, rows)])
+            rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
+    if args.csv:
+        _write(args.csv, sheet.csv_text(rows))
+    _show([{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value in row.items())}
+           for row in map(dict, rows)])
 
 
 def _export(arguments: Sequence[str]) -> None:
     from . import export
 
     export.main(arguments)
-
-
-def _told(answer: Answer) -> str:
-    """That nothing is calibrated is said once for all, not in every cell."""
-    return str(answer._replace(calibrated=True))
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
@@ -201,18 +205,20 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 
-def _show(rows: Sequence[dict[str, str]], path: str | None, shown: Sequence[dict[str, str]] | None = None) -> None:
-    """Print rows, or in their place `shown`, and write them to a CSV file if there is to be one."""
+def _show(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
-    if path:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-    shown = shown or rows
-    widths = [60 if name == "recognised" else None for name in (shown[0] if shown else ())]
-    print(tabulate(shown, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+    widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
+    print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+
+
+def _write(path: str, text: str) -> None:
+    from .gallery.files import write_whole
+
+    if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
+        Path(path).write_text(text, newline="")
+    else:
+        write_whole(Path(path).resolve(), lambda file: file.write(text.encode()))
 
 
 def _pair(text: str) -> tuple[str, str]:
