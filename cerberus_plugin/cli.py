@@ -3,6 +3,7 @@
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
     cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
     cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
+    cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
     cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
     cerberus export RUN --images crops --output model.onnx    a file that works without torch
 
@@ -83,6 +84,24 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--csv", help="write them to this file as well")
     search.add_argument("--html", help="write them to this page as well, with the pictures in it")
 
+    serve = jobs.add_parser("serve", help="a page to search in, by looking and clicking",
+                            description="Serves a page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host says otherwise. What is sent stays in "
+                            "memory. Without a model, attributes and pictures of the gallery can be searched for.")
+    serve.set_defaults(job=_serve)
+    serve.add_argument("index", help="folder that `cerberus index` has made")
+    _add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
+                       "(default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 takes a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="who may log in; the password is asked for, or "
+                       "comes from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="other machines may see all pictures")
+    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
+    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
+
     recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
     recognise.set_defaults(job=_recognise)
     _add_model(recognise, required=True)
@@ -155,6 +174,18 @@ def query_of(args: argparse.Namespace, index) -> Query:
         left_out += [group for group in index.shape.groups if group not in index.lasting_groups]
     weights = {name: _number(name, value) for name, value in map(_pair, args.weight)}
     return Query(embedding, dict(map(_pair, args.words)), weights, left_out, args.false_match_rate)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from .gallery import GalleryIndex
+    from .web import serving
+
+    serving.check_packages()
+    place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = GalleryIndex.open(args.index)
+    login = place.login()
+    encoder = encoder_of(args.run, args.model) if args.run or args.model else None
+    serving.serve(index, encoder, place, login, args.open, args.verbose)
 
 
 def _recognise(args: argparse.Namespace) -> None:
