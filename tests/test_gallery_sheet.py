@@ -28,6 +28,7 @@ def test_a_line_of_csv_holds_the_hit_as_it_is_with_each_attribute_in_a_column():
     assert cells(sheet.csv_text(sheet.rows_of([hit("a.jpg")]))) == [
         {"place": "1", "picture": "a.jpg", "score": "0.500", "head": "0.25", "person": "0002", "camera": "1",
          "time": "", "hat": "no (91%)"}]
+    assert cells(sheet.csv_text(sheet.rows_of([hit("a.jpg", same_person=0.98765)])))[0]["same person"] == "0.988"
     assert sheet.csv_text(sheet.rows_of([])) == ""
 
 
@@ -55,9 +56,9 @@ def test_paths_are_shown_below_the_folder_of_pictures_where_they_lie_there(tmp_p
 
 
 def test_a_query_is_said_in_parts():
-    query = Query(np.ones(20), {"hat": "no"}, {"upper": 2, "lower": 3, "head": 1}, ["lower"])
+    query = Query(np.ones(20), {"hat": "no"}, {"upper": 2, "lower": 3, "head": 1}, ["lower"], 1e-3)
     assert sheet.asked_for(query, "0001.jpg") == ["like 0001.jpg", "hat: no", "upper counts 2 times",
-                                                  "lower does not count"]
+                                                  "lower does not count", "false-match rate 0.001"]
 
 
 class Page(HTMLParser):

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query, sheet
-from cerberus_plugin.portable import Answer
+from cerberus_plugin.portable import Answer, Verification
 from cerberus_plugin.web.app import create_app
-from cerberus_plugin.web.asking import Asked
+from cerberus_plugin.web.asking import Asked, Groups
 
 import pytest
 from conftest import WITHOUT_TORCH
@@ -107,13 +107,35 @@ def test_the_filter_of_the_address_is_that_of_the_index(many, client):
     assert len(kept) < len(found(client.get("/?a.head+colour=red&top=40")))
 
 
+def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_others_can_be_left_out(tmp_path):
+    class Calibrated(BandEncoder):
+        lasting_groups = ("head",)
+        verification = Verification(20.0, -16.0, 0.5, "cosine", (), {0.1: 0.9, 0.001: 0.99})
+
+    draw_many(tmp_path / "crops", 20)
+    index = gallery(tmp_path, Calibrated())
+    client = client_of(index)
+    row = index.sample(1)[0]
+    hits = index.search(Query(index.embedding(row), false_match_rate=0.1), 24)
+    page = client.get(f"/?like={row}&rate=0.1")
+    assert found(page) == expected(hits) and 1 <= len(hits) < 20
+    assert page.text.count("same person 9") >= 1 and f"same person {hits[0].same_person:.0%}" in page.text
+    assert re.findall(r'<option value="([\d.]+)"( selected)?>(1 in .*?)</option>', page.text) == [
+        ("0.1", " selected", "1 in 10"), ("0.001", "", "1 in 1,000")]
+    assert "same person" not in client.get(f"/results.csv?like={row}&a.head+colour=red").text
+    assert ",same person,person,camera,time," in client.get(f"/results.csv?like={row}").text
+    assert found(client.get(f"/?like={row}&changed=1")) == expected(index.search(
+        Query(index.embedding(row), leave_out=("upper", "lower", "identity", "carrying")), 24))
+
+
 def test_an_address_is_read_and_written_without_loss():
     pairs = [("picture", "token"), ("a.upper colour", "red and blue"), ("a.hat", "no"), ("w.head", "0.5"),
-             ("out", "lower"), ("out", "upper"), ("changed", "1"), ("reliable", "0.9"), ("top", "48")]
+             ("out", "lower"), ("out", "upper"), ("changed", "1"), ("reliable", "0.9"), ("rate", "0.001"),
+             ("top", "48")]
     asked = Asked.read(pairs)
     assert asked.pairs() == pairs and asked.words["upper colour"] == "red and blue"
     assert asked.address() == ("/?picture=token&a.upper+colour=red+and+blue&a.hat=no&w.head=0.5&out=lower&out=upper"
-                               "&changed=1&reliable=0.9&top=48")
+                               "&changed=1&reliable=0.9&rate=0.001&top=48")
     assert Asked().address() == "/"
 
 
@@ -130,6 +152,7 @@ def test_what_a_form_leaves_empty_does_not_stay_in_the_address(client):
     ("reliable=nan", "expected a number from 0 to 1"),
     ("w.head=-1", "address: 'w.head=-1', expected a number from 0 to 16"),
     ("w.head=inf", "expected a number from 0 to 16"),
+    ("a.head+colour=red&rate=0.1", "the model of this index is not calibrated, so no score has a false-match rate"),
     ("changed=yes", "address: 'changed=yes', expected changed=1, or none"),
     ("top=3&top=4", "address: has 'top' twice"), ("a.hat=no&a.hat=yes", "address: has 'a.hat' twice"),
     ("like=1&picture=abc", "address: has both like= and picture=, and one picture is searched for"),
@@ -169,7 +192,7 @@ def test_more_like_this_takes_the_place_of_all_that_was_said_of_the_person_and_i
 
 
 def test_a_group_is_left_out_and_taken_in_whatever_left_it_out():
-    groups = ("head", "upper", "lower", "identity", "carrying")
+    groups = Groups(("head", "upper", "lower", "identity", "carrying"), ("head", "identity"))
     assert Asked().switch("lower", groups).left_out(groups) == ["lower"]
     assert Asked(out=("lower", "head")).switch("lower", groups).left_out(groups) == ["head"]
     changed = Asked(changed=True, out=("head",))

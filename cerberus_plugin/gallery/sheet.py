@@ -19,7 +19,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begin
 
 
 def rows_of(hits: Sequence[Hit], below: Path | None = None) -> list[dict[str, str]]:
-    """A line a hit: place, picture, score, similarity of each group, what its name tells, and each attribute.
+    """A line a hit: place, picture, score, similarity of each group, the probability of the same person if it is
+    known, what its name tells, and each attribute.
 
     Args:
         below: shows paths below this folder in place of whole ones.
@@ -28,6 +29,7 @@ def rows_of(hits: Sequence[Hit], below: Path | None = None) -> list[dict[str, st
     for place, hit in enumerate(hits, start=1):
         line = {"place": str(place), "picture": shown_path(hit, below), "score": f"{hit.score:.3f}",
                 **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
+                **({} if hit.same_person is None else {"same person": f"{hit.same_person:.3f}"}),
                 "person": hit.identity or "", "camera": hit.camera or "", "time": hit.time or ""}
         for name, answer in hit.attributes.items():
             line[name if name not in line else f"{name} (recognised)"] = said(answer)
@@ -76,7 +78,8 @@ def asked_for(query: Query, picture: str = "") -> list[str]:
     return [*([f"like {picture}"] if query.embedding is not None else []),
             *(f"{name}: {value}" for name, value in query.words.items()),
             *(f"{group} counts {weight:g} times" for group, weight in weights.items()),
-            *(f"{group} does not count" for group in query.leave_out)]
+            *(f"{group} does not count" for group in query.leave_out),
+            *([] if query.false_match_rate is None else [f"false-match rate {query.false_match_rate:g}"])]
 
 
 def shown_path(hit: Hit, below: Path | None = None) -> str:

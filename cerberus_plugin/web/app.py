@@ -20,7 +20,7 @@ from starlette.routing import Route
 from ..gallery import GalleryIndex, Hit, sheet
 from ..gallery.thumbnails import thumbnail
 from ..portable.images import Limits, Unreadable, read_image
-from .asking import Asked
+from .asking import Asked, Groups
 from .guard import Guard
 from .login import LASTS, Login
 from .uploads import Uploads
@@ -63,6 +63,7 @@ class _Pages:
                  secure: bool) -> None:
         self.index, self.login, self.limits, self.secure = index, login, limits, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
+        self.groups = Groups(index.shape.groups, index.lasting_groups)
         self.sending = 0
         self.templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=StrictUndefined)
@@ -90,7 +91,7 @@ class _Pages:
 
     def sheet(self, request: Request) -> Response:
         asked, hits = self._asked(request)
-        told = sheet.asked_for(asked.query(self.index.shape.groups, self._embedding(asked)), self._name(asked))
+        told = sheet.asked_for(asked.query(self.groups, self._embedding(asked)), self._name(asked))
         text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), self.limits)
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
@@ -106,7 +107,7 @@ class _Pages:
     def _hits(self, asked: Asked) -> list[Hit]:
         if asked.says_nothing:
             return []
-        query = asked.query(self.index.shape.groups, self._embedding(asked))
+        query = asked.query(self.groups, self._embedding(asked))
         try:
             return self.index.search(query, asked.top, asked.prefilter)
         except LookupError as changed:
@@ -145,7 +146,7 @@ class _Pages:
 
     def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
         """What the page shows beside the hits."""
-        vocabulary, groups = self.index.vocabulary, self.index.shape.groups
+        vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
@@ -153,8 +154,9 @@ class _Pages:
             f"/crop/{asked.like}" if asked.like is not None else ""
         group_of = {column.name: group for group, own in columns.items() for column in own}
         compared = groups if asked.picture or asked.like is not None else {group_of.get(name) for name in asked.words}
-        return {"gallery": self.index.images.name, "count": len(self.index), "groups": groups, "columns": columns,
-                "gone": asked.left_out(groups), "wanted": wanted, "uploads": self.uploads is not None,
+        return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
+                "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
+                "gone": asked.left_out(self.groups), "wanted": wanted, "uploads": self.uploads is not None,
                 "wanted_name": "" if error or asked.like is None else self._name(asked),
                 "max_bytes": self.limits.max_bytes, "login": self.login is not None, "tops": sorted({*TOPS, asked.top}),
                 "group_of": group_of,

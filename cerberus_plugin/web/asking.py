@@ -3,23 +3,30 @@
     /?a.gender=female&a.upper+colour=red      attributes
     &like=7 or &picture=TOKEN                 a row of the gallery, or a picture that was sent
     &out=lower&w.head=2&changed=1             groups that do not count, weights, "may have changed clothes"
-    &reliable=0.9&top=48                      filter, and how many pictures
+    &reliable=0.9&rate=0.001&top=48           filter, false-match rate, and how many pictures
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
 
 from ..gallery import Prefilter, Query
-from ..portable.encoder import LASTING_GROUPS
 
 TOP, MOST = 24, 200
 HEAVIEST = 16.0
+
+
+class Groups(NamedTuple):
+    """Those of the model, and those among them that count where somebody may have changed clothes."""
+
+    all: tuple[str, ...]
+    lasting: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Asked:
         words: attributes, by column.   weights: of groups; 1 where not named.   out: groups that do not count.
         changed: whether clothes may have been changed, so that only lasting groups count.
         like: a row of the gallery that is searched for.   picture: token of a picture that was sent, and is.
-        reliable: threshold of the filter, None without.   top: how many pictures.
+        reliable: threshold of the filter, None without.   rate: false-match rate, None for all.
+        top: how many pictures.
     """
 
     words: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +48,7 @@ class Asked:
     like: int | None = None
     picture: str = ""
     reliable: float | None = None
+    rate: float | None = None
     top: int = TOP
 
     @classmethod
@@ -76,6 +85,7 @@ class Asked:
                 *(("out", group) for group in self.out),
                 *([("changed", "1")] if self.changed else []),
                 *([("reliable", f"{self.reliable:g}")] if self.reliable is not None else []),
+                *([("rate", f"{self.rate:g}")] if self.rate is not None else []),
                 *([("top", str(self.top))] if self.top != TOP else [])]
 
     def address(self, page: str = "/") -> str:
@@ -87,18 +97,17 @@ class Asked:
         """Whether there is nobody to search for yet."""
         return not (self.words or self.picture or self.like is not None)
 
-    def query(self, groups: Sequence[str], embedding: np.ndarray | None) -> Query:
-        return Query(embedding, self.words, self.weights, self.left_out(groups))
+    def query(self, groups: Groups, embedding: np.ndarray | None) -> Query:
+        return Query(embedding, self.words, self.weights, self.left_out(groups), self.rate)
 
     @property
     def prefilter(self) -> Prefilter | None:
         return None if self.reliable is None else Prefilter(self.reliable)
 
-    def left_out(self, groups: Sequence[str]) -> list[str]:
+    def left_out(self, groups: Groups) -> list[str]:
         """Groups that do not count, for one reason or the other, in the order of the model's."""
-        passing = [group for group in groups if self.changed and group not in LASTING_GROUPS]
-        return [*(group for group in groups if group in self.out or group in passing),
-                *(group for group in self.out if group not in groups)]  # unknown ones, for the search to refuse
+        return [*(group for group in groups.all if group in self.out or (self.changed and group not in groups.lasting)),
+                *(group for group in self.out if group not in groups.all)]  # unknown ones, for the search to refuse
 
     # Other searches, a click from this one.
 
@@ -124,12 +133,12 @@ class Asked:
         weight = min(max(self.weights.get(group, 1.0) * factor, 1 / HEAVIEST), HEAVIEST)
         return replace(self, weights={**self.weights, group: weight})
 
-    def switch(self, group: str, groups: Sequence[str]) -> Asked:
+    def switch(self, group: str, groups: Groups) -> Asked:
         """With this group left out, or taken in again; the others stay as they are."""
         gone = self.left_out(groups)
         if group not in gone:
             return replace(self, out=(*self.out, group))
-        changed = self.changed and group in LASTING_GROUPS
+        changed = self.changed and group in groups.lasting
         return replace(self, changed=changed, out=tuple(own for own in (self.out if changed else gone) if own != group))
 
 
@@ -165,4 +174,5 @@ def _yes(name: str, value: str) -> bool:
 
 _SINGLE: dict[str, Callable] = {
     "changed": _yes, "like": _whole(0, 2**62), "picture": lambda name, value: value,
-    "reliable": lambda name, value: _number(name, value, 0, 1), "top": _whole(1, MOST)}
+    "reliable": lambda name, value: _number(name, value, 0, 1), "rate": lambda name, value: _number(name, value, 0, 1),
+    "top": _whole(1, MOST)}
