@@ -3,6 +3,7 @@
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
     cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
     cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
+    cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
     cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
     cerberus export RUN --images crops --output model.onnx    a file that works without torch
 
@@ -12,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from .portable.encoder import LASTING_GROUPS
 
 if TYPE_CHECKING:
     from .gallery import Hit, Query
-    from .portable import Answer, Encoder, Vocabulary
+    from .portable import Encoder, Vocabulary
 
 BATCH = 64
 
@@ -82,6 +82,25 @@ def parser() -> argparse.ArgumentParser:
                         "attributes of at least this probability contradict the query: faster, and loses some")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
     search.add_argument("--csv", help="write them to this file as well")
+    search.add_argument("--html", help="write them to this page as well, with the pictures in it")
+
+    serve = jobs.add_parser("serve", help="a page to search in, by looking and clicking",
+                            description="Serves a page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host says otherwise. What is sent stays in "
+                            "memory. Without a model, attributes and pictures of the gallery can be searched for.")
+    serve.set_defaults(job=_serve)
+    serve.add_argument("index", help="folder that `cerberus index` has made")
+    _add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
+                       "(default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 takes a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="who may log in; the password is asked for, or "
+                       "comes from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="other machines may see all pictures")
+    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
+    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
 
     recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
     recognise.set_defaults(job=_recognise)
@@ -122,13 +141,20 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex, Prefilter
+    from .gallery import GalleryIndex, Prefilter, sheet
+    from .gallery.thumbnails import thumbnail
+    from .portable import read_image
 
     index = GalleryIndex.open(args.index)
     query = query_of(args, index)
     hits = index.search(query, args.top, None if args.reliable is None else Prefilter(args.reliable))
-    rows = [_row(place, hit) for place, hit in enumerate(hits, start=1)]
-    _show(rows, args.csv)
+    if args.csv:
+        _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
+    if args.html:
+        picture = thumbnail(read_image(args.picture)) if args.picture else None
+        asked = sheet.asked_for(query, Path(args.picture or "").name)
+        _write(args.html, sheet.html_text(hits, asked, picture=picture))
+    _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
 
 
 def query_of(args: argparse.Namespace, index) -> Query:
@@ -150,9 +176,22 @@ def query_of(args: argparse.Namespace, index) -> Query:
     return Query(embedding, dict(map(_pair, args.words)), weights, left_out, args.false_match_rate)
 
 
+def _serve(args: argparse.Namespace) -> None:
+    from .gallery import GalleryIndex
+    from .web import serving
+
+    serving.check_packages()
+    place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = GalleryIndex.open(args.index)
+    login = place.login()
+    encoder = encoder_of(args.run, args.model) if args.run or args.model else None
+    serving.serve(index, encoder, place, login, args.open, args.verbose)
+
+
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from .gallery import sheet
     from .gallery.walking import walk
     from .portable import Unreadable, read_image
 
@@ -175,21 +214,17 @@ def _recognise(args: argparse.Namespace) -> None:
             except Unreadable as error:
                 print(f"skipped {path}: {error.reason}", file=sys.stderr)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: _told(own) for name, own in answers.items()}})
-    _show(rows, args.csv, [{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value
-                                                                                 in row.items())}
-                           for row in map(dict, rows)])
+            rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
+    if args.csv:
+        _write(args.csv, sheet.csv_text(rows))
+    _show([{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value in row.items())}
+           for row in map(dict, rows)])
 
 
 def _export(arguments: Sequence[str]) -> None:
     from . import export
 
     export.main(arguments)
-
-
-def _told(answer: Answer) -> str:
-    """That nothing is calibrated is said once for all, not in every cell."""
-    return str(answer._replace(calibrated=True))
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
@@ -201,18 +236,20 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 
-def _show(rows: Sequence[dict[str, str]], path: str | None, shown: Sequence[dict[str, str]] | None = None) -> None:
-    """Print rows, or in their place `shown`, and write them to a CSV file if there is to be one."""
+def _show(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
-    if path:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-    shown = shown or rows
-    widths = [60 if name == "recognised" else None for name in (shown[0] if shown else ())]
-    print(tabulate(shown, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+    widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
+    print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+
+
+def _write(path: str, text: str) -> None:
+    from .gallery.files import write_whole
+
+    if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
+        Path(path).write_text(text, newline="")
+    else:
+        write_whole(Path(path).resolve(), lambda file: file.write(text.encode()))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """The `cerberus` command: index, search and recognise from the command line, and errors that say what to do."""
 
 import csv
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor, cli
@@ -47,6 +49,7 @@ def test_words_search_without_a_model(gallery, tmp_path, capsys):
               str(tmp_path / "found.csv")])
     rows = found(tmp_path / "found.csv")
     assert len(rows) == 3 and rows[0]["picture"] in capsys.readouterr().out
+    assert rows[0]["gender"].split(" ")[0] in ("male", "female")  # each attribute has a column
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
     # gender belongs to identity; nothing was said of head, lower and carrying
     assert {"upper", "identity"} <= set(rows[0]) and not {"head", "lower", "carrying"} & set(rows[0])
@@ -67,6 +70,22 @@ def test_a_picture_finds_itself_and_says_by_which_groups(gallery, run, tmp_path)
     weighted = [(3 * float(r["carrying"]) + sum(float(r[g]) for g in ("head", "upper", "lower", "identity"))) / 7
                 for r in rows]
     assert [float(row["score"]) for row in rows] == pytest.approx(weighted, abs=0.01)
+
+
+def test_what_is_found_is_written_as_a_page_with_the_pictures_in_it(gallery, run, tmp_path):
+    cli.main(["search", str(gallery / "index"), "--picture", str(first(gallery)), "--run", run.cfg.OUTPUT_DIR,
+              "backpack=no", "--leave-out", "upper", "--top", "2", "--html", str(tmp_path / "new" / "found.html")])
+    text = (tmp_path / "new" / "found.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 3
+    assert f"<h1>like {first(gallery).name}, backpack: no, upper does not count</h1>" in text
+
+
+def test_a_pipe_is_written_to_and_not_replaced(gallery, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit((tmp_path / "pipe").read_text)
+        cli.main(["search", str(gallery / "index"), "gender=female", "--top", "1", "--csv", str(tmp_path / "pipe")])
+        assert text.result(timeout=30).startswith("place,picture,score") and (tmp_path / "pipe").is_fifo()
 
 
 def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gallery, run, tmp_path, capsys):

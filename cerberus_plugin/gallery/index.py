@@ -11,6 +11,7 @@ An index is a folder:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
@@ -244,10 +245,13 @@ class GalleryIndex:
             if self._engine is not None:
                 synchronise(self._engine, self.store)
 
-    def _catch_up(self) -> Engine:
-        """The engine, with what another process has written meanwhile."""
+    def _catch_up_rows(self) -> None:
         if self.store.changed_meanwhile():
             self._reload()
+
+    def _catch_up(self) -> Engine:
+        """The engine, with what another process has written meanwhile."""
+        self._catch_up_rows()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
@@ -308,6 +312,33 @@ class GalleryIndex:
             raise ValueError("filter: the model of this index knows no attributes; search without the filter")
         return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
 
+    # Rows, by the id that hits carry.
+
+    def embedding(self, row: int) -> np.ndarray:
+        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
+        with self._lock:
+            self._known(row)
+            return self.store.embeddings([row])[0]
+
+    def path(self, row: int) -> Path:
+        """Where a picture of the gallery lies."""
+        with self._lock:
+            return self.images / self._known(row).path
+
+    def sample(self, count: int) -> list[int]:
+        """Ids of a few rows from all over the gallery."""
+        with self._lock:
+            self._catch_up_rows()
+            return self.store.ids[np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)].tolist()
+
+    def _known(self, row: int) -> Row:
+        self._catch_up_rows()
+        with contextlib.suppress(KeyError):
+            found = self.store.rows([row])[0]
+            if found is not None:
+                return found
+        raise LookupError(f"{self.folder}: holds no row {row}; its picture was deleted or has changed, search again")
+
     def _hits(self, compiled, ids: np.ndarray, top: int, fitted: Verification | None, least: float) -> list[Hit]:
         scores, similarities = compiled.score(self.store.embeddings(ids))
         best = np.lexsort((ids, -scores))[:top]
@@ -315,8 +346,8 @@ class GalleryIndex:
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         judged = fitted is not None and compiled.is_judged_by(fitted)
         return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named,
-                    same_person=fitted.probability(float(scores[i])) if judged else None)
+                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
+                    *row.named, same_person=fitted.probability(float(scores[i])) if judged else None)
                 for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
