@@ -5,14 +5,16 @@
     cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
     cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
     cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
-    cerberus export RUN --images crops --output model.onnx    a file that works without torch
+    cerberus export --run RUN --images crops                  write model.onnx, which works without torch
 
-`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere.
+`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere else.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 from .portable.encoder import LASTING_GROUPS
 
 if TYPE_CHECKING:
-    from .gallery import Hit, Query
+    from .gallery import GalleryIndex, Hit, Query
     from .portable import Encoder, Vocabulary
 
 BATCH = 64
@@ -29,18 +31,16 @@ BATCH = 64
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["export"]:  # has its own options, and needs torch
-        job, values = _export, given[1:]
-    else:
-        values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
-        unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
-        if unknown:
-            parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
-        values.words = [*getattr(values, "words", []), *rest]
-        job = values.job
+    values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
+    if unknown:
+        parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
+    values.words = [*getattr(values, "words", []), *rest]
     try:
-        job(values)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # written for people: where, what, and what to do
+        values.job(values)
+    except KeyboardInterrupt:
+        raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
+    except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
         raise SystemExit(f"cerberus: {error}") from error
 
 
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
                              description="Words alone need no model. With a picture, groups that words describe are "
                              "taken from them: --picture 0001.jpg backpack=no is this person without the backpack.")
     search.set_defaults(job=_search)
-    search.add_argument("index", help="folder that `cerberus index` has made")
+    _add_index(search)
     search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female, as many or as few "
                         "as are known; quote names with a space")
     search.add_argument("--picture", help="of the person looked for; needs the model of the index")
@@ -77,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
-                        "which the run was calibrated for: of so large a share of other people a picture would match")
+                        "which the run was calibrated for: so large a share of all other people's would match, too")
     search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
-                        "attributes of at least this probability contradict the query: faster, and loses some")
+                        "attributes of more than this probability contradict the query")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
     search.add_argument("--csv", help="write them to this file as well")
     search.add_argument("--html", help="write them to this page as well, with the pictures in it")
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
                             "Only this machine can reach it unless --host says otherwise. What is sent stays in "
                             "memory. Without a model, attributes and pictures of the gallery can be searched for.")
     serve.set_defaults(job=_serve)
-    serve.add_argument("index", help="folder that `cerberus index` has made")
+    _add_index(serve)
     _add_model(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
                        "(default: %(default)s)")
@@ -108,8 +108,24 @@ def parser() -> argparse.ArgumentParser:
     recognise.add_argument("pictures", nargs="+", help="files, or folders of them")
     recognise.add_argument("--csv", help="write them to this file as well")
 
-    jobs.add_parser("export", help="the model as one ONNX file", add_help=False)
+    export = jobs.add_parser("export", help="the model as one ONNX file",
+                             description="Writes a model that onnxruntime runs, with its attributes and calibration. "
+                             "The file is kept only if it computes what the run does on these pictures.")
+    export.set_defaults(job=_export)
+    export.add_argument("--run", required=True, help="folder of a training run")
+    export.add_argument("--images", required=True, help="folder of pictures, of the kind it is for, to check it on")
+    export.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
+    export.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
+    export.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
     return top
+
+
+def _add_index(job: argparse.ArgumentParser) -> None:
+    job.add_argument("index", help="folder that `cerberus index` has made")
+    job.add_argument("--images", help="folder of its pictures, where that has moved")
+    job.add_argument("--engine", default="exact", metavar="FORM", help="exact, float16, int8 or pq, by FAISS in "
+                     "memory, each smaller than the one before; or Milvus, in a file NAME.db or at http://host:19530 "
+                     "with its token in MILVUS_TOKEN (default: %(default)s)")
 
 
 def _add_model(job: argparse.ArgumentParser, required: bool = False) -> None:
@@ -135,17 +151,18 @@ def _index(args: argparse.Namespace) -> None:
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
                                pattern=args.name_pattern)
-    done = index.summary
+    done, unreadable = index.summary, len(index.unreadable)
     print(f"{args.out}: {done.rows} pictures; {done.new} new, {done.changed} changed, {done.deleted} deleted"
-          + (f", {done.unreadable} unreadable (unreadable.tsv says why)" if done.unreadable else ""))
+          + (f"; {unreadable} of these cannot be read, unreadable.tsv says why" if done.unreadable else
+             f"; {unreadable} others cannot be read, unreadable.tsv says why" if unreadable else ""))
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex, Prefilter, sheet
+    from .gallery import Prefilter, sheet
     from .gallery.thumbnails import thumbnail
     from .portable import read_image
 
-    index = GalleryIndex.open(args.index)
+    index = _opened(args)
     query = query_of(args, index)
     hits = index.search(query, args.top, None if args.reliable is None else Prefilter(args.reliable))
     if args.csv:
@@ -155,6 +172,22 @@ def _search(args: argparse.Namespace) -> None:
         asked = sheet.asked_for(query, Path(args.picture or "").name)
         _write(args.html, sheet.html_text(hits, asked, picture=picture))
     _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+
+
+def _opened(args: argparse.Namespace) -> GalleryIndex:
+    """The index, searched by the engine that is asked for."""
+    from .gallery import GalleryIndex
+    from .gallery.engines import FORMS
+
+    index = GalleryIndex.open(args.index, images=args.images)
+    if args.engine in FORMS:
+        index.faiss(args.engine)
+    elif "://" in args.engine or args.engine.endswith(".db"):
+        index.milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
+    else:
+        raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or a gallery of Milvus: a file "
+                         "NAME.db, or an address http://host:19530")
+    return index
 
 
 def query_of(args: argparse.Namespace, index) -> Query:
@@ -172,17 +205,16 @@ def query_of(args: argparse.Namespace, index) -> Query:
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     if args.may_have_changed_clothes:
         left_out += [group for group in index.shape.groups if group not in index.lasting_groups]
-    weights = {name: _number(name, value) for name, value in map(_pair, args.weight)}
-    return Query(embedding, dict(map(_pair, args.words)), weights, left_out, args.false_match_rate)
+    weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
+    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate)
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex
     from .web import serving
 
     serving.check_packages()
     place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
-    index = GalleryIndex.open(args.index)
+    index = _opened(args)
     login = place.login()
     encoder = encoder_of(args.run, args.model) if args.run or args.model else None
     serving.serve(index, encoder, place, login, args.open, args.verbose)
@@ -202,9 +234,12 @@ def _recognise(args: argparse.Namespace) -> None:
         print("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
               "python -m cerberus_plugin.experiments.calibrate RUN" + (", and export again" if args.model else ""),
               file=sys.stderr)
+    named = {given for given in map(Path, args.pictures) if not given.is_dir()}
     paths = [path for given in map(Path, args.pictures)
-             for path in ([given / picture.path for picture in walk(given)] if given.is_dir() else [given])]
-    rows = []
+             for path in ([given] if given in named else [given / picture.path for picture in walk(given)])]
+    if not paths:
+        raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}")
+    rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
         for path in paths[start:start + BATCH]:
@@ -212,6 +247,7 @@ def _recognise(args: argparse.Namespace) -> None:
                 images.append(read_image(path))
                 shown.append(path)
             except Unreadable as error:
+                refused.add(path)
                 print(f"skipped {path}: {error.reason}", file=sys.stderr)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
             rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
@@ -219,12 +255,15 @@ def _recognise(args: argparse.Namespace) -> None:
         _write(args.csv, sheet.csv_text(rows))
     _show([{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value in row.items())}
            for row in map(dict, rows)])
+    if refused & named:  # one in a folder is no failure
+        raise SystemExit(1)
 
 
-def _export(arguments: Sequence[str]) -> None:
-    from . import export
+def _export(args: argparse.Namespace) -> None:
+    from .export import export
 
-    export.main(arguments)
+    agreement = export(args.run, args.output, args.images, weights=args.weights, pictures=args.pictures)
+    print(f"wrote {args.output}; {agreement}")
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
@@ -257,6 +296,16 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name.strip() and sign and value.strip()):
         raise ValueError(f"'{text}': expected NAME=VALUE, such as gender=female; quote names with a space")
     return name.strip(), value.strip()
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for name, value in map(_pair, texts):
+        if name in pairs:
+            raise ValueError(f"'{name}' is said twice, {pairs[name]} and {value}; say it once, two colours as \"{name}="
+                             f"{pairs[name]} and {value}\"")
+        pairs[name] = value
+    return pairs
 
 
 def _number(name: str, value: str) -> float:

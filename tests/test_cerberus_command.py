@@ -106,7 +106,34 @@ def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monk
     assert "calibrate by" not in capsys.readouterr().err
 
 
+def test_a_named_file_that_cannot_be_read_fails_and_others_are_told(gallery, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(first(gallery)), str(gallery / "nowhere.jpg")])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and first(gallery).name in said.out and "nowhere.jpg: not found" in said.err
+
+
+@pytest.mark.parametrize("engine", ["float16", "int8", "MILVUS"])
+def test_another_engine_finds_the_same(gallery, tmp_path, capsys, engine):
+    search = ["search", str(gallery / "index"), "gender=female", "--top", "3"]
+    cli.main(search)
+    expected = capsys.readouterr().out
+    cli.main([*search, "--engine", str(tmp_path / "gallery.db") if engine == "MILVUS" else engine])
+    assert capsys.readouterr().out == expected
+
+
+def test_an_interrupt_ends_without_a_traceback(gallery, monkeypatch):
+    monkeypatch.setattr(cli, "_search", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="stopped; an index goes on where it was"):
+        cli.main(["search", str(gallery / "index"), "gender=female"])
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["search", "INDEX", "upper colour=red", "upper colour=blue"],
+     r"'upper colour' is said twice, red and blue; say it once, two colours as \"upper colour=red and blue\""),
+    (["search", "INDEX", "gender=female", "--engine", "flat"], r"--engine flat: expected one of exact, float16"),
+    (["recognise", "--run", "RUN", "EMPTY"], r"no pictures found in .*empty"),
+    (["export", "--run", "RUN", "--images", "EMPTY"], r"export: 0 readable pictures to check the model on"),
     (["search", "INDEX"], r"say who is looked for, by ATTRIBUTE=VALUE.*attributes: gender: "),
     (["search", "INDEX", "gender"], r"'gender': expected NAME=VALUE, such as gender=female"),
     (["search", "INDEX", "gender=tall"], r"'gender' cannot be 'tall'"),
@@ -114,9 +141,11 @@ def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monk
     (["search", "INDEX", "--picture", "x.jpg"], r"name the model of the index by --run or --model"),
     (["search", "nowhere", "gender=female"], r"nowhere/index.json: not found; give the folder of an index"),
     (["recognise", "--run", "nowhere", "x.jpg"], r"config.yaml: not found; give the OUTPUT_DIR of a training run")])
-def test_what_cannot_be_done_is_said_in_a_line(gallery, arguments, message):
+def test_what_cannot_be_done_is_said_in_a_line(gallery, run, arguments, message):
+    (gallery / "empty").mkdir(exist_ok=True)
+    names = {"INDEX": str(gallery / "index"), "RUN": run.cfg.OUTPUT_DIR, "EMPTY": str(gallery / "empty")}
     with pytest.raises(SystemExit, match=message):
-        cli.main([str(gallery / "index") if word == "INDEX" else word for word in arguments])
+        cli.main([names.get(word, word) for word in arguments])
 
 
 def test_help_teaches_every_word(capsys):

@@ -28,7 +28,7 @@ def tiny(tmp_path):
 
 
 def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by python -m cerberus_plugin.export"):
+    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by cerberus export --run RUN"):
         ExportedEncoder(tmp_path / "nowhere.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ValueError, match="text.onnx: onnxruntime cannot run it"):

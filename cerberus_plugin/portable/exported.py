@@ -35,7 +35,7 @@ PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 class ExportedEncoder:
-    """The `Encoder` of a file that `cerberus_plugin.export` has written.
+    """The `Encoder` of a file that `cerberus export` has written.
 
     The graph takes "images", uint8 (N, 3, H, W) RGB, and gives "embedding", float32 (N, E); where the model knows
     attributes also "attributes", float32 (N, sum of C), their probabilities column by column, and "answers", int64
@@ -59,7 +59,7 @@ class ExportedEncoder:
         found = metadata.get(FORMAT_KEY)
         if found != FORMAT:
             what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
-            raise ValueError(f"{path}: {what}; make one by python -m cerberus_plugin.export of this version")
+            raise ValueError(f"{path}: {what}; make one by the `cerberus export` of this version")
         try:
             record = json.loads(metadata[ENCODER_KEY])
             self.fingerprint: str = record["fingerprint"]
@@ -108,7 +108,8 @@ class ExportedEncoder:
 
 def _session(path: Path, threads: int, providers: Sequence[str] | None):
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; make it by python -m cerberus_plugin.export RUN --output {path}")
+        raise FileNotFoundError(f"{path}: not found; make it by cerberus export --run RUN --images DIR --output "
+                                f"{path}")
     try:
         import onnxruntime
     except ImportError as error:
