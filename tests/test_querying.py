@@ -184,7 +184,10 @@ def test_rows_follow_what_another_process_has_done(tmp_path):
     paths[0].unlink()
     draw(tmp_path / "crops/new.png", RED)
     make(tmp_path)
-    assert {index.path(each).name for each in index.sample(9)} == {paths[1].name, paths[2].name, "new.png"}
+    rows = {index.path(each).name: each for each in index.sample(9)}
+    assert set(rows) == {paths[1].name, paths[2].name, "new.png"}
+    assert np.allclose(index.embedding(rows["new.png"]), BandEncoder().encode([read(tmp_path / "crops/new.png")])[0])
+    assert index.sample(2) == [rows[paths[1].name], rows["new.png"]]
     for ask in (index.path, index.embedding):
         with pytest.raises(LookupError, match=f"holds no row {row}; its picture was deleted or has changed"):
             ask(row)

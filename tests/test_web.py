@@ -317,20 +317,23 @@ def test_a_sent_picture_is_shown_small_and_stands_in_the_sheet(client, tmp_path)
     assert client.get("/picture/other").status_code == 404
 
 
-def test_a_slow_search_holds_nobody_up(many, monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
+def test_a_slow_search_holds_nobody_up_who_does_not_search(many, monkeypatch):
+    engine, begun, go_on = many.faiss(), threading.Event(), threading.Event()
+    search = engine.search
 
-    def slow(*_):
+    def slow(*arguments):
         begun.set()
         assert go_on.wait(20)
-        return []
+        return search(*arguments)
 
-    monkeypatch.setattr(many, "search", slow)
+    monkeypatch.setattr(engine, "search", slow)
     with client_of(many) as client, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(client.get, "/?a.head+colour=red")
-        assert begun.wait(20) and client.get("/page.css").status_code == 200 and not answer.done()
+        assert begun.wait(20)
+        for path in ("/", "/page.css", f"/crop/{many.sample(1)[0]}"):
+            assert client.get(path).status_code == 200 and not answer.done(), path
         go_on.set()
-        assert answer.result(20).status_code == 200
+        assert len(found(answer.result(20))) == 24
 
 
 def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_traceback(many, monkeypatch):

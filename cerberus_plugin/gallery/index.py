@@ -11,7 +11,6 @@ An index is a folder:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import uuid
@@ -312,32 +311,26 @@ class GalleryIndex:
             raise ValueError("filter: the model of this index knows no attributes; search without the filter")
         return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
 
-    # Rows, by the id that hits carry.
-
-    def embedding(self, row: int) -> np.ndarray:
-        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
-        with self._lock:
-            self._known(row)
-            return self.store.embeddings([row])[0]
+    # Rows, by the id that hits carry. What is asked of the store alone does not wait for a search.
 
     def path(self, row: int) -> Path:
         """Where a picture of the gallery lies."""
-        with self._lock:
-            return self.images / self._known(row).path
+        found = self.store.path_of(row)
+        if found is None:
+            raise LookupError(f"{self.folder}: holds no row {row}; its picture was deleted or has changed, search "
+                              "again")
+        return self.images / found
 
-    def sample(self, count: int) -> list[int]:
-        """Ids of a few rows from all over the gallery."""
+    def embedding(self, row: int) -> np.ndarray:
+        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
+        self.path(row)
         with self._lock:
             self._catch_up_rows()
-            return self.store.ids[np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)].tolist()
+            return self.store.embeddings([row])[0]
 
-    def _known(self, row: int) -> Row:
-        self._catch_up_rows()
-        with contextlib.suppress(KeyError):
-            found = self.store.rows([row])[0]
-            if found is not None:
-                return found
-        raise LookupError(f"{self.folder}: holds no row {row}; its picture was deleted or has changed, search again")
+    def sample(self, count: int) -> list[int]:
+        """Ids of at most so many rows, from all over the gallery."""
+        return self.store.spread(count)
 
     def _hits(self, compiled, ids: np.ndarray, top: int, fitted: Verification | None, least: float) -> list[Hit]:
         scores, similarities = compiled.score(self.store.embeddings(ids))

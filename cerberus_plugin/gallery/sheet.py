@@ -116,7 +116,7 @@ def _crop(hit: Hit, limits: Limits | None) -> str:
     """The picture itself, "" where it cannot be shown any more."""
     try:
         return _data_uri(thumbnail(read_image(hit.path, limits)))
-    except (Unreadable, OSError):
+    except Unreadable:
         return ""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -132,7 +133,15 @@ class _Pages:
         return self.uploads
 
     def _name(self, asked: Asked) -> str:
-        return "the picture" if asked.like is None else self.index.path(asked.like).name
+        return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
+
+    def _names(self, rows: Sequence[int]) -> dict[int, str]:
+        """Names of pictures, without those that are gone."""
+        names = {}
+        for row in rows:
+            with contextlib.suppress(LookupError):
+                names[row] = self.index.path(row).name
+        return names
 
     def _jpeg(self, asked: Asked) -> bytes | None:
         if asked.picture:
@@ -141,7 +150,7 @@ class _Pages:
             return None
         try:
             return thumbnail(read_image(self.index.path(asked.like), self.limits))
-        except (Unreadable, OSError):
+        except (Unreadable, LookupError):
             return None
 
     def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
@@ -164,8 +173,7 @@ class _Pages:
                                 if group in compared or group in asked.out or group in asked.weights],
                 "paths": [sheet.shown_path(hit, self.index.images) for hit in hits],
                 "note": sheet.UNCALIBRATED if sheet.uncalibrated(hits) else "",
-                "sample": [(row, self.index.path(row).name) for row in self.index.sample(asked.top)]
-                if asked.says_nothing and not error else []}
+                "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
         return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
