@@ -149,7 +149,8 @@ def test_what_cannot_be_done_is_said_in_a_line(gallery, run, arguments, message)
 
 
 def test_help_teaches_every_word(capsys):
-    for words in (["--help"], ["index", "--help"], ["search", "--help"], ["recognise", "--help"], ["export", "--help"]):
+    for words in (["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"], ["recognise", "--help"],
+                  ["export", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0 and len(capsys.readouterr().out) > 200
