@@ -82,6 +82,24 @@ def test_a_port_that_is_taken_is_said_with_what_to_do(index):
         serving.serve(GalleryIndex.open(index), None, Place(port=taken.getsockname()[1]))
 
 
+@pytest.mark.parametrize(("options", "warned"), [({}, False), ({"host": "0.0.0.0", "without_login": True}, True)])
+def test_the_page_is_opened_if_asked_and_passwords_on_an_open_wire_are_warned_of(index, monkeypatch, capsys, options,
+                                                                                   warned):
+    def interrupted(self, sockets):
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr("uvicorn.Server.run", interrupted)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    place = Place(port=0, **options)
+    serving.serve(GalleryIndex.open(index), None, place, open_browser=True)
+    told = capsys.readouterr()
+    assert len(opened) == 1 and told.out == f"3 pictures: {opened[0]}   Ctrl-C stops it\nstopped\n"
+    assert ("others on the network can read passwords and pictures" in told.err) is warned
+    serving.serve(GalleryIndex.open(index), None, place)
+    assert len(opened) == 1
+
+
 def test_files_that_are_no_certificate_are_refused(index, tmp_path):
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).write_text("no certificate")

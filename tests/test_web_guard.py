@@ -18,7 +18,6 @@ from cerberus_plugin.web.login import Login, ask_password
 import pytest
 from galleries import RED, BandEncoder, draw_many
 from PIL import Image
-from starlette.testclient import TestClient
 from test_web import ADDRESS, OWN, client_of, gallery, send
 
 PASSWORD = "correct horse"
@@ -353,9 +352,3 @@ def test_a_password_comes_from_the_environment_which_is_not_handed_on_or_from_th
 def test_a_login_without_a_name_or_with_a_short_password_is_refused(user, password, message):
     with pytest.raises(ValueError, match=message):
         Login(user, password)
-
-
-def test_client_of_the_tests_would_see_a_fault(index, monkeypatch):
-    monkeypatch.setattr(index, "search", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        TestClient(create_app(index), ADDRESS).get("/?a.head+colour=red")
