@@ -18,14 +18,15 @@ class Engine(Protocol):
 
     Attributes:
         exact: whether it compares with the embeddings themselves, so that it finds what comparing all would find.
-        wants_training: rows it wants to see before the first `add`; 0 where it needs none, or has had them.
     """
 
     exact: bool
-    wants_training: int
+
+    def wants_training(self, count: int) -> int:
+        """Rows it wants to learn from before it holds `count` of them; 0 where it needs none, or has had enough."""
 
     def train(self, rows: np.ndarray) -> None:
-        """Learn how to compress from some rows, float32 (n, E)."""
+        """Learn how to compress from some rows, float32 (n, E); those that it holds are forgotten."""
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """Take rows, float32 (n, E), under new ids, int64 (n,)."""
@@ -61,10 +62,12 @@ class Rows(Protocol):
 def synchronise(engine: Engine, rows: Rows) -> bool:
     """Give an engine the rows that it lacks and take those that are gone; whether there were any."""
     held = engine.ids()
-    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
-    if len(missing) and engine.wants_training:
-        spread = np.random.default_rng(0).permutation(len(rows.ids))[:engine.wants_training]
+    wanted = engine.wants_training(len(rows.ids))
+    if wanted:
+        spread = np.random.default_rng(0).permutation(len(rows.ids))[:wanted]
         engine.train(rows.embeddings(rows.ids[np.sort(spread)]))
+        held = held[:0]
+    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
     if len(gone):
         engine.remove(gone)
     for ids, piece in rows.pieces(missing if len(held) else None):

@@ -30,8 +30,6 @@ class MilvusEngine:
         timeout: seconds that an answer is waited for.
     """
 
-    wants_training = 0
-
     def __init__(self, address: str, collection: str, dim: int, metric: str = "cosine", kind: str = "FLAT",
                  token: str = "", timeout: float = 30.0) -> None:
         check_metric(metric)
@@ -77,6 +75,9 @@ class MilvusEngine:
 
     def close(self) -> None:
         self._client.close()
+
+    def wants_training(self, count: int) -> int:
+        return 0
 
     def train(self, rows: np.ndarray) -> None:
         """Milvus trains its indexes by itself."""
