@@ -57,10 +57,12 @@ def picture_reader() -> Callable[[Path], Image]:
 
 
 def mark_of(vocabulary) -> str:
-    """A mark that tells one vocabulary from another, "" for none."""
+    """A mark that tells vocabularies apart that answer differently, "" for none; what is withheld is kept all the same.
+    """
     if vocabulary is None:
         return ""
-    return hashlib.sha256(json.dumps(vocabulary.to_dict(), sort_keys=True).encode()).hexdigest()
+    record = {name: value for name, value in vocabulary.to_dict().items() if name != "withhold_below"}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encoder, naming: Naming,
