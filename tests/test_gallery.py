@@ -8,74 +8,29 @@ import signal
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Query, files
-from cerberus_plugin.gallery.walking import Naming, Picture, compare, walk
 
 import numpy as np
 import pytest
 from conftest import Killed, kill_at_file
-from galleries import BLUE, GREEN, RED, BandEncoder, PlainEncoder, Words, draw, draw_many, read
-
-QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
-
-
-def build(folder, encoder, **options):
-    return GalleryIndex.build(folder / "index", folder / "crops", encoder,
-                              **{"pace": QUIET, "read": read, "dtype": "float32", **options})
-
-
-def stored(index) -> dict[str, np.ndarray]:
-    """Embeddings by path."""
-    ids = index.store.ids
-    return {row.path: e for row, e in zip(index.store.rows(ids), index.store.embeddings(ids))}
+from galleries import (
+    BLUE,
+    GREEN,
+    QUIET,
+    RED,
+    BandEncoder,
+    PlainEncoder,
+    Words,
+    build,
+    draw,
+    draw_many,
+    read,
+    stored,
+)
 
 
 @pytest.fixture
 def crops(tmp_path):
     return draw_many(tmp_path / "crops", 20)
-
-
-# Walking.
-
-
-def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(tmp_path):
-    for name in ("b/2.jpg", "b/1.PNG", "a.webp", ".hidden.jpg", ".cache/3.jpg", "notes.txt", "b/c/4.bmp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"12345")
-    found = list(walk(tmp_path))
-    assert [picture.path for picture in found] == ["a.webp", "b/1.PNG", "b/2.jpg", "b/c/4.bmp"]
-    assert found[0].size == 5 and found[0].mtime_ns == os.stat(tmp_path / "a.webp").st_mtime_ns
-    with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
-        list(walk(tmp_path / "nowhere"))
-
-
-def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
-    known = {"same": (1, 10), "longer": (1, 10), "later": (1, 10), "gone": (1, 10)}
-    found = [Picture("same", 1, 10), Picture("longer", 2, 10), Picture("later", 1, 11), Picture("fresh", 1, 10)]
-    changes = compare(found, known)
-    assert changes == ([found[3]], [found[1], found[2]], ["gone"], 1)
-
-
-@pytest.mark.parametrize(("path", "named"), [
-    ("query/0002_c1s1_000451_03.jpg", ("0002", "1", "s1_000451")),
-    ("-1_c3s2_000101_00.jpg", ("-1", "3", "s2_000101")),
-    ("a/b/0001_c2_f0046182.jpg", ("0001", "2", "0046182")),
-    ("lobby/20240131.jpg", (None, None, None)),
-])
-def test_names_of_market_and_duke_tell_identity_camera_and_time(path, named):
-    assert Naming().read(path) == named
-
-
-def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
-    naming = Naming(r"(?P<camera>\w+)/(?P<time>\d+)")
-    assert naming.read("lobby/20240131.jpg") == (None, "lobby", "20240131")
-    assert naming.read("lobby/first.jpg") == (None, None, None)
-
-
-@pytest.mark.parametrize(("pattern", "message"), [(r"(?P<camera>", "not a regular expression"),
-                                                  (r"\d+", "has the groups none"), (r"(?P<cam>\d+)", "groups cam,")])
-def test_a_pattern_without_these_groups_is_refused(pattern, message):
-    with pytest.raises(ValueError, match=message):
-        Naming(pattern)
 
 
 # Building.
@@ -311,8 +266,8 @@ def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_p
     with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
         GalleryIndex.build(tmp_path / "new", tmp_path / "others", BandEncoder())
     path = tmp_path / "index/index.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
-    with pytest.raises(ValueError, match="its format is 0, this program reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="its format is 1, this program reads 2"):
         GalleryIndex.open(tmp_path / "index")
 
 

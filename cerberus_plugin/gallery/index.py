@@ -11,20 +11,20 @@ An index is a folder:
 
 from __future__ import annotations
 
-import json
 import threading
-import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..portable.verification import Verification
-from . import files
+from . import files, record
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
-from .querying import Hit, Prefilter, Query, Shape, compile_query, least_score, said, survivors
+from .querying import Hit, Prefilter, Query, compile_query, least_score, said, survivors
+from .record import RECORD, Record
 from .store import Row, Store
 from .walking import Naming, Picture, compare, walk
 
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
     from ..portable.vocabulary import Answer, Vocabulary
 
-RECORD, ROWS, UNREADABLE = "index.json", "rows.sqlite", "unreadable.tsv"
+ROWS, UNREADABLE = "rows.sqlite", "unreadable.tsv"
 BEGUN = (ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
-FORMAT = 1
 DTYPES = ("float16", "float32")
 LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
 
@@ -65,17 +64,12 @@ class GalleryIndex:
     def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
                  images: str | Path | None = None) -> None:
         self.folder = Path(folder)
-        for name in (RECORD, ROWS):
-            if not (self.folder / name).is_file():
-                raise FileNotFoundError(f"{self.folder / name}: not found; give the folder of an index, or build one")
-        self._record = json.loads((self.folder / RECORD).read_text())
-        if self._record.get("format") != FORMAT:
-            raise ValueError(f"{self.folder / RECORD}: its format is {self._record.get('format')}, this program reads "
-                             f"{FORMAT}; build the index anew")
-        self.images = Path(images or self._record["images"])
-        self.shape = Shape(tuple(self._record["groups"]), self._record["dim"], self._record["metric"])
-        self.store = Store(self.folder, self.shape.dim, self._record["dtype"])
-        self._vocabulary = vocabulary
+        self._state = record.state(self.folder)  # before it is read, so that what is written meanwhile is read again
+        self._record = Record.read(self.folder)
+        self.images = Path(images or self._record.images)
+        self.shape = self._record.shape
+        self.store = Store(self.folder, self.shape.dim, self._record.dtype)
+        self._vocabulary, self._given = vocabulary, vocabulary is not None
         self._engine: Engine | None = None
         self.summary: Summary | None = None
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
@@ -86,7 +80,7 @@ class GalleryIndex:
         """An index that is there.
 
         Args:
-            vocabulary: in place of the one that index.json holds.
+            vocabulary: in place of the one that index.json holds, until an `update`.
             images: the folder of pictures, where it has moved.
         """
         return cls(folder, vocabulary, images)
@@ -109,15 +103,15 @@ class GalleryIndex:
             if folder.is_dir() and any(path.name not in BEGUN for path in folder.iterdir()):
                 raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
             cls._create(folder, images, encoder, dtype, naming)
-        index = cls(folder, encoder.vocabulary)
-        wanted, there = {"images": str(images), "dtype": dtype}, index._record
-        differing = [name for name, value in wanted.items() if there[name] != value]
-        if differing:
-            raise ValueError(f"{folder}: is an index with {differing[0]} {there[differing[0]]}, not "
-                             f"{wanted[differing[0]]}; give another folder for a new index, or delete this one")
-        if naming.pattern != there["name_pattern"]:
+        index = cls(folder)
+        for name, value in {"images": str(images), "dtype": dtype}.items():
+            there = getattr(index._record, name)
+            if there != value:
+                raise ValueError(f"{folder}: is an index with {name} {there}, not {value}; give another folder for a "
+                                 "new index, or delete this one")
+        if naming.pattern != index._record.name_pattern:
             with files.only_writer(folder):
-                index._write_record(name_pattern=naming.pattern)
+                index._write_record(replace(index._record, name_pattern=naming.pattern))
                 index.store.name_again(naming)
         index.update(encoder, pace=pace, read=read)
         return index
@@ -127,16 +121,13 @@ class GalleryIndex:
         if not images.is_dir():
             raise FileNotFoundError(f"{images}: no such folder of pictures")
         folder.mkdir(parents=True, exist_ok=True)
-        shape = Shape.of(encoder)
-        Store(folder, shape.dim, dtype).close()
-        files.write_json(folder / RECORD, {
-            "format": FORMAT, "id": uuid.uuid4().hex[:12], "fingerprint": encoder.fingerprint, "images": str(images),
-            "name_pattern": naming.pattern, "dim": shape.dim, "groups": list(shape.groups), "metric": shape.metric,
-            "dtype": dtype, **_known_by(encoder)})
+        Store(folder, encoder.dim, dtype).close()
+        Record.new(encoder, images, naming.pattern, dtype).write(folder)
 
-    def _write_record(self, **changes) -> None:
-        self._record |= changes
-        files.write_json(self.folder / RECORD, self._record)
+    def _write_record(self, changed: Record) -> None:
+        changed.write(self.folder)
+        with self._lock:
+            self._record, self._state = changed, record.state(self.folder)
 
     def close(self) -> None:
         self.store.close()
@@ -147,27 +138,27 @@ class GalleryIndex:
     @property
     def fingerprint(self) -> str:
         """That of the model which has embedded the pictures."""
-        return self._record["fingerprint"]
+        return self._record.fingerprint
 
     @property
     def vocabulary(self) -> Vocabulary | None:
         """What the model knows of attributes; None where it knows none."""
-        if self._vocabulary is None and self._record["vocabulary"] is not None:
+        if self._vocabulary is None and self._record.vocabulary is not None:
             from ..portable.vocabulary import Vocabulary
 
-            self._vocabulary = Vocabulary.from_dict(self._record["vocabulary"])
+            self._vocabulary = Vocabulary.from_dict(self._record.vocabulary)
         return self._vocabulary
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
         """Groups that count where somebody may have changed clothes; () for a model of one block."""
-        return tuple(self._record["lasting_groups"])
+        return tuple(self._record.lasting_groups)
 
     @property
     def verification(self) -> Verification | None:
         """How the score of two pictures tells whether they show one person; None where that is not calibrated."""
-        record = self._record["verification"]
-        return Verification.from_dict(record) if record else None
+        known = self._record.verification
+        return Verification.from_dict(known) if known else None
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -205,7 +196,7 @@ class GalleryIndex:
             self.store.forget(changes.deleted)
             try:
                 unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
-                                  Naming(self._record["name_pattern"]), pace or Pace(), read or picture_reader())
+                                  Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
             finally:
                 self._reload()
                 lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
@@ -215,12 +206,13 @@ class GalleryIndex:
 
     def _take_knowledge(self, encoder: Encoder) -> None:
         """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
-        self._vocabulary = encoder.vocabulary
-        known = json.loads(json.dumps(_known_by(encoder)))
-        if any(self._record[name] != value for name, value in known.items()):
-            self._write_record(**known)
         if encoder.vocabulary is not None:
             self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary))
+        known = self._record.knowing(encoder)
+        if known != self._record:
+            self._write_record(known)
+        with self._lock:
+            self._vocabulary, self._given = encoder.vocabulary, False
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
         """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
@@ -240,26 +232,39 @@ class GalleryIndex:
     def _reload(self) -> None:
         """Take notice of what was written; the engine too."""
         with self._lock:
+            self._read_record()
             self.store.reload()
             if self._engine is not None:
                 synchronise(self._engine, self.store)
 
+    def _read_record(self) -> None:
+        """What the model knows may be more than it was."""
+        now = record.state(self.folder)
+        if now == self._state:
+            return
+        known = Record.read(self.folder)
+        if known.id != self._record.id:
+            raise ValueError(f"{self.folder}: holds another index than it did, it was built anew; open it again")
+        if known.vocabulary != self._record.vocabulary and not self._given:
+            self._vocabulary = None
+        self._record, self._state = known, now
+
     def _catch_up(self) -> Engine:
         """The engine, with what another process has written meanwhile."""
-        if self.store.changed_meanwhile():
+        if self.store.changed_meanwhile() or self._state != record.state(self.folder):
             self._reload()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
         """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
-        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record['id']}.faiss"
+        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record.id}.faiss"
         engine = FaissEngine(self.shape.dim, form, self.shape.metric, path)
         self.use(engine)
         return engine
 
     def milvus(self, address: str, **options) -> MilvusEngine:
         """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
-        engine = MilvusEngine(address, f"cerberus_{self._record['id']}", self.shape.dim, self.shape.metric, **options)
+        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.dim, self.shape.metric, **options)
         self.use(engine)
         return engine
 
@@ -322,13 +327,6 @@ class GalleryIndex:
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
-
-
-def _known_by(encoder: Encoder) -> dict:
-    """What index.json keeps of a model beside what its embeddings are made of."""
-    return {"vocabulary": encoder.vocabulary.to_dict() if encoder.vocabulary else None,
-            "lasting_groups": list(encoder.lasting_groups),
-            "verification": encoder.verification.to_dict() if encoder.verification else None}
 
 
 def _storable(pictures):

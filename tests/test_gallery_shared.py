@@ -1,0 +1,67 @@
+"""An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
+
+from cerberus_plugin.gallery import GalleryIndex, Query
+from cerberus_plugin.portable import Verification, Vocabulary
+
+import pytest
+from galleries import QUIET, BandEncoder, Words, build, draw_many, read
+
+RED_HEAD = Query(words={"head colour": "red"})
+FITTED = Verification(slope=20.0, intercept=-16.0, prior=0.5, metric="cosine", groups=(), thresholds={0.1: 0.9})
+
+
+class Calibrated(BandEncoder):
+    lasting_groups, verification = ("head",), FITTED
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.vocabulary = Words(scale)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    return draw_many(tmp_path / "crops", 20)
+
+
+# Readers that stay open.
+
+
+def test_a_reader_that_stays_open_learns_what_the_model_knows_by_now(tmp_path, crops, monkeypatch):
+    monkeypatch.setattr(Vocabulary, "from_dict", Words.from_dict)
+    writer = build(tmp_path, BandEncoder())
+    reader = GalleryIndex.open(tmp_path / "index")
+    assert (reader.search(RED_HEAD)[0].same_person, reader.vocabulary.scale) == (None, 16.0)
+    writer.update(Calibrated(), pace=QUIET, read=read)
+    picture = Query(reader.store.embeddings(reader.store.ids[:1])[0])
+    assert reader.search(picture)[0] == writer.search(picture)[0] and writer.search(picture)[0].same_person is not None
+    assert (reader.lasting_groups, reader.verification, reader.vocabulary.scale) == (("head",), FITTED, 2.0)
+
+
+def test_a_record_that_alone_has_changed_is_noticed(tmp_path, crops):
+    writer = build(tmp_path, BandEncoder())
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    reader.search(RED_HEAD)
+    writer.update(Calibrated(scale=16.0), pace=QUIET, read=read)
+    assert not reader.store.changed_meanwhile()
+    reader.search(RED_HEAD)
+    assert reader.verification == FITTED
+
+
+def test_a_vocabulary_that_was_given_stays_until_a_model_brings_its_own(tmp_path, crops):
+    writer, given = build(tmp_path, BandEncoder()), Words(scale=5.0)
+    reader = GalleryIndex.open(tmp_path / "index", given)
+    writer.update(Calibrated(), pace=QUIET, read=read)
+    reader.search(RED_HEAD)
+    assert reader.vocabulary is given
+    encoder = Calibrated(scale=3.0)
+    reader.update(encoder, pace=QUIET, read=read)
+    assert reader.vocabulary is encoder.vocabulary
+
+
+def test_another_index_in_the_place_of_the_one_that_was_opened_is_told(tmp_path, crops):
+    build(tmp_path, BandEncoder()).close()
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    (tmp_path / "index").rename(tmp_path / "before")
+    build(tmp_path, BandEncoder())
+    with pytest.raises(ValueError, match="index: holds another index than it did, it was built anew; open it again"):
+        reader.search(RED_HEAD)
