@@ -87,6 +87,7 @@ class Through:
 
 def fill(folder: Path, people: People, count: int, size: int) -> Store:
     """An index's rows and parts of embeddings, without pictures."""
+    Store.create(folder)
     store = Store(folder, size, "float16")
     shown = people.rng.integers(0, len(people.centres), count)
     for first in range(0, count, PART):

@@ -215,6 +215,30 @@ def test_another_pattern_reads_the_names_anew(tmp_path, crops):
     assert {row.named for row in index.store.rows(index.store.ids)} == {(None, str(c), "1") for c in range(1, 7)}
 
 
+def test_names_are_read_as_before_where_no_pattern_is_given(tmp_path, crops):
+    build(tmp_path, BandEncoder(), pattern=r"_c(?P<camera>\d)s(?P<time>\d)").close()
+    draw(tmp_path / "crops/9999_c9s9_000000_00.png", RED)
+    index = build(tmp_path, BandEncoder())
+    names = {row.path: row.named for row in index.store.rows(index.store.ids)}
+    assert names["9999_c9s9_000000_00.png"] == (None, "9", "9") and names[crops[0].name] == (None, "1", "1")
+    index = build(tmp_path, BandEncoder(), pattern="")
+    assert index.store.rows(index.store.ids[:1])[0].named == ("0000", "1", "s1_000000")
+
+
+def test_a_pattern_is_kept_when_names_are_read_by_it_and_not_for_another_model(tmp_path, crops, monkeypatch):
+    build(tmp_path, BandEncoder()).close()
+    pattern = r"_c(?P<camera>\d)"
+    with pytest.raises(ValueError, match="made with the model"):
+        build(tmp_path, PlainEncoder(), pattern=pattern)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("cerberus_plugin.gallery.store.Store.name_again", lambda *_: (_ for _ in ()).throw(Killed))
+        build(tmp_path, BandEncoder(), pattern=pattern)
+    index = GalleryIndex.open(tmp_path / "index", Words())
+    assert index.store.rows(index.store.ids[:1])[0].named.identity == "0000"
+    index = build(tmp_path, BandEncoder(), pattern=pattern)
+    assert index.store.rows(index.store.ids[:1])[0].named == (None, "1", None)
+
+
 def test_a_model_without_words_is_indexed_and_compared_by_distance(tmp_path):
     for name, colour in (("red", RED), ("green", GREEN), ("dark", (100, 0, 0))):
         draw(tmp_path / f"crops/{name}.png", colour)
@@ -253,6 +277,14 @@ def test_a_folder_that_is_no_index_is_not_written_to(tmp_path, crops):
     assert [path.name for path in (tmp_path / "index").iterdir()] == ["thesis.txt"]
     with pytest.raises(FileNotFoundError, match="index.json: not found; give the folder of an index"):
         GalleryIndex.open(tmp_path / "index")
+
+
+def test_an_index_without_its_rows_is_refused(tmp_path, crops):
+    build(tmp_path, BandEncoder()).close()
+    (tmp_path / "index/rows.sqlite").unlink()
+    with pytest.raises(FileNotFoundError, match="rows.sqlite: not found; give the folder of an index"):
+        GalleryIndex.open(tmp_path / "index")
+    assert not (tmp_path / "index/rows.sqlite").exists()
 
 
 def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_path, crops):

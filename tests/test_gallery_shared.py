@@ -1,6 +1,9 @@
 """An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
 
+from pathlib import Path
+
 from cerberus_plugin.gallery import GalleryIndex, Query
+from cerberus_plugin.gallery.store import Store
 from cerberus_plugin.portable import Verification, Vocabulary
 
 import pytest
@@ -65,3 +68,36 @@ def test_another_index_in_the_place_of_the_one_that_was_opened_is_told(tmp_path,
     build(tmp_path, BandEncoder())
     with pytest.raises(ValueError, match="index: holds another index than it did, it was built anew; open it again"):
         reader.search(RED_HEAD)
+
+
+# Writers at once.
+
+
+def test_a_second_first_build_waits_for_nobody_and_breaks_nothing(tmp_path, crops, monkeypatch):
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def begun_by_another(folder):
+        with pytest.raises(RuntimeError, match="another process is writing this index; wait for it to end"):
+            build(tmp_path, BandEncoder())
+        refused.append(folder)
+        create(folder)
+
+    create = Store.create
+    monkeypatch.setattr(Store, "create", begun_by_another)
+    assert len(build(tmp_path, BandEncoder())) == 20 and len(refused) == 1
+
+
+def test_a_build_that_finds_an_index_begun_meanwhile_goes_on_with_it(tmp_path, crops, monkeypatch):
+    first, mkdir = [], Path.mkdir
+
+    def late(folder, *args, **options):
+        if not first:
+            first.append(folder)
+            first.append(build(tmp_path, BandEncoder()))
+        mkdir(folder, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    encoder = BandEncoder()
+    index = build(tmp_path, encoder)
+    assert index.summary == (0, 0, 0, 0, 20) and encoder.count == 0

@@ -25,7 +25,7 @@ from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
 from .querying import Hit, Prefilter, Query, compile_query, least_score, said, survivors
 from .record import RECORD, Record
-from .store import Row, Store
+from .store import ROWS, Row, Store
 from .walking import Naming, Picture, compare, walk
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
     from ..portable.vocabulary import Answer, Vocabulary
 
-ROWS, UNREADABLE = "rows.sqlite", "unreadable.tsv"
-BEGUN = (ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
+UNREADABLE = "unreadable.tsv"
+BEGUN = ("lock", ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
 DTYPES = ("float16", "float32")
 LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
 
@@ -86,43 +86,49 @@ class GalleryIndex:
         return cls(folder, vocabulary, images)
 
     @classmethod
-    def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str = "float16",
-              pattern: str = "", pace: Pace | None = None, read: Callable[[Path], Image] | None = None) -> GalleryIndex:
+    def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
+              pattern: str | None = None, pace: Pace | None = None,
+              read: Callable[[Path], Image] | None = None) -> GalleryIndex:
         """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
 
         Args:
             encoder: what embeds pictures, see `portable.encoder`.
-            dtype: what embeddings are kept as; "float16" takes half the space.
-            pattern: a regular expression for names, see `Naming`.
+            dtype: what embeddings are kept as; "float16" takes half the space. If None, that of the index, and for a
+                new one float16, or float32 for a model whose embeddings have no unit length.
+            pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
+                index, and "" for a new one.
             read: opens a picture, `portable.images.read_image` if None; an OSError or ValueError is listed.
         """
-        folder, images, naming = Path(folder), Path(images).absolute(), Naming(pattern)
-        if dtype not in DTYPES:
+        folder, images = Path(folder), Path(images).absolute()
+        naming = Naming(pattern or "")
+        if dtype not in (None, *DTYPES):
             raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
-        if not (folder / RECORD).is_file():
-            if folder.is_dir() and any(path.name not in BEGUN for path in folder.iterdir()):
+        others = [path for path in folder.iterdir() if path.name not in BEGUN] if folder.is_dir() else []
+        if not (folder / RECORD).is_file():  # looked for last: another process may be beginning it
+            if others:
                 raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
-            cls._create(folder, images, encoder, dtype, naming)
-        index = cls(folder)
-        for name, value in {"images": str(images), "dtype": dtype}.items():
-            there = getattr(index._record, name)
-            if there != value:
-                raise ValueError(f"{folder}: is an index with {name} {there}, not {value}; give another folder for a "
-                                 "new index, or delete this one")
-        if naming.pattern != index._record.name_pattern:
-            with files.only_writer(folder):
-                index._write_record(replace(index._record, name_pattern=naming.pattern))
+            if not images.is_dir():
+                raise FileNotFoundError(f"{images}: no such folder of pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.only_writer(folder):
+            if not (folder / RECORD).is_file():
+                Store.create(folder)
+                Record.new(encoder, images, naming.pattern, dtype).write(folder)
+            index = cls(folder)
+            index.check(encoder)
+            index._check_record(images=str(images), dtype=dtype or index._record.dtype)
+            if pattern is not None and pattern != index._record.name_pattern:
                 index.store.name_again(naming)
-        index.update(encoder, pace=pace, read=read)
+                index._write_record(replace(index._record, name_pattern=pattern))
+            index._update(encoder, pace, read)
         return index
 
-    @staticmethod
-    def _create(folder: Path, images: Path, encoder: Encoder, dtype: str, naming: Naming) -> None:
-        if not images.is_dir():
-            raise FileNotFoundError(f"{images}: no such folder of pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        Store(folder, encoder.dim, dtype).close()
-        Record.new(encoder, images, naming.pattern, dtype).write(folder)
+    def _check_record(self, **wanted: str) -> None:
+        for name, value in wanted.items():
+            there = getattr(self._record, name)
+            if there != value:
+                raise ValueError(f"{self.folder}: is an index with {name} {there}, not {value}; give another folder "
+                                 "for a new index, or delete this one")
 
     def _write_record(self, changed: Record) -> None:
         changed.write(self.folder)
@@ -185,22 +191,25 @@ class GalleryIndex:
         """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
         self.check(encoder)
         with files.only_writer(self.folder):
+            return self._update(encoder, pace, read)
+
+    def _update(self, encoder: Encoder, pace: Pace | None, read: Callable[[Path], Image] | None) -> Summary:
+        self._reload()
+        self.store.sweep()
+        self._take_knowledge(encoder)
+        known = self.store.known()
+        changes = compare(_storable(walk(self.images)), known)
+        if known and len(changes.deleted) == len(known) and not changes.new:
+            raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
+                             "its disk is there. If they are deleted indeed, delete the index.")
+        self.store.forget(changes.deleted)
+        try:
+            unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
+                              Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
+        finally:
             self._reload()
-            self.store.sweep()
-            self._take_knowledge(encoder)
-            known = self.store.known()
-            changes = compare(_storable(walk(self.images)), known)
-            if known and len(changes.deleted) == len(known) and not changes.new:
-                raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
-                                 "its disk is there. If they are deleted indeed, delete the index.")
-            self.store.forget(changes.deleted)
-            try:
-                unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
-                                  Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
-            finally:
-                self._reload()
-                lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
-                files.write_lines(self.folder / UNREADABLE, lines)
+            lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
+            files.write_lines(self.folder / UNREADABLE, lines)
         self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
         return self.summary
 

@@ -20,14 +20,16 @@ import numpy as np
 from . import files
 from .walking import Named, Naming, Picture
 
+ROWS = "rows.sqlite"
 OPEN_PARTS = 64  # maps kept at a time; each holds a file descriptor
 TABLES = """
-CREATE TABLE rows (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER, mtime_ns INTEGER,
-                   identity TEXT, camera TEXT, time TEXT, part INTEGER NOT NULL, place INTEGER NOT NULL);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, vocabulary TEXT NOT NULL);
-CREATE TABLE unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL);
-CREATE TABLE columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS rows (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER, mtime_ns INTEGER,
+    identity TEXT, camera TEXT, time TEXT, part INTEGER NOT NULL, place INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, vocabulary TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
 """
 
 
@@ -50,12 +52,17 @@ class Store:
     def __init__(self, folder: Path, dim: int, dtype: str) -> None:
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._lock = threading.RLock()
-        path = folder / "rows.sqlite"
-        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        if not self._base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            self._base.executescript(f"BEGIN; {TABLES} COMMIT;")
+        if not (folder / ROWS).is_file():
+            raise FileNotFoundError(f"{folder / ROWS}: not found; give the folder of an index, or build one")
+        self._base = sqlite3.connect(folder / ROWS, timeout=60, check_same_thread=False, isolation_level=None)
         self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
         self.reload()
+
+    @staticmethod
+    def create(folder: Path) -> None:
+        """No rows; one that was begun already stays."""
+        with contextlib.closing(sqlite3.connect(folder / ROWS)) as base:
+            base.executescript(f"BEGIN; {TABLES} COMMIT;")
 
     def close(self) -> None:
         self._base.close()
