@@ -332,6 +332,25 @@ def test_embeddings_that_are_broken_or_of_another_size_are_refused(tmp_path, cro
         GalleryIndex.build(tmp_path / "small", tmp_path / "crops", small, pace=QUIET, read=read)
 
 
+def test_distances_are_kept_in_full_precision_unless_asked_otherwise_and_never_overflow(tmp_path, crops):
+    class Far(PlainEncoder):
+        offset = 1000.0
+
+        def encode(self, images):
+            return super().encode(images) * 0.01 + self.offset
+
+    index = build(tmp_path, Far(), dtype=None)
+    assert index.store.dtype == np.float32 and build(tmp_path, Far(), dtype=None).summary.rows == 20
+    for path in crops:
+        assert index.search(Query(index.embed(Far(), path, read)), top=1)[0].path == str(path)
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit/crops").symlink_to(tmp_path / "crops")
+    assert build(tmp_path / "unit", BandEncoder(), dtype=None).store.dtype == np.float16
+    Far.offset = 1e5
+    with pytest.raises(ValueError, match=f"the embedding of {crops[0].name} has values too large for float16; build"):
+        GalleryIndex.build(tmp_path / "half", tmp_path / "crops", Far(), dtype="float16", pace=QUIET)
+
+
 def test_a_part_that_was_lost_and_answers_of_other_columns_are_told(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     other = BandEncoder()

@@ -78,7 +78,7 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
         try:
             for readable, images, refused in batches:
                 if images:
-                    done.take(readable, *_embedded(encoder, images, readable, shape))
+                    done.take(readable, *_embedded(encoder, images, readable, shape, store.dtype))
                 done.unreadable += refused
                 unreadable += len(refused)
                 bar.update(len(readable) + len(refused))
@@ -107,13 +107,13 @@ class _Part:
 
     def keep(self, store: Store, naming: Naming, mark: str) -> None:
         if self.pictures or self.unreadable:
-            embeddings = np.concatenate(self.embeddings) if self.embeddings else np.empty((0, store.dim), np.float32)
+            embeddings = np.concatenate(self.embeddings) if self.embeddings else np.empty((0, store.dim), store.dtype)
             store.append(self.pictures, naming, embeddings, self.answers, self.unreadable, mark)
 
 
-def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture],
-              shape: Shape) -> tuple[np.ndarray, list[dict]]:
-    """Rows as they are stored, float32 (n, E), and the answers of each."""
+def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture], shape: Shape,
+              dtype: np.dtype) -> tuple[np.ndarray, list[dict]]:
+    """Rows as they are stored, (n, E), and the answers of each."""
     embeddings = np.asarray(encoder.encode(images), dtype=np.float32)
     if embeddings.shape != (len(images), shape.dim):
         raise ValueError(f"index: the encoder gave {embeddings.shape} for {len(images)} pictures, expected "
@@ -123,7 +123,13 @@ def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture],
         raise ValueError(f"index: the embedding of {pictures[int(broken.argmax())].path} is not finite; the model is "
                          "broken, check its weights")
     answers = encoder.vocabulary.recognise(embeddings) if encoder.vocabulary is not None else []
-    return unit_blocks(embeddings, shape), answers
+    with np.errstate(over="ignore"):  # it is looked for below
+        rows = unit_blocks(embeddings, shape).astype(dtype)
+    large = ~np.isfinite(rows).all(axis=1)
+    if large.any():
+        raise ValueError(f"index: the embedding of {pictures[int(large.argmax())].path} has values too large for "
+                         f"{dtype}; build another index with --dtype float32 (dtype=\"float32\")")
+    return rows, answers
 
 
 def _batches(folder: Path, pictures: Sequence[Picture], pace: Pace,

@@ -198,7 +198,7 @@ class Store:
         with self._transaction():
             number = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
             if pictures:
-                files.write_array(self._path(number, "embeddings"), embeddings.astype(self.dtype))
+                files.write_array(self._path(number, "embeddings"), embeddings.astype(self.dtype, copy=False))
                 if answers:
                     files.write_array(self._path(number, "answers"), self._coded(answers))
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, vocabulary))
