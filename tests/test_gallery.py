@@ -67,27 +67,6 @@ def test_blocks_are_stored_with_unit_length_whatever_the_encoder_gives(tmp_path,
     assert np.allclose(np.linalg.norm(rows.reshape(20, 5, 4), axis=2), 1)
 
 
-def test_unreadable_pictures_are_listed_with_their_reason_and_skipped_until_they_change(tmp_path, crops):
-    crops[3].write_bytes(b"no picture")
-    crops[5].write_bytes(b"")
-    asked = []
-
-    def counted(path):
-        asked.append(path.name)
-        return read(path)
-
-    index = build(tmp_path, BandEncoder(), read=counted)
-    assert index.summary == (20, 0, 0, 2, 18)
-    lines = (tmp_path / "index/unreadable.tsv").read_text().splitlines()
-    assert [line.split("\t")[0] for line in lines] == [crops[3].name, crops[5].name]
-    assert "cannot identify" in lines[0].split("\t")[1]
-    asked.clear()
-    assert index.update(BandEncoder(), pace=QUIET, read=counted) == (0, 0, 0, 0, 18) and asked == []
-    draw(crops[3], RED)
-    assert index.update(BandEncoder(), pace=QUIET, read=counted) == (0, 1, 0, 0, 19) and asked == [crops[3].name]
-    assert [path for path, _ in index.unreadable] == [crops[5].name]
-
-
 def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twice(tmp_path, crops, monkeypatch):
     first = BandEncoder()
     with monkeypatch.context() as patch:
@@ -157,13 +136,6 @@ def test_an_update_follows_the_folder(tmp_path, crops):
     assert all(np.array_equal(before[path.name], after[path.name]) for path in crops[2:])
     hits = index.search(Query(index.embed(encoder, crops[1], read)), top=20)
     assert hits[0].path == str(crops[1]) and str(crops[0]) not in [hit.path for hit in hits]
-
-
-def test_a_picture_that_has_become_unreadable_leaves_the_index(tmp_path, crops):
-    index = build(tmp_path, BandEncoder())
-    crops[2].write_bytes(b"cut")
-    assert index.update(BandEncoder(), pace=QUIET, read=read) == (0, 1, 0, 1, 19)
-    assert crops[2].name not in stored(index)
 
 
 def test_compacting_keeps_the_living_rows_and_their_ids(tmp_path, crops):

@@ -1,6 +1,7 @@
 """Pictures of a folder tree: what is found, what has changed, what names tell, and what cannot be looked at."""
 
 import os
+import shutil
 
 from cerberus_plugin.gallery.walking import Naming, Picture, compare, walk
 
@@ -46,3 +47,31 @@ def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
 def test_a_pattern_without_these_groups_is_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
         Naming(pattern)
+
+
+def test_a_walk_goes_on_past_what_is_deleted_meanwhile(tmp_path):
+    for name in ("a/1.jpg", "b/2.jpg", "c.jpg", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = walk(tmp_path)
+    assert next(found).path == "a/1.jpg"
+    (tmp_path / "c.jpg").unlink()
+    shutil.rmtree(tmp_path / "b")
+    assert [picture.path for picture in found] == ["d.jpg"]
+
+
+def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "one.jpg").touch()
+    with pytest.raises(OSError, match=r"loop.jpg: cannot be looked at \(Too many levels of symbolic links\)"):
+        list(walk(tmp_path))
+    refused = {}
+    assert [picture.path for picture in walk(tmp_path, refused.__setitem__)] == ["one.jpg"] and list(refused) == [
+        "loop.jpg"]
+
+    def refusing(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="Permission denied"):  # of all pictures alike: none is gone
+        list(walk(tmp_path, refused.__setitem__))

@@ -143,21 +143,22 @@ def _batches(folder: Path, pictures: Sequence[Picture], pace: Pace,
                 while starts and len(coming) <= AHEAD:
                     first = starts.popleft()
                     batch = pictures[first:first + pace.batch_size]
-                    coming.append((batch, [pool.submit(_attempt, read, folder / each.path) for each in batch]))
-                batch, futures = coming.popleft()
-                results = [future.result() for future in futures]
-                yield ([each for each, (image, _) in zip(batch, results) if image is not None],
-                       [image for image, _ in results if image is not None],
-                       [(each, reason) for each, (image, reason) in zip(batch, results) if image is None])
+                    coming.append([pool.submit(_attempt, read, folder, each) for each in batch])
+                results = [future.result() for future in coming.popleft()]
+                yield ([picture for picture, image, _ in results if image is not None],
+                       [image for _, image, _ in results if image is not None],
+                       [(picture, reason) for picture, image, reason in results if image is None])
         finally:
-            for _, futures in coming:
+            for futures in coming:
                 for future in futures:
                     future.cancel()
 
 
-def _attempt(read: Callable[[Path], Image], path: Path) -> tuple[Image | None, str]:
-    """A picture, or none and the reason."""
+def _attempt(read: Callable[[Path], Image], folder: Path, picture: Picture) -> tuple[Picture, Image | None, str]:
+    """A picture and what it shows, or none and the reason."""
     try:
-        return read(path), ""
-    except (OSError, ValueError) as error:
-        return None, getattr(error, "reason", None) or str(error) or type(error).__name__
+        return picture, read(folder / picture.path), ""
+    except (OSError, ValueError, MemoryError) as error:
+        passing = getattr(error, "passing", not isinstance(error, ValueError))
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        return Picture(picture.path, None, None) if passing else picture, None, reason

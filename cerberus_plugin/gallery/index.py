@@ -97,7 +97,8 @@ class GalleryIndex:
                 new one float16, or float32 for a model whose embeddings have no unit length.
             pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
                 index, and "" for a new one.
-            read: opens a picture, `portable.images.read_image` if None; an OSError or ValueError is listed.
+            read: opens a picture, `portable.images.read_image` if None. What cannot be read is listed: after a
+                ValueError until the file changes, after an OSError or MemoryError until the next update tries it again.
         """
         folder, images = Path(folder), Path(images).absolute()
         naming = Naming(pattern or "")
@@ -197,12 +198,14 @@ class GalleryIndex:
         self._reload()
         self.store.sweep()
         self._take_knowledge(encoder)
-        known = self.store.known()
-        changes = compare(_storable(walk(self.images)), known)
+        self.store.forget_passing()
+        known, refused = self.store.known(), {}
+        changes = compare(walk(self.images, refused.__setitem__), known, refused)
         if known and len(changes.deleted) == len(known) and not changes.new:
             raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
                              "its disk is there. If they are deleted indeed, delete the index.")
         self.store.forget(changes.deleted)
+        self.store.refuse([(Picture(path, None, None), reason) for path, reason in refused.items()])
         try:
             unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
                               Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
@@ -210,7 +213,8 @@ class GalleryIndex:
             self._reload()
             lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
             files.write_lines(self.folder / UNREADABLE, lines)
-        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
+        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted),
+                               unreadable + len(refused), len(self))
         return self.summary
 
     def _take_knowledge(self, encoder: Encoder) -> None:
@@ -336,12 +340,6 @@ class GalleryIndex:
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
-
-
-def _storable(pictures):
-    """Pictures by names that can be written down; one that is no text is not found by that name, and so is listed."""
-    for picture in pictures:
-        yield Picture(picture.path.encode("utf-8", "backslashreplace").decode(), *picture[1:])
 
 
 def _escaped(text: str) -> str:

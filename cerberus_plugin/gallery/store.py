@@ -193,7 +193,7 @@ class Store:
 
         Args:
             embeddings: (n, E), a row a picture.   answers: the same length, or empty where nothing is recognised.
-            unreadable: pictures with the reason.   vocabulary: a mark of what has given the answers.
+            unreadable: pictures with the reason, see `Picture`.   vocabulary: a mark of what has given the answers.
         """
         with self._transaction():
             number = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
@@ -207,8 +207,7 @@ class Store:
             self._base.executemany(
                 "INSERT INTO rows (path, size, mtime_ns, identity, camera, time, part, place) VALUES (?,?,?,?,?,?,?,?)",
                 [(*picture, *naming.read(picture.path), number, place) for place, picture in enumerate(pictures)])
-            self._base.executemany("INSERT INTO unreadable VALUES (?, ?, ?, ?)",
-                                   [(*picture, reason) for picture, reason in unreadable])
+            self._refuse(unreadable)
 
     def forget(self, paths: Sequence[str]) -> None:
         with self._transaction():
@@ -217,6 +216,20 @@ class Store:
     def _forget(self, paths: Sequence[str]) -> None:
         for table in ("rows", "unreadable"):
             self._base.executemany(f"DELETE FROM {table} WHERE path = ?", [(path,) for path in paths])
+
+    def refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
+        """List pictures with the reason; their rows, where there are any, stay."""
+        with self._transaction():
+            self._refuse(unreadable)
+
+    def _refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
+        self._base.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?, ?)",
+                               [(*picture, reason) for picture, reason in unreadable])
+
+    def forget_passing(self) -> None:
+        """Forget those unreadable pictures of which size and time say nothing, so that they are tried again."""
+        with self._transaction():
+            self._base.execute("DELETE FROM unreadable WHERE size IS NULL")
 
     def name_again(self, naming: Naming) -> None:
         """Read identity, camera and time from the names once more."""
