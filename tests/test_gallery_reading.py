@@ -1,9 +1,13 @@
 """Pictures on their way into an index: what cannot be read, for good or for now, and how many wait to be embedded."""
 
 import os
+import threading
+import time
 
+from cerberus_plugin.gallery import Pace, reading
 from cerberus_plugin.portable import Unreadable, read_image
 
+import numpy as np
 import pytest
 from galleries import QUIET, RED, BandEncoder, build, draw, draw_many, stored
 
@@ -88,3 +92,55 @@ def test_names_that_are_no_text_are_listed_apart_from_those_that_spell_them_out(
     assert index.unreadable == [(path, reason) for path in (
         "./\\\\xff\\xff.png", "./\\xfe/", "./\\xff.png", "./\\xff\\\\xff.png")]
     assert index.update(BandEncoder(), pace=QUIET) == (0, 0, 0, 4, 1)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("most", [1, 1000, 20 * 160])
+def test_pictures_wait_to_be_read_while_many_pixels_wait_to_be_embedded(tmp_path, crops, monkeypatch, most):
+    monkeypatch.setattr(reading, "MOST_PIXELS", most)
+    pixels, held, seen, sizes = 8 * 20, 0, [], []  # of one picture
+    lock = threading.Lock()
+
+    def counted(path):
+        nonlocal held
+        with lock:
+            held += pixels
+            seen.append(held)
+        return read_image(path)
+
+    class Slow(BandEncoder):
+        def encode(self, images):
+            nonlocal held
+            time.sleep(0.02)  # for the threads to read as much as they may
+            out = super().encode(images)
+            sizes.append(len(images))
+            with lock:
+                held -= pixels * len(images)
+            return out
+
+    index = build(tmp_path, Slow(), read=counted)
+    assert list(stored(index)) == [path.name for path in crops]
+    # The last that found room may be too much, and each of two threads reads one.
+    assert max(seen) <= most + 3 * pixels
+    assert max(sizes) == min(4, most // 3 // pixels + 1)
+    whole = np.array(list(stored(index).values()))
+    assert np.allclose(whole, BandEncoder().encode([read_image(path) for path in crops]), atol=1e-6)
+
+
+def test_a_build_that_fails_does_not_wait_for_room(tmp_path, crops, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_PIXELS", 1)
+    with pytest.raises(MemoryError, match="no memory left"):
+        build(tmp_path, BandEncoder(fails_at=2))
+
+
+def test_pictures_that_take_longer_to_read_than_those_behind_them_find_room(tmp_path, crops, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_PIXELS", 200)
+
+    def uneven(path):
+        time.sleep(0.01 * (int(path.name[:4]) % 3 == 0))
+        return read_image(path)
+
+    index = build(tmp_path, BandEncoder(), read=uneven, pace=Pace(batch_size=4, workers=5, progress=False))
+    assert list(stored(index)) == [path.name for path in crops]

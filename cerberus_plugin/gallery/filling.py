@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .querying import Shape, unit_blocks
+from .reading import read_ahead
 from .store import Store
 from .walking import Naming, Picture
 
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
 
     from ..portable.encoder import Encoder
 
-AHEAD = 2  # batches that are read while one is embedded
-
 
 @dataclass(frozen=True)
 class Pace:
     """How pictures are taken.
 
     Attributes:
-        batch_size: pictures of one call of the encoder.
+        batch_size: pictures of one call of the encoder; fewer where they are very large.
         workers: threads that read pictures.
         part_rows, part_seconds: a part is written when it has so many rows, or is so old; a kill costs that much.
         progress: whether a bar shows how many are done and the time left.
@@ -74,14 +71,16 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
     shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
-    with bar, contextlib.closing(_batches(folder, pictures, pace, read)) as batches:
+    batches = read_ahead(folder, pictures, pace.batch_size, pace.workers, read)
+    with bar, contextlib.closing(batches):
         try:
-            for readable, images, refused in batches:
-                if images:
-                    done.take(readable, *_embedded(encoder, images, readable, shape, store.dtype))
-                done.unreadable += refused
-                unreadable += len(refused)
-                bar.update(len(readable) + len(refused))
+            for batch in batches:
+                if batch.images:
+                    done.take(batch.pictures, *_embedded(encoder, batch.images, batch.pictures, shape, store.dtype))
+                batch.images.clear()  # makes room for the next
+                done.unreadable += batch.refused
+                unreadable += len(batch.refused)
+                bar.update(len(batch))
                 if len(done.pictures) >= pace.part_rows or time.monotonic() - done.begun > pace.part_seconds:
                     full, done = done, _Part()
                     full.keep(store, naming, mark)
@@ -130,35 +129,3 @@ def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture], sh
         raise ValueError(f"index: the embedding of {pictures[int(large.argmax())].path} has values too large for "
                          f"{dtype}; build another index with --dtype float32 (dtype=\"float32\")")
     return rows, answers
-
-
-def _batches(folder: Path, pictures: Sequence[Picture], pace: Pace,
-             read: Callable[[Path], Image]) -> Iterator[tuple[list[Picture], list[Image], list[tuple[Picture, str]]]]:
-    """Batch by batch the readable pictures, what they show, and the others with the reason."""
-    starts = deque(range(0, len(pictures), pace.batch_size))
-    with ThreadPoolExecutor(pace.workers) as pool:
-        coming: deque = deque()
-        try:
-            while starts or coming:
-                while starts and len(coming) <= AHEAD:
-                    first = starts.popleft()
-                    batch = pictures[first:first + pace.batch_size]
-                    coming.append([pool.submit(_attempt, read, folder, each) for each in batch])
-                results = [future.result() for future in coming.popleft()]
-                yield ([picture for picture, image, _ in results if image is not None],
-                       [image for _, image, _ in results if image is not None],
-                       [(picture, reason) for picture, image, reason in results if image is None])
-        finally:
-            for futures in coming:
-                for future in futures:
-                    future.cancel()
-
-
-def _attempt(read: Callable[[Path], Image], folder: Path, picture: Picture) -> tuple[Picture, Image | None, str]:
-    """A picture and what it shows, or none and the reason."""
-    try:
-        return picture, read(folder / picture.path), ""
-    except (OSError, ValueError, MemoryError) as error:
-        passing = getattr(error, "passing", not isinstance(error, ValueError))
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        return Picture(picture.path, None, None) if passing else picture, None, reason
