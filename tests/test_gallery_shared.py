@@ -1,5 +1,7 @@
 """An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
 
+import os
+import shutil
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Query
@@ -7,7 +9,8 @@ from cerberus_plugin.gallery.store import Store
 from cerberus_plugin.portable import Verification, Vocabulary
 
 import pytest
-from galleries import QUIET, BandEncoder, Words, build, draw_many, read
+from galleries import BLUE, GREEN, QUIET, RED, BandEncoder, Words, build, draw, draw_many, read
+from PIL import Image
 
 RED_HEAD = Query(words={"head colour": "red"})
 FITTED = Verification(slope=20.0, intercept=-16.0, prior=0.5, metric="cosine", groups=(), thresholds={0.1: 0.9})
@@ -101,3 +104,41 @@ def test_a_build_that_finds_an_index_begun_meanwhile_goes_on_with_it(tmp_path, c
     encoder = BandEncoder()
     index = build(tmp_path, encoder)
     assert index.summary == (0, 0, 0, 0, 20) and encoder.count == 0
+
+
+# Copies.
+
+
+def take_in(folder, name, *bands):
+    draw(folder / "crops" / name, *bands)
+    return build(folder, BandEncoder())
+
+
+def test_a_copy_that_goes_its_own_way_never_shares_a_row_with_another_picture(tmp_path):
+    pytest.importorskip("milvus_lite")
+    indexes, new = [], ((RED, "red.png"), (BLUE, "blue.png"))
+    take_in(tmp_path, "green.png", GREEN).close()
+    for colour, name in new:
+        shutil.copytree(tmp_path / "index", tmp_path / name / "index")
+        draw(tmp_path / "crops" / name, colour)
+        indexes.append(GalleryIndex.open(tmp_path / name / "index", Words()))
+        indexes[-1].update(BandEncoder(), pace=QUIET, read=read)
+        (tmp_path / "crops" / name).unlink()
+    assert len({int(i) for index in indexes for i in index.store.ids}) == 3
+    for index, (colour, name) in zip(indexes, new):
+        picture = Query(index.embed(BandEncoder(), Image.new("RGB", (8, 20), colour)))
+        engine = index.milvus(str(tmp_path / "gallery.db"))
+        assert Path(index.search(picture, top=1)[0].path).name == name
+        engine.close()
+
+
+def test_an_id_is_not_given_again_when_its_picture_comes_back(tmp_path):
+    index = take_in(tmp_path, "red.png", RED)
+    draw(tmp_path / "crops/green.png", GREEN)
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    before, state = set(index.store.ids.tolist()), (tmp_path / "crops/green.png").stat()
+    (tmp_path / "crops/green.png").unlink()
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    os.utime(draw(tmp_path / "crops/green.png", GREEN), ns=(0, state.st_mtime_ns))
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    assert len(set(index.store.ids.tolist()) - before) == 1 and index.store.ids.tolist() == sorted(index.store.ids)

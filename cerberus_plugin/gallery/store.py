@@ -1,7 +1,8 @@
 """What an index holds: embeddings and answers as arrays in parts, what is known of each picture in one SQLite file.
 
 A part is written before the transaction that makes its rows known, so that a kill at any moment leaves an index that
-holds whole parts only. A row's id is never given twice, so that a search engine is brought up to date by ids alone.
+holds whole parts only. A row's id is never given twice, nor to another picture by a copy of the index that goes its own
+way, so that a search engine is brought up to date by ids alone: they count up, and end in a mark of the picture.
 Shapes: N rows, E values of an embedding, M recognition columns.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from . import files
 from .walking import Named, Naming, Picture
 
 ROWS = "rows.sqlite"
+MARK_BITS = 32  # of an id
 OPEN_PARTS = 64  # maps kept at a time; each holds a file descriptor
 TABLES = """
 CREATE TABLE IF NOT EXISTS rows (
@@ -205,9 +208,18 @@ class Store:
             self._forget([picture.path for picture in pictures])
             self._forget([picture.path for picture, _ in unreadable])
             self._base.executemany(
-                "INSERT INTO rows (path, size, mtime_ns, identity, camera, time, part, place) VALUES (?,?,?,?,?,?,?,?)",
-                [(*picture, *naming.read(picture.path), number, place) for place, picture in enumerate(pictures)])
+                "INSERT INTO rows (id, path, size, mtime_ns, identity, camera, time, part, place) "
+                "VALUES (?,?,?,?,?,?,?,?,?)",
+                [(i, *picture, *naming.read(picture.path), number, place)
+                 for place, (i, picture) in enumerate(zip(self._new_ids(pictures), pictures))])
             self._refuse(unreadable)
+
+    def _new_ids(self, pictures: Sequence[Picture]) -> list[int]:
+        """Rising ids; sqlite_sequence knows the last one even where its row is deleted."""
+        last = self._base.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rows'").fetchone()
+        first = (last[0] >> MARK_BITS) + 1 if last else 1
+        return [i << MARK_BITS | zlib.crc32("\0".join(map(str, picture)).encode())
+                for i, picture in enumerate(pictures, first)]
 
     def forget(self, paths: Sequence[str]) -> None:
         with self._transaction():
