@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Query
+from cerberus_plugin.gallery.engines import FaissEngine
 from cerberus_plugin.gallery.store import Store
 from cerberus_plugin.portable import Verification, Vocabulary
 
+import numpy as np
 import pytest
 from galleries import BLUE, GREEN, QUIET, RED, BandEncoder, Words, build, draw, draw_many, read
 from PIL import Image
@@ -142,3 +145,100 @@ def test_an_id_is_not_given_again_when_its_picture_comes_back(tmp_path):
     os.utime(draw(tmp_path / "crops/green.png", GREEN), ns=(0, state.st_mtime_ns))
     index.update(BandEncoder(), pace=QUIET, read=read)
     assert len(set(index.store.ids.tolist()) - before) == 1 and index.store.ids.tolist() == sorted(index.store.ids)
+
+
+# Engines that several fill.
+
+
+@pytest.fixture
+def shared(tmp_path, crops):
+    """A writer and a reader, an engine of the writer's, and what adds a red picture to both."""
+    writer, reader = build(tmp_path, BandEncoder()), GalleryIndex.open(tmp_path / "index", Words())
+    engine = FaissEngine(20)
+    writer.use(engine)
+
+    def add():
+        draw(tmp_path / "crops/red.png", RED)
+        writer.update(BandEncoder(), pace=QUIET, read=read)
+
+    return writer, reader, engine, add
+
+
+def test_an_engine_keeps_what_was_added_since_its_next_user_has_opened_the_index(shared):
+    _, reader, engine, add = shared
+    add()
+    reader.use(engine)
+    assert len(engine) == 21 and reader.search(RED_HEAD, 1)[0].path.endswith("red.png")
+
+
+def test_an_engine_keeps_what_is_added_while_its_next_user_looks_at_it(shared):
+    _, reader, engine, add = shared
+    ids = engine.ids
+
+    def late():
+        engine.ids = ids
+        add()
+        return ids()
+
+    engine.ids = late
+    reader.use(engine)
+    assert len(engine) == 21 and len(reader) == 21
+
+
+def test_an_engine_that_could_not_be_brought_up_to_date_is_so_before_the_next_search(shared):
+    writer, _, engine, add = shared
+
+    def unreachable(*_):
+        raise ConnectionError("no answer")
+
+    engine.add = unreachable
+    with pytest.raises(ConnectionError, match="no answer"):
+        add()
+    del engine.add
+    assert writer.search(RED_HEAD, 1)[0].path.endswith("red.png") and len(engine) == 21
+
+
+# Searches beside a change.
+
+
+@pytest.mark.parametrize("step", ["embeddings", "rows"])
+def test_a_search_begins_again_where_a_row_has_gone_since_it_began(tmp_path, crops, monkeypatch, step):
+    build(tmp_path, BandEncoder()).close()
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    best = Path(reader.search(RED_HEAD, 1)[0].path)
+    found = getattr(Store, step)
+
+    def late(store, ids):
+        if best.exists() and store is reader.store:
+            best.unlink()
+            writer = build(tmp_path, BandEncoder())
+            writer.compact()
+            writer.close()
+        return found(store, ids)
+
+    monkeypatch.setattr(Store, step, late)
+    hits = reader.search(RED_HEAD, 20)
+    assert len(hits) == 19 and str(best) not in [hit.path for hit in hits]
+
+
+def test_rows_that_another_has_put_into_the_engine_are_not_searched_for_in_vain(shared):
+    _, reader, engine, _ = shared
+    reader.use(engine)
+    engine.add(np.array([7]), np.tile(np.float32([1, 0, 0, 0]), 5)[None])
+    assert len(reader.search(RED_HEAD, 20)) == 20 and len(engine) == 20
+
+
+def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, monkeypatch):
+    index = build(tmp_path, BandEncoder())
+    index.search(RED_HEAD)
+    before, sweep = index.store.embeddings(index.store.ids), Store.sweep
+
+    def watched(store):
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(index._lock.acquire, timeout=0.05).result()  # a search would wait
+        sweep(store)
+        assert np.array_equal(store.embeddings(store.ids), before)
+
+    monkeypatch.setattr(Store, "sweep", watched)
+    index.compact(part_rows=50)
+    assert len(list((tmp_path / "index/parts").glob("*.embeddings.npy"))) == 1

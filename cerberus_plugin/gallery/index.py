@@ -71,6 +71,7 @@ class GalleryIndex:
         self.store = Store(self.folder, self.shape.dim, self._record.dtype)
         self._vocabulary, self._given = vocabulary, vocabulary is not None
         self._engine: Engine | None = None
+        self._behind = False  # whether the last time to take notice of changes was cut off
         self.summary: Summary | None = None
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
@@ -232,23 +233,31 @@ class GalleryIndex:
         with files.only_writer(self.folder):
             self._reload()
             self.store.compact(part_rows)
-            self._reload()
+            with self._lock:  # no search in this process is under way in the files that go
+                self._reload()
+                self.store.sweep()
 
     # Search.
 
     def use(self, engine: Engine) -> None:
         """Search by this engine, brought up to date."""
         with self._lock:
-            synchronise(engine, self.store)
+            self._read(engine)
             self._engine = engine
 
     def _reload(self) -> None:
         """Take notice of what was written; the engine too."""
         with self._lock:
-            self._read_record()
-            self.store.reload()
-            if self._engine is not None:
-                synchronise(self._engine, self.store)
+            self._read(self._engine)
+
+    def _read(self, engine: Engine | None) -> None:
+        self._behind = True
+        held = None if engine is None else engine.ids()  # before the rows, see `synchronise`
+        self._read_record()
+        self.store.reload()
+        if engine is not None:
+            synchronise(engine, self.store, held)
+        self._behind = False
 
     def _read_record(self) -> None:
         """What the model knows may be more than it was."""
@@ -264,7 +273,7 @@ class GalleryIndex:
 
     def _catch_up(self) -> Engine:
         """The engine, with what another process has written meanwhile."""
-        if self.store.changed_meanwhile() or self._state != record.state(self.folder):
+        if self._behind or self.store.changed_meanwhile() or self._state != record.state(self.folder):
             self._reload()
         return self.faiss() if self._engine is None else self._engine
 
@@ -300,7 +309,11 @@ class GalleryIndex:
         that share an index wait for each other.
         """
         with self._lock:
-            return self._search(queries, top, prefilter)
+            try:
+                return self._search(queries, top, prefilter)
+            except (LookupError, FileNotFoundError):  # another process has changed the index since it was looked at
+                self._reload()
+                return self._search(queries, top, prefilter)
 
     def _search(self, queries: Sequence[Query], top: int, prefilter: Prefilter | None) -> list[list[Hit]]:
         if top < 1:
@@ -335,7 +348,7 @@ class GalleryIndex:
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named,
                     same_person=fitted.probability(float(scores[i])) if judged else None)
-                for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
+                for i, row in zip(best, self.store.rows(ids[best]))]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""

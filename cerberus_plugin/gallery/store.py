@@ -103,15 +103,17 @@ class Store:
         """Paths and reasons of the pictures that could not be read, by path."""
         return self._base.execute("SELECT path, reason FROM unreadable ORDER BY path").fetchall()
 
-    def rows(self, ids: Sequence[int]) -> list[Row | None]:
-        """What is known of these rows, in their order; None for one that was deleted since `reload`."""
+    def rows(self, ids: Sequence[int]) -> list[Row]:
+        """What is known of these rows, in their order."""
         parts, places = self._where(ids)
         rows = []
         with self._lock:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
                 found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
                                            (int(i),)).fetchone()
-                rows.append(found and Row(found[0], Named(*found[1:]), self._recognised(part, place)))
+                if found is None:  # since `reload`
+                    raise self._gone(i)
+                rows.append(Row(found[0], Named(*found[1:]), self._recognised(part, place)))
         return rows
 
     def _recognised(self, part: int, place: int) -> dict[str, tuple[str, float]]:
@@ -167,9 +169,12 @@ class Store:
         at = np.searchsorted(self.ids, wanted, sorter=self._by_id)
         rows = self._by_id[np.minimum(at, len(self) - 1)] if len(self) else np.zeros(len(wanted), dtype=np.int64)
         if len(wanted) and not (len(self) and (self.ids[rows] == wanted).all()):
-            raise KeyError(f"{self.folder}: row {wanted[0]} or one asked for with it is gone, the index was changed "
-                           "meanwhile; search again")
+            raise self._gone(wanted[0])
         return self._parts[rows], self._places[rows]
+
+    def _gone(self, row: int) -> KeyError:
+        return KeyError(f"{self.folder}: row {row} or one asked for with it is gone, the index was changed meanwhile; "
+                        "search again")
 
     def _path(self, part: int, what: str) -> Path:
         return self.folder / "parts" / f"{part:06d}.{what}.npy"
@@ -263,7 +268,7 @@ class Store:
         return len(stale)
 
     def compact(self, part_rows: int) -> None:
-        """Lay the rows into full parts, without the deleted ones; their ids stay."""
+        """Lay the rows into full parts, without the deleted ones; their ids stay, and the files until `sweep`."""
         marks = dict(self._base.execute("SELECT number, vocabulary FROM parts"))
         mark = marks.popitem()[1] if len(set(marks.values())) == 1 else ""  # "": to be recognised again
         first_new = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
@@ -281,7 +286,6 @@ class Store:
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, mark))
                 self._base.executemany("UPDATE rows SET part = ?, place = ? WHERE id = ?",
                                        [(number, place, i) for place, i in enumerate(ids)])
-        self.sweep()
 
     def sweep(self) -> None:
         """Remove files that no row needs: of a part that a kill has cut off, or whose pictures are all gone."""

@@ -59,9 +59,14 @@ class Rows(Protocol):
     def embeddings(self, ids: np.ndarray) -> np.ndarray: ...
 
 
-def synchronise(engine: Engine, rows: Rows) -> bool:
-    """Give an engine the rows that it lacks and take those that are gone; whether there were any."""
-    held = engine.ids()
+def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> bool:
+    """Give an engine the rows that it lacks and take those that are gone; whether there were any.
+
+    Args:
+        held: `engine.ids()` from before `rows` were looked at, where others fill the engine as well: whatever they have
+            given it was written before, so that it is among `rows` and is not taken for gone.
+    """
+    held = engine.ids() if held is None else held
     wanted = engine.wants_training(len(rows.ids))
     if wanted:
         spread = np.random.default_rng(0).permutation(len(rows.ids))[:wanted]
