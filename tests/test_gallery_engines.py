@@ -121,6 +121,16 @@ def test_compressed_forms_take_fewer_bytes_and_their_recall_is_measured_against_
     assert shares["pq"] == pytest.approx(np.mean(by_hand) / 10, abs=1e-3)
 
 
+def test_recall_leaves_out_queries_that_have_nothing_to_find():
+    rows = clustered(3)
+    engines = [FaissEngine(DIM) for _ in range(2)]
+    assert np.isnan(recall(*engines, rows[:0]))
+    for engine in engines:
+        engine.add(np.array([5]), rows[:1])
+    assert np.isnan(recall(*engines, rows[:1], own=np.array([5])))
+    assert recall(*engines, rows[:2], own=np.array([5, -1])) == 1
+
+
 @pytest.mark.parametrize("form", ["float16", "int8"])
 def test_a_compressed_form_is_kept_in_its_file_and_goes_on_from_there(tmp_path, form):
     rows, path = clustered(60), tmp_path / "engines/rows.faiss"

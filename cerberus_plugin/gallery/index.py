@@ -291,7 +291,10 @@ class GalleryIndex:
         return engine
 
     def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
-        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries."""
+        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries.
+
+        NaN for fewer than two pictures.
+        """
         exact = FaissEngine(self.shape.dim, "exact", self.shape.metric)
         synchronise(exact, self.store)
         ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
@@ -322,7 +325,8 @@ class GalleryIndex:
         compiled = [compile_query(query, self.shape, self.vocabulary) for query in queries]
         if not compiled or not len(self):
             return [[] for _ in compiled]
-        count = min(len(self), top if engine.exact else LOOK_AGAIN * top)
+        most = top if engine.exact else max(top, min(LOOK_AGAIN * top, engine.most_hits))
+        count = min(len(self), most)
         vectors = np.stack([each.vector for each in compiled])
         if prefilter is None:
             found = engine.search(vectors, count)[1]
@@ -345,6 +349,8 @@ class GalleryIndex:
         best = best[scores[best] >= least]
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         judged = fitted is not None and compiled.is_judged_by(fitted)
+        # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
+        scores, similarities = np.minimum(scores, 1), np.minimum(similarities, 1)
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named,
                     same_person=fitted.probability(float(scores[i])) if judged else None)

@@ -5,6 +5,7 @@ Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -18,9 +19,11 @@ class Engine(Protocol):
 
     Attributes:
         exact: whether it compares with the embeddings themselves, so that it finds what comparing all would find.
+        most_hits: that it returns of one query.
     """
 
     exact: bool
+    most_hits: int
 
     def wants_training(self, count: int) -> int:
         """Rows it wants to learn from before it holds `count` of them; 0 where it needs none, or has had enough."""
@@ -86,6 +89,8 @@ def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> b
 def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
     """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k.
 
+    NaN where there is nothing to find: no queries, or no other rows.
+
     Args:
         own: int64 (Q,), the row of each query where it is one itself; that does not count, since any engine finds it.
     """
@@ -93,8 +98,9 @@ def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own:
     shares = []
     for query, found, wanted in zip(own, engine.search(queries, k + 1)[1], exact.search(queries, k + 1)[1]):
         wanted = wanted[(wanted >= 0) & (wanted != query)][:k]
-        shares.append(np.isin(wanted, found[found != query][:k]).sum() / max(1, len(wanted)))
-    return float(np.mean(shares))
+        if len(wanted):
+            shares.append(np.isin(wanted, found[found != query][:k]).mean())
+    return float(np.mean(shares)) if shares else math.nan
 
 
 def padded(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ Bytes a row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8 (and 8 for its
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ class FaissEngine:
         path: file that a compressed form is kept in, behind the number of rows that it has learnt from; nothing is
             kept if None.
     """
+
+    most_hits = sys.maxsize
 
     def __init__(self, dim: int, form: str = "exact", metric: str = "cosine", path: str | Path | None = None) -> None:
         check_metric(metric)
