@@ -5,8 +5,9 @@ An index is a folder:
 * index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
 * rows.sqlite: path, size, time of change, identity, camera and time of each picture, and where its embedding lies;
 * parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column;
-* unreadable.tsv: pictures that were skipped, with the reason;
-* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew.
+* unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
+* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
+* lock: held by the process that writes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ class Summary(NamedTuple):
 
 
 class GalleryIndex:
-    """An index folder, ready to search; `build` or `open` gives one. What another process adds is found as well.
+    """An index folder, ready to search; `build` or `open` gives one.
+
+    Many processes may search while one writes; a second writer is refused. Each search first takes in what was written
+    since the one before: rows, and what the model knows. Where rows go while it runs, it begins once more, and only if
+    that happens again does it end with a KeyError or FileNotFoundError. Threads may share an object, also while one of
+    them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
+    it the rows that it lacks and takes those of the others.
 
     Attributes:
         summary: what the last `build` or `update` of this object has done.
@@ -212,8 +219,7 @@ class GalleryIndex:
                               Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
         finally:
             self._reload()
-            lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
-            files.write_lines(self.folder / UNREADABLE, lines)
+            files.write_table(self.folder / UNREADABLE, self.unreadable)
         self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted),
                                unreadable + len(refused), len(self))
         return self.summary
@@ -359,8 +365,3 @@ class GalleryIndex:
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
-
-
-def _escaped(text: str) -> str:
-    """Text that keeps to its cell of a table."""
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

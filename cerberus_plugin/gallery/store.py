@@ -45,7 +45,10 @@ class Row(NamedTuple):
 
 
 class Store:
-    """The rows of one index folder; safe to read from several threads.
+    """The rows of one index folder as they were at the last `reload`; safe to read from several threads.
+
+    Reading raises KeyError or FileNotFoundError where rows or their files have gone since; after a `reload` it is right
+    again. What this object itself writes is known to others at once, and to itself after `reload`.
 
     Attributes:
         ids: int64 (N,), those of the rows, part by part.
@@ -299,18 +302,19 @@ class Store:
     def _coded(self, answers: Sequence[Mapping[str, tuple[str, float]]]) -> np.ndarray:
         """Answers in words as an array of (word, probability) a column, (n, M) inside."""
         columns = tuple(answers[0])
-        if not self.columns:
-            self._base.executemany("INSERT OR IGNORE INTO columns VALUES (?, ?)", list(enumerate(columns)))
-            self.columns = columns
-        if columns != self.columns:
-            raise ValueError(f"{self.folder}: its attributes are {', '.join(self.columns)}, but the model answers "
-                             f"{', '.join(columns)}; build a new index")
-        code = {word: i for i, word in enumerate(self._words)}
-        fresh = {own[0]: None for row in answers for own in row.values() if own[0] not in code}
-        for word in fresh:
-            code[word] = len(self._words)
-            self._words.append(word)
-            self._base.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (code[word], word))
+        with self._lock:  # a `reload` between would count words from another number
+            if not self.columns:
+                self._base.executemany("INSERT OR IGNORE INTO columns VALUES (?, ?)", list(enumerate(columns)))
+                self.columns = columns
+            if columns != self.columns:
+                raise ValueError(f"{self.folder}: its attributes are {', '.join(self.columns)}, but the model answers "
+                                 f"{', '.join(columns)}; build a new index")
+            code = {word: i for i, word in enumerate(self._words)}
+            fresh = {own[0]: None for row in answers for own in row.values() if own[0] not in code}
+            for word in fresh:
+                code[word] = len(self._words)
+                self._words.append(word)
+                self._base.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (code[word], word))
         coded = np.empty(len(answers), dtype=[("word", "<i2", (len(columns),)),
                                               ("probability", "<f4", (len(columns),))])
         coded["word"] = [[code[row[name][0]] for name in columns] for row in answers]
