@@ -6,7 +6,7 @@ TORCH ?=
 STUDIES ?=
 RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
-# A few training steps from the command line, then the same figures from the checkpoint alone.
+# A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
 .PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
@@ -20,7 +20,7 @@ help:
 	@echo "make test     the test suite"
 	@echo "make test-slow  the tests that make test leaves out for time"
 	@echo "make lint     ruff"
-	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint"
+	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
 	@echo "make clean    remove the environment (before installing it differently), runs and logs"
@@ -61,6 +61,8 @@ smoke: install
 	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) --eval-only OUTPUT_DIR runs/smoke \
 		MODEL.WEIGHTS runs/smoke/model_final.pth
 	cmp runs/smoke/results.txt runs/smoke/evaluation/results.txt
+	$(VENV)/bin/cerberus index --run runs/smoke --images runs/smoke/data/Market-1501-v15.09.15/query --out runs/smoke/gallery
+	$(VENV)/bin/cerberus search runs/smoke/gallery gender=female --top 3
 
 bench: install
 	$(RUN) benchmarks/run.py

@@ -39,11 +39,20 @@ EXPORT = [
 # Galleries that outgrow a machine, on a cluster; milvus-lite is the same engine in a file, which the tests search.
 MILVUS = ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4; sys_platform != 'win32'"]
 
+SERVE = [
+    "starlette>=0.46,<2",  # the page of `cerberus serve`; anyio is all that it brings
+    "uvicorn>=0.34,<1",  # answers its requests, in plain Python
+]
+
 EXTRAS_REQUIRE = {
-    "dev": [*EXPORT, *MILVUS, "pytest>=8,<10", "ruff>=0.6",
+    "dev": [*EXPORT, *MILVUS, *SERVE,
+            "httpx2>=2,<3; python_version >= '3.11'",  # starlette's test client speaks through it
+            "httpx>=0.27,<0.29; python_version < '3.11'",  # as older ones do
+            "pytest>=8,<10", "ruff>=0.6",
             "playwright>=1.40,<2"],  # clicks through the report in the browser that is installed, if one is
     "export": EXPORT,
     "milvus": MILVUS,
+    "serve": SERVE,
     "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
 }
 
@@ -55,7 +64,9 @@ if __name__ == "__main__":
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
-        package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"]},  # what the report is written with
+        package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
+                      "cerberus_plugin.gallery": ["*.j2", "*.css"],  # and sheets of what was found
+                      "cerberus_plugin.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and the page of `cerberus serve`
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,

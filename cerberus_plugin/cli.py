@@ -3,16 +3,18 @@
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
     cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
     cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
+    cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
     cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
-    cerberus export RUN --images crops --output model.onnx    a file that works without torch
+    cerberus export --run RUN --images crops                  write model.onnx, which works without torch
 
-`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere.
+`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere else.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import os
+import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,26 +23,24 @@ from typing import TYPE_CHECKING
 from .portable.encoder import LASTING_GROUPS
 
 if TYPE_CHECKING:
-    from .gallery import Hit, Query
-    from .portable import Answer, Encoder, Vocabulary
+    from .gallery import GalleryIndex, Hit, Query
+    from .portable import Encoder, Vocabulary
 
 BATCH = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["export"]:  # has its own options, and needs torch
-        job, values = _export, given[1:]
-    else:
-        values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
-        unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
-        if unknown:
-            parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
-        values.words = [*getattr(values, "words", []), *rest]
-        job = values.job
+    values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
+    if unknown:
+        parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
+    values.words = [*getattr(values, "words", []), *rest]
     try:
-        job(values)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # written for people: where, what, and what to do
+        values.job(values)
+    except KeyboardInterrupt:
+        raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
+    except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
         raise SystemExit(f"cerberus: {error}") from error
 
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
                              description="Words alone need no model. With a picture, groups that words describe are "
                              "taken from them: --picture 0001.jpg backpack=no is this person without the backpack.")
     search.set_defaults(job=_search)
-    search.add_argument("index", help="folder that `cerberus index` has made")
+    _add_index(search)
     search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female, as many or as few "
                         "as are known; quote names with a space")
     search.add_argument("--picture", help="of the person looked for; needs the model of the index")
@@ -78,11 +78,30 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
-                        "which the run was calibrated for: of so large a share of other people a picture would match")
+                        "which the run was calibrated for: so large a share of all other people's would match, too")
     search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
-                        "attributes of at least this probability contradict the query: faster, and loses some")
+                        "attributes of more than this probability contradict the query")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
     search.add_argument("--csv", help="write them to this file as well")
+    search.add_argument("--html", help="write them to this page as well, with the pictures in it")
+
+    serve = jobs.add_parser("serve", help="a page to search in, by looking and clicking",
+                            description="Serves a page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host says otherwise. What is sent stays in "
+                            "memory. Without a model, attributes and pictures of the gallery can be searched for.")
+    serve.set_defaults(job=_serve)
+    _add_index(serve)
+    _add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
+                       "(default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 takes a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="who may log in; the password is asked for, or "
+                       "comes from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="other machines may see all pictures")
+    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
+    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
 
     recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
     recognise.set_defaults(job=_recognise)
@@ -90,8 +109,24 @@ def parser() -> argparse.ArgumentParser:
     recognise.add_argument("pictures", nargs="+", help="files, or folders of them")
     recognise.add_argument("--csv", help="write them to this file as well")
 
-    jobs.add_parser("export", help="the model as one ONNX file", add_help=False)
+    export = jobs.add_parser("export", help="the model as one ONNX file",
+                             description="Writes a model that onnxruntime runs, with its attributes and calibration. "
+                             "The file is kept only if it computes what the run does on these pictures.")
+    export.set_defaults(job=_export)
+    export.add_argument("--run", required=True, help="folder of a training run")
+    export.add_argument("--images", required=True, help="folder of pictures, of the kind it is for, to check it on")
+    export.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
+    export.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
+    export.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
     return top
+
+
+def _add_index(job: argparse.ArgumentParser) -> None:
+    job.add_argument("index", help="folder that `cerberus index` has made")
+    job.add_argument("--images", help="folder of its pictures, where that has moved")
+    job.add_argument("--engine", default="exact", metavar="FORM", help="exact, float16, int8 or pq, by FAISS in "
+                     "memory, each smaller than the one before; or Milvus, in a file NAME.db or at http://host:19530 "
+                     "with its token in MILVUS_TOKEN (default: %(default)s)")
 
 
 def _add_model(job: argparse.ArgumentParser, required: bool = False) -> None:
@@ -117,19 +152,43 @@ def _index(args: argparse.Namespace) -> None:
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
                                pattern=args.name_pattern)
-    done = index.summary
+    done, unreadable = index.summary, len(index.unreadable)
     print(f"{args.out}: {done.rows} pictures; {done.new} new, {done.changed} changed, {done.deleted} deleted"
-          + (f", {done.unreadable} unreadable (unreadable.tsv says why)" if done.unreadable else ""))
+          + (f"; {unreadable} of these cannot be read, unreadable.tsv says why" if done.unreadable else
+             f"; {unreadable} others cannot be read, unreadable.tsv says why" if unreadable else ""))
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex, Prefilter
+    from .gallery import Prefilter, sheet
+    from .gallery.thumbnails import thumbnail
+    from .portable import read_image
 
-    index = GalleryIndex.open(args.index)
+    index = _opened(args)
     query = query_of(args, index)
     hits = index.search(query, args.top, None if args.reliable is None else Prefilter(args.reliable))
-    rows = [_row(place, hit) for place, hit in enumerate(hits, start=1)]
-    _show(rows, args.csv)
+    if args.csv:
+        _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
+    if args.html:
+        picture = thumbnail(read_image(args.picture)) if args.picture else None
+        asked = sheet.asked_for(query, Path(args.picture or "").name)
+        _write(args.html, sheet.html_text(hits, asked, picture=picture))
+    _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+
+
+def _opened(args: argparse.Namespace) -> GalleryIndex:
+    """The index, searched by the engine that is asked for."""
+    from .gallery import GalleryIndex
+    from .gallery.engines import FORMS
+
+    index = GalleryIndex.open(args.index, images=args.images)
+    if args.engine in FORMS:
+        index.faiss(args.engine)
+    elif "://" in args.engine or args.engine.endswith(".db"):
+        index.milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
+    else:
+        raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or a gallery of Milvus: a file "
+                         "NAME.db, or an address http://host:19530")
+    return index
 
 
 def query_of(args: argparse.Namespace, index) -> Query:
@@ -147,13 +206,25 @@ def query_of(args: argparse.Namespace, index) -> Query:
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     if args.may_have_changed_clothes:
         left_out += [group for group in index.shape.groups if group not in index.lasting_groups]
-    weights = {name: _number(name, value) for name, value in map(_pair, args.weight)}
-    return Query(embedding, dict(map(_pair, args.words)), weights, left_out, args.false_match_rate)
+    weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
+    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from .web import serving
+
+    serving.check_packages()
+    place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = _opened(args)
+    login = place.login()
+    encoder = encoder_of(args.run, args.model) if args.run or args.model else None
+    serving.serve(index, encoder, place, login, args.open, args.verbose)
 
 
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from .gallery import sheet
     from .gallery.walking import walk
     from .portable import Unreadable, read_image
 
@@ -164,9 +235,12 @@ def _recognise(args: argparse.Namespace) -> None:
         print("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
               "python -m cerberus_plugin.experiments.calibrate RUN" + (", and export again" if args.model else ""),
               file=sys.stderr)
+    named = {given for given in map(Path, args.pictures) if not given.is_dir()}
     paths = [path for given in map(Path, args.pictures)
-             for path in ([given / picture.path for picture in walk(given)] if given.is_dir() else [given])]
-    rows = []
+             for path in ([given] if given in named else [given / picture.path for picture in walk(given)])]
+    if not paths:
+        raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}")
+    rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
         for path in paths[start:start + BATCH]:
@@ -174,23 +248,23 @@ def _recognise(args: argparse.Namespace) -> None:
                 images.append(read_image(path))
                 shown.append(path)
             except Unreadable as error:
+                refused.add(path)
                 print(f"skipped {path}: {error.reason}", file=sys.stderr)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: _told(own) for name, own in answers.items()}})
-    _show(rows, args.csv, [{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value
-                                                                                 in row.items())}
-                           for row in map(dict, rows)])
+            rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
+    if args.csv:
+        _write(args.csv, sheet.csv_text(rows))
+    _show([{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value in row.items())}
+           for row in map(dict, rows)])
+    if refused & named:  # one in a folder is no failure
+        raise SystemExit(1)
 
 
-def _export(arguments: Sequence[str]) -> None:
-    from . import export
+def _export(args: argparse.Namespace) -> None:
+    from .export import export
 
-    export.main(arguments)
-
-
-def _told(answer: Answer) -> str:
-    """That nothing is calibrated is said once for all, not in every cell."""
-    return str(answer._replace(calibrated=True))
+    agreement = export(args.run, args.output, args.images, weights=args.weights, pictures=args.pictures)
+    print(f"wrote {args.output}; {agreement}")
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
@@ -202,18 +276,20 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 
-def _show(rows: Sequence[dict[str, str]], path: str | None, shown: Sequence[dict[str, str]] | None = None) -> None:
-    """Print rows, or in their place `shown`, and write them to a CSV file if there is to be one."""
+def _show(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
-    if path:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-    shown = shown or rows
-    widths = [60 if name == "recognised" else None for name in (shown[0] if shown else ())]
-    print(tabulate(shown, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+    widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
+    print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+
+
+def _write(path: str, text: str) -> None:
+    from .gallery.files import write_whole
+
+    if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
+        Path(path).write_text(text, newline="")
+    else:
+        write_whole(Path(path).resolve(), lambda file: file.write(text.encode()))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -221,6 +297,16 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name.strip() and sign and value.strip()):
         raise ValueError(f"'{text}': expected NAME=VALUE, such as gender=female; quote names with a space")
     return name.strip(), value.strip()
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for name, value in map(_pair, texts):
+        if name in pairs:
+            raise ValueError(f"'{name}' is said twice, {pairs[name]} and {value}; say it once, two colours as \"{name}="
+                             f"{pairs[name]} and {value}\"")
+        pairs[name] = value
+    return pairs
 
 
 def _number(name: str, value: str) -> float:

@@ -1,6 +1,6 @@
 """A trained run as one ONNX file that needs neither torch nor FastReID, checked against the run before it is kept.
 
-    python -m cerberus_plugin.export runs/demo --output model.onnx --images crops/
+    cerberus export --run runs/demo --images crops --output model.onnx
 
 The file takes pixels as they are, in a batch of any size, and gives embeddings and, for Cerberus, attributes; what
 these mean rides in its metadata. `portable.ExportedEncoder` runs it, and so does onnxruntime in any language.
@@ -10,7 +10,6 @@ of a column.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import keyword
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from . import host
 from .encoding import Embedder, TorchEncoder
+from .gallery.walking import walk
 from .portable import ExportedEncoder, Unreadable, Vocabulary, read_image
 from .portable.exported import (
     ANSWERS,
@@ -137,7 +137,7 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
     Args:
         run_folder, weights: see `CerberusPredictor`; a run's calibration goes with it.
         output: such as model.onnx.
-        images: pictures to check it on, of the kind it is for: a folder, or their paths.
+        images: pictures to check it on, of the kind it is for: a folder of them and those below, or their paths.
         pictures: of these at most, spread evenly.
 
     Returns:
@@ -271,7 +271,7 @@ def _run_embeddings(encoder: TorchEncoder, paths: Sequence[str | Path]) -> np.nd
 
 def _readable(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
     """Some of the pictures, evenly spread; those that cannot be read are left out and named in the log."""
-    paths = CerberusPredictor.pictures(images) if isinstance(images, str | Path) else list(images)
+    paths = [Path(images) / found.path for found in walk(images)] if isinstance(images, str | Path) else list(images)
     readable = []
     for i in sorted(set(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int).tolist())):
         try:
@@ -343,19 +343,3 @@ def _forget_sources(model: ModelProto) -> None:
                  *model.functions, *(node for function in model.functions for node in function.node)):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_folder", help="OUTPUT_DIR of a training run")
-    parser.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
-    parser.add_argument("--images", required=True, help="folder of pictures, of the kind the model is for, to check on")
-    parser.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
-    parser.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    agreement = export(args.run_folder, args.output, args.images, weights=args.weights, pictures=args.pictures)
-    print(f"wrote {args.output}; {agreement}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 from fastreid.config import get_cfg
-from fastreid.data.data_utils import read_image
 from fastreid.data.transforms import build_transforms
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +20,7 @@ from .calibrated import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
 from .calibration import Calibration
 from .config import add_cerberus_config
 from .inference import image_scores, of_groups
-from .portable import Answer
+from .portable import Answer, read_image
 from .portable.encoder import LASTING_GROUPS
 from .portable.images import SUFFIXES
 
@@ -110,7 +108,7 @@ class CerberusPredictor:
 
     def images(self, paths: Sequence[str | Path]) -> Tensor:
         """Pictures as the model takes them: float (N, 3, H, W) in 0..255, on its device."""
-        return torch.stack([self.transform(self._read(path)) for path in paths]).to(self.model.device)
+        return torch.stack([self.transform(read_image(path)) for path in paths]).to(self.model.device)
 
     def recognise(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
         """Attributes of each picture in words, such as {"gender": "female", "upper colour": "red", ...}."""
@@ -202,13 +200,6 @@ class CerberusPredictor:
         if self.cfg.MODEL.META_ARCHITECTURE != "Cerberus":
             raise ValueError(f"{self.run_folder}: {self.cfg.MODEL.META_ARCHITECTURE} compares whole pictures; only "
                              "Cerberus has groups to choose from")
-
-    @staticmethod
-    def _read(path: str | Path):
-        try:
-            return read_image(os.fspath(path), format="RGB")
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
 
     def _reader(self):
         if self.reader is None:

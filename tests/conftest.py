@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import cerberus_plugin  # noqa: F401  adapts the host before any test imports it
@@ -25,6 +26,19 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 sys.modules["torch"] = None
 """
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The browser that is installed, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # containers have none
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,15 @@ from PIL import Image
 
 GROUPS = ("head", "upper", "lower", "identity", "carrying")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-Column = namedtuple("Column", "name group")
+Column = namedtuple("Column", "name group classes")
 QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
 
 
 class Words:
     """A vocabulary: a column a group, whose values are the first three directions of its block."""
 
-    columns = tuple(Column(f"{group} colour", group) for group in GROUPS)
-    values = ("red", "green", "blue")
+    columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue")) for group in GROUPS)
+    values = columns[0].classes
 
     def __init__(self, scale=16.0):
         self.scale = scale

@@ -1,7 +1,9 @@
 """The `cerberus` command: index, search and recognise from the command line, and errors that say what to do."""
 
 import csv
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor, cli
@@ -47,6 +49,7 @@ def test_words_search_without_a_model(gallery, tmp_path, capsys):
               str(tmp_path / "found.csv")])
     rows = found(tmp_path / "found.csv")
     assert len(rows) == 3 and rows[0]["picture"] in capsys.readouterr().out
+    assert rows[0]["gender"].split(" ")[0] in ("male", "female")  # each attribute has a column
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
     # gender belongs to identity; nothing was said of head, lower and carrying
     assert {"upper", "identity"} <= set(rows[0]) and not {"head", "lower", "carrying"} & set(rows[0])
@@ -69,6 +72,22 @@ def test_a_picture_finds_itself_and_says_by_which_groups(gallery, run, tmp_path)
     assert [float(row["score"]) for row in rows] == pytest.approx(weighted, abs=0.01)
 
 
+def test_what_is_found_is_written_as_a_page_with_the_pictures_in_it(gallery, run, tmp_path):
+    cli.main(["search", str(gallery / "index"), "--picture", str(first(gallery)), "--run", run.cfg.OUTPUT_DIR,
+              "backpack=no", "--leave-out", "upper", "--top", "2", "--html", str(tmp_path / "new" / "found.html")])
+    text = (tmp_path / "new" / "found.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 3
+    assert f"<h1>like {first(gallery).name}, backpack: no, upper does not count</h1>" in text
+
+
+def test_a_pipe_is_written_to_and_not_replaced(gallery, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit((tmp_path / "pipe").read_text)
+        cli.main(["search", str(gallery / "index"), "gender=female", "--top", "1", "--csv", str(tmp_path / "pipe")])
+        assert text.result(timeout=30).startswith("place,picture,score") and (tmp_path / "pipe").is_fifo()
+
+
 def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gallery, run, tmp_path, capsys):
     cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(gallery / "crops"), "--csv", str(tmp_path / "told.csv")])
     rows = found(tmp_path / "told.csv")
@@ -87,7 +106,34 @@ def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monk
     assert "calibrate by" not in capsys.readouterr().err
 
 
+def test_a_named_file_that_cannot_be_read_fails_and_others_are_told(gallery, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(first(gallery)), str(gallery / "nowhere.jpg")])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and first(gallery).name in said.out and "nowhere.jpg: not found" in said.err
+
+
+@pytest.mark.parametrize("engine", ["float16", "int8", "MILVUS"])
+def test_another_engine_finds_the_same(gallery, tmp_path, capsys, engine):
+    search = ["search", str(gallery / "index"), "gender=female", "--top", "3"]
+    cli.main(search)
+    expected = capsys.readouterr().out
+    cli.main([*search, "--engine", str(tmp_path / "gallery.db") if engine == "MILVUS" else engine])
+    assert capsys.readouterr().out == expected
+
+
+def test_an_interrupt_ends_without_a_traceback(gallery, monkeypatch):
+    monkeypatch.setattr(cli, "_search", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="stopped; an index goes on where it was"):
+        cli.main(["search", str(gallery / "index"), "gender=female"])
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["search", "INDEX", "upper colour=red", "upper colour=blue"],
+     r"'upper colour' is said twice, red and blue; say it once, two colours as \"upper colour=red and blue\""),
+    (["search", "INDEX", "gender=female", "--engine", "flat"], r"--engine flat: expected one of exact, float16"),
+    (["recognise", "--run", "RUN", "EMPTY"], r"no pictures found in .*empty"),
+    (["export", "--run", "RUN", "--images", "EMPTY"], r"export: 0 readable pictures to check the model on"),
     (["search", "INDEX"], r"say who is looked for, by ATTRIBUTE=VALUE.*attributes: gender: "),
     (["search", "INDEX", "gender"], r"'gender': expected NAME=VALUE, such as gender=female"),
     (["search", "INDEX", "gender=tall"], r"'gender' cannot be 'tall'"),
@@ -95,13 +141,16 @@ def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monk
     (["search", "INDEX", "--picture", "x.jpg"], r"name the model of the index by --run or --model"),
     (["search", "nowhere", "gender=female"], r"nowhere/index.json: not found; give the folder of an index"),
     (["recognise", "--run", "nowhere", "x.jpg"], r"config.yaml: not found; give the OUTPUT_DIR of a training run")])
-def test_what_cannot_be_done_is_said_in_a_line(gallery, arguments, message):
+def test_what_cannot_be_done_is_said_in_a_line(gallery, run, arguments, message):
+    (gallery / "empty").mkdir(exist_ok=True)
+    names = {"INDEX": str(gallery / "index"), "RUN": run.cfg.OUTPUT_DIR, "EMPTY": str(gallery / "empty")}
     with pytest.raises(SystemExit, match=message):
-        cli.main([str(gallery / "index") if word == "INDEX" else word for word in arguments])
+        cli.main([names.get(word, word) for word in arguments])
 
 
 def test_help_teaches_every_word(capsys):
-    for words in (["--help"], ["index", "--help"], ["search", "--help"], ["recognise", "--help"], ["export", "--help"]):
+    for words in (["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"], ["recognise", "--help"],
+                  ["export", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0 and len(capsys.readouterr().out) > 200

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from cerberus_plugin import CerberusPredictor, add_cerberus_config
+from cerberus_plugin import CerberusPredictor, add_cerberus_config, cli
 from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.calibration import Calibration
 from cerberus_plugin.encoding import Embedder, TorchEncoder, fingerprint_of
-from cerberus_plugin.export import Agreement, ExportMismatch, build, compare, export, main, places_out_of_order
+from cerberus_plugin.export import Agreement, ExportMismatch, build, compare, export, places_out_of_order
 from cerberus_plugin.portable import ExportedEncoder, Verification, read_image
 from cerberus_plugin.portable.exported import ENCODER_KEY, VOCABULARY_KEY
 from cerberus_plugin.portable.images import to_array
@@ -366,7 +366,8 @@ def test_the_command_says_what_it_has_checked(exported, run, crops, tmp_path, mo
     set_metadata(model, VOCABULARY_KEY, lambda text: json.dumps(json.loads(text) | {"temperatures": {},
                                                                                      "withhold_below": {}}))
     monkeypatch.setattr("cerberus_plugin.export.LARGEST_DIFFERENCE", 1.0)  # the graph's probabilities are calibrated
-    main([run.cfg.OUTPUT_DIR, "--output", str(output), "--images", str(tmp_path / "crops"), "--pictures", "4"])
+    cli.main(["export", "--run", run.cfg.OUTPUT_DIR, "--output", str(output), "--images", str(tmp_path / "crops"),
+              "--pictures", "4"])
     assert f"wrote {output}; 3 pictures: lowest cosine " in capsys.readouterr().out
     assert "left out of the check" in log.text and "zzz.jpg: is no picture" in log.text
 

@@ -16,8 +16,8 @@ def tiny(tmp_path):
     """A file that onnxruntime runs, with this metadata."""
     def write(**metadata) -> Path:
         pixels = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 3, 4, 2])
-        same = onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.UINT8, ["batch", 3, 4, 2])
-        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["images"], ["embedding"])], "tiny", [pixels],
+        same = onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.UINT8, ["batch", 24])
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Flatten", ["images"], ["embedding"])], "tiny", [pixels],
                                        [same])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
         onnx.helper.set_model_props(model, {f"cerberus.{name}": text for name, text in metadata.items()})
@@ -28,7 +28,7 @@ def tiny(tmp_path):
 
 
 def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by python -m cerberus_plugin.export"):
+    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by cerberus export --run RUN"):
         ExportedEncoder(tmp_path / "nowhere.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ValueError, match="text.onnx: onnxruntime cannot run it"):
@@ -43,6 +43,10 @@ def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
             "lasting_groups": [], "verification": None}
     assert ExportedEncoder(tiny(format="1", encoder=json.dumps(good))).encode([Image.new("RGB", (9, 9))]).sum() == 0
     for damaged in ({}, {"encoder": "nothing"}, {"encoder": "[]"}, {"encoder": json.dumps(good | {"size": 4})},
+                    *({"encoder": json.dumps(good | wrong)} for wrong in (
+                        {"size": [5, 2]}, {"size": "ab"}, {"dim": 25}, {"dim": None}, {"fingerprint": 7},
+                        {"groups": ["a"] * 5}, {"groups": [1, 2]}, {"metric": "manhattan"}, {"lasting_groups": [1]},
+                        {"verification": {"slope": 1}})),
                     {"encoder": json.dumps(good), "vocabulary": '{"schema": "market1501"}'}):
         with pytest.raises(ValueError, match="its metadata is damaged .*; export the model again"):
             ExportedEncoder(tiny(format="1", **damaged))

@@ -29,6 +29,7 @@ def test_without_wheels_or_an_index_the_two_commands_that_collect_them_are_shown
     assert done.returncode == 1
     assert "pip download -d wheels no-such-torch==0" in done.stderr
     assert "pip download -d wheels --no-deps fastreid==1.4.0" in done.stderr
+    assert os.access(tmp_path / "venv" / "bin" / "cerberus", os.X_OK), "the command comes with the environment"
 
 
 def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkeypatch):

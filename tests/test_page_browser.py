@@ -1,14 +1,12 @@
 """The report in a real browser: its tables sort, its theme stays, its links open what they point at, nothing is loaded.
 """
 
-import shutil
-
 from cerberus_plugin.experiments import page
 
 import pytest
+from conftest import BROWSER
 from experiment_records import parts, write
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(BROWSER is None, reason="no browser here; install one, such as Debian's chromium")]
 
@@ -18,16 +16,6 @@ def report(tmp_path_factory):
     """The report of a study in small, with a run folder to link to."""
     folder = write(tmp_path_factory.mktemp("report"), parts(), config={})
     return page.write(folder)[0]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # containers have none
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -163,6 +163,37 @@ def test_words_are_searched_with_what_the_index_holds_and_no_model(many):
     assert numbers(hits) == np.argsort(-rows[:, 0, 0])[:3].tolist()
 
 
+def test_the_row_of_a_hit_gives_its_picture_and_what_finds_it_again(many):
+    index, embeddings = many
+    hit = index.search(Query(words={"head colour": "red"}), top=1)[0]
+    assert str(index.path(hit.row)) == hit.path
+    assert np.allclose(index.embedding(hit.row), embeddings[numbers([hit])[0]].reshape(-1), atol=1e-6)
+    assert index.search(Query(index.embedding(hit.row)), top=1)[0].row == hit.row
+
+
+def test_a_sample_comes_from_all_over_the_gallery_and_names_no_row_twice(many):
+    index, _ = many
+    few = index.sample(5)
+    assert [int(index.path(row).name[:4]) for row in few] == [0, 14, 29, 44, 59]
+    assert sorted(index.sample(1000)) == sorted(index.store.ids.tolist())
+
+
+def test_rows_follow_what_another_process_has_done(tmp_path):
+    paths = draw_many(tmp_path / "crops", 3)
+    index = make(tmp_path)
+    row = index.sample(1)[0]
+    paths[0].unlink()
+    draw(tmp_path / "crops/new.png", RED)
+    make(tmp_path)
+    rows = {index.path(each).name: each for each in index.sample(9)}
+    assert set(rows) == {paths[1].name, paths[2].name, "new.png"}
+    assert np.allclose(index.embedding(rows["new.png"]), BandEncoder().encode([read(tmp_path / "crops/new.png")])[0])
+    assert index.sample(2) == [rows[paths[1].name], rows["new.png"]]
+    for ask in (index.path, index.embedding):
+        with pytest.raises(LookupError, match=f"holds no row {row}; its picture was deleted or has changed"):
+            ask(row)
+
+
 def test_an_index_of_no_pictures_finds_none(tmp_path):
     (tmp_path / "crops").mkdir()
     index = make(tmp_path)

@@ -53,6 +53,10 @@ def main() -> None:
         steps = [[item for item in small if not item.startswith("torch")]]
     # The plugin itself, importable from any folder; an editable install would want setuptools from an index.
     (site_packages(args.venv) / "cerberus_plugin.pth").write_text(f"{ROOT}\n")
+    # Nor does it make the command; this one works wherever the environment is moved with its folder.
+    command = args.venv / "bin" / "cerberus"
+    command.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m cerberus_plugin.cli "$@"\n')
+    command.chmod(0o755)
     source = ["--no-index", "--find-links", args.wheels] if args.wheels else []
     for options in (*steps, ["--no-deps", lists["HOST"]]):
         print("pip install", shlex.join(options), flush=True)

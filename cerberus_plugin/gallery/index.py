@@ -277,10 +277,13 @@ class GalleryIndex:
             self._vocabulary = None
         self._record, self._state = known, now
 
-    def _catch_up(self) -> Engine:
-        """The engine, with what another process has written meanwhile."""
+    def _catch_up_rows(self) -> None:
         if self._behind or self.store.changed_meanwhile() or self._state != record.state(self.folder):
             self._reload()
+
+    def _catch_up(self) -> Engine:
+        """The engine, with what another process has written meanwhile."""
+        self._catch_up_rows()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
@@ -349,6 +352,27 @@ class GalleryIndex:
             raise ValueError("filter: the model of this index knows no attributes; search without the filter")
         return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
 
+    # Rows, by the id that hits carry. What is asked of the store alone does not wait for a search.
+
+    def path(self, row: int) -> Path:
+        """Where a picture of the gallery lies."""
+        found = self.store.path_of(row)
+        if found is None:
+            raise LookupError(f"{self.folder}: holds no row {row}; its picture was deleted or has changed, search "
+                              "again")
+        return self.images / found
+
+    def embedding(self, row: int) -> np.ndarray:
+        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
+        self.path(row)
+        with self._lock:
+            self._catch_up_rows()
+            return self.store.embeddings([row])[0]
+
+    def sample(self, count: int) -> list[int]:
+        """Ids of at most so many rows, from all over the gallery."""
+        return self.store.spread(count)
+
     def _hits(self, compiled, ids: np.ndarray, top: int, fitted: Verification | None, least: float) -> list[Hit]:
         scores, similarities = compiled.score(self.store.embeddings(ids))
         best = np.lexsort((ids, -scores))[:top]
@@ -358,8 +382,8 @@ class GalleryIndex:
         # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
         scores, similarities = np.minimum(scores, 1), np.minimum(similarities, 1)
         return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), *row.named,
-                    same_person=fitted.probability(float(scores[i])) if judged else None)
+                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
+                    *row.named, same_person=fitted.probability(float(scores[i])) if judged else None)
                 for i, row in zip(best, self.store.rows(ids[best]))]
 
     def _answers(self, row: Row) -> dict[str, Answer]:

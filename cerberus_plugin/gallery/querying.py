@@ -57,6 +57,7 @@ class Hit:
             model.
         similarities: of each group that the query says something about, those that do not count included.
         attributes: as recognised when the picture was indexed.
+        row: its id, which no other picture of this index ever gets.
         identity, camera, time: as its name tells; None where it does not.
         same_person: the probability that it shows the person of the picture that was searched for, at the prior of the
             calibration; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
@@ -66,6 +67,7 @@ class Hit:
     score: float
     similarities: dict[str, float]
     attributes: dict[str, Answer]
+    row: int
     identity: str | None = None
     camera: str | None = None
     time: str | None = None

@@ -119,6 +119,25 @@ class Store:
                 rows.append(Row(found[0], Named(*found[1:]), self._recognised(part, place)))
         return rows
 
+    def path_of(self, row: int) -> str | None:
+        """The path of a row, as it is known now."""
+        with self._lock:
+            found = self._base.execute("SELECT path FROM rows WHERE id = ?", (row,)).fetchone()
+        return found and found[0]
+
+    def spread(self, count: int) -> list[int]:
+        """Ids from all over those that are given, as they are known now: all, or at most so many."""
+        with self._lock:
+            first = [i for i, in self._base.execute("SELECT id FROM rows ORDER BY id LIMIT ?", (count + 1,))]
+            if len(first) <= count:
+                return first
+            last = self._base.execute("SELECT MAX(id) FROM rows").fetchone()[0]
+            counted = np.linspace(first[0] >> MARK_BITS, last >> MARK_BITS, count).astype(int)
+            wanted = (counted << MARK_BITS).tolist()
+            near = [self._base.execute("SELECT id FROM rows WHERE id >= ? ORDER BY id LIMIT 1", (i,)).fetchone()
+                    for i in wanted]
+        return list(dict.fromkeys(i for i, in filter(None, near)))  # None: another process has just deleted them
+
     def _recognised(self, part: int, place: int) -> dict[str, tuple[str, float]]:
         if not self.columns:
             return {}

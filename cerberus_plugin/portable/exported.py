@@ -35,7 +35,7 @@ PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 class ExportedEncoder:
-    """The `Encoder` of a file that `cerberus_plugin.export` has written.
+    """The `Encoder` of a file that `cerberus export` has written.
 
     The graph takes "images", uint8 (N, 3, H, W) RGB, and gives "embedding", float32 (N, E); where the model knows
     attributes also "attributes", float32 (N, sum of C), their probabilities column by column, and "answers", int64
@@ -59,7 +59,7 @@ class ExportedEncoder:
         found = metadata.get(FORMAT_KEY)
         if found != FORMAT:
             what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
-            raise ValueError(f"{path}: {what}; make one by python -m cerberus_plugin.export of this version")
+            raise ValueError(f"{path}: {what}; make one by the `cerberus export` of this version")
         try:
             record = json.loads(metadata[ENCODER_KEY])
             self.fingerprint: str = record["fingerprint"]
@@ -74,8 +74,23 @@ class ExportedEncoder:
             fitted = record["verification"]
             self.verification = Verification.from_dict(fitted) if fitted else None
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
-        except (KeyError, TypeError, ValueError) as error:
+            self._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
+
+    def _check(self) -> None:
+        """Refuse metadata that speaks of another graph, or of blocks that embeddings do not have."""
+        takes = self.session.get_inputs()[0].shape[2:]
+        gives = {node.name: node.shape for node in self.session.get_outputs()}[EMBEDDING][1]
+        if list(self.size) != takes or self.dim != gives:
+            raise ValueError(f"pictures of {self.size} and {self.dim} values, but the graph takes {takes} and gives "
+                             f"{gives}")
+        if not all(isinstance(name, str) for name in (self.fingerprint, *self.groups, *self.lasting_groups)):
+            raise ValueError("names that are no text")
+        if self.metric not in ("cosine", "euclidean") or self.dim % max(1, len(self.groups)):
+            raise ValueError(f"metric '{self.metric}', {len(self.groups)} groups in {self.dim} values")
+        if self.vocabulary and self.groups != tuple(group.name for group in self.vocabulary.groups):
+            raise ValueError(f"groups {self.groups} of embeddings, others of attributes")
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures of any size to embeddings: float32 (N, E)."""
@@ -93,7 +108,8 @@ class ExportedEncoder:
 
 def _session(path: Path, threads: int, providers: Sequence[str] | None):
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; make it by python -m cerberus_plugin.export RUN --output {path}")
+        raise FileNotFoundError(f"{path}: not found; make it by cerberus export --run RUN --images DIR --output "
+                                f"{path}")
     try:
         import onnxruntime
     except ImportError as error:

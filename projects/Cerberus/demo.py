@@ -38,7 +38,9 @@ def main() -> None:
     visualise.main([str(FOLDER)])
     print((FOLDER / "results.txt").read_text())
     print(f"{(time.monotonic() - start) / 60:.1f} minutes. In {FOLDER}: model_final.pth, metrics.json, results.json, "
-          "results.txt (the table above), rank_list.png (look at it)")
+          "results.txt (the table above), rank_list.png (look at it)\n\nSearch these people in a browser:\n"
+          f"    .venv/bin/cerberus index --run {FOLDER} --images {DATA}/Market-1501-v15.09.15/bounding_box_test "
+          f"--out {FOLDER}/gallery\n    .venv/bin/cerberus serve {FOLDER}/gallery --run {FOLDER} --open")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,285 @@
+"""The page and what belongs to it: crops, pictures that are sent, and what was found as files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+import anyio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from ..gallery import GalleryIndex, Hit, sheet
+from ..gallery.thumbnails import thumbnail
+from ..portable.images import Limits, Unreadable, read_image
+from .asking import Asked, Groups
+from .guard import Guard
+from .login import LASTS, Login
+from .uploads import Uploads
+
+if TYPE_CHECKING:
+    from ..portable.encoder import Encoder
+
+STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+AT_ONCE, PATIENCE = 4, 60  # pictures that are being sent, and seconds that one may take
+FORM_BYTES = 4096  # of a login
+TOPS = (12, 24, 48, 96, 200)
+
+
+def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Login | None = None,
+               limits: Limits | None = None, hosts: Collection[str] = (), secure: bool = False) -> Guard:
+    """The page of a gallery as an ASGI application.
+
+    Args:
+        encoder: that of the index; without it no picture can be sent, all else works.
+        login: None lets everybody in who reaches the page.
+        limits: of pictures that are sent, and of those of the gallery.
+        hosts: names of this machine, see `Guard`.
+        secure: whether it is served by https, so that cookies go no other way.
+    """
+    pages = _Pages(index, encoder, login, limits or Limits(), secure)
+    routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
+              Route("/crop/{row:int}", pages.crop), Route("/picture", pages.take, methods=["POST"]),
+              Route("/picture/{token}", pages.picture), *(Route(f"/{name}", pages.static) for name in STATIC)]
+    if login is not None:
+        routes += [Route("/login", pages.login_form), Route("/login", pages.enter, methods=["POST"]),
+                   Route("/logout", pages.leave, methods=["POST"])]
+    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken}),
+                 login, hosts)
+
+
+class _Pages:
+    """The endpoints. Those that are no coroutines run in threads, so that a slow search holds nobody up."""
+
+    def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
+                 secure: bool) -> None:
+        self.index, self.login, self.limits, self.secure = index, login, limits, secure
+        self.uploads = None if encoder is None else Uploads(index, encoder, limits)
+        self.groups = Groups(index.shape.groups, index.lasting_groups)
+        self.sending = 0
+        self.templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=StrictUndefined)
+        self.templates.globals |= {"said": sheet.said}
+
+    # Search.
+
+    def search(self, request: Request) -> Response:
+        given = request.query_params.multi_items()
+        asked, hits, error = Asked(), [], ""
+        try:
+            asked = Asked.read(given)
+            if any(not value.strip() for _, value in given):
+                return RedirectResponse(asked.address(), 303)  # what a form leaves empty does not stay in the address
+            hits = self._hits(asked)
+        except ValueError as refused:
+            error = str(refused)
+        return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
+                          **self._context(asked, hits, error))
+
+    def csv(self, request: Request) -> Response:
+        _, hits = self._asked(request)
+        text = sheet.csv_text(sheet.rows_of(hits, self.index.images))
+        return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
+
+    def sheet(self, request: Request) -> Response:
+        asked, hits = self._asked(request)
+        told = sheet.asked_for(asked.query(self.groups, self._embedding(asked)), self._name(asked))
+        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), self.limits)
+        return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
+
+    def _asked(self, request: Request) -> tuple[Asked, list[Hit]]:
+        try:
+            asked = Asked.read(request.query_params.multi_items())
+            if asked.says_nothing:
+                raise ValueError("address: says nobody to search for; download from a page with results")
+            return asked, self._hits(asked)
+        except ValueError as refused:
+            raise HTTPException(400, str(refused)) from refused
+
+    def _hits(self, asked: Asked) -> list[Hit]:
+        if asked.says_nothing:
+            return []
+        query = asked.query(self.groups, self._embedding(asked))
+        try:
+            return self.index.search(query, asked.top, asked.prefilter)
+        except LookupError as changed:
+            raise ValueError("search: the gallery was changed meanwhile; search again") from changed
+
+    def _embedding(self, asked: Asked):
+        """That of the picture that is searched for, if one is."""
+        if asked.picture:
+            return self._uploads().get(asked.picture).embedding
+        if asked.like is None:
+            return None
+        try:
+            return self.index.embedding(asked.like)
+        except LookupError as gone:
+            raise ValueError(f"address: 'like={asked.like}' is no picture of this gallery, or none any more; choose "
+                             "another one") from gone
+
+    def _uploads(self) -> Uploads:
+        if self.uploads is None:
+            raise ValueError("picture: cannot be searched for without the model; start `cerberus serve` with --run or "
+                             "--model, or choose a picture of the gallery")
+        return self.uploads
+
+    def _name(self, asked: Asked) -> str:
+        return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
+
+    def _names(self, rows: Sequence[int]) -> dict[int, str]:
+        """Names of pictures, without those that are gone."""
+        names = {}
+        for row in rows:
+            with contextlib.suppress(LookupError):
+                names[row] = self.index.path(row).name
+        return names
+
+    def _jpeg(self, asked: Asked) -> bytes | None:
+        if asked.picture:
+            return self._uploads().get(asked.picture).jpeg
+        if asked.like is None:
+            return None
+        try:
+            return thumbnail(read_image(self.index.path(asked.like), self.limits))
+        except (Unreadable, LookupError):
+            return None
+
+    def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
+        """What the page shows beside the hits."""
+        vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
+        columns: dict[str, list] = {}
+        for column in vocabulary.columns if vocabulary else ():
+            columns.setdefault(column.group, []).append(column)
+        wanted = "" if error else f"/picture/{asked.picture}" if asked.picture else \
+            f"/crop/{asked.like}" if asked.like is not None else ""
+        group_of = {column.name: group for group, own in columns.items() for column in own}
+        compared = groups if asked.picture or asked.like is not None else {group_of.get(name) for name in asked.words}
+        return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
+                "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
+                "gone": asked.left_out(self.groups), "wanted": wanted, "uploads": self.uploads is not None,
+                "wanted_name": "" if error or asked.like is None else self._name(asked),
+                "max_bytes": self.limits.max_bytes, "login": self.login is not None, "tops": sorted({*TOPS, asked.top}),
+                "group_of": group_of,
+                "said_groups": [group for group in groups
+                                if group in compared or group in asked.out or group in asked.weights],
+                "paths": [sheet.shown_path(hit, self.index.images) for hit in hits],
+                "note": sheet.UNCALIBRATED if sheet.uncalibrated(hits) else "",
+                "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
+
+    def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
+        return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
+
+    # Pictures.
+
+    def crop(self, request: Request) -> Response:
+        try:
+            image = read_image(self.index.path(request.path_params["row"]), self.limits)
+        except (LookupError, OverflowError):
+            return PlainTextResponse("no picture of this gallery, or none any more", 404)
+        except Unreadable as error:
+            return PlainTextResponse(f"the picture {error.reason}", 404)
+        return Response(thumbnail(image), media_type="image/jpeg")
+
+    def picture(self, request: Request) -> Response:
+        try:
+            return Response(self._uploads().get(request.path_params["token"]).jpeg, media_type="image/jpeg")
+        except ValueError as error:
+            return PlainTextResponse(str(error), 404)
+
+    async def take(self, request: Request) -> Response:
+        """A picture as it is sent, the bytes of its file and no name."""
+        if self.uploads is None:
+            return _error("pictures cannot be searched for without the model; start `cerberus serve` with --run or "
+                          "--model", 409)
+        if self.sending >= AT_ONCE:
+            return _error(f"{AT_ONCE} pictures are being sent already; try again in a moment", 503)
+        self.sending += 1
+        try:
+            with anyio.fail_after(PATIENCE):
+                data = await _body(request, self.limits.max_bytes)
+            if data is None:
+                return _error(f"the file has more than {self.limits.max_bytes / 2**20:g} MiB; send a smaller one", 413)
+            token = await run_in_threadpool(self.uploads.add, data)
+        except TimeoutError:
+            return _error(f"the file did not come within {PATIENCE} seconds; send a smaller one", 408)
+        except Unreadable as error:
+            return _error(f"the picture {error.reason}", 422)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        finally:
+            self.sending -= 1
+        return JSONResponse({"picture": token})
+
+    # Login.
+
+    def login_form(self, request: Request) -> Response:
+        return self._login_page(request)
+
+    async def enter(self, request: Request) -> Response:
+        address = request.client.host if request.client else ""
+        wait = self.login.wait(address)
+        if wait:
+            return self._login_page(request, f"Too early after a failed try; try again in {wait:.0f} seconds.", 429,
+                                    {"Retry-After": f"{wait + 1:.0f}"})
+        data = await _body(request, FORM_BYTES)
+        form = parse_qs((data or b"").decode("utf-8", "replace"))
+        token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")))
+        if token is None:
+            return self._login_page(request, "User or password is wrong.", 403)
+        answer = RedirectResponse(f"/?{request.url.query}" if request.url.query else "/", 303)
+        answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="strict", secure=self.secure)
+        return answer
+
+    async def leave(self, request: Request) -> Response:
+        self.login.leave(request.cookies.get(self.login.cookie))
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(self.login.cookie, httponly=True, samesite="strict", secure=self.secure)
+        return answer
+
+    def _login_page(self, request: Request, error: str = "", status: int = 200,
+                    headers: Mapping[str, str] | None = None) -> Response:
+        # Under no-referrer a browser hides the origin of a form as well, and a form without one is refused.
+        return self._page("login.html.j2", status, {"Referrer-Policy": "same-origin", **(headers or {})}, error=error,
+                          query=request.url.query, gallery=self.index.images.name)
+
+    def static(self, request: Request) -> Response:
+        name = request.url.path[1:]
+        return Response((Path(__file__).parent / name).read_bytes(), media_type=STATIC[name])
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """What is sent, counted while it comes; None, and nothing more is read, where it is too much."""
+    if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
+        return None
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > most:
+            return None
+    return bytes(data)
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _error(text: str, status: int) -> Response:
+    return Response(json.dumps({"error": text}), status, media_type="application/json")
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    known = {404: "nothing is here; start at /", 405: "not done this way; start at /"}
+    return PlainTextResponse(known.get(error.status_code, error.detail), error.status_code)
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("something went wrong here; the terminal of `cerberus serve` says what", 500)

@@ -1,0 +1,178 @@
+"""A search as an address: what a page asks for, all of it, so that going back, bookmarks and links simply work.
+
+    /?a.gender=female&a.upper+colour=red      attributes
+    &like=7 or &picture=TOKEN                 a row of the gallery, or a picture that was sent
+    &out=lower&w.head=2&changed=1             groups that do not count, weights, "may have changed clothes"
+    &reliable=0.9&rate=0.001&top=48           filter, false-match rate, and how many pictures
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+import numpy as np
+
+from ..gallery import Prefilter, Query
+
+TOP, MOST = 24, 200
+HEAVIEST = 16.0
+
+
+class Groups(NamedTuple):
+    """Those of the model, and those among them that count where somebody may have changed clothes."""
+
+    all: tuple[str, ...]
+    lasting: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an address asks for.
+
+    Attributes:
+        words: attributes, by column.   weights: of groups; 1 where not named.   out: groups that do not count.
+        changed: whether clothes may have been changed, so that only lasting groups count.
+        like: a row of the gallery that is searched for.   picture: token of a picture that was sent, and is.
+        reliable: threshold of the filter, None without.   rate: false-match rate, None for all.
+        top: how many pictures.
+    """
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    out: tuple[str, ...] = ()
+    changed: bool = False
+    like: int | None = None
+    picture: str = ""
+    reliable: float | None = None
+    rate: float | None = None
+    top: int = TOP
+
+    @classmethod
+    def read(cls, pairs: Iterable[tuple[str, str]]) -> Asked:
+        """From the names and values of an address; empty values say nothing, as those of a form that is half filled."""
+        words: dict[str, str] = {}
+        weights: dict[str, float] = {}
+        out: list[str] = []
+        single: dict = {}
+        for name, value in pairs:
+            value = value.strip()
+            if not value:
+                continue
+            if name == "out":
+                out.append(value)
+            elif name[:2] in ("a.", "w.") and name[2:]:
+                kind, given = (words, value) if name[0] == "a" else (weights, _number(name, value, 0, HEAVIEST))
+                _once(kind, name, name[2:], given)
+            elif name in _SINGLE:
+                _once(single, name, name, _SINGLE[name](name, value))
+            else:
+                raise ValueError(f"address: '{name}' is not known, expected a.ATTRIBUTE, w.GROUP, out or one of "
+                                 f"{', '.join(_SINGLE)}; start anew")
+        if "like" in single and "picture" in single:
+            raise ValueError("address: has both like= and picture=, and one picture is searched for; leave out one")
+        return cls(words, weights, tuple(dict.fromkeys(out)), **single)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The inverse of `read`; what is not said is left out."""
+        return [*([("picture", self.picture)] if self.picture else []),
+                *([("like", str(self.like))] if self.like is not None else []),
+                *((f"a.{name}", value) for name, value in self.words.items()),
+                *((f"w.{group}", f"{weight:g}") for group, weight in self.weights.items() if weight != 1),
+                *(("out", group) for group in self.out),
+                *([("changed", "1")] if self.changed else []),
+                *([("reliable", f"{self.reliable:g}")] if self.reliable is not None else []),
+                *([("rate", f"{self.rate:g}")] if self.rate is not None else []),
+                *([("top", str(self.top))] if self.top != TOP else [])]
+
+    def address(self, page: str = "/") -> str:
+        pairs = self.pairs()
+        return f"{page}?{urlencode(pairs)}" if pairs else page
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether there is nobody to search for yet."""
+        return not (self.words or self.picture or self.like is not None)
+
+    def query(self, groups: Groups, embedding: np.ndarray | None) -> Query:
+        return Query(embedding, self.words, self.weights, self.left_out(groups), self.rate)
+
+    @property
+    def prefilter(self) -> Prefilter | None:
+        return None if self.reliable is None else Prefilter(self.reliable)
+
+    def left_out(self, groups: Groups) -> list[str]:
+        """Groups that do not count, for one reason or the other, in the order of the model's."""
+        return [*(group for group in groups.all if group in self.out or (self.changed and group not in groups.lasting)),
+                *(group for group in self.out if group not in groups.all)]  # unknown ones, for the search to refuse
+
+    # Other searches, a click from this one.
+
+    def change(self, **fields) -> Asked:
+        return replace(self, **fields)
+
+    def says(self, name: str, value: str) -> bool:
+        return self.words.get(name) == value
+
+    def toggle(self, name: str, value: str) -> Asked:
+        """With this attribute, or without it if it has this value."""
+        rest = {key: own for key, own in self.words.items() if key != name}
+        return replace(self, words=rest if self.says(name, value) else {**self.words, name: value})
+
+    def more_like(self, row: int) -> Asked:
+        """A picture of the gallery in place of all that was said of the person, compared in the same way."""
+        return replace(self, words={}, like=row, picture="")
+
+    def without_picture(self) -> Asked:
+        return replace(self, like=None, picture="")
+
+    def weigh(self, group: str, factor: float) -> Asked:
+        weight = min(max(self.weights.get(group, 1.0) * factor, 1 / HEAVIEST), HEAVIEST)
+        return replace(self, weights={**self.weights, group: weight})
+
+    def switch(self, group: str, groups: Groups) -> Asked:
+        """With this group left out, or taken in again; the others stay as they are."""
+        gone = self.left_out(groups)
+        if group not in gone:
+            return replace(self, out=(*self.out, group))
+        changed = self.changed and group in groups.lasting
+        return replace(self, changed=changed, out=tuple(own for own in (self.out if changed else gone) if own != group))
+
+
+def _once(into: dict, name: str, key: str, value) -> None:
+    if key in into:
+        raise ValueError(f"address: has '{name}' twice, expected it once; leave out one")
+    into[key] = value
+
+
+def _number(name: str, value: str, least: float, most: float) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most:
+        raise ValueError(f"address: '{name}={value}', expected a number from {least:g} to {most:g}, such as {name}=1")
+    return number
+
+
+def _whole(least: int, most: int) -> Callable[[str, str], int]:
+    def read(name: str, value: str) -> int:
+        if not (value.isascii() and value.isdigit() and len(value) < 19 and least <= int(value) <= most):
+            raise ValueError(f"address: '{name}={value}', expected a whole number from {least} to {most}")
+        return int(value)
+    return read
+
+
+def _yes(name: str, value: str) -> bool:
+    if value != "1":
+        raise ValueError(f"address: '{name}={value}', expected {name}=1, or none")
+    return True
+
+
+_SINGLE: dict[str, Callable] = {
+    "changed": _yes, "like": _whole(0, 2**62), "picture": lambda name, value: value,
+    "reliable": lambda name, value: _number(name, value, 0, 1), "rate": lambda name, value: _number(name, value, 0, 1),
+    "top": _whole(1, MOST)}

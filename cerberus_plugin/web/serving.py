@@ -1,0 +1,134 @@
+"""`cerberus serve`: where the page can be reached, by whom, and until when."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import sys
+import webbrowser
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .login import PASSWORD, Login, ask_password
+
+if TYPE_CHECKING:
+    from ..gallery import GalleryIndex
+    from ..portable.encoder import Encoder
+
+NEEDED = {"starlette": "starlette>=0.46,<2", "uvicorn": "uvicorn>=0.34,<1", "jinja2": "Jinja2>=3.1,<4"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is served; refuses one that lets strangers in.
+
+    Attributes:
+        host, port: an address or a name of this machine, and a port; port 0 takes a free one.
+        user: who may log in, "" for everybody.   without_login: whether everybody is meant.
+        certificate, key: PEM files; with them it is served by https.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    user: str = ""
+    without_login: bool = False
+    certificate: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port: is {self.port}, expected a number from 0 to 65535; 0 takes a free one")
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("--certificate and --key: one is missing; https needs both")
+        for option, path in (("--certificate", self.certificate), ("--key", self.key)):
+            if path and not Path(path).is_file():
+                raise FileNotFoundError(f"{option}: {path} not found; give a PEM file")
+        if self.user and self.without_login:
+            raise ValueError("--user and --without-login: say who may log in, or that nobody has to, not both")
+        if not (self.user or self.without_login or self.is_local):
+            raise ValueError(f"--host {self.host}: other machines can reach it; say who may log in by --user NAME (the "
+                             f"password comes from {PASSWORD} or the terminal), or that everybody may see all pictures "
+                             "by --without-login")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+                   for *_, address in self.addresses())
+
+    def addresses(self) -> list[tuple]:
+        try:
+            return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            raise OSError(f"--host {self.host}: is no address of this machine ({error.strerror})") from error
+
+    @property
+    def names(self) -> set[str]:
+        """What the page may be called, see `Guard`."""
+        return {self.host, socket.gethostname(), socket.getfqdn()}
+
+    def login(self) -> Login | None:
+        """Asks for the password, if one is needed."""
+        return Login(self.user, ask_password()) if self.user else None
+
+    def listen(self) -> socket.socket:
+        family, *_, address = self.addresses()[0]
+        try:
+            return socket.create_server(address, family=family)
+        except OSError as error:
+            raise OSError(f"--host {self.host} --port {self.port}: cannot be listened on ({error.strerror}); another "
+                          "program may have it: give another --port") from error
+
+    def address(self, port: int) -> str:
+        """What to open in a browser."""
+        host = self.host
+        if host in ("0.0.0.0", "::", ""):
+            host = socket.gethostname()
+        return f"{'https' if self.certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def check_packages() -> None:
+    missing = [requirement for name, requirement in NEEDED.items() if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"serve: packages are missing: pip install {' '.join(map(repr, missing))}".replace(
+            "'", '"'))
+
+
+def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Login | None = None,
+          open_browser: bool = False, verbose: bool = False) -> None:
+    """Serve the page of a gallery until it is interrupted.
+
+    Args:
+        login: that of `place`.
+        verbose: write every request to the terminal; addresses hold what is searched for.
+    """
+    import uvicorn
+
+    from .app import create_app
+
+    app = create_app(index, encoder, login=login, hosts=place.names, secure=bool(place.certificate))
+    # Forwarded-for headers are not believed: whoever sends them could try passwords under ever new addresses.
+    config = uvicorn.Config(app, log_level="info" if verbose else "warning", access_log=verbose, loop="asyncio",
+                            http="h11", ws="none", lifespan="off", proxy_headers=False, server_header=False,
+                            ssl_certfile=place.certificate or None, ssl_keyfile=place.key or None,
+                            timeout_graceful_shutdown=5)
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise ValueError(f"--certificate {place.certificate} --key {place.key}: cannot be used ({error}); expected PEM "
+                         "files that belong together") from error
+    with place.listen() as listening:
+        address = place.address(listening.getsockname()[1])
+        if not place.is_local and not place.certificate:
+            print("over http others on the network can read passwords and pictures; --certificate and --key turn "
+                  "https on", file=sys.stderr)
+        print(f"{len(index):,} pictures: {address}   Ctrl-C stops it", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:
+            print("stopped")

@@ -1,0 +1,62 @@
+"""Pictures that were sent to be searched for: decoded with care, embedded once, and kept in memory alone."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..gallery import GalleryIndex
+from ..gallery.thumbnails import thumbnail
+from ..portable.images import Limits, read_image
+
+if TYPE_CHECKING:
+    from ..portable.encoder import Encoder
+
+MOST = 64
+
+
+class Sent(NamedTuple):
+    """What is kept of a picture: its embedding, float32 (E,), and a small JPEG of its pixels."""
+
+    embedding: np.ndarray
+    jpeg: bytes
+
+
+class Uploads:
+    """Pictures by a token that nobody can guess; those not used for longest are forgotten.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, index: GalleryIndex, encoder: Encoder, limits: Limits, most: int = MOST) -> None:
+        index.check(encoder)
+        self.limits = limits
+        self._index, self._encoder, self._most = index, encoder, most
+        self._kept: OrderedDict[str, Sent] = OrderedDict()
+        self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()  # large pictures take memory, and encoders all there is of a machine
+
+    def add(self, data: bytes) -> str:
+        """The token of a picture from the bytes of its file; raises `Unreadable`."""
+        with self._one_at_a_time:
+            image = read_image(data, self.limits, "picture")
+            sent = Sent(self._index.embed(self._encoder, image), thumbnail(image))
+        token = secrets.token_urlsafe(16)
+        with self._lock:
+            self._kept[token] = sent
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return token
+
+    def get(self, token: str) -> Sent:
+        with self._lock:
+            if token not in self._kept:
+                raise ValueError("picture: not here any more; pictures that are searched for are kept in memory only, "
+                                 f"the last {self._most} of them. Choose it again")
+            self._kept.move_to_end(token)
+            return self._kept[token]

@@ -1,0 +1,363 @@
+"""What the page refuses: pictures that are too much, requests from elsewhere, and who is not logged in."""
+
+import asyncio
+import io
+import os
+import re
+import struct
+import sys
+import zlib
+
+from cerberus_plugin.portable import Limits
+from cerberus_plugin.web import app as web_app
+from cerberus_plugin.web import uploads as web_uploads
+from cerberus_plugin.web.app import create_app
+from cerberus_plugin.web.guard import HEADERS
+from cerberus_plugin.web.login import Login, ask_password
+
+import pytest
+from galleries import RED, BandEncoder, draw_many
+from PIL import Image
+from test_web import ADDRESS, OWN, client_of, gallery, send
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guard")
+    draw_many(folder / "crops", 4)
+    return gallery(folder)
+
+
+@pytest.fixture
+def row(index):
+    """A picture of the gallery."""
+    return index.sample(1)[0]
+
+
+@pytest.fixture
+def client(index):
+    return client_of(index, BandEncoder(), limits=Limits(max_bytes=100_000, max_pixels=100_000))
+
+
+def picture(size=(10, 20), form="PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, RED).save(out, form)
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A header that announces 100,000 x 100,000 pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99)))))
+
+
+# Pictures that are sent.
+
+
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"", "is empty"), (b"no picture at all", "is no picture of a known format"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture of a known format"),
+    (picture(form="GIF"), "is no picture of a known format"),
+    (picture((60, 60), "JPEG")[:400], "is broken or cut short"), (bomb(), "has more than 100000 pixels"),
+    (picture((400, 300)), "has more than 100000 pixels"), (picture((3, 90)), "is smaller than 4 x 4 pixels")],
+    ids=["empty", "text", "svg", "gif", "cut", "bomb", "large", "small"])
+def test_what_is_no_picture_is_refused_with_the_reason(client, data, reason):
+    answer = client.post("/picture", content=data, headers=OWN)
+    assert answer.status_code == 422 and reason in answer.json()["error"]
+
+
+def test_a_file_that_says_that_it_is_too_large_is_not_read(client):
+    def none():
+        yield b"x"
+        raise AssertionError("read on")
+
+    answer = client.post("/picture", content=none(), headers={**OWN, "Content-Length": "100001"})
+    assert answer.status_code == 413 and "more than 0.0953674 MiB; send a smaller one" in answer.json()["error"]
+
+
+def pour(app, pieces) -> tuple[int, bytes]:
+    """Status and body of the answer to a picture that comes in pieces; `None` among them never comes."""
+    scope = {"type": "http", "method": "POST", "path": "/picture", "query_string": b"", "client": ("127.0.0.1", 1),
+             "headers": [(b"host", b"127.0.0.1"), (b"sec-fetch-site", b"same-origin"), (b"content-length", b"5")],
+             "scheme": "http", "server": ("127.0.0.1", 8000), "root_path": "", "http_version": "1.1"}
+    pieces, sent = iter(pieces), []
+
+    async def receive():
+        piece = next(pieces)
+        return await asyncio.sleep(60) if piece is None else {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"]
+
+
+def test_a_file_is_counted_while_it_comes_whatever_it_says(client):
+    pieces = iter([bytes(10_000)] * 50)
+    status, body = pour(client.app, pieces)
+    assert status == 413 and b"send a smaller one" in body
+    assert len(list(pieces)) == 50 - 11  # of 100,000 bytes that are allowed
+
+
+def test_a_file_that_does_not_come_is_waited_for_no_longer_and_many_at_once_are_refused(client, monkeypatch):
+    monkeypatch.setattr(web_app, "PATIENCE", 0.05)
+    status, body = pour(client.app, [b"x", None])
+    assert status == 408 and b"did not come within 0.05 seconds" in body
+    monkeypatch.setattr(web_app, "AT_ONCE", 0)
+    answer = client.post("/picture", content=picture(), headers=OWN)
+    assert answer.status_code == 503 and "are being sent already; try again" in answer.json()["error"]
+    monkeypatch.undo()
+    send(client, picture())  # what failed holds no place
+
+
+def test_the_pictures_not_used_for_longest_are_forgotten(index, monkeypatch):
+    monkeypatch.setattr(web_uploads.Uploads.__init__, "__defaults__", (2,))
+    client = client_of(index, BandEncoder())
+    first, second = (send(client, picture()) for _ in range(2))
+    assert client.get(f"/?picture={first}").status_code == 200
+    send(client, picture())
+    assert client.get(f"/?picture={first}").status_code == 200
+    answer = client.get(f"/?picture={second}")
+    assert answer.status_code == 400 and "in memory only, the last 2 of them. Choose it again" in answer.text
+
+
+def test_a_token_cannot_be_guessed(client):
+    tokens = {send(client, picture()) for _ in range(8)}
+    assert len(tokens) == 8 and all(re.fullmatch(r"[\w-]{22}", token) for token in tokens)  # 128 bits
+
+
+def test_the_model_of_another_gallery_is_refused_at_once(index):
+    other = BandEncoder()
+    other.fingerprint = "f" * 64
+    with pytest.raises(ValueError, match="was made with the model aaaaaaaaaaaa, but this is the model ffffffffffff"):
+        create_app(index, other)
+
+
+OPENED: list[tuple] = []
+WATCHING = [False]
+
+
+def _watch(event: str, arguments: tuple) -> None:
+    if WATCHING[0] and event == "open" and isinstance(arguments[2], int) and \
+            arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        OPENED.append(arguments)
+
+
+def test_nothing_of_a_picture_that_is_sent_is_written_to_disk(client, tmp_path):
+    sys.addaudithook(_watch)  # for good: the interpreter takes none away
+    WATCHING[0] = True
+    try:
+        (tmp_path / "control").write_text("seen")
+        large = os.urandom(60_000)
+        client.post("/picture", content=large, headers={**OWN, "Content-Type": "image/png"})
+        client.get(f"/sheet.html?picture={send(client, picture((250, 350)))}")
+    finally:
+        WATCHING[0] = False
+    assert [str(path) for path, *_ in OPENED] == [str(tmp_path / "control")]
+
+
+# Where requests come from.
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Origin": ADDRESS}, 200),
+    ({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, 200),
+    ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403), ({"Sec-Fetch-Site": "none"}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": ADDRESS}, 403), ({}, 403), ({"Origin": "null"}, 403),
+    ({"Origin": "http://evil.example"}, 403), ({"Origin": "http://127.0.0.1:8001"}, 403),
+    ({"Origin": "http://127.0.0.1"}, 403), ({"Origin": ""}, 403)])
+def test_a_picture_is_taken_from_the_page_itself_alone(client, headers, status):
+    assert client.post("/picture", content=picture(), headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({}, 200), ({"Sec-Fetch-Site": "none"}, 200), ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+    ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403)])
+def test_a_page_elsewhere_may_link_here_but_take_nothing(client, headers, status):
+    assert client.get("/", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("127.0.0.1:8000", 200), ("localhost:8000", 200), ("LOCALHOST", 200), ("[::1]:8000", 200), ("10.0.0.7:8000", 200),
+    ("gallery.lab:8000", 200), ("evil.example:8000", 400), ("evil.example", 400), ("127.0.0.1.evil.example", 400),
+    ("", 400), ("[evil]", 400)])
+def test_a_foreign_name_that_points_here_is_refused(index, host, status):
+    client = client_of(index, hosts={"gallery.lab"})
+    answer = client.get("/", headers={"Host": host})
+    assert answer.status_code == status
+    assert status == 200 or "not a name of this page; call it by its address, or by gallery.lab, localhost" in \
+        answer.text
+
+
+@pytest.mark.parametrize(("path", "status"), [
+    ("/", 200), ("/?top=0", 400), ("/results.csv?a.head+colour=red", 200), ("/sheet.html?a.head+colour=red", 200),
+    ("/crop/ROW", 200), ("/page.css", 200), ("/page.js", 200), ("/icon.svg", 200), ("/nowhere", 404),
+    ("/picture", 405)])
+def test_every_answer_forbids_what_the_page_does_not_need(client, row, path, status):
+    path = path.replace("ROW", str(row))
+    answer = client.get(path)
+    assert answer.status_code == status
+    for name, value in HEADERS.items():
+        assert answer.headers[name] == value
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "*" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    refused = client.get(path, headers={"Host": "evil.example"})
+    assert refused.status_code == 400 and refused.headers["content-security-policy"] == policy
+
+
+def test_the_page_holds_no_style_or_script_that_its_policy_forbids(client, row):
+    for path in ("/", "/?a.head+colour=red&w.head=2&out=upper&changed=1&reliable=0.5", f"/?like={row}"):
+        text = client.get(path).text
+        assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|data:|<script(?! src=\"/page.js\" defer></script>)",
+                             text)
+
+
+# Login.
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def guarded(index, clock):
+    """The page with a login, nobody in yet."""
+    return client_of(index, BandEncoder(), login=Login("anna", PASSWORD, clock))
+
+
+def enter(client, password=PASSWORD, user="anna", query=""):
+    return client.post(f"/login{query}", data={"user": user, "password": password}, headers=OWN,
+                       follow_redirects=False)
+
+
+def test_nothing_is_shown_before_the_login_and_the_search_goes_on_after_it(guarded, row):
+    for path in (f"/crop/{row}", "/results.csv?a.head+colour=red", f"/sheet.html?like={row}", "/picture/x", "/page.js",
+                 "/gone"):
+        answer = guarded.get(path)
+        assert (answer.status_code, answer.text) == (401, "log in at /login"), path
+    assert guarded.post("/picture", content=picture(), headers=OWN).status_code == 401
+    sent_to = guarded.get("/?a.head+colour=red&top=3", follow_redirects=False)
+    assert (sent_to.status_code, sent_to.headers["location"]) == (303, "/login?a.head+colour=red&top=3")
+    form = guarded.get(sent_to.headers["location"])
+    assert 'action="/login?a.head+colour=red&amp;top=3"' in form.text and "/crop/" not in form.text
+    # Under no-referrer browsers hide the origin of a form.
+    assert form.headers["referrer-policy"] == "same-origin" and form.headers["content-security-policy"]
+    entered = enter(guarded, query="?a.head+colour=red&top=3")
+    assert (entered.status_code, entered.headers["location"]) == (303, "/?a.head+colour=red&top=3")
+    assert guarded.get(entered.headers["location"]).text.count("<article>") == 3
+    assert guarded.get(f"/crop/{row}").status_code == 200 and "Log out" in guarded.get("/").text
+
+
+def test_the_login_leads_nowhere_else(guarded):
+    assert enter(guarded, query="?next=//evil.example&//evil.example").headers["location"].startswith("/?")
+
+
+def test_a_session_is_kept_from_scripts_and_other_sites_and_ends(index, guarded, clock, row):
+    cookie = enter(guarded).headers["set-cookie"]
+    assert re.match(r"cerberus-[0-9a-f]{8}=[\w-]{43}; HttpOnly; Max-Age=43200; Path=/; SameSite=strict$", cookie)
+    secure = client_of(index, login=Login("anna", PASSWORD), secure=True)
+    assert "; Secure" in enter(secure).headers["set-cookie"]
+    clock.now += 43199
+    assert guarded.get(f"/crop/{row}").status_code == 200
+    clock.now += 1
+    assert guarded.get(f"/crop/{row}").status_code == 401
+
+
+def test_a_session_that_was_left_is_dead_though_its_cookie_is_kept(guarded, row):
+    enter(guarded)
+    cookies = dict(guarded.cookies)
+    assert guarded.post("/logout", follow_redirects=False).headers["location"] == "/login"
+    guarded.cookies.update(cookies)
+    assert guarded.get(f"/crop/{row}").status_code == 401
+
+
+def test_a_made_up_session_is_none(guarded, row):
+    guarded.cookies.set(guarded.app.login.cookie, "A" * 43)
+    assert guarded.get(f"/crop/{row}").status_code == 401
+
+
+@pytest.mark.parametrize(("user", "password"), [("anna", "wrong"), ("otto", PASSWORD), ("", ""), ("anna", ""),
+                                                ("anna", PASSWORD + "x"), ("anna", PASSWORD[:-1])])
+def test_a_wrong_user_and_a_wrong_password_are_answered_alike(guarded, user, password):
+    answer = enter(guarded, password, user)
+    assert answer.status_code == 403 and "User or password is wrong." in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+def test_each_failed_try_makes_the_next_wait_longer_and_the_right_password_waits_too(guarded, clock):
+    for wait in (1, 2, 4, 8, 16, 32, 60, 60):
+        assert enter(guarded, "wrong").status_code == 403
+        early = enter(guarded)
+        assert early.status_code == 429 and int(early.headers["retry-after"]) == wait + 1
+        assert f"try again in {wait} seconds" in early.text
+        clock.now += wait
+    assert enter(guarded).status_code == 303
+    assert enter(guarded, "wrong").status_code == 403 and guarded.app.login.wait("testclient") == 1.0
+
+
+def test_waiting_is_by_client_and_by_network_where_a_client_has_one(clock):
+    login = Login("anna", PASSWORD, clock)
+    login.enter("2001:db8:1:2::5", "anna", "wrong")
+    login.enter("::ffff:10.0.0.1", "anna", "wrong")
+    assert login.enter("2001:db8:1:2::6", "anna", PASSWORD) is None  # too early
+    waits = {address: login.wait(address) for address in ("2001:db8:1:2:ffff::1", "2001:db8:1:3::5", "10.0.0.1",
+                                                          "::ffff:10.0.0.2", "10.0.0.2")}
+    assert waits == {"2001:db8:1:2:ffff::1": 1, "2001:db8:1:3::5": 0, "10.0.0.1": 1, "::ffff:10.0.0.2": 0,
+                     "10.0.0.2": 0}
+
+
+def test_sessions_and_failed_tries_take_no_memory_without_end(clock):
+    login = Login("anna", PASSWORD, clock)
+    tokens = [login.enter("10.0.0.1", "anna", PASSWORD) for _ in range(65)]
+    assert [login.knows(token) for token in (tokens[0], tokens[1], tokens[-1])] == [False, True, True]
+    for i in range(4097):
+        login.enter(f"10.1.{i // 256}.{i % 256}", "anna", "wrong")
+    assert (login.wait("10.1.0.0"), login.wait("10.1.0.1")) == (0, 1)
+
+
+def test_a_login_is_taken_from_the_page_itself_alone_and_not_read_without_end(guarded):
+    answer = guarded.post("/login", data={"user": "anna", "password": PASSWORD},
+                          headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403 and answer.text == "asked for by a page from elsewhere; open this page itself"
+    answer = guarded.post("/login", content=b"user=anna&password=" + b"x" * 5000, headers=OWN)
+    assert answer.status_code == 403 and "wrong" in answer.text
+
+
+def test_with_a_login_the_page_goes_by_any_name(guarded):
+    assert guarded.get("/login", headers={"Host": "gallery.example"}).status_code == 200
+
+
+def test_a_password_comes_from_the_environment_which_is_not_handed_on_or_from_the_terminal(monkeypatch):
+    monkeypatch.setenv("CERBERUS_PASSWORD", PASSWORD)
+    assert ask_password() == PASSWORD and "CERBERUS_PASSWORD" not in os.environ
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(ValueError, match="--user: needs a password; set CERBERUS_PASSWORD in the environment"):
+        ask_password()
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "typed in")
+    assert ask_password() == "typed in"
+
+
+@pytest.mark.parametrize(("user", "password", "message"), [
+    ("", PASSWORD, "--user: is empty, expected a name to log in by"),
+    ("anna", "short", "CERBERUS_PASSWORD: the password has 5 characters, expected at least 8")])
+def test_a_login_without_a_name_or_with_a_short_password_is_refused(user, password, message):
+    with pytest.raises(ValueError, match=message):
+        Login(user, password)
