@@ -69,9 +69,7 @@ def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, m
     assert [picture.path for picture in walk(tmp_path, refused.__setitem__)] == ["one.jpg"] and list(refused) == [
         "loop.jpg"]
 
-    def refusing(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(PermissionError, match="Permission denied"):  # of all pictures alike: none is gone
-        list(walk(tmp_path, refused.__setitem__))
+    for error in (PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file or directory")):
+        monkeypatch.setattr(os, "scandir", lambda _, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(OSError, match=error.strerror):  # of all pictures alike: none is gone
+            list(walk(tmp_path, refused.__setitem__))

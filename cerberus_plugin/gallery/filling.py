@@ -54,8 +54,7 @@ def picture_reader() -> Callable[[Path], Image]:
 
 
 def mark_of(vocabulary) -> str:
-    """A mark that tells vocabularies apart that answer differently, "" for none; what is withheld is kept all the same.
-    """
+    """A mark of what a vocabulary answers, "" for none; what it withholds is decided when answers are told."""
     if vocabulary is None:
         return ""
     record = {name: value for name, value in vocabulary.to_dict().items() if name != "withhold_below"}

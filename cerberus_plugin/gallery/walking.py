@@ -89,12 +89,11 @@ def _listed(folder: str, prefix: str, refuse: Refuse) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
     except OSError as error:
-        if not prefix:  # nothing can be known of any picture
+        if not prefix:  # nothing is known of any picture
             raise
-        refuse(prefix, f"cannot be looked into ({error.strerror})")
+        if not isinstance(error, FileNotFoundError):  # deleted since it was listed
+            refuse(prefix, f"cannot be looked into ({error.strerror})")
         return []
 
 
