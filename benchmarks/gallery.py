@@ -76,17 +76,18 @@ class Torch:
 
 
 class Through:
-    """An engine as the other ways are called; ids of a fresh index are 1, 2, ... in the order of rows."""
+    """An engine as the other ways are called; ids of a fresh index rise in the order of rows."""
 
-    def __init__(self, engine) -> None:
-        self.engine = engine
+    def __init__(self, engine, ids: np.ndarray) -> None:
+        self.engine, self.ids = engine, ids
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        return self.engine.search(queries, k)[1] - 1
+        return np.searchsorted(self.ids, self.engine.search(queries, k)[1])
 
 
 def fill(folder: Path, people: People, count: int, size: int) -> Store:
     """An index's rows and parts of embeddings, without pictures."""
+    Store.create(folder)
     store = Store(folder, size, "float16")
     shown = people.rng.integers(0, len(people.centres), count)
     for first in range(0, count, PART):
@@ -102,7 +103,7 @@ def looked_at_again(way, store: Store, queries: np.ndarray) -> np.ndarray:
     found = way.search(queries, min(len(store), LOOK_AGAIN * TOP))
     best = []
     for query, rows in zip(queries, found):
-        scores = store.embeddings(rows + 1) @ query
+        scores = store.embeddings(store.ids[rows]) @ query
         best.append(rows[np.argsort(-scores, kind="stable")[:TOP]])
     return np.array(best)
 
@@ -133,7 +134,7 @@ def ways_of(args, store: Store):
     """Name, whether it is exact, bytes a vector, seconds to get ready, and the way itself, one after the other."""
     rows = np.empty((len(store), args.size), dtype=np.float32)
     for ids, piece in store.pieces():
-        rows[ids - 1] = piece
+        rows[np.searchsorted(store.ids, ids)] = piece
     yield "numpy", True, rows.itemsize * args.size, None, Numpy(rows)
     yield "torch", True, rows.itemsize * args.size, None, Torch(rows, "cpu")
     if torch.cuda.is_available():
@@ -142,11 +143,11 @@ def ways_of(args, store: Store):
     for form in args.forms:
         engine = FaissEngine(args.size, form)
         seconds, _ = timed(synchronise, engine, store)
-        yield f"FAISS, {form}", engine.exact, engine.bytes_a_row, seconds, Through(engine)
+        yield f"FAISS, {form}", engine.exact, engine.bytes_a_row, seconds, Through(engine, store.ids)
     if args.milvus:
         engine = MilvusEngine(args.milvus, "cerberus_benchmark", args.size)
         seconds, _ = timed(synchronise, engine, store)
-        yield "Milvus, FLAT", True, None, seconds, Through(engine)
+        yield "Milvus, FLAT", True, None, seconds, Through(engine, store.ids)
         engine.close()
 
 
@@ -188,7 +189,8 @@ def run(args, folder: Path) -> int:
 
 def loss(store: Store, queries: np.ndarray, found: np.ndarray, wanted: np.ndarray) -> float:
     """By how much the rows that were found are farther than those wanted, rank by rank, at most."""
-    scores = [[store.embeddings(rows + 1) @ query for query, rows in zip(queries, each)] for each in (found, wanted)]
+    scores = [[store.embeddings(store.ids[rows]) @ query for query, rows in zip(queries, each)]
+              for each in (found, wanted)]
     return float((np.sort(scores[1], axis=1) - np.sort(scores[0], axis=1)).max())
 
 

@@ -57,10 +57,11 @@ def parser() -> argparse.ArgumentParser:
     _add_model(index, required=True)
     index.add_argument("--images", required=True, help="folder of crops, one person each")
     index.add_argument("--out", required=True, help="folder of the index")
-    index.add_argument("--dtype", default="float16", choices=("float16", "float32"),
-                       help="of stored embeddings")
-    index.add_argument("--name-pattern", default="", help="regular expression with groups identity, camera and time, "
-                       "for names of another form than Market-1501's and DukeMTMC's")
+    index.add_argument("--dtype", choices=("float16", "float32"), help="of stored embeddings (default: that of the "
+                       "index; a new one has float16, and float32 for models that are compared by distance)")
+    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names of "
+                       "another form than Market-1501's and DukeMTMC's, which \"\" stands for (default: that of the "
+                       "index)")
 
     search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
                              description="Words alone need no model. With a picture, groups that words describe are "

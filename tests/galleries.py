@@ -6,6 +6,7 @@ Each of the five groups sees one band of a picture; its block is the band's colo
 from collections import namedtuple
 from pathlib import Path
 
+from cerberus_plugin.gallery import GalleryIndex, Pace
 from cerberus_plugin.portable import Answer
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 GROUPS = ("head", "upper", "lower", "identity", "carrying")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 Column = namedtuple("Column", "name group classes")
+QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
 
 
 class Words:
@@ -97,3 +99,15 @@ def draw_many(folder: Path, count: int, seed: int = 0) -> list[Path]:
     """Pictures of random bands, named as Market-1501 does."""
     colours = np.random.default_rng(seed).integers(0, 256, (count, 5, 3))
     return [draw(folder / f"{i:04d}_c{i % 6 + 1}s1_{i:06d}_00.png", *bands) for i, bands in enumerate(colours)]
+
+
+def build(folder: Path, encoder, **options) -> GalleryIndex:
+    """An index of the pictures in `crops`, in small batches and parts."""
+    return GalleryIndex.build(folder / "index", folder / "crops", encoder,
+                              **{"pace": QUIET, "read": read, "dtype": "float32", **options})
+
+
+def stored(index: GalleryIndex) -> dict[str, np.ndarray]:
+    """Embeddings by path."""
+    ids = index.store.ids
+    return {row.path: e for row, e in zip(index.store.rows(ids), index.store.embeddings(ids))}

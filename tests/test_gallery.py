@@ -8,74 +8,29 @@ import signal
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Query, files
-from cerberus_plugin.gallery.walking import Naming, Picture, compare, walk
 
 import numpy as np
 import pytest
 from conftest import Killed, kill_at_file
-from galleries import BLUE, GREEN, RED, BandEncoder, PlainEncoder, Words, draw, draw_many, read
-
-QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
-
-
-def build(folder, encoder, **options):
-    return GalleryIndex.build(folder / "index", folder / "crops", encoder,
-                              **{"pace": QUIET, "read": read, "dtype": "float32", **options})
-
-
-def stored(index) -> dict[str, np.ndarray]:
-    """Embeddings by path."""
-    ids = index.store.ids
-    return {row.path: e for row, e in zip(index.store.rows(ids), index.store.embeddings(ids))}
+from galleries import (
+    BLUE,
+    GREEN,
+    QUIET,
+    RED,
+    BandEncoder,
+    PlainEncoder,
+    Words,
+    build,
+    draw,
+    draw_many,
+    read,
+    stored,
+)
 
 
 @pytest.fixture
 def crops(tmp_path):
     return draw_many(tmp_path / "crops", 20)
-
-
-# Walking.
-
-
-def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(tmp_path):
-    for name in ("b/2.jpg", "b/1.PNG", "a.webp", ".hidden.jpg", ".cache/3.jpg", "notes.txt", "b/c/4.bmp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"12345")
-    found = list(walk(tmp_path))
-    assert [picture.path for picture in found] == ["a.webp", "b/1.PNG", "b/2.jpg", "b/c/4.bmp"]
-    assert found[0].size == 5 and found[0].mtime_ns == os.stat(tmp_path / "a.webp").st_mtime_ns
-    with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
-        list(walk(tmp_path / "nowhere"))
-
-
-def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
-    known = {"same": (1, 10), "longer": (1, 10), "later": (1, 10), "gone": (1, 10)}
-    found = [Picture("same", 1, 10), Picture("longer", 2, 10), Picture("later", 1, 11), Picture("fresh", 1, 10)]
-    changes = compare(found, known)
-    assert changes == ([found[3]], [found[1], found[2]], ["gone"], 1)
-
-
-@pytest.mark.parametrize(("path", "named"), [
-    ("query/0002_c1s1_000451_03.jpg", ("0002", "1", "s1_000451")),
-    ("-1_c3s2_000101_00.jpg", ("-1", "3", "s2_000101")),
-    ("a/b/0001_c2_f0046182.jpg", ("0001", "2", "0046182")),
-    ("lobby/20240131.jpg", (None, None, None)),
-])
-def test_names_of_market_and_duke_tell_identity_camera_and_time(path, named):
-    assert Naming().read(path) == named
-
-
-def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
-    naming = Naming(r"(?P<camera>\w+)/(?P<time>\d+)")
-    assert naming.read("lobby/20240131.jpg") == (None, "lobby", "20240131")
-    assert naming.read("lobby/first.jpg") == (None, None, None)
-
-
-@pytest.mark.parametrize(("pattern", "message"), [(r"(?P<camera>", "not a regular expression"),
-                                                  (r"\d+", "has the groups none"), (r"(?P<cam>\d+)", "groups cam,")])
-def test_a_pattern_without_these_groups_is_refused(pattern, message):
-    with pytest.raises(ValueError, match=message):
-        Naming(pattern)
 
 
 # Building.
@@ -110,27 +65,6 @@ def test_blocks_are_stored_with_unit_length_whatever_the_encoder_gives(tmp_path,
 
     rows = np.array(list(stored(build(tmp_path, Shortened())).values()))
     assert np.allclose(np.linalg.norm(rows.reshape(20, 5, 4), axis=2), 1)
-
-
-def test_unreadable_pictures_are_listed_with_their_reason_and_skipped_until_they_change(tmp_path, crops):
-    crops[3].write_bytes(b"no picture")
-    crops[5].write_bytes(b"")
-    asked = []
-
-    def counted(path):
-        asked.append(path.name)
-        return read(path)
-
-    index = build(tmp_path, BandEncoder(), read=counted)
-    assert index.summary == (20, 0, 0, 2, 18)
-    lines = (tmp_path / "index/unreadable.tsv").read_text().splitlines()
-    assert [line.split("\t")[0] for line in lines] == [crops[3].name, crops[5].name]
-    assert "cannot identify" in lines[0].split("\t")[1]
-    asked.clear()
-    assert index.update(BandEncoder(), pace=QUIET, read=counted) == (0, 0, 0, 0, 18) and asked == []
-    draw(crops[3], RED)
-    assert index.update(BandEncoder(), pace=QUIET, read=counted) == (0, 1, 0, 0, 19) and asked == [crops[3].name]
-    assert [path for path, _ in index.unreadable] == [crops[5].name]
 
 
 def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twice(tmp_path, crops, monkeypatch):
@@ -204,13 +138,6 @@ def test_an_update_follows_the_folder(tmp_path, crops):
     assert hits[0].path == str(crops[1]) and str(crops[0]) not in [hit.path for hit in hits]
 
 
-def test_a_picture_that_has_become_unreadable_leaves_the_index(tmp_path, crops):
-    index = build(tmp_path, BandEncoder())
-    crops[2].write_bytes(b"cut")
-    assert index.update(BandEncoder(), pace=QUIET, read=read) == (0, 1, 0, 1, 19)
-    assert crops[2].name not in stored(index)
-
-
 def test_compacting_keeps_the_living_rows_and_their_ids(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     for path in crops[:7]:
@@ -260,6 +187,30 @@ def test_another_pattern_reads_the_names_anew(tmp_path, crops):
     assert {row.named for row in index.store.rows(index.store.ids)} == {(None, str(c), "1") for c in range(1, 7)}
 
 
+def test_names_are_read_as_before_where_no_pattern_is_given(tmp_path, crops):
+    build(tmp_path, BandEncoder(), pattern=r"_c(?P<camera>\d)s(?P<time>\d)").close()
+    draw(tmp_path / "crops/9999_c9s9_000000_00.png", RED)
+    index = build(tmp_path, BandEncoder())
+    names = {row.path: row.named for row in index.store.rows(index.store.ids)}
+    assert names["9999_c9s9_000000_00.png"] == (None, "9", "9") and names[crops[0].name] == (None, "1", "1")
+    index = build(tmp_path, BandEncoder(), pattern="")
+    assert index.store.rows(index.store.ids[:1])[0].named == ("0000", "1", "s1_000000")
+
+
+def test_a_pattern_is_kept_when_names_are_read_by_it_and_not_for_another_model(tmp_path, crops, monkeypatch):
+    build(tmp_path, BandEncoder()).close()
+    pattern = r"_c(?P<camera>\d)"
+    with pytest.raises(ValueError, match="made with the model"):
+        build(tmp_path, PlainEncoder(), pattern=pattern)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("cerberus_plugin.gallery.store.Store.name_again", lambda *_: (_ for _ in ()).throw(Killed))
+        build(tmp_path, BandEncoder(), pattern=pattern)
+    index = GalleryIndex.open(tmp_path / "index", Words())
+    assert index.store.rows(index.store.ids[:1])[0].named.identity == "0000"
+    index = build(tmp_path, BandEncoder(), pattern=pattern)
+    assert index.store.rows(index.store.ids[:1])[0].named == (None, "1", None)
+
+
 def test_a_model_without_words_is_indexed_and_compared_by_distance(tmp_path):
     for name, colour in (("red", RED), ("green", GREEN), ("dark", (100, 0, 0))):
         draw(tmp_path / f"crops/{name}.png", colour)
@@ -300,6 +251,14 @@ def test_a_folder_that_is_no_index_is_not_written_to(tmp_path, crops):
         GalleryIndex.open(tmp_path / "index")
 
 
+def test_an_index_without_its_rows_is_refused(tmp_path, crops):
+    build(tmp_path, BandEncoder()).close()
+    (tmp_path / "index/rows.sqlite").unlink()
+    with pytest.raises(FileNotFoundError, match="rows.sqlite: not found; give the folder of an index"):
+        GalleryIndex.open(tmp_path / "index")
+    assert not (tmp_path / "index/rows.sqlite").exists()
+
+
 def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_path, crops):
     build(tmp_path, BandEncoder())
     with pytest.raises(ValueError, match="an index with images .*crops, not .*others"):
@@ -311,8 +270,8 @@ def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_p
     with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
         GalleryIndex.build(tmp_path / "new", tmp_path / "others", BandEncoder())
     path = tmp_path / "index/index.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
-    with pytest.raises(ValueError, match="its format is 0, this program reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="its format is 1, this program reads 2"):
         GalleryIndex.open(tmp_path / "index")
 
 
@@ -343,6 +302,25 @@ def test_embeddings_that_are_broken_or_of_another_size_are_refused(tmp_path, cro
     small.dim = 10
     with pytest.raises(ValueError, match=r"gave \(4, 20\) for 4 pictures, expected \(4, 10\)"):
         GalleryIndex.build(tmp_path / "small", tmp_path / "crops", small, pace=QUIET, read=read)
+
+
+def test_distances_are_kept_in_full_precision_unless_asked_otherwise_and_never_overflow(tmp_path, crops):
+    class Far(PlainEncoder):
+        offset = 1000.0
+
+        def encode(self, images):
+            return super().encode(images) * 0.01 + self.offset
+
+    index = build(tmp_path, Far(), dtype=None)
+    assert index.store.dtype == np.float32 and build(tmp_path, Far(), dtype=None).summary.rows == 20
+    for path in crops:
+        assert index.search(Query(index.embed(Far(), path, read)), top=1)[0].path == str(path)
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit/crops").symlink_to(tmp_path / "crops")
+    assert build(tmp_path / "unit", BandEncoder(), dtype=None).store.dtype == np.float16
+    Far.offset = 1e5
+    with pytest.raises(ValueError, match=f"the embedding of {crops[0].name} has values too large for float16; build"):
+        GalleryIndex.build(tmp_path / "half", tmp_path / "crops", Far(), dtype="float16", pace=QUIET)
 
 
 def test_a_part_that_was_lost_and_answers_of_other_columns_are_told(tmp_path, crops):

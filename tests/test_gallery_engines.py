@@ -1,6 +1,6 @@
 """Search engines: each finds what comparing all finds, or says how much of it; the same calls for all of them."""
 
-from cerberus_plugin.gallery.engines import FORMS, FaissEngine, MilvusEngine, base, recall, synchronise
+from cerberus_plugin.gallery.engines import FORMS, FaissEngine, MilvusEngine, base, faiss_engine, recall, synchronise
 
 import numpy as np
 import pytest
@@ -121,15 +121,44 @@ def test_compressed_forms_take_fewer_bytes_and_their_recall_is_measured_against_
     assert shares["pq"] == pytest.approx(np.mean(by_hand) / 10, abs=1e-3)
 
 
+def test_recall_leaves_out_queries_that_have_nothing_to_find():
+    rows = clustered(3)
+    engines = [FaissEngine(DIM) for _ in range(2)]
+    assert np.isnan(recall(*engines, rows[:0]))
+    for engine in engines:
+        engine.add(np.array([5]), rows[:1])
+    assert np.isnan(recall(*engines, rows[:1], own=np.array([5])))
+    assert recall(*engines, rows[:2], own=np.array([5, -1])) == 1
+
+
 @pytest.mark.parametrize("form", ["float16", "int8"])
 def test_a_compressed_form_is_kept_in_its_file_and_goes_on_from_there(tmp_path, form):
     rows, path = clustered(60), tmp_path / "engines/rows.faiss"
     synchronise(FaissEngine(DIM, form, path=path), Memory(np.arange(40), rows[:40]))
     again = FaissEngine(DIM, form, path=path)
-    assert len(again) == 40 and not again.wants_training
+    assert len(again) == 40 and not again.wants_training(60)
     synchronise(again, Memory(np.arange(20, 60), rows[20:]))
     assert np.array_equal(np.sort(FaissEngine(DIM, form, path=path).ids()), np.arange(20, 60))
     assert [file.name for file in path.parent.iterdir()] == ["rows.faiss"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept in a file", "in memory"])
+def test_a_form_that_has_learnt_from_few_rows_learns_anew_when_there_are_four_times_as_many(tmp_path, kept):
+    rows, queries, path = clustered(600), clustered(600)[::6] + 0.05, tmp_path / "rows.faiss" if kept else None
+    exact, engine = FaissEngine(DIM), FaissEngine(DIM, "int8", path=path)
+    synchronise(exact, Memory(np.arange(600), rows))
+    synchronise(engine, Memory(np.arange(2), rows[:2]))
+    assert not engine.wants_training(7) and engine.wants_training(8) == 8 and engine.wants_training(20_000) == 10_000
+    again = FaissEngine(DIM, "int8", path=path) if kept else engine
+    assert synchronise(again, Memory(np.arange(600), rows)) and np.array_equal(np.sort(again.ids()), np.arange(600))
+    assert recall(again, exact, queries) > 0.95 and not again.wants_training(2399)
+
+
+def test_a_form_that_has_learnt_from_as_many_rows_as_it_wants_does_not_learn_again(monkeypatch):
+    monkeypatch.setitem(faiss_engine.TRAINING_ROWS, "int8", 50)
+    engine = FaissEngine(DIM, "int8")
+    synchronise(engine, Memory(np.arange(60), clustered(60)))
+    assert engine.wants_training(10**9) == 0
 
 
 def test_rows_in_a_file_of_milvus_are_there_for_the_next_process(tmp_path):

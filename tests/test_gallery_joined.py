@@ -1,5 +1,6 @@
 """A gallery with the words of a real vocabulary and the reader of real pictures: equal to the search with torch."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_the_filter_keeps_what_the_description_allows(joined):
     kept = [hit for hit in every if hit.attributes["gender"].value == "male" or hit.attributes["gender"].probability
             <= 0.6]
     assert hits == kept and 0 < len(kept) < COUNT
+
+
+def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_told(joined, tmp_path):
+    index = GalleryIndex.open(shutil.copytree(joined[0].folder, tmp_path / "index"))
+    encoder = RandomEncoder(index.vocabulary.calibrated({"gender": 1.0}))
+    index.update(encoder, pace=Pace(progress=False))
+    before = index.search(Query(words={"gender": "male"}), 1)[0].attributes["gender"]
+    encoder.vocabulary = index.vocabulary.calibrated({"gender": 1.0}, {"gender": float("inf")})
+    kept = [path.stat().st_mtime_ns for path in (index.folder / "parts").iterdir()]
+    index.update(encoder, pace=Pace(progress=False))
+    assert [path.stat().st_mtime_ns for path in (index.folder / "parts").iterdir()] == kept
+    after = index.search(Query(words={"gender": "male"}), 1)[0].attributes["gender"]
+    assert after.withheld and not before.withheld and after[:2] == before[:2]
 
 
 def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):

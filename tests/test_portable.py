@@ -222,8 +222,25 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch):
         read_image(tmp_path / "nowhere.jpg")
     (tmp_path / "secret.jpg").write_bytes(picture())
     monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(Unreadable, match=r"cannot be opened \(Permission denied\)"):
+    with pytest.raises(Unreadable, match=r"cannot be opened \(Permission denied\)") as refused:
         read_image(tmp_path / "secret.jpg")
+    assert refused.value.passing
+
+
+def test_too_little_memory_is_not_put_down_to_the_picture(monkeypatch):
+    def no_memory(*_, **options):
+        raise MemoryError
+
+    with pytest.raises(Unreadable, match="is broken") as broken:
+        read_image(picture()[:200])
+    assert not broken.value.passing
+    for step in ("PIL.Image.open", "PIL.ImageFile.ImageFile.load", "PIL.ImageOps.exif_transpose",
+                 "PIL.Image.Image.convert"):
+        data = picture()
+        with monkeypatch.context() as patch, pytest.raises(Unreadable, match="needs more memory than there is") as lack:
+            patch.setattr(step, no_memory)
+            read_image(data)
+        assert lack.value.passing and pickle.loads(pickle.dumps(lack.value)).passing
 
 
 def test_limits_are_the_callers(tmp_path):

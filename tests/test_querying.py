@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
+from cerberus_plugin.gallery.engines import FaissEngine
 from cerberus_plugin.gallery.querying import Shape, compile_query
 from cerberus_plugin.portable import Verification
 
@@ -195,7 +196,8 @@ def test_rows_follow_what_another_process_has_done(tmp_path):
 
 def test_an_index_of_no_pictures_finds_none(tmp_path):
     (tmp_path / "crops").mkdir()
-    assert make(tmp_path).search(Query(words={"head colour": "red"})) == []
+    index = make(tmp_path)
+    assert index.search(Query(words={"head colour": "red"})) == [] and np.isnan(index.recall(index.faiss("int8")))
 
 
 def test_the_engine_of_an_index_is_kept_with_it_and_its_recall_is_measured(tmp_path):
@@ -208,6 +210,40 @@ def test_the_engine_of_an_index_is_kept_with_it_and_its_recall_is_measured(tmp_p
     before = kept[0].stat().st_mtime_ns
     GalleryIndex.open(tmp_path / "index", Words()).faiss("int8")
     assert kept[0].stat().st_mtime_ns == before
+
+
+def test_no_score_exceeds_one_and_the_order_is_that_of_the_stored_embeddings(tmp_path):
+    draw_many(tmp_path / "crops", 60)
+    index = make(tmp_path, dtype="float16")
+    longer = 0
+    for row in index.store.embeddings(index.store.ids):
+        hits = index.search(Query(row), top=60)
+        query = unit(row.reshape(5, 4)).reshape(-1)
+        expected = index.store.embeddings(index.store.ids) @ query / 5
+        longer += expected.max() > 1
+        assert max(hit.score for hit in hits) <= 1 and max(max(hit.similarities.values()) for hit in hits) <= 1
+        assert numbers(hits)[0] == expected.argmax()
+    assert longer
+
+
+def test_an_engine_is_not_asked_for_more_hits_than_it_gives_unless_the_caller_does(many):
+    class Few(FaissEngine):
+        most_hits, asked = 20, []
+
+        def __init__(self):
+            super().__init__(20)
+            self.exact = False
+
+        def search(self, queries, k, among=None):
+            self.asked.append(k)
+            return super().search(queries, k, among)
+
+    index, rows = many
+    index.use(Few())
+    for top in (2, 5, 30):
+        assert len(index.search(Query(rows[0].reshape(-1)), top)) == top
+    assert Few.asked == [16, 20, 30]
+    index.faiss()
 
 
 def test_the_same_search_by_milvus(many, tmp_path):

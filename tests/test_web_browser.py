@@ -160,7 +160,7 @@ DROP = """([data, type]) => {
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_a_picture_is_dropped_or_pasted_anywhere_and_the_rest_of_the_query_stays(look, served, index, tmp_path, kind):
-    view = look(f"{served}/?a.head+colour=blue&out=lower&like=1")
+    view = look(f"{served}/?a.head+colour=blue&out=lower&like={index.sample(1)[0]}")
     data = base64.b64encode(paint(tmp_path / "query.png", WANTED).read_bytes()).decode()
     view.evaluate(DROP, [data, kind])
     view.wait_for_url("**picture=*")

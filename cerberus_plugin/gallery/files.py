@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,12 +27,18 @@ def write_json(path: Path, record: dict) -> None:
     write_whole(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
 
 
-def write_lines(path: Path, lines: Iterator[str]) -> None:
-    write_whole(path, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Cells between tabs, each escaped so that it keeps to its own."""
+    write_whole(path, lambda file: file.writelines(f"{line}\n".encode() for line in
+                                                   ("\t".join(map(_escaped, row)) for row in rows)))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 @contextlib.contextmanager

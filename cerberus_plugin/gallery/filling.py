@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .querying import Shape, unit_blocks
+from .reading import read_ahead
 from .store import Store
 from .walking import Naming, Picture
 
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
 
     from ..portable.encoder import Encoder
 
-AHEAD = 2  # batches that are read while one is embedded
-
 
 @dataclass(frozen=True)
 class Pace:
     """How pictures are taken.
 
     Attributes:
-        batch_size: pictures of one call of the encoder.
+        batch_size: pictures of one call of the encoder; fewer where they are very large.
         workers: threads that read pictures.
         part_rows, part_seconds: a part is written when it has so many rows, or is so old; a kill costs that much.
         progress: whether a bar shows how many are done and the time left.
@@ -57,10 +54,11 @@ def picture_reader() -> Callable[[Path], Image]:
 
 
 def mark_of(vocabulary) -> str:
-    """A mark that tells one vocabulary from another, "" for none."""
+    """A mark of what a vocabulary answers, "" for none; what it withholds is decided when answers are told."""
     if vocabulary is None:
         return ""
-    return hashlib.sha256(json.dumps(vocabulary.to_dict(), sort_keys=True).encode()).hexdigest()
+    record = {name: value for name, value in vocabulary.to_dict().items() if name != "withhold_below"}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encoder, naming: Naming,
@@ -72,14 +70,16 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
     shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
-    with bar, contextlib.closing(_batches(folder, pictures, pace, read)) as batches:
+    batches = read_ahead(folder, pictures, pace.batch_size, pace.workers, read)
+    with bar, contextlib.closing(batches):
         try:
-            for readable, images, refused in batches:
-                if images:
-                    done.take(readable, *_embedded(encoder, images, readable, shape))
-                done.unreadable += refused
-                unreadable += len(refused)
-                bar.update(len(readable) + len(refused))
+            for batch in batches:
+                if batch.images:
+                    done.take(batch.pictures, *_embedded(encoder, batch.images, batch.pictures, shape, store.dtype))
+                batch.images.clear()  # makes room for the next
+                done.unreadable += batch.refused
+                unreadable += len(batch.refused)
+                bar.update(len(batch))
                 if len(done.pictures) >= pace.part_rows or time.monotonic() - done.begun > pace.part_seconds:
                     full, done = done, _Part()
                     full.keep(store, naming, mark)
@@ -105,13 +105,13 @@ class _Part:
 
     def keep(self, store: Store, naming: Naming, mark: str) -> None:
         if self.pictures or self.unreadable:
-            embeddings = np.concatenate(self.embeddings) if self.embeddings else np.empty((0, store.dim), np.float32)
+            embeddings = np.concatenate(self.embeddings) if self.embeddings else np.empty((0, store.dim), store.dtype)
             store.append(self.pictures, naming, embeddings, self.answers, self.unreadable, mark)
 
 
-def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture],
-              shape: Shape) -> tuple[np.ndarray, list[dict]]:
-    """Rows as they are stored, float32 (n, E), and the answers of each."""
+def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture], shape: Shape,
+              dtype: np.dtype) -> tuple[np.ndarray, list[dict]]:
+    """Rows as they are stored, (n, E), and the answers of each."""
     embeddings = np.asarray(encoder.encode(images), dtype=np.float32)
     if embeddings.shape != (len(images), shape.dim):
         raise ValueError(f"index: the encoder gave {embeddings.shape} for {len(images)} pictures, expected "
@@ -121,35 +121,10 @@ def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture],
         raise ValueError(f"index: the embedding of {pictures[int(broken.argmax())].path} is not finite; the model is "
                          "broken, check its weights")
     answers = encoder.vocabulary.recognise(embeddings) if encoder.vocabulary is not None else []
-    return unit_blocks(embeddings, shape), answers
-
-
-def _batches(folder: Path, pictures: Sequence[Picture], pace: Pace,
-             read: Callable[[Path], Image]) -> Iterator[tuple[list[Picture], list[Image], list[tuple[Picture, str]]]]:
-    """Batch by batch the readable pictures, what they show, and the others with the reason."""
-    starts = deque(range(0, len(pictures), pace.batch_size))
-    with ThreadPoolExecutor(pace.workers) as pool:
-        coming: deque = deque()
-        try:
-            while starts or coming:
-                while starts and len(coming) <= AHEAD:
-                    first = starts.popleft()
-                    batch = pictures[first:first + pace.batch_size]
-                    coming.append((batch, [pool.submit(_attempt, read, folder / each.path) for each in batch]))
-                batch, futures = coming.popleft()
-                results = [future.result() for future in futures]
-                yield ([each for each, (image, _) in zip(batch, results) if image is not None],
-                       [image for image, _ in results if image is not None],
-                       [(each, reason) for each, (image, reason) in zip(batch, results) if image is None])
-        finally:
-            for _, futures in coming:
-                for future in futures:
-                    future.cancel()
-
-
-def _attempt(read: Callable[[Path], Image], path: Path) -> tuple[Image | None, str]:
-    """A picture, or none and the reason."""
-    try:
-        return read(path), ""
-    except (OSError, ValueError) as error:
-        return None, getattr(error, "reason", None) or str(error) or type(error).__name__
+    with np.errstate(over="ignore"):  # it is looked for below
+        rows = unit_blocks(embeddings, shape).astype(dtype)
+    large = ~np.isfinite(rows).all(axis=1)
+    if large.any():
+        raise ValueError(f"index: the embedding of {pictures[int(large.argmax())].path} has values too large for "
+                         f"{dtype}; build another index with --dtype float32 (dtype=\"float32\")")
+    return rows, answers

@@ -5,27 +5,28 @@ An index is a folder:
 * index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
 * rows.sqlite: path, size, time of change, identity, camera and time of each picture, and where its embedding lies;
 * parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column;
-* unreadable.tsv: pictures that were skipped, with the reason;
-* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew.
+* unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
+* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
+* lock: held by the process that writes.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..portable.verification import Verification
-from . import files
+from . import files, record
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
-from .querying import Hit, Prefilter, Query, Shape, compile_query, least_score, said, survivors
-from .store import Row, Store
+from .querying import Hit, Prefilter, Query, compile_query, least_score, said, survivors
+from .record import RECORD, Record
+from .store import ROWS, Row, Store
 from .walking import Naming, Picture, compare, walk
 
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
     from ..portable.vocabulary import Answer, Vocabulary
 
-RECORD, ROWS, UNREADABLE = "index.json", "rows.sqlite", "unreadable.tsv"
-BEGUN = (ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
-FORMAT = 1
+UNREADABLE = "unreadable.tsv"
+BEGUN = ("lock", ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
 DTYPES = ("float16", "float32")
 LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
 
@@ -52,7 +52,13 @@ class Summary(NamedTuple):
 
 
 class GalleryIndex:
-    """An index folder, ready to search; `build` or `open` gives one. What another process adds is found as well.
+    """An index folder, ready to search; `build` or `open` gives one.
+
+    Many processes may search while one writes; a second writer is refused. Each search first takes in what was written
+    since the one before: rows, and what the model knows. Where rows go while it runs, it begins once more, and only if
+    that happens again does it end with a KeyError or FileNotFoundError. Threads may share an object, also while one of
+    them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
+    it the rows that it lacks and takes those of the others.
 
     Attributes:
         summary: what the last `build` or `update` of this object has done.
@@ -65,18 +71,14 @@ class GalleryIndex:
     def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
                  images: str | Path | None = None) -> None:
         self.folder = Path(folder)
-        for name in (RECORD, ROWS):
-            if not (self.folder / name).is_file():
-                raise FileNotFoundError(f"{self.folder / name}: not found; give the folder of an index, or build one")
-        self._record = json.loads((self.folder / RECORD).read_text())
-        if self._record.get("format") != FORMAT:
-            raise ValueError(f"{self.folder / RECORD}: its format is {self._record.get('format')}, this program reads "
-                             f"{FORMAT}; build the index anew")
-        self.images = Path(images or self._record["images"])
-        self.shape = Shape(tuple(self._record["groups"]), self._record["dim"], self._record["metric"])
-        self.store = Store(self.folder, self.shape.dim, self._record["dtype"])
-        self._vocabulary = vocabulary
+        self._state = record.state(self.folder)  # before it is read, so that what is written meanwhile is read again
+        self._record = Record.read(self.folder)
+        self.images = Path(images or self._record.images)
+        self.shape = self._record.shape
+        self.store = Store(self.folder, self.shape.dim, self._record.dtype)
+        self._vocabulary, self._given = vocabulary, vocabulary is not None
         self._engine: Engine | None = None
+        self._behind = False  # whether the last time to take notice of changes was cut off
         self.summary: Summary | None = None
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
@@ -86,57 +88,61 @@ class GalleryIndex:
         """An index that is there.
 
         Args:
-            vocabulary: in place of the one that index.json holds.
+            vocabulary: in place of the one that index.json holds, until an `update`.
             images: the folder of pictures, where it has moved.
         """
         return cls(folder, vocabulary, images)
 
     @classmethod
-    def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str = "float16",
-              pattern: str = "", pace: Pace | None = None, read: Callable[[Path], Image] | None = None) -> GalleryIndex:
+    def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
+              pattern: str | None = None, pace: Pace | None = None,
+              read: Callable[[Path], Image] | None = None) -> GalleryIndex:
         """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
 
         Args:
             encoder: what embeds pictures, see `portable.encoder`.
-            dtype: what embeddings are kept as; "float16" takes half the space.
-            pattern: a regular expression for names, see `Naming`.
-            read: opens a picture, `portable.images.read_image` if None; an OSError or ValueError is listed.
+            dtype: what embeddings are kept as; "float16" takes half the space. If None, that of the index, and for a
+                new one float16, or float32 for a model whose embeddings have no unit length.
+            pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
+                index, and "" for a new one.
+            read: opens a picture, `portable.images.read_image` if None. What cannot be read is listed: after a
+                ValueError until the file changes, after an OSError or MemoryError until the next update tries it again.
         """
-        folder, images, naming = Path(folder), Path(images).absolute(), Naming(pattern)
-        if dtype not in DTYPES:
+        folder, images = Path(folder), Path(images).absolute()
+        naming = Naming(pattern or "")
+        if dtype not in (None, *DTYPES):
             raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
-        if not (folder / RECORD).is_file():
-            if folder.is_dir() and any(path.name not in BEGUN for path in folder.iterdir()):
+        others = [path for path in folder.iterdir() if path.name not in BEGUN] if folder.is_dir() else []
+        if not (folder / RECORD).is_file():  # looked for last: another process may be beginning it
+            if others:
                 raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
-            cls._create(folder, images, encoder, dtype, naming)
-        index = cls(folder, encoder.vocabulary)
-        wanted, there = {"images": str(images), "dtype": dtype}, index._record
-        differing = [name for name, value in wanted.items() if there[name] != value]
-        if differing:
-            raise ValueError(f"{folder}: is an index with {differing[0]} {there[differing[0]]}, not "
-                             f"{wanted[differing[0]]}; give another folder for a new index, or delete this one")
-        if naming.pattern != there["name_pattern"]:
-            with files.only_writer(folder):
-                index._write_record(name_pattern=naming.pattern)
+            if not images.is_dir():
+                raise FileNotFoundError(f"{images}: no such folder of pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.only_writer(folder):
+            if not (folder / RECORD).is_file():
+                Store.create(folder)
+                Record.new(encoder, images, naming.pattern, dtype).write(folder)
+            index = cls(folder)
+            index.check(encoder)
+            index._check_record(images=str(images), dtype=dtype or index._record.dtype)
+            if pattern is not None and pattern != index._record.name_pattern:
                 index.store.name_again(naming)
-        index.update(encoder, pace=pace, read=read)
+                index._write_record(replace(index._record, name_pattern=pattern))
+            index._update(encoder, pace, read)
         return index
 
-    @staticmethod
-    def _create(folder: Path, images: Path, encoder: Encoder, dtype: str, naming: Naming) -> None:
-        if not images.is_dir():
-            raise FileNotFoundError(f"{images}: no such folder of pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = Shape.of(encoder)
-        Store(folder, shape.dim, dtype).close()
-        files.write_json(folder / RECORD, {
-            "format": FORMAT, "id": uuid.uuid4().hex[:12], "fingerprint": encoder.fingerprint, "images": str(images),
-            "name_pattern": naming.pattern, "dim": shape.dim, "groups": list(shape.groups), "metric": shape.metric,
-            "dtype": dtype, **_known_by(encoder)})
+    def _check_record(self, **wanted: str) -> None:
+        for name, value in wanted.items():
+            there = getattr(self._record, name)
+            if there != value:
+                raise ValueError(f"{self.folder}: is an index with {name} {there}, not {value}; give another folder "
+                                 "for a new index, or delete this one")
 
-    def _write_record(self, **changes) -> None:
-        self._record |= changes
-        files.write_json(self.folder / RECORD, self._record)
+    def _write_record(self, changed: Record) -> None:
+        changed.write(self.folder)
+        with self._lock:
+            self._record, self._state = changed, record.state(self.folder)
 
     def close(self) -> None:
         self.store.close()
@@ -147,27 +153,27 @@ class GalleryIndex:
     @property
     def fingerprint(self) -> str:
         """That of the model which has embedded the pictures."""
-        return self._record["fingerprint"]
+        return self._record.fingerprint
 
     @property
     def vocabulary(self) -> Vocabulary | None:
         """What the model knows of attributes; None where it knows none."""
-        if self._vocabulary is None and self._record["vocabulary"] is not None:
+        if self._vocabulary is None and self._record.vocabulary is not None:
             from ..portable.vocabulary import Vocabulary
 
-            self._vocabulary = Vocabulary.from_dict(self._record["vocabulary"])
+            self._vocabulary = Vocabulary.from_dict(self._record.vocabulary)
         return self._vocabulary
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
         """Groups that count where somebody may have changed clothes; () for a model of one block."""
-        return tuple(self._record["lasting_groups"])
+        return tuple(self._record.lasting_groups)
 
     @property
     def verification(self) -> Verification | None:
         """How the score of two pictures tells whether they show one person; None where that is not calibrated."""
-        record = self._record["verification"]
-        return Verification.from_dict(record) if record else None
+        known = self._record.verification
+        return Verification.from_dict(known) if known else None
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -194,58 +200,85 @@ class GalleryIndex:
         """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
         self.check(encoder)
         with files.only_writer(self.folder):
+            return self._update(encoder, pace, read)
+
+    def _update(self, encoder: Encoder, pace: Pace | None, read: Callable[[Path], Image] | None) -> Summary:
+        self._reload()
+        self.store.sweep()
+        self._take_knowledge(encoder)
+        self.store.forget_passing()
+        known, refused = self.store.known(), {}
+        changes = compare(walk(self.images, refused.__setitem__), known, refused)
+        if known and len(changes.deleted) == len(known) and not changes.new:
+            raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
+                             "its disk is there. If they are deleted indeed, delete the index.")
+        self.store.forget(changes.deleted)
+        self.store.refuse([(Picture(path, None, None), reason) for path, reason in refused.items()])
+        try:
+            unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
+                              Naming(self._record.name_pattern), pace or Pace(), read or picture_reader())
+        finally:
             self._reload()
-            self.store.sweep()
-            self._take_knowledge(encoder)
-            known = self.store.known()
-            changes = compare(_storable(walk(self.images)), known)
-            if known and len(changes.deleted) == len(known) and not changes.new:
-                raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
-                                 "its disk is there. If they are deleted indeed, delete the index.")
-            self.store.forget(changes.deleted)
-            try:
-                unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
-                                  Naming(self._record["name_pattern"]), pace or Pace(), read or picture_reader())
-            finally:
-                self._reload()
-                lines = ("\t".join(_escaped(value) for value in row) for row in self.unreadable)
-                files.write_lines(self.folder / UNREADABLE, lines)
-        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted), unreadable, len(self))
+            files.write_table(self.folder / UNREADABLE, self.unreadable)
+        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted),
+                               unreadable + len(refused), len(self))
         return self.summary
 
     def _take_knowledge(self, encoder: Encoder) -> None:
         """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
-        self._vocabulary = encoder.vocabulary
-        known = json.loads(json.dumps(_known_by(encoder)))
-        if any(self._record[name] != value for name, value in known.items()):
-            self._write_record(**known)
         if encoder.vocabulary is not None:
             self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary))
+        known = self._record.knowing(encoder)
+        if known != self._record:
+            self._write_record(known)
+        with self._lock:
+            self._vocabulary, self._given = encoder.vocabulary, False
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
         """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
         with files.only_writer(self.folder):
             self._reload()
             self.store.compact(part_rows)
-            self._reload()
+            with self._lock:  # no search in this process is under way in the files that go
+                self._reload()
+                self.store.sweep()
 
     # Search.
 
     def use(self, engine: Engine) -> None:
         """Search by this engine, brought up to date."""
         with self._lock:
-            synchronise(engine, self.store)
+            self._read(engine)
             self._engine = engine
 
     def _reload(self) -> None:
         """Take notice of what was written; the engine too."""
         with self._lock:
-            self.store.reload()
-            if self._engine is not None:
-                synchronise(self._engine, self.store)
+            self._read(self._engine)
+
+    def _read(self, engine: Engine | None) -> None:
+        self._behind = True
+        held = None if engine is None else engine.ids()  # before the rows, see `synchronise`
+        self._read_record()
+        self.store.reload()
+        if engine is not None:
+            synchronise(engine, self.store, held)
+        self._behind = False
+
+    def _read_record(self) -> None:
+        """What the model knows may be more than it was."""
+        now = record.state(self.folder)
+        if now == self._state:
+            return
+        known = Record.read(self.folder)
+        if known.id != self._record.id:
+            raise ValueError(f"{self.folder}: holds another index than it did, it was built anew; open it again")
+        if known.vocabulary != self._record.vocabulary and not self._given:
+            self._vocabulary = None
+        self._record, self._state = known, now
 
     def _catch_up_rows(self) -> None:
-        if self.store.changed_meanwhile():
+        if self._behind or self.store.changed_meanwhile() or self._state != record.state(self.folder):
             self._reload()
 
     def _catch_up(self) -> Engine:
@@ -255,19 +288,22 @@ class GalleryIndex:
 
     def faiss(self, form: str = "exact") -> FaissEngine:
         """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
-        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record['id']}.faiss"
+        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record.id}.faiss"
         engine = FaissEngine(self.shape.dim, form, self.shape.metric, path)
         self.use(engine)
         return engine
 
     def milvus(self, address: str, **options) -> MilvusEngine:
         """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
-        engine = MilvusEngine(address, f"cerberus_{self._record['id']}", self.shape.dim, self.shape.metric, **options)
+        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.dim, self.shape.metric, **options)
         self.use(engine)
         return engine
 
     def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
-        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries."""
+        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries.
+
+        NaN for fewer than two pictures.
+        """
         exact = FaissEngine(self.shape.dim, "exact", self.shape.metric)
         synchronise(exact, self.store)
         ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
@@ -285,7 +321,11 @@ class GalleryIndex:
         that share an index wait for each other.
         """
         with self._lock:
-            return self._search(queries, top, prefilter)
+            try:
+                return self._search(queries, top, prefilter)
+            except (LookupError, FileNotFoundError):  # another process has changed the index since it was looked at
+                self._reload()
+                return self._search(queries, top, prefilter)
 
     def _search(self, queries: Sequence[Query], top: int, prefilter: Prefilter | None) -> list[list[Hit]]:
         if top < 1:
@@ -294,7 +334,8 @@ class GalleryIndex:
         compiled = [compile_query(query, self.shape, self.vocabulary) for query in queries]
         if not compiled or not len(self):
             return [[] for _ in compiled]
-        count = min(len(self), top if engine.exact else LOOK_AGAIN * top)
+        most = top if engine.exact else max(top, min(LOOK_AGAIN * top, engine.most_hits))
+        count = min(len(self), most)
         vectors = np.stack([each.vector for each in compiled])
         if prefilter is None:
             found = engine.search(vectors, count)[1]
@@ -338,29 +379,13 @@ class GalleryIndex:
         best = best[scores[best] >= least]
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         judged = fitted is not None and compiled.is_judged_by(fitted)
+        # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
+        scores, similarities = np.minimum(scores, 1), np.minimum(similarities, 1)
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
                     *row.named, same_person=fitted.probability(float(scores[i])) if judged else None)
-                for i, row in zip(best, self.store.rows(ids[best])) if row is not None]
+                for i, row in zip(best, self.store.rows(ids[best]))]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}
-
-
-def _known_by(encoder: Encoder) -> dict:
-    """What index.json keeps of a model beside what its embeddings are made of."""
-    return {"vocabulary": encoder.vocabulary.to_dict() if encoder.vocabulary else None,
-            "lasting_groups": list(encoder.lasting_groups),
-            "verification": encoder.verification.to_dict() if encoder.verification else None}
-
-
-def _storable(pictures):
-    """Pictures by names that can be written down; one that is no text is not found by that name, and so is listed."""
-    for picture in pictures:
-        yield Picture(picture.path.encode("utf-8", "backslashreplace").decode(), *picture[1:])
-
-
-def _escaped(text: str) -> str:
-    """Text that keeps to its cell of a table."""
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

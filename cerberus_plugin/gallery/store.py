@@ -1,7 +1,8 @@
 """What an index holds: embeddings and answers as arrays in parts, what is known of each picture in one SQLite file.
 
 A part is written before the transaction that makes its rows known, so that a kill at any moment leaves an index that
-holds whole parts only. A row's id is never given twice, so that a search engine is brought up to date by ids alone.
+holds whole parts only. A row's id is never given twice, nor to another picture by a copy of the index that goes its own
+way, so that a search engine is brought up to date by ids alone: they count up, and end in a mark of the picture.
 Shapes: N rows, E values of an embedding, M recognition columns.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +22,17 @@ import numpy as np
 from . import files
 from .walking import Named, Naming, Picture
 
+ROWS = "rows.sqlite"
+MARK_BITS = 32  # of an id
 OPEN_PARTS = 64  # maps kept at a time; each holds a file descriptor
 TABLES = """
-CREATE TABLE rows (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER, mtime_ns INTEGER,
-                   identity TEXT, camera TEXT, time TEXT, part INTEGER NOT NULL, place INTEGER NOT NULL);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, vocabulary TEXT NOT NULL);
-CREATE TABLE unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL);
-CREATE TABLE columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS rows (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER, mtime_ns INTEGER,
+    identity TEXT, camera TEXT, time TEXT, part INTEGER NOT NULL, place INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, vocabulary TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
 """
 
 
@@ -40,7 +45,10 @@ class Row(NamedTuple):
 
 
 class Store:
-    """The rows of one index folder; safe to read from several threads.
+    """The rows of one index folder as they were at the last `reload`; safe to read from several threads.
+
+    Reading raises KeyError or FileNotFoundError where rows or their files have gone since; after a `reload` it is right
+    again. What this object itself writes is known to others at once, and to itself after `reload`.
 
     Attributes:
         ids: int64 (N,), those of the rows, part by part.
@@ -50,12 +58,17 @@ class Store:
     def __init__(self, folder: Path, dim: int, dtype: str) -> None:
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._lock = threading.RLock()
-        path = folder / "rows.sqlite"
-        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        if not self._base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            self._base.executescript(f"BEGIN; {TABLES} COMMIT;")
+        if not (folder / ROWS).is_file():
+            raise FileNotFoundError(f"{folder / ROWS}: not found; give the folder of an index, or build one")
+        self._base = sqlite3.connect(folder / ROWS, timeout=60, check_same_thread=False, isolation_level=None)
         self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
         self.reload()
+
+    @staticmethod
+    def create(folder: Path) -> None:
+        """No rows; one that was begun already stays."""
+        with contextlib.closing(sqlite3.connect(folder / ROWS)) as base:
+            base.executescript(f"BEGIN; {TABLES} COMMIT;")
 
     def close(self) -> None:
         self._base.close()
@@ -93,15 +106,17 @@ class Store:
         """Paths and reasons of the pictures that could not be read, by path."""
         return self._base.execute("SELECT path, reason FROM unreadable ORDER BY path").fetchall()
 
-    def rows(self, ids: Sequence[int]) -> list[Row | None]:
-        """What is known of these rows, in their order; None for one that was deleted since `reload`."""
+    def rows(self, ids: Sequence[int]) -> list[Row]:
+        """What is known of these rows, in their order."""
         parts, places = self._where(ids)
         rows = []
         with self._lock:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
                 found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
                                            (int(i),)).fetchone()
-                rows.append(found and Row(found[0], Named(*found[1:]), self._recognised(part, place)))
+                if found is None:  # since `reload`
+                    raise self._gone(i)
+                rows.append(Row(found[0], Named(*found[1:]), self._recognised(part, place)))
         return rows
 
     def path_of(self, row: int) -> str | None:
@@ -117,7 +132,8 @@ class Store:
             if len(first) <= count:
                 return first
             last = self._base.execute("SELECT MAX(id) FROM rows").fetchone()[0]
-            wanted = np.linspace(first[0], last, count).astype(int).tolist()
+            counted = np.linspace(first[0] >> MARK_BITS, last >> MARK_BITS, count).astype(int)
+            wanted = (counted << MARK_BITS).tolist()
             near = [self._base.execute("SELECT id FROM rows WHERE id >= ? ORDER BY id LIMIT 1", (i,)).fetchone()
                     for i in wanted]
         return list(dict.fromkeys(i for i, in filter(None, near)))  # None: another process has just deleted them
@@ -175,9 +191,12 @@ class Store:
         at = np.searchsorted(self.ids, wanted, sorter=self._by_id)
         rows = self._by_id[np.minimum(at, len(self) - 1)] if len(self) else np.zeros(len(wanted), dtype=np.int64)
         if len(wanted) and not (len(self) and (self.ids[rows] == wanted).all()):
-            raise KeyError(f"{self.folder}: row {wanted[0]} or one asked for with it is gone, the index was changed "
-                           "meanwhile; search again")
+            raise self._gone(wanted[0])
         return self._parts[rows], self._places[rows]
+
+    def _gone(self, row: int) -> KeyError:
+        return KeyError(f"{self.folder}: row {row} or one asked for with it is gone, the index was changed meanwhile; "
+                        "search again")
 
     def _path(self, part: int, what: str) -> Path:
         return self.folder / "parts" / f"{part:06d}.{what}.npy"
@@ -204,22 +223,30 @@ class Store:
 
         Args:
             embeddings: (n, E), a row a picture.   answers: the same length, or empty where nothing is recognised.
-            unreadable: pictures with the reason.   vocabulary: a mark of what has given the answers.
+            unreadable: pictures with the reason, see `Picture`.   vocabulary: a mark of what has given the answers.
         """
         with self._transaction():
             number = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
             if pictures:
-                files.write_array(self._path(number, "embeddings"), embeddings.astype(self.dtype))
+                files.write_array(self._path(number, "embeddings"), embeddings.astype(self.dtype, copy=False))
                 if answers:
                     files.write_array(self._path(number, "answers"), self._coded(answers))
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, vocabulary))
             self._forget([picture.path for picture in pictures])
             self._forget([picture.path for picture, _ in unreadable])
             self._base.executemany(
-                "INSERT INTO rows (path, size, mtime_ns, identity, camera, time, part, place) VALUES (?,?,?,?,?,?,?,?)",
-                [(*picture, *naming.read(picture.path), number, place) for place, picture in enumerate(pictures)])
-            self._base.executemany("INSERT INTO unreadable VALUES (?, ?, ?, ?)",
-                                   [(*picture, reason) for picture, reason in unreadable])
+                "INSERT INTO rows (id, path, size, mtime_ns, identity, camera, time, part, place) "
+                "VALUES (?,?,?,?,?,?,?,?,?)",
+                [(i, *picture, *naming.read(picture.path), number, place)
+                 for place, (i, picture) in enumerate(zip(self._new_ids(pictures), pictures))])
+            self._refuse(unreadable)
+
+    def _new_ids(self, pictures: Sequence[Picture]) -> list[int]:
+        """Rising ids; sqlite_sequence knows the last one even where its row is deleted."""
+        last = self._base.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rows'").fetchone()
+        first = (last[0] >> MARK_BITS) + 1 if last else 1
+        return [i << MARK_BITS | zlib.crc32("\0".join(map(str, picture)).encode())
+                for i, picture in enumerate(pictures, first)]
 
     def forget(self, paths: Sequence[str]) -> None:
         with self._transaction():
@@ -228,6 +255,20 @@ class Store:
     def _forget(self, paths: Sequence[str]) -> None:
         for table in ("rows", "unreadable"):
             self._base.executemany(f"DELETE FROM {table} WHERE path = ?", [(path,) for path in paths])
+
+    def refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
+        """List pictures with the reason; their rows, where there are any, stay."""
+        with self._transaction():
+            self._refuse(unreadable)
+
+    def _refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
+        self._base.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?, ?)",
+                               [(*picture, reason) for picture, reason in unreadable])
+
+    def forget_passing(self) -> None:
+        """Forget those unreadable pictures of which size and time say nothing, so that they are tried again."""
+        with self._transaction():
+            self._base.execute("DELETE FROM unreadable WHERE size IS NULL")
 
     def name_again(self, naming: Naming) -> None:
         """Read identity, camera and time from the names once more."""
@@ -249,7 +290,7 @@ class Store:
         return len(stale)
 
     def compact(self, part_rows: int) -> None:
-        """Lay the rows into full parts, without the deleted ones; their ids stay."""
+        """Lay the rows into full parts, without the deleted ones; their ids stay, and the files until `sweep`."""
         marks = dict(self._base.execute("SELECT number, vocabulary FROM parts"))
         mark = marks.popitem()[1] if len(set(marks.values())) == 1 else ""  # "": to be recognised again
         first_new = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
@@ -267,7 +308,6 @@ class Store:
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, mark))
                 self._base.executemany("UPDATE rows SET part = ?, place = ? WHERE id = ?",
                                        [(number, place, i) for place, i in enumerate(ids)])
-        self.sweep()
 
     def sweep(self) -> None:
         """Remove files that no row needs: of a part that a kill has cut off, or whose pictures are all gone."""
@@ -281,18 +321,19 @@ class Store:
     def _coded(self, answers: Sequence[Mapping[str, tuple[str, float]]]) -> np.ndarray:
         """Answers in words as an array of (word, probability) a column, (n, M) inside."""
         columns = tuple(answers[0])
-        if not self.columns:
-            self._base.executemany("INSERT OR IGNORE INTO columns VALUES (?, ?)", list(enumerate(columns)))
-            self.columns = columns
-        if columns != self.columns:
-            raise ValueError(f"{self.folder}: its attributes are {', '.join(self.columns)}, but the model answers "
-                             f"{', '.join(columns)}; build a new index")
-        code = {word: i for i, word in enumerate(self._words)}
-        fresh = {own[0]: None for row in answers for own in row.values() if own[0] not in code}
-        for word in fresh:
-            code[word] = len(self._words)
-            self._words.append(word)
-            self._base.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (code[word], word))
+        with self._lock:  # a `reload` between would count words from another number
+            if not self.columns:
+                self._base.executemany("INSERT OR IGNORE INTO columns VALUES (?, ?)", list(enumerate(columns)))
+                self.columns = columns
+            if columns != self.columns:
+                raise ValueError(f"{self.folder}: its attributes are {', '.join(self.columns)}, but the model answers "
+                                 f"{', '.join(columns)}; build a new index")
+            code = {word: i for i, word in enumerate(self._words)}
+            fresh = {own[0]: None for row in answers for own in row.values() if own[0] not in code}
+            for word in fresh:
+                code[word] = len(self._words)
+                self._words.append(word)
+                self._base.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (code[word], word))
         coded = np.empty(len(answers), dtype=[("word", "<i2", (len(columns),)),
                                               ("probability", "<f4", (len(columns),))])
         coded["word"] = [[code[row[name][0]] for name in columns] for row in answers]

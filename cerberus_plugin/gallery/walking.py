@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +19,14 @@ KNOWN_NAMES = (
 
 
 class Picture(NamedTuple):
-    """A file as it was found: its path below the folder with "/" between names, bytes, nanoseconds since 1970."""
+    """A file as it was found: its path below the folder with "/" between names, bytes, nanoseconds since 1970.
+
+    Size and time are None where they say nothing of why it cannot be read.
+    """
 
     path: str
-    size: int
-    mtime_ns: int
+    size: int | None
+    mtime_ns: int | None
 
 
 class Changes(NamedTuple):
@@ -43,26 +46,73 @@ class Named(NamedTuple):
     time: str | None = None
 
 
-def walk(folder: str | Path) -> Iterator[Picture]:
-    """Pictures of a folder and those below it, sorted by name in each; not of linked folders, nor hidden ones."""
+Refuse = Callable[[str, str], None]
+
+
+def walk(folder: str | Path, refuse: Refuse | None = None) -> Iterator[Picture]:
+    """Pictures of a folder and those below it, sorted by name in each; not of linked folders, nor hidden ones.
+
+    Args:
+        refuse: called with the path and the reason of what cannot be looked at, a folder's path ending in "/"; if None,
+            an OSError ends the walk.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
-    return _walk(str(folder), "")
+    return _walk(str(folder), "", refuse or _raise)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[Picture]:
-    with os.scandir(folder) as entries:
-        listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in listed:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            state = entry.stat()
-            yield Picture(prefix + entry.name, state.st_size, state.st_mtime_ns)
+def _walk(folder: str, prefix: str, refuse: Refuse) -> Iterator[Picture]:
+    for entry in _listed(folder, prefix, refuse):
+        path, is_folder = prefix + entry.name, entry.is_dir(follow_symlinks=False)
+        if not (is_folder or entry.name.lower().endswith(SUFFIXES)):
+            continue
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            refuse(_written(path) + "/" * is_folder, "its name is no text (UTF-8); rename it")
+            continue
+        if is_folder:
+            yield from _walk(entry.path, f"{path}/", refuse)
+            continue
+        try:
+            state = entry.stat() if entry.is_file() else None
+        except FileNotFoundError:  # deleted since it was listed
+            continue
+        except OSError as error:
+            refuse(path, f"cannot be looked at ({error.strerror})")
+            continue
+        if state is not None:
+            yield Picture(path, state.st_size, state.st_mtime_ns)
 
 
-def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]]) -> Changes:
-    """What differs between pictures that were found and the sizes and times of those known by path."""
+def _listed(folder: str, prefix: str, refuse: Refuse) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        if not prefix:  # nothing is known of any picture
+            raise
+        if not isinstance(error, FileNotFoundError):  # deleted since it was listed
+            refuse(prefix, f"cannot be looked into ({error.strerror})")
+        return []
+
+
+def _written(path: str) -> str:
+    """A path that is no text, in a form which no other path takes; none that is text begins with "./"."""
+    return "./" + os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _raise(path: str, reason: str) -> None:
+    raise OSError(f"{path}: {reason}")
+
+
+def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]], refused: Collection[str] = ()) -> Changes:
+    """What differs between pictures that were found and the sizes and times of those known by path.
+
+    Args:
+        refused: what could not be looked at, see `walk`; a picture there is not taken for deleted. It is read when
+            `found` is at its end.
+    """
     new, changed, seen = [], [], set()
     for picture in found:
         seen.add(picture.path)
@@ -71,7 +121,8 @@ def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]]) -> C
             new.append(picture)
         elif before != (picture.size, picture.mtime_ns):
             changed.append(picture)
-    deleted = [path for path in known if path not in seen]
+    folders = tuple(path for path in refused if path.endswith("/"))
+    deleted = [path for path in known if path not in seen and path not in refused and not path.startswith(folders)]
     return Changes(new, changed, deleted, len(seen) - len(new) - len(changed))
 
 

@@ -31,15 +31,19 @@ class Limits:
 
 
 class Unreadable(ValueError):
-    """A picture that is not opened, and the reason."""
+    """A picture that is not opened, and the reason.
 
-    def __init__(self, path: str, reason: str) -> None:
+    Attributes:
+        passing: whether the reason lies outside the file, such as a disk that is away, so that it may be gone the next
+            time; if not, the file stays unreadable until it changes.
+    """
+
+    def __init__(self, path: str, reason: str, passing: bool = False) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+        self.path, self.reason, self.passing = path, reason, passing
 
     def __reduce__(self) -> tuple:
-        return Unreadable, (self.path, self.reason)  # workers that read pictures send it to their parent
+        return Unreadable, (self.path, self.reason, self.passing)  # workers that read pictures send it to their parent
 
 
 def read_image(source: str | os.PathLike | bytes, limits: Limits | None = None, name: str = "upload") -> Image:
@@ -62,7 +66,10 @@ def read_image(source: str | os.PathLike | bytes, limits: Limits | None = None, 
         raise Unreadable(name, f"is a file of more than {limits.max_bytes} bytes")
     if not data:
         raise Unreadable(name, "is empty")
-    return _decode(data, limits, name)
+    try:
+        return _decode(data, limits, name)
+    except MemoryError as error:  # says nothing of the picture
+        raise Unreadable(name, "needs more memory than there is", passing=True) from error
 
 
 def to_array(images: Sequence[Image], size: tuple[int, int]) -> np.ndarray:
@@ -78,12 +85,12 @@ def to_array(images: Sequence[Image], size: tuple[int, int]) -> np.ndarray:
 def _read_file(path: str, max_bytes: int) -> bytes:
     """At most one byte more than is allowed, so that a file that grows meanwhile is refused as well."""
     if not Path(path).is_file():  # a named pipe would be waited for without end
-        raise Unreadable(path, "is not a file" if Path(path).exists() else "not found")
+        raise Unreadable(path, "is not a file" if Path(path).exists() else "not found", passing=True)
     try:
         with open(path, "rb") as file:
             return file.read(max_bytes + 1)
     except OSError as error:
-        raise Unreadable(path, f"cannot be opened ({error.strerror})") from error
+        raise Unreadable(path, f"cannot be opened ({error.strerror})", passing=True) from error
 
 
 def _decode(data: bytes, limits: Limits, name: str) -> Image:
@@ -95,6 +102,8 @@ def _decode(data: bytes, limits: Limits, name: str) -> Image:
         raise Unreadable(name, f"has more than {limits.max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise Unreadable(name, f"is no picture of a known format ({', '.join(FORMATS)})") from error
+    except MemoryError:
+        raise
     except Exception as error:  # broken data leads Pillow's parsers to errors of any kind
         raise Unreadable(name, f"is broken or cut short ({error})") from error
     width, height = image.size
@@ -104,10 +113,14 @@ def _decode(data: bytes, limits: Limits, name: str) -> Image:
         raise Unreadable(name, f"is smaller than {limits.min_side} x {limits.min_side} pixels ({width} x {height})")
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:
         raise Unreadable(name, f"is broken or cut short ({error})") from error
     try:
         image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # noqa: S110  a broken EXIF block leaves the picture as it is stored, as in training
         pass
     return image.convert("RGB")

@@ -5,6 +5,7 @@ Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -18,14 +19,17 @@ class Engine(Protocol):
 
     Attributes:
         exact: whether it compares with the embeddings themselves, so that it finds what comparing all would find.
-        wants_training: rows it wants to see before the first `add`; 0 where it needs none, or has had them.
+        most_hits: that it returns of one query.
     """
 
     exact: bool
-    wants_training: int
+    most_hits: int
+
+    def wants_training(self, count: int) -> int:
+        """Rows it wants to learn from before it holds `count` of them; 0 where it needs none, or has had enough."""
 
     def train(self, rows: np.ndarray) -> None:
-        """Learn how to compress from some rows, float32 (n, E)."""
+        """Learn how to compress from some rows, float32 (n, E); those that it holds are forgotten."""
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """Take rows, float32 (n, E), under new ids, int64 (n,)."""
@@ -58,13 +62,20 @@ class Rows(Protocol):
     def embeddings(self, ids: np.ndarray) -> np.ndarray: ...
 
 
-def synchronise(engine: Engine, rows: Rows) -> bool:
-    """Give an engine the rows that it lacks and take those that are gone; whether there were any."""
-    held = engine.ids()
-    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
-    if len(missing) and engine.wants_training:
-        spread = np.random.default_rng(0).permutation(len(rows.ids))[:engine.wants_training]
+def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> bool:
+    """Give an engine the rows that it lacks and take those that are gone; whether there were any.
+
+    Args:
+        held: `engine.ids()` from before `rows` were looked at, where others fill the engine as well: whatever they have
+            given it was written before, so that it is among `rows` and is not taken for gone.
+    """
+    held = engine.ids() if held is None else held
+    wanted = engine.wants_training(len(rows.ids))
+    if wanted:
+        spread = np.random.default_rng(0).permutation(len(rows.ids))[:wanted]
         engine.train(rows.embeddings(rows.ids[np.sort(spread)]))
+        held = held[:0]
+    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
     if len(gone):
         engine.remove(gone)
     for ids, piece in rows.pieces(missing if len(held) else None):
@@ -78,6 +89,8 @@ def synchronise(engine: Engine, rows: Rows) -> bool:
 def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
     """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k.
 
+    NaN where there is nothing to find: no queries, or no other rows.
+
     Args:
         own: int64 (Q,), the row of each query where it is one itself; that does not count, since any engine finds it.
     """
@@ -85,8 +98,9 @@ def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own:
     shares = []
     for query, found, wanted in zip(own, engine.search(queries, k + 1)[1], exact.search(queries, k + 1)[1]):
         wanted = wanted[(wanted >= 0) & (wanted != query)][:k]
-        shares.append(np.isin(wanted, found[found != query][:k]).sum() / max(1, len(wanted)))
-    return float(np.mean(shares))
+        if len(wanted):
+            shares.append(np.isin(wanted, found[found != query][:k]).mean())
+    return float(np.mean(shares)) if shares else math.nan
 
 
 def padded(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ Bytes a row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8 (and 8 for its
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from .base import check_metric, padded
 FORMS = ("exact", "float16", "int8", "pq")
 PQ_VALUES, PQ_CODES = 8, 256  # values that one byte stands for, and the codes it chooses from
 TRAINING_ROWS = {"int8": 10_000, "pq": 10_000}  # FAISS asks for 39 rows a code
+GROWN = 4  # times the rows that a form has learnt from: then it learns anew, where these were few
 
 
 class FaissEngine:
@@ -24,8 +26,11 @@ class FaissEngine:
         dim: E.
         form: one of `FORMS`; all but "exact" lose some recall, float16 hardly any.
         metric: "cosine" of rows whose blocks have unit length, as the inner product; or "euclidean".
-        path: file that a compressed form is kept in; nothing is kept if None.
+        path: file that a compressed form is kept in, behind the number of rows that it has learnt from; nothing is
+            kept if None.
     """
+
+    most_hits = sys.maxsize
 
     def __init__(self, dim: int, form: str = "exact", metric: str = "cosine", path: str | Path | None = None) -> None:
         check_metric(metric)
@@ -37,7 +42,9 @@ class FaissEngine:
         self.dim, self.form, self.metric = dim, form, metric
         self.path = Path(path) if path is not None else None
         self.exact = form == "exact"
-        self._index = self._read() if self.path is not None and self.path.is_file() else self._empty()
+        self._index, self._learnt_from = self._empty(), 0
+        if self.path is not None and self.path.is_file():
+            self._index, self._learnt_from = self._read()
 
     def _empty(self):
         import faiss
@@ -52,17 +59,19 @@ class FaissEngine:
             inner = faiss.IndexScalarQuantizer(self.dim, kind, metric)
         return faiss.IndexIDMap2(inner)
 
-    def _read(self):
+    def _read(self) -> tuple:
         import faiss
 
         try:
-            index = faiss.read_index(str(self.path))
+            with open(self.path, "rb") as file:
+                learnt_from = int.from_bytes(file.read(8), "little")
+                index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
         except RuntimeError as error:
             raise ValueError(f"{self.path}: cannot be read by FAISS; delete it, it will be made anew") from error
         if index.d != self.dim or not isinstance(index, faiss.IndexIDMap2):
             raise ValueError(f"{self.path}: holds rows of {index.d} values, expected {self.dim}; delete it, it will be "
                              "made anew")
-        return index
+        return index, learnt_from
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -74,14 +83,16 @@ class FaissEngine:
 
         return int(faiss.downcast_index(self._index.index).sa_code_size()) + 8
 
-    @property
-    def wants_training(self) -> int:
-        return TRAINING_ROWS.get(self.form, 0) if not self._index.is_trained else 0
+    def wants_training(self, count: int) -> int:
+        most = TRAINING_ROWS.get(self.form, 0)
+        few = self._learnt_from < most and count >= GROWN * self._learnt_from
+        return min(count, most) if few else 0
 
     def train(self, rows: np.ndarray) -> None:
         if self.form == "pq" and len(rows) < PQ_CODES:
             raise ValueError(f"FAISS: the form 'pq' learns from at least {PQ_CODES} pictures, there are {len(rows)}; "
                              "take int8")
+        self._index, self._learnt_from = self._empty(), len(rows)
         self._index.train(rows)
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
@@ -118,5 +129,7 @@ class FaissEngine:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        faiss.write_index(self._index, str(temporary))
+        with open(temporary, "wb") as file:
+            file.write(self._learnt_from.to_bytes(8, "little"))
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
         os.replace(temporary, self.path)

@@ -30,7 +30,7 @@ class MilvusEngine:
         timeout: seconds that an answer is waited for.
     """
 
-    wants_training = 0
+    most_hits = MOST_HITS
 
     def __init__(self, address: str, collection: str, dim: int, metric: str = "cosine", kind: str = "FLAT",
                  token: str = "", timeout: float = 30.0) -> None:
@@ -78,6 +78,9 @@ class MilvusEngine:
     def close(self) -> None:
         self._client.close()
 
+    def wants_training(self, count: int) -> int:
+        return 0
+
     def train(self, rows: np.ndarray) -> None:
         """Milvus trains its indexes by itself."""
 
@@ -100,8 +103,8 @@ class MilvusEngine:
         return np.array(found, dtype=np.int64)
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        if k > MOST_HITS:
-            raise ValueError(f"Milvus: {k} hits of a query are asked for, it returns at most {MOST_HITS}")
+        if k > self.most_hits:
+            raise ValueError(f"Milvus: {k} hits of a query are asked for, it returns at most {self.most_hits}")
         queries = np.asarray(queries, dtype=np.float32)
         if among is None:
             return self._search(queries, k, "")

@@ -1,0 +1,75 @@
+"""Pictures of a folder tree: what is found, what has changed, what names tell, and what cannot be looked at."""
+
+import os
+import shutil
+
+from cerberus_plugin.gallery.walking import Naming, Picture, compare, walk
+
+import pytest
+
+
+def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(tmp_path):
+    for name in ("b/2.jpg", "b/1.PNG", "a.webp", ".hidden.jpg", ".cache/3.jpg", "notes.txt", "b/c/4.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    found = list(walk(tmp_path))
+    assert [picture.path for picture in found] == ["a.webp", "b/1.PNG", "b/2.jpg", "b/c/4.bmp"]
+    assert found[0].size == 5 and found[0].mtime_ns == os.stat(tmp_path / "a.webp").st_mtime_ns
+    with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
+        list(walk(tmp_path / "nowhere"))
+
+
+def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
+    known = {"same": (1, 10), "longer": (1, 10), "later": (1, 10), "gone": (1, 10)}
+    found = [Picture("same", 1, 10), Picture("longer", 2, 10), Picture("later", 1, 11), Picture("fresh", 1, 10)]
+    changes = compare(found, known)
+    assert changes == ([found[3]], [found[1], found[2]], ["gone"], 1)
+
+
+@pytest.mark.parametrize(("path", "named"), [
+    ("query/0002_c1s1_000451_03.jpg", ("0002", "1", "s1_000451")),
+    ("-1_c3s2_000101_00.jpg", ("-1", "3", "s2_000101")),
+    ("a/b/0001_c2_f0046182.jpg", ("0001", "2", "0046182")),
+    ("lobby/20240131.jpg", (None, None, None)),
+])
+def test_names_of_market_and_duke_tell_identity_camera_and_time(path, named):
+    assert Naming().read(path) == named
+
+
+def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
+    naming = Naming(r"(?P<camera>\w+)/(?P<time>\d+)")
+    assert naming.read("lobby/20240131.jpg") == (None, "lobby", "20240131")
+    assert naming.read("lobby/first.jpg") == (None, None, None)
+
+
+@pytest.mark.parametrize(("pattern", "message"), [(r"(?P<camera>", "not a regular expression"),
+                                                  (r"\d+", "has the groups none"), (r"(?P<cam>\d+)", "groups cam,")])
+def test_a_pattern_without_these_groups_is_refused(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        Naming(pattern)
+
+
+def test_a_walk_goes_on_past_what_is_deleted_meanwhile(tmp_path):
+    for name in ("a/1.jpg", "b/2.jpg", "c.jpg", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = walk(tmp_path)
+    assert next(found).path == "a/1.jpg"
+    (tmp_path / "c.jpg").unlink()
+    shutil.rmtree(tmp_path / "b")
+    assert [picture.path for picture in found] == ["d.jpg"]
+
+
+def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "one.jpg").touch()
+    with pytest.raises(OSError, match=r"loop.jpg: cannot be looked at \(Too many levels of symbolic links\)"):
+        list(walk(tmp_path))
+    refused = {}
+    assert [picture.path for picture in walk(tmp_path, refused.__setitem__)] == ["one.jpg"] and list(refused) == [
+        "loop.jpg"]
+
+    for error in (PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file or directory")):
+        monkeypatch.setattr(os, "scandir", lambda _, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(OSError, match=error.strerror):  # of all pictures alike: none is gone
+            list(walk(tmp_path, refused.__setitem__))
