@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from .assembly import build_test_set
@@ -154,7 +152,12 @@ class Gallery:
 
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
-    """Write the picture: a line a row, the question at the left, framed answers from the best to the right.
+    """Write the picture of `sheet`."""
+    save(sheet(rows, top), path)
+
+
+def sheet(rows: list[Row], top: int) -> Figure:
+    """A line a row, the question at the left, framed answers from the best to the right; a notebook shows it as it is.
 
     Pictures of queries and words have a column each where any row has some.
     """
@@ -162,8 +165,8 @@ def draw(rows: list[Row], path: str | Path, top: int) -> None:
     unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
     widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
     height = max(_tallest(rows) * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
-    figure, axes = plt.subplots(len(rows), len(widths), figsize=(WIDTH, height * len(rows)), squeeze=False,
-                                layout="constrained", gridspec_kw={"width_ratios": widths})
+    figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
@@ -176,7 +179,7 @@ def draw(rows: list[Row], path: str | Path, top: int) -> None:
             show_words(line[sum(asked) - 1], row.words, row.title)
         for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
             show_picture(axis, found, verdict, f"{rank} {MARKS[verdict]}{caption}")
-    save(figure, path)
+    return figure
 
 
 def _tallest(rows: Sequence[Row]) -> float:

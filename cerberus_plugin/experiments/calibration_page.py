@@ -6,11 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 
@@ -102,8 +99,8 @@ def plot(record: Mapping, curves: Curves, pairs: calibration.Pairs, path: Path) 
     if curves:
         panels["all attributes"] = tuple(tuple(map(torch.cat, zip(*side))) for side in zip(*curves.values()))
     down = math.ceil((len(panels) + 2) / ACROSS)
-    figure, axes = plt.subplots(down, ACROSS, figsize=(3.1 * ACROSS, 3 * down), layout="constrained")
-    axes = axes.flatten()
+    figure = Figure((3.1 * ACROSS, 3 * down), layout="constrained")  # not pyplot's: its backend is a notebook's
+    axes = figure.subplots(down, ACROSS).flatten()
     for ax, (name, sides) in zip(axes, panels.items()):
         for side, answers in zip(COLOURS, sides):
             _curve(ax, calibration.reliability(*answers, bins=SHOWN_BINS), side)
@@ -116,7 +113,6 @@ def plot(record: Mapping, curves: Curves, pairs: calibration.Pairs, path: Path) 
     figure.suptitle(f"{record['dataset']}: how often answers of a probability are right, {record['measured on']} "
                     "(larger dots: more answers)")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def _curve(ax, curve: calibration.Reliability, side: str) -> None:
