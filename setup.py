@@ -40,7 +40,7 @@ EXPORT = [
 MILVUS = ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4; sys_platform != 'win32'"]
 
 SERVE = [
-    "starlette>=0.46,<2",  # the page of `cerberus serve`; anyio is all that it brings
+    "starlette>=1.5,<2",  # the page of `cerberus serve`; older ones let the Host header take part in the path
     "uvicorn>=0.34,<1",  # answers its requests, in plain Python
 ]
 

@@ -18,6 +18,8 @@ from cerberus_plugin.web.login import Login, ask_password
 import pytest
 from galleries import RED, BandEncoder, draw_many
 from PIL import Image
+from starlette.datastructures import URL
+from starlette.requests import Request
 from test_web import ADDRESS, OWN, client_of, gallery, send
 
 PASSWORD = "correct horse"
@@ -263,6 +265,18 @@ def test_nothing_is_shown_before_the_login_and_the_search_goes_on_after_it(guard
     assert (entered.status_code, entered.headers["location"]) == (303, "/?a.head+colour=red&top=3")
     assert guarded.get(entered.headers["location"]).text.count("<article>") == 3
     assert guarded.get(f"/crop/{row}").status_code == 200 and "Log out" in guarded.get("/").text
+
+
+@pytest.mark.parametrize("host", ["x/login?", "x/login#", "a/page.css?", "127.0.0.1/login?"])
+def test_where_a_request_goes_is_not_told_by_the_name_of_its_host(guarded, row, monkeypatch, host):
+    # As Starlette before 1.5 makes the address, so that the path of `x/login?` is /login.
+    monkeypatch.setattr(Request, "url", property(lambda self: URL(f"http://{self.headers['host']}{self.scope['path']}")))
+    for path in (f"/crop/{row}", f"/results.csv?like={row}", "/page.js", "/picture/x"):
+        answer = guarded.get(path, headers={"Host": host})
+        assert (answer.status_code, answer.text) == (401, "log in at /login"), path
+    assert guarded.get("/page.css", headers={"Host": host}).text.startswith(":root {")
+    sent_to = guarded.get("/?a.hat=no", headers={"Host": host}, follow_redirects=False)
+    assert (sent_to.status_code, sent_to.headers["location"]) == (303, "/login?a.hat=no")
 
 
 def test_the_login_leads_nowhere_else(guarded):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -22,7 +22,7 @@ from ..gallery import GalleryIndex, Hit, sheet
 from ..gallery.thumbnails import thumbnail
 from ..portable.images import Limits, Unreadable, read_image
 from .asking import Asked, Groups
-from .guard import Guard
+from .guard import Guard, with_query
 from .login import LASTS, Login
 from .uploads import Uploads
 
@@ -49,7 +49,7 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
     pages = _Pages(index, encoder, login, limits or Limits(), secure)
     routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
               Route("/crop/{row:int}", pages.crop), Route("/picture", pages.take, methods=["POST"]),
-              Route("/picture/{token}", pages.picture), *(Route(f"/{name}", pages.static) for name in STATIC)]
+              Route("/picture/{token}", pages.picture), *(Route(f"/{name}", _file(name, kind)) for name, kind in STATIC.items())]
     if login is not None:
         routes += [Route("/login", pages.login_form), Route("/login", pages.enter, methods=["POST"]),
                    Route("/logout", pages.leave, methods=["POST"])]
@@ -235,7 +235,7 @@ class _Pages:
         token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")))
         if token is None:
             return self._login_page(request, "User or password is wrong.", 403)
-        answer = RedirectResponse(f"/?{request.url.query}" if request.url.query else "/", 303)
+        answer = RedirectResponse(with_query("/", request), 303)
         answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="strict", secure=self.secure)
         return answer
 
@@ -249,11 +249,17 @@ class _Pages:
                     headers: Mapping[str, str] | None = None) -> Response:
         # Under no-referrer a browser hides the origin of a form as well, and a form without one is refused.
         return self._page("login.html.j2", status, {"Referrer-Policy": "same-origin", **(headers or {})}, error=error,
-                          query=request.url.query, gallery=self.index.images.name)
+                          action=with_query("/login", request), gallery=self.index.images.name)
 
-    def static(self, request: Request) -> Response:
-        name = request.url.path[1:]
-        return Response((Path(__file__).parent / name).read_bytes(), media_type=STATIC[name])
+
+def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that gives a file from beside this one, read once: no request names what is read."""
+    content = (Path(__file__).parent / name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return answer
 
 
 async def _body(request: Request, most: int) -> bytes | None:

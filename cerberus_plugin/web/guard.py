@@ -63,10 +63,11 @@ class Guard:
                                      f"{', '.join(sorted(self.hosts))}", 400)
         if not _from_the_page(request, host):
             return PlainTextResponse("asked for by a page from elsewhere; open this page itself", 403)
-        if self.login is None or request.url.path in OPEN or self.login.knows(request.cookies.get(self.login.cookie)):
+        path = request.scope["path"]  # that which is routed; older Starlettes make `request.url` of the Host as well
+        if self.login is None or path in OPEN or self.login.knows(request.cookies.get(self.login.cookie)):
             return None
-        if request.method == "GET" and request.url.path == "/":
-            return RedirectResponse(f"/login?{request.url.query}" if request.url.query else "/login", 303)
+        if request.method == "GET" and path == "/":
+            return RedirectResponse(with_query("/login", request), 303)
         return PlainTextResponse("log in at /login", 401)
 
     def _own(self, host: str) -> bool:
@@ -77,6 +78,12 @@ class Guard:
             return name in self.hosts
 
 
+def with_query(path: str, request: Request) -> str:
+    """An address here, with all that was asked for."""
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
 def _from_the_page(request: Request, host: str) -> bool:
     """Whether a page of this origin sent a request, or a person did by an address or a link."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
@@ -84,7 +91,7 @@ def _from_the_page(request: Request, host: str) -> bool:
         navigates = request.headers.get("sec-fetch-mode") == "navigate" and \
             request.headers.get("sec-fetch-dest") == "document"
         return site in (None, "same-origin", "none") or navigates
-    if request.url.path == "/logout":  # its form has no origin to tell under no-referrer, and its cookie is Strict
+    if request.scope["path"] == "/logout":  # its form has no origin to tell under no-referrer, and its cookie is Strict
         return True
     # Sec-Fetch-Site cannot be made up by a page, but is sent to https and loopback only. Neither: no browser of today.
     return site == "same-origin" if site is not None else urlsplit(origin or "").netloc.lower() == host.lower() != ""

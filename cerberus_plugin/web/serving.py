@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..gallery import GalleryIndex
     from ..portable.encoder import Encoder
 
-NEEDED = {"starlette": "starlette>=0.46,<2", "uvicorn": "uvicorn>=0.34,<1", "jinja2": "Jinja2>=3.1,<4"}
+NEEDED = {"starlette": "starlette>=1.5,<2", "uvicorn": "uvicorn>=0.34,<1", "jinja2": "Jinja2>=3.1,<4"}
 
 
 @dataclass(frozen=True)
