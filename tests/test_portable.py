@@ -213,6 +213,34 @@ def test_unreadable_pictures_are_refused_with_their_reason(tmp_path, data, reaso
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again until there are so many."""
+    data = picture("JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_of_more_scans_than_programs_write_is_refused_before_it_is_decoded():
+    assert read_image(scans(100)).size == (12, 20)
+    for hidden in (b"", b"\xff", b"\xff\x00", b"\xff\xfe\x00\x04\xff\xd9"):  # filling, and an end within a comment
+        data = scans(101)
+        last = data.rfind(b"\xff\xda")
+        with pytest.raises(Unreadable, match="has too many scans, more than 100; save it anew"):
+            read_image(data[:last] + hidden + data[last:])
+    comment = b"\xff\xfe\x00\x02"
+    plain = picture("JPEG")
+    assert read_image(plain[:2] + comment * 9_000 + plain[2:]).size == (12, 20)
+    with pytest.raises(Unreadable, match="has too many segments, more than 10000; save it anew"):
+        read_image(plain[:2] + comment * 10_000 + plain[2:])
+
+
+def test_what_looks_like_a_scan_but_is_none_does_not_count():
+    plain = picture("JPEG")
+    within = b"\xff\xe1" + (2 + 20_000).to_bytes(2, "big") + b"\xff\xda" * 10_000  # as an application may write
+    for data in (plain[:2] + within + plain[2:], plain + b"\xff\xda" * 101):  # or as a film behind the picture
+        assert (np.asarray(read_image(data)) == np.asarray(read_image(plain))).all()
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     for name in (tmp_path / "pipe.jpg", tmp_path):

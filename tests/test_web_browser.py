@@ -176,9 +176,9 @@ def test_what_cannot_be_searched_for_is_said_beside_the_field_and_the_page_stays
     view.get_by_text("the picture is no picture of a known format").wait_for()
     assert view.locator("article").count() == 24
     look.complaints.clear()  # the browser's own line about the status 422
-    (tmp_path / "large.png").write_bytes(bytes(33 * 2**20))
+    (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
     view.locator("#file").set_input_files(tmp_path / "large.png")
-    view.get_by_text("the file has more than 32 MiB; send a smaller one").wait_for()
+    view.get_by_text("the file has more than 8 MiB; send a smaller one").wait_for()
 
 
 def test_this_person_but_otherwise_and_groups_left_out_and_weighted_by_clicks(look, served, index, tmp_path):

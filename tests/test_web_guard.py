@@ -6,9 +6,11 @@ import os
 import re
 import struct
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
-from cerberus_plugin.portable import Limits
+from cerberus_plugin.portable import Limits, read_image
 from cerberus_plugin.web import app as web_app
 from cerberus_plugin.web import uploads as web_uploads
 from cerberus_plugin.web.app import create_app
@@ -70,6 +72,33 @@ def bomb() -> bytes:
 def test_what_is_no_picture_is_refused_with_the_reason(client, data, reason):
     answer = client.post("/picture", content=data, headers=OWN)
     assert answer.status_code == 422 and reason in answer.json()["error"]
+
+
+def test_pictures_that_are_sent_may_be_less_large_than_those_of_a_gallery(index):
+    client = client_of(index, BandEncoder())
+    answer = client.post("/picture", content=picture((4001, 4000)), headers=OWN)
+    assert answer.status_code == 422 and "has more than 16000000 pixels (4001 x 4000)" in answer.json()["error"]
+    answer = client.post("/picture", content=bytes(8 * 2**20 + 1), headers=OWN)
+    assert answer.status_code == 413 and "more than 8 MiB" in answer.json()["error"]
+
+
+def test_a_picture_that_takes_long_to_decode_holds_up_no_other(index, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(data, *arguments):
+        if len(data) > 1000:
+            begun.set()
+            assert go_on.wait(20)
+        return read_image(data, *arguments)
+
+    monkeypatch.setattr(web_uploads, "read_image", slow)
+    with client_of(index, BandEncoder()) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(send, client, picture((999, 999)))
+        assert begun.wait(20)
+        send(client, picture())
+        assert not answer.done()
+        go_on.set()
+        assert answer.result(20)
 
 
 def test_a_file_that_says_that_it_is_too_large_is_not_read(client):

@@ -6,6 +6,7 @@ Shapes: N images, H x W the model's input.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
+SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # those that have a length
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,26 @@ def _read_file(path: str, max_bytes: int) -> bytes:
         raise Unreadable(path, f"cannot be opened ({error.strerror})", passing=True) from error
 
 
+def _check_segments(data: bytes, name: str) -> None:
+    """Refuse a JPEG that takes minutes to decode: each scan goes over all pixels, however few bytes it has."""
+    if not data.startswith(b"\xff\xd8"):
+        return
+    scans, at = 0, 0
+    for _ in range(MOST_SEGMENTS):
+        found = SEGMENT.search(data, at)
+        if found is None or found[0] == END:  # further images may follow, or a film
+            return
+        scans += found[0] == SCAN
+        if scans > MOST_SCANS:
+            raise Unreadable(name, f"has too many scans, more than {MOST_SCANS}; save it anew")
+        at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")
+    raise Unreadable(name, f"has too many segments, more than {MOST_SEGMENTS}; save it anew")
+
+
 def _decode(data: bytes, limits: Limits, name: str) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    _check_segments(data, name)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)  # reads the header
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

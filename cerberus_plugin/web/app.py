@@ -24,7 +24,7 @@ from ..portable.images import Limits, Unreadable, read_image
 from .asking import Asked, Groups
 from .guard import Guard, with_query
 from .login import LASTS, Login
-from .uploads import Uploads
+from .uploads import LIMITS, Uploads
 
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder
@@ -42,14 +42,15 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
     Args:
         encoder: that of the index; without it no picture can be sent, all else works.
         login: None lets everybody in who reaches the page.
-        limits: of pictures that are sent, and of those of the gallery.
+        limits: of pictures that are sent, `uploads.LIMITS` if None.
         hosts: names of this machine, see `Guard`.
         secure: whether it is served by https, so that cookies go no other way.
     """
-    pages = _Pages(index, encoder, login, limits or Limits(), secure)
+    pages = _Pages(index, encoder, login, limits or LIMITS, secure)
     routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
               Route("/crop/{row:int}", pages.crop), Route("/picture", pages.take, methods=["POST"]),
-              Route("/picture/{token}", pages.picture), *(Route(f"/{name}", _file(name, kind)) for name, kind in STATIC.items())]
+              Route("/picture/{token}", pages.picture),
+              *(Route(f"/{name}", _file(name, kind)) for name, kind in STATIC.items())]
     if login is not None:
         routes += [Route("/login", pages.login_form), Route("/login", pages.enter, methods=["POST"]),
                    Route("/logout", pages.leave, methods=["POST"])]
@@ -62,7 +63,7 @@ class _Pages:
 
     def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
                  secure: bool) -> None:
-        self.index, self.login, self.limits, self.secure = index, login, limits, secure
+        self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
         self.groups = Groups(index.shape.groups, index.lasting_groups)
         self.sending = 0
@@ -93,7 +94,7 @@ class _Pages:
     def sheet(self, request: Request) -> Response:
         asked, hits = self._asked(request)
         told = sheet.asked_for(asked.query(self.groups, self._embedding(asked)), self._name(asked))
-        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), self.limits)
+        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked))
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
     def _asked(self, request: Request) -> tuple[Asked, list[Hit]]:
@@ -149,7 +150,7 @@ class _Pages:
         if asked.like is None:
             return None
         try:
-            return thumbnail(read_image(self.index.path(asked.like), self.limits))
+            return thumbnail(read_image(self.index.path(asked.like)))
         except (Unreadable, LookupError):
             return None
 
@@ -167,8 +168,8 @@ class _Pages:
                 "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
                 "gone": asked.left_out(self.groups), "wanted": wanted, "uploads": self.uploads is not None,
                 "wanted_name": "" if error or asked.like is None else self._name(asked),
-                "max_bytes": self.limits.max_bytes, "login": self.login is not None, "tops": sorted({*TOPS, asked.top}),
-                "group_of": group_of,
+                "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
+                "login": self.login is not None, "tops": sorted({*TOPS, asked.top}), "group_of": group_of,
                 "said_groups": [group for group in groups
                                 if group in compared or group in asked.out or group in asked.weights],
                 "paths": [sheet.shown_path(hit, self.index.images) for hit in hits],
@@ -182,7 +183,7 @@ class _Pages:
 
     def crop(self, request: Request) -> Response:
         try:
-            image = read_image(self.index.path(request.path_params["row"]), self.limits)
+            image = read_image(self.index.path(request.path_params["row"]))
         except (LookupError, OverflowError):
             return PlainTextResponse("no picture of this gallery, or none any more", 404)
         except Unreadable as error:
@@ -202,12 +203,12 @@ class _Pages:
                           "--model", 409)
         if self.sending >= AT_ONCE:
             return _error(f"{AT_ONCE} pictures are being sent already; try again in a moment", 503)
-        self.sending += 1
+        self.sending, most = self.sending + 1, self.uploads.limits.max_bytes
         try:
             with anyio.fail_after(PATIENCE):
-                data = await _body(request, self.limits.max_bytes)
+                data = await _body(request, most)
             if data is None:
-                return _error(f"the file has more than {self.limits.max_bytes / 2**20:g} MiB; send a smaller one", 413)
+                return _error(f"the file has more than {most / 2**20:g} MiB; send a smaller one", 413)
             token = await run_in_threadpool(self.uploads.add, data)
         except TimeoutError:
             return _error(f"the file did not come within {PATIENCE} seconds; send a smaller one", 408)

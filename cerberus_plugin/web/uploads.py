@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 MOST = 64
+LIMITS = Limits(max_bytes=8 * 2**20, max_pixels=16_000_000)  # strangers send these, so less than of a gallery's
 
 
 class Sent(NamedTuple):
@@ -33,19 +34,20 @@ class Uploads:
         most: how many are kept.
     """
 
-    def __init__(self, index: GalleryIndex, encoder: Encoder, limits: Limits, most: int = MOST) -> None:
+    def __init__(self, index: GalleryIndex, encoder: Encoder, limits: Limits = LIMITS, most: int = MOST) -> None:
         index.check(encoder)
         self.limits = limits
         self._index, self._encoder, self._most = index, encoder, most
         self._kept: OrderedDict[str, Sent] = OrderedDict()
         self._lock = threading.Lock()
-        self._one_at_a_time = threading.Lock()  # large pictures take memory, and encoders all there is of a machine
+        self._encoding = threading.Lock()  # an encoder takes all there is of a machine
 
     def add(self, data: bytes) -> str:
         """The token of a picture from the bytes of its file; raises `Unreadable`."""
-        with self._one_at_a_time:
-            image = read_image(data, self.limits, "picture")
-            sent = Sent(self._index.embed(self._encoder, image), thumbnail(image))
+        image = read_image(data, self.limits, "picture")
+        with self._encoding:
+            embedding = self._index.embed(self._encoder, image)
+        sent = Sent(embedding, thumbnail(image))
         token = secrets.token_urlsafe(16)
         with self._lock:
             self._kept[token] = sent
