@@ -1,6 +1,7 @@
 """`cerberus serve`: where it may be reached and by whom, what it says, and that it really answers."""
 
 import os
+import queue
 import re
 import runpy
 import shutil
@@ -9,9 +10,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cerberus_plugin import cli
 from cerberus_plugin.gallery import GalleryIndex, Pace
@@ -19,6 +23,7 @@ from cerberus_plugin.web import serving
 from cerberus_plugin.web.serving import Place
 
 import pytest
+import uvicorn
 from conftest import WITHOUT_TORCH
 from galleries import PlainEncoder, draw_many
 
@@ -29,6 +34,13 @@ def fetch(address: str, **options):
     """Past whatever proxy the environment names."""
     handlers = [urllib.request.ProxyHandler({}), *(urllib.request.HTTPSHandler(**options) for _ in options)]
     return urllib.request.build_opener(*handlers).open(address, timeout=30)
+
+
+def until(holds) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +110,27 @@ def test_the_page_is_opened_if_asked_and_passwords_on_an_open_wire_are_warned_of
     assert ("others on the network can read passwords and pictures" in told.err) is warned
     serving.serve(GalleryIndex.open(index), None, place)
     assert len(opened) == 1
+
+
+def test_connections_beyond_a_number_are_turned_away_and_told_so(index, monkeypatch):
+    servers, opened = [], queue.SimpleQueue()
+    run = uvicorn.Server.run
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: servers.append(self) or run(self, sockets))
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 3)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(serving.serve, GalleryIndex.open(index), None, Place(port=0), open_browser=True)
+        port = urlsplit(opened.get(timeout=20)).port
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        until(lambda: len(servers[0].server_state.connections) == 2)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            fetch(f"http://127.0.0.1:{port}/page.css")
+        silent.pop().close()
+        until(lambda: len(servers[0].server_state.connections) < 2)
+        assert fetch(f"http://127.0.0.1:{port}/page.css").status == 200
+        silent.pop().close()
+        servers[0].should_exit = True
+        done.result(20)
 
 
 def test_files_that_are_no_certificate_are_refused(index, tmp_path):

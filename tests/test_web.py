@@ -2,15 +2,17 @@
 
 import html
 import io
+import itertools
 import re
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query, sheet
 from cerberus_plugin.portable import Answer, Verification
+from cerberus_plugin.web import app as web_app
 from cerberus_plugin.web.app import create_app
 from cerberus_plugin.web.asking import Asked, Groups
 
@@ -337,6 +339,26 @@ def test_a_slow_search_holds_nobody_up_who_does_not_search(many, monkeypatch):
         assert len(found(answer.result(20))) == 24
 
 
+def test_many_searches_wait_for_one_another_and_nothing_else_for_them(many, monkeypatch):
+    engine, go_on = many.faiss(), threading.Event()
+    search = engine.search
+
+    def slow(*arguments):
+        assert go_on.wait(20)
+        return search(*arguments)
+
+    monkeypatch.setattr(engine, "search", slow)
+    with client_of(many) as client, ThreadPoolExecutor(44) as pool:  # anyio has 40 threads for all
+        answers = [pool.submit(client.get, f"/{page}?a.head+colour=red") for page in ("", "results.csv") * 22]
+        refused = list(itertools.islice(as_completed(answers, 20), 44 - web_app.ASKING))
+        for path in ("/", "/page.css", f"/crop/{many.sample(1)[0]}"):
+            assert client.get(path).status_code == 200, path
+        assert sum(answer.done() for answer in answers) == len(refused)
+        go_on.set()
+        assert sorted(answer.result(20).status_code for answer in answers) == [200] * web_app.ASKING + [503] * 12
+    assert refused[0].result().text == "32 searches are waiting already; try again in a moment"
+
+
 def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_traceback(many, monkeypatch):
     client = TestClient(create_app(many), ADDRESS, raise_server_exceptions=False)
 
@@ -346,8 +368,9 @@ def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_trac
         monkeypatch.setattr(many, "search", search)
         return client.get("/?a.head+colour=red")
 
-    answer = fails(KeyError("row 3 is gone"))
-    assert answer.status_code == 400 and "the gallery was changed meanwhile; search again" in answer.text
+    for error in (KeyError("row 3 is gone"), FileNotFoundError("parts/000001.embeddings.npy")):
+        answer = fails(error)
+        assert answer.status_code == 400 and "the gallery was changed meanwhile; search again" in answer.text
     answer = fails(OSError("/secret/place"))
     assert answer.status_code == 500 and answer.text.startswith("something went wrong here; the terminal of")
 

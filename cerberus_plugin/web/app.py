@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +23,16 @@ from ..portable.images import Limits, Unreadable, read_image
 from .asking import Asked, Groups
 from .guard import Guard, with_query
 from .login import LASTS, Login
+from .turns import Turns
 from .uploads import LIMITS, Uploads
 
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-AT_ONCE, PATIENCE = 4, 60  # pictures that are being sent, and seconds that one may take
+SENDING, DECODING = 16, 4  # pictures at a time
+ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
+PATIENCE = 60  # seconds that what is sent may take to come
 FORM_BYTES = 4096  # of a login
 TOPS = (12, 24, 48, 96, 200)
 
@@ -54,26 +56,43 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
     if login is not None:
         routes += [Route("/login", pages.login_form), Route("/login", pages.enter, methods=["POST"]),
                    Route("/logout", pages.leave, methods=["POST"])]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken}),
-                 login, hosts)
+    return Guard(Starlette(routes=routes, exception_handlers={
+        HTTPException: _refused, ClientDisconnect: _left, Exception: _broken}), login, hosts)
 
 
 class _Pages:
-    """The endpoints. Those that are no coroutines run in threads, so that a slow search holds nobody up."""
+    """The endpoints. Those that are no coroutines run in the threads of all; searches and pictures that are sent have
+    a few of their own and wait for these, so that nobody is held up who does neither."""
 
     def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
                  secure: bool) -> None:
         self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
         self.groups = Groups(index.shape.groups, index.lasting_groups)
-        self.sending = 0
+        self.sending = Turns(DECODING, SENDING, f"{SENDING} pictures are being sent already; try again in a moment")
+        self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
         self.templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=StrictUndefined)
         self.templates.globals |= {"said": sheet.said}
 
     # Search.
 
-    def search(self, request: Request) -> Response:
+    async def search(self, request: Request) -> Response:
+        if not request.query_params:  # nothing is searched for
+            return await run_in_threadpool(self._search, request)
+        return await self._in_turn(self._search, request)
+
+    async def csv(self, request: Request) -> Response:
+        return await self._in_turn(self._csv, request)
+
+    async def sheet(self, request: Request) -> Response:
+        return await self._in_turn(self._sheet, request)
+
+    async def _in_turn(self, work: Callable[[Request], Response], request: Request) -> Response:
+        with self.asking.place():
+            return await self.asking.run(work, request)
+
+    def _search(self, request: Request) -> Response:
         given = request.query_params.multi_items()
         asked, hits, error = Asked(), [], ""
         try:
@@ -86,12 +105,12 @@ class _Pages:
         return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
                           **self._context(asked, hits, error))
 
-    def csv(self, request: Request) -> Response:
+    def _csv(self, request: Request) -> Response:
         _, hits = self._asked(request)
         text = sheet.csv_text(sheet.rows_of(hits, self.index.images))
         return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
 
-    def sheet(self, request: Request) -> Response:
+    def _sheet(self, request: Request) -> Response:
         asked, hits = self._asked(request)
         told = sheet.asked_for(asked.query(self.groups, self._embedding(asked)), self._name(asked))
         text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked))
@@ -112,7 +131,7 @@ class _Pages:
         query = asked.query(self.groups, self._embedding(asked))
         try:
             return self.index.search(query, asked.top, asked.prefilter)
-        except LookupError as changed:
+        except (LookupError, FileNotFoundError) as changed:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed
 
     def _embedding(self, asked: Asked):
@@ -199,25 +218,14 @@ class _Pages:
     async def take(self, request: Request) -> Response:
         """A picture as it is sent, the bytes of its file and no name."""
         if self.uploads is None:
-            return _error("pictures cannot be searched for without the model; start `cerberus serve` with --run or "
-                          "--model", 409)
-        if self.sending >= AT_ONCE:
-            return _error(f"{AT_ONCE} pictures are being sent already; try again in a moment", 503)
-        self.sending, most = self.sending + 1, self.uploads.limits.max_bytes
-        try:
-            with anyio.fail_after(PATIENCE):
-                data = await _body(request, most)
-            if data is None:
-                return _error(f"the file has more than {most / 2**20:g} MiB; send a smaller one", 413)
-            token = await run_in_threadpool(self.uploads.add, data)
-        except TimeoutError:
-            return _error(f"the file did not come within {PATIENCE} seconds; send a smaller one", 408)
-        except Unreadable as error:
-            return _error(f"the picture {error.reason}", 422)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        finally:
-            self.sending -= 1
+            raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
+                                "--run or --model")
+        with self.sending.place():
+            data = await _body(request, self.uploads.limits.max_bytes)
+            try:
+                token = await self.sending.run(self.uploads.add, data)
+            except Unreadable as error:
+                raise HTTPException(422, f"the picture {error.reason}") from error
         return JSONResponse({"picture": token})
 
     # Login.
@@ -231,8 +239,7 @@ class _Pages:
         if wait:
             return self._login_page(request, f"Too early after a failed try; try again in {wait:.0f} seconds.", 429,
                                     {"Retry-After": f"{wait + 1:.0f}"})
-        data = await _body(request, FORM_BYTES)
-        form = parse_qs((data or b"").decode("utf-8", "replace"))
+        form = parse_qs((await _body(request, FORM_BYTES)).decode("utf-8", "replace"))
         token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")))
         if token is None:
             return self._login_page(request, "User or password is wrong.", 403)
@@ -263,15 +270,22 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-async def _body(request: Request, most: int) -> bytes | None:
-    """What is sent, counted while it comes; None, and nothing more is read, where it is too much."""
+async def _body(request: Request, most: int) -> bytes:
+    """What is sent, counted while it comes; too much of it is not read to its end, and what is too slow not waited for.
+    """
+    too_much = HTTPException(413, f"what is sent has more than {most / 2**20:.2g} MiB; send less")
     if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
-        return None
+        raise too_much
     data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > most:
-            return None
+    try:
+        with anyio.fail_after(PATIENCE):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > most:
+                    raise too_much
+    except TimeoutError as error:
+        raise HTTPException(408, f"what is sent did not come within {PATIENCE} seconds; send less",
+                            {"Connection": "close"}) from error
     return bytes(data)
 
 
@@ -279,13 +293,13 @@ def _attached(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-def _error(text: str, status: int) -> Response:
-    return Response(json.dumps({"error": text}), status, media_type="application/json")
-
-
 def _refused(request: Request, error: Exception) -> Response:
     known = {404: "nothing is here; start at /", 405: "not done this way; start at /"}
-    return PlainTextResponse(known.get(error.status_code, error.detail), error.status_code)
+    return PlainTextResponse(known.get(error.status_code, error.detail), error.status_code, error.headers)
+
+
+def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # for nobody: who sent it is gone
 
 
 def _broken(request: Request, error: Exception) -> Response:

@@ -19,8 +19,8 @@ if (drop) {
     try {
       const answer = await fetch("/picture", {method: "POST", body: picture});
       if (answer.status === 401) return location.reload();
+      if (!answer.ok) return say(await answer.text(), true);
       const told = await answer.json();
-      if (!answer.ok) return say(told.error, true);
       const address = new URLSearchParams(location.search);
       address.delete("like");
       address.set("picture", told.picture);

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 NEEDED = {"starlette": "starlette>=1.5,<2", "uvicorn": "uvicorn>=0.34,<1", "jinja2": "Jinja2>=3.1,<4"}
+MOST_CONNECTIONS = 512  # a browser keeps six
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
     config = uvicorn.Config(app, log_level="info" if verbose else "warning", access_log=verbose, loop="asyncio",
                             http="h11", ws="none", lifespan="off", proxy_headers=False, server_header=False,
                             ssl_certfile=place.certificate or None, ssl_keyfile=place.key or None,
-                            timeout_graceful_shutdown=5)
+                            timeout_graceful_shutdown=5, limit_concurrency=MOST_CONNECTIONS)
     try:
         config.load()
     except ssl.SSLError as error:
