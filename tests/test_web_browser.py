@@ -161,11 +161,13 @@ DROP = """([data, type]) => {
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_a_picture_is_dropped_or_pasted_anywhere_and_the_rest_of_the_query_stays(look, served, index, tmp_path, kind):
     view = look(f"{served}/?a.head+colour=blue&out=lower&like={index.sample(1)[0]}")
+    view.get_by_role("combobox", name="upper colour", exact=True).select_option("red")  # picked, not yet searched for
     data = base64.b64encode(paint(tmp_path / "query.png", WANTED).read_bytes()).decode()
     view.evaluate(DROP, [data, kind])
     view.wait_for_url("**picture=*")
-    assert [pair for pair in asked(view) if pair[0] != "picture"] == [("a.head colour", "blue"), ("out", "lower")]
-    query = picture_query(index, tmp_path, words={"head colour": "blue"}, leave_out=["lower"])
+    assert [pair for pair in asked(view) if pair[0] != "picture"] == [
+        ("a.head colour", "blue"), ("a.upper colour", "red"), ("out", "lower"), ("top", "24")]
+    query = picture_query(index, tmp_path, words={"head colour": "blue", "upper colour": "red"}, leave_out=["lower"])
     assert shown(view) == names(index.search(query, 24))
 
 

@@ -6,7 +6,7 @@ ask.addEventListener("submit", () => {
 });
 addEventListener("pageshow", () => { for (const field of ask.elements) field.disabled = false; });
 
-// A picture is sent as its bytes alone, without its name, and then searched for with all else that was asked.
+// A picture is sent as its bytes alone, without its name, and then searched for with all else that the form says.
 const drop = document.getElementById("drop");
 if (drop) {
   const state = document.getElementById("status");
@@ -20,10 +20,8 @@ if (drop) {
       const answer = await fetch("/picture", {method: "POST", body: picture});
       if (answer.status === 401) return location.reload();
       if (!answer.ok) return say(await answer.text(), true);
-      const told = await answer.json();
-      const address = new URLSearchParams(location.search);
-      address.delete("like");
-      address.set("picture", told.picture);
+      const asked = [...new FormData(ask)].filter(([name, value]) => value && name !== "like" && name !== "picture");
+      const address = new URLSearchParams([["picture", (await answer.json()).picture], ...asked]);
       location.href = `/?${address}`;
     } catch {
       say("the page is not served any more, or refused the picture; see its terminal", true);
