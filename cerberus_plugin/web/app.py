@@ -20,7 +20,7 @@ from starlette.routing import Route
 from ..gallery import GalleryIndex, Hit, sheet
 from ..gallery.thumbnails import thumbnail
 from ..portable.images import Limits, Unreadable, read_image
-from .asking import Asked, Groups
+from .asking import Asked, Groups, exact
 from .guard import Guard, with_query
 from .login import LASTS, Login
 from .turns import Turns
@@ -73,7 +73,7 @@ class _Pages:
         self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
         self.templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=StrictUndefined)
-        self.templates.globals |= {"said": sheet.said}
+        self.templates.globals |= {"said": sheet.said, "exact": exact}
 
     # Search.
 
@@ -155,6 +155,12 @@ class _Pages:
     def _name(self, asked: Asked) -> str:
         return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
 
+    def _address(self, asked: Asked) -> str:
+        """That of the picture that is searched for, "" where none is or it is gone."""
+        if asked.picture:
+            return f"/picture/{asked.picture}" if self.uploads is not None and asked.picture in self.uploads else ""
+        return f"/crop/{asked.like}" if asked.like is not None and self._names([asked.like]) else ""
+
     def _names(self, rows: Sequence[int]) -> dict[int, str]:
         """Names of pictures, without those that are gone."""
         names = {}
@@ -179,14 +185,14 @@ class _Pages:
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
-        wanted = "" if error else f"/picture/{asked.picture}" if asked.picture else \
-            f"/crop/{asked.like}" if asked.like is not None else ""
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if asked.picture or asked.like is not None else {group_of.get(name) for name in asked.words}
+        compared = groups if asked.has_picture else {group_of.get(name) for name in asked.words}
+        gone = asked.left_out(self.groups)
+        counted = [group for group in groups if group in compared and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
                 "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
-                "gone": asked.left_out(self.groups), "wanted": wanted, "uploads": self.uploads is not None,
-                "wanted_name": "" if error or asked.like is None else self._name(asked),
+                "gone": gone, "wanted": self._address(asked), "uploads": self.uploads is not None,
+                "wanted_name": self._name(asked), "counted": counted, "unknown": asked.unknown(self.groups),
                 "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
                 "login": self.login is not None, "tops": sorted({*TOPS, asked.top}), "group_of": group_of,
                 "said_groups": [group for group in groups

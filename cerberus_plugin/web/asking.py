@@ -81,11 +81,11 @@ class Asked:
         return [*([("picture", self.picture)] if self.picture else []),
                 *([("like", str(self.like))] if self.like is not None else []),
                 *((f"a.{name}", value) for name, value in self.words.items()),
-                *((f"w.{group}", f"{weight:g}") for group, weight in self.weights.items() if weight != 1),
+                *((f"w.{group}", exact(weight)) for group, weight in self.weights.items() if weight != 1),
                 *(("out", group) for group in self.out),
                 *([("changed", "1")] if self.changed else []),
-                *([("reliable", f"{self.reliable:g}")] if self.reliable is not None else []),
-                *([("rate", f"{self.rate:g}")] if self.rate is not None else []),
+                *([("reliable", exact(self.reliable))] if self.reliable is not None else []),
+                *([("rate", exact(self.rate))] if self.rate is not None else []),
                 *([("top", str(self.top))] if self.top != TOP else [])]
 
     def address(self, page: str = "/") -> str:
@@ -95,7 +95,11 @@ class Asked:
     @property
     def says_nothing(self) -> bool:
         """Whether there is nobody to search for yet."""
-        return not (self.words or self.picture or self.like is not None)
+        return not (self.words or self.has_picture)
+
+    @property
+    def has_picture(self) -> bool:
+        return bool(self.picture) or self.like is not None
 
     def query(self, groups: Groups, embedding: np.ndarray | None) -> Query:
         return Query(embedding, self.words, self.weights, self.left_out(groups), self.rate)
@@ -129,9 +133,20 @@ class Asked:
     def without_picture(self) -> Asked:
         return replace(self, like=None, picture="")
 
-    def weigh(self, group: str, factor: float) -> Asked:
-        weight = min(max(self.weights.get(group, 1.0) * factor, 1 / HEAVIEST), HEAVIEST)
-        return replace(self, weights={**self.weights, group: weight})
+    def weigh(self, group: str, factor: float) -> Asked | None:
+        """With this group counting more or less; None where it cannot do so any further."""
+        before = self.weights.get(group, 1.0)
+        weight = min(max(before * factor, 1 / HEAVIEST), HEAVIEST)
+        return replace(self, weights={**self.weights, group: weight}) if (weight - before) * (factor - 1) > 0 else None
+
+    def unknown(self, groups: Groups) -> list[str]:
+        """Groups that are named, but that the model does not have."""
+        return [group for group in dict.fromkeys((*self.out, *self.weights)) if group not in groups.all]
+
+    def without_group(self, group: str) -> Asked:
+        """With nothing said of it."""
+        return replace(self, out=tuple(own for own in self.out if own != group),
+                       weights={name: weight for name, weight in self.weights.items() if name != group})
 
     def switch(self, group: str, groups: Groups) -> Asked:
         """With this group left out, or taken in again; the others stay as they are."""
@@ -140,6 +155,12 @@ class Asked:
             return replace(self, out=(*self.out, group))
         changed = self.changed and group in groups.lasting
         return replace(self, changed=changed, out=tuple(own for own in (self.out if changed else gone) if own != group))
+
+
+def exact(number: float) -> str:
+    """As short as it can be said without loss."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _once(into: dict, name: str, key: str, value) -> None:

@@ -55,6 +55,10 @@ class Uploads:
                 self._kept.popitem(last=False)
         return token
 
+    def __contains__(self, token: str) -> bool:
+        with self._lock:
+            return token in self._kept
+
     def get(self, token: str) -> Sent:
         with self._lock:
             if token not in self._kept:
