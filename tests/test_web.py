@@ -14,7 +14,6 @@ from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query, sheet
 from cerberus_plugin.portable import Answer, Verification
 from cerberus_plugin.web import app as web_app
 from cerberus_plugin.web.app import create_app
-from cerberus_plugin.web.asking import Asked, Groups
 
 import pytest
 from conftest import WITHOUT_TORCH
@@ -70,6 +69,11 @@ def found(answer) -> list[tuple[int, str]]:
 def expected(hits) -> list[tuple[int, str]]:
     assert hits
     return [(hit.row, f"{hit.score:.3f}") for hit in hits]
+
+
+def links(answer, text: str) -> list[str]:
+    return [html.unescape(href) for href, inner in re.findall(r'<a[^>]*href="([^"]*)"[^>]*>(.*?)</a>', answer.text,
+                                                              flags=re.S) if text in inner]
 
 
 # What is asked for.
@@ -130,20 +134,6 @@ def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_other
         Query(index.embedding(row), leave_out=("upper", "lower", "identity", "carrying")), 24))
 
 
-def test_an_address_is_read_and_written_without_loss():
-    pairs = [("picture", "token"), ("a.upper colour", "red and blue"), ("a.hat", "no"), ("w.head", "0.5"),
-             ("out", "lower"), ("out", "upper"), ("changed", "1"), ("reliable", "0.9"), ("rate", "0.001"),
-             ("top", "48")]
-    asked = Asked.read(pairs)
-    assert asked.pairs() == pairs and asked.words["upper colour"] == "red and blue"
-    assert asked.address() == ("/?picture=token&a.upper+colour=red+and+blue&a.hat=no&w.head=0.5&out=lower&out=upper"
-                               "&changed=1&reliable=0.9&rate=0.001&top=48")
-    assert Asked().address() == "/"
-    for name, number in (("rate", "0.00012345678"), ("reliable", "0.9999999"), ("w.head", "0.1234567"),
-                         ("w.head", "3.0000000000000004"), ("rate", "1e-10")):
-        assert Asked.read([(name, number)]).pairs() == [(name, number)]
-
-
 def test_what_a_form_leaves_empty_does_not_stay_in_the_address(client):
     answer = client.get("/?a.head+colour=red&a.upper+colour=&w.head=&top=24", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/?a.head+colour=red")
@@ -176,81 +166,7 @@ def test_what_an_address_gets_wrong_is_said_on_the_page(client, page, address, m
     assert "Traceback" not in answer.text
 
 
-# Clicking on.
-
-
-def links(answer, text: str) -> list[str]:
-    return [html.unescape(href) for href, inner in re.findall(r'<a[^>]*href="([^"]*)"[^>]*>(.*?)</a>', answer.text,
-                                                              flags=re.S) if text in inner]
-
-
-def test_an_attribute_of_a_hit_joins_the_query_and_leaves_it_again():
-    asked = Asked(words={"hat": "no"}, out=("lower",), top=48)
-    assert asked.toggle("upper colour", "red").words == {"hat": "no", "upper colour": "red"}
-    assert asked.toggle("hat", "yes").words == {"hat": "yes"}
-    assert asked.toggle("hat", "no") == Asked(out=("lower",), top=48)
-
-
-def test_more_like_this_takes_the_place_of_all_that_was_said_of_the_person_and_is_compared_alike():
-    asked = Asked(words={"hat": "no"}, picture="token", weights={"head": 2.0}, out=("lower",), changed=True, top=48)
-    assert asked.more_like(7) == Asked(like=7, weights={"head": 2.0}, out=("lower",), changed=True, top=48)
-
-
-def test_a_group_is_left_out_and_taken_in_whatever_left_it_out():
-    groups = Groups(("head", "upper", "lower", "identity", "carrying"), ("head", "identity"))
-    assert Asked().switch("lower", groups).left_out(groups) == ["lower"]
-    assert Asked(out=("lower", "head")).switch("lower", groups).left_out(groups) == ["head"]
-    changed = Asked(changed=True, out=("head",))
-    assert changed.left_out(groups) == ["head", "upper", "lower", "carrying"]
-    assert changed.switch("upper", groups).left_out(groups) == ["head", "lower", "carrying"]
-    assert changed.switch("head", groups).left_out(groups) == ["upper", "lower", "carrying"]
-
-@pytest.mark.parametrize(("weight", "less", "more"), [
-    (1, 0.5, 2), (10, 5, 16), (16, 8, None), (0.1, 0.0625, 0.2), (0.0625, None, 0.125), (0.01, None, 0.0625),
-    (0, None, 0.0625)])
-def test_a_group_counts_less_or_more_by_a_click_and_there_is_none_that_would_not_do_so(weight, less, more):
-    asked = Asked(weights={"head": weight})
-    found = [asked.weigh("head", factor) for factor in (0.5, 2)]
-    assert [each and each.weights["head"] for each in found] == [less, more]
-
-
-def test_weights_are_offered_where_groups_count_beside_each_other(client):
-    def offered(address):
-        return re.findall(r'aria-label="(\w+) counts (\w+) as much"', client.get(address).text)
-
-    assert offered("/?a.head+colour=red") == [] == offered("/?a.head+colour=red&a.upper+colour=red&out=upper")
-    assert offered("/?a.head+colour=red&a.upper+colour=red&w.head=16&w.lower=2") == [
-        ("head", "half"), ("upper", "half"), ("upper", "twice")]
-
-
-def test_what_the_gallery_does_not_have_can_be_taken_out_of_the_query(many, client):
-    row = many.sample(1)[0]
-    for address, chip, rest in (
-            ("like=99999&a.head+colour=red", "like the picture", "/?a.head+colour=red"),
-            ("picture=abc&a.head+colour=red", "like the picture", "/?a.head+colour=red"),
-            ("a.head+colour=red&a.shoes=red", "shoes: red", "/?a.head+colour=red"),
-            ("a.head+colour=red&out=shoes&w.boots=2&changed=1", "group shoes",
-             "/?a.head+colour=red&w.boots=2&changed=1"),
-            ("a.head+colour=red&out=shoes&w.boots=2&w.shoes=3", "group boots",
-             "/?a.head+colour=red&w.shoes=3&out=shoes")):
-        page = client.get(f"/?{address}")
-        assert page.status_code == 400 and links(page, chip) == [rest] and "<img" not in page.text, address
-    page = client.get(f"/?like={row}&a.shoes=red")  # what is there is shown
-    assert page.status_code == 400 and page.text.count(f'src="/crop/{row}"') == 2
-
-
-def test_the_links_of_a_page_lead_where_they_say(many, client):
-    page = client.get("/?a.head+colour=red&top=3")
-    first, _ = found(page)[0]
-    assert links(page, "more like this")[0] == f"/?like={first}&top=3"
-    assert links(page, "head colour: red") == ["/?top=3"]  # a chip takes away what it names
-    assert links(page, "CSV") == ["/results.csv?a.head+colour=red&top=3"]
-    read = many.search(Query(words={"head colour": "red"}), 1)[0].attributes
-    told = {name: answer.value for name, answer in read.items() if not answer.withheld}
-    assert told
-    for name, value in told.items():
-        target = Asked(words={"head colour": "red"}, top=3).toggle(name, value).address()
-        assert target in links(page, value), name
+# What is shown.
 
 
 def test_the_form_offers_the_attributes_of_the_model_and_shows_what_was_chosen(client):
