@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ SENDING, DECODING = 16, 4  # pictures at a time
 ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
 PATIENCE = 60  # seconds that what is sent may take to come
 FORM_BYTES = 4096  # of a login
+KEPT = 600  # seconds that browsers keep these files, which hold nothing of a gallery
 TOPS = (12, 24, 48, 96, 200)
 
 
@@ -241,29 +243,28 @@ class _Pages:
 
     async def enter(self, request: Request) -> Response:
         address = request.client.host if request.client else ""
-        wait = self.login.wait(address)
-        if wait:
-            return self._login_page(request, f"Too early after a failed try; try again in {wait:.0f} seconds.", 429,
-                                    {"Retry-After": f"{wait + 1:.0f}"})
         form = parse_qs((await _body(request, FORM_BYTES)).decode("utf-8", "replace"))
-        token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")))
+        wait = math.ceil(self.login.wait(address))
+        if wait:
+            return self._login_page(request, f"Too early after failed tries; try again in {wait} seconds.", 429,
+                                    {"Retry-After": str(wait)})
+        token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")),
+                                 before=request.cookies.get(self.login.cookie))
         if token is None:
             return self._login_page(request, "User or password is wrong.", 403)
         answer = RedirectResponse(with_query("/", request), 303)
-        answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="strict", secure=self.secure)
+        answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="lax", secure=self.secure)
         return answer
 
     async def leave(self, request: Request) -> Response:
         self.login.leave(request.cookies.get(self.login.cookie))
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(self.login.cookie, httponly=True, samesite="strict", secure=self.secure)
+        answer.delete_cookie(self.login.cookie, httponly=True, samesite="lax", secure=self.secure)
         return answer
 
     def _login_page(self, request: Request, error: str = "", status: int = 200,
                     headers: Mapping[str, str] | None = None) -> Response:
-        # Under no-referrer a browser hides the origin of a form as well, and a form without one is refused.
-        return self._page("login.html.j2", status, {"Referrer-Policy": "same-origin", **(headers or {})}, error=error,
-                          action=with_query("/login", request), gallery=self.index.images.name)
+        return self._page("login.html.j2", status, headers, error=error, action=with_query("/login", request))
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -271,7 +272,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     content = (Path(__file__).parent / name).read_bytes()
 
     async def answer(request: Request) -> Response:
-        return Response(content, media_type=kind)
+        return Response(content, media_type=kind, headers={"Cache-Control": f"max-age={KEPT}"})
 
     return answer
 

@@ -18,7 +18,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
                                "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # under no-referrer a form would not tell where it comes from
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -66,7 +66,9 @@ class Guard:
         path = request.scope["path"]  # that which is routed; older Starlettes make `request.url` of the Host as well
         if self.login is None or path in OPEN or self.login.knows(request.cookies.get(self.login.cookie)):
             return None
-        if request.method == "GET" and path == "/":
+        if path == "/logout":
+            return RedirectResponse("/login", 303)
+        if request.method == "GET" and (path == "/" or _navigates(request)):
             return RedirectResponse(with_query("/login", request), 303)
         return PlainTextResponse("log in at /login", 401)
 
@@ -88,10 +90,13 @@ def _from_the_page(request: Request, host: str) -> bool:
     """Whether a page of this origin sent a request, or a person did by an address or a link."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if request.method in ("GET", "HEAD"):
-        navigates = request.headers.get("sec-fetch-mode") == "navigate" and \
-            request.headers.get("sec-fetch-dest") == "document"
-        return site in (None, "same-origin", "none") or navigates
-    if request.scope["path"] == "/logout":  # its form has no origin to tell under no-referrer, and its cookie is Strict
-        return True
+        to_show_it = _navigates(request) and request.headers.get("sec-fetch-dest") == "document"
+        return site in (None, "same-origin", "none") or to_show_it
     # Sec-Fetch-Site cannot be made up by a page, but is sent to https and loopback only. Neither: no browser of today.
     return site == "same-origin" if site is not None else urlsplit(origin or "").netloc.lower() == host.lower() != ""
+
+
+def _navigates(request: Request) -> bool:
+    """Whether a browser goes to this address, and does not load it for another one."""
+    mode = request.headers.get("sec-fetch-mode")  # sent to https and loopback only
+    return mode == "navigate" if mode is not None else "text/html" in request.headers.get("accept", "")

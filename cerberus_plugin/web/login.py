@@ -21,6 +21,7 @@ PASSWORD = "CERBERUS_PASSWORD"
 SHORTEST = 8
 LASTS = 12 * 3600  # seconds
 LONGEST_WAIT = 60.0  # seconds
+AT_ONCE, PACE = 32, 1.0  # failed tries of all clients together, and seconds for each one beyond
 MOST_SESSIONS, MOST_CLIENTS = 64, 4096
 
 
@@ -40,15 +41,22 @@ class Login:
         self._clock = clock
         self._sessions: OrderedDict[str, float] = OrderedDict()  # token: when it ends
         self._failed: OrderedDict[str, tuple[int, float]] = OrderedDict()  # client: how often, when again
+        self._paid = 0.0  # when the failed tries of all clients have had their time
         # Cookies do not know ports: pages of two galleries on one machine need names of their own.
         self.cookie = f"cerberus-{secrets.token_hex(4)}"
 
     def wait(self, address: str) -> float:
-        """Seconds until this client may try."""
-        return max(0.0, self._failed.get(_client(address), (0, 0.0))[1] - self._clock())
+        """Seconds until this client may try; where many have failed, all clients wait, for one may have many addresses.
+        """
+        own = self._failed.get(_client(address), (0, 0.0))[1]
+        return max(0.0, own - self._clock(), self._paid - AT_ONCE * PACE - self._clock())
 
-    def enter(self, address: str, user: str, password: str) -> str | None:
-        """The token of a new session; None if user or password is wrong, or if it is too early to try again."""
+    def enter(self, address: str, user: str, password: str, before: str | None = None) -> str | None:
+        """The token of a new session; None if user or password is wrong, or if it is too early to try again.
+
+        Args:
+            before: the token of the session that the new one takes the place of, if there is one.
+        """
         client = _client(address)
         if self.wait(address):
             return None
@@ -57,10 +65,12 @@ class Login:
         if not all(right):
             count = self._failed.pop(client, (0, 0.0))[0] + 1
             self._failed[client] = count, self._clock() + min(2.0 ** (count - 1), LONGEST_WAIT)
+            self._paid = max(self._paid, self._clock()) + PACE
             if len(self._failed) > MOST_CLIENTS:
                 self._failed.popitem(last=False)
             return None
         self._failed.pop(client, None)
+        self.leave(before)
         token = secrets.token_urlsafe(32)
         self._sessions[token] = self._clock() + LASTS
         if len(self._sessions) > MOST_SESSIONS:
