@@ -73,6 +73,13 @@ def test_loopback_is_what_this_machine_alone_can_reach(host, local):
     assert Place(host, without_login=True).is_local is local
 
 
+def test_a_name_that_comes_to_mean_another_address_is_not_asked_again(monkeypatch):
+    meant = iter(["127.0.0.1", "0.0.0.0"])
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **options: [(socket.AF_INET, 1, 6, "", (next(meant), 0))])
+    with Place("gallery.lab", port=0).listen() as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
 def test_others_may_reach_it_where_somebody_logs_in_or_it_is_meant(monkeypatch):
     assert Place("0.0.0.0", without_login=True).login() is None
     monkeypatch.setenv("CERBERUS_PASSWORD", "correct horse")

@@ -8,6 +8,7 @@ import ssl
 import sys
 import webbrowser
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,9 +59,11 @@ class Place:
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-                   for *_, address in self.addresses())
+                   for *_, address in self.addresses)
 
+    @cached_property
     def addresses(self) -> list[tuple]:
+        """What the host stands for, asked once: what is listened on is what was judged."""
         try:
             return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
@@ -76,7 +79,7 @@ class Place:
         return Login(self.user, ask_password()) if self.user else None
 
     def listen(self) -> socket.socket:
-        family, *_, address = self.addresses()[0]
+        family, *_, address = self.addresses[0]
         try:
             return socket.create_server(address, family=family)
         except OSError as error:
