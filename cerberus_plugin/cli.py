@@ -165,14 +165,17 @@ def _search(args: argparse.Namespace) -> None:
 
     index = _opened(args)
     query = query_of(args, index)
-    hits = index.search(query, args.top, None if args.reliable is None else Prefilter(args.reliable))
+    prefilter = None if args.reliable is None else Prefilter(args.reliable)
+    hits = index.search(query, args.top, prefilter)
+    notes = sheet.notes_of(hits, len(index))
     if args.csv:
         _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        asked = sheet.asked_for(query, Path(args.picture or "").name)
-        _write(args.html, sheet.html_text(hits, asked, picture=picture))
+        asked = sheet.asked_for(query, Path(args.picture or "").name, prefilter, _clothes(index))
+        _write(args.html, sheet.html_text(hits, asked, picture=picture, notes=notes))
     _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
 def _opened(args: argparse.Namespace) -> GalleryIndex:
@@ -205,9 +208,14 @@ def query_of(args: argparse.Namespace, index) -> Query:
         embedding = index.embed(encoder_of(args.run, args.model), args.picture)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     if args.may_have_changed_clothes:
-        left_out += [group for group in index.shape.groups if group not in index.lasting_groups]
+        left_out += _clothes(index)
     weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
     return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate)
+
+
+def _clothes(index: GalleryIndex) -> list[str]:
+    """Groups that a change of clothes changes."""
+    return [group for group in index.shape.groups if group not in index.lasting_groups]
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -232,9 +240,7 @@ def _recognise(args: argparse.Namespace) -> None:
     if encoder.vocabulary is None:
         raise ValueError(f"{args.run or args.model}: this model reads no attributes by prototypes; name a Cerberus")
     if not encoder.vocabulary.temperatures:
-        print("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
-              "python -m cerberus_plugin.experiments.calibrate RUN" + (", and export again" if args.model else ""),
-              file=sys.stderr)
+        print(sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
     named = {given for given in map(Path, args.pictures) if not given.is_dir()}
     paths = [path for given in map(Path, args.pictures)
              for path in ([given] if given in named else [given / picture.path for picture in walk(given)])]
@@ -268,11 +274,11 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
-    """A hit as a line: similarities tell which groups a match is by."""
-    return {"": str(place), "picture": hit.path, "score": f"{hit.score:.3f}",
-            **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
-            **({} if hit.same_person is None else {"same person": f"{hit.same_person:.0%}"}),
-            "camera": hit.camera or "", "time": hit.time or "",
+    """A hit as a line to read."""
+    from .gallery import sheet
+
+    return {**sheet.line_of(place, hit),
+            **({} if hit.same_person is None else {"same person": sheet.likely(hit.same_person)}),
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 

@@ -6,7 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 
-from cerberus_plugin.gallery import Answer, GalleryIndex, Hit, Pace, Query, sheet
+from cerberus_plugin.gallery import Answer, GalleryIndex, Hit, Pace, Prefilter, Query, sheet
 from cerberus_plugin.gallery.thumbnails import thumbnail
 
 import numpy as np
@@ -28,8 +28,9 @@ def test_a_line_of_csv_holds_the_hit_as_it_is_with_each_attribute_in_a_column():
     assert cells(sheet.csv_text(sheet.rows_of([hit("a.jpg")]))) == [
         {"place": "1", "picture": "a.jpg", "score": "0.500", "head": "0.25", "person": "0002", "camera": "1",
          "time": "", "hat": "no (91%)"}]
-    assert cells(sheet.csv_text(sheet.rows_of([hit("a.jpg", same_person=0.98765)])))[0]["same person"] == "0.988"
+    assert cells(sheet.csv_text(sheet.rows_of([hit("a.jpg", same_person=0.98765)])))[0]["same person"] == "0.98765"
     assert sheet.csv_text(sheet.rows_of([])) == ""
+    assert sheet.csv_text([{"a": "1", "b": ""}]) == '"a","b"\r\n"1",""\r\n'
 
 
 def test_an_attribute_called_as_a_group_does_not_take_its_place():
@@ -37,7 +38,8 @@ def test_an_attribute_called_as_a_group_does_not_take_its_place():
     assert (row["head"], row["head (recognised)"]) == ("0.25", "bald (100%)")
 
 
-@pytest.mark.parametrize("name", ['=HYPERLINK("x").jpg', "+1.jpg", "-1_c1s1_000109_03.jpg", "@a.jpg", "\ta.jpg"])
+@pytest.mark.parametrize("name", ['=HYPERLINK("x").jpg', "+1.jpg", "-1_c1s1_000109_03.jpg", "@a.jpg", "\ta.jpg",
+                                  "\n=1.jpg", "＝1.jpg", "＋1.jpg", "－1.jpg", "＠a.jpg"])
 def test_no_name_becomes_a_formula_of_a_spreadsheet_and_a_path_stays_that_of_its_file(tmp_path, name):
     draw(tmp_path / "crop.png", RED).rename(tmp_path / name)
     row = cells(sheet.csv_text(sheet.rows_of([hit(tmp_path / name, identity=name)], below=tmp_path)))[0]
@@ -59,6 +61,32 @@ def test_a_query_is_said_in_parts():
     query = Query(np.ones(20), {"hat": "no"}, {"upper": 2, "lower": 3, "head": 1}, ["lower"], 1e-3)
     assert sheet.asked_for(query, "0001.jpg") == ["like 0001.jpg", "hat: no", "upper counts 2 times",
                                                   "lower does not count", "false-match rate 0.001"]
+
+
+def test_a_filter_and_a_change_of_clothes_are_said_as_they_were_asked_for():
+    query = Query(np.ones(20), leave_out=["upper", "lower", "head"])
+    assert sheet.asked_for(query, "the picture", Prefilter(0.9), ["lower", "upper"]) == [
+        "like the picture", "may have changed clothes", "head does not count",
+        "without what surely contradicts, from 0.9 on"]
+    for clothes in ((), ["lower", "carrying"]):  # carrying counts
+        assert sheet.asked_for(query, "x", None, clothes)[1:] == ["upper does not count", "lower does not count",
+                                                                  "head does not count"]
+
+
+@pytest.mark.parametrize(("probability", "words"), [
+    (1.0, "over 99%"), (0.9901, "over 99%"), (0.99, "99%"), (0.5, "50%"), (0.01, "1%"), (0.0099, "under 1%"),
+    (0.0, "under 1%")])
+def test_that_it_is_the_same_person_is_never_said_to_be_certain(probability, words):
+    assert sheet.likely(probability) == words
+    assert f"same person {words}" in sheet.html_text([hit("a.jpg", same_person=probability)], ["x"])
+
+
+def test_what_a_probability_of_the_same_person_starts_from_is_said_where_there_is_one():
+    assert sheet.notes_of([hit("a.jpg")], 1000) == []
+    notes = sheet.notes_of([hit("a.jpg", same_person=0.5)], 1000)
+    assert notes == ["same person: how probable that is if, before looking, it is one in 1,000, as where one picture "
+                     "of the gallery shows the person"]
+    assert notes[0] in sheet.html_text([hit("a.jpg")], ["x"], notes=notes)
 
 
 class Page(HTMLParser):
@@ -101,10 +129,10 @@ def test_what_is_withheld_is_not_told_and_what_is_not_calibrated_is_said_once():
     answers = {"hat": Answer("no", 0.55, withheld=True), "hair": Answer("long", 0.9)}
     row = sheet.rows_of([hit("a.jpg", attributes=answers)])[0]
     assert (row["hat"], row["hair"]) == ("cannot tell", "long (90%)")
-    assert sheet.UNCALIBRATED not in sheet.html_text([hit("a.jpg", attributes=answers)], ["x"])
+    assert sheet.notes_of([hit("a.jpg", attributes=answers)], 9) == []
     bare = {"hat": Answer("no", 0.55, calibrated=False), "hair": Answer("long", 0.9, calibrated=False)}
-    text = sheet.html_text([hit("a.jpg", attributes=bare)], ["x"])
-    assert text.count("calibrate") == sheet.UNCALIBRATED.count("calibrate") and "no (55%)" in text
+    assert sheet.notes_of([hit("a.jpg", attributes=bare)] * 2, 9) == [sheet.UNCALIBRATED]
+    assert "no (55%)" in sheet.html_text([hit("a.jpg", attributes=bare)], ["x"])
 
 
 def test_a_thumbnail_is_as_high_as_asked_and_keeps_nothing_but_pixels():

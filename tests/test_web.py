@@ -125,11 +125,13 @@ def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_other
     hits = index.search(Query(index.embedding(row), false_match_rate=0.1), 24)
     page = client.get(f"/?like={row}&rate=0.1")
     assert found(page) == expected(hits) and 1 <= len(hits) < 20
-    assert page.text.count("same person 9") >= 1 and f"same person {hits[0].same_person:.0%}" in page.text
+    assert re.findall(r'class="same">same person (.*?)<', page.text) == [sheet.likely(hit.same_person) for hit in hits]
+    assert page.text.count("before looking, it is one in 20,") == 1 == client.get(f"/sheet.html?like={row}").text.count(
+        "before looking, it is one in 20,")
     assert re.findall(r'<option value="([\d.]+)"( selected)?>(1 in .*?)</option>', page.text) == [
         ("0.1", " selected", "1 in 10"), ("0.001", "", "1 in 1,000")]
     assert "same person" not in client.get(f"/results.csv?like={row}&a.head+colour=red").text
-    assert ",same person,person,camera,time," in client.get(f"/results.csv?like={row}").text
+    assert '","same person","person","camera","time","' in client.get(f"/results.csv?like={row}").text
     assert found(client.get(f"/?like={row}&changed=1")) == expected(index.search(
         Query(index.embedding(row), leave_out=("upper", "lower", "identity", "carrying")), 24))
 
@@ -253,6 +255,9 @@ def test_results_come_as_csv_and_as_a_page_of_their_own(many, client):
     assert answer.headers["content-disposition"] == 'attachment; filename="cerberus.csv"'
     answer = client.get("/sheet.html?a.head+colour=red&top=5")
     assert answer.text == sheet.html_text(hits, ["head colour: red"], many.images)
+    filtered = client.get("/sheet.html?a.head+colour=red&a.identity+colour=red&reliable=0.4&changed=1&w.head=2").text
+    assert "<h1>head colour: red, identity colour: red, may have changed clothes, head counts 2 times, without what " \
+        "surely contradicts, from 0.4 on</h1>" in filtered
     assert answer.headers["content-disposition"] == 'attachment; filename="cerberus.html"'
     like = client.get(f"/sheet.html?like={hits[0].row}&top=5").text
     assert like.count("data:image/jpeg") == 6 and f"<h1>like {Path(hits[0].path).name}</h1>" in like

@@ -5,42 +5,51 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..portable.images import Limits, Unreadable, read_image
+from ..portable.images import Unreadable, read_image
 from ..portable.vocabulary import Answer
-from .querying import Hit, Query
+from .querying import Hit, Prefilter, Query
 from .thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 UNCALIBRATED = ("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
                 "python -m cerberus_plugin.experiments.calibrate RUN")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins with one of these
+FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # spreadsheets run a cell that begins with one of these
 
 
 def rows_of(hits: Sequence[Hit], below: Path | None = None) -> list[dict[str, str]]:
-    """A line a hit: place, picture, score, similarity of each group, the probability of the same person if it is
-    known, what its name tells, and each attribute.
+    """A line a hit: that of `line_of`, and each attribute.
 
     Args:
         below: shows paths below this folder in place of whole ones.
     """
     lines = []
     for place, hit in enumerate(hits, start=1):
-        line = {"place": str(place), "picture": shown_path(hit, below), "score": f"{hit.score:.3f}",
-                **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
-                **({} if hit.same_person is None else {"same person": f"{hit.same_person:.3f}"}),
-                "person": hit.identity or "", "camera": hit.camera or "", "time": hit.time or ""}
+        line = line_of(place, hit, below)
         for name, answer in hit.attributes.items():
             line[name if name not in line else f"{name} (recognised)"] = said(answer)
         lines.append(line)
     return lines
 
 
+def line_of(place: int, hit: Hit, below: Path | None = None) -> dict[str, str]:
+    """Place, picture, score, similarity of each group, which tell by what it matches, the probability of the same
+    person if it is known, and what its name tells."""
+    return {"place": str(place), "picture": shown_path(hit, below), "score": f"{hit.score:.3f}",
+            **{group: f"{value:.2f}" for group, value in hit.similarities.items()},
+            **({} if hit.same_person is None else {"same person": f"{hit.same_person:.6g}"}),
+            "person": hit.identity or "", "camera": hit.camera or "", "time": hit.time or ""}
+
+
 def csv_text(rows: Sequence[dict[str, str]]) -> str:
     """Lines of one form as CSV; no cell is taken for a formula by a spreadsheet. Of no lines, nothing."""
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [])
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], quoting=csv.QUOTE_ALL)
     if rows:
         writer.writeheader()
         writer.writerows({name: _harmless(name, value) for name, value in row.items()} for row in rows)
@@ -48,37 +57,46 @@ def csv_text(rows: Sequence[dict[str, str]]) -> str:
 
 
 def html_text(hits: Sequence[Hit], asked: Sequence[str], below: Path | None = None, picture: bytes | None = None,
-              limits: Limits | None = None) -> str:
+              notes: Sequence[str] = ()) -> str:
     """Hits with their pictures as one page that needs nothing beside itself, neither a network nor the gallery.
 
     Args:
         asked: what was searched for, in words to show.
         below: as in `rows_of`.
         picture: that was searched for, a JPEG.
-        limits: of the pictures that are read.
+        notes: that belong to what is shown, see `notes_of`.
     """
+    found = [{"hit": hit, "path": shown_path(hit, below), "crop": _crop(hit)} for hit in hits]
+    return templates().get_template("sheet.html.j2").render(
+        found=found, asked=asked, picture=picture and _data_uri(picture), notes=notes)
+
+
+def templates(*folders: Path) -> Environment:
+    """Templates of these folders and of this one; what they show is escaped, and what they lack an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                              lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals |= {"said": said}
-    found = [{"hit": hit, "path": shown_path(hit, below), "crop": _crop(hit, limits)} for hit in hits]
-    return environment.get_template("sheet.html.j2").render(
-        found=found, asked=asked, picture=picture and _data_uri(picture),
-        note=UNCALIBRATED if uncalibrated(hits) else "")
+    environment = Environment(loader=FileSystemLoader([*folders, Path(__file__).parent]), autoescape=True,
+                              trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.globals |= {"said": said, "likely": likely}
+    return environment
 
 
-def asked_for(query: Query, picture: str = "") -> list[str]:
-    """What a query says, in words to show, a part each.
+def asked_for(query: Query, picture: str = "", prefilter: Prefilter | None = None,
+              clothes: Collection[str] = ()) -> list[str]:
+    """What a search says, in words to show, a part each.
 
     Args:
         picture: how to call the picture, where there is one.
+        clothes: the groups that a change of clothes changes; to leave all of them out is said so.
     """
+    changed = bool(clothes) and set(clothes) <= set(query.leave_out)
     weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in query.leave_out}
     return [*([f"like {picture}"] if query.embedding is not None else []),
             *(f"{name}: {value}" for name, value in query.words.items()),
+            *(["may have changed clothes"] if changed else []),
             *(f"{group} counts {weight:g} times" for group, weight in weights.items()),
-            *(f"{group} does not count" for group in query.leave_out),
+            *(f"{group} does not count" for group in query.leave_out if not (changed and group in clothes)),
+            *([] if prefilter is None else [f"without what surely contradicts, from {prefilter.threshold:.6g} on"]),
             *([] if query.false_match_rate is None else [f"false-match rate {query.false_match_rate:g}"])]
 
 
@@ -91,6 +109,23 @@ def shown_path(hit: Hit, below: Path | None = None) -> str:
 def said(answer: Answer) -> str:
     """An answer with its probability. That it is not calibrated is said once for all of them, by `UNCALIBRATED`."""
     return str(answer._replace(calibrated=True))
+
+
+def likely(probability: float) -> str:
+    """A probability of the same person, which is never told to be certain."""
+    return "over 99%" if probability > 0.99 else "under 1%" if probability < 0.01 else f"{probability:.0%}"
+
+
+def notes_of(hits: Sequence[Hit], count: int) -> list[str]:
+    """What has to be known of the probabilities of hits, where they have any.
+
+    Args:
+        count: of pictures in the gallery.
+    """
+    told = any(hit.same_person is not None for hit in hits)
+    return [*([f"same person: how probable that is if, before looking, it is one in {count:,}, as where one picture of "
+               "the gallery shows the person"] if told else []),
+            *([UNCALIBRATED] if uncalibrated(hits) else [])]
 
 
 def uncalibrated(hits: Sequence[Hit]) -> bool:
@@ -112,10 +147,10 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def _crop(hit: Hit, limits: Limits | None) -> str:
+def _crop(hit: Hit) -> str:
     """The picture itself, "" where it cannot be shown any more."""
     try:
-        return _data_uri(thumbnail(read_image(hit.path, limits)))
+        return _data_uri(thumbnail(read_image(hit.path)))
     except Unreadable:
         return ""
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import anyio
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ..gallery import GalleryIndex, Hit, sheet
+from ..gallery import GalleryIndex, Hit, Query, sheet
 from ..gallery.thumbnails import thumbnail
 from ..portable.images import Limits, Unreadable, read_image
 from .asking import Asked, Groups, exact
@@ -70,12 +69,14 @@ class _Pages:
                  secure: bool) -> None:
         self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
-        self.groups = Groups(index.shape.groups, index.lasting_groups)
         self.sending = Turns(DECODING, SENDING, f"{SENDING} pictures are being sent already; try again in a moment")
         self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
-        self.templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=StrictUndefined)
-        self.templates.globals |= {"said": sheet.said, "exact": exact}
+        self.templates = sheet.templates(Path(__file__).parent)
+        self.templates.globals["exact"] = exact
+
+    @property
+    def groups(self) -> Groups:
+        return Groups(self.index.shape.groups, self.index.lasting_groups)
 
     # Search.
 
@@ -101,38 +102,36 @@ class _Pages:
             asked = Asked.read(given)
             if any(not value.strip() for _, value in given):
                 return RedirectResponse(asked.address(), 303)  # what a form leaves empty does not stay in the address
-            hits = self._hits(asked)
+            hits = [] if asked.says_nothing else self._found(asked)[1]
         except ValueError as refused:
             error = str(refused)
         return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
                           **self._context(asked, hits, error))
 
     def _csv(self, request: Request) -> Response:
-        _, hits = self._asked(request)
+        *_, hits = self._asked(request)
         text = sheet.csv_text(sheet.rows_of(hits, self.index.images))
         return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
 
     def _sheet(self, request: Request) -> Response:
-        asked, hits = self._asked(request)
-        told = sheet.asked_for(asked.query(self.groups, self._embedding(asked)), self._name(asked))
-        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked))
+        asked, query, hits = self._asked(request)
+        told = sheet.asked_for(query, self._name(asked), asked.prefilter, self.groups.clothes)
+        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), sheet.notes_of(hits, len(self.index)))
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
-    def _asked(self, request: Request) -> tuple[Asked, list[Hit]]:
+    def _asked(self, request: Request) -> tuple[Asked, Query, list[Hit]]:
         try:
             asked = Asked.read(request.query_params.multi_items())
             if asked.says_nothing:
                 raise ValueError("address: says nobody to search for; download from a page with results")
-            return asked, self._hits(asked)
+            return asked, *self._found(asked)
         except ValueError as refused:
             raise HTTPException(400, str(refused)) from refused
 
-    def _hits(self, asked: Asked) -> list[Hit]:
-        if asked.says_nothing:
-            return []
-        query = asked.query(self.groups, self._embedding(asked))
+    def _found(self, asked: Asked) -> tuple[Query, list[Hit]]:
         try:
-            return self.index.search(query, asked.top, asked.prefilter)
+            query = asked.query(self.groups, self._embedding(asked))
+            return query, self.index.search(query, asked.top, asked.prefilter)
         except (LookupError, FileNotFoundError) as changed:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed
 
@@ -200,7 +199,7 @@ class _Pages:
                 "said_groups": [group for group in groups
                                 if group in compared or group in asked.out or group in asked.weights],
                 "paths": [sheet.shown_path(hit, self.index.images) for hit in hits],
-                "note": sheet.UNCALIBRATED if sheet.uncalibrated(hits) else "",
+                "notes": sheet.notes_of(hits, len(self.index)),
                 "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:

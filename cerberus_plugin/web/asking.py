@@ -28,6 +28,10 @@ class Groups(NamedTuple):
     all: tuple[str, ...]
     lasting: tuple[str, ...]
 
+    @property
+    def clothes(self) -> list[str]:
+        return [group for group in self.all if group not in self.lasting]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -110,7 +114,7 @@ class Asked:
 
     def left_out(self, groups: Groups) -> list[str]:
         """Groups that do not count, for one reason or the other, in the order of the model's."""
-        return [*(group for group in groups.all if group in self.out or (self.changed and group not in groups.lasting)),
+        return [*(group for group in groups.all if group in self.out or (self.changed and group in groups.clothes)),
                 *(group for group in self.out if group not in groups.all)]  # unknown ones, for the search to refuse
 
     # Other searches, a click from this one.
