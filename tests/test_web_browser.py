@@ -123,7 +123,7 @@ def test_attributes_are_picked_and_the_address_holds_no_more_than_was_picked(loo
     words = {"head colour": "red", "upper colour": "green"}
     assert shown(view) == names(index.search(Query(words=words), 24))
     chips = ["".join(text.split("\n")) for text in view.locator(".present .chip").all_inner_texts()]
-    assert chips == ["head colour: red×", "upper colour: green×"]
+    assert chips == ["head colour: red×, remove", "upper colour: green×, remove"]
     for image in view.locator("article .crop img").all()[:3]:
         image.scroll_into_view_if_needed()
         assert image.evaluate("image => image.decode().then(() => image.naturalHeight)") == 128
@@ -262,10 +262,16 @@ def test_results_are_downloaded_as_csv_and_as_a_page_that_opens_by_itself(look, 
 
 def test_all_but_sending_works_without_scripts_and_by_the_keyboard_alone(look, served, index):
     view = look(served, java_script_enabled=False)
+    assert not view.locator(".choose").is_visible()
     choose(view, head="red")
     assert asked(view)[0] == ("a.head colour", "red") and all(value for _, value in asked(view))
     assert shown(view) == names(index.search(Query(words={"head colour": "red"}), 24))
     view = look(f"{served}/?a.head+colour=red")
+    assert view.locator(".choose").is_visible()
+    view.keyboard.press("Tab")
+    view.keyboard.press("Enter")  # past the form
+    view.keyboard.press("Tab")
+    assert view.evaluate("document.activeElement.matches('main .chip')")
     view.get_by_role("combobox", name="upper colour", exact=True).focus()
     view.keyboard.type("bl")
     view.keyboard.press("Enter")
@@ -291,6 +297,44 @@ def test_the_page_fits_a_phone_and_a_screen_in_light_and_dark(look, served, widt
           .filter((each) => !each.textContent.trim() && !each.labels?.length && !each.ariaLabel
                             && !each.querySelector("img[alt]:not([alt=''])")).map((each) => each.outerHTML)""")
         assert unnamed == []
+        first = "document.querySelector('main').getBoundingClientRect().top < ask.getBoundingClientRect().top"
+        assert view.evaluate(first) == (width == 390)  # a phone shows pictures first, and a link to the form
+        assert view.get_by_role("link", name="describe somebody" if query == "/" else "change the query",
+                                exact=True).is_visible() == (width == 390)
+
+
+CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = (colour) => colour.map((value) => value / 255)
+    .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+  const page = numbers(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("article span, article a, article small")].map((each) => {
+    let opacity = 1;
+    for (let node = each; node; node = node.parentElement) opacity *= getComputedStyle(node).opacity;
+    const shown = numbers(getComputedStyle(each).color).map((value, i) => value * opacity + page[i] * (1 - opacity));
+    const pair = [light(shown), light(page)].sort((one, other) => other - one);
+    return (pair[0] + 0.05) / (pair[1] + 0.05);
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_of_a_hit_can_be_read_and_clicked(look, served, scheme):
+    view = look(f"{served}/?a.head+colour=red&a.upper+colour=red&out=upper", color_scheme=scheme)
+    contrasts = view.evaluate(CONTRAST)
+    assert len(contrasts) > 100 and min(contrasts) >= 4.5  # WCAG 2, AA
+    heights = "links => links.map((link) => link.getBoundingClientRect().height)"
+    assert min(view.locator("article div a").evaluate_all(heights)) >= 24  # CSS pixels, WCAG 2.2, AA
+
+
+def test_what_a_hit_shows_by_colour_it_says_by_a_sign_as_well_and_once(look, served):
+    view = look(f"{served}/?a.head+colour=red")
+    signs = "links => links.map((link) => [link.className, getComputedStyle(link, '::before').content])"
+    assert {tuple(pair) for pair in view.locator("article .read a").evaluate_all(signs)} == {
+        ("", "none"), ("agrees", '"✓"'), ("differs", '"≠"')}
+    told = view.locator("article").first.aria_snapshot()
+    assert told.count("more like this") == 1 and "img" not in told and "%" in told
 
 
 def test_a_login_stands_before_the_page_and_leads_back_to_the_search(look, index):

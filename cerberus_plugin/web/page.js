@@ -12,6 +12,7 @@ if (drop) {
   const state = document.getElementById("status");
   const file = document.getElementById("file");
   const most = Number(document.body.dataset.maxBytes);
+  document.getElementById("choose").hidden = false;
   const say = (text, bad = false) => { state.textContent = text; state.classList.toggle("bad", bad); };
   const send = async (picture) => {
     if (picture.size > most) return say(`the file has more than ${most / 2 ** 20} MiB; send a smaller one`, true);
