@@ -130,8 +130,14 @@ async def poured(app, pieces, path="/picture") -> tuple[int, bytes]:
     return sent[0]["status"], sent[1]["body"]
 
 
+def finished(coroutine):
+    """What a coroutine gives, in a thread without a loop of its own, as that of a driven browser has one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 def pour(*arguments) -> tuple[int, bytes]:
-    return asyncio.run(poured(*arguments))
+    return finished(poured(*arguments))
 
 
 def test_a_file_is_counted_while_it_comes_whatever_it_says(client):
@@ -159,7 +165,7 @@ def test_many_pictures_at_once_are_refused_and_what_failed_holds_no_place(index,
     async def both():
         return await asyncio.gather(*(poured(client.app, [b"x", None]) for _ in range(2)))
 
-    slow, refused = asyncio.run(both())
+    slow, refused = finished(both())
     assert slow[0] == 408 and refused == (503, b"1 pictures are being sent already; try again in a moment")
     send(client, picture())
 
