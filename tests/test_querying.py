@@ -280,8 +280,10 @@ def judged(many, tmp_path_factory):
 
 def test_a_picture_finds_its_person_with_the_calibrated_probability(judged, many):
     assert judged.verification == FITTED and judged.lasting_groups == ("head",)
-    for hit in judged.search(Query(many[1][5].reshape(-1)), top=60):
-        assert hit.same_person == pytest.approx(1 / (1 + np.exp(16 - 20 * hit.score)), rel=1e-6)
+    for prior, odds in ((None, 1 / 60), (0.5, 1.0), (0.2, 0.25)):  # 60 pictures, or none of them
+        for hit in judged.search(Query(many[1][5].reshape(-1), prior=prior), top=60):
+            expected = odds * np.exp(20 * hit.score - 16)
+            assert hit.same_person == pytest.approx(expected / (1 + expected), rel=1e-6)
     assert many[0].verification is None
     assert {hit.same_person for hit in many[0].search(Query(many[1][5].reshape(-1)))} == {None}
 

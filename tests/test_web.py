@@ -119,7 +119,7 @@ def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_other
     hits = index.search(Query(index.embedding(row), false_match_rate=0.1), 24)
     page = client.get(f"/?like={row}&rate=0.1")
     assert found(page) == expected(hits) and 1 <= len(hits) < 20
-    assert page.text.count("same person 9") >= 1 and f"same person {hits[0].same_person:.0%}" in page.text
+    assert f"same person {hits[0].same_person:.0%}" in page.text
     assert re.findall(r'<option value="([\d.]+)"( selected)?>(1 in .*?)</option>', page.text) == [
         ("0.1", " selected", "1 in 10"), ("0.001", "", "1 in 1,000")]
     assert "same person" not in client.get(f"/results.csv?like={row}&a.head+colour=red").text

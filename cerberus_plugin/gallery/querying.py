@@ -38,6 +38,8 @@ class Query:
         weights: how much groups count beside the others, by name; 1 where not named.
         leave_out: groups that do not count, as if their weight were 0.
         false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
+        prior: the probability, before looking, that a picture of the gallery shows this person; one in as many as there
+            are, and one more, if None.
     """
 
     embedding: np.ndarray | None = None
@@ -45,6 +47,7 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
     leave_out: Sequence[str] = ()
     false_match_rate: float | None = None
+    prior: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Hit:
         row: its id, which no other picture of this index ever gets.
         identity, camera, time: as its name tells; None where it does not.
         same_person: the probability that it shows the person of the picture that was searched for, at the prior of the
-            calibration; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
+            query; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
     """
 
     path: str
