@@ -45,9 +45,21 @@ def test_a_query_vector_is_the_weighted_mean_of_its_blocks_by_hand():
     picture = np.tile(np.array([0.6, 0.8, 0, 0], np.float32), 5)
     query = Query(picture, {"upper colour": "blue"}, weights={"upper": 3, "head": 0.5}, leave_out=["lower"])
     compiled = compile_query(query, SHAPE, Words())
-    weights = np.array([0.5, 3, 0, 1, 1]) / 5.5
+    weights = np.array([0.5, 3 * 2.5, 0, 1, 1]) / 10  # 2.5: the sum of the picture's groups
     blocks = np.array([[0.6, 0.8, 0, 0], [0, 0, 1, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0]])
     assert np.allclose(compiled.vector.reshape(5, 4), weights[:, None] * blocks)
+
+
+def test_words_count_together_as_much_as_the_picture_beside_them():
+    picture = np.ones(20, np.float32)
+    for words in ({"upper colour": "blue"}, {"upper colour": "blue", "lower colour": "red", "head colour": "red"}):
+        described = [f"{group} colour" in words for group in GROUPS]
+        weights = compile_query(Query(picture, words), SHAPE, Words()).weights
+        assert weights[described].sum() == pytest.approx(0.5) and len(set(weights[described].tolist())) == 1
+    whole = dict.fromkeys((f"{group} colour" for group in GROUPS), "red")
+    assert np.allclose(compile_query(Query(picture, whole), SHAPE, Words()).weights, 0.2)
+    out = compile_query(Query(picture, {"upper colour": "blue"}, leave_out=["upper"]), SHAPE, Words())
+    assert np.allclose(out.weights, [0.25, 0, 0.25, 0.25, 0.25])
 
 
 def test_words_describe_their_groups_alone_and_the_others_do_not_count():
@@ -143,8 +155,10 @@ def test_this_person_but_without_the_backpack(tmp_path):
     picture = index.embed(BandEncoder(), same, read)
     assert index.search(Query(picture))[0].path == str(same)
     hits = index.search(Query(picture, {"carrying colour": "green"}))
-    assert [hit.path.rsplit("/", 1)[1] for hit in hits] == ["same_without.png", "same_with.png", "other_without.png"]
     assert hits[0].path == str(wanted) and list(hits[0].similarities) == list(GROUPS)
+    for hit in hits:  # half of it is the person, half the words
+        person = np.mean([hit.similarities[group] for group in GROUPS if group != "carrying"])
+        assert hit.score == pytest.approx((person + hit.similarities["carrying"]) / 2, abs=1e-5)
 
 
 def test_many_queries_at_once_find_what_each_finds_alone(many):

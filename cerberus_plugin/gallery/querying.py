@@ -34,8 +34,9 @@ class Query:
 
     Attributes:
         embedding: of a picture, float (E,), as the encoder of the index gives it.
-        words: attributes in words; a group that they describe is compared with them and not with the picture.
-        weights: how much groups count beside the others, by name; 1 where not named.
+        words: attributes in words; a group that they describe is compared with them and not with the picture. Beside a
+            picture, groups of words count together as much as those of the picture.
+        weights: how much groups count beside the others, by name, times 1 where not named.
         leave_out: groups that do not count, as if their weight were 0.
         false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
         prior: the probability, before looking, that a picture of the gallery shows this person; one in as many as there
@@ -161,12 +162,23 @@ def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> 
         blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
         raise ValueError("search: the query is empty; give a picture, or at least one attribute")
-    weights = known * _weights(query, shape)
+    weights = _balanced(known * _weights(query, shape), of_picture)
     if not weights.any():
         raise ValueError(f"search: nothing is left to compare: the query says something about "
                          f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
                          "give these groups a weight")
     return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+
+
+def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:
+    """Groups of words count together as much as those of a picture beside them, (G,) -> (G,).
+
+    Pictures lie much nearer to pictures than to words, so that group by group the picture would outvote them.
+    """
+    of_words, rest = weights[~of_picture], weights[of_picture].sum()
+    if not of_words.any() or not rest:
+        return weights
+    return np.where(of_picture, weights, weights * rest / np.count_nonzero(of_words))
 
 
 def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -> float:
