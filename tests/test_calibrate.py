@@ -22,7 +22,7 @@ import torch
 from conftest import random_labels
 
 NAMES = [column.name for column in MARKET1501.columns]
-OPTIONS = ("--accuracy", "0.6", "--false-match-rate", "0.1", "1e-6", "--device", "cpu")
+OPTIONS = ("--accuracy", "0.6", "--confidence", "0.6", "--false-match-rate", "0.1", "1e-6", "--device", "cpu")
 
 pytestmark = pytest.mark.slow  # trains, gathers and draws
 
@@ -72,7 +72,8 @@ def altered(predictor, monkeypatch, market_root, use_root):
 
 def test_one_command_writes_table_picture_and_record(calibrated, run):
     folder, shown = calibrated[0] / "calibration", calibrated[1]
-    assert (folder / "calibration.txt").read_text() in shown and "always" in shown
+    assert (folder / "calibration.txt").read_text() in shown and " always " in shown
+    assert "With a confidence of 60 %, for each attribute by itself, 60 % of those given are right" in shown
     assert "refused: 36 pairs of two persons, it takes 2,995,731" in shown
     assert (folder / "calibration.png").stat().st_size > 10_000
     record = json.loads((folder / "calibration.json").read_text())
@@ -187,7 +188,7 @@ def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altere
 
 def test_calibrating_again_gives_the_same(altered, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "plot", lambda *args: None)
-    calibrate.run(altered, "Market1501Attributes", [0.1, 1e-6], 0.6, 0.5, tmp_path)
+    calibrate.run(altered, "Market1501Attributes", [0.1, 1e-6], 0.6, 0.5, tmp_path, 0.6)
     first, again = (json.loads((where / "calibration.json").read_text())
                     for where in (altered.run_folder / "calibration", tmp_path))
     assert first == again
@@ -215,16 +216,18 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
 
 def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
-                                         "accuracy of 0.95; it takes 19 .* 0.750 at most. More people to fit on"):
+                                         "accuracy of 0.95 with a confidence of 0.9; it takes 45 .* 0.464 at most. "
+                                         "More people to fit on"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
     monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (one, measuring, named))
     with pytest.raises(SystemExit, match="same person: 6 pairs of one person and 0 of two"):
-        calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path)
+        calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path, 0.4)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--accuracy", "1"), ("--prior", "0"), ("--false-match-rate", "-0.5")])
+@pytest.mark.parametrize(("option", "value"), [("--accuracy", "1"), ("--confidence", "1"), ("--prior", "0"),
+                                               ("--false-match-rate", "-0.5")])
 def test_numbers_that_are_no_shares_are_refused(folder, capsys, option, value):
     with pytest.raises(SystemExit):
         calibrate.main([str(folder), option, value])
@@ -235,7 +238,8 @@ def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     labels = fitting.attributes.clone()
     labels[:, MARKET1501.index("hat")] = -1
-    columns, curves = calibrate.calibrate_columns(altered.reader, replace(fitting, attributes=labels), measuring, 0.5)
+    fitting = replace(fitting, attributes=labels)
+    columns, curves = calibrate.calibrate_columns(altered.reader, fitting, measuring, 0.5, 0.5)
     assert list(columns) == list(curves) == [name for name in NAMES if name != "hat"]
     assert "hat: not labelled in the images to fit on" in log.text
     assert torch.equal(curves["gender"][0][2], measuring.pids)

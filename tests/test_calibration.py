@@ -108,43 +108,8 @@ def test_true_probabilities_show_the_error_of_chance():
     assert sum(ratios) / 20 == pytest.approx(1, abs=0.1)
 
 
-def test_withheld_is_what_would_be_wrong_too_often():
-    """Answers of probability p are right with it, so those from t on are right with (1 + t) / 2: 0.9 from 0.8 on."""
-    p = torch.rand(20000, generator=generator())
-    right = torch.rand(20000, generator=generator(1)) < p
-    threshold = calibration.choose_withholding(p, right, torch.arange(20000), 0.9)
-    assert threshold == pytest.approx(0.8, abs=0.02)
-    share, accuracy, error = calibration.answered(p, right, torch.arange(20000), threshold)
-    assert share == pytest.approx(1 - threshold, abs=0.02) and accuracy == pytest.approx(0.9, abs=4 * error)
-
-
-def test_the_threshold_is_the_least_that_people_vouch_for():
-    p = (torch.rand(80, generator=generator()) * 20).round() / 20
-    right, owner = torch.rand(80, generator=generator(1)) < p, torch.arange(80) % 11
-
-    def vouched(t: float) -> bool:
-        given = p >= t
-        shares = [1 - right[given & (owner == k)].double().mean().item() for k in owner[given].unique()]
-        return (sum(shares) + 1) / (len(shares) + 1) <= 0.4
-
-    wanted = min((t for t in p.unique().tolist() if vouched(t)), default=math.inf)
-    assert 0 < wanted < 1 and calibration.choose_withholding(p, right, owner, 0.6) == pytest.approx(wanted)
-
-
-def test_nothing_is_told_where_no_answer_is_sure_enough():
-    p, right = torch.full((40,), 0.9), torch.arange(40) % 2 == 0
-    assert calibration.choose_withholding(p, right, torch.arange(40), 0.9) == math.inf
-    share, accuracy, error = calibration.answered(p, right, torch.arange(40), math.inf)
-    assert share == 0 and math.isnan(accuracy) and math.isnan(error)
-
-
-def test_what_cannot_be_measured_or_vouched_for_is_refused():
+def test_what_cannot_be_measured_is_refused():
     three = torch.arange(3)
-    with pytest.raises(ValueError, match="3 identities cannot vouch for an accuracy of 0.95; it takes 19 at least.*"
-                                         "0.750 at most"):
-        calibration.choose_withholding(torch.rand(3), three > 0, three, 0.95)
-    with pytest.raises(ValueError, match="the wanted accuracy is 1, expected a share between"):
-        calibration.identities_to_vouch(1)
     with pytest.raises(ValueError, match=r"probabilities, right and identities are \(3,\), \(2,\), \(3,\)"):
         calibration.reliability(torch.rand(3), torch.ones(2).bool(), three)
     with pytest.raises(ValueError, match=r"1 of 3 probabilities are outside \[0, 1\], such as 1.5"):

@@ -2,6 +2,8 @@
 
 from ..portable.verification import Verification as Verification
 from ..portable.verification import same_person_probability as same_person_probability
+from .bounds import CONFIDENCE as CONFIDENCE
+from .bounds import chance_of_so_few as chance_of_so_few
 from .curve import BINS as BINS
 from .curve import Reliability as Reliability
 from .curve import brier as brier

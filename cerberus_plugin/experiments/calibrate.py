@@ -107,7 +107,8 @@ class Columns:
         return self.right[m][:, self.answers[m] + 1]  # (N, K)
 
 
-def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: float) -> tuple[dict, Curves]:
+def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: float,
+                      confidence: float = calibration.CONFIDENCE) -> tuple[dict, Curves]:
     """The record of each column, and its answers on the measured people before and after."""
     own, others = Columns(reader, fitting), Columns(reader, measuring)
     names = [column.name for column in reader.schema.columns]
@@ -122,7 +123,7 @@ def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: 
     records = {}
     for m in usable:
         temperature = temperatures[names[m]]
-        threshold = calibration.choose_withholding(*fitted[m], accuracy)
+        threshold = calibration.choose_withholding(*fitted[m], accuracy, confidence)
         share, right, error = calibration.answered(*measured[m], threshold)
         records[names[m]] = {
             "temperature": temperature,
@@ -197,23 +198,23 @@ def _can_be_calibrated(predictor: CerberusPredictor, dataset: str, fitting: Gath
 
 
 def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accuracy: float, prior: float,
-        output: Path) -> dict:
+        output: Path, confidence: float = calibration.CONFIDENCE) -> dict:
     """The whole experiment; returns what calibration.json holds."""
     fitting, measuring, fitted_on = fit_and_measure_on(predictor, dataset)
     columns, curves = {}, {}
     try:
         if _can_be_calibrated(predictor, dataset, fitting, measuring):
-            columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy)
+            columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy, confidence)
         pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior)
     except ValueError as error:
         raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
-                         "training, or another --dataset.") from error
+                         "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
     cfg = predictor.cfg
     record = {"format": FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
               "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "checkpoint sha256": file_sha256(cfg.MODEL.WEIGHTS),
               "config sha256": config_sha256(cfg), "schema": predictor.reader.schema.name if columns else None,
               "fitted on": fitted_on, "measured on": f"{len(measuring.pids.unique())} test identities",
-              "wanted accuracy": accuracy, "columns": columns, "same person": pairs}
+              "wanted accuracy": accuracy, "confidence": confidence, "columns": columns, "same person": pairs}
     report.write_text(str(output / "calibration.txt"), table(record))
     plot(record, curves, measured, output / "calibration.png")
     report.write_json(str(output / Path(CALIBRATION_FILE).name), record)
@@ -230,6 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--accuracy", type=float, default=ACCURACY,
                         help="wanted of the answers that are given; the others are \"cannot tell\"; %(default)s if "
                              "left out")
+    parser.add_argument("--confidence", type=float, default=calibration.CONFIDENCE,
+                        help="that what is fitted holds on other people: of so large a share of samples of people like "
+                             "those it is fitted on; %(default)s if left out. Less takes fewer people, and more luck")
     parser.add_argument("--prior", type=float, default=PRIOR,
                         help="probability that two pictures show the same person before looking at them; %(default)s "
                              "if left out")
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
     for option, values in (("--false-match-rate", args.false_match_rate), ("--accuracy", [args.accuracy]),
-                           ("--prior", [args.prior])):
+                           ("--confidence", [args.confidence]), ("--prior", [args.prior])):
         bad = [value for value in values if not 0 < value < 1]
         if bad:
             parser.error(f"{option} {bad[0]:g}: expected a share between 0 and 1, without both")
@@ -247,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = args.output or (args.run / CALIBRATION_FILE).parent
     os.makedirs(output, exist_ok=True)
     record = run(predictor, dataset, sorted(set(args.false_match_rate), reverse=True), args.accuracy, args.prior,
-                 output)
+                 output, args.confidence)
     print(table(record))
     print(f"In {output}: calibration.txt, calibration.json, calibration.png (look at it)")
 

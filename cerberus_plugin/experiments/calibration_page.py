@@ -63,8 +63,11 @@ def _columns_table(record: Mapping) -> str:
 def _columns_notes(record: Mapping) -> str:
     notes = ("Before: the bare softmax; after: its scores divided by the temperature. ECE: expected calibration error "
              f"in {calibration.BINS} bins of equal mass; by chance: what true probabilities "
-             "would show on so few people.\nWithheld: below this probability an answer is \"cannot tell\", for "
-             f"{100 * record['wanted accuracy']:g} % right of those given (a mean over identities).")
+             "would show on so few people.\nWithheld: below this probability an answer is \"cannot tell\". With a "
+             f"confidence of {100 * record['confidence']:g} %, for each attribute by itself, "
+             f"{100 * record['wanted accuracy']:g} % of those given are right on other people like those it was fitted "
+             "on (a mean over identities); \"always\" where these are too few, or err too often, to vouch for it: fit "
+             "on more, or ask for less by --accuracy or --confidence.")
     if any(row["at bound"] for row in record["columns"].values()):
         notes += "\n* at the end of what is tried: no temperature makes these scores tell how often they are right."
     return notes
