@@ -221,24 +221,6 @@ def test_scores_that_part_people_altogether_give_a_finite_line_and_others_none()
         calibration.fit_logistic(torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500))
 
 
-def test_a_threshold_lets_no_more_through_than_the_rate():
-    different = torch.arange(1000.0)[torch.randperm(1000, generator=generator())]
-    threshold = calibration.threshold_for(different, 0.01)
-    assert (different >= threshold).sum() == 10 and 989 < threshold <= 990
-    ties = torch.tensor([1.0] * 980 + [2.0] * 20)
-    assert (ties >= calibration.threshold_for(ties, 0.01)).sum() == 0, "all twenty would be too many"
-    bell = torch.randn(400_000, generator=generator())
-    assert calibration.threshold_for(bell, 1e-3) == pytest.approx(3.0902, abs=0.05)
-
-
-def test_a_rate_that_pairs_cannot_show_is_refused_with_how_many_it_takes():
-    assert calibration.pairs_needed(1e-3) == 2995 and (1 - 1e-3)**2995 <= 0.05 < (1 - 1e-3)**2994
-    with pytest.raises(ValueError, match="2994 pairs of two persons cannot show 0.001; it takes 2995"):
-        calibration.threshold_for(torch.rand(2994), 1e-3)
-    with pytest.raises(ValueError, match="false-match rate: 0, expected a share between 0 and 1"):
-        calibration.pairs_needed(0)
-
-
 def test_intervals_of_rates_know_that_pairs_share_people():
     embeddings, pids, camids = people(30, spread=0.2)
     pairs = calibration.collect_pairs(image_scores, embeddings, pids, camids)

@@ -148,12 +148,12 @@ def _figures(answers: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
 
 
 def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: Gathered, rates: Sequence[float],
-                    prior: float) -> tuple[dict, calibration.Pairs]:
+                    prior: float, confidence: float = calibration.CONFIDENCE) -> tuple[dict, calibration.Pairs]:
     """The record of "same person", and the measured pairs."""
     own, others = (calibration.collect_pairs(predictor.picture_scores, part.embeddings, part.pids, part.camids)
                    for part in (fitting, measuring))
     slope, intercept = calibration.fit_logistic(own.same, own.different)
-    rows = [_rate(own, others, rate) for rate in rates]
+    rows = [_rate(own, others, rate, confidence) for rate in rates]
     p = torch.cat([torch.sigmoid(slope * scores.double() + intercept) for scores in (others.same, others.different)])
     weights = torch.cat([torch.full((len(s),), 0.5 / len(s), dtype=torch.float64)
                          for s in (others.same, others.different)])
@@ -167,14 +167,14 @@ def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: 
             "false-match rates": rows}, others
 
 
-def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float) -> dict:
+def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float, confidence: float) -> dict:
     """A threshold that was chosen and measured, or why there is none."""
     try:
-        threshold = calibration.threshold_for(own.different, rate)
+        threshold = calibration.threshold_for(own, rate, confidence)
     except ValueError as error:
         logger.warning(str(error))
-        return {"rate": rate, "refused": str(error), "pairs": len(own.different),
-                "pairs needed": calibration.pairs_needed(rate)}
+        return {"rate": rate, "refused": str(error), "people": len(own.owners.unique()),
+                "people needed": calibration.people_needed(rate, confidence)}
     return {"rate": rate, "threshold": threshold,
             "false matches": dict(zip(("share", "low", "high"), calibration.false_match_rate(others, threshold))),
             "true matches": dict(zip(("share", "low", "high"), calibration.true_match_rate(others, threshold)))}
@@ -205,7 +205,7 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
     try:
         if _can_be_calibrated(predictor, dataset, fitting, measuring):
             columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy, confidence)
-        pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior)
+        pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior, confidence)
     except ValueError as error:
         raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
                          "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
