@@ -217,8 +217,10 @@ def test_a_prior_multiplies_the_odds():
 def test_scores_that_part_people_altogether_give_a_finite_line_and_others_none():
     slope, intercept = calibration.fit_logistic(torch.linspace(0.8, 0.9, 50), torch.linspace(0, 0.1, 500))
     assert calibration.same_person_probability(0.85, slope, intercept) == pytest.approx(51 / 52, abs=0.01)
-    with pytest.raises(ValueError, match="pairs of one person score no higher than pairs of two"):
-        calibration.fit_logistic(torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500))
+    for same, different in ((torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500)),
+                            (torch.full((20,), 0.7), torch.full((50,), 0.7))):
+        with pytest.raises(ValueError, match="pairs of one person score no higher than pairs of two"):
+            calibration.fit_logistic(same, different)
 
 
 def test_intervals_of_rates_know_that_pairs_share_people():

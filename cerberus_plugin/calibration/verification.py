@@ -102,7 +102,7 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
         return float(weight @ (np.logaddexp(0, z) - target * z)), np.array([gap @ standard, gap.sum()])
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
-    if slope <= 0:
+    if slope <= 0 or scores.min() == scores.max():
         raise ValueError("same person: pairs of one person score no higher than pairs of two; this model tells nobody "
                          "apart, train it first")
     return float(slope / width), float(intercept - slope * centre / width)
