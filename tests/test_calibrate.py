@@ -179,6 +179,12 @@ def test_held_out_identities_are_fitted_on(altered):
     assert len(measuring.pids.unique()) == 6 and 0 not in measuring.pids, "distractors are no person"
 
 
+def test_nothing_is_measured_on_the_held_out_identities(altered):
+    altered.cfg.DATASETS.HOLD_OUT = 4
+    with pytest.raises(SystemExit, match="--dataset held-out: these identities are fitted on, so nothing can be meas"):
+        calibrate.fit_and_measure_on(altered, "held-out")
+
+
 def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altered, crops):
     altered.cfg.TEST.FLIP.ENABLED = True
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")

@@ -48,6 +48,9 @@ def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gath
 
     Without the flip test, as `CerberusPredictor` embeds pictures.
     """
+    if dataset == HELD_OUT:
+        raise SystemExit(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
+                         "name a test data set")
     bare = copy.copy(predictor)
     bare.cfg = predictor.cfg.clone()
     bare.cfg.TEST.FLIP.ENABLED = False
