@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from cerberus_plugin.inference import ProbabilityReader
 
 import pytest
 import torch
+import yaml
 from conftest import random_labels
 
 NAMES = [column.name for column in MARKET1501.columns]
@@ -170,6 +172,26 @@ def test_a_calibration_of_another_checkpoint_or_score_is_refused(folder, altered
     altered.cfg.TEST.GROUPS = ["head"]
     with pytest.raises(ValueError, match="fitted on cosine scores by all groups, but .* TEST.GROUPS .'head'."):
         altered.same_person(*crops[:2])
+
+
+@pytest.mark.parametrize(("section", "option", "value", "was"), [
+    (("TEST", "PAR"), "COSINE_SCALE", 64.0, 16.0), (("TEST", "PAR"), "FORCE_COLOUR", True, False),
+    (("INPUT",), "SIZE_TEST", [128, 64], [48, 24])])
+def test_a_calibration_of_other_settings_is_refused(folder, tmp_path, crops, section, option, value, was):
+    shutil.copytree(folder, tmp_path / "run", symlinks=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    node = config
+    for name in section:
+        node = node[name]
+    node[option] = value
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    changed = CerberusPredictor(tmp_path / "run", device="cpu")
+    now, then = re.escape(str(value)), re.escape(str(was))
+    message = f"under other settings .{'.'.join((*section, option))} is {now}, and was {then} then.; "
+    for use in (lambda: changed.answers(crops[0]), lambda: changed.same_person(*crops[:2])):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert read_calibration(tmp_path / "run").record["settings"]["reader"] == "PrototypeReader"
 
 
 def test_held_out_identities_are_fitted_on(altered):

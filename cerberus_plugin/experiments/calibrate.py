@@ -215,7 +215,8 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
     cfg = predictor.cfg
     record = {"format": FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
               "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "checkpoint sha256": file_sha256(cfg.MODEL.WEIGHTS),
-              "config sha256": config_sha256(cfg), "schema": predictor.reader.schema.name if columns else None,
+              "config sha256": config_sha256(cfg), "settings": predictor.settings,
+              "schema": predictor.reader.schema.name if columns else None,
               "fitted on": fitted_on, "measured on": f"{len(measuring.pids.unique())} test identities",
               "wanted accuracy": accuracy, "confidence": confidence, "columns": columns, "same person": pairs}
     report.write_text(str(output / "calibration.txt"), table(record))
