@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
 from cerberus_plugin.gallery.engines import FaissEngine
-from cerberus_plugin.gallery.querying import Shape, compile_query
+from cerberus_plugin.gallery.querying import Shape, compile_query, least_score
 from cerberus_plugin.portable import Verification
 
 import numpy as np
@@ -327,6 +327,16 @@ def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
                    for out in ((), [group for group in GROUPS if group not in ALIKE]))
     assert part.is_judged_by(some) and not whole.is_judged_by(some) and not part.is_judged_by(FITTED)
     assert not whole.is_judged_by(replace(FITTED, metric="euclidean")) and whole.is_judged_by(FITTED)
+
+
+def test_a_calibration_of_distances_speaks_of_no_cosine_and_the_refusal_says_so():
+    """A run with groups and TEST.METRIC euclidean: its index compares by cosine all the same."""
+    of_distances, query = replace(FITTED, metric="euclidean"), Query(np.ones(20), false_match_rate=0.1)
+    compiled = compile_query(query, SHAPE, Words())
+    assert least_score(query, compiled, FITTED) == FITTED.thresholds[0.1]
+    with pytest.raises(ValueError, match="calibrated on euclidean scores, but the index compares by cosine, .*; set "
+                                         "TEST.METRIC cosine in the run's config.yaml, calibrate it again and index"):
+        least_score(query, compiled, of_distances)
 
 
 def test_a_calibration_survives_json():

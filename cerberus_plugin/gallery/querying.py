@@ -129,7 +129,11 @@ class Compiled:
     shape: Shape
 
     def is_judged_by(self, fitted: Verification) -> bool:
-        """Whether scores are those of two pictures by the groups of a calibration, each counting the same."""
+        """Whether scores are those of two pictures by the groups of a calibration, each counting the same.
+
+        Those of a model with groups are cosines here whatever its run compares by, so a calibration of distances
+        speaks of none of them.
+        """
         counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
         return (fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
                 and np.allclose(self.weights, counted / counted.sum()))
@@ -188,6 +192,11 @@ def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -
     if fitted is None:
         raise ValueError("search: the model of this index is not calibrated, so no score has a false-match rate; "
                          "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again")
+    if fitted.metric != compiled.shape.metric:
+        own = compiled.shape.metric
+        raise ValueError(f"search: the run of this index was calibrated on {fitted.metric} scores, but the index "
+                         f"compares by {own}, so none of its scores has a false-match rate; set TEST.METRIC {own} in "
+                         "the run's config.yaml, calibrate it again and index again")
     if not compiled.is_judged_by(fitted):
         raise ValueError("search: a false-match rate is known of pictures that are compared by "
                          f"{', '.join(fitted.groups) or 'all groups'}, each counting the same; leave out words and "
