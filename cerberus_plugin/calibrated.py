@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -15,11 +16,13 @@ CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written 
 COMMAND = "python -m cerberus_plugin.experiments.calibrate"
 
 
-def read_calibration(run_folder: str | Path, weights: str | Path | None = None) -> Calibration:
-    """The calibration of a run; refuses that of another checkpoint.
+def read_calibration(run_folder: str | Path, weights: str | Path | None = None,
+                     settings: Mapping | None = None) -> Calibration:
+    """The calibration of a run; refuses that of another checkpoint, or of other settings.
 
     Args:
         weights: the checkpoint it is to be used with; the run's file of the name it was fitted on, if None.
+        settings: `CerberusPredictor.settings` it is to be used with; not compared if None.
     """
     path = Path(run_folder) / CALIBRATION_FILE
     if not path.is_file():
@@ -33,6 +36,13 @@ def read_calibration(run_folder: str | Path, weights: str | Path | None = None) 
         raise ValueError(f"{path}: was fitted on another checkpoint (sha256 {wanted[:16]}) than {checkpoint} "
                          f"({found[:16]}); its probabilities mean nothing there. Calibrate again by {COMMAND} "
                          f"{run_folder}, or delete it")
+    fitted = calibration.record.get("settings", {})
+    differ = [f"{name} is {value}, and was {fitted.get(name)} then" for name, value in (settings or {}).items()
+              if fitted.get(name) != value]
+    if differ:
+        raise ValueError(f"{path}: was fitted under other settings ({'; '.join(differ)}); its probabilities mean "
+                         "nothing under these. Set them back in config.yaml, or calibrate again by "
+                         f"{COMMAND} {run_folder}")
     return calibration
 
 

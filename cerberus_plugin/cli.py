@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
                         "which the run was calibrated for: so large a share of all other people's would match, too")
+    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="that a picture of the gallery shows this "
+                        "person, before looking; \"same person\" is told by it (default: one in as many as there are)")
     search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
                         "attributes of more than this probability contradict the query")
     search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
@@ -167,7 +169,7 @@ def _search(args: argparse.Namespace) -> None:
     query = query_of(args, index)
     prefilter = None if args.reliable is None else Prefilter(args.reliable)
     hits = index.search(query, args.top, prefilter)
-    notes = sheet.notes_of(hits, len(index))
+    notes = sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
         _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
     if args.html:
@@ -210,7 +212,7 @@ def query_of(args: argparse.Namespace, index) -> Query:
     if args.may_have_changed_clothes:
         left_out += _clothes(index)
     weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
-    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate)
+    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior)
 
 
 def _clothes(index: GalleryIndex) -> list[str]:

@@ -151,10 +151,18 @@ class CerberusPredictor:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What `experiments.calibrate` has written for this run and this checkpoint; None where it has not."""
+        """What `experiments.calibrate` has written for this run, checkpoint and settings; None where it has not."""
         if not (self.run_folder / CALIBRATION_FILE).is_file():
             return None
-        return read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS)
+        return read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS, self.settings)
+
+    @property
+    def settings(self) -> dict:
+        """What probabilities depend on beside the checkpoint and may be set in config.yaml: by name, plain values."""
+        par = self.cfg.TEST.PAR
+        return {"reader": type(self.reader).__name__ if self.reader else None,
+                "TEST.PAR.COSINE_SCALE": float(par.COSINE_SCALE), "TEST.PAR.FORCE_COLOUR": bool(par.FORCE_COLOUR),
+                "INPUT.SIZE_TEST": list(self.cfg.INPUT.SIZE_TEST)}
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
                top: int = 10, groups: Sequence[str] = (), may_have_changed_clothes: bool = False) -> list[Match]:

@@ -3,11 +3,12 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from cerberus_plugin import CerberusPredictor
+from cerberus_plugin import CerberusPredictor, calibration
 from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.calibrated import answers_of
 from cerberus_plugin.calibration import Calibration
@@ -19,10 +20,12 @@ from cerberus_plugin.inference import ProbabilityReader
 
 import pytest
 import torch
+import yaml
 from conftest import random_labels
 
 NAMES = [column.name for column in MARKET1501.columns]
-OPTIONS = ("--accuracy", "0.6", "--false-match-rate", "0.1", "1e-6", "--device", "cpu")
+OPTIONS = ("--accuracy", "0.6", "--confidence", "0.6", "--false-match-rate", "0.3", "1e-6",
+           "--device", "cpu")
 
 pytestmark = pytest.mark.slow  # trains, gathers and draws
 
@@ -72,8 +75,9 @@ def altered(predictor, monkeypatch, market_root, use_root):
 
 def test_one_command_writes_table_picture_and_record(calibrated, run):
     folder, shown = calibrated[0] / "calibration", calibrated[1]
-    assert (folder / "calibration.txt").read_text() in shown and "always" in shown
-    assert "refused: 36 pairs of two persons, it takes 2,995,731" in shown
+    assert (folder / "calibration.txt").read_text() in shown and " always " in shown
+    assert "With a confidence of 60 %, for each attribute by itself, at least 60 % of those given are right" in shown
+    assert "refused: 3 people, it takes 1,355" in shown
     assert (folder / "calibration.png").stat().st_size > 10_000
     record = json.loads((folder / "calibration.json").read_text())
     assert record["fitted on"] == "3 of the test identities" and record["measured on"] == "3 test identities"
@@ -101,10 +105,10 @@ def test_temperatures_make_right_answers_likelier_where_they_were_fitted(altered
 
 def test_thresholds_are_of_the_pairs_that_were_fitted_on(altered):
     fitting, _, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
-    scores = altered.picture_scores(fitting.embeddings, fitting.embeddings)
-    different = (fitting.pids[:, None] != fitting.pids) & (fitting.camids[:, None] != fitting.camids)
-    matched = scores[different.triu()] >= read_calibration(altered.run_folder).verification.threshold(0.1)
-    assert len(matched) == 36 and matched.sum() == 3
+    pairs = calibration.collect_pairs(altered.picture_scores, fitting.embeddings, fitting.pids, fitting.camids)
+    assert len(pairs.different) == 36
+    found = read_calibration(altered.run_folder).verification.threshold(0.3)
+    assert found == pytest.approx(calibration.threshold_for(pairs, 0.3, 0.6))
 
 
 def test_answers_have_calibrated_probabilities_and_some_are_withheld(predictor, crops):
@@ -170,11 +174,37 @@ def test_a_calibration_of_another_checkpoint_or_score_is_refused(folder, altered
         altered.same_person(*crops[:2])
 
 
+@pytest.mark.parametrize(("section", "option", "value", "was"), [
+    (("TEST", "PAR"), "COSINE_SCALE", 64.0, 16.0), (("TEST", "PAR"), "FORCE_COLOUR", True, False),
+    (("INPUT",), "SIZE_TEST", [128, 64], [48, 24])])
+def test_a_calibration_of_other_settings_is_refused(folder, tmp_path, crops, section, option, value, was):
+    shutil.copytree(folder, tmp_path / "run", symlinks=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    node = config
+    for name in section:
+        node = node[name]
+    node[option] = value
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    changed = CerberusPredictor(tmp_path / "run", device="cpu")
+    now, then = re.escape(str(value)), re.escape(str(was))
+    message = f"under other settings .{'.'.join((*section, option))} is {now}, and was {then} then.; "
+    for use in (lambda: changed.answers(crops[0]), lambda: changed.same_person(*crops[:2])):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert read_calibration(tmp_path / "run").record["settings"]["reader"] == "PrototypeReader"
+
+
 def test_held_out_identities_are_fitted_on(altered):
     altered.cfg.DATASETS.HOLD_OUT = 4
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     assert named == "4 held-out training identities" and len(fitting.pids.unique()) == 4
     assert len(measuring.pids.unique()) == 6 and 0 not in measuring.pids, "distractors are no person"
+
+
+def test_nothing_is_measured_on_the_held_out_identities(altered):
+    altered.cfg.DATASETS.HOLD_OUT = 4
+    with pytest.raises(SystemExit, match="--dataset held-out: these identities are fitted on, so nothing can be meas"):
+        calibrate.fit_and_measure_on(altered, "held-out")
 
 
 def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altered, crops):
@@ -187,7 +217,7 @@ def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altere
 
 def test_calibrating_again_gives_the_same(altered, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "plot", lambda *args: None)
-    calibrate.run(altered, "Market1501Attributes", [0.1, 1e-6], 0.6, 0.5, tmp_path)
+    calibrate.run(altered, "Market1501Attributes", [0.3, 1e-6], 0.6, 0.5, tmp_path, 0.6)
     first, again = (json.loads((where / "calibration.json").read_text())
                     for where in (altered.run_folder / "calibration", tmp_path))
     assert first == again
@@ -215,16 +245,18 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
 
 def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
-                                         "accuracy of 0.95; it takes 19 .* 0.750 at most. More people to fit on"):
+                                         "accuracy of 0.95 with a confidence of 0.9; it takes 45 .* 0.464 at most. "
+                                         "More people to fit on"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
     monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (one, measuring, named))
     with pytest.raises(SystemExit, match="same person: 6 pairs of one person and 0 of two"):
-        calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path)
+        calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path, 0.4)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--accuracy", "1"), ("--prior", "0"), ("--false-match-rate", "-0.5")])
+@pytest.mark.parametrize(("option", "value"), [("--accuracy", "1"), ("--confidence", "1"), ("--prior", "0"),
+                                               ("--false-match-rate", "-0.5")])
 def test_numbers_that_are_no_shares_are_refused(folder, capsys, option, value):
     with pytest.raises(SystemExit):
         calibrate.main([str(folder), option, value])
@@ -235,7 +267,8 @@ def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     labels = fitting.attributes.clone()
     labels[:, MARKET1501.index("hat")] = -1
-    columns, curves = calibrate.calibrate_columns(altered.reader, replace(fitting, attributes=labels), measuring, 0.5)
+    fitting = replace(fitting, attributes=labels)
+    columns, curves = calibrate.calibrate_columns(altered.reader, fitting, measuring, 0.5, 0.5)
     assert list(columns) == list(curves) == [name for name in NAMES if name != "hat"]
     assert "hat: not labelled in the images to fit on" in log.text
     assert torch.equal(curves["gender"][0][2], measuring.pids)

@@ -108,43 +108,8 @@ def test_true_probabilities_show_the_error_of_chance():
     assert sum(ratios) / 20 == pytest.approx(1, abs=0.1)
 
 
-def test_withheld_is_what_would_be_wrong_too_often():
-    """Answers of probability p are right with it, so those from t on are right with (1 + t) / 2: 0.9 from 0.8 on."""
-    p = torch.rand(20000, generator=generator())
-    right = torch.rand(20000, generator=generator(1)) < p
-    threshold = calibration.choose_withholding(p, right, torch.arange(20000), 0.9)
-    assert threshold == pytest.approx(0.8, abs=0.02)
-    share, accuracy, error = calibration.answered(p, right, torch.arange(20000), threshold)
-    assert share == pytest.approx(1 - threshold, abs=0.02) and accuracy == pytest.approx(0.9, abs=4 * error)
-
-
-def test_the_threshold_is_the_least_that_people_vouch_for():
-    p = (torch.rand(80, generator=generator()) * 20).round() / 20
-    right, owner = torch.rand(80, generator=generator(1)) < p, torch.arange(80) % 11
-
-    def vouched(t: float) -> bool:
-        given = p >= t
-        shares = [1 - right[given & (owner == k)].double().mean().item() for k in owner[given].unique()]
-        return (sum(shares) + 1) / (len(shares) + 1) <= 0.4
-
-    wanted = min((t for t in p.unique().tolist() if vouched(t)), default=math.inf)
-    assert 0 < wanted < 1 and calibration.choose_withholding(p, right, owner, 0.6) == pytest.approx(wanted)
-
-
-def test_nothing_is_told_where_no_answer_is_sure_enough():
-    p, right = torch.full((40,), 0.9), torch.arange(40) % 2 == 0
-    assert calibration.choose_withholding(p, right, torch.arange(40), 0.9) == math.inf
-    share, accuracy, error = calibration.answered(p, right, torch.arange(40), math.inf)
-    assert share == 0 and math.isnan(accuracy) and math.isnan(error)
-
-
-def test_what_cannot_be_measured_or_vouched_for_is_refused():
+def test_what_cannot_be_measured_is_refused():
     three = torch.arange(3)
-    with pytest.raises(ValueError, match="3 identities cannot vouch for an accuracy of 0.95; it takes 19 at least.*"
-                                         "0.750 at most"):
-        calibration.choose_withholding(torch.rand(3), three > 0, three, 0.95)
-    with pytest.raises(ValueError, match="the wanted accuracy is 1, expected a share between"):
-        calibration.identities_to_vouch(1)
     with pytest.raises(ValueError, match=r"probabilities, right and identities are \(3,\), \(2,\), \(3,\)"):
         calibration.reliability(torch.rand(3), torch.ones(2).bool(), three)
     with pytest.raises(ValueError, match=r"1 of 3 probabilities are outside \[0, 1\], such as 1.5"):
@@ -252,26 +217,10 @@ def test_a_prior_multiplies_the_odds():
 def test_scores_that_part_people_altogether_give_a_finite_line_and_others_none():
     slope, intercept = calibration.fit_logistic(torch.linspace(0.8, 0.9, 50), torch.linspace(0, 0.1, 500))
     assert calibration.same_person_probability(0.85, slope, intercept) == pytest.approx(51 / 52, abs=0.01)
-    with pytest.raises(ValueError, match="pairs of one person score no higher than pairs of two"):
-        calibration.fit_logistic(torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500))
-
-
-def test_a_threshold_lets_no_more_through_than_the_rate():
-    different = torch.arange(1000.0)[torch.randperm(1000, generator=generator())]
-    threshold = calibration.threshold_for(different, 0.01)
-    assert (different >= threshold).sum() == 10 and 989 < threshold <= 990
-    ties = torch.tensor([1.0] * 980 + [2.0] * 20)
-    assert (ties >= calibration.threshold_for(ties, 0.01)).sum() == 0, "all twenty would be too many"
-    bell = torch.randn(400_000, generator=generator())
-    assert calibration.threshold_for(bell, 1e-3) == pytest.approx(3.0902, abs=0.05)
-
-
-def test_a_rate_that_pairs_cannot_show_is_refused_with_how_many_it_takes():
-    assert calibration.pairs_needed(1e-3) == 2995 and (1 - 1e-3)**2995 <= 0.05 < (1 - 1e-3)**2994
-    with pytest.raises(ValueError, match="2994 pairs of two persons cannot show 0.001; it takes 2995"):
-        calibration.threshold_for(torch.rand(2994), 1e-3)
-    with pytest.raises(ValueError, match="false-match rate: 0, expected a share between 0 and 1"):
-        calibration.pairs_needed(0)
+    for same, different in ((torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500)),
+                            (torch.full((20,), 0.7), torch.full((50,), 0.7))):
+        with pytest.raises(ValueError, match="pairs of one person score no higher than pairs of two"):
+            calibration.fit_logistic(same, different)
 
 
 def test_intervals_of_rates_know_that_pairs_share_people():
@@ -303,11 +252,11 @@ def test_the_bootstrap_draws_people_not_pairs():
 def test_a_file_that_is_no_calibration_is_refused(tmp_path):
     path = tmp_path / "calibration.json"
     for content, message in (("{", "no calibration that can be read"), ("[]", "no calibration that can be read"),
-                             ('{"format": 9}', "its format is 9, expected 1"), ('{"format": 1}', "has no 'columns'")):
+                             ('{"format": 9}', "its format is 9, expected 2"), ('{"format": 2}', "has no 'columns'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             Calibration.read(path)
-    path.write_text(json.dumps({"format": 1, "columns": {"hat": {"temperature": 2, "withhold below": None}},
+    path.write_text(json.dumps({"format": 2, "columns": {"hat": {"temperature": 2, "withhold below": None}},
                                 "same person": {"slope": 20, "intercept": -10, "prior": 0.1, "metric": "cosine",
                                                 "groups": ["head"],
                                                 "false-match rates": [{"rate": 0.01, "threshold": 0.7},

@@ -69,8 +69,8 @@ def test_a_picture_finds_itself_and_says_by_which_groups(gallery, run, tmp_path)
     assert float(best["score"]) == pytest.approx((float(best["head"]) + float(best["identity"])) / 2, abs=0.01)
     cli.main([*search, "backpack=no", "--weight", "carrying=3"])
     rows = found(tmp_path / "found.csv")
-    weighted = [(3 * float(r["carrying"]) + sum(float(r[g]) for g in ("head", "upper", "lower", "identity"))) / 7
-                for r in rows]
+    picture = ("head", "upper", "lower", "identity")  # count 1 each, the words beside them 3 times their sum
+    weighted = [(3 * 4 * float(r["carrying"]) + sum(float(r[g]) for g in picture)) / 16 for r in rows]
     assert [float(row["score"]) for row in rows] == pytest.approx(weighted, abs=0.01)
 
 

@@ -82,10 +82,10 @@ def test_that_it_is_the_same_person_is_never_said_to_be_certain(probability, wor
 
 
 def test_what_a_probability_of_the_same_person_starts_from_is_said_where_there_is_one():
-    assert sheet.notes_of([hit("a.jpg")], 1000) == []
-    notes = sheet.notes_of([hit("a.jpg", same_person=0.5)], 1000)
-    assert notes == ["same person: how probable that is if, before looking, it is one in 1,000, as where one picture "
-                     "of the gallery shows the person"]
+    assert sheet.notes_of([hit("a.jpg")], 0.001) == []
+    for prior, one_in in ((0.8, "1.2"), (0.5, "2.0"), (1 / 21, "21"), (0.001, "1,000")):
+        notes = sheet.notes_of([hit("a.jpg", same_person=0.5)], prior)
+        assert notes == [f"same person: how probable that is if before looking it is one in {one_in} for each picture"]
     assert notes[0] in sheet.html_text([hit("a.jpg")], ["x"], notes=notes)
 
 
@@ -129,9 +129,9 @@ def test_what_is_withheld_is_not_told_and_what_is_not_calibrated_is_said_once():
     answers = {"hat": Answer("no", 0.55, withheld=True), "hair": Answer("long", 0.9)}
     row = sheet.rows_of([hit("a.jpg", attributes=answers)])[0]
     assert (row["hat"], row["hair"]) == ("cannot tell", "long (90%)")
-    assert sheet.notes_of([hit("a.jpg", attributes=answers)], 9) == []
+    assert sheet.notes_of([hit("a.jpg", attributes=answers)], 0.5) == []
     bare = {"hat": Answer("no", 0.55, calibrated=False), "hair": Answer("long", 0.9, calibrated=False)}
-    assert sheet.notes_of([hit("a.jpg", attributes=bare)] * 2, 9) == [sheet.UNCALIBRATED]
+    assert sheet.notes_of([hit("a.jpg", attributes=bare)] * 2, 0.5) == [sheet.UNCALIBRATED]
     assert "no (55%)" in sheet.html_text([hit("a.jpg", attributes=bare)], ["x"])
 
 

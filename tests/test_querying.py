@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
 from cerberus_plugin.gallery.engines import FaissEngine
-from cerberus_plugin.gallery.querying import Shape, compile_query
+from cerberus_plugin.gallery.querying import Shape, compile_query, least_score
 from cerberus_plugin.portable import Verification
 
 import numpy as np
@@ -45,9 +45,21 @@ def test_a_query_vector_is_the_weighted_mean_of_its_blocks_by_hand():
     picture = np.tile(np.array([0.6, 0.8, 0, 0], np.float32), 5)
     query = Query(picture, {"upper colour": "blue"}, weights={"upper": 3, "head": 0.5}, leave_out=["lower"])
     compiled = compile_query(query, SHAPE, Words())
-    weights = np.array([0.5, 3, 0, 1, 1]) / 5.5
+    weights = np.array([0.5, 3 * 2.5, 0, 1, 1]) / 10  # 2.5: the sum of the picture's groups
     blocks = np.array([[0.6, 0.8, 0, 0], [0, 0, 1, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0]])
     assert np.allclose(compiled.vector.reshape(5, 4), weights[:, None] * blocks)
+
+
+def test_words_count_together_as_much_as_the_picture_beside_them():
+    picture = np.ones(20, np.float32)
+    for words in ({"upper colour": "blue"}, {"upper colour": "blue", "lower colour": "red", "head colour": "red"}):
+        described = [f"{group} colour" in words for group in GROUPS]
+        weights = compile_query(Query(picture, words), SHAPE, Words()).weights
+        assert weights[described].sum() == pytest.approx(0.5) and len(set(weights[described].tolist())) == 1
+    whole = dict.fromkeys((f"{group} colour" for group in GROUPS), "red")
+    assert np.allclose(compile_query(Query(picture, whole), SHAPE, Words()).weights, 0.2)
+    out = compile_query(Query(picture, {"upper colour": "blue"}, leave_out=["upper"]), SHAPE, Words())
+    assert np.allclose(out.weights, [0.25, 0, 0.25, 0.25, 0.25])
 
 
 def test_words_describe_their_groups_alone_and_the_others_do_not_count():
@@ -143,8 +155,10 @@ def test_this_person_but_without_the_backpack(tmp_path):
     picture = index.embed(BandEncoder(), same, read)
     assert index.search(Query(picture))[0].path == str(same)
     hits = index.search(Query(picture, {"carrying colour": "green"}))
-    assert [hit.path.rsplit("/", 1)[1] for hit in hits] == ["same_without.png", "same_with.png", "other_without.png"]
     assert hits[0].path == str(wanted) and list(hits[0].similarities) == list(GROUPS)
+    for hit in hits:  # half of it is the person, half the words
+        person = np.mean([hit.similarities[group] for group in GROUPS if group != "carrying"])
+        assert hit.score == pytest.approx((person + hit.similarities["carrying"]) / 2, abs=1e-5)
 
 
 def test_many_queries_at_once_find_what_each_finds_alone(many):
@@ -280,8 +294,10 @@ def judged(many, tmp_path_factory):
 
 def test_a_picture_finds_its_person_with_the_calibrated_probability(judged, many):
     assert judged.verification == FITTED and judged.lasting_groups == ("head",)
-    for hit in judged.search(Query(many[1][5].reshape(-1)), top=60):
-        assert hit.same_person == pytest.approx(1 / (1 + np.exp(16 - 20 * hit.score)), rel=1e-6)
+    for prior, odds in ((None, 1 / 60), (0.5, 1.0), (0.2, 0.25)):  # 60 pictures, or none of them
+        for hit in judged.search(Query(many[1][5].reshape(-1), prior=prior), top=60):
+            expected = odds * np.exp(20 * hit.score - 16)
+            assert hit.same_person == pytest.approx(expected / (1 + expected), rel=1e-6)
     assert many[0].verification is None
     assert {hit.same_person for hit in many[0].search(Query(many[1][5].reshape(-1)))} == {None}
 
@@ -311,6 +327,16 @@ def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
                    for out in ((), [group for group in GROUPS if group not in ALIKE]))
     assert part.is_judged_by(some) and not whole.is_judged_by(some) and not part.is_judged_by(FITTED)
     assert not whole.is_judged_by(replace(FITTED, metric="euclidean")) and whole.is_judged_by(FITTED)
+
+
+def test_a_calibration_of_distances_speaks_of_no_cosine_and_the_refusal_says_so():
+    """A run with groups and TEST.METRIC euclidean: its index compares by cosine all the same."""
+    of_distances, query = replace(FITTED, metric="euclidean"), Query(np.ones(20), false_match_rate=0.1)
+    compiled = compile_query(query, SHAPE, Words())
+    assert least_score(query, compiled, FITTED) == FITTED.thresholds[0.1]
+    with pytest.raises(ValueError, match="calibrated on euclidean scores, but the index compares by cosine, .*; set "
+                                         "TEST.METRIC cosine in the run's config.yaml, calibrate it again and index"):
+        least_score(query, compiled, of_distances)
 
 
 def test_a_calibration_survives_json():

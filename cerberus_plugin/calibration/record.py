@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..portable.verification import Verification
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file; 1 did not keep the settings, and vouched for less
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether two images show the same person: a probability from their score, and thresholds for false-match rates.
+"""Whether two images show the same person: a probability from their score, and how often a threshold is right.
 
 The probability is Platt's: a logistic line in the score, fitted with both kinds of pairs of equal weight, so that the
 line is the logarithm of a likelihood ratio and any prior can be put to it afterwards. An isotonic curve would follow
@@ -102,7 +102,7 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
         return float(weight @ (np.logaddexp(0, z) - target * z)), np.array([gap @ standard, gap.sum()])
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
-    if slope <= 0:
+    if slope <= 0 or scores.min() == scores.max():
         raise ValueError("same person: pairs of one person score no higher than pairs of two; this model tells nobody "
                          "apart, train it first")
     return float(slope / width), float(intercept - slope * centre / width)
@@ -113,25 +113,6 @@ def likelihood_ratio_cost(same: Tensor, different: Tensor, slope: float, interce
     one, two = (slope * scores.double() + intercept for scores in (same, different))
     cost = torch.nn.functional.softplus(-one).mean() + torch.nn.functional.softplus(two).mean()
     return cost.item() / (2 * math.log(2))
-
-
-def pairs_needed(rate: float) -> int:
-    """Pairs of two persons that can show a false-match rate: so many without one exclude it at 95 % (about 3 / rate).
-    """
-    if not 0 < rate < 1:
-        raise ValueError(f"false-match rate: {rate}, expected a share between 0 and 1, without both")
-    return math.ceil(math.log(1 - LEVEL) / math.log1p(-rate))
-
-
-def threshold_for(different: Tensor, rate: float) -> float:
-    """The least score from which on at most this share of pairs of two persons lies: float (D,)."""
-    needed = pairs_needed(rate)
-    if len(different) < needed:
-        raise ValueError(f"false-match rate: {len(different)} pairs of two persons cannot show {rate:g}; it takes "
-                         f"{needed}")
-    allowed = math.floor(rate * len(different) + 1e-9)
-    first_refused = different.topk(allowed + 1).values[-1]
-    return torch.nextafter(first_refused, torch.tensor(math.inf).to(first_refused)).item()
 
 
 def false_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, float]:

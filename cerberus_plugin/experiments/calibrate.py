@@ -48,6 +48,9 @@ def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gath
 
     Without the flip test, as `CerberusPredictor` embeds pictures.
     """
+    if dataset == HELD_OUT:
+        raise SystemExit(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
+                         "name a test data set")
     bare = copy.copy(predictor)
     bare.cfg = predictor.cfg.clone()
     bare.cfg.TEST.FLIP.ENABLED = False
@@ -107,7 +110,8 @@ class Columns:
         return self.right[m][:, self.answers[m] + 1]  # (N, K)
 
 
-def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: float) -> tuple[dict, Curves]:
+def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: float,
+                      confidence: float = calibration.CONFIDENCE) -> tuple[dict, Curves]:
     """The record of each column, and its answers on the measured people before and after."""
     own, others = Columns(reader, fitting), Columns(reader, measuring)
     names = [column.name for column in reader.schema.columns]
@@ -122,7 +126,7 @@ def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: 
     records = {}
     for m in usable:
         temperature = temperatures[names[m]]
-        threshold = calibration.choose_withholding(*fitted[m], accuracy)
+        threshold = calibration.choose_withholding(*fitted[m], accuracy, confidence)
         share, right, error = calibration.answered(*measured[m], threshold)
         records[names[m]] = {
             "temperature": temperature,
@@ -147,12 +151,12 @@ def _figures(answers: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
 
 
 def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: Gathered, rates: Sequence[float],
-                    prior: float) -> tuple[dict, calibration.Pairs]:
+                    prior: float, confidence: float = calibration.CONFIDENCE) -> tuple[dict, calibration.Pairs]:
     """The record of "same person", and the measured pairs."""
     own, others = (calibration.collect_pairs(predictor.picture_scores, part.embeddings, part.pids, part.camids)
                    for part in (fitting, measuring))
     slope, intercept = calibration.fit_logistic(own.same, own.different)
-    rows = [_rate(own, others, rate) for rate in rates]
+    rows = [_rate(own, others, rate, confidence) for rate in rates]
     p = torch.cat([torch.sigmoid(slope * scores.double() + intercept) for scores in (others.same, others.different)])
     weights = torch.cat([torch.full((len(s),), 0.5 / len(s), dtype=torch.float64)
                          for s in (others.same, others.different)])
@@ -166,14 +170,14 @@ def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: 
             "false-match rates": rows}, others
 
 
-def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float) -> dict:
+def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float, confidence: float) -> dict:
     """A threshold that was chosen and measured, or why there is none."""
     try:
-        threshold = calibration.threshold_for(own.different, rate)
+        threshold = calibration.threshold_for(own, rate, confidence)
     except ValueError as error:
         logger.warning(str(error))
-        return {"rate": rate, "refused": str(error), "pairs": len(own.different),
-                "pairs needed": calibration.pairs_needed(rate)}
+        return {"rate": rate, "refused": str(error), "people": len(own.owners.unique()),
+                "people needed": calibration.people_needed(rate, confidence)}
     return {"rate": rate, "threshold": threshold,
             "false matches": dict(zip(("share", "low", "high"), calibration.false_match_rate(others, threshold))),
             "true matches": dict(zip(("share", "low", "high"), calibration.true_match_rate(others, threshold)))}
@@ -197,23 +201,24 @@ def _can_be_calibrated(predictor: CerberusPredictor, dataset: str, fitting: Gath
 
 
 def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accuracy: float, prior: float,
-        output: Path) -> dict:
+        output: Path, confidence: float = calibration.CONFIDENCE) -> dict:
     """The whole experiment; returns what calibration.json holds."""
     fitting, measuring, fitted_on = fit_and_measure_on(predictor, dataset)
     columns, curves = {}, {}
     try:
         if _can_be_calibrated(predictor, dataset, fitting, measuring):
-            columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy)
-        pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior)
+            columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy, confidence)
+        pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior, confidence)
     except ValueError as error:
         raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
-                         "training, or another --dataset.") from error
+                         "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
     cfg = predictor.cfg
     record = {"format": FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
               "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "checkpoint sha256": file_sha256(cfg.MODEL.WEIGHTS),
-              "config sha256": config_sha256(cfg), "schema": predictor.reader.schema.name if columns else None,
+              "config sha256": config_sha256(cfg), "settings": predictor.settings,
+              "schema": predictor.reader.schema.name if columns else None,
               "fitted on": fitted_on, "measured on": f"{len(measuring.pids.unique())} test identities",
-              "wanted accuracy": accuracy, "columns": columns, "same person": pairs}
+              "wanted accuracy": accuracy, "confidence": confidence, "columns": columns, "same person": pairs}
     report.write_text(str(output / "calibration.txt"), table(record))
     plot(record, curves, measured, output / "calibration.png")
     report.write_json(str(output / Path(CALIBRATION_FILE).name), record)
@@ -230,6 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--accuracy", type=float, default=ACCURACY,
                         help="wanted of the answers that are given; the others are \"cannot tell\"; %(default)s if "
                              "left out")
+    parser.add_argument("--confidence", type=float, default=calibration.CONFIDENCE,
+                        help="that what is fitted holds on other people: of so large a share of samples of people like "
+                             "those it is fitted on; %(default)s if left out. Less takes fewer people, and more luck")
     parser.add_argument("--prior", type=float, default=PRIOR,
                         help="probability that two pictures show the same person before looking at them; %(default)s "
                              "if left out")
@@ -238,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
     for option, values in (("--false-match-rate", args.false_match_rate), ("--accuracy", [args.accuracy]),
-                           ("--prior", [args.prior])):
+                           ("--confidence", [args.confidence]), ("--prior", [args.prior])):
         bad = [value for value in values if not 0 < value < 1]
         if bad:
             parser.error(f"{option} {bad[0]:g}: expected a share between 0 and 1, without both")
@@ -247,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = args.output or (args.run / CALIBRATION_FILE).parent
     os.makedirs(output, exist_ok=True)
     record = run(predictor, dataset, sorted(set(args.false_match_rate), reverse=True), args.accuracy, args.prior,
-                 output)
+                 output, args.confidence)
     print(table(record))
     print(f"In {output}: calibration.txt, calibration.json, calibration.png (look at it)")
 

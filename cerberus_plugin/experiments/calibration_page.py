@@ -26,7 +26,7 @@ def table(record: Mapping) -> str:
              f"± is the standard error by identities"]
     if record["columns"]:
         parts += [_columns_table(record), _columns_notes(record)]
-    return "\n\n".join([*parts, *_pairs_tables(record["same person"])]) + "\n"
+    return "\n\n".join([*parts, *_pairs_tables(record["same person"], record["confidence"])]) + "\n"
 
 
 def _columns_table(record: Mapping) -> str:
@@ -60,14 +60,17 @@ def _columns_table(record: Mapping) -> str:
 def _columns_notes(record: Mapping) -> str:
     notes = ("Before: the bare softmax; after: its scores divided by the temperature. ECE: expected calibration error "
              f"in {calibration.BINS} bins of equal mass; by chance: what true probabilities "
-             "would show on so few people.\nWithheld: below this probability an answer is \"cannot tell\", for "
-             f"{100 * record['wanted accuracy']:g} % right of those given (a mean over identities).")
+             "would show on so few people.\nWithheld: below this probability an answer is \"cannot tell\". With a "
+             f"confidence of {100 * record['confidence']:g} %, for each attribute by itself, at least "
+             f"{100 * record['wanted accuracy']:g} % of those given are right on other people like those it was fitted "
+             "on (a mean over identities); \"always\" where these are too few, or err too often, to vouch for it: fit "
+             "on more, or ask for less by --accuracy or --confidence.")
     if any(row["at bound"] for row in record["columns"].values()):
         notes += "\n* at the end of what is tried: no temperature makes these scores tell how often they are right."
     return notes
 
 
-def _pairs_tables(pairs: Mapping) -> list[str]:
+def _pairs_tables(pairs: Mapping, confidence: float) -> list[str]:
     counted = pairs["measured on"]
     intro = (f"Same person, two pictures under different cameras: log odds = {pairs['slope']:.3f} x score "
              f"{pairs['intercept']:+.3f} + log odds of the prior, {pairs['prior']:g} unless another is given. Measured "
@@ -78,15 +81,18 @@ def _pairs_tables(pairs: Mapping) -> list[str]:
     lines = []
     for row in pairs["false-match rates"]:
         if "threshold" not in row:
-            lines.append([f"{row['rate']:g}", f"refused: {row['pairs']:,} pairs of two persons, it takes "
-                                              f"{row['pairs needed']:,}", "", ""])
+            refused = f"refused: {row['people']:,} people, it takes {row['people needed']:,}"
+            lines.append([f"{row['rate']:g}", refused, "", ""])
             continue
         lines.append([f"{row['rate']:g}", f"{row['threshold']:.4f}",
                       "{share:.2g} ({low:.2g} to {high:.2g})".format(**row["false matches"]),
                       "{:.1f} ({:.1f} to {:.1f})".format(*(100 * row["true matches"][key]
                                                            for key in ("share", "low", "high")))])
     headers = ["false-match rate wanted", "threshold", "measured (95 % interval)", "true matches % (95 % interval)"]
-    return [intro, tabulate(lines, headers, disable_numparse=True, stralign="right")]
+    note = (f"Threshold: with a confidence of about {100 * confidence:g} %, at most the wanted share of pairs of two "
+            "other people scores as high. The fewer people it was fitted on, and the more of their false matches a few "
+            "of them are behind, the further it lies above the score that this share of their own pairs reaches.")
+    return [intro, tabulate(lines, headers, disable_numparse=True, stralign="right"), note]
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -165,6 +165,11 @@ class GalleryIndex:
         return self._vocabulary
 
     @property
+    def prior(self) -> float:
+        """The probability, before looking, that a picture shows somebody: any of them is as likely as none."""
+        return 1 / (len(self) + 1)
+
+    @property
     def lasting_groups(self) -> tuple[str, ...]:
         """Groups that count where somebody may have changed clothes; () for a model of one block."""
         return tuple(self._record.lasting_groups)
@@ -342,10 +347,7 @@ class GalleryIndex:
         else:
             found = [engine.search(vector[None], count, self._survivors(query, each, prefilter))[1][0]
                      for query, each, vector in zip(queries, compiled, vectors)]
-        fitted = self.verification
-        least = [least_score(query, each, fitted) for query, each in zip(queries, compiled)]
-        return [self._hits(each, ids[ids >= 0], top, fitted, score)
-                for each, ids, score in zip(compiled, found, least)]
+        return [self._hits(query, each, ids[ids >= 0], top) for query, each, ids in zip(queries, compiled, found)]
 
     def _survivors(self, query: Query, compiled, prefilter: Prefilter) -> np.ndarray:
         if self.vocabulary is None:
@@ -373,17 +375,19 @@ class GalleryIndex:
         """Ids of at most so many rows, from all over the gallery."""
         return self.store.spread(count)
 
-    def _hits(self, compiled, ids: np.ndarray, top: int, fitted: Verification | None, least: float) -> list[Hit]:
+    def _hits(self, query: Query, compiled, ids: np.ndarray, top: int) -> list[Hit]:
+        fitted = self.verification
         scores, similarities = compiled.score(self.store.embeddings(ids))
         best = np.lexsort((ids, -scores))[:top]
-        best = best[scores[best] >= least]
+        best = best[scores[best] >= least_score(query, compiled, fitted)]
         told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
         judged = fitted is not None and compiled.is_judged_by(fitted)
+        prior = self.prior if query.prior is None else query.prior
         # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
         scores, similarities = np.minimum(scores, 1), np.minimum(similarities, 1)
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
-                    *row.named, same_person=fitted.probability(float(scores[i])) if judged else None)
+                    *row.named, same_person=fitted.probability(float(scores[i]), prior) if judged else None)
                 for i, row in zip(best, self.store.rows(ids[best]))]
 
     def _answers(self, row: Row) -> dict[str, Answer]:

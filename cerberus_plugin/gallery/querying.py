@@ -34,10 +34,13 @@ class Query:
 
     Attributes:
         embedding: of a picture, float (E,), as the encoder of the index gives it.
-        words: attributes in words; a group that they describe is compared with them and not with the picture.
-        weights: how much groups count beside the others, by name; 1 where not named.
+        words: attributes in words; a group that they describe is compared with them and not with the picture. Beside a
+            picture, groups of words count together as much as those of the picture.
+        weights: how much groups count beside the others, by name, times 1 where not named.
         leave_out: groups that do not count, as if their weight were 0.
         false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
+        prior: the probability, before looking, that a picture of the gallery shows this person; one in as many as there
+            are, and one more, if None.
     """
 
     embedding: np.ndarray | None = None
@@ -45,6 +48,7 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
     leave_out: Sequence[str] = ()
     false_match_rate: float | None = None
+    prior: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Hit:
         row: its id, which no other picture of this index ever gets.
         identity, camera, time: as its name tells; None where it does not.
         same_person: the probability that it shows the person of the picture that was searched for, at the prior of the
-            calibration; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
+            query; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
     """
 
     path: str
@@ -125,7 +129,11 @@ class Compiled:
     shape: Shape
 
     def is_judged_by(self, fitted: Verification) -> bool:
-        """Whether scores are those of two pictures by the groups of a calibration, each counting the same."""
+        """Whether scores are those of two pictures by the groups of a calibration, each counting the same.
+
+        Those of a model with groups are cosines here whatever its run compares by, so a calibration of distances
+        speaks of none of them.
+        """
         counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
         return (fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
                 and np.allclose(self.weights, counted / counted.sum()))
@@ -158,12 +166,23 @@ def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> 
         blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
         raise ValueError("search: the query is empty; give a picture, or at least one attribute")
-    weights = known * _weights(query, shape)
+    weights = _balanced(known * _weights(query, shape), of_picture)
     if not weights.any():
         raise ValueError(f"search: nothing is left to compare: the query says something about "
                          f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
                          "give these groups a weight")
     return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+
+
+def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:
+    """Groups of words count together as much as those of a picture beside them, (G,) -> (G,).
+
+    Pictures lie much nearer to pictures than to words, so that group by group the picture would outvote them.
+    """
+    of_words, rest = weights[~of_picture], weights[of_picture].sum()
+    if not of_words.any() or not rest:
+        return weights
+    return np.where(of_picture, weights, weights * rest / np.count_nonzero(of_words))
 
 
 def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -> float:
@@ -173,6 +192,11 @@ def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -
     if fitted is None:
         raise ValueError("search: the model of this index is not calibrated, so no score has a false-match rate; "
                          "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again")
+    if fitted.metric != compiled.shape.metric:
+        own = compiled.shape.metric
+        raise ValueError(f"search: the run of this index was calibrated on {fitted.metric} scores, but the index "
+                         f"compares by {own}, so none of its scores has a false-match rate; set TEST.METRIC {own} in "
+                         "the run's config.yaml, calibrate it again and index again")
     if not compiled.is_judged_by(fitted):
         raise ValueError("search: a false-match rate is known of pictures that are compared by "
                          f"{', '.join(fitted.groups) or 'all groups'}, each counting the same; leave out words and "

@@ -116,15 +116,15 @@ def likely(probability: float) -> str:
     return "over 99%" if probability > 0.99 else "under 1%" if probability < 0.01 else f"{probability:.0%}"
 
 
-def notes_of(hits: Sequence[Hit], count: int) -> list[str]:
+def notes_of(hits: Sequence[Hit], prior: float) -> list[str]:
     """What has to be known of the probabilities of hits, where they have any.
 
     Args:
-        count: of pictures in the gallery.
+        prior: of the same person, that of the query or else of the index.
     """
-    told = any(hit.same_person is not None for hit in hits)
-    return [*([f"same person: how probable that is if, before looking, it is one in {count:,}, as where one picture of "
-               "the gallery shows the person"] if told else []),
+    told, one_in = any(hit.same_person is not None for hit in hits), 1 / prior
+    return [*([f"same person: how probable that is if before looking it is one in {one_in:,.{0 if one_in > 9 else 1}f} "
+               "for each picture"] if told else []),
             *([UNCALIBRATED] if uncalibrated(hits) else [])]
 
 

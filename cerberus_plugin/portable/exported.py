@@ -118,6 +118,7 @@ def _session(path: Path, threads: int, providers: Sequence[str] | None):
         onnxruntime.disable_telemetry_events()  # where another package has imported it before
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave cores to readers
     options.log_severity_level = 3  # errors; warnings are about the graph's optimiser
     there = onnxruntime.get_available_providers()
     chosen = [name for name in PREFERRED if name in there] if providers is None else list(providers)

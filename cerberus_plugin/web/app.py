@@ -116,7 +116,7 @@ class _Pages:
     def _sheet(self, request: Request) -> Response:
         asked, query, hits = self._asked(request)
         told = sheet.asked_for(query, self._name(asked), asked.prefilter, self.groups.clothes)
-        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), sheet.notes_of(hits, len(self.index)))
+        text = sheet.html_text(hits, told, self.index.images, self._jpeg(asked), sheet.notes_of(hits, self.index.prior))
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
     def _asked(self, request: Request) -> tuple[Asked, Query, list[Hit]]:
@@ -199,7 +199,7 @@ class _Pages:
                 "said_groups": [group for group in groups
                                 if group in compared or group in asked.out or group in asked.weights],
                 "paths": [sheet.shown_path(hit, self.index.images) for hit in hits],
-                "notes": sheet.notes_of(hits, len(self.index)),
+                "notes": sheet.notes_of(hits, self.index.prior),
                 "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
