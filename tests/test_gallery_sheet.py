@@ -82,7 +82,7 @@ def test_that_it_is_the_same_person_is_never_said_to_be_certain(probability, wor
 
 
 def test_what_a_probability_of_the_same_person_starts_from_is_said_where_there_is_one():
-    assert sheet.notes_of([hit("a.jpg")], 0.001) == []
+    assert sheet.notes_of([hit("a.jpg")], 0.0) == []
     for prior, one_in in ((0.8, "1.2"), (0.5, "2.0"), (1 / 21, "21"), (0.001, "1,000")):
         notes = sheet.notes_of([hit("a.jpg", same_person=0.5)], prior)
         assert notes == [f"same person: how probable that is if before looking it is one in {one_in} for each picture"]

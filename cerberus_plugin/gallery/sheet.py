@@ -122,10 +122,11 @@ def notes_of(hits: Sequence[Hit], prior: float) -> list[str]:
     Args:
         prior: of the same person, that of the query or else of the index.
     """
-    told, one_in = any(hit.same_person is not None for hit in hits), 1 / prior
-    return [*([f"same person: how probable that is if before looking it is one in {one_in:,.{0 if one_in > 9 else 1}f} "
-               "for each picture"] if told else []),
-            *([UNCALIBRATED] if uncalibrated(hits) else [])]
+    notes = [UNCALIBRATED] if uncalibrated(hits) else []
+    if any(hit.same_person is not None for hit in hits):
+        one_in = f"{1 / prior:,.{1 if prior > 0.1 else 0}f}"
+        notes.append(f"same person: how probable that is if before looking it is one in {one_in} for each picture")
+    return notes
 
 
 def uncalibrated(hits: Sequence[Hit]) -> bool:
