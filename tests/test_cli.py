@@ -28,6 +28,7 @@ def train_net(market_root, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_weights_evaluate_alike(train_net, tmp_path):
     last = tmp_path / "run" / "last_checkpoint"
     killed = train_net()

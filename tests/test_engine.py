@@ -197,7 +197,7 @@ def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(smal
     assert list(json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][TESTS]) == ["3"]
 
 
-@pytest.mark.parametrize("name", ["bot", "agw", "sbs", "mgn"])
+@pytest.mark.parametrize("name", ["bot", "agw", "sbs", pytest.param("mgn", marks=pytest.mark.slow)])
 def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_aps(small_config, name):
     size = [96, 24] if name == "mgn" else [48, 24]
     depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
