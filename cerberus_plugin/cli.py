@@ -245,7 +245,7 @@ def _recognise(args: argparse.Namespace) -> None:
         print(sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
     named = {given for given in map(Path, args.pictures) if not given.is_dir()}
     paths = [path for given in map(Path, args.pictures)
-             for path in ([given] if given in named else [given / picture.path for picture in walk(given)])]
+             for path in ([given] if given in named else [given / each.path for each in walk(given, _skip)])]
     if not paths:
         raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}")
     rows, refused = [], set()
@@ -257,7 +257,7 @@ def _recognise(args: argparse.Namespace) -> None:
                 shown.append(path)
             except Unreadable as error:
                 refused.add(path)
-                print(f"skipped {path}: {error.reason}", file=sys.stderr)
+                _skip(path, error.reason)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
             rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
     if args.csv:
@@ -288,7 +288,17 @@ def _show(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
+    rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
     print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+
+
+def _skip(path: str | Path, reason: str) -> None:
+    print(f"skipped {_plain(str(path))}: {reason}", file=sys.stderr)
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey: names of files come from anywhere."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _write(path: str, text: str) -> None:

@@ -117,6 +117,16 @@ def test_a_named_file_that_cannot_be_read_fails_and_others_are_told(gallery, run
     assert ended.value.code == 1 and first(gallery).name in said.out and "nowhere.jpg: not found" in said.err
 
 
+def test_a_name_of_a_file_moves_no_terminal(gallery, run, tmp_path, capsys):
+    shutil.copy(first(gallery), tmp_path / "a\x1b[2Jb.jpg")
+    (tmp_path / "c\x1b[2Jd.jpg").write_bytes(b"no picture")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(tmp_path)])
+    said = capsys.readouterr()
+    assert "a\ufffd[2Jb.jpg" in said.out and "c\ufffd[2Jd.jpg: is no picture" in said.err
+    assert "\x1b[2J" not in said.out + said.err and "skipped loop.jpg: cannot be looked at" in said.err
+
+
 @pytest.mark.parametrize("engine", ["float16", "int8", "MILVUS"])
 def test_another_engine_finds_the_same(gallery, tmp_path, capsys, engine):
     search = ["search", str(gallery / "index"), "gender=female", "--top", "3"]

@@ -53,7 +53,7 @@ def paths(crops) -> list[str]:
 
 @pytest.fixture(scope="module")
 def images(paths) -> list:
-    return [read_image(path) for path in paths]
+    return list(map(read_image, paths))
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +166,8 @@ print(json.dumps([embedding[0].tolist(), encoder.vocabulary.recognise(embedding)
 
 def test_the_file_is_one_and_names_no_folder_of_the_machine_that_made_it(exported):
     assert os.listdir(exported[0].parent) == [exported[0].name]
-    data = exported[0].read_bytes()
     for word in (str(ROOT), "cerberus_plugin/", "site-packages", sys.prefix):
-        assert word.encode() not in data
+        assert word.encode() not in exported[0].read_bytes()
 
 
 def add_one_key_more(cfg) -> None:
@@ -267,12 +266,9 @@ def test_places_are_counted_where_order_differs_by_more_than_rounding():
     wrong = right.copy()
     wrong[0] = [9, 0.3, 0.4, 0.5]  # the second and the third come after what is to come later
     assert places_out_of_order(wrong, right) == 2
-    rounding = right.copy()
-    rounding[0, 2] = 0.5 + 1e-9
-    nearly = right.copy()
-    nearly[0, 2] = 0.5 - 1e-6
-    assert places_out_of_order(rounding, nearly) == 0
-    assert places_out_of_order(rounding, right) == 1
+    rounding, nearly = right.copy(), right.copy()
+    rounding[0, 2], nearly[0, 2] = 0.5 + 1e-9, 0.5 - 1e-6
+    assert places_out_of_order(rounding, nearly) == 0 and places_out_of_order(rounding, right) == 1
 
 
 @pytest.mark.parametrize("figures", [{"cosine": 0.99989}, {"places": 1}, {"answers": 1}, {"probability": 0.002},
@@ -289,11 +285,9 @@ def test_a_baseline_exports_its_embedding_alone(small_config, images, paths, tmp
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, Path(cfg.OUTPUT_DIR) / "model_final.pth")
     (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
-    agreement = export(cfg.OUTPUT_DIR, tmp_path / "bot.onnx", paths)
-    assert agreement.holds
+    assert export(cfg.OUTPUT_DIR, tmp_path / "bot.onnx", paths).holds
     encoder = ExportedEncoder(tmp_path / "bot.onnx")
-    assert (encoder.vocabulary, encoder.groups, encoder.metric) == (None, (), "cosine")
-    assert encoder.architecture == "Baseline"
+    assert (encoder.vocabulary, encoder.groups, encoder.metric, encoder.architecture) == (None, (), "cosine", "Baseline")
     outputs = encoder.run(images)
     assert list(outputs) == ["embedding"]
     assert np.linalg.norm(outputs["embedding"], axis=1) == pytest.approx(1, abs=1e-5)
