@@ -287,9 +287,9 @@ def test_a_baseline_exports_its_embedding_alone(small_config, images, paths, tmp
     (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
     assert export(cfg.OUTPUT_DIR, tmp_path / "bot.onnx", paths).holds
     encoder = ExportedEncoder(tmp_path / "bot.onnx")
-    assert (encoder.vocabulary, encoder.groups, encoder.metric, encoder.architecture) == (None, (), "cosine", "Baseline")
-    outputs = encoder.run(images)
-    assert list(outputs) == ["embedding"]
+    assert (encoder.vocabulary, encoder.groups) == (None, ())
+    assert (encoder.metric, encoder.architecture) == ("cosine", "Baseline")
+    assert list(outputs := encoder.run(images)) == ["embedding"]
     assert np.linalg.norm(outputs["embedding"], axis=1) == pytest.approx(1, abs=1e-5)
     embeddings = CerberusPredictor(cfg.OUTPUT_DIR, device="cpu").embed(paths)
     assert outputs["embedding"] == pytest.approx(torch.nn.functional.normalize(embeddings).numpy(), abs=1e-5)
