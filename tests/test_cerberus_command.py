@@ -3,6 +3,8 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.calibration import Calibration
 
 import pytest
+from conftest import WITHOUT_TORCH
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,26 @@ def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monk
     row = found(tmp_path / "told.csv")[0]
     assert row["gender"] == "cannot tell" and row["age"].endswith("%)")
     assert "calibrate by" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_exported_model_indexes_searches_and_recognises_where_torch_is_not_installed(gallery, run, tmp_path):
+    crops, model = str(gallery / "crops"), str(tmp_path / "model.onnx")
+    cli.main(["export", "--run", run.cfg.OUTPUT_DIR, "--images", crops, "--output", model])
+
+    def told(*arguments) -> str:
+        code = f"{WITHOUT_TORCH}\nfrom cerberus_plugin import cli\ncli.main(sys.argv[1:])"
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    count = len(list((gallery / "crops").glob("*_c*.jpg")))
+    index = str(tmp_path / "index")
+    assert f"{count} pictures; {count + 1} new" in told("index", "--model", model, "--images", crops, "--out", index)
+    picture = str(first(gallery))
+    assert picture in told("search", index, "--picture", picture, "--model", model).splitlines()[2]
+    assert picture in told("recognise", "--model", model, picture)
+    cli.main(["search", index, "--picture", picture, "--run", run.cfg.OUTPUT_DIR])  # one fingerprint, one index
 
 
 def test_a_named_file_that_cannot_be_read_fails_and_others_are_told(gallery, run, capsys):
