@@ -17,7 +17,6 @@ import pathlib
 import sys
 import tempfile
 import time
-import warnings
 
 from cerberus_plugin import CerberusTrainer, add_cerberus_config, host
 from cerberus_plugin.data import resident
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--train-batch", type=int, default=64 if gpu else 16)
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # in the host's ToTensor
     logging.getLogger("fastreid.engine").setLevel(logging.WARNING)  # the model, line by line
     host.use_device(args.device)
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .portable.encoder import LASTING_GROUPS
+from .portable.vocabulary import WITHHELD
 
 if TYPE_CHECKING:
     from .gallery import GalleryIndex, Hit, Query
@@ -262,8 +263,7 @@ def _recognise(args: argparse.Namespace) -> None:
             rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
     if args.csv:
         _write(args.csv, sheet.csv_text(rows))
-    _show([{"picture": row.pop("picture"), "recognised": _listed(f"{name} {value}" for name, value in row.items())}
-           for row in map(dict, rows)])
+    _show([{"picture": row.pop("picture"), "recognised": _told(row)} for row in map(dict, rows)])
     if refused & named:  # one in a folder is no failure
         raise SystemExit(1)
 
@@ -282,6 +282,13 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
     return {**sheet.line_of(place, hit),
             **({} if hit.same_person is None else {"same person": sheet.likely(hit.same_person)}),
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
+
+
+def _told(answers: dict[str, str]) -> str:
+    """Answers by column, those that are withheld at the end."""
+    withheld = [name for name, said in answers.items() if said == WITHHELD]
+    return "; ".join(filter(None, [_listed(f"{name} {said}" for name, said in answers.items() if said != WITHHELD),
+                                   withheld and f"{WITHHELD}: {_listed(withheld)}"]))
 
 
 def _show(rows: Sequence[dict[str, str]]) -> None:

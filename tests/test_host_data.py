@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import warnings
 
 from cerberus_plugin import host
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.data.samplers import BalancedIdentitySampler, NaiveIdentitySampler
+from fastreid.data.transforms.functional import to_tensor
 from fastreid.utils import comm
+from PIL import Image
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -171,3 +174,13 @@ def test_random_affine_of_the_configuration_can_be_built_and_run():
     cfg.INPUT.AFFINE.ENABLED = True
     cfg.INPUT.SIZE_TRAIN = [16, 8]
     assert build_transforms(cfg)(Image.new("RGB", (8, 16))).shape == (3, 16, 8)
+
+
+def test_reading_pixels_warns_of_nothing_that_a_user_could_change():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for prepare in (lambda: None, host.data.read_pixels_quietly):
+            prepare()
+            torch.storage._reset_warn_typed_storage_removal()  # torch warns once a process
+            to_tensor(Image.new("RGB", (2, 2)))
+    assert len(warned) == 1 and "TypedStorage" in str(warned[0].message)

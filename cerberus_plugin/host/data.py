@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import types
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -158,6 +159,11 @@ def check_identity_batch(sampler: str, items: list[tuple], mini_batch_size: int,
 
 # Pillow's numbers for the filters that RandomAffine's old `resample` took.
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+def read_pixels_quietly() -> None:
+    """transforms/functional.py:46 reads pixels through TypedStorage, of which torch warns in every process."""
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
 
 
 def accept_affine() -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 MISSING = -1
+WITHHELD = "cannot tell"
 NONE = "none"  # the answer of a garment that has no listed colour
 
 
@@ -37,7 +38,7 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         if self.withheld:
-            return "cannot tell"
+            return WITHHELD
         return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
 
