@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .portable.encoder import LASTING_GROUPS
+from .portable.encoder import LASTING_GROUPS, passing_groups
 from .portable.vocabulary import WITHHELD
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ def query_of(args: argparse.Namespace, index) -> Query:
 
 
 def _clothes(index: GalleryIndex) -> list[str]:
-    """Groups that a change of clothes changes."""
-    return [group for group in index.shape.groups if group not in index.lasting_groups]
+    return passing_groups(index.shape.groups, index.lasting_groups)
 
 
 def _serve(args: argparse.Namespace) -> None:

@@ -31,6 +31,12 @@ def gallery(folder, encoder=None, **options) -> GalleryIndex:
     return GalleryIndex.build(folder / "index", folder / "crops", encoder, pace=Pace(progress=False), **options)
 
 
+def drawn_gallery(folder, count: int) -> GalleryIndex:
+    """An index of so many random pictures."""
+    draw_many(folder / "crops", count)
+    return gallery(folder)
+
+
 def client_of(index, encoder=None, **options) -> TestClient:
     return TestClient(create_app(index, encoder, **options), ADDRESS)
 
@@ -38,9 +44,7 @@ def client_of(index, encoder=None, **options) -> TestClient:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """An index of 40 pictures that tests only search."""
-    folder = tmp_path_factory.mktemp("web")
-    draw_many(folder / "crops", 40)
-    return gallery(folder)
+    return drawn_gallery(tmp_path_factory.mktemp("web"), 40)
 
 
 @pytest.fixture(scope="module")

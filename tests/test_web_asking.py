@@ -6,15 +6,13 @@ from cerberus_plugin.gallery import Query
 from cerberus_plugin.web.asking import Asked, Groups
 
 import pytest
-from galleries import BandEncoder, draw_many
-from test_web import client_of, found, gallery, links
+from galleries import BandEncoder
+from test_web import client_of, drawn_gallery, found, links
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("asking")
-    draw_many(folder / "crops", 12)
-    return gallery(folder)
+    return drawn_gallery(tmp_path_factory.mktemp("asking"), 12)
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,16 @@ from cerberus_plugin.web.guard import HEADERS
 from cerberus_plugin.web.login import Login
 
 import pytest
-from galleries import RED, BandEncoder, draw_many
+from galleries import RED, BandEncoder
 from PIL import Image
-from test_web import ADDRESS, OWN, client_of, gallery, send
+from test_web import ADDRESS, OWN, client_of, drawn_gallery, send
 
 PASSWORD = "correct horse"
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("guard")
-    draw_many(folder / "crops", 4)
-    return gallery(folder)
+    return drawn_gallery(tmp_path_factory.mktemp("guard"), 4)
 
 
 @pytest.fixture

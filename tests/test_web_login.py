@@ -6,18 +6,16 @@ import re
 from cerberus_plugin.web.login import Login, ask_password
 
 import pytest
-from galleries import BandEncoder, draw_many
+from galleries import BandEncoder
 from starlette.datastructures import URL
 from starlette.requests import Request
-from test_web import OWN, client_of, gallery
+from test_web import OWN, client_of, drawn_gallery
 from test_web_guard import PASSWORD, picture
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("login")
-    draw_many(folder / "crops", 4)
-    return gallery(folder)
+    return drawn_gallery(tmp_path_factory.mktemp("login"), 4)
 
 
 @pytest.fixture

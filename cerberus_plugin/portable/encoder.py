@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 
 
+def passing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
+    """Those that do not count where somebody may have changed clothes."""
+    return [group for group in groups if group not in lasting]
+
+
 class Encoder(Protocol):
     """Pictures to embeddings, with what is needed to compare them and to read attributes off them.
 

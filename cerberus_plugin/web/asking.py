@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from ..gallery import Prefilter, Query
+from ..portable.encoder import passing_groups
 
 TOP, MOST = 24, 200
 HEAVIEST = 16.0
@@ -30,7 +31,7 @@ class Groups(NamedTuple):
 
     @property
     def clothes(self) -> list[str]:
-        return [group for group in self.all if group not in self.lasting]
+        return passing_groups(self.all, self.lasting)
 
 
 @dataclass(frozen=True)
