@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .files import write_whole
 from .portable.encoder import LASTING_GROUPS, passing_groups
 from .portable.vocabulary import WITHHELD
 
@@ -308,8 +309,6 @@ def _plain(text: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    from .gallery.files import write_whole
-
     if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
         Path(path).write_text(text, newline="")
     else:

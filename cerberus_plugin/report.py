@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
+from .files import write_whole
 from .metrics.outfits import CHANGES, SETTINGS
 
 FLOOR_FILE = "before_training.json"
@@ -195,13 +197,7 @@ def write_json(path: str, record) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp"
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(Path(path), lambda file: file.write(text.encode()))
 
 
 def _with_nan(figures: Mapping[str, Mapping]) -> dict[str, dict]:

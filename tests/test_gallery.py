@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+from cerberus_plugin import files as whole_files
 from cerberus_plugin.gallery import GalleryIndex, Pace, Query, files
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twi
     first = BandEncoder()
     with monkeypatch.context() as patch:
         # index.json, then two arrays a part: the kill comes within the second part.
-        kill_at_file(patch, files, 5)
+        kill_at_file(patch, whole_files, 5)
         with pytest.raises(Killed):
             build(tmp_path, first)
     assert len(GalleryIndex.open(tmp_path / "index")) == 8
@@ -85,7 +86,7 @@ def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twi
 @pytest.mark.parametrize("file", range(1, 8))
 def test_an_index_that_was_cut_off_at_any_file_comes_out_whole(tmp_path, crops, monkeypatch, file):
     with monkeypatch.context() as patch:
-        kill_at_file(patch, files, file)
+        kill_at_file(patch, whole_files, file)
         with pytest.raises(Killed):
             build(tmp_path, BandEncoder())
     index = build(tmp_path, BandEncoder())

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
-LAYERS = {"host": 0, "config": 0, "portable": 1, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2,
+LAYERS = {"host": 0, "config": 0, "files": 1, "portable": 1, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2,
           "gathered": 2, "gallery": 2, "calibration": 2, "acceleration": 2, "processes": 2, "machine": 2, "data": 3,
           "modeling": 3, "evaluators": 3, "tasks": 3, "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4,
           "assembly": 4, "engine": 4, "calibrated": 4, "predictor": 4, "encoding": 4, "export": 4, "visualise": 4,
           "cli": 4, "experiments": 4, "web": 4}
-FREE_OF_TORCH = ["portable", "gallery", "web"]
+FREE_OF_TORCH = ["files", "portable", "gallery", "web"]
 # Plain tensors, or arrays.
 FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
