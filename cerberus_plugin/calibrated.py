@@ -11,6 +11,7 @@ from .calibration import Calibration
 from .inference import ConfidentReader
 from .manifest import file_sha256
 from .portable import Answer
+from .portable.vocabulary import NONE, told
 
 CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`
 COMMAND = "python -m cerberus_plugin.experiments.calibrate"
@@ -55,11 +56,7 @@ def answers_of(reader: ConfidentReader, embeddings: Tensor, calibration: Calibra
     if temperatures:
         reader = reader.calibrated(temperatures)
     classes, probabilities = (part.cpu().tolist() for part in reader.confidences(embeddings))
-    answers = []
-    for row, shares in zip(classes, probabilities):
-        answers.append({})
-        for column, k, p in zip(reader.schema.columns, row, shares):
-            known = column.name in temperatures
-            answers[-1][column.name] = Answer(column.classes[k] if k >= 0 else "none", p,
-                                              known and p < calibration.withhold_below[column.name], known)
-    return answers
+    below = calibration.withhold_below if temperatures else {}
+    return [{column.name: told(column.classes[k] if k >= 0 else NONE, p, below.get(column.name))
+             for column, k, p in zip(reader.schema.columns, row, shares)}
+            for row, shares in zip(classes, probabilities)]

@@ -79,10 +79,10 @@ def mean_by_images(values: Tensor, identities: Tensor) -> tuple[float, float]:
     return mean.item(), ((people / (people - 1) * sums.square().sum()).sqrt() / len(values)).item()
 
 
-def draws(people: int, count: int = DRAWS) -> Tensor:
-    """How often each identity is drawn in each bootstrap sample: float64 (count, people); always the same ones."""
-    chosen = torch.randint(people, (count, people), generator=torch.Generator().manual_seed(0))
-    return torch.zeros(count, people, dtype=torch.float64).scatter_add_(1, chosen, torch.ones_like(chosen).double())
+def draws(people: int) -> Tensor:
+    """How often each identity is drawn in each bootstrap sample: float64 (DRAWS, people); always the same ones."""
+    chosen = torch.randint(people, (DRAWS, people), generator=torch.Generator().manual_seed(0))
+    return torch.zeros(DRAWS, people, dtype=torch.float64).scatter_add_(1, chosen, torch.ones_like(chosen).double())
 
 
 def _equal_mass(p: Tensor, w: Tensor, bins: int) -> Tensor:

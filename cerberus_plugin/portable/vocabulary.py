@@ -42,6 +42,11 @@ class Answer(NamedTuple):
         return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
 
+def told(value: str, probability: float, below: float | None) -> Answer:
+    """An answer, withheld below this probability; None: of a column that is not calibrated."""
+    return Answer(value, probability, below is not None and probability < below, below is not None)
+
+
 @dataclass(frozen=True)
 class Field:
     """One label: `values` are the words for 0, 1, ...; with `column` set it is one class, `word`, of that column."""
@@ -185,8 +190,7 @@ class Vocabulary:
 
     def answer(self, column: str, value: str, probability: float) -> Answer:
         """What is said where this class is the most probable one."""
-        known = column in self.temperatures
-        return Answer(value, probability, known and probability < self.withhold_below.get(column, 0.0), known)
+        return told(value, probability, self.withhold_below.get(column, 0.0) if column in self.temperatures else None)
 
     def describe(self, words: Mapping[str, str]) -> np.ndarray:
         """The block of each group that a description stands for: float32 (G, D), zeros for a group it leaves out.

@@ -13,7 +13,6 @@ SENT_BYTES = 16 * 2**20  # of rows in one message; a cluster takes 64 MiB
 NAMED_IDS = 50_000  # ids in one expression
 MOST_HITS = 16_384  # what Milvus returns of one query
 MILVUS_METRICS = {"cosine": "IP", "euclidean": "L2"}
-EXACT_KINDS = ("FLAT",)
 
 
 class MilvusEngine:
@@ -43,7 +42,7 @@ class MilvusEngine:
         if "://" not in address and not Path(address).absolute().parent.is_dir():
             raise FileNotFoundError(f"{Path(address).parent}: no such folder; Milvus keeps {Path(address).name} there")
         self.address, self.collection, self.dim, self.metric, self.kind = address, collection, dim, metric, kind
-        self.exact = kind in EXACT_KINDS
+        self.exact = kind == "FLAT"
         try:
             self._client = MilvusClient(address, token=token, timeout=timeout)
         except MilvusException as error:
