@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .attributes import GROUPS
 from .config import add_cerberus_config
 from .inference import PrototypeReader
+from .portable.images import to_rgb
 from .portable.vocabulary import Field, Group, Vocabulary
 from .predictor import CerberusPredictor
 
@@ -88,12 +89,12 @@ class TorchEncoder:
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures of any size to embeddings: float32 (N, E)."""
+        """Pictures of any size and mode to embeddings: float32 (N, E)."""
         if not len(images):
             return np.zeros((0, self.dim), dtype=np.float32)
         parts = []
         for start in range(0, len(images), self.batch_size):
-            batch = [self.predictor.transform(image) for image in images[start:start + self.batch_size]]
+            batch = [self.predictor.transform(to_rgb(image)) for image in images[start:start + self.batch_size]]
             parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu().numpy())
         return np.concatenate(parts)
 

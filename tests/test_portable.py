@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.encoding import vocabulary_of
+from cerberus_plugin.gallery.thumbnails import thumbnail
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.prototypes import SIDPrototypes
 from cerberus_plugin.portable import Answer, Limits, Unreadable, Vocabulary, read_image
-from cerberus_plugin.portable.images import to_array
+from cerberus_plugin.portable.images import read_size, to_array, to_rgb
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -264,7 +266,7 @@ def test_too_little_memory_is_not_put_down_to_the_picture(monkeypatch):
     assert not broken.value.passing
     for step in ("PIL.Image.open", "PIL.ImageFile.ImageFile.load", "PIL.ImageOps.exif_transpose",
                  "PIL.Image.Image.convert"):
-        data = picture()
+        data = picture(mode="L")
         with monkeypatch.context() as patch, pytest.raises(Unreadable, match="needs more memory than there is") as lack:
             patch.setattr(step, no_memory)
             read_image(data)
@@ -290,6 +292,60 @@ def test_pictures_become_the_pixels_that_the_run_reads(tmp_path, kind, mode, tur
     assert image.size == ((20, 12) if turn == 6 and kind != "BMP" else (12, 20))
     transform = build_transforms(read_config(), is_train=False)
     assert (to_array([image], (48, 24))[0] == transform(expected).numpy()).all()
+
+
+def sixteen_bits(shape: tuple[int, ...]) -> np.ndarray:
+    """Values over all of 0..65535, uint16."""
+    return np.random.default_rng(0).permutation(2**16)[:np.prod(shape)].reshape(shape).astype(np.uint16)
+
+
+def test_a_ramp_of_sixteen_bits_keeps_its_upper_byte():
+    ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    image = read_image(cv2.imencode(".png", ramp)[1].tobytes())
+    assert (np.asarray(image) == (ramp >> 8)[..., None]).all() and np.asarray(image).mean() == 127.5
+    for mode in ("I", "I;16", "I;16B"):  # as versions of Pillow open it, and as callers may hand it over
+        stored = Image.fromarray(ramp.astype({"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]))
+        assert stored.mode == mode and (np.asarray(to_rgb(stored)) == np.asarray(image)).all()
+        assert (to_array([stored], (64, 64)) == to_array([image], (64, 64))).all()
+        assert thumbnail(stored) == thumbnail(image)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_sixteen_bits_keep_their_upper_byte(channels):
+    pixels = sixteen_bits((20, 12, channels))
+    image = read_image(cv2.imencode(".png", pixels)[1].tobytes())
+    assert (np.asarray(image) == pixels[..., 2::-1] >> 8).all()  # OpenCV's order of colours is BGR
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    (np.full((8, 8), 0.5, np.float32), "floating-point pixels"),
+    (np.array([[0, 70_000]] * 8, np.int32), "values from 0 to 70000, expected 0 to 65535"),
+    (np.array([[-1, 255]] * 8, np.int32), "values from -1 to 255, expected 0 to 65535")])
+def test_pixels_of_an_unknown_range_are_refused(values, reason):
+    for use in (to_rgb, thumbnail, lambda image: to_array([image], (8, 8))):
+        with pytest.raises(ValueError, match=reason):
+            use(Image.fromarray(values))
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparency_is_dropped_without_a_warning():
+    palette = Image.open(io.BytesIO(picture())).quantize(16)
+    for transparent in (3, bytes(range(16))):
+        buffer = io.BytesIO()
+        palette.save(buffer, "PNG", transparency=transparent)
+        assert (np.asarray(read_image(buffer.getvalue())) == np.asarray(palette.convert("RGB"))).all()
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path):
+    path = tmp_path / "crop.png"
+    path.write_bytes(picture()[:-300])
+    assert read_size(path) == (12, 20)
+    for data, reason in ((claiming(20_000, 10_000), "has more than 50000000 pixels"), (b"text", "known format")):
+        path.write_bytes(data)
+        with pytest.raises(Unreadable, match=reason):
+            read_size(path)
+    with pytest.raises(Unreadable, match="nowhere.jpg: not found"):
+        read_size(tmp_path / "nowhere.jpg")
 
 
 def test_a_broken_exif_block_leaves_the_picture_as_it_is(monkeypatch):

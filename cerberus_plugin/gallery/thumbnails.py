@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from ..portable.images import to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -18,7 +20,8 @@ def thumbnail(image: Image, height: int = HEIGHT) -> bytes:
 
     scale = min(1, height / image.height, WIDEST * height / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.convert("RGB") if size == image.size else image.convert("RGB").resize(size, Resampling.LANCZOS)
+    small = to_rgb(image)
+    small = small.copy() if size == image.size else small.resize(size, Resampling.LANCZOS)
     small.info = {}
     out = BytesIO()
     small.save(out, "JPEG", quality=85)

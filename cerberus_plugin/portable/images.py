@@ -1,4 +1,4 @@
-"""Pictures from anywhere, opened with care, and made into what a model takes.
+"""The one reader of pictures: training, evaluation, searches and figures all open files through it.
 
 Shapes: N images, H x W the model's input.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -50,7 +50,9 @@ class Unreadable(ValueError):
 
 
 def read_image(source: str | os.PathLike | bytes, limits: Limits | None = None, name: str = "upload") -> Image:
-    """A picture in RGB, turned as its EXIF orientation says; its size is checked before a pixel is decoded.
+    """A picture in RGB, see `to_rgb`, turned as its EXIF orientation says.
+
+    Its size is checked before a pixel is decoded.
 
     Args:
         source: a path, or the bytes of a file.   limits: `Limits()` if None.
@@ -75,25 +77,71 @@ def read_image(source: str | os.PathLike | bytes, limits: Limits | None = None, 
         raise Unreadable(name, "needs more memory than there is", passing=True) from error
 
 
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels from the header of a file alone, before its EXIF orientation is applied.
+
+    Raises:
+        Unreadable: as `read_image`, as far as the header shows the reason.
+    """
+    name = os.fspath(path)
+    with _open_file(name) as file:
+        return _header(file, Limits(), name).size
+
+
+def to_rgb(image: Image) -> Image:
+    """An image of any mode as 8-bit RGB; the image itself if it is RGB already.
+
+    Palettes and CMYK are resolved, transparency is dropped, and of 16-bit grey the upper byte is taken: Pillow's own
+    conversion clips it, so that almost every pixel becomes white.
+
+    Raises:
+        ValueError: for floating-point pixels and for integers outside 0..65535, whose range is not known.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit PNG is "I" in older versions of Pillow
+        values = np.asarray(image)
+        if image.mode == "I" and not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError(f"image has values from {values.min()} to {values.max()}, expected 0 to 65535 (16 bits); "
+                             "convert it to 8 bits")
+        from PIL import Image as images
+
+        image = images.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("image has floating-point pixels (mode F), expected integers; convert it to 8 bits")
+    elif "transparency" in image.info:  # of a palette; Pillow warns that RGB loses it
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
 def to_array(images: Sequence[Image], size: tuple[int, int]) -> np.ndarray:
     """Pictures at a model's input size (H, W), bicubic as in training: uint8 (N, 3, H, W)."""
     from PIL.Image import Resampling
 
     array = np.empty((len(images), 3, *size), dtype=np.uint8)
     for row, image in zip(array, images):
-        row[:] = np.asarray(image.convert("RGB").resize(size[::-1], Resampling.BICUBIC)).transpose(2, 0, 1)
+        row[:] = np.asarray(to_rgb(image).resize(size[::-1], Resampling.BICUBIC)).transpose(2, 0, 1)
     return array
 
 
-def _read_file(path: str, max_bytes: int) -> bytes:
-    """At most one byte more than is allowed, so that a file that grows meanwhile is refused as well."""
-    if not Path(path).is_file():  # a named pipe would be waited for without end
+def _open_file(path: str) -> IO[bytes]:
+    if not Path(path).is_file():  # opening a named pipe would block
         raise Unreadable(path, "is not a file" if Path(path).exists() else "not found", passing=True)
     try:
-        with open(path, "rb") as file:
-            return file.read(max_bytes + 1)
+        return open(path, "rb")
     except OSError as error:
         raise Unreadable(path, f"cannot be opened ({error.strerror})", passing=True) from error
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    """The bytes of a file; one byte more than `max_bytes` of a file that is larger."""
+    with _open_file(path) as file:
+        try:
+            # A buffer of `max_bytes` costs more than reading a small file does.
+            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+        except OSError as error:
+            raise Unreadable(path, f"cannot be read ({error.strerror})", passing=True) from error
 
 
 def _check_segments(data: bytes, name: str) -> None:
@@ -112,12 +160,12 @@ def _check_segments(data: bytes, name: str) -> None:
     raise Unreadable(name, f"has too many segments, more than {MOST_SEGMENTS}; save it anew")
 
 
-def _decode(data: bytes, limits: Limits, name: str) -> Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _header(file: IO[bytes], limits: Limits, name: str) -> Image:
+    """A picture whose pixels are not decoded yet, within the limits."""
+    from PIL import Image, UnidentifiedImageError
 
-    _check_segments(data, name)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)  # reads the header
+        image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(name, f"has more than {limits.max_pixels} pixels") from error
     except UnidentifiedImageError as error:
@@ -131,16 +179,28 @@ def _decode(data: bytes, limits: Limits, name: str) -> Image:
         raise Unreadable(name, f"has more than {limits.max_pixels} pixels ({width} x {height})")
     if min(width, height) < limits.min_side:
         raise Unreadable(name, f"is smaller than {limits.min_side} x {limits.min_side} pixels ({width} x {height})")
+    return image
+
+
+def _decode(data: bytes, limits: Limits, name: str) -> Image:
+    _check_segments(data, name)
+    image = _header(BytesIO(data), limits, name)
     try:
         image.load()
+        return to_rgb(_upright(image))
     except MemoryError:
         raise
     except Exception as error:
         raise Unreadable(name, f"is broken or cut short ({error})") from error
+
+
+def _upright(image: Image) -> Image:
+    """The picture turned as its EXIF orientation says; as it is stored if its EXIF block is broken."""
+    from PIL import ImageOps
+
     try:
-        image = ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # noqa: S110  a broken EXIF block leaves the picture as it is stored, as in training
-        pass
-    return image.convert("RGB")
+    except Exception:  # Pillow raises errors of any kind
+        return image
