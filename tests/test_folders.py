@@ -81,7 +81,7 @@ def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder)
     broken.write_bytes(broken.read_bytes()[:100])
     train_set = build_train_set(cfg)
     index = [str(broken) == item[0] for item in train_set.img_items].index(True)
-    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: cannot be read.*ON_UNREADABLE skip"):
+    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: is broken.*ON_UNREADABLE skip"):
         train_set[index]
     cfg.defrost()
     cfg.DATALOADER.ON_UNREADABLE = "skip"

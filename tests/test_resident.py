@@ -10,6 +10,7 @@ from cerberus_plugin.data import resident
 from cerberus_plugin.data.resident import ResidentLoader, recipe_of
 from cerberus_plugin.engine import evaluate
 
+import numpy as np
 import pytest
 import torch
 from conftest import trained
@@ -143,13 +144,15 @@ def test_all_sets_of_a_process_share_the_limit(small_config, caplog):
     assert isinstance(CerberusTrainer.build_test_loader(cfg, TESTS)[0], ResidentLoader)
 
 
-def test_an_image_that_is_not_rgb_goes_through_the_hosts_loader(own_folder, small_config, caplog):
-    cfg = small_config("DATALOADER.RESIDENT", True)
+@pytest.mark.parametrize("mode", ["CMYK", "L", "I;16"])
+def test_images_of_other_modes_are_kept_as_the_loader_reads_them(own_folder, small_config, mode):
     image = next((own_folder / "query").iterdir())
-    Image.new("CMYK", (24, 48)).save(image)
-    with caplog.at_level("INFO", logger="fastreid.cerberus"):
-        loader, _ = CerberusTrainer.build_test_loader(cfg, TESTS)
-    assert isinstance(loader, host.data.DeviceLoader) and "an image is of mode" in caplog.text
+    colours = Image.effect_noise((24, 48), 100)
+    converted = Image.fromarray(np.asarray(colours) * np.uint16(257)) if mode == "I;16" else colours.convert(mode)
+    converted.save(image, "JPEG" if mode == "CMYK" else "PNG")
+    with Image.open(image) as stored:
+        assert stored.mode == mode
+    assert_same(evaluation_batches(small_config("DATALOADER.RESIDENT", True)), evaluation_batches(small_config()))
 
 
 def test_a_set_is_decoded_once_and_again_when_a_file_changes(own_folder, small_config, caplog):
@@ -181,7 +184,7 @@ def test_an_unreadable_training_image_stops_or_is_replaced_by_the_same_persons_n
 
     broken = own_folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: cannot be read.*ON_UNREADABLE skip"):
+    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: is broken.*ON_UNREADABLE skip"):
         train_loader(config("stop"))
     cfg = config("skip")
     loader = train_loader(cfg)

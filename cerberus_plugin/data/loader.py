@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attributes import Annotations
 from ..gathered import LEFT_OUT_PID
+from ..portable.images import Unreadable, read_image
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -19,6 +20,9 @@ ON_UNREADABLE = ("stop", "skip")
 
 class AttributeDataset(CommDataset):
     """The host's item data set with labels by identity or by outfit, and a choice for images that cannot be read.
+
+    Images are read by `portable.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
+    CMYK and 16-bit grey unconverted.
 
     Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int,
     the number of the outfit among those of this data set.
@@ -66,10 +70,19 @@ class AttributeDataset(CommDataset):
 
     def __getitem__(self, index: int) -> dict:
         try:
-            item = super().__getitem__(index)
-        except (OSError, SyntaxError) as error:  # what Pillow raises for bad files
+            item = self._read(index)
+        except Unreadable as error:
             item = self._instead_of(index, error)
         return item | self.known_of(item["img_paths"], self.img_items[index][1])
+
+    def left_out(self) -> set[int]:
+        """Indices of the test images that an evaluation leaves out because they cannot be read.
+
+        Empty under "stop"; under "skip" every file is read.
+        """
+        if self.on_unreadable == "stop":
+            return set()
+        return {index for index in range(len(self)) if self._readable(index) is None}
 
     def known_of(self, path: str, pid: str | int) -> dict:
         """What is known of an image beside the host's fields: "attributes" and "outfits", as far as there are any.
@@ -82,19 +95,28 @@ class AttributeDataset(CommDataset):
             known["attributes"] = self.labels[self._label_rows[self.outfit_of(path) if self.by_outfit else pid]]
         return known
 
-    def _instead_of(self, index: int, error: Exception) -> dict:
+    def _read(self, index: int) -> dict:
+        """The host's fields of an item; raises `Unreadable`."""
         path, pid, camid = self.img_items[index]
-        message = f"{path}: cannot be read ({type(error).__name__}: {error})"
+        image = read_image(path)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.relabel:
+            pid, camid = self.pid_dict[pid], self.cam_dict[camid]
+        return {"images": image, "targets": pid, "camids": camid, "img_paths": path}
+
+    def _instead_of(self, index: int, error: Unreadable) -> dict:
+        path, pid, camid = self.img_items[index]
         if self.on_unreadable == "stop":
-            raise RuntimeError(f"{message}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to go on without "
+            raise RuntimeError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to go on without "
                                "it.") from error
         self.num_unreadable += 1
-        logger.warning(f"{message}; skipped")
+        logger.warning(f"{error}; skipped")
         if self.relabel:
             return self._same_identity(index, pid)
         readable = next((item for item in map(self._readable, range(len(self))) if item is not None), None)
         if readable is None:
-            raise RuntimeError(f"{message}; none of the {len(self)} test images can be read")
+            raise RuntimeError(f"{error}; none of the {len(self)} test images can be read")
         return {"images": torch.zeros_like(readable["images"]), "targets": LEFT_OUT_PID, "camids": camid,
                 "img_paths": path}
 
@@ -111,6 +133,6 @@ class AttributeDataset(CommDataset):
 
     def _readable(self, index: int) -> dict | None:
         try:
-            return super().__getitem__(index)
-        except (OSError, SyntaxError):
+            return self._read(index)
+        except Unreadable:
             return None

@@ -12,21 +12,24 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from fastreid.data.transforms import ToTensor
 from fastreid.utils import comm
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms as T
 from tqdm import tqdm
 
 from ..host.data import batch_device, usable_cores
+from ..portable.images import Unreadable, read_size
 from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
 from .loader import AttributeDataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -186,9 +189,8 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
                  threads: ThreadPoolExecutor) -> None:
     def stored(path: str) -> int:
         try:
-            with Image.open(path) as image:  # the header alone
-                width, height = image.size
-        except (OSError, SyntaxError):
+            width, height = read_size(path)
+        except Unreadable:
             return 0
         if height > recipe.height or width > recipe.width:
             height, width = recipe.height, recipe.width
@@ -235,13 +237,11 @@ def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch
     return Resident(packed, fields, int(dataset.num_unreadable))
 
 
-def _as_stored(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
-    """uint8 (h, 3, w) of an image; one that is larger than the result is resized here, by the host's own transform."""
+def _as_stored(recipe: Recipe) -> Callable[[Image], Tensor]:
+    """uint8 (h, 3, w) of an RGB image; a larger one than the result is resized here, by the host's own transform."""
     resize = T.Resize([recipe.height, recipe.width], T.InterpolationMode.BICUBIC)
 
-    def stored(image: Image.Image) -> Tensor:
-        if image.mode != "RGB":
-            raise NotResident(f"an image is of mode {image.mode}, not RGB")
+    def stored(image: Image) -> Tensor:
         if image.height > recipe.height or image.width > recipe.width:
             image = resize(image)
         return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1)))
