@@ -80,6 +80,23 @@ def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
                             **known._asdict()), len(query)
 
 
+def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+    """The data set of `build_test_set`, with its query and gallery items without those that evaluation leaves out.
+
+    For whoever reads the images by themselves. Raises ValueError where no query or no gallery image can be read.
+    """
+    dataset, num_query = build_test_set(cfg, name)
+    left_out = dataset.left_out()
+    if left_out:
+        logger.warning(f"{name}: {len(left_out)} of {len(dataset)} test images could not be read and are left out")
+    readable = [[dataset.img_items[index] for index in indices if index not in left_out]
+                for indices in (range(num_query), range(num_query, len(dataset)))]
+    if not all(readable):
+        raise ValueError(f"{name}: {len(readable[0])} query and {len(readable[1])} gallery images can be read; both "
+                         "must have at least one")
+    return dataset, *readable
+
+
 class Known(NamedTuple):
     """What data sets tell beside the host's items, as far as all of them do: arguments of `AttributeDataset`."""
 

@@ -76,7 +76,7 @@ def add_cerberus_config(cfg: CN) -> None:
     cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of the host's TEST.FLIP
 
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
-    # person, evaluation leaves it out; each is named in the log and their number is logged at the end.
+    # person; evaluation, rank sheets and figures leave it out. Each is named in the log, and their number at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
 
     # Keep the images on the device as uint8 and resize, pad, crop, flip and erase whole batches there; the host's

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
-from .assembly import build_test_set
+from .assembly import build_readable_test_set
 from .attributes import GROUPS, MISSING
 from .metrics.ranking import rank_matches
+from .portable import Unreadable, read_image
 from .predictor import CerberusPredictor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts on what is shown
 # Told by mark and frame as well as by colour, which are a pair that all eyes tell apart.
@@ -45,7 +50,7 @@ class Row:
 
 
 class Gallery:
-    """Query and gallery of a test data set, embedded once by a predictor.
+    """Query and gallery of a test data set, embedded once by a predictor; without what evaluation leaves out.
 
     Args:
         groups: compare pictures by these groups of Cerberus alone; all where empty.
@@ -55,8 +60,8 @@ class Gallery:
     def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), name: str = "") -> None:
         self.predictor = predictor
         self.groups = groups
-        self.dataset, num_query = build_test_set(predictor.cfg, name or predictor.cfg.DATASETS.TESTS[0])
-        self.queries, self.items = self.dataset.img_items[:num_query], self.dataset.img_items[num_query:]
+        self.dataset, self.queries, self.items = build_readable_test_set(predictor.cfg,
+                                                                         name or predictor.cfg.DATASETS.TESTS[0])
         self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
         self.outfits = None
         if groups and self.dataset.outfit_of:
@@ -164,7 +169,10 @@ def sheet(rows: list[Row], top: int) -> Figure:
     asked = [any(row.picture for row in rows), any(row.words for row in rows)]
     unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
     widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
-    height = max(_tallest(rows) * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
+    paths = {path for row in rows for path in (row.picture, *(path for path, *_ in row.found)) if path}
+    images = {path: read_image(path) for path in paths}
+    tallest = max(image.height / image.width for image in images.values())
+    height = max(tallest * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
     figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
     axes = figure.subplots(len(rows), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
@@ -172,26 +180,20 @@ def sheet(rows: list[Row], top: int) -> Figure:
         axis.axis("off")
     for line, row in zip(axes, rows):
         if row.picture:
-            show_picture(line[0], row.picture, caption="" if asked[1] else row.title)
+            show_picture(line[0], images[row.picture], caption="" if asked[1] else row.title)
         elif asked[0]:
             show_words(line[0], [("words:", ASKED)])
         if asked[1]:
             show_words(line[sum(asked) - 1], row.words, row.title)
         for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
-            show_picture(axis, found, verdict, f"{rank} {MARKS[verdict]}{caption}")
+            show_picture(axis, images[found], verdict, f"{rank} {MARKS[verdict]}{caption}")
     return figure
 
 
-def _tallest(rows: Sequence[Row]) -> float:
-    """The largest height of a picture in its widths."""
-    paths = [path for row in rows for path in (row.picture, *(path for path, *_ in row.found)) if path]
-    return max(height / width for width, height in (Image.open(path).size for path in paths))
-
-
-def show_picture(axis, path: str, verdict: str = ASKED, caption: str = "") -> None:
+def show_picture(axis, image: Image, verdict: str = ASKED, caption: str = "") -> None:
     """A picture in the frame of its verdict."""
     axis.axis("on")
-    axis.imshow(Image.open(path))
+    axis.imshow(image)
     axis.set(xticks=[], yticks=[], anchor="N")
     axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
     for side in axis.spines.values():
@@ -219,6 +221,16 @@ def save(figure, path: str | Path) -> None:
     temporary.replace(path)
 
 
+@contextmanager
+def advised(run_folder: str | Path) -> Iterator[None]:
+    """End the program with advice where a test image cannot be read and the run does not skip it."""
+    try:
+        yield
+    except Unreadable as error:
+        raise SystemExit(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
+                         f"{Path(run_folder) / 'config.yaml'} to go on without it.") from error
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder")
@@ -230,7 +242,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="compare pictures by the groups of Cerberus that `experiments.groups` has chosen for that")
     args = parser.parse_args(arguments)
     predictor = CerberusPredictor(args.run_folder)
-    gallery = Gallery(predictor, predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ())
+    groups = predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ()
+    with advised(args.run_folder):
+        gallery = Gallery(predictor, groups)
     rows = [gallery.query_row(index, args.top) for index in gallery.spread_queries(args.queries)]
     if gallery.labels is not None:
         rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]

@@ -66,3 +66,22 @@ def test_the_public_names_are_at_most_eight():
 
     assert len(cerberus_plugin.__all__) <= 8
     assert all(hasattr(cerberus_plugin, name) for name in cerberus_plugin.__all__)
+
+
+def test_one_module_alone_opens_pictures():
+    """Others go through its `read_image`, which bounds sizes, converts modes and applies EXIF orientation."""
+    openers = {"imread", "imdecode", "decode_image", "decode_jpeg", "decode_png", "pil_loader", "default_loader"}
+
+    def opens_pictures(node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute):
+            return node.attr in openers or node.attr == "open" and ast.unparse(node.value).split(".")[-1] == "Image"
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            host = node.module.split(".")[0] == "fastreid"
+            return any(alias.name in openers or host and alias.name == "read_image" for alias in node.names)
+        return False
+
+    for folder in ("cerberus_plugin", "benchmarks", "projects", "tools"):
+        for path in (PACKAGE.parent / folder).rglob("*.py"):
+            if path != PACKAGE / "portable" / "images.py":
+                for node in ast.walk(ast.parse(path.read_text())):
+                    assert not opens_pictures(node), f"{path}:{node.lineno} opens pictures by itself; use read_image"

@@ -1,15 +1,18 @@
-"""One reader of pictures: data sets and predictor see the same pixels, refuse the same files."""
+"""One reader of pictures: data sets, predictor, rank sheets and figures see the same pixels, refuse the same files."""
 
+import copy
 import io
 import shutil
 import struct
 import zlib
 from pathlib import Path
 
-from cerberus_plugin import CerberusPredictor, CerberusTrainer
-from cerberus_plugin.assembly import build_train_set
+from cerberus_plugin import CerberusPredictor, CerberusTrainer, visualise
+from cerberus_plugin.assembly import build_test_set, build_train_set
 from cerberus_plugin.data import resident
 from cerberus_plugin.data.loader import AttributeDataset
+from cerberus_plugin.experiments.figures import __main__ as figures
+from cerberus_plugin.experiments.figures import exhibit
 from cerberus_plugin.portable import read_image
 
 import numpy as np
@@ -147,3 +150,49 @@ def test_what_cannot_be_read_is_named_or_skipped_whatever_the_decoder_raises(own
                 train_set[index]
         else:
             assert train_set[index]["targets"] == train_set.pid_dict["market1501_7"]
+
+
+def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder, predictor, run_config, tmp_path,
+                                                                      monkeypatch):
+    broken = [own_folder / "query" / "0004_c1s1_000001_00.jpg",
+              own_folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg"]
+    for path in broken:
+        path.write_bytes(b"not a picture")
+    predictor = copy.copy(predictor)
+    monkeypatch.setattr(visualise, "CerberusPredictor", lambda folder: predictor)
+    monkeypatch.setattr(exhibit.Run, "load", lambda *_: exhibit.Run(predictor, TESTS))
+    for command in (lambda: visualise.main(["RUN"]), lambda: figures.main(["alignment", "RUN", "--output", "."])):
+        with pytest.raises(SystemExit, match="0004_c1s1_000001_00.jpg: is no picture.*_UNREADABLE to skip in RUN.conf"):
+            command()
+    run_config.DATALOADER.ON_UNREADABLE = "skip"
+    predictor.cfg = run_config
+    sheet = tmp_path / "sheet.png"
+    visualise.main(["RUN", "--queries", "1", "--searches", "0", "--top", "2", "--output", str(sheet)])
+    assert sheet.is_file()
+    gallery, looked_at = visualise.Gallery(predictor), exhibit.Run(predictor, TESTS)
+    assert gallery.queries + gallery.items == looked_at.items and looked_at.num_query == len(gallery.queries) == 5
+    dataset, _ = build_test_set(run_config, TESTS)
+    assert looked_at.items == [item for item in dataset.img_items if item[0] not in map(str, broken)]
+    assert len(gallery.embeddings) == len(gallery.items) == 18
+    for path in (own_folder / "query").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="0 query and 18 gallery images can be read"):
+        visualise.Gallery(predictor)
+
+
+@pytest.mark.parametrize(("mode", "turn"), [("L", 1), ("P", 1), ("I;16", 1), ("RGB", 6)])
+def test_rank_sheets_and_figures_show_what_the_model_sees(own_folder, predictor, run_config, mode, turn):
+    query, found = sorted((own_folder / "query").iterdir())[0], sorted((own_folder / "bounding_box_test").iterdir())[0]
+    for path in (query, found):
+        save(noise(mode), path, turn=turn)
+    looked_at = exhibit.Run(predictor, TESTS)
+    dataset, _ = build_test_set(run_config, TESTS)
+    index = [path for path, *_ in dataset.img_items].index(str(query))
+    seen = looked_at.seen([str(query)])
+    assert seen.dtype == np.uint8
+    assert torch.equal(torch.from_numpy(seen[0]).permute(2, 0, 1).float(), dataset[index]["images"])
+    figure = visualise.sheet([visualise.Row(str(query), "", [], [(str(found), visualise.RIGHT, "")])], top=1)
+    for axis in figure.axes:
+        pixels = np.asarray(axis.images[0].get_array())
+        assert pixels.shape == ((12, 24, 3) if turn == 6 else (24, 12, 3))
+        assert (pixels == np.asarray(read_image(query))).all()

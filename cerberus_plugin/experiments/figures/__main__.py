@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...attributes import GROUPS
+from ...visualise import advised
 from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
 
@@ -32,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = {"output": args.output, "name": args.save_as or args.name}
     if args.people is not None:
         options["people"] = args.people
-    if args.name == "alignment":
-        exhibit = alignment.make(runs[0], **options)
-    elif args.name == "attention":
-        exhibit = attention.make(runs[0], **options)
-    elif args.name == "neighbours":
-        exhibit = neighbours.make(runs, group=args.group, sid=args.sid, **options)
-    else:
-        exhibit = sheets.make(runs[0], modes=args.modes, groups=args.groups, top=args.top, **options)
+    with advised(args.run):
+        if args.name == "alignment":
+            exhibit = alignment.make(runs[0], **options)
+        elif args.name == "attention":
+            exhibit = attention.make(runs[0], **options)
+        elif args.name == "neighbours":
+            exhibit = neighbours.make(runs, group=args.group, sid=args.sid, **options)
+        else:
+            exhibit = sheets.make(runs[0], modes=args.modes, groups=args.groups, top=args.top, **options)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.figures", *given])
     record = write(exhibit, runs, args.output, command)
     print(record["caption"])

@@ -11,7 +11,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -73,8 +72,8 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
     rows = rows_of(run, [path for path, *_ in run.items])
     chosen = choose(run, rows, people)
     sigma = run.predictor.model.heads.sigma
-    draw([run.items[i][0] for i in chosen], Rows(*(part[chosen] for part in rows)), sigma,
-         run.predictor.cfg.INPUT.SIZE_TEST, output / "figures" / f"{name}.png")
+    draw(run.seen([run.items[i][0] for i in chosen]), Rows(*(part[chosen] for part in rows)), sigma,
+         output / "figures" / f"{name}.png")
     cropped = int((rows.kept < rows.height).sum())
     figures = {"images": len(run.items), "cropped": cropped, "no row above sigma": int(rows.fallback.sum()),
                "rows kept, mean %": 100 * rows.kept.float().mean().item() / rows.height, "rows of the map": rows.height,
@@ -93,23 +92,23 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
                    figures)
 
 
-def draw(paths: list[str], rows: Rows, sigma: float, size: tuple[int, int], file: Path) -> None:
+def draw(pictures: np.ndarray, rows: Rows, sigma: float, file: Path) -> None:
     """Write the picture: four panels a person, two people a line.
 
     Args:
-        rows: of these pictures.   size: height and width that the model takes.
+        pictures: as `Run.seen` gives them.   rows: of these pictures.
     """
-    lines = -(-len(paths) // PEOPLE_A_LINE)
+    size = pictures.shape[1:3]
+    lines = -(-len(pictures) // PEOPLE_A_LINE)
     widths = [1, 1, 1, 1, 0.12] * PEOPLE_A_LINE
     panel = WIDTH / (sum(widths) + 1)
     figure, axes = plt.subplots(lines, len(widths), figsize=(WIDTH, lines * (panel * size[0] / size[1] + 0.45)),
                                 squeeze=False, layout="constrained", gridspec_kw={"width_ratios": widths})
     for axis in axes.flat:
         axis.axis("off")
-    for n, path in enumerate(paths):
+    for n, picture in enumerate(pictures):
         first = n % PEOPLE_A_LINE * (len(widths) // PEOPLE_A_LINE)
         line = axes[n // PEOPLE_A_LINE, first:first + 4]
-        picture = np.asarray(Image.open(path).convert("RGB").resize((size[1], size[0])))
         top, end = rows.top[n].item() / rows.height, (rows.bottom[n].item() + 1) / rows.height
         _picture(line[0], picture, top, end)
         _heat(line[1], rows.heat[n], rows.top[n].item(), rows.bottom[n].item(), sigma, size)

@@ -20,7 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ...attributes import GROUPS
@@ -83,8 +82,7 @@ def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Ex
     queries = [index for index in run.of_people() if index < run.num_query]
     paths = [run.items[index][0] for index in spread(run.first_images(queries), people)]
     weights, rows = weights_of_places(run.predictor.model, run.predictor.images(paths))
-    size = run.predictor.cfg.INPUT.SIZE_TEST
-    draw(paths, weights.cpu(), rows.cpu(), size, output / "figures" / f"{name}.png")
+    draw(run.seen(paths), weights.cpu(), rows.cpu(), output / "figures" / f"{name}.png")
     read = (rows > 0)[..., None].expand_as(weights)
     figures = {group: weights[:, g][read[:, g]].max().item() for g, group in enumerate(GROUPS)}
     caption = (f"{len(paths)} people of {run.dataset}, one a line, and where their five representations come from: "
@@ -97,20 +95,19 @@ def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Ex
                    {"largest weight": figures})
 
 
-def draw(paths: list[str], weights: Tensor, rows: Tensor, size: tuple[int, int], file: Path) -> None:
+def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, file: Path) -> None:
     """Write the picture: a line a person, the picture and its five maps.
 
     Args:
-        weights, rows: as `weights_of_places` gives them.   size: height and width that the model takes.
+        pictures: as `Run.seen` gives them.   weights, rows: as `weights_of_places` gives them.
     """
-    ratio = size[0] / size[1]
+    ratio = pictures.shape[1] / pictures.shape[2]
     panel = WIDTH / (1 + len(GROUPS)) - 0.25
-    figure, axes = plt.subplots(len(paths), 1 + len(GROUPS), figsize=(WIDTH, len(paths) * (panel * ratio + 0.1) + 0.3),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(pictures), 1 + len(GROUPS), squeeze=False, layout="constrained",
+                                figsize=(WIDTH, len(pictures) * (panel * ratio + 0.1) + 0.3))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     limit = weights[(rows > 0)[..., None].expand_as(weights)].quantile(BRIGHTEST).clamp(min=1).item()
-    for n, path in enumerate(paths):
-        picture = np.asarray(Image.open(path).convert("RGB").resize((size[1], size[0])))
+    for n, picture in enumerate(pictures):
         axes[n, 0].imshow(picture)
         for g in range(len(GROUPS)):
             image = _overlaid(axes[n, 1 + g], picture, weights[n, g], rows[n, g], limit)

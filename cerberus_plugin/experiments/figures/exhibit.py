@@ -1,6 +1,6 @@
 """What all figures share: the run that is looked at, the pictures, and the record that stands beside them.
 
-Shapes: N images of the test set, query before gallery.
+Shapes: N images of the test set, query before gallery, without those that evaluation leaves out as unreadable.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ... import machine, report
-from ...assembly import build_test_set
+from ...assembly import build_readable_test_set
 from ...data.held_out import HELD_OUT
 from ...data.loader import AttributeDataset
 from ...manifest import config_sha256, file_sha256
@@ -39,8 +40,8 @@ class Run:
         return cls(predictor, dataset or next((name for name in tests if name != HELD_OUT), tests[0]))
 
     @cached_property
-    def _test_set(self) -> tuple[AttributeDataset, int]:
-        return build_test_set(self.predictor.cfg, self.dataset)
+    def _test_set(self) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+        return build_readable_test_set(self.predictor.cfg, self.dataset)
 
     @property
     def images(self) -> AttributeDataset:
@@ -48,12 +49,13 @@ class Run:
 
     @property
     def num_query(self) -> int:
-        return self._test_set[1]
+        return len(self._test_set[1])
 
-    @property
+    @cached_property
     def items(self) -> list[tuple]:
         """Path, identity and camera of each image."""
-        return self.images.img_items
+        _, queries, gallery = self._test_set
+        return queries + gallery
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -66,6 +68,10 @@ class Run:
         """Images that show a person: distractors have an identity of the annotations' own, and no labels."""
         junk = self.images.annotations[0].schema.junk_pids if self.images.annotations else ()
         return [index for index, (_, pid, _) in enumerate(self.items) if pid not in junk]
+
+    def seen(self, paths: Sequence[str]) -> np.ndarray:
+        """The pixels of pictures as the model takes them: uint8 (len(paths), H, W, 3)."""
+        return self.predictor.images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def first_images(self, indices: Iterable[int]) -> list[int]:
         """The first of these images of each identity, in their order."""

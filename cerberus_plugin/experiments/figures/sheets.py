@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from ...portable import read_image
 from ...visualise import LINE, RIGHT, WIDTH, Gallery, Row, draw, save, show_picture, show_words
 from .exhibit import Exhibit, Picture, Run
 
@@ -89,6 +90,6 @@ def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]], path: Pa
         axis.axis("off")
     for n, (picture, title, words) in enumerate(cards):
         left, right = axes.reshape(-1, 2)[n]
-        show_picture(left, picture)
+        show_picture(left, read_image(picture))
         show_words(right, words, title)
     save(figure, path)
