@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..attributes import MARKET1501, Annotations
-from ..attributes.outfits import FILE_NAME, outfit_name, read_outfits
+from ..attributes.outfits import FILE_NAME, decode_text, outfit_name, read_outfits
 from .listing import list_images, parse_names
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -198,11 +199,11 @@ class PRCC(ClothesDataset):
 
     def read(self) -> dict[str, list[Photo]]:
         train = [self._photo(*found) for person in self._persons("train")
-                 for found in parse_names(self._paths("train", person), r"(\d+)/([ABC])_[^/]*",
-                                           "PERSON/{A,B,C}_..., a number and a camera", depth=2)]
+                 for found in parse_names(self._paths("train", person), r"(\d{1,9})/([ABC])_[^/]*",
+                                          "PERSON/{A,B,C}_..., a number and a camera", depth=2)]
         test = {camera: [self._photo(path, person, camera) for folder in self._persons("test", camera)
-                         for path, person in parse_names(self._paths("test", camera, folder), r"(\d+)/[^/]*",
-                                                          "PERSON/..., a number", depth=2)]
+                         for path, person in parse_names(self._paths("test", camera, folder), r"(\d{1,9})/[^/]*",
+                                                         "PERSON/..., a number", depth=2)]
                 for camera in "ABC"}
         return {"train": train, "query B": test["B"], "query C": test["C"], "gallery A": test["A"]}
 
@@ -228,8 +229,8 @@ class LTCC(ClothesDataset):
         other = os.path.isdir(os.path.join(self.dataset_dir, "gallery"))
         gallery = "gallery" if other and not os.path.isdir(os.path.join(self.dataset_dir, "test")) else "test"
         parts = {name: [Photo(path, int(person), int(camera) - 1, f"{int(outfit):06d}") for path, person, outfit, camera
-                        in parse_names(self._paths(folder), r"(\d+)_(\d+)_c([1-9]|1[0-2])_\d+\.\w+",
-                                        "PERSON_OUTFIT_cCAMERA_FRAME.png with a camera of 1 to 12")]
+                        in parse_names(self._paths(folder), r"(\d{1,9})_(\d{1,9})_c([1-9]|1[0-2])_\d+\.\w+",
+                                       "PERSON_OUTFIT_cCAMERA_FRAME.png with a camera of 1 to 12")]
                  for name, folder in (("train", "train"), ("query", "query"), ("gallery", gallery))}
         self._check_lists("train", parts["train"])
         self._check_lists("test", parts["query"] + parts["gallery"])
@@ -252,10 +253,11 @@ class LTCC(ClothesDataset):
 
 def _person_list(path: str) -> set[int]:
     """One number a line."""
-    with open(path, encoding="utf-8-sig") as file:  # Excel writes the mark
-        lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    with open(path, "rb") as file:
+        text = decode_text(path, file.read())
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     for number, line in lines:
-        if not line.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", line):
             raise ValueError(f"{path}, line {number}: '{line}', expected the number of a person. Restore the file.")
     return {int(line) for _, line in lines}
 
@@ -287,5 +289,5 @@ class CelebReID(ClothesDataset):
 
     def read(self) -> dict[str, list[Photo]]:
         return {name: [Photo(path, int(person), first + i) for i, (path, person) in enumerate(
-                       parse_names(self._paths(name), r"(\d+)_\d+_\d+\.\w+", "PERSON_NUMBER_NUMBER.jpg"))]
+                       parse_names(self._paths(name), r"(\d{1,9})_\d+_\d+\.\w+", "PERSON_NUMBER_NUMBER.jpg"))]
                 for name, first in (("train", 0), ("query", 0), ("gallery", GALLERY_CAMERAS))}
