@@ -13,9 +13,11 @@ __all__ = ["APSTask", "CerberusPredictor", "CerberusTrainer", "PARTask", "ReIDTa
 
 if find_spec("torch") is not None:
     from . import host  # isort: skip  first: the host's own imports fail without it
+    from .data.listing import list_market_images
     from .metrics.ranking import evaluate_rank
 
     host.use_ranking(evaluate_rank)
+    host.use_listing(list_market_images)
 
     # Imported for their registration.
     from .data import clothes, datasets  # noqa: F401

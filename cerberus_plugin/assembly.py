@@ -30,9 +30,11 @@ from .data.left_out import at_random, leave_out
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
 from .inference import AttributeReader
-from .metrics.outfits import CHANGES
+from .metrics.counting import Identities
+from .metrics.outfits import CHANGES, SETTINGS, Outfits
 from .modeling.apr import PARTS
 from .modeling.prototypes import margins_from_counts
+from .portable.images import SUFFIXES
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -66,18 +68,71 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
+    query, gallery, known, settings = _test_items(cfg, name, show=True)
+    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings,
+                            **known._asdict()), len(query)
+
+
+def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
+    """Refuse a test data set that reID cannot be evaluated on; its annotations otherwise, none without labels.
+
+    Raises:
+        ValueError: if there is no query or gallery image, or if no query has a match: a gallery image of its identity
+            under another camera. A setting of outfits under which no query has one is a warning, because the others
+            have figures.
+    """
+    query, gallery, known, settings = _test_items(cfg, name)
+    where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{known.folders[0]}'")
+    for what, items in (("query", query), ("gallery", gallery)):
+        if not items:
+            raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
+                             + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
+                                f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+    def distinct(items: list[tuple]) -> Tensor:
+        """Rows (pid, camid, outfit) of images, int64 (n, 3)."""
+        return torch.tensor(sorted({(pid, camid, known.outfit_of(path) if settings else 0)
+                                    for path, pid, camid in items}))
+
+    asked, searched = distinct(query), distinct(gallery)
+    pairs = Identities(searched[:, 0], searched[:, 1]).pairs(asked[:, 0], asked[:, 1])
+    if not len(pairs.query):
+        raise ValueError(f"{where}: none of the {len(asked[:, 0].unique())} query identities ({query[0][1]}, ...) is "
+                         f"in the gallery, which has {len(searched[:, 0].unique())} ({gallery[0][1]}, ...). Take query "
+                         "and gallery from one data set, with one numbering.")
+    if not pairs.match.any():
+        cameras = len(torch.cat([asked, searched])[:, 1].unique())
+        raise ValueError(f"{where}: no query has a gallery image of its identity under another camera ({len(query)} "
+                         f"queries, {len(gallery)} gallery images, {cameras} camera(s)), and reID ignores those under "
+                         "its own, so there is nothing to evaluate. Number the cameras in the names of the images "
+                         "(_c1, _c2, ...); where they are not known, give the queries another camera than the gallery.")
+    for setting in (setting for setting in settings if setting in SETTINGS):
+        counted = Outfits(asked[:, 2], searched[:, 2], setting).restrict(pairs, slice(None))
+        if not counted.match.any() and comm.is_main_process():
+            logger.warning(f"{where}: no query has a match that counts under the setting '{setting}', so there will be "
+                           "no figures of it; check the outfits if this is the whole data set")
+    return known.annotations
+
+
+def _test_items(cfg: CfgNode, name: str, show: bool = False) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+    """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits.
+
+    Args:
+        show: log the counts.
+    """
     if name == HELD_OUT:
         query, gallery, known = _held_out(cfg)
         settings = CHANGES
+        if show:
+            logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of "
+                        f"{cfg.DATASETS.HOLD_OUT} training identities")
     else:
         dataset = build_dataset(cfg, name)
-        if comm.is_main_process():
+        if show and comm.is_main_process():
             dataset.show_test()
         query, gallery, known = dataset.query, dataset.gallery, _known_of([dataset])
-        settings = getattr(dataset, "settings", ())
-    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
-                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings if known.outfit_of else (),
-                            **known._asdict()), len(query)
+        settings = tuple(getattr(dataset, "settings", ()))
+    return query, gallery, known, settings if known.outfit_of else ()
 
 
 def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
@@ -111,6 +166,10 @@ class Known(NamedTuple):
 def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
     """Items of all DATASETS.NAMES, and what is known of them."""
     datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
+    for name, dataset in zip(cfg.DATASETS.NAMES, datasets):
+        if not dataset.train:
+            raise ValueError(f"DATASETS.NAMES '{name}' in '{_folder_of(dataset)}': has no training images "
+                             f"({', '.join(SUFFIXES)}). Complete the data set.")
     items = [item for dataset in datasets for item in dataset.train]
     labelled = [dataset for dataset in datasets if hasattr(dataset, "labels_of")]
     for what, kinds in (("the attribute schemas", {dataset.schema.name for dataset in labelled}),
@@ -200,7 +259,6 @@ def _held_out(cfg: CfgNode) -> tuple[list[tuple], list[tuple], Known]:
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
     query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
                                         for path, pid, camid in items])
-    logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {len(pids)} training identities")
     if known.labels_of and not known.by_outfit:
         known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
     return query, gallery, known

@@ -19,10 +19,10 @@ from torch import nn
 
 from . import acceleration, host, machine, manifest, report
 from .assembly import (
-    build_dataset,
     build_test_set,
     build_train_set,
     check_schema,
+    check_test_set,
     fill_tables,
     load_model,
     needs_labels,
@@ -34,7 +34,6 @@ from .assembly import (
 )
 from .clothes_task import ClothesTask
 from .config import add_cerberus_config
-from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
 from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
 from .metrics.outfits import SETTINGS
@@ -56,8 +55,7 @@ class CerberusTrainer(DefaultTrainer):
         check_task_options(cfg)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, train_set)
-        if needs_labels(cfg):
-            check_tests(cfg, train_set.annotations[0].schema.name)
+        check_tests(cfg, train_set.annotations[0].schema.name if needs_labels(cfg) else None)
         super().__init__(cfg)
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
 
@@ -260,6 +258,8 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
         logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
                        "other data; model_final.pth is the last epoch")
     model = load_model(cfg)
+    reader = reader_of(model)
+    check_tests(cfg, reader.schema.name if reader else None)
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
     results = CerberusTrainer.test(cfg, model)
@@ -277,12 +277,16 @@ def with_account(figures: Mapping[str, float], loader, evaluator: DatasetEvaluat
     return manifest.Figures.of(figures, tested)
 
 
-def check_tests(cfg: CfgNode, schema: str) -> None:
-    """Refuse test data sets whose attributes the model cannot read."""
+def check_tests(cfg: CfgNode, schema: str | None) -> None:
+    """Refuse test data sets that have nothing to evaluate, or whose attributes the model cannot read.
+
+    Args:
+        schema: name of the model's attribute schema; None for a model without attributes.
+    """
     for name in cfg.DATASETS.TESTS:
-        annotations = None if name == HELD_OUT else getattr(build_dataset(cfg, name), "annotations", None)
-        if annotations is not None:
-            check_schema(schema, annotations, name)
+        annotations = check_test_set(cfg, name)
+        if schema is not None and annotations:
+            check_schema(schema, annotations[0], name)
 
 
 def write_results(cfg: CfgNode, results, seconds: float | None = None,

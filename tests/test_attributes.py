@@ -2,6 +2,7 @@
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, find_annotations, read_annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_labels, write_annotations
@@ -87,11 +88,29 @@ def test_one_identity_is_enough(tmp_path, people):
     ({"age": [1, 5, 2]}, "attribute 'age' of identity 0007 .train. is 5, expected one of 1 .young.*1 of 3"),
     ({"hat": [0, 1, 1]}, "attribute 'hat' of identity 0002 .train. is 0"),
     ({"image_index": ["0002", "0002", "0010"]}, "distinct identity numbers"),
+    ({"image_index": np.array(["2", "0002", "0010"], dtype=object)}, "distinct identity numbers"),
+    ({"image_index": np.array(["0002", "0007", "9" * 5000], dtype=object)}, "of up to 9 digits, got .'9999"),
+    ({"gender": [1, 1.9, 2]}, r"'gender' of identity 0007 .train. is 1.9, expected one of 1 .male., 2 .female.; 1 of"),
+    ({"gender": [2, 1, np.nan]}, "'gender' of identity 0010 .train. is nan, expected one of 1 .male"),
+    ({"gender": [1, np.inf, -np.inf]}, "'gender' of identity 0007 .train. is inf, expected one of 1 .* 2 of 3"),
+    ({"gender": [1, 2, 1 + 2j]}, r"'gender' of identity 0002 .train. is \(1\+0j\), expected one of 1 .male"),
+    ({"gender": np.array([1, 2, "1"], dtype=object)}, "'gender' of identity 0010 .train. is '1', expected one of 1"),
+    ({"gender": [True, True, True]}, "'gender' of identity 0002 .train. is True, expected one of 1 .male"),
+    ({"gender": [1e300, 1, 1]}, "'gender' of identity 0002 .train. is 1e.300, expected one of 1 .male"),
+    ({"gender": "112"}, "train.gender has 1 labels for 3 identities"),
 ])
 def test_a_wrong_file_names_field_identity_value_and_what_is_allowed(tmp_path, people, changes, message):
     path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, **changes)
     with pytest.raises(ValueError, match=message):
         read_annotations(path, MARKET1501)
+
+
+def test_whole_numbers_of_any_type_are_labels(tmp_path, people):
+    genders = [int(row[MARKET1501.index("gender")]) + 1 for row in people.values()]
+    for written in (np.float64(genders), np.float32(genders)[:, None], np.int16(genders), np.array(genders, object)):
+        path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, gender=written)
+        found = read_annotations(path, MARKET1501).train
+        assert all(torch.equal(found[pid], row) for pid, row in people.items())
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path, people):

@@ -151,6 +151,9 @@ def test_lists_of_persons_must_cover_the_images_and_hold_numbers(tmp_path):
     changing.write_text("7\n\nseven\n")
     with pytest.raises(ValueError, match="change_id_test.txt, line 3: 'seven', expected the number of a person"):
         LTCC(root=str(tmp_path))
+    changing.write_bytes("7\né\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="change_id_test.txt, line 2: byte 0xe9 is not UTF-8"):
+        LTCC(root=str(tmp_path))
     changing.unlink()
     assert len(LTCC(root=str(tmp_path)).query) == 2
 

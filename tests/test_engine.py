@@ -344,3 +344,18 @@ def test_loader_processes_give_the_same_batches(small_config):
     alone, together = first(0), first(1)
     assert alone["img_paths"] == together["img_paths"]
     assert torch.equal(alone["images"], together["images"]) and torch.equal(alone["attributes"], together["attributes"])
+
+
+def test_an_evaluation_checks_its_test_sets_before_it_reads_an_image(run, tmp_path, market_people, use_root,
+                                                                      monkeypatch):
+    root = write_market_folder(tmp_path / "data", *market_people)
+    for part in ("query", "bounding_box_test"):
+        for image in sorted((root / "Market-1501-v15.09.15" / part).iterdir()):
+            image.rename(image.with_name(image.name.replace(image.name[4:7], "_c3")))
+    use_root(root)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/model_final.pth", str(tmp_path / "evaluation")
+    monkeypatch.setattr(CerberusTrainer, "test", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(ValueError, match="no query has a gallery image of its identity under another camera"):
+        evaluate(cfg)

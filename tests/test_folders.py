@@ -7,7 +7,8 @@ from cerberus_plugin.assembly import build_train_set
 from cerberus_plugin.engine import setup
 
 import pytest
-from conftest import write_market_folder
+from clothes_folders import cloth_config, write_ltcc
+from conftest import read_config, write_market_folder
 from fastreid.engine import default_argument_parser
 
 TESTS = "Market1501Attributes"
@@ -120,3 +121,69 @@ def test_when_no_test_image_can_be_read_the_evaluation_says_so(own_folder):
         cfg.DATALOADER.RESIDENT = resident
         with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
             next(iter(CerberusTrainer.build_test_loader(cfg, TESTS)[0]))
+
+
+def move(folder, name):
+    """Rename images of a folder by a function of the name."""
+    for image in sorted(folder.iterdir()):
+        image.rename(image.with_name(name(image.name)))
+
+
+ONE_CAMERA = "no query has a gallery image of its identity under another camera .6 queries, .* 1 camera"
+
+
+@pytest.mark.parametrize("file", ["configs/Market1501/cerberus_demo.yml", "configs/Market1501/bot_demo.yml"])
+@pytest.mark.parametrize("test", ["Market1501Attributes", "Market1501"])
+def test_a_test_set_with_one_camera_is_refused_before_the_model_is_built(own_folder, file, test, monkeypatch):
+    folder, _ = own_folder
+    for part in ("query", "bounding_box_test"):
+        move(folder / part, lambda name: name.replace(name[4:7], "_c3"))
+    cfg = read_config("DATASETS.TESTS", [test], "OUTPUT_DIR", str(folder / "run"), file=file)
+    monkeypatch.setattr(CerberusTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    with pytest.raises(ValueError, match=f"DATASETS.TESTS '{test}' in .*{ONE_CAMERA}.*give the queries another camera"):
+        CerberusTrainer(cfg)
+
+
+def test_a_query_and_a_gallery_of_different_people_are_refused_before_training(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ["Market1501"], ["Market1501"]
+    cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    move(folder / "query", lambda name: f"7{name}")
+    with pytest.raises(ValueError, match=r"none of the 6 query identities \(70001, ...\) is in the gall.* has 7"):
+        CerberusTrainer(cfg)
+
+
+@pytest.mark.parametrize("part", ["query", "bounding_box_test"])
+def test_the_hosts_test_set_without_query_or_gallery_is_refused_before_training(own_folder, part):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ["Market1501"], ["Market1501"]
+    cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    shutil.rmtree(folder / part)
+    (folder / part).mkdir()
+    with pytest.raises(ValueError, match=f"has no {'query' if part == 'query' else 'gallery'} images, so there is not"):
+        CerberusTrainer(cfg)
+    shutil.rmtree(folder / "bounding_box_train")
+    (folder / "bounding_box_train").mkdir()
+    with pytest.raises(ValueError, match="DATASETS.NAMES 'Market1501' in .* has no training images"):
+        CerberusTrainer(cfg)
+
+
+def test_held_out_people_seen_by_one_camera_are_refused_before_training(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.TESTS, cfg.DATASETS.HOLD_OUT = ["held-out"], 2
+    move(folder / "bounding_box_train", lambda name: f"{name[:4]}_c1s1_00000{name[6]}_00.jpg")
+    with pytest.raises(ValueError, match="DATASETS.TESTS 'held-out': no query has a gallery image of its identity"):
+        CerberusTrainer(cfg)
+
+
+def test_a_setting_of_outfits_without_a_match_is_a_warning_before_training(tmp_path, use_root, log):
+    folder = write_ltcc(tmp_path)
+    use_root(tmp_path)
+    for name in ("007_2_c1_000009", "007_2_c3_000010"):  # the outfits that person 7 has changed to
+        (folder / "test" / f"{name}.png").unlink()
+    CerberusTrainer(cloth_config(tmp_path, "LTCC", "DATASETS.ALLOW_SUBSET", True, "SOLVER.IMS_PER_BATCH", 4,
+                                 "DATALOADER.NUM_INSTANCE", 2))
+    assert any("no query has a match that counts under the setting 'cloth-changing'" in text for text in log.messages)

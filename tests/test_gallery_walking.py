@@ -30,6 +30,8 @@ def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
     ("query/0002_c1s1_000451_03.jpg", ("0002", "1", "s1_000451")),
     ("-1_c3s2_000101_00.jpg", ("-1", "3", "s2_000101")),
     ("a/b/0001_c2_f0046182.jpg", ("0001", "2", "0046182")),
+    ("12345_c12s1_000451_03.JPG", ("12345", "12", "s1_000451")),
+    ("0001_c1_f0046182.old/0002_c2_f0046182.jpg", ("0002", "2", "0046182")),
     ("lobby/20240131.jpg", (None, None, None)),
 ])
 def test_names_of_market_and_duke_tell_identity_camera_and_time(path, named):

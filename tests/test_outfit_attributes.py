@@ -1,5 +1,7 @@
 """`outfit_attributes.csv`: what is written is read, and every message about a bad file."""
 
+import random
+
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501
 from cerberus_plugin.attributes.outfits import read_outfits, write_outfits
 
@@ -65,14 +67,49 @@ def test_a_line_that_is_cut_short_is_named(file):
         read_outfits(path, MARKET1501)
 
 
-def test_a_file_from_a_spreadsheet_is_read_and_another_separator_named(file):
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_from_a_spreadsheet_is_read(file, separator, encoding, end):
     path, labels = file
-    text = path.read_text()
-    path.write_text(text, encoding="utf-8-sig")
-    assert read_outfits(path, MARKET1501).keys() == labels.keys()
-    path.write_text(text.replace(",", ";"))
-    with pytest.raises(ValueError, match="the first line has one column, 'split;person.*separated by commas"):
+    text = path.read_text().replace("test,7,C,", "test,7,Größe,") + "," * 14 + "\n"  # with an empty line
+    path.write_bytes(text.replace(",", separator).replace("\n", end).encode(encoding))
+    found = read_outfits(path, MARKET1501)
+    assert found.keys() == {("train", 7, "1"), ("train", 7, "2"), ("test", 7, "Größe")}
+    assert torch.equal(found["test", 7, "Größe"], labels["test", 7, "C"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda text: text.replace(",", "|").encode(), "the first line has one column, 'split.person.*commas, semicolons"),
+    (lambda text: text.replace("7,2", "7,é").encode("latin-1"), "line 4: byte 0xe9 is not UTF-8. Save the file in UTF"),
+    (lambda text: text.encode("utf-16-le"), "line 1: a NUL character, as in UTF-16 without its mark"),
+    (lambda text: text.encode("utf-16")[:-1], "line 4: byte 0x0a is not UTF-16"),
+    (lambda text: text.replace("7,2", '7,"2').encode(), "line 4: unexpected end of data. Check the quotes"),
+    (lambda text: text.replace("7,2", "7," + 140000 * "2").encode(), "line 4: field larger than field limit"),
+    (lambda text: text.replace("n,7,2", f"n,{5000 * '7'},2").encode(), "line 4: got 'train,777777"),
+    (lambda text: b"", "the first line lacks column"),
+])
+def test_a_file_that_cannot_be_read_is_named_with_line_and_remedy(file, change, message):
+    path, _ = file
+    path.write_bytes(change(path.read_text()))
+    with pytest.raises(ValueError, match=f"outfits.csv(, |: ){message}"):
         read_outfits(path, MARKET1501)
+
+
+def test_a_damaged_file_gives_labels_or_an_error_with_its_name(file):
+    path, _ = file
+    texts = [path.read_text().encode(encoding) for encoding in ("utf-8", "utf-16")]
+    for seed in range(400):
+        rng = random.Random(seed)
+        data = bytearray(rng.choice(texts))
+        for _ in range(rng.choice((1, 3, 20))):
+            at = rng.randrange(len(data))
+            data[at:at + rng.randrange(3)] = rng.choice((b"", b'"', b",", b"\n", b"\r", b"\0", rng.randbytes(2)))
+        path.write_bytes(data)
+        try:
+            read_outfits(path, MARKET1501)
+        except ValueError as error:
+            assert str(error).startswith(str(path)), seed
 
 
 def test_a_missing_file_is_described(tmp_path):

@@ -189,6 +189,25 @@ def test_given_names_and_labels_are_drawn_exactly(lists):
     assert list(given.train) == [2]  # 5 has no image
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.csv", "2,bounding_box_train/0002_é.jpg".encode("latin-1"), "a.csv, line 1: byte 0xe9 is not UTF-8"),
+    ("a.csv.gz", b"2,bounding_box_train/0002_c1s1_000451_03.jpg", "a.csv.gz: not a readable gzip file"),
+    ("a.csv.gz", gzip.compress(GIVEN.encode())[:-12], "a.csv.gz: not a readable gzip file"),
+])
+def test_a_list_that_cannot_be_read_is_named(lists, name, content, message):
+    (lists / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        draw_dataset(lists / "out", annotations=lists / "a.mat", names=[lists / name], workers=1)
+
+
+def test_damaged_settings_of_a_drawn_folder_are_named(tmp_path):
+    root_of(tmp_path).mkdir()
+    for content in ('{"seed": ', "7"):
+        (root_of(tmp_path) / "synthetic.json").write_text(content)
+        with pytest.raises(ValueError, match="synthetic.json: cannot be read .*use another --output"):
+            draw_dataset(tmp_path, train_ids=2, test_ids=2, workers=1)
+
+
 def test_annotations_alone_give_images_of_every_labelled_identity(lists):
     counts = draw_dataset(lists / "out", annotations=lists / "a.mat", images_per_id=3, distractors=0, junk=0, workers=1)
     assert (counts["train_ids"], counts["bounding_box_train"], counts["bounding_box_test"]) == (2, 6, 3)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 from torch import Tensor
 
+from .matlab import read_matlab
 from .schema import DUKEMTMC, MISSING, AttributeSchema
 
 # Label values outside their codes that the annotators have acknowledged as missing: (schema, field) -> value.
@@ -50,21 +51,24 @@ def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
 def read_annotations(path: str | Path, schema: AttributeSchema) -> Annotations:
     """Read one annotation file.
 
-    The two splits list their fields in different orders, so fields are read by name; labels are unsigned bytes
-    in the file, so they become int64 before 1 is taken off (0 - 1 would be 255).
+    The two splits list their fields in different orders, so fields are read by name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file, field, identity, value and allowed values, if the file is damaged or of another kind, or
+            a label is anything but the code of a value.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
-        content = loadmat(path, simplify_cells=True)
-    except Exception as error:  # scipy raises many kinds for a file cut short or of another format
-        raise ValueError(f"{path}: not a readable MATLAB file ({type(error).__name__}: {error}). "
+        content = read_matlab(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable MATLAB file ({error}). "
                          "Expected the annotation file as published; it may be truncated: copy it again.") from error
-    structs = [value for key, value in content.items() if not key.startswith("__") and isinstance(value, dict)]
+    structs = [value for value in content.values() if isinstance(value, dict)]
     if len(structs) != 1 or not {"train", "test"} <= set(structs[0]):
-        names = [key for key in content if not key.startswith("__")]
-        raise ValueError(f"{path}: expected one struct with the fields 'train' and 'test', found {names}. "
+        raise ValueError(f"{path}: expected one struct with the fields 'train' and 'test', found {list(content)}. "
                          f"This is not an attribute annotation file of {schema.name}.")
     return Annotations(schema, _read_split(path, structs[0], "train", schema),
                        _read_split(path, structs[0], "test", schema), str(path))
@@ -77,32 +81,39 @@ def _read_split(path: Path, struct: dict, split: str, schema: AttributeSchema) -
         missing = sorted(wanted - set(fields if isinstance(fields, dict) else ()))
         raise ValueError(f"{path}: {split} lacks the field(s) {', '.join(missing)} of {schema.name}. "
                          f"Is this the annotation file of another data set?")
-    pids = [str(pid) for pid in np.atleast_1d(fields["image_index"])]
-    bad = [pid for pid in pids if not pid.isdigit()]
-    if bad or len(set(pids)) != len(pids):
-        raise ValueError(f"{path}: {split}.image_index must hold distinct identity numbers, got {bad or 'repeats'}.")
+    pids = [str(pid) for pid in np.atleast_1d(fields["image_index"]).ravel()]
+    bad = [pid for pid in pids if not re.fullmatch("[0-9]{1,9}", pid)]
+    if bad or len({int(pid) for pid in pids}) != len(pids):
+        raise ValueError(f"{path}: {split}.image_index must hold distinct identity numbers of up to 9 digits, got "
+                         f"{_shortened(bad) if bad else 'repeats'}.")
     labels = torch.empty(len(pids), len(schema.fields), dtype=torch.int64)
     for column, field in enumerate(schema.fields):
-        codes = np.atleast_1d(fields[field.name]).astype(np.int64)
-        if codes.shape != (len(pids),):
-            raise ValueError(f"{path}: {split}.{field.name} has {codes.size} labels for {len(pids)} identities.")
-        labels[:, column] = torch.from_numpy(_checked(path, split, schema, field, codes, pids))
+        written = np.atleast_1d(np.asarray(fields[field.name], dtype=object))
+        if written.shape != (len(pids),):
+            raise ValueError(f"{path}: {split}.{field.name} has {written.size} labels for {len(pids)} identities.")
+        labels[:, column] = torch.tensor(_checked(path, split, schema, field, written.tolist(), pids))
     return {int(pid): row for pid, row in zip(pids, labels)}
 
 
-def _checked(path, split, schema, field, codes: np.ndarray, pids: list[str]) -> np.ndarray:
+def _checked(path, split, schema, field, written: list, pids: list[str]) -> list[int]:
     """Codes 1, 2, ... as values 0, 1, ...; an acknowledged missing label as -1; anything else is an error."""
-    values = codes - 1
+    codes = {code: code - 1 for code in range(1, len(field.values) + 1)}
     if (schema.name, field.name) in KNOWN_MISSING:
-        values[codes == KNOWN_MISSING[schema.name, field.name]] = MISSING
-        wrong = (values < MISSING) | (values >= len(field.values))
-    else:
-        wrong = (values < 0) | (values >= len(field.values))
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+        codes[KNOWN_MISSING[schema.name, field.name]] = MISSING
+    # A fraction or NaN equals no code, and text is no number; true would equal 1.
+    wrong = [i for i, value in enumerate(written) if not isinstance(value, int | float) or isinstance(value, bool)
+             or value not in codes]
+    if wrong:
         allowed = ", ".join(f"{i} ({word})" for i, word in enumerate(field.values, start=1))
         raise ValueError(
-            f"{path}: attribute '{field.name}' of identity {pids[first]} ({split}) is {codes[first]}, expected one of "
-            f"{allowed}; {int(wrong.sum())} of {len(pids)} identities affected. Correct the file, or add the value to "
-            "KNOWN_MISSING in cerberus_plugin/attributes/annotations.py if it stands for a missing label.")
-    return values
+            f"{path}: attribute '{field.name}' of identity {pids[wrong[0]]} ({split}) is "
+            f"{_shortened(written[wrong[0]])}, expected one of {allowed}; {len(wrong)} of {len(pids)} identities "
+            "affected. Correct the file, or add the value to KNOWN_MISSING in "
+            "cerberus_plugin/attributes/annotations.py if it stands for a missing label.")
+    return [codes[value] for value in written]
+
+
+def _shortened(value) -> str:
+    """A value as it is written, or its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

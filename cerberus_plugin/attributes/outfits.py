@@ -3,13 +3,16 @@
     split,person,outfit,gender,age,...,upper colour,...
     train,7,2,female,adult,...,red,...
 
-Columns after the first three are those of a schema in any order, values its words; an empty one is not known.
+Columns after the first three are those of a schema in any order, values its words; an empty one is not known. Commas,
+semicolons or tabs separate them, and the text is UTF-8, or UTF-16 with its mark, as spreadsheets write it.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,24 +33,55 @@ def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tens
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found. It is to have a line for each outfit of a person, with the "
                                 f"columns {', '.join(KEYS)} and {', '.join(column.name for column in schema.columns)}.")
-    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes the mark
-        reader = csv.DictReader(file)
+    text = decode_text(path, path.read_bytes())
+    # Excel writes semicolons where a comma is the decimal sign, and tabs into its "Unicode text".
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    labels: dict[Outfit, Tensor] = {}
+    try:
         _check_columns(path, reader.fieldnames or [], schema)
-        labels: dict[Outfit, Tensor] = {}
         for line in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in line or None in line.values():
-                raise ValueError(f"{where}: expected {len(reader.fieldnames)} values, as in the first line; quote "
-                                 "a value that has a comma")
-            outfit = _outfit(where, *(line.pop(key).strip() for key in KEYS))
-            if outfit in labels:
-                raise ValueError(f"{where}: outfit '{outfit[2]}' of person {outfit[1]} ({outfit[0]}) is there twice; "
-                                 "remove one")
-            try:
-                labels[outfit] = schema.parse({name: word.strip() for name, word in line.items() if word.strip()})
-            except ValueError as error:
-                raise ValueError(f"{where}: {str(error).removeprefix('search: ')}") from error
+            if any(line.values()):  # spreadsheets write empty lines as separators alone
+                outfit, row = _read_line(f"{path}, line {reader.line_num}", line, reader.fieldnames, schema)
+                if outfit in labels:
+                    raise ValueError(f"{path}, line {reader.line_num}: outfit '{outfit[2]}' of person {outfit[1]} "
+                                     f"({outfit[0]}) is there twice; remove one")
+                labels[outfit] = row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.reader.line_num}: {error}. Check the quotes in and before this line; "
+                         "values need none unless they have a separator.") from error
     return labels
+
+
+def decode_text(path: str | Path, data: bytes) -> str:
+    """Bytes of a text file in UTF-8, or in UTF-16 if they begin with its mark, as a text without a mark.
+
+    Raises:
+        ValueError: with file, line and remedy, if they are in another encoding: to guess it could change names.
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + data[:error.start].count(b"\n")
+        raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not "
+                         f"{'UTF-16' if marked else 'UTF-8'}. Save the file in UTF-8; Excel calls it 'CSV UTF-8'."
+                         ) from error
+    if "\0" in text:
+        raise ValueError(f"{path}, line {1 + text[:text.index(chr(0))].count(chr(10))}: a NUL character, as in UTF-16 "
+                         "without its mark or in a damaged file. Save the file in UTF-8; Excel calls it 'CSV UTF-8'.")
+    return text
+
+
+def _read_line(where: str, line: dict, names: list[str], schema: AttributeSchema) -> tuple[Outfit, Tensor]:
+    if None in line or None in line.values():
+        raise ValueError(f"{where}: expected {len(names)} values, as in the first line; quote a value that has a "
+                         "separator")
+    outfit = _outfit(where, *(line.pop(key).strip() for key in KEYS))
+    try:
+        return outfit, schema.parse({name: word.strip() for name, word in line.items() if word.strip()})
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('search: ')}") from error
 
 
 def write_outfits(path: str | Path, schema: AttributeSchema, labels: Mapping[Outfit, Tensor]) -> None:
@@ -62,13 +96,14 @@ def write_outfits(path: str | Path, schema: AttributeSchema, labels: Mapping[Out
 
 def outfit_name(name: str) -> str:
     """Numbers of outfits without leading zeros: '002' and '2' are one."""
-    return str(int(name)) if name.isdecimal() else name
+    return name.lstrip("0") or "0" if re.fullmatch("[0-9]+", name) else name
 
 
 def _check_columns(path: Path, names: list[str], schema: AttributeSchema) -> None:
     wanted = [*KEYS, *(column.name for column in schema.columns)]
     if len(names) == 1:
-        raise ValueError(f"{path}: the first line has one column, '{names[0][:40]}'; columns are separated by commas")
+        raise ValueError(f"{path}: the first line has one column, '{names[0][:40]}'; columns are separated by commas, "
+                         "semicolons or tabs")
     for what, wrong in (("lacks", [name for name in wanted if name not in names]),
                         ("has unknown or repeated", [name for i, name in enumerate(names)
                                                      if name not in wanted or name in names[:i]])):
@@ -78,7 +113,8 @@ def _check_columns(path: Path, names: list[str], schema: AttributeSchema) -> Non
 
 
 def _outfit(where: str, split: str, person: str, outfit: str) -> Outfit:
-    if split not in SPLITS or not person.isdecimal() or not outfit:
-        raise ValueError(f"{where}: got '{split},{person},{outfit}', expected {' or '.join(SPLITS)}, the number of a "
-                         "person and the name of an outfit")
+    if split not in SPLITS or not re.fullmatch("[0-9]{1,9}", person) or not outfit:
+        got = ",".join((split, person, outfit))[:80]
+        raise ValueError(f"{where}: got '{got}', expected {' or '.join(SPLITS)}, the number of a person and the name "
+                         "of an outfit")
     return split, int(person), outfit_name(outfit)

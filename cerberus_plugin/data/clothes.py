@@ -18,11 +18,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..attributes import MARKET1501, Annotations
-from ..attributes.outfits import FILE_NAME, outfit_name, read_outfits
+from ..attributes.outfits import FILE_NAME, decode_text, outfit_name, read_outfits
+from .listing import list_images, parse_names
 
 logger = logging.getLogger("fastreid.cerberus")
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 GALLERY_CAMERAS = 10**6  # the gallery's first camera where every image has a camera of its own
 
 
@@ -91,9 +91,7 @@ class ClothesDataset(ImageDataset, ABC):
 
     def _paths(self, *folders: str) -> list[str]:
         """Images of a folder in order."""
-        folder = self._existing(*folders)
-        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        return list_images(self._existing(*folders))
 
     def _persons(self, *folders: str) -> list[str]:
         """Folders of persons in order."""
@@ -106,21 +104,6 @@ class ClothesDataset(ImageDataset, ABC):
             raise FileNotFoundError(f"'{folder}' is not found; expected {self.layout}. Set FASTREID_DATASETS to the "
                                     f"folder that holds '{self.folder}'.")
         return folder
-
-    @staticmethod
-    def _parsed(paths: list[str], pattern: str, form: str, depth: int = 1) -> list[tuple[str, ...]]:
-        """Path and the pattern's groups of each name, or an error with the first that has another form.
-
-        Args:
-            depth: trailing parts of the path that are its name; 2 with the folder.
-        """
-        names = ["/".join(path.split(os.sep)[-depth:]) for path in paths]
-        found = [re.fullmatch(pattern, name) for name in names]
-        bad = [path for path, match in zip(paths, found) if match is None]
-        if bad:
-            raise ValueError(f"{bad[0]}: the name does not parse, expected {form} ({len(bad)} of {len(paths)} images "
-                             "in its folder). Take files out that are not of the data set.")
-        return [(path, *match.groups()) for path, match in zip(paths, found)]
 
     def _check_persons(self, query: set[int], gallery: set[int]) -> None:
         if not query & gallery:
@@ -216,11 +199,11 @@ class PRCC(ClothesDataset):
 
     def read(self) -> dict[str, list[Photo]]:
         train = [self._photo(*found) for person in self._persons("train")
-                 for found in self._parsed(self._paths("train", person), r"(\d+)/([ABC])_[^/]*",
-                                           "PERSON/{A,B,C}_..., a number and a camera", depth=2)]
+                 for found in parse_names(self._paths("train", person), r"(\d{1,9})/([ABC])_[^/]*",
+                                          "PERSON/{A,B,C}_..., a number and a camera", depth=2)]
         test = {camera: [self._photo(path, person, camera) for folder in self._persons("test", camera)
-                         for path, person in self._parsed(self._paths("test", camera, folder), r"(\d+)/[^/]*",
-                                                          "PERSON/..., a number", depth=2)]
+                         for path, person in parse_names(self._paths("test", camera, folder), r"(\d{1,9})/[^/]*",
+                                                         "PERSON/..., a number", depth=2)]
                 for camera in "ABC"}
         return {"train": train, "query B": test["B"], "query C": test["C"], "gallery A": test["A"]}
 
@@ -246,8 +229,8 @@ class LTCC(ClothesDataset):
         other = os.path.isdir(os.path.join(self.dataset_dir, "gallery"))
         gallery = "gallery" if other and not os.path.isdir(os.path.join(self.dataset_dir, "test")) else "test"
         parts = {name: [Photo(path, int(person), int(camera) - 1, f"{int(outfit):06d}") for path, person, outfit, camera
-                        in self._parsed(self._paths(folder), r"(\d+)_(\d+)_c([1-9]|1[0-2])_\d+\.\w+",
-                                        "PERSON_OUTFIT_cCAMERA_FRAME.png with a camera of 1 to 12")]
+                        in parse_names(self._paths(folder), r"(\d{1,9})_(\d{1,9})_c([1-9]|1[0-2])_\d+\.\w+",
+                                       "PERSON_OUTFIT_cCAMERA_FRAME.png with a camera of 1 to 12")]
                  for name, folder in (("train", "train"), ("query", "query"), ("gallery", gallery))}
         self._check_lists("train", parts["train"])
         self._check_lists("test", parts["query"] + parts["gallery"])
@@ -270,10 +253,11 @@ class LTCC(ClothesDataset):
 
 def _person_list(path: str) -> set[int]:
     """One number a line."""
-    with open(path, encoding="utf-8-sig") as file:  # Excel writes the mark
-        lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    with open(path, "rb") as file:
+        text = decode_text(path, file.read())
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     for number, line in lines:
-        if not line.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", line):
             raise ValueError(f"{path}, line {number}: '{line}', expected the number of a person. Restore the file.")
     return {int(line) for _, line in lines}
 
@@ -305,5 +289,5 @@ class CelebReID(ClothesDataset):
 
     def read(self) -> dict[str, list[Photo]]:
         return {name: [Photo(path, int(person), first + i) for i, (path, person) in enumerate(
-                       self._parsed(self._paths(name), r"(\d+)_\d+_\d+\.\w+", "PERSON_NUMBER_NUMBER.jpg"))]
+                       parse_names(self._paths(name), r"(\d{1,9})_\d+_\d+\.\w+", "PERSON_NUMBER_NUMBER.jpg"))]
                 for name, first in (("train", 0), ("query", 0), ("gallery", GALLERY_CAMERAS))}

@@ -10,6 +10,7 @@ from fastreid.data.datasets.market1501 import Market1501
 from torch import Tensor
 
 from ..attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, find_annotations, read_annotations
+from ..portable.images import SUFFIXES
 
 
 class AttributeAnnotated:
@@ -36,16 +37,13 @@ class AttributeAnnotated:
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):
             if not items:
-                raise ValueError(f"{folder}: no {name} images (*.jpg) found; check that the data set is complete.")
+                raise ValueError(f"{folder}: no {name} images ({', '.join(SUFFIXES)}) found; check that the data set "
+                                 "is complete.")
         self.annotations: Annotations = read_annotations(find_annotations(folder, self.annotation_file), self.schema)
         self._check_identities("train", {_identity(pid) for _, pid, _ in self.train if _split(pid) == "train"},
                                allow_subset)
         test = {pid for _, pid, _ in self.query + self.gallery} - set(self.schema.junk_pids)
         self._check_identities("test", test, allow_subset)
-
-    def process_dir(self, *args, **kwargs) -> list[tuple]:
-        """The host's list, sorted: the file system's order differs between machines and processes."""
-        return sorted(super().process_dir(*args, **kwargs))
 
     def labels_of(self, pid: str | int) -> Tensor:
         """Labels int64 (A,) of an identity as the host names it; all -1 for distractors."""

@@ -80,7 +80,11 @@ def _claim(root: Path, settings: dict) -> None:
     """Make the folder, or check that it was begun with the same settings."""
     path = root / SETTINGS
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:  # no JSON, or no object
+            raise ValueError(f"{path}: cannot be read ({error}), so it is not known how the people in the folder were "
+                             "drawn. Delete the folder, or use another --output.") from error
         other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
                  if found.get(key) != value]
         if other:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -26,6 +27,7 @@ import numpy as np
 from scipy.io import savemat
 
 from ..attributes.annotations import read_annotations
+from ..attributes.outfits import decode_text
 from ..attributes.schema import MARKET1501
 from .drawn_clothes import OUTFITS, draw_clothes, table
 from .drawn_folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
@@ -182,9 +184,12 @@ def _named_plan(lists, train: Labels, test: Labels, annotations: str) -> Plan:
     """The plan of given file names; people without an image are left out of the labels."""
     names, used = set(), {TRAIN: set(), GALLERY: set()}
     for path in map(Path, lists):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            lines = [(i, line.strip()) for i, line in enumerate(file, start=1) if line.strip()]
-        for i, line in lines:
+        data = path.read_bytes()
+        try:
+            text = decode_text(path, gzip.decompress(data) if path.suffix == ".gz" else data)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a readable gzip file ({error}). Copy the list again.") from error
+        for i, line in ((i, line.strip()) for i, line in enumerate(text.splitlines(), start=1) if line.strip()):
             number, _, name = line.partition(",")
             where = f"{path}, line {i}"
             if not _NAME.fullmatch(name):

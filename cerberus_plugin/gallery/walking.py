@@ -13,8 +13,8 @@ from ..portable.images import SUFFIXES
 NAME_GROUPS = ("identity", "camera", "time")
 # A time sorts within its camera. Market-1501 counts frames anew in each sequence, so that its time begins with one.
 KNOWN_NAMES = (
-    r"(?:^|/)(?P<identity>-1|\d{4})_c(?P<camera>\d+)(?P<time>s\d+_\d{6})_\d{2}\.",  # Market-1501
-    r"(?:^|/)(?P<identity>\d{4})_c(?P<camera>\d+)_f(?P<time>\d{7,8})\.",  # DukeMTMC-reID
+    r"(?:^|/)(?P<identity>-1|\d+)_c(?P<camera>\d+)(?P<time>s\d+_\d{6})_\d{2}\.[^/]*$",  # Market-1501
+    r"(?:^|/)(?P<identity>\d+)_c(?P<camera>\d+)_f(?P<time>\d{7,8})\.[^/]*$",  # DukeMTMC-reID
 )
 
 

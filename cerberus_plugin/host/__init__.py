@@ -11,6 +11,7 @@ import importlib.metadata
 from . import checkpoints, data, evaluation, imports, launching, pretrained, training
 from .checks import check_config as check_config
 from .data import use_device as use_device
+from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
 

@@ -1,4 +1,5 @@
-"""Batches: a loader for CPU and GPU that passes errors on, samplers that end, and RandomAffine's new arguments."""
+"""Data: another listing of two data sets, a loader for CPU and GPU that passes errors on, samplers that end, and
+RandomAffine's new arguments."""
 
 import importlib
 import inspect
@@ -6,7 +7,7 @@ import os
 import types
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -181,3 +182,25 @@ def accept_affine() -> None:
         return T.RandomAffine(interpolation=T.InterpolationMode(_FILTERS[int(resample)]), fill=fillcolor, **kwargs)
 
     build.T = types.SimpleNamespace(**{**vars(T), "RandomAffine": random_affine})
+
+
+def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
+    """Give the host's Market1501 and DukeMTMC, and what is derived from them, another listing of folders.
+
+    Theirs (data/datasets/market1501.py:72, dukemtmcreid.py:56) read `*.jpg` in lower case alone, through a glob that
+    brackets in the path mislead, search the whole path for identity and one digit of camera, and assert without a
+    message.
+
+    Args:
+        list_images: from a folder, and the data set's name if it is for training, to items (path, pid, camid).
+    """
+    from fastreid.data.datasets import dukemtmcreid, market1501
+
+    def replaced(host_method):
+        def process_dir(self, dir_path, is_train=True):
+            return list_images(dir_path, self.dataset_name if is_train else None)
+
+        return process_dir
+
+    replace(market1501.Market1501, "process_dir", replaced)
+    replace(dukemtmcreid.DukeMTMC, "process_dir", replaced)
