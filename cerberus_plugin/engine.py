@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -34,9 +34,19 @@ from .assembly import (
 )
 from .clothes_task import ClothesTask
 from .config import add_cerberus_config
+from .data.loader import SeededBatches, SeparateGenerators
 from .evaluators import Task, TaskEvaluator
-from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
+from .hooks import (
+    AgreeOnStatistics,
+    Evaluations,
+    SeedEpochs,
+    TrainingClock,
+    TrainingIdentities,
+    WeightAverage,
+    WithoutAverage,
+)
 from .metrics.outfits import SETTINGS
+from .modeling.tables import begin_from_other_weights
 from .processes import synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
 
@@ -77,11 +87,17 @@ class CerberusTrainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             acceleration.store_channels_last(optimizer, model)
         acceleration.fuse(optimizer, cfg.SOLVER.FUSED)
+        host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return resident_or_host(build_reid_train_loader(cfg, train_set=build_train_set(cfg)), cfg)
+        """Endless batches that depend on the seed and their number alone; without SEED, on a seed drawn now."""
+        train_set = build_train_set(cfg)
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
+            loader = build_reid_train_loader(cfg, train_set=train_set)
+        return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -120,24 +136,37 @@ class CerberusTrainer(DefaultTrainer):
         return results[cfg.DATASETS.TESTS[0]] if len(results) == 1 else results
 
     def resume_or_load(self, resume: bool = True):
-        """As the host's; margins stay those of the configuration, whatever the checkpoint was trained with."""
-        path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
+        """As the host's, but a run resumes with all of its state or not at all, and MODEL.WEIGHTS gives what fits.
+
+        Margins stay those of the configuration, whatever the checkpoint was trained with.
+
+        Raises: ValueError if a checkpoint to resume is of another model, optimiser, training set or kind of average, or
+            if nothing of MODEL.WEIGHTS fits.
+        """
         own = resume and self.checkpointer.has_checkpoint()
+        path = self.checkpointer.get_checkpoint_file() if own else self.cfg.MODEL.WEIGHTS
+        if comm.is_main_process():
+            host.checkpoints.remove_partial_files(self.cfg.OUTPUT_DIR)
         evaluations = self.checkpointer.checkpointables["evaluations"]
         evaluations.figures = {}
         if not self.cfg.SOLVER.EMA:
             self.checkpointer.checkpointables["average"] = WithoutAverage()
-        if getattr(unwrapped(self.model), "class_labels", None) is not None:
-            unwrapped(self.model).class_labels.beginning = not own
+        begin_from_other_weights(unwrapped(self.model), not own)
+        watch = unwrapped(self.model).register_load_state_dict_post_hook(
+            lambda model, keys: _check_loaded(model, keys.missing_keys, path, own))
         if own:
             self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
         try:
             super().resume_or_load(resume)
         except ValueError as error:
-            raise ValueError(f"{path or self.cfg.MODEL.WEIGHTS}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
         finally:
+            watch.remove()
             if not self.cfg.SOLVER.EMA:
                 del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
+        if own and self.cfg.SOLVER.EMA and not self.checkpointer.checkpointables["average"].beside:
+            raise ValueError(f"{path}: the checkpoint has no average of the weights, this run has SOLVER.EMA "
+                             f"{self.cfg.SOLVER.EMA}; resume with SOLVER.EMA 0, as it began")
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
@@ -159,16 +188,19 @@ class CerberusTrainer(DefaultTrainer):
             results = super().train()
             self._warn_about_the_run()
         if comm.is_main_process():
-            seconds = self.checkpointer.checkpointables["clock"].seconds
+            clock = self.checkpointer.checkpointables["clock"]
             made = manifest.manifest(self.cfg, results, self.model, self.data_loader.dataset,
                                      self.checkpointer.get_checkpoint_file())
-            write_results(self.cfg, results, seconds, evaluations.figures, made)
+            write_results(self.cfg, results, clock, evaluations.figures, made)
         return results
 
     def build_hooks(self) -> list:
         clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
-        self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations}
-        built = [clock, *super().build_hooks()]
+        self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations,
+                                              "identities": TrainingIdentities(self.data_loader.dataset.pids)}
+        if self.grad_scaler is not None:
+            self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+        built = [SeedEpochs(), clock, *super().build_hooks()]
         if self.cfg.SOLVER.EMA:
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
@@ -199,6 +231,24 @@ class CerberusTrainer(DefaultTrainer):
                            f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
                            f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
                            "of this backbone's maps; see alignment/* in metrics.json")
+
+
+def _check_loaded(model: nn.Module, missing: Sequence[str], path: str, own: bool) -> None:
+    """Refuse to resume with part of a model; say which tensors MODEL.WEIGHTS has left, and refuse if that is all."""
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    total = sum(not name.endswith("num_batches_tracked") for name in model.state_dict())
+    if own and missing:
+        raise ValueError(f"'{missing[0]}' is absent or of another size than this model's, and {len(missing) - 1} more "
+                         f"of {total} tensors. A run resumes with the data and the config.yaml that it began with; to "
+                         "begin another run with these weights, name them by MODEL.WEIGHTS and set another OUTPUT_DIR.")
+    if len(missing) == total:
+        raise ValueError(f"none of its tensors fits one of the model's {total}; MODEL.WEIGHTS takes a checkpoint of "
+                         "this kind of model, MODEL.BACKBONE.PRETRAIN_PATH the weights of a backbone")
+    if missing:
+        counts = Counter(name.rpartition(".")[0] for name in missing)
+        named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        logger.warning(f"{path}: {total - len(missing)} of {total} tensors loaded. As initialised, or as this training "
+                       f"set has it, is what does not fit: {named}")
 
 
 def setup(args) -> CfgNode:
@@ -289,19 +339,19 @@ def check_tests(cfg: CfgNode, schema: str | None) -> None:
             check_schema(schema, annotations[0], name)
 
 
-def write_results(cfg: CfgNode, results, seconds: float | None = None,
+def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
                   evaluations: Mapping[str, Mapping[int, Mapping]] | None = None,
                   made: Mapping | None = None) -> None:
     """results.txt and results.json, with what is needed to compare the figures with others'.
 
     Args:
-        seconds: of training, NaN where they are not known; None for an evaluation alone.
+        clock: of the training, its seconds NaN where they are not known; None for an evaluation alone.
         evaluations: figures by test data set and epoch; None for an evaluation alone.
         made: what the figures were taken on and by, `manifest.manifest`.
     """
     test = cfg.TEST
-    training = None if seconds is None else {"seconds": seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
-                                             "processes": comm.get_world_size()}
+    training = None if clock is None else {"seconds": clock.seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
+                                           "processes": comm.get_world_size(), "resumed after epochs": clock.resumed}
     record = {
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
@@ -310,7 +360,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
         },
-        "weights": os.path.basename(cfg.MODEL.WEIGHTS) if seconds is None else
+        "weights": os.path.basename(cfg.MODEL.WEIGHTS) if clock is None else
                    "last epoch, averaged over steps" if cfg.SOLVER.EMA else "last epoch",
         "model": name_of(cfg),
         "image size": list(cfg.INPUT.SIZE_TEST),

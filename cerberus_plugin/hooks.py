@@ -1,16 +1,20 @@
-"""What the trainer does beside the host's own hooks: statistics, averages of weights, time, what evaluations found."""
+"""Hooks of the trainer beside the host's own: seeds, batch statistics, averages of weights, time, evaluations."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 
 import torch
 from fastreid.engine import hooks
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import report
+from .data.loader import FOR_EPOCH, seed_of
 from .processes import average_batch_statistics
 
 
@@ -19,6 +23,24 @@ class AgreeOnStatistics(hooks.HookBase):
 
     def after_epoch(self) -> None:
         average_batch_statistics(self.trainer.model)
+
+
+class SeedEpochs(hooks.HookBase):
+    """Make an epoch depend on the run's seed and its own number alone, so that a resumed run repeats it bit by bit.
+
+    At the start of an epoch the global generators, which dropout draws from, are seeded, and a resumed run begins with
+    the batch that comes next. The batches carry their own seeds, see `SeededBatches`.
+    """
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if trainer.start_iter > 0:
+            trainer.data_loader.batch_sampler.start = trainer.start_iter
+            trainer._trainer._data_loader_iter = iter(trainer.data_loader)  # the host has begun with the first batch
+
+    def before_epoch(self) -> None:
+        seed = self.trainer.data_loader.batch_sampler.seed
+        seed_all_rng(seed_of(seed, FOR_EPOCH, comm.get_rank(), self.trainer.epoch))
 
 
 class WeightAverage(hooks.HookBase):
@@ -82,20 +104,47 @@ class WeightAverage(hooks.HookBase):
 
 
 class WithoutAverage:
-    """Stands for `WeightAverage` where a run without one resumes: refuses a checkpoint that has one."""
+    """Takes the place of `WeightAverage` when a run without one resumes: refuses a checkpoint that has one."""
 
     def load_state_dict(self, state: dict) -> None:
         raise ValueError("the checkpoint's weights are an average, and its optimiser's moments are of the raw weights; "
                          "this run has SOLVER.EMA 0: resume with the SOLVER.EMA that it began with")
 
 
-class TrainingClock(hooks.HookBase):
-    """Seconds of the steps behind the present weights, without evaluations and checkpoints.
+class TrainingIdentities:
+    """Refuses to resume on other identities: a classifier of as many of them would load, row by row.
 
-    They are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
+    Args:
+        names: of the identities, in the order of their class indices.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.digest = hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
+
+    def state_dict(self) -> dict:
+        return {"sha256": self.digest}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["sha256"] != self.digest:
+            raise ValueError("the checkpoint was trained on other identities than this run's; resume with the data and "
+                             "the DATASETS keys of its config.yaml (NAMES, HOLD_OUT, HOLD_OUT_SEED, LEAVE_OUT_*)")
+
+
+class TrainingClock(hooks.HookBase):
+    """Seconds of the steps behind the present weights, without evaluations and checkpoints, and where it was resumed.
+
+    Both are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
+    `resumed` lists the epochs after which the training was resumed, from 1 on.
     """
 
     seconds = 0.0
+
+    def __init__(self) -> None:
+        self.resumed: list[int] = []
+
+    def before_train(self) -> None:
+        if self.trainer.start_epoch > 0:
+            self.resumed.append(self.trainer.start_epoch)
 
     def before_step(self) -> None:
         self.start = time.perf_counter()
@@ -104,10 +153,10 @@ class TrainingClock(hooks.HookBase):
         self.seconds += time.perf_counter() - self.start
 
     def state_dict(self) -> dict:
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "resumed": self.resumed}
 
     def load_state_dict(self, state: dict) -> None:
-        self.seconds = state["seconds"]
+        self.seconds, self.resumed = state["seconds"], list(state.get("resumed", []))
 
 
 class Evaluations(hooks.HookBase):

@@ -53,7 +53,7 @@ def test_the_run_folder_holds_what_the_readme_promises(run):
     assert record["results"][name]["mAP"] == pytest.approx(run.results["mAP"])
     assert record["before training"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
     assert record["training"].pop("seconds") > 0
-    assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1}
+    assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1, "resumed after epochs": []}
     assert "torch" in record["versions"] and "gpu" not in record["hardware"]
     table = (folder / "results.txt").read_text()
     for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):

@@ -1,13 +1,21 @@
-"""Image items with attributes: the host's batch keys, and `attributes` where the data set has labels."""
+"""Image items with attributes, and training batches that are seeded by their number.
+
+Items have the host's batch keys, and `attributes` where the data set has labels.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from fastreid.data.common import CommDataset
+from fastreid.utils import comm
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from ..attributes import Annotations
 from ..gathered import LEFT_OUT_PID
@@ -16,6 +24,83 @@ from ..portable.images import Unreadable, read_image
 logger = logging.getLogger("fastreid.cerberus")
 
 ON_UNREADABLE = ("stop", "skip")
+
+# What a seed is for, so that no two uses share their random numbers.
+FOR_EPOCH, FOR_BATCH = 0, 1
+
+
+def seed_of(seed: int, *key: int) -> int:
+    """A seed below 2^32 that depends on the run's seed, at least 0, and on what it is for."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+class SeparateGenerators:
+    """Context in which the global generators of Python, NumPy and torch (CPU) are in a state of their own.
+
+    It begins with `seed`; entering again continues where the context was left. Outside, the generators are as if
+    nothing had been drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._inside: tuple | None = None
+
+    def __enter__(self) -> None:
+        self._outside = self._states()
+        if self._inside is None:
+            random.seed(self._seed)
+            np.random.seed(self._seed)
+            torch.default_generator.manual_seed(self._seed)
+        else:
+            self._restore(self._inside)
+
+    def __exit__(self, *error) -> None:
+        self._inside = self._states()
+        self._restore(self._outside)
+
+    @staticmethod
+    def _states() -> tuple:
+        return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+    @staticmethod
+    def _restore(states: tuple) -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+class SeededBatch(list):
+    """Indices of a batch's images, with the seed of everything that is drawn for them."""
+
+    def __init__(self, indices: Sequence[int], seed: int) -> None:
+        super().__init__(indices)
+        self.seed = seed
+
+
+class SeededBatches(BatchSampler):
+    """The batches of the host's endless sampler, from any iteration on, as `SeededBatch`.
+
+    Batch n of a run has the same images and the same augmentation wherever the iteration began, whatever else draws
+    random numbers, and with any number of loader processes. Seeds differ between the processes of a training.
+
+    Args:
+        batches: the host's.   seed: of the run, at least 0.
+    """
+
+    def __init__(self, batches: BatchSampler, seed: int) -> None:
+        super().__init__(batches.sampler, batches.batch_size, batches.drop_last)
+        self.seed = seed
+        self.start = 0  # number of the first batch of the next iteration
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        generators = SeparateGenerators(self.seed)  # the host's samplers use the global ones
+        batches = super().__iter__()
+        with generators:
+            skipped = sum(1 for _ in itertools.islice(batches, self.start))
+        for number in itertools.count(skipped):
+            with generators:
+                indices = next(batches)
+            yield SeededBatch(indices, seed_of(self.seed, FOR_BATCH, comm.get_rank(), number))
 
 
 class AttributeDataset(CommDataset):
@@ -83,6 +168,13 @@ class AttributeDataset(CommDataset):
         if self.on_unreadable == "stop":
             return set()
         return {index for index in range(len(self)) if self._readable(index) is None}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """Items of a batch, as torch's loader asks for them."""
+        if not isinstance(indices, SeededBatch):
+            return [self[index] for index in indices]
+        with SeparateGenerators(indices.seed):
+            return [self[index] for index in indices]
 
     def known_of(self, path: str, pid: str | int) -> dict:
         """What is known of an image beside the host's fields: "attributes" and "outfits", as far as there are any.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..host.data import batch_device, usable_cores
 from ..portable.images import Unreadable, read_size
 from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
-from .loader import AttributeDataset
+from .loader import AttributeDataset, SeededBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ class ResidentLoader:
     Args:
         dataset: what the images are of; not read any more.
         items: which of its items the N images are, in their order.
-        batch_sampler: the host's, endless in training.
+        batch_sampler: the host's in a test, `SeededBatches` in training.
         channels_last: memory order of the images.
     """
 
@@ -100,12 +100,10 @@ class ResidentLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # From torch's generator, as the host's loader seeds its processes, so that the run's seed fixes the batches.
-        seed = torch.empty((), dtype=torch.int64).random_().item()
-        return self._batches(torch.Generator().manual_seed(seed))
-
-    def _batches(self, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+        generator = torch.Generator()  # of training; in a test nothing depends on it
         for items in self.batch_sampler:
+            if isinstance(items, SeededBatch):
+                generator.manual_seed(items.seed)
             rows = self.row_of[torch.tensor(items)]
             images, on_device = self.augmentation(rows, draw(self.recipe, len(rows), generator))
             batch = {"images": images}

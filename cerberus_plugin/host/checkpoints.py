@@ -1,7 +1,9 @@
-"""Checkpoints: written whole or not at all, the best one kept over a resume, a wrong file named."""
+"""Checkpoints: written whole or not at all, the best one kept over a resume, wrong files and states refused."""
 
 import contextlib
 import errno
+import glob
+import itertools
 import logging
 import os
 import pickle
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO
 
 import torch
+from torch import nn
 
 from .patching import replace
 from .weights import tensors_alone
@@ -39,6 +42,14 @@ def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
             "last_checkpoint are intact. Free space in that folder, then run again with --resume",
             path,
         ) from error
+
+
+def remove_partial_files(folder: str) -> None:
+    """Remove what a killed training has left of the checkpoint that it was writing."""
+    for name in ("*.pth.tmp", "last_checkpoint.tmp"):
+        for path in glob.glob(os.path.join(glob.escape(folder), name)):
+            logger.info(f"{path}: removed; a training was stopped while it wrote this file")
+            os.remove(path)
 
 
 def write_whole_files() -> None:
@@ -115,3 +126,77 @@ def refuse_other_files() -> None:
         return _load_file
 
     replace(Checkpointer, "_load_file", build)
+
+
+# Keys of an optimiser's parameter groups, in checkpoints as well.
+PARAMETERS = "parameters"
+OPTIMIZER = "optimizer"
+# Settings that tell torch's optimisers apart in a checkpoint without OPTIMIZER.
+_TELLING = {"betas", "momentum"}
+
+
+def refuse_other_optimizers(optimizer: torch.optim.Optimizer, model: nn.Module, name: str) -> None:
+    """Let `optimizer` refuse the state of other parameters or of another optimiser, before it loads any of it.
+
+    The host gives the optimiser one flat buffer a group (utils/params.py), and torch compares the number of groups and
+    of tensors only: moments of another size, or of parameters in another order, load without a word, and a fused step
+    then reads behind their end. Each group remembers what its buffer consists of, as (name, shape) in order, and the
+    checkpoint with it. Of a checkpoint from before this was kept, the sizes are compared.
+
+    Args:
+        optimizer: whose parameters are those of `model`, or flat buffers that these are views of.
+        name: of the optimiser, SOLVER.OPT.
+    """
+    own = [{PARAMETERS: parameters, OPTIMIZER: name} for parameters in _parameters_of(optimizer, model)]
+
+    def remember(optimizer) -> None:
+        for group, entries in zip(optimizer.param_groups, own):
+            group.update(entries)
+
+    def refuse(optimizer, state: dict) -> None:
+        difference = _difference(state, optimizer)
+        if difference:
+            raise ValueError(f"the state of the optimiser is not this run's: {difference}. Resume with the config.yaml "
+                             "of the run folder and the data it began with: model, number of identities, "
+                             "MODEL.FREEZE_LAYERS and the keys of SOLVER decide which parameters go together.")
+
+    remember(optimizer)
+    optimizer.register_load_state_dict_pre_hook(refuse)
+    optimizer.register_load_state_dict_post_hook(remember)  # loading puts the checkpoint's groups in their place
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list]:
+    """[name, shape] of the parameters behind each group's tensors, in the order of memory."""
+    views: dict[int, list] = {}
+    for name, parameter in model.named_parameters():
+        memory = parameter.untyped_storage().data_ptr()
+        views.setdefault(memory, []).append((parameter.storage_offset(), name, list(parameter.shape)))
+    return [[[name, shape] for tensor in group["params"]
+             for _, name, shape in sorted(views.get(tensor.untyped_storage().data_ptr(), []))]
+            for group in optimizer.param_groups]
+
+
+def _difference(state: dict, optimizer: torch.optim.Optimizer) -> str | None:
+    """The first difference between the state of a checkpoint and what `optimizer` can load; None without one."""
+    saved, own = state["param_groups"], optimizer.param_groups
+    for i, (theirs, ours) in enumerate(zip(saved, own)):
+        optimizers = theirs.get(OPTIMIZER, ours[OPTIMIZER]), ours[OPTIMIZER]
+        if optimizers[0] != optimizers[1] or _TELLING & theirs.keys() != _TELLING & ours.keys():
+            return f"it is of SOLVER.OPT {theirs.get(OPTIMIZER, 'of another kind')}, here {ours[OPTIMIZER]}"
+        pairs = itertools.zip_longest(theirs.get(PARAMETERS, ours[PARAMETERS]), ours[PARAMETERS])
+        for there, here in pairs:
+            if there != here:
+                return f"group {i} has {_named(there)} where this run has {_named(here)}"
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
+    if sizes[0] != sizes[1]:
+        return f"it has {len(saved)} groups of {sizes[0]} tensors, here {len(own)} of {sizes[1]}"
+    tensors = [tensor for group in own for tensor in group["params"]]
+    for key, tensor in zip((key for group in saved for key in group["params"]), tensors):
+        for name, value in state["state"].get(key, {}).items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != tensor.shape:
+                return f"'{name}' of tensor {key} has the shape {tuple(value.shape)}, here {tuple(tensor.shape)}"
+    return None
+
+
+def _named(entry: list | None) -> str:
+    return f"{entry[0]} {tuple(entry[1])}" if entry else "nothing"

@@ -54,6 +54,11 @@ class DeviceLoader(DataLoader):
         super().__init__(**kwargs)
         self.local_rank = local_rank
 
+    def with_batches(self, batch_sampler: Iterable[list[int]]) -> "DeviceLoader":
+        """The same loader over the batches of another sampler."""
+        return type(self)(self.local_rank, dataset=self.dataset, num_workers=self.num_workers,
+                          batch_sampler=batch_sampler, collate_fn=self.collate_fn)
+
     def __iter__(self) -> Iterator[Any]:
         device = batch_device(self.local_rank)
         # The device may have been chosen after the loader was built.

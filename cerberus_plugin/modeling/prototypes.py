@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attributes import GROUPS, MISSING, SIDTable
 from ..losses import adaptive_margins, prototype_regularisation, prototype_softmax_loss, semantic_guidance_loss
-from .tables import refuse_other_tables
+from .tables import leave, refuse_other_tables
 
 INITIALISERS = {
     "he_normal": nn.init.kaiming_normal_,
@@ -133,11 +133,30 @@ class SIDPrototypes(nn.Module):
         seen = self.counts(group) > 0
         return torch.where(seen[:, None], self.rows[group], self.synthesise(group, self.bits(group)))
 
+    beginning = False  # see `tables.begin_from_other_weights`
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
-        refuse_other_tables(self, state_dict, prefix, tables,
-                            "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM")
+        if self.beginning:
+            leave(state_dict, prefix, self._without_meaning_here(state_dict, prefix))
+        else:
+            refuse_other_tables(self, state_dict, prefix, tables,
+                                "MODEL.CERBERUS.SID_SPACE or MODEL.HEADS.EMBEDDING_DIM")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+    def _without_meaning_here(self, state, prefix: str) -> list[str]:
+        """Names of the tensors that weights of another training set cannot give: tables and what hangs on others.
+
+        A residual vector means the same in every data set of a schema, a prototype where its semantic ID is the same.
+        """
+        def same(name: str) -> bool:
+            found = state.get(prefix + name)
+            return found is not None and torch.equal(found.cpu(), getattr(self, name).cpu())
+
+        left = [name for name, _ in self.named_buffers()]
+        left += [f"rows.{group}" for group in GROUPS if not (same("schema") and same(f"bits_{group}"))]
+        return left + ([] if same("schema") else [f"residuals.{group}" for group in GROUPS])
 
 
 def margins_from_counts(counts: tuple[Tensor, ...], num_identities: int, alpha: float, beta: float,

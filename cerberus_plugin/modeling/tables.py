@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ class ClassLabels(nn.Module):
     """Attributes of the training identities, by class index as the host numbers them, or of their outfits.
 
     Buffers: `labels` int64 (C, A); `schema`, the fingerprint of the attribute set and its columns, 0 before `fill`.
-    With `beginning`, weights of other data or of another model may be loaded to begin with: the tables stay ours.
     """
+
+    beginning = False  # see `begin_from_other_weights`
 
     def __init__(self, num_classes: int, num_fields: int) -> None:
         super().__init__()
-        self.beginning = False
         self.register_buffer("labels", torch.full((num_classes, num_fields), MISSING, dtype=torch.int64))
         self.register_buffer("schema", torch.zeros((), dtype=torch.int64))
 
@@ -31,9 +31,28 @@ class ClassLabels(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if self.beginning:
-            return
-        refuse_other_tables(self, state_dict, prefix, ("schema", "labels"), "DATASETS.HOLD_OUT")
+            leave(state_dict, prefix, ("schema", "labels"))
+        else:
+            refuse_other_tables(self, state_dict, prefix, ("schema", "labels"), "DATASETS.HOLD_OUT")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def begin_from_other_weights(model: nn.Module, beginning: bool) -> None:
+    """Choose what the modules with tables in `model` do with the weights that are loaded next.
+
+    Args:
+        beginning: True to start a training: the tables stay those of its own data set, and weights whose meaning hangs
+            on other tables stay as they are. False to resume or evaluate: other tables are an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "beginning"):
+            module.beginning = beginning
+
+
+def leave(state: dict[str, Tensor], prefix: str, names: Iterable[str]) -> None:
+    """Take tensors out of what is loaded, in place, so that the module keeps its own."""
+    for name in names:
+        state.pop(prefix + name, None)
 
 
 def refuse_other_tables(module: nn.Module, state: Mapping[str, Tensor], prefix: str, tables: Sequence[str],
