@@ -302,7 +302,11 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
                      "flip": flips(cfg),
-                     "re-ranking": test.RERANK.ENABLED, "query expansion": test.AQE.ENABLED},
+                     "re-ranking": (test.RERANK.ENABLED and
+                                    f"{test.RERANK.VARIANT}, k1 {test.RERANK.K1}, k2 {test.RERANK.K2}, "
+                                    f"lambda {test.RERANK.LAMBDA:g}"),
+                     "query expansion": (test.AQE.ENABLED and f"k {test.AQE.QE_K}, {test.AQE.QE_TIME} times, "
+                                                              f"alpha {test.AQE.ALPHA:g}")},
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
             "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
         },

@@ -46,8 +46,9 @@ def run(evaluator, stream=None):
 
 
 @pytest.mark.parametrize("options", [
-    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.RERANK.ENABLED", True),
-    ("TEST.ROC.ENABLED", True)])
+    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.ROC.ENABLED", True),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid"),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid", "TEST.AQE.ENABLED", True)])
 def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
     cfg = config(*options)
     # The package has given the host its own ranking; here the host ranks by itself.
