@@ -37,6 +37,7 @@ from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
 from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
+from .metrics import aps
 from .metrics.outfits import SETTINGS
 from .processes import synchronise_batch_norm
 from .tasks import ReIDTask, attribute_tasks, check_task_options
@@ -301,14 +302,10 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
     record = {
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
-                     "flip": flips(cfg),
-                     "re-ranking": (test.RERANK.ENABLED and
-                                    f"{test.RERANK.VARIANT}, k1 {test.RERANK.K1}, k2 {test.RERANK.K2}, "
-                                    f"lambda {test.RERANK.LAMBDA:g}"),
-                     "query expansion": (test.AQE.ENABLED and f"k {test.AQE.QE_K}, {test.AQE.QE_TIME} times, "
-                                                              f"alpha {test.AQE.ALPHA:g}")},
+                     "flip": flips(cfg), **manifest.ranking_rules(cfg)},
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
-            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
+            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle",
+                    "ap that the protocol's paper publishes": aps.PUBLISHED_AP[test.APS.PROTOCOL]},
         },
         "weights": os.path.basename(cfg.MODEL.WEIGHTS) if seconds is None else
                    "last epoch, averaged over steps" if cfg.SOLVER.EMA else "last epoch",
@@ -326,7 +323,7 @@ def write_results(cfg: CfgNode, results, seconds: float | None = None,
             "ignored of the own identity, beside the own camera": SETTINGS,
             "metric": "mean of mAP and Rank-1" + (" under cloth-changing" if changed else ", whatever they wear")}
     record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
-    best = {name: report.best_row(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
+    best = {name: report.best_rows(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
     tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
     if best:
         logger.info(f"Results of the last epoch and of the best:\n{tables}")

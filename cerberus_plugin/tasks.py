@@ -141,7 +141,8 @@ class PARTask:
             answers = par.majority_answers(*schema.column_truth(self.train_labels))
             majority = par.par_metrics(answers.expand(len(chosen), -1), truth, known, is_colour)
             figures |= self._figures("PAR-majority", majority)
-        figures["PAR/images"] = len(chosen)
+        figures |= {"PAR/images": len(chosen), "PAR/questions": result.num_bits,
+                    "PAR/undefined_questions": result.num_undefined_bits}
         return figures
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
@@ -177,12 +178,13 @@ class APSTask:
         result = self._run(gathered, pool, labels, pool_categories)
         figures = {"APS/mAP": 100 * result.mAP, "APS/Rank-1": 100 * result.rank1,
                    "APS/mAP_trapezoid": 100 * result.mAP_trapezoid, "APS/queries": len(labels),
-                   "APS/images": len(pool)}
+                   "APS/unmatched": result.num_unmatched, "APS/images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
             unseen_sid = self._with_unseen_sid(labels)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
-                figures |= {f"APS/{name}/{key}": value for key, value in _subset(result, chosen).items()}
+                subset = _subset(result, chosen, self.protocol)
+                figures |= {f"APS/{name}/{key}": value for key, value in subset.items()}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return figures
@@ -208,8 +210,12 @@ class APSTask:
         queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
         queries[:, fields] = own
         given = self._run(gathered, pool, queries, own_categories)
-        return {f"APS/{name}/mAP_full": 100 * full.mAP, f"APS/{name}/Rank-1_full": 100 * full.rank1,
-                f"APS/{name}/mAP_given": 100 * given.mAP, f"APS/{name}/Rank-1_given": 100 * given.rank1}
+        figures = {}
+        for reading, result in (("full", full), ("given", given)):
+            figures |= {f"APS/{name}/mAP_{reading}": 100 * result.mAP,
+                        f"APS/{name}/mAP_trapezoid_{reading}": 100 * result.mAP_trapezoid,
+                        f"APS/{name}/Rank-1_{reading}": 100 * result.rank1}
+        return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
         """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,)."""
@@ -293,7 +299,10 @@ def _first(members: Tensor, preferred: Tensor) -> int:
     return int((both if both.any() else members).nonzero()[0])
 
 
-def _subset(result: aps.APSResult, chosen: Tensor) -> dict[str, float]:
-    """Figures over some of the queries; NaN where there are none."""
-    ap, first = result.queries.ap[chosen].nan_to_num(0), result.queries.first_match[chosen]
-    return {"mAP": 100 * ap.mean().item(), "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
+def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
+    """Figures over some of the queries, as the protocol counts those without a match; NaN where there are none."""
+    chosen = chosen & (result.queries.num_matches > 0) if protocol == "sal" else chosen
+    ap, trapezoid = (values[chosen].nan_to_num(0) for values in (result.queries.ap, result.queries.ap_trapezoid))
+    first = result.queries.first_match[chosen]
+    return {"mAP": 100 * ap.mean().item(), "mAP_trapezoid": 100 * trapezoid.mean().item(),
+            "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
