@@ -216,8 +216,9 @@ def test_minutes_that_nobody_took_are_not_shown(tmp_path):
     ("PAR/mA_binary", "PAR mA (binary)"), ("PAR/official/upper colour", "PAR upper colour (official)"),
     ("APS/unseen/mAP", "APS unseen mAP (rectangle)"), ("APS/mAP_trapezoid", "APS mAP (trapezoid)"),
     ("APS/upper/mAP_given", "APS upper mAP given (rectangle)"),
-    ("APS/upper/mAP_trapezoid_full", "APS upper mAP full (trapezoid)"), ("APS/upper/Rank-1_given", "APS upper Rank-1_given"),
-    ("mINP", "reID mINP"), ("cloth-changing/mAP", "cloth-changing mAP")])
+    ("APS/upper/mAP_trapezoid_full", "APS upper mAP full (trapezoid)"),
+    ("APS/upper/Rank-1_given", "APS upper Rank-1_given"), ("mINP", "reID mINP"),
+    ("cloth-changing/mAP", "cloth-changing mAP")])
 def test_headings_name_task_and_rule(key, expected):
     assert heading(key) == expected
 
