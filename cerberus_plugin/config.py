@@ -75,6 +75,17 @@ def add_cerberus_config(cfg: CN) -> None:
     cssc.TRIPLET_EPOCH = 36  # the first epoch, from 1 on, with triplet losses beside the classification
     cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of the host's TEST.FLIP
 
+    # How images are resized, in training and in use: "bicubic", as the host does, or "bilinear". Exported models and
+    # DATALOADER.RESIDENT know bicubic alone.
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    # Random erasing: share of the image, and height over width, that are erased; drawn between these bounds.
+    cfg.INPUT.REA.SCALE = [0.02, 0.33]
+    cfg.INPUT.REA.RATIO = [0.3, 3.3]
+
+    # Pooling behind the first convolution of build_resnet_backbone: "ceil", the host's, without padding; "padding",
+    # torchvision's, by which its ImageNet weights were trained.
+    cfg.MODEL.BACKBONE.STEM_POOL = "ceil"
+
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
     # person; evaluation, rank sheets and figures leave it out. Each is named in the log, and their number at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
@@ -104,6 +115,10 @@ def add_cerberus_config(cfg: CN) -> None:
     # Cerberus: compare people by these groups alone, such as ["head", "identity"] where clothes may have changed; all
     # where empty. `python -m cerberus_plugin.experiments.groups RUN` measures every choice.
     cfg.TEST.GROUPS = []
+
+    # With TEST.RERANK.ENABLED: "paper", the published k-reciprocal re-ranking, for both metrics; "fastreid", FastReID's
+    # own figures, where K1 counts the image itself and distances are not divided by their maximum; cosine only.
+    cfg.TEST.RERANK.VARIANT = "paper"
 
     # Recognition. FORCE_COLOUR answers with the best semantic ID that names a colour, never "no listed colour",
     # which the official rule always counts as wrong.
@@ -144,8 +159,9 @@ def add_cerberus_config(cfg: CN) -> None:
     # Evaluate the untrained model before the first step, as the floor that the table shows.
     cfg.TEST.UNTRAINED_FLOOR = False
 
-    # Show the best evaluated epoch beside the last one, as CSSC's paper reports: the one with the highest "metric", so
-    # chosen on the test set. results.json has the figures of every evaluated epoch either way.
+    # Show two rows beside the last epoch, both chosen on the test set: the evaluated epoch with the highest "metric",
+    # and the highest mAP and the highest Rank-1, each of an epoch of its own, as the code of CSSC reports them.
+    # results.json has the figures of every evaluated epoch either way.
     cfg.TEST.BEST_EPOCH = False
 
     cfg.LOG_PERIOD = 200  # iterations between two lines of progress

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
-WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CROP", "TEST.METRIC")
+WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CROP", "INPUT.INTERPOLATION", "TEST.METRIC")
 
 
 class Embedder(nn.Module):

@@ -45,6 +45,7 @@ from .hooks import (
     WeightAverage,
     WithoutAverage,
 )
+from .metrics import aps
 from .metrics.outfits import SETTINGS
 from .modeling.tables import begin_from_other_weights
 from .processes import synchronise_batch_norm
@@ -355,10 +356,10 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
     record = {
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
-                     "flip": flips(cfg),
-                     "re-ranking": test.RERANK.ENABLED, "query expansion": test.AQE.ENABLED},
+                     "flip": flips(cfg), **manifest.ranking_rules(cfg)},
             "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
-            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle"},
+            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle",
+                    "ap that the protocol's paper publishes": aps.PUBLISHED_AP[test.APS.PROTOCOL]},
         },
         "weights": os.path.basename(cfg.MODEL.WEIGHTS) if clock is None else
                    "last epoch, averaged over steps" if cfg.SOLVER.EMA else "last epoch",
@@ -376,7 +377,7 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
             "ignored of the own identity, beside the own camera": SETTINGS,
             "metric": "mean of mAP and Rank-1" + (" under cloth-changing" if changed else ", whatever they wear")}
     record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
-    best = {name: report.best_row(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
+    best = {name: report.best_rows(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
     tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
     if best:
         logger.info(f"Results of the last epoch and of the best:\n{tables}")

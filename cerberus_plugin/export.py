@@ -291,6 +291,10 @@ def _input_size(predictor: CerberusPredictor) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1 or crop:
         raise ValueError(f"{predictor.run_folder}: INPUT.SIZE_TEST is {size} and INPUT.CROP.ENABLED {crop}; only "
                          "models whose pictures are all resized to one height and width can be exported")
+    interpolation = predictor.cfg.INPUT.INTERPOLATION
+    if interpolation != "bicubic":
+        raise ValueError(f"{predictor.run_folder}: INPUT.INTERPOLATION is '{interpolation}'; exported models resize "
+                         "pictures bicubically, so only runs with INPUT.INTERPOLATION bicubic can be exported")
     return tuple(size)
 
 

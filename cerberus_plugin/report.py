@@ -18,22 +18,23 @@ RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
-KEPT = ("metric", *REID, "APS/mAP", "APS/Rank-1")
+KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
 APS_PARTS = {"seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
 KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
 
 
 def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None,
-                  best: tuple[str, Mapping[str, float]] | None = None) -> str:
+                  best: Sequence[tuple[str, Mapping[str, float]]] = ()) -> str:
     """reID, PAR and APS side by side with their floors, percent. Tasks that a model does not serve are not shown.
 
     Args:
         results: figures by name, as `TaskEvaluator` returns them.
         floor: the same before the first step of training, where it was evaluated.
-        best: name and figures of the best epoch, `best_row`, to show beside the last one; of PAR and APS means alone.
+        best: names and figures of the best epochs, `best_rows`, to show beside the last one; of PAR and APS means
+            alone.
     """
-    rows = [("this model, last epoch", results), best] if best else [("this model", results)]
+    rows = [("this model, last epoch", results), *best] if best else [("this model", results)]
     rows += [("before training", floor)] if floor else []
     parts = ["reID (rectangle AP unless said)\n" + _table(
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
@@ -51,10 +52,12 @@ def summary(figures: Mapping[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in figures.items() if key in KEPT or key.startswith(KEPT_PARTS)}
 
 
-def best_row(evaluations: Mapping[int, Mapping[str, float]]) -> tuple[str, Mapping[str, float]] | None:
-    """Name and figures of the epoch with the highest "metric", the earliest among equals; None where it has no value.
+def best_rows(evaluations: Mapping[int, Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
+    """Names and figures of the best epoch, and of the best of each of mAP and Rank-1, both chosen on the test set.
 
-    The choice is made on the test set, by reID: PAR and APS of that epoch need not be their best.
+    The best epoch is the one with the highest "metric", the earliest among equals: PAR and APS of that epoch need not
+    be their best. The second row takes the highest mAP and the highest Rank-1 of each setting, each from an epoch of
+    its own, as CSSC's published code does; no one model has these figures. Empty where "metric" has no value.
 
     Args:
         evaluations: figures by epoch, from 1 on; the last one is that of the model.
@@ -62,9 +65,12 @@ def best_row(evaluations: Mapping[int, Mapping[str, float]]) -> tuple[str, Mappi
     metrics = {epoch: evaluations[epoch].get("metric", math.nan) for epoch in sorted(evaluations)}
     metrics = {epoch: metric for epoch, metric in metrics.items() if not math.isnan(metric)}
     if not metrics:
-        return None
+        return []
     best = max(metrics, key=metrics.__getitem__)
-    return f"epoch {best} of {max(evaluations)}, the best on this test set by reID", evaluations[best]
+    keys = [f"{prefix}{key}" for prefix in ("", *(f"{name}/" for name in SETTINGS)) for key in ("mAP", "Rank-1")]
+    values = {key: [row[key] for row in evaluations.values() if not math.isnan(row.get(key, math.nan))] for key in keys}
+    return [(f"epoch {best} of {max(evaluations)}, the best on this test set by reID", evaluations[best]),
+            ("each figure's own best epoch on this test set", {key: max(of) for key, of in values.items() if of})]
 
 
 def by_dataset(tests: Sequence[str], results: Mapping) -> dict[str, dict]:
@@ -102,31 +108,42 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     lines = [line(rule, results, rule) for rule in MEANS]
     if "PAR-majority/mA_official" in results:
         lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
-    lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS]
+    lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS
+              if f"PAR/mA_{rule}" in figures]
     ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
     lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
+    if results.get("PAR/undefined_questions"):
+        title += (f"; balanced leaves out {results['PAR/undefined_questions']:.0f} of {results['PAR/questions']:.0f} "
+                  "yes/no questions, to which the answer is the same on all images")
     return f"{title}\n" + _table(["rule", "mA", *columns], lines)
 
 
 def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
     results = rows[0][1]
     lines = []
+
+    def add(name: str, words: str, queries, figures: Mapping, part: str = "", reading: str = "") -> None:
+        keys = ("mAP", "mAP_trapezoid", "Rank-1")
+        lines.append([name, words, queries, *(figures.get(f"APS/{part}{key}{reading}") for key in keys)])
+
     for name, figures in rows:
-        lines.append([name, "all", results["APS/queries"], figures.get("APS/mAP"), figures.get("APS/Rank-1"),
-                      figures.get("APS/mAP_trapezoid")])
+        if "APS/mAP" in figures:
+            add(name, "all", results["APS/queries"], figures)
         for part, words in APS_PARTS.items():
             if figures.get(f"APS/{part}/queries"):
-                lines.append([name, words, figures[f"APS/{part}/queries"], figures[f"APS/{part}/mAP"],
-                              figures[f"APS/{part}/Rank-1"], None])
+                add(name, words, figures[f"APS/{part}/queries"], figures, f"{part}/")
     for key in [key for key in results if key.endswith("/mAP_given")]:
         groups = key.split("/")[1]
         for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
-            lines += [[name, f"by {groups}, relevant: {word}", None, figures[f"APS/{groups}/mAP_{reading}"],
-                       figures[f"APS/{groups}/Rank-1_{reading}"], None]
-                      for name, figures in rows if f"APS/{groups}/mAP_{reading}" in figures]
-    title = f"APS over {results['APS/images']:.0f} images of query and gallery"
-    return f"{title}\n" + _table(["", "categories", "queries", "mAP", "Rank-1", "mAP_trapezoid"], lines)
+            for name, figures in rows:
+                if f"APS/{groups}/mAP_{reading}" in figures:
+                    add(name, f"by {groups}, relevant: {word}", None, figures, f"{groups}/", f"_{reading}")
+    title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
+             "the rectangle AP)")
+    if results.get("APS/unmatched"):
+        title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
+    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", "Rank-1"], lines)
 
 
 def _table(headers: list[str], lines: list[list]) -> str:
@@ -173,11 +190,11 @@ def read_results(folder: str) -> dict:
 
 
 def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping,
-                  best: Mapping[str, tuple[str, Mapping] | None] | None = None) -> str:
+                  best: Mapping[str, Sequence[tuple[str, Mapping]]] | None = None) -> str:
     """results.txt, the tables; results.json, the figures by test data set with what `record` says about them.
 
     Args:
-        best: by test data set, where the tables show it: `best_row`.
+        best: by test data set, where the tables show them: `best_rows`.
 
     Returns:
         the tables.
@@ -185,7 +202,8 @@ def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping,
     floor = read_floor(folder)
     write_json(os.path.join(folder, RESULTS_FILE), {"results": results, "before training": floor, **record})
     best = best or {}
-    text = "\n".join(f"{name}\n\n{results_table(results[name], floor.get(name), best.get(name))}\n" for name in results)
+    tables = {name: results_table(figures, floor.get(name), best.get(name, ())) for name, figures in results.items()}
+    text = "\n".join(f"{name}\n\n{table}\n" for name, table in tables.items())
     write_text(os.path.join(folder, "results.txt"), text)
     return text
 

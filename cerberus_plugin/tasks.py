@@ -9,12 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from fastreid.evaluation.query_expansion import aqe
 from fastreid.evaluation.roc import evaluate_roc
-from fastreid.utils.compute_dist import build_dist
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
@@ -22,7 +19,9 @@ from .attributes import GROUPS, MISSING
 from .gathered import Gathered
 from .inference import PARTIAL, AttributeReader, of_groups
 from .metrics import aps, par, ranking
+from .metrics.distances import pairwise
 from .metrics.outfits import Outfits
+from .metrics.reranking import check_reranking, reranked
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -31,7 +30,8 @@ logger = logging.getLogger("fastreid.cerberus")
 class ReIDTask:
     """Rank-1/5/10, mAP, mINP by the Market-1501 protocol, as the host's ReidEvaluator gives them.
 
-    Without re-ranking and query expansion distances are made block by block and never held at once.
+    Distances are made block by block and never held at once, except for TEST.ROC. Query expansion and re-ranking need
+    the embeddings of all query and gallery images, where they lie: they do not work on galleries read in parts.
 
     Args:
         groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
@@ -43,9 +43,14 @@ class ReIDTask:
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gathered = self._by_groups(gathered)
         query, gallery = gathered.query, gathered.gallery
-        distances = self._matrix(query, gallery)
+        distances = self._distances(query, gallery)
+        roc = {}
+        if self.cfg.TEST.ROC.ENABLED:
+            matrix = _whole(distances or pairwise(query.embeddings, gallery.embeddings, self.cfg.TEST.METRIC),
+                            len(query.pids), len(gallery.pids))
+            roc = self._verification(matrix, query, gallery)
+            distances = matrix.__getitem__
         result = self._ranked(query, gallery, distances)
-        roc = self._verification(distances, query, gallery) if self.cfg.TEST.ROC.ENABLED else {}
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
         figures = result.percentages()
@@ -54,15 +59,17 @@ class ReIDTask:
     def ranker(self, gathered: Gathered) -> Callable[..., ranking.ReIDResult]:
         """The same ranking under other rules: a function of a setting of outfits and of rows of the gallery.
 
-        Re-ranked distances are those of the whole gallery, also where some of its rows are asked for.
+        Re-ranked distances are those of the whole gallery, also where some of its rows are asked for. They are
+        computed once, and held.
         """
         gathered = self._by_groups(gathered)
         query, gallery = gathered.query, gathered.gallery
-        distances = self._matrix(query, gallery)
+        distances = self._distances(query, gallery)
+        matrix = None if distances is None else _whole(distances, len(query.pids), len(gallery.pids))
 
         def ranked(setting: str, chosen: Tensor | slice = slice(None)) -> ranking.ReIDResult:
             some = gallery.rows(chosen)
-            return self._ranked(query, some, None if distances is None else distances[:, chosen],
+            return self._ranked(query, some, None if matrix is None else lambda rows: matrix[rows][:, chosen],
                                 Outfits(query.outfits, some.outfits, setting))
 
         return ranked
@@ -71,39 +78,35 @@ class ReIDTask:
         groups = self.cfg.TEST.GROUPS if self.groups is None else self.groups
         return replace(gathered, embeddings=of_groups(gathered.embeddings, groups)) if groups else gathered
 
-    def _ranked(self, query: Gathered, gallery: Gathered, distances, outfits=None) -> ranking.ReIDResult:
+    def _ranked(self, query: Gathered, gallery: Gathered, distances: Callable[[slice], Tensor] | None,
+                outfits: Outfits | None = None) -> ranking.ReIDResult:
         ids = query.pids, query.camids, gallery.pids, gallery.camids
         if distances is not None:
-            return ranking.reid_metrics(torch.as_tensor(distances), *ids, outfits=outfits)
+            return ranking.reid_metrics(distances, *ids, outfits=outfits)
         return ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, outfits=outfits,
                                                   metric=self.cfg.TEST.METRIC, device=query.device)
 
-    def _matrix(self, query: Gathered, gallery: Gathered):
-        """All distances at once, where the host's code needs them; or else None."""
-        test = self.cfg.TEST
-        needed = test.AQE.ENABLED or test.RERANK.ENABLED or test.ROC.ENABLED
-        return self._distances(query, gallery) if needed else None
-
-    def _distances(self, query: Gathered, gallery: Gathered):
-        """The host's query expansion and re-ranking, which need the whole matrix."""
-        test, q, g = self.cfg.TEST, query.embeddings.cpu(), gallery.embeddings.cpu()  # the host's code is for NumPy
+    def _distances(self, query: Gathered, gallery: Gathered) -> Callable[[slice], Tensor] | None:
+        """Distances of any rows of queries after query expansion and re-ranking; None without either."""
+        test, q, g = self.cfg.TEST, query.embeddings, gallery.embeddings
         if test.AQE.ENABLED:
-            q, g = aqe(q, g, test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)
-        distances = build_dist(q, g, test.METRIC)
+            if len(q) + len(g) <= test.AQE.QE_K:
+                raise ValueError(f"TEST.AQE.QE_K is {test.AQE.QE_K}, but there are {len(q)} query and {len(g)} gallery "
+                                 "images, expected more of both together than QE_K: lower TEST.AQE.QE_K, or set "
+                                 "TEST.AQE.ENABLED False")
+            expanded = aqe(q.cpu(), g.cpu(), test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)  # on the CPU alone
+            q, g = (side.to(q.device) for side in expanded)
         if test.RERANK.ENABLED:
-            if test.METRIC == "cosine":
-                q, g = F.normalize(q, dim=1), F.normalize(g, dim=1)
-            jaccard = build_dist(q, g, metric="jaccard", k1=test.RERANK.K1, k2=test.RERANK.K2)
-            distances = jaccard * (1 - test.RERANK.LAMBDA) + distances * test.RERANK.LAMBDA
-        return distances
+            return reranked(q, g, **_reranking_options(self.cfg))
+        return pairwise(q, g, test.METRIC) if test.AQE.ENABLED else None
 
     @staticmethod
-    def _verification(distances, query: Gathered, gallery: Gathered) -> dict[str, float]:
+    def _verification(distances: Tensor, query: Gathered, gallery: Gathered) -> dict[str, float]:
         """True positive rates at fixed false positive rates, from the host's pairs; shares of 1, as the host's."""
-        scores, labels = evaluate_roc(np.asarray(distances), query.pids.numpy(), gallery.pids.numpy(),
+        scores, labels = evaluate_roc(distances.cpu().numpy(), query.pids.numpy(), gallery.pids.numpy(),
                                       query.camids.numpy(), gallery.camids.numpy())
         false_positive, true_positive, _ = roc_curve(labels, scores)
-        return {f"TPR@FPR={rate:.0e}": float(true_positive[np.abs(false_positive - rate).argmin()])
+        return {f"TPR@FPR={rate:.0e}": float(true_positive[abs(false_positive - rate).argmin()])
                 for rate in (1e-4, 1e-3, 1e-2)}
 
 
@@ -138,7 +141,8 @@ class PARTask:
             answers = par.majority_answers(*schema.column_truth(self.train_labels))
             majority = par.par_metrics(answers.expand(len(chosen), -1), truth, known, is_colour)
             figures |= self._figures("PAR-majority", majority)
-        figures["PAR/images"] = len(chosen)
+        figures |= {"PAR/images": len(chosen), "PAR/questions": result.num_bits,
+                    "PAR/undefined_questions": result.num_undefined_bits}
         return figures
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
@@ -174,12 +178,13 @@ class APSTask:
         result = self._run(gathered, pool, labels, pool_categories)
         figures = {"APS/mAP": 100 * result.mAP, "APS/Rank-1": 100 * result.rank1,
                    "APS/mAP_trapezoid": 100 * result.mAP_trapezoid, "APS/queries": len(labels),
-                   "APS/images": len(pool)}
+                   "APS/unmatched": result.num_unmatched, "APS/images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
             unseen_sid = self._with_unseen_sid(labels)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
-                figures |= {f"APS/{name}/{key}": value for key, value in _subset(result, chosen).items()}
+                subset = _subset(result, chosen, self.protocol)
+                figures |= {f"APS/{name}/{key}": value for key, value in subset.items()}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return figures
@@ -205,8 +210,12 @@ class APSTask:
         queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
         queries[:, fields] = own
         given = self._run(gathered, pool, queries, own_categories)
-        return {f"APS/{name}/mAP_full": 100 * full.mAP, f"APS/{name}/Rank-1_full": 100 * full.rank1,
-                f"APS/{name}/mAP_given": 100 * given.mAP, f"APS/{name}/Rank-1_given": 100 * given.rank1}
+        figures = {}
+        for reading, result in (("full", full), ("given", given)):
+            figures |= {f"APS/{name}/mAP_{reading}": 100 * result.mAP,
+                        f"APS/{name}/mAP_trapezoid_{reading}": 100 * result.mAP_trapezoid,
+                        f"APS/{name}/Rank-1_{reading}": 100 * result.rank1}
+        return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
         """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,)."""
@@ -234,6 +243,10 @@ def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
 
 def check_task_options(cfg) -> None:
     """Refuse what would come up at the first evaluation only."""
+    if cfg.TEST.RERANK.ENABLED:
+        check_reranking(**_reranking_options(cfg))
+    if cfg.TEST.AQE.ENABLED and cfg.TEST.AQE.QE_K < 1:
+        raise ValueError(f"TEST.AQE.QE_K is {cfg.TEST.AQE.QE_K}, expected 1 or more")
     if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups: "
                          "only Cerberus does")
@@ -245,6 +258,19 @@ def check_task_options(cfg) -> None:
         raise ValueError(f"TEST.APS.PARTIAL is '{cfg.TEST.APS.PARTIAL}', expected one of {', '.join(PARTIAL)}")
     for name in cfg.TEST.APS.GROUPS:
         _groups_of(name)
+
+
+def _reranking_options(cfg) -> dict:
+    """Keyword arguments of `reranked` and `check_reranking`."""
+    node = cfg.TEST.RERANK
+    return {"metric": cfg.TEST.METRIC, "k1": node.K1, "k2": node.K2, "lambda_value": node.LAMBDA,
+            "variant": node.VARIANT}
+
+
+def _whole(distances: Callable[[slice], Tensor], num_query: int, num_gallery: int) -> Tensor:
+    """All rows of a function of blocks: float (Q, N)."""
+    size = ranking.block_rows(num_gallery)
+    return torch.cat([distances(slice(start, min(start + size, num_query))) for start in range(0, num_query, size)])
 
 
 def _groups_of(name: str) -> list[str]:
@@ -273,7 +299,10 @@ def _first(members: Tensor, preferred: Tensor) -> int:
     return int((both if both.any() else members).nonzero()[0])
 
 
-def _subset(result: aps.APSResult, chosen: Tensor) -> dict[str, float]:
-    """Figures over some of the queries; NaN where there are none."""
-    ap, first = result.queries.ap[chosen].nan_to_num(0), result.queries.first_match[chosen]
-    return {"mAP": 100 * ap.mean().item(), "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
+def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
+    """Figures over some of the queries, as the protocol counts those without a match; NaN where there are none."""
+    chosen = chosen & (result.queries.num_matches > 0) if protocol == "sal" else chosen
+    ap, trapezoid = (values[chosen].nan_to_num(0) for values in (result.queries.ap, result.queries.ap_trapezoid))
+    first = result.queries.first_match[chosen]
+    return {"mAP": 100 * ap.mean().item(), "mAP_trapezoid": 100 * trapezoid.mean().item(),
+            "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}

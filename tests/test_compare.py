@@ -61,10 +61,11 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     main([*map(str, folders), "--output", str(tmp_path / "out")])
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert cells(lines[0]) == ["model (folder)", "reID mAP", "Rank-1", "mINP", "PAR mA official", "binary", "balanced",
-                               "APS mAP", "APS Rank-1", "APS unseen mAP", "training minutes"]
+                               "APS mAP (rectangle)", "APS mAP (trapezoid)", "APS Rank-1",
+                               "APS unseen mAP (rectangle)", "training minutes"]
     assert cells(lines[2]) == ["Cerberus (cerberus_R50)", "70.12", "88.00", "40.00", "86.50", "92.00", "80.00",
-                               "30.00", "50.00", "undefined", "90.0"]
-    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 6, "90.0"]
+                               "30.00", "", "50.00", "undefined", "90.0"]
+    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 7, "90.0"]
     assert lines[-2] == (f"- Cerberus (cerberus_R50), `{folders[0]}`: 120 epochs; 384x128; cosine distance; seed 1; "
                          "NVIDIA H100; torch 2.13.0")
     assert "euclidean distance" in lines[-1] and lines[-1] in capsys.readouterr().out
@@ -77,6 +78,7 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
 @pytest.mark.parametrize(("place", "value", "message"), [
     ("protocol__reid__flip", True, "reID flip is True here and False in"),
     ("protocol__reid__re-ranking", True, "reID re-ranking is True"),
+    ("protocol__reid__re-ranking", "paper, k1 20, k2 6, lambda 0.3", "reID re-ranking is paper, k1 20"),
     ("protocol__reid__query expansion", True, "reID query expansion is True"),
     ("protocol__reid__ap", "trapezoid", "reID ap is trapezoid here and rectangle in"),
     ("protocol__par__force colour", True, "PAR force colour is True"),

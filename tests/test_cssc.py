@@ -7,6 +7,7 @@ from pathlib import Path
 from cerberus_plugin import CerberusTrainer, acceleration, add_cerberus_config
 from cerberus_plugin.assembly import load_model
 from cerberus_plugin.engine import evaluate
+from cerberus_plugin.experiments.running import by_key
 from cerberus_plugin.losses import identity_loss
 from cerberus_plugin.modeling.cssc import CSSC, SMR
 
@@ -280,6 +281,9 @@ def test_an_embedding_is_the_sum_over_image_and_mirror_image_before_normalisatio
 
 @pytest.mark.parametrize(("options", "message"), [
     (("TEST.FLIP.ENABLED", True), "CSSC.FLIP_SUM and TEST.FLIP.ENABLED are both True"),
+    (("MODEL.BACKBONE.STEM_POOL", "floor"), "STEM_POOL is 'floor', expected 'ceil' or 'padding'"),
+    (("MODEL.BACKBONE.STEM_POOL", "padding", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
+      "MODEL.BACKBONE.DEPTH", "50x"), "'padding', which is for build_resnet_backbone alone"),
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks.* lost in CSSC"),
     (("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0"),
      "'build_osnet_backbone' has no .*layer1.*CSSC takes a ResNet-like backbone apart")])
@@ -324,10 +328,11 @@ def test_it_trains_resumes_into_the_epoch_of_triplets_evaluates_and_reloads(smal
 
 @pytest.mark.parametrize(("name", "images", "instances"), [("PRCC", 17_896, 8), ("LTCC", 9_576, 8),
                                                            ("CelebreID", 20_208, 4)])
-def test_the_recipe_is_that_of_the_published_code(name, images, instances):
+@pytest.mark.parametrize("file", ["cssc_R50.yml", "cssc_official_R50.yml"])
+def test_the_recipe_is_that_of_the_published_code(name, images, instances, file):
     cfg = get_cfg()
     add_cerberus_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name / "cssc_R50.yml"))
+    cfg.merge_from_file(str(CONFIGS / name / file))
     solver, data = cfg.SOLVER, cfg.INPUT
     assert (solver.OPT, solver.BASE_LR, solver.WEIGHT_DECAY, solver.MAX_EPOCH) == ("Adam", 3e-4, 5e-4, 120)
     assert (solver.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE) == (32, instances)
@@ -340,6 +345,33 @@ def test_the_recipe_is_that_of_the_published_code(name, images, instances):
     assert rates[0] == pytest.approx(3e-5) and rates[5] == pytest.approx(3e-4 * 0.55)  # halfway from 0.1 to 1
     assert [epoch for epoch in range(10, 120) if rates[epoch] != pytest.approx(rates[epoch - 1])] == [10, 30, 60]
     assert [rates[epoch] for epoch in (10, 30, 60)] == pytest.approx([3e-4, 3e-5, 3e-6])
+
+
+@pytest.mark.parametrize("name", ["PRCC", "LTCC", "CelebreID"])
+def test_the_official_recipe_differs_in_what_the_published_code_has_otherwise_alone(name):
+    def values(file: str) -> dict:
+        cfg = get_cfg()
+        add_cerberus_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / name / file))
+        return by_key(cfg)
+
+    ours, official = values("cssc_R50.yml"), values("cssc_official_R50.yml")
+    assert {key: value for key, value in official.items() if value != ours[key]} == {
+        "MODEL.BACKBONE.STEM_POOL": "padding", "INPUT.INTERPOLATION": "bilinear", "INPUT.REA.SCALE": [0.02, 0.4],
+        "INPUT.REA.RATIO": [0.3, 3.3333333], "DATALOADER.RESIDENT": False, "SOLVER.AUTOCAST": "",
+        "TEST.BEST_EPOCH": True, "OUTPUT_DIR": f"logs/{name.lower()}/cssc_official_R50"}
+
+
+def test_the_stem_pools_as_the_key_says_also_where_a_backbone_is_taken_apart():
+    images = batch(2)["images"]
+    trunks = {}
+    for pool in ("ceil", "padding"):
+        model = model_of("MODEL.BACKBONE.STEM_POOL", pool).eval()
+        (layer,) = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
+        assert (layer.ceil_mode, layer.padding) == ((True, 0) if pool == "ceil" else (False, 1))
+        with torch.no_grad():
+            trunks[pool] = model.trunk(images)
+    assert trunks["ceil"].shape == trunks["padding"].shape and not torch.equal(*trunks.values())
 
 
 def learning_rates(cfg, steps: int) -> list[float]:

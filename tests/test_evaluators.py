@@ -9,6 +9,8 @@ from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerbe
 from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.gathered import Gathered
 from cerberus_plugin.metrics import ranking
+from cerberus_plugin.metrics.reranking import reranked
+from cerberus_plugin.tasks import check_task_options
 
 import pytest
 import torch
@@ -46,8 +48,9 @@ def run(evaluator, stream=None):
 
 
 @pytest.mark.parametrize("options", [
-    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.RERANK.ENABLED", True),
-    ("TEST.ROC.ENABLED", True)])
+    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.ROC.ENABLED", True),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid"),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid", "TEST.AQE.ENABLED", True)])
 def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
     cfg = config(*options)
     # The package has given the host its own ranking; here the host ranks by itself.
@@ -56,6 +59,45 @@ def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(float(value), abs=1e-4 if options[0] == "TEST.METRIC" else 1e-3), name
     assert set(theirs) <= set(ours)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_reranking_ranks_by_the_published_distances_under_both_metrics(metric):
+    cfg = config("TEST.RERANK.ENABLED", True, "TEST.METRIC", metric, "TEST.RERANK.K1", 8)
+    inputs = [inputs for inputs, _ in batches()]
+    pids, camids = (torch.cat([batch[key] for batch in inputs]) for key in ("targets", "camids"))
+    embeddings = torch.cat([outputs for _, outputs in batches()])
+    distances = reranked(embeddings[:24], embeddings[24:], metric=metric, k1=8)(slice(0, 24))
+    expected = ranking.reid_metrics(distances, pids[:24], camids[:24], pids[24:], camids[24:])
+    found = run(TaskEvaluator(24, [ReIDTask(cfg)]))
+    assert found["mAP"] == pytest.approx(100 * expected.mAP) and found["Rank-1"] == 100 * expected.cmc[0]
+    plain = run(TaskEvaluator(24, [ReIDTask(config("TEST.METRIC", metric))]))
+    assert found["mAP"] > plain["mAP"] + 3
+
+
+def test_reranking_compares_the_groups_that_are_asked_for():
+    cfg = config("TEST.RERANK.ENABLED", True, "TEST.GROUPS", ["upper"])
+    only = [(inputs, outputs.unflatten(1, (5, 8))[:, 1]) for inputs, outputs in batches()]
+    expected = run(TaskEvaluator(24, [ReIDTask(config("TEST.RERANK.ENABLED", True))]), only)
+    assert run(TaskEvaluator(24, [ReIDTask(cfg)])) == pytest.approx(expected, abs=1e-4)
+
+
+def test_query_expansion_of_fewer_images_than_its_k_is_refused():
+    cfg = config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 90)
+    with pytest.raises(ValueError, match="QE_K is 90, but there are 24 query and 66 gallery images.*lower"):
+        run(TaskEvaluator(24, [ReIDTask(cfg)]))
+    cfg = config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 89)
+    assert run(TaskEvaluator(24, [ReIDTask(cfg)]))["mAP"] > 0
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("TEST.RERANK.VARIANT", "host"), "TEST.RERANK.VARIANT is 'host'"),
+    (("TEST.RERANK.VARIANT", "fastreid", "TEST.METRIC", "euclidean"), "re-ranking changes almost nothing"),
+    (("TEST.RERANK.K2", 0), "TEST.RERANK.K2 is 0"),
+    (("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 0), "TEST.AQE.QE_K is 0")])
+def test_reranking_without_a_meaning_is_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_task_options(config("TEST.RERANK.ENABLED", True, *options))
 
 
 class OwnReader:
@@ -74,6 +116,7 @@ def test_par_and_aps_attach_to_any_reader_and_leave_distractors_out():
     labels = random_labels(MARKET1501, 6, seed=9)
     results = run(TaskEvaluator(24, [PARTask(OwnReader(), labels), APSTask(OwnReader(), labels)]))
     assert results["PAR/images"] == 55  # 66 gallery images, 11 of them of identity 0
+    assert 0 < results["PAR/undefined_questions"] < results["PAR/questions"]  # five people do not wear every colour
     assert results["APS/images"] == 75 and results["APS/queries"] == 5
     assert results["APS/seen/queries"] == 5 and results["APS/unseen/queries"] == 0
 
@@ -166,6 +209,20 @@ def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, 
     pool_categories = torch.tensor(categories).roll(-1)
     result = task._run(given, torch.arange(5).roll(-1), labels, pool_categories)
     assert (result.mAP, result.rank1) == (pytest.approx(mAP), rank1)
+
+
+@pytest.mark.parametrize("protocol", ["asmr", "sal"])
+def test_seen_and_unseen_categories_together_are_all_of_them(protocol):
+    stream = list(batches())
+    for inputs, _ in stream:
+        inputs["camids"] = torch.where(inputs["targets"] == 5, 0, inputs["camids"])  # "sal" leaves nothing to find
+    results = run(TaskEvaluator(24, [APSTask(OwnReader(), random_labels(MARKET1501, 6, seed=9)[[1, 5]],
+                                             protocol=protocol)]), stream)
+    assert results["APS/unmatched"] == (protocol == "sal")
+    for key in ("mAP", "mAP_trapezoid", "Rank-1"):
+        parts = [(results[f"APS/{part}/{key}"], results[f"APS/{part}/queries"]) for part in ("seen", "unseen")]
+        assert sum(value * count for value, count in parts) / sum(count for _, count in parts) == pytest.approx(
+            results[f"APS/{key}"])
 
 
 @pytest.mark.parametrize(("change", "message"), [

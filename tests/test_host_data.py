@@ -5,12 +5,13 @@ import itertools
 import threading
 import warnings
 
-from cerberus_plugin import host
+from cerberus_plugin import add_cerberus_config, host
 
 import fastreid.data.build
 import fastreid.engine.defaults
 import fastreid.evaluation.rank
 import fastreid.solver
+import numpy as np
 import pytest
 import torch
 from fastreid.config import get_cfg
@@ -184,3 +185,36 @@ def test_reading_pixels_warns_of_nothing_that_a_user_could_change():
             torch.storage._reset_warn_typed_storage_removal()  # torch warns once a process
             to_tensor(Image.new("RGB", (2, 2)))
     assert len(warned) == 1 and "TypedStorage" in str(warned[0].message)
+
+
+def test_images_are_resized_and_erased_as_the_keys_say():
+    from fastreid.data.transforms import build_transforms
+
+    cfg = get_cfg()
+    cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [32, 16]
+    cfg.INPUT.REA.ENABLED = True
+    gradient = Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3))
+    by_host = build_transforms(cfg, is_train=False)(gradient)  # a configuration without the plugin's keys
+    add_cerberus_config(cfg)
+    resize, _, erasing = build_transforms(cfg, is_train=True).transforms
+    assert resize.interpolation.value == "bicubic" and (erasing.scale, erasing.ratio) == ((0.02, 0.33), (0.3, 3.3))
+    assert torch.equal(build_transforms(cfg, is_train=False)(gradient), by_host)
+    cfg.INPUT.INTERPOLATION, cfg.INPUT.REA.SCALE, cfg.INPUT.REA.RATIO = "bilinear", [0.1, 0.4], [0.5, 2.0]
+    erasing = build_transforms(cfg, is_train=True).transforms[-1]
+    assert (erasing.scale, erasing.ratio) == ((0.1, 0.4), (0.5, 2.0))
+    expected = np.asarray(gradient.resize((16, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.array_equal(build_transforms(cfg, is_train=False)(gradient).numpy(), expected)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("INPUT.INTERPOLATION", "nearest", "INTERPOLATION is 'nearest', expected one of bicubic, bilinear"),
+    ("INPUT.REA.SCALE", [0.4, 0.1], r"REA.SCALE is \[0.4, 0.1\], expected two positive numbers, the smaller one first"),
+    ("INPUT.REA.RATIO", [0.0, 3.0], r"REA.RATIO is \[0.0, 3.0\], expected two positive")])
+def test_transforms_that_cannot_be_are_refused_by_key(key, value, message):
+    from fastreid.data.transforms import build_transforms
+
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_list(["INPUT.REA.ENABLED", True, key, value])
+    with pytest.raises(ValueError, match=message):
+        build_transforms(cfg)

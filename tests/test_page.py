@@ -189,7 +189,8 @@ def test_published_figures_stand_apart_with_their_rule_and_their_data_set(tmp_pa
     record["variants"].append(variant("ASMR", published={"DukeMTMC": {"APS/mAP": 20.0}}))
     found = read(tmp_path, record)
     shown = table(found, "Market1501")
-    assert shown.headers == ["variant", "reID mAP", "reID Rank-1", "PAR mA (official)", "APS mAP", "PAR mA (binary)",
+    assert shown.headers == ["variant", "reID mAP", "reID Rank-1", "PAR mA (official)", "APS mAP (rectangle)",
+                             "PAR mA (binary)",
                              "runs", "minutes of training"]
     assert [(row.name, row.mark) for row in shown.published] == [
         ("identity term", "published"), ("all terms", "published, PAR binary")]
@@ -213,7 +214,11 @@ def test_minutes_that_nobody_took_are_not_shown(tmp_path):
 
 @pytest.mark.parametrize(("key", "expected"), [
     ("PAR/mA_binary", "PAR mA (binary)"), ("PAR/official/upper colour", "PAR upper colour (official)"),
-    ("APS/unseen/mAP", "APS unseen mAP"), ("mINP", "reID mINP"), ("cloth-changing/mAP", "cloth-changing mAP")])
+    ("APS/unseen/mAP", "APS unseen mAP (rectangle)"), ("APS/mAP_trapezoid", "APS mAP (trapezoid)"),
+    ("APS/upper/mAP_given", "APS upper mAP given (rectangle)"),
+    ("APS/upper/mAP_trapezoid_full", "APS upper mAP full (trapezoid)"),
+    ("APS/upper/Rank-1_given", "APS upper Rank-1_given"), ("mINP", "reID mINP"),
+    ("cloth-changing/mAP", "cloth-changing mAP")])
 def test_headings_name_task_and_rule(key, expected):
     assert heading(key) == expected
 

@@ -50,7 +50,7 @@ def test_variants_are_marks_with_the_published_figure_beside_them(axes):
     drawn, caption = axes(parts())
     first = drawn[0]
     assert [axis.get_xlabel() for axis in drawn] == ["reID mAP (%)", "reID Rank-1 (%)", "PAR mA (official) (%)",
-                                                     "APS mAP (%)"]
+                                                     "APS mAP (rectangle) (%)"]
     assert [bars.lines[0].get_xdata()[0] for bars in first.containers] == [89.0, 89.75]
     diamonds = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "D"]
     assert diamonds == [88.34, 89.83] and "do not start at 0" in caption

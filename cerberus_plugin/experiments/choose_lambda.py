@@ -37,7 +37,7 @@ logger = logging.getLogger("fastreid.cerberus")
 LAMBDAS = tuple(tenths / 10 for tenths in range(11))
 HOLD_OUT = 100  # of the 751 of Market-1501, as in the paper
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "PAR/mA_official": "PAR mA official", "PAR/mA_binary": "binary",
-           "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP"}
+           "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP (rectangle)"}
 FIGURES = (*report.REID, *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/mAP", "APS/Rank-1")  # more is better
 
 

@@ -27,6 +27,7 @@ def adapt() -> None:
     data.replace_loader()
     data.refuse_endless_samplers()
     data.accept_affine()
+    data.read_transform_keys()
     data.read_pixels_quietly()
     launching.join_or_launch()
     launching.wrap_models_on_cpu()

@@ -1,5 +1,5 @@
-"""Data: another listing of two data sets, a loader for CPU and GPU that passes errors on, samplers that end, and
-RandomAffine's new arguments."""
+"""Data: another listing of two data sets, a loader for CPU and GPU that passes errors on, samplers that end, and more
+keys for transforms."""
 
 import importlib
 import inspect
@@ -209,3 +209,42 @@ def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
 
     replace(market1501.Market1501, "process_dir", replaced)
     replace(dukemtmcreid.DukeMTMC, "process_dir", replaced)
+
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+def read_transform_keys() -> None:
+    """Let INPUT.INTERPOLATION, INPUT.REA.SCALE and INPUT.REA.RATIO decide what the host has fixed.
+
+    data/transforms/build.py resizes bicubically and erases by torchvision's default share and ratio. A configuration
+    without these keys, of the host alone, is built as before.
+    """
+    import torchvision.transforms as T
+
+    def build(host_build):
+        def build_transforms(cfg, is_train=True):
+            node = cfg.INPUT
+            interpolation = node.get("INTERPOLATION", "bicubic")
+            if interpolation not in INTERPOLATIONS:
+                raise ValueError(f"INPUT.INTERPOLATION is '{interpolation}', expected one of "
+                                 f"{', '.join(INTERPOLATIONS)}")
+            composed = host_build(cfg, is_train)
+            for step in composed.transforms:
+                if isinstance(step, T.Resize | T.RandomResizedCrop):
+                    step.interpolation = T.InterpolationMode(interpolation)
+                elif isinstance(step, T.RandomErasing) and "SCALE" in node.REA:
+                    step.scale, step.ratio = (_ascending(f"INPUT.REA.{key}", node.REA[key]) for key in
+                                              ("SCALE", "RATIO"))
+            return composed
+
+        return build_transforms
+
+    replace(importlib.import_module("fastreid.data.transforms.build"), "build_transforms", build)
+
+
+def _ascending(key: str, bounds) -> tuple[float, float]:
+    """The two bounds of a range of positive numbers."""
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"{key} is {list(bounds)}, expected two positive numbers, the smaller one first")
+    return tuple(bounds)

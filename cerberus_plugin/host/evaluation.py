@@ -43,19 +43,17 @@ def use_ranking(rank: Callable) -> None:
 
 
 def rerank_on_cpu() -> None:
-    """Let TEST.RERANK run with faiss-cpu.
+    """Let TEST.RERANK of the host's own evaluator run with any faiss.
 
-    utils/compute_dist.py:53 always asks for search option 0, which moves features to a GPU (:68) and needs
-    faiss-gpu (:76); option 3 searches on the CPU and gives the same neighbours.
+    utils/compute_dist.py:53 always asks for search option 0, which moves features to a GPU (:68) and calls
+    `faiss.cast_integer_to_long_ptr` (utils/faiss_utils.py), which newer releases of faiss do not have. Option 3
+    searches on the CPU and gives the same neighbours. The plugin's own tasks use `metrics.reranking`.
     """
-    import faiss
     import fastreid.utils.compute_dist
 
     def build(host_distance):
         def compute_jaccard_distance(features, k1=20, k2=6, search_option=0, fp16=False):
-            if not (torch.cuda.is_available() and hasattr(faiss, "StandardGpuResources")):
-                search_option = 3
-            return host_distance(features, k1, k2, search_option, fp16)
+            return host_distance(features.cpu(), k1, k2, 3, fp16)
 
         return compute_jaccard_distance
 

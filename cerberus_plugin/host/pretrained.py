@@ -1,4 +1,4 @@
-"""Backbone weights: how many tensors a file really filled, and clear errors where it filled none."""
+"""Backbones: how many tensors a file of weights filled, errors where it filled none, and the pooling of the stem."""
 
 import contextlib
 import logging
@@ -32,17 +32,38 @@ def count_matches() -> None:
         def build_backbone(cfg):
             node = cfg.MODEL.BACKBONE
             if not node.PRETRAIN:
-                return host_build(cfg)
+                return _with_stem_pool(host_build(cfg), node)
             if node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
                 raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH '{node.PRETRAIN_PATH}' is no file. {_ADVICE}")
             with tensors_alone(node.PRETRAIN_PATH or "the downloaded file"), recorded_loads() as loads:
                 backbone = _built(host_build, cfg)
             _report(loads, node.PRETRAIN_PATH, node.NAME)
-            return backbone
+            return _with_stem_pool(backbone, node)
 
         return build_backbone
 
     replace(fastreid.modeling.backbones.build, "build_backbone", build)
+
+
+def _with_stem_pool(backbone: nn.Module, node) -> nn.Module:
+    """Pool the stem as MODEL.BACKBONE.STEM_POOL says.
+
+    The host's ResNet pools with ceil_mode and without padding (modeling/backbones/resnet.py:136), torchvision's with a
+    padding of 1, and so were the ImageNet weights trained that both use. Maps have the same size where the image's
+    sides are even, but cover other pixels. The host's ResNeXt, ResNeSt, RegNet and OSNet pad as torchvision does.
+    """
+    from fastreid.modeling.backbones.resnet import ResNet
+
+    stem_pool = node.get("STEM_POOL", "ceil")  # the host alone has no such key
+    if stem_pool not in ("ceil", "padding"):
+        raise ValueError(f"MODEL.BACKBONE.STEM_POOL is '{stem_pool}', expected 'ceil' or 'padding'")
+    if stem_pool == "padding":
+        if not isinstance(backbone, ResNet):
+            raise ValueError(f"MODEL.BACKBONE.STEM_POOL is 'padding', which is for build_resnet_backbone alone, but "
+                             f"MODEL.BACKBONE.NAME is '{node.NAME}'; set STEM_POOL to 'ceil', its default, which "
+                             "leaves other backbones as they are")
+        backbone.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    return backbone
 
 
 @contextlib.contextmanager

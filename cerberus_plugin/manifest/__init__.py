@@ -9,3 +9,4 @@ from .making import file_sha256 as file_sha256
 from .making import manifest as manifest
 from .making import of_test as of_test
 from .making import of_training as of_training
+from .making import ranking_rules as ranking_rules

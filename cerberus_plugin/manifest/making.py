@@ -63,6 +63,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "tests": {name: figures.tested for name, figures in by_name.items() if getattr(figures, "tested", None)},
         "training": None if train_set is None else of_training(cfg, train_set),
         "AP": "rectangle",
+        "ranking": ranking_rules(cfg),
         "junk": JUNK + _junk_by_outfits(served),
         "colours": COLOURS | {"force colour": cfg.TEST.PAR.FORCE_COLOUR} if "PAR" in served else None,
         "pool": POOL if "APS" in served else None,
@@ -73,6 +74,14 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),
     }
+
+
+def ranking_rules(cfg: CfgNode) -> dict[str, str | bool]:
+    """What is done to distances before images are ranked; False where it is not done."""
+    rerank, aqe = cfg.TEST.RERANK, cfg.TEST.AQE
+    return {"re-ranking": rerank.ENABLED and f"{rerank.VARIANT}, k1 {rerank.K1}, k2 {rerank.K2}, "
+                                             f"lambda {rerank.LAMBDA:g}",
+            "query expansion": aqe.ENABLED and f"k {aqe.QE_K}, times {aqe.QE_TIME}, alpha {aqe.ALPHA:g}"}
 
 
 def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dict:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .ranking import Ranking, block_rows, cmc_curve, rank_in_blocks
 
-PROTOCOLS = ("asmr", "sal")
+PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle"}  # the rule of the AP in each protocol's own paper and code
+PROTOCOLS = tuple(PUBLISHED_AP)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def aps_metrics(
     """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
 
     "asmr" ranks the whole pool (gallery and query images together), without a filter by person or camera, and keeps
-    every query in the denominator; it reports the trapezoid AP. "sal" takes the images of the person and camera
-    that represents a query's category out of the ranking, and reports the rectangle AP.
+    every query in the denominator; its paper publishes the trapezoid AP. "sal" takes the images of the person and
+    camera that represents a query's category out of the ranking; its paper publishes the rectangle AP.
 
     Args:
         scores: float (Q, N), larger is better; or a function from rows, a slice of range(Q), to those rows of it.

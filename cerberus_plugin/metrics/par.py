@@ -29,8 +29,8 @@ class PARResult:
     * `num_correct`, `num_known`: int64 (M,), the two counts behind `official`.
 
     `mA_official` and `mA_binary` are plain means of the columns, `mA_balanced` of all yes/no questions of all columns.
-    `num_undefined` counts columns without a known image, `num_undefined_bits` the questions without a yes or a no:
-    both are left out of the means.
+    `num_undefined` counts columns without a known image, `num_undefined_bits` those of the `num_bits` yes/no questions
+    that have no yes or no no among the images: both are left out of the means.
     """
 
     official: Tensor
@@ -47,6 +47,7 @@ class PARResult:
     mA_balanced: float
     num_undefined: int
     num_undefined_bits: int
+    num_bits: int
 
 
 def par_metrics(
@@ -92,6 +93,7 @@ def par_metrics(
         mA_balanced=all_bits.nanmean().item(),
         num_undefined=int((columns["num_known"] == 0).sum()),
         num_undefined_bits=int(all_bits.isnan().sum()),
+        num_bits=len(all_bits),
     )
 
 

@@ -143,7 +143,7 @@ class ReIDResult:
 
 
 def reid_metrics(
-    distances: Tensor,
+    distances: Tensor | Callable[[slice], Tensor],
     query_pids: Tensor,
     query_camids: Tensor,
     gallery_pids: Tensor,
@@ -153,19 +153,21 @@ def reid_metrics(
     block_size: int | None = None,
     outfits: Outfits | None = None,
 ) -> ReIDResult:
-    """The Market-1501 protocol on a ready distance matrix.
+    """The Market-1501 protocol on ready distances.
 
     Gallery images of a query's own identity and camera are ignored; a query without any other image of its identity
     is skipped and leaves the denominator.
 
     Args:
-        distances: float (Q, N), smaller is better.
+        distances: float (Q, N), smaller is better; or a function from rows, a slice of range(Q), to those rows of it.
         query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
         outfits: rank under a cloth-changing setting. Where it leaves no query a match, figures are NaN.
     """
-    protocol = _Protocol(tuple(distances.shape), query_pids, query_camids, gallery_pids, gallery_camids, outfits)
-    return protocol.result(protocol.in_blocks(lambda rows: distances[rows], block_size), max_rank)
+    shape = (len(query_pids), len(gallery_pids)) if callable(distances) else tuple(distances.shape)
+    protocol = _Protocol(shape, query_pids, query_camids, gallery_pids, gallery_camids, outfits)
+    rows_of = distances if callable(distances) else distances.__getitem__
+    return protocol.result(protocol.in_blocks(rows_of, block_size), max_rank)
 
 
 def reid_metrics_from_features(

@@ -46,7 +46,7 @@ class Table:
 
 
 def heading(key: str) -> str:
-    """A figure's name over its column: 'reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP'."""
+    """A figure's name over its column: 'reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP (rectangle)'."""
     if key in HEADINGS:
         return HEADINGS[key]
     if key.startswith("Rank-"):
@@ -56,6 +56,10 @@ def heading(key: str) -> str:
         rule, name = ((parts[0].removeprefix("mA_"), "mA") if parts[0].startswith("mA_") else
                       (parts[0], "/".join(parts[1:])))
         return f"PAR {name} ({rule})" if name else f"PAR {rule}"
+    if task == "APS" and parts and parts[-1].startswith("mAP"):
+        rule, _, reading = parts[-1].removeprefix("mAP").strip("_").partition("_")  # "", "trapezoid", "given", ...
+        rule, reading = (rule, reading) if rule == "trapezoid" else ("rectangle", rule)
+        parts[-1] = " ".join(["mAP", *filter(None, [reading]), f"({rule})"])
     return " ".join([task, *parts])
 
 
