@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from . import report
 from .assembly import build_test_set
 from .attributes import GROUPS, MISSING
 from .metrics.ranking import rank_matches
@@ -210,13 +211,9 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
 
 
 def save(figure, path: str | Path) -> None:
-    """Write a picture whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{path.suffix}")
-    figure.savefig(temporary, dpi=DPI)
+    """Write a figure atomically, in the format of its suffix."""
+    report.write_figure(path, figure, DPI)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

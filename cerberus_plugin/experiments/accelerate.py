@@ -204,7 +204,7 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
         right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
     right.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    report.write_figure(path, figure, 110)
     plt.close(figure)
 
 

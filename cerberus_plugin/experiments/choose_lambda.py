@@ -132,7 +132,7 @@ def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, b
     axes[0].set_title(f"dashed: lambda {best:g}, highest {by} on held-out identities", fontsize=12)
     axes[1].set_xlabel("lambda: share of the identity losses", fontsize=12)
     axes[1].set_xticks(values, [f"{value:g}" for value in values])
-    figure.savefig(path, dpi=150)
+    report.write_figure(path, figure, 150)
     plt.close(figure)
 
 

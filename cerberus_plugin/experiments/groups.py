@@ -96,7 +96,7 @@ def plot(record: Mapping, path: Path) -> None:
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
-    figure.savefig(path, dpi=110)
+    report.write_figure(path, figure, 110)
     plt.close(figure)
 
 

@@ -12,6 +12,7 @@ An index is a folder:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..files import ENDING
 from ..portable.verification import Verification
 from . import files, record
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from ..portable.vocabulary import Answer, Vocabulary
 
 UNREADABLE = "unreadable.tsv"
-BEGUN = ("lock", ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
+BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # what a kill at the very beginning leaves, and a temporary RECORD
 DTYPES = ("float16", "float32")
 LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
 
@@ -112,7 +114,8 @@ class GalleryIndex:
         naming = Naming(pattern or "")
         if dtype not in (None, *DTYPES):
             raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
-        others = [path for path in folder.iterdir() if path.name not in BEGUN] if folder.is_dir() else []
+        others = [name for name in (os.listdir(folder) if folder.is_dir() else ())
+                  if not (name in BEGUN or name.startswith(f"{RECORD}.") and name.endswith(ENDING))]
         if not (folder / RECORD).is_file():  # looked for last: another process may be beginning it
             if others:
                 raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")

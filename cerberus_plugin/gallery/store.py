@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..files import ENDING
 from . import files
 from .walking import Named, Naming, Picture
 
@@ -315,7 +316,7 @@ class Store:
             self._base.execute("DELETE FROM parts WHERE number NOT IN (SELECT part FROM rows)")
         needed = {f"{number:06d}" for number, in self._base.execute("SELECT number FROM parts")}
         for path in (self.folder / "parts").glob("[0-9]*.npy*"):
-            if path.name.split(".")[0] not in needed or path.suffix == ".tmp":
+            if path.name.split(".")[0] not in needed or path.suffix == ENDING:
                 path.unlink()
 
     def _coded(self, answers: Sequence[Mapping[str, tuple[str, float]]]) -> np.ndarray:

@@ -5,12 +5,13 @@ Bytes a row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8 (and 8 for its
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from ...files import write_whole
 from .base import check_metric, padded
 
 FORMS = ("exact", "float16", "int8", "pq")
@@ -127,9 +128,9 @@ class FaissEngine:
 
         if self.path is None or self.exact:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+
+        def write(file: BinaryIO) -> None:
             file.write(self._learnt_from.to_bytes(8, "little"))
             faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
-        os.replace(temporary, self.path)
+
+        write_whole(self.path, write)
