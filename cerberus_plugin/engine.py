@@ -36,6 +36,7 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
+from .files import replace_unprintable
 from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
 from .metrics.outfits import SETTINGS
 from .processes import synchronise_batch_norm
@@ -205,6 +206,7 @@ class CerberusTrainer(DefaultTrainer):
 
 def setup(args) -> CfgNode:
     """Configuration from the command line, the host's logging and output folder, device and seed."""
+    replace_unprintable()
     cfg = read_config(args)
     if args.eval_only:
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results

@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Write files atomically, and print to consoles of any encoding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,3 +60,13 @@ def _remove_stale(path: Path) -> None:
                 temporary = path.with_name(other)
                 if time.time() - temporary.stat().st_mtime > STALE:
                     temporary.unlink()
+
+
+def replace_unprintable() -> None:
+    """Print a question mark for characters that the encoding of the console lacks, where Python would end the command.
+
+    For the entry points of commands: it changes `sys.stdout` of the process.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
+    if reconfigure and sys.stdout.errors == "strict":
+        reconfigure(errors="replace")

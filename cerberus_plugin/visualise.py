@@ -19,6 +19,7 @@ from PIL import Image
 from . import report
 from .assembly import build_test_set
 from .attributes import GROUPS, MISSING
+from .files import replace_unprintable
 from .metrics.ranking import rank_matches
 from .predictor import CerberusPredictor
 
@@ -217,6 +218,7 @@ def save(figure, path: str | Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder")
     parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from .. import report
 from ..data.held_out import HELD_OUT
+from ..files import replace_unprintable
 from ..gathered import Gathered
 from ..inference import (
     AcceleratedGallery,
@@ -247,6 +248,7 @@ def _timed(function) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a trained Cerberus, APR or ARN")
     parser.add_argument("--weights", help="another checkpoint of it")

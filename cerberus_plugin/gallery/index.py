@@ -3,8 +3,8 @@
 An index is a folder:
 
 * index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
-* rows.sqlite: path, size, time of change, identity, camera and time of each picture, where its embedding lies, and sizes
-  and checksums of the files of parts;
+* rows.sqlite: path, size, time of change, identity, camera and time of each picture, where its embedding lies, and
+  sizes and checksums of the files of parts;
 * parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column; answers
   that were recognised again have a number behind their name;
 * unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,12 +66,13 @@ class GalleryIndex:
     them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
     it the rows that it lacks and takes those of the others.
 
-    Whatever is read is compared with checksums, so that a file which is missing, cut short or altered ends a search with
-    `Damaged`, which names it. `build` and `update` read all files and make anew what is lost.
+    Whatever is read is compared with checksums, so that a file which is missing, cut short or altered ends a search
+    with `Damaged`, which names it. `build` and `update` read all files and make anew what is lost.
 
     Attributes:
         summary: what the last `build` or `update` of this object has done.
         lost: what it found damaged and has made anew; `Summary` does not count these pictures.
+        passed_over: what it did not look at, counted by kind, see `walk`.
 
     >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
     >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
@@ -90,6 +92,7 @@ class GalleryIndex:
         self._behind = False  # whether the last time to take notice of changes was cut off
         self.summary: Summary | None = None
         self.lost: list[Damaged] = []
+        self.passed_over: Counter[str] = Counter()
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
@@ -115,7 +118,7 @@ class GalleryIndex:
 
     @classmethod
     def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
-              pattern: str | None = None, pace: Pace | None = None,
+              pattern: str | None = None, follow_links: bool | None = None, pace: Pace | None = None,
               read: Callable[[Path], Image] | None = None) -> GalleryIndex:
         """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
 
@@ -125,6 +128,8 @@ class GalleryIndex:
                 new one float16, or float32 for a model whose embeddings have no unit length.
             pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
                 index, and "" for a new one.
+            follow_links: whether links to folders are followed. If None, as the index has done, and False for a new
+                one.
             read: opens a picture, `portable.images.read_image` if None. What cannot be read is listed: after a
                 ValueError until the file changes, after an OSError or MemoryError until the next update tries it again.
         """
@@ -147,6 +152,8 @@ class GalleryIndex:
             index = cls(folder)
             index.check(encoder)
             index._check_record(images=str(images), dtype=dtype or index._record.dtype)
+            if follow_links is not None and follow_links != index._record.follow_links:
+                index._write_record(replace(index._record, follow_links=follow_links))
             if pattern is not None and pattern != index._record.name_pattern:
                 index.store.name_again(naming)
                 index._write_record(replace(index._record, name_pattern=pattern))
@@ -240,7 +247,9 @@ class GalleryIndex:
         self.store.forget_passing()
         again = dict.fromkeys(self.store.paths_of_parts(lost), (None, None))  # no picture has such size and time
         known, refused = self.store.known() | again, {}
-        changes = compare(walk(self.images, refused.__setitem__), known, refused)
+        self.passed_over = Counter()
+        found = walk(self.images, refused.__setitem__, self._record.follow_links, self.passed_over)
+        changes = compare(found, known, refused)
         if known and len(changes.deleted) == len(known) and not changes.new:
             raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
                              "its disk is there. If they are deleted indeed, delete the index.")

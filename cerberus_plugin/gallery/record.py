@@ -28,6 +28,7 @@ class Record:
     Attributes:
         id: that of the index, whatever folder it lies in.   fingerprint: of the model that has embedded the pictures.
         images: their folder.   name_pattern: "" for the names of known data sets, see `Naming`.
+        follow_links: whether links to folders are followed.
         dim, groups, metric: `Shape`.   dtype: what embeddings are kept as.
         vocabulary, lasting_groups, verification: what the model knows beside that, see `Encoder`.
         format: that of the index folder.
@@ -44,6 +45,7 @@ class Record:
     vocabulary: dict | None
     lasting_groups: list[str]
     verification: dict | None
+    follow_links: bool = False
     format: int = FORMAT
 
     @classmethod
@@ -67,7 +69,11 @@ class Record:
         if made_by not in (FORMAT, OLDER):
             raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {FORMAT}; build the "
                              "index anew")
-        if set(values) != {field.name for field in fields(cls)} or made_by == FORMAT and checksum != _checksum(values):
+        if made_by == OLDER:
+            values.setdefault("follow_links", False)
+        elif checksum != _checksum(values):
+            raise Damaged(path, "is altered", BUILD_AGAIN)
+        if set(values) != {field.name for field in fields(cls)}:
             raise Damaged(path, "is altered", BUILD_AGAIN)
         return cls(**values)
 

@@ -365,7 +365,7 @@ class Store:
         """
         for report, in self._ask("PRAGMA quick_check(1)"):
             if report != "ok":
-                raise Damaged(self.folder / ROWS, f"is damaged ({report})", BUILD_AGAIN)
+                raise Damaged(self.folder / ROWS, f"is damaged ({' '.join(str(report).split())})", BUILD_AGAIN)
         lost, unanswered = {}, []
         with self._transaction():
             self._create_tables()
