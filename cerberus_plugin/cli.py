@@ -174,7 +174,7 @@ def _index(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.images}: no picture was found that can be read. Passed over: "
                          f"{_plain(told(index.passed_over)) or 'nothing'}; pictures end in {_listed(SUFFIXES)}{links}")
     if links:
-        print(f"{args.images}: passed over {index.passed_over[LINKS]} {LINKS}{links}", file=sys.stderr)
+        print(f"{args.images}: passed over {LINKS} ({index.passed_over[LINKS]}){links}", file=sys.stderr)
 
 
 def _search(args: argparse.Namespace) -> None:

@@ -276,6 +276,13 @@ def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_p
         GalleryIndex.open(tmp_path / "index")
 
 
+def test_links_are_followed_as_the_index_has_done_unless_said_otherwise(tmp_path, crops):
+    draw(tmp_path / "elsewhere/0099_c2_f0000007.png", BLUE)
+    (tmp_path / "crops/linked").symlink_to(tmp_path / "elsewhere")
+    assert [len(build(tmp_path, BandEncoder(), follow_links=each)) for each in (None, True, None, False, None)] == [
+        20, 21, 21, 20, 20]
+
+
 def test_a_folder_that_has_lost_all_its_pictures_does_not_empty_the_index(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     for path in crops:

@@ -130,8 +130,9 @@ class _Walk:
 
 def told(passed_over: Counter[str], largest: int = 5) -> str:
     """What a walk has passed over, in words; the most frequent kinds."""
-    return ", ".join(f"{count} {kind}" if kind in (LINKS, HIDDEN) else f"{count} files ending in {kind}" if kind else
-                     f"{count} files without a suffix" for kind, count in passed_over.most_common(largest))
+    names = {LINKS: LINKS, HIDDEN: HIDDEN, "": "files without a suffix"}
+    return ", ".join(f"{names.get(kind, f'files ending in {kind}')} ({count})"
+                     for kind, count in passed_over.most_common(largest))
 
 
 def _listed(folder: str, prefix: str, refuse: Refuse) -> list[os.DirEntry]:
