@@ -16,11 +16,12 @@ import argparse
 import os
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import write_whole
+from .files import replace_unprintable, write_whole
 from .portable.encoder import LASTING_GROUPS, passing_groups
 from .portable.vocabulary import WITHHELD
 
@@ -32,6 +33,7 @@ BATCH = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
     unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
@@ -53,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
 
     index = jobs.add_parser("index", help="embed a folder of pictures, or bring its index up to date",
                             description="Embeds the pictures of a folder and those below. Killed, it goes on where it "
-                            "was; started again later, it reads what is new or has changed, and forgets what is "
-                            "gone. What cannot be read stands in OUT/unreadable.tsv with the reason.")
+                            "was; started again later, it reads what is new or has changed, forgets what is "
+                            "gone, and makes anew what of the index was damaged. What cannot be read stands in "
+                            "OUT/unreadable.tsv with the reason.")
     index.set_defaults(job=_index)
     _add_model(index, required=True)
     index.add_argument("--images", required=True, help="folder of crops, one person each")
@@ -64,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names of "
                        "another form than Market-1501's and DukeMTMC's, which \"\" stands for (default: that of the "
                        "index)")
+    index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="take in the pictures of folders "
+                       "that are linked to (default: as the index has done; a new one does not)")
 
     search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
                              description="Words alone need no model. With a picture, groups that words describe are "
@@ -153,13 +158,23 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
 
 def _index(args: argparse.Namespace) -> None:
     from .gallery import GalleryIndex
+    from .gallery.walking import LINKS, told
+    from .portable.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
-                               pattern=args.name_pattern)
+                               pattern=args.name_pattern, follow_links=args.follow_links)
     done, unreadable = index.summary, len(index.unreadable)
+    for lost in index.lost:
+        print(f"{_plain(str(lost.path))}: {lost.reason}; made anew", file=sys.stderr)
     print(f"{args.out}: {done.rows} pictures; {done.new} new, {done.changed} changed, {done.deleted} deleted"
           + (f"; {unreadable} of these cannot be read, unreadable.tsv says why" if done.unreadable else
              f"; {unreadable} others cannot be read, unreadable.tsv says why" if unreadable else ""))
+    links = f"; --follow-links takes in the pictures of {LINKS}" if index.passed_over[LINKS] else ""
+    if not done.rows:
+        raise ValueError(f"{args.images}: no picture was found that can be read. Passed over: "
+                         f"{_plain(told(index.passed_over)) or 'nothing'}; pictures end in {_listed(SUFFIXES)}{links}")
+    if links:
+        print(f"{args.images}: passed over {LINKS} ({index.passed_over[LINKS]}){links}", file=sys.stderr)
 
 
 def _search(args: argparse.Namespace) -> None:
@@ -236,7 +251,7 @@ def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .gallery import sheet
-    from .gallery.walking import walk
+    from .gallery.walking import told, walk
     from .portable import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
@@ -245,10 +260,12 @@ def _recognise(args: argparse.Namespace) -> None:
     if not encoder.vocabulary.temperatures:
         print(sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
     named = {given for given in map(Path, args.pictures) if not given.is_dir()}
-    paths = [path for given in map(Path, args.pictures)
-             for path in ([given] if given in named else [given / each.path for each in walk(given, _skip)])]
+    passed_over: Counter[str] = Counter()
+    paths = [path for given in map(Path, args.pictures) for path in ([given] if given in named else [
+        given / each.path for each in walk(given, _skip, passed_over=passed_over)])]
     if not paths:
-        raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}")
+        raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}; passed over: "
+                         f"{_plain(told(passed_over)) or 'nothing'}")
     rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
@@ -310,7 +327,7 @@ def _plain(text: str) -> str:
 
 def _write(path: str, text: str) -> None:
     if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
-        Path(path).write_text(text, newline="")
+        Path(path).write_text(text, encoding="utf-8", newline="")
     else:
         write_whole(Path(path).resolve(), lambda file: file.write(text.encode()))
 

@@ -36,6 +36,7 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.loader import SeededBatches, SeparateGenerators
 from .evaluators import Task, TaskEvaluator
+from .files import replace_unprintable
 from .hooks import (
     AgreeOnStatistics,
     Evaluations,
@@ -254,6 +255,7 @@ def _check_loaded(model: nn.Module, missing: Sequence[str], path: str, own: bool
 
 def setup(args) -> CfgNode:
     """Configuration from the command line, the host's logging and output folder, device and seed."""
+    replace_unprintable()
     cfg = read_config(args)
     if args.eval_only:
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results

@@ -14,14 +14,13 @@ import importlib.metadata
 import json
 import keyword
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from . import host
 from .encoding import Embedder, TorchEncoder
+from .files import write_whole
 from .gallery.walking import walk
 from .portable import ExportedEncoder, Unreadable, Vocabulary, read_image
 from .portable.exported import (
@@ -151,20 +151,18 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
         raise ImportError(f"export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     encoder = TorchEncoder(CerberusPredictor(run_folder, weights, device="cpu", precise=True))
     paths = _readable(images, pictures)
-    temporary = Path(f"{output}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(build(encoder).SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        agreement = compare(ExportedEncoder(temporary, providers=["CPUExecutionProvider"]), encoder, paths)
+
+    def write(file: BinaryIO) -> None:
+        nonlocal agreement
+        file.write(build(encoder).SerializeToString())
+        file.flush()
+        agreement = compare(ExportedEncoder(file.name, providers=["CPUExecutionProvider"]), encoder, paths)
         if not agreement.holds:
             raise ExportMismatch(f"{output}: not written, for it does not compute what {run_folder} does on "
                                  f"{agreement}. Another version of torch or onnxscript may translate this model.")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    agreement = None
+    write_whole(output, write)
     return agreement
 
 

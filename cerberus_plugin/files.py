@@ -1,19 +1,72 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically, and print to consoles of any encoding."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+ENDING = ".tmp"  # of temporary files
+STALE = 3600.0  # seconds since the last write to a temporary file after which its process is taken for dead
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
+    """Replace a file atomically: readers and a killed process see the old file or the new one, never a mixture.
+
+    The content goes to a temporary file beside `path` under a name of its own, so that several processes and threads
+    can write the same path at once; the last one to finish wins. If writing fails, the temporary file is removed and
+    the old file stays. A later write of the path removes temporary files that killed processes left behind, once they
+    are an hour old.
+
+    Args:
+        path: the file to replace; missing parent folders are created.
+        write: writes the content to the binary file that it is given.
+        sync: wait until the content is on the disk, so that it also survives a power failure.
+
+    Raises:
+        OSError: names the file and the cause, such as a full disk.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if path.exists():
+        _remove_stale(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{ENDING}")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if not isinstance(error, OSError) or error.filename not in (None, str(temporary)):  # of another file
+            raise
+        raise OSError(error.errno or errno.EIO, f"could not be written ({error.strerror or error}); a file that was "
+                      "there before is unchanged", str(path)) from error
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of a folder that may be written but not listed, or of a file just renamed
+        for other in os.listdir(path.parent):
+            if other.startswith(f"{path.name}.") and other.endswith(ENDING):
+                temporary = path.with_name(other)
+                if time.time() - temporary.stat().st_mtime > STALE:
+                    temporary.unlink()
+
+
+def replace_unprintable() -> None:
+    """Print a question mark for characters that the encoding of the console lacks, where Python would end the command.
+
+    For the entry points of commands: it changes `sys.stdout` of the process.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
+    if reconfigure and sys.stdout.errors == "strict":
+        reconfigure(errors="replace")

@@ -7,11 +7,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from .files import write_whole
 from .metrics.outfits import CHANGES, SETTINGS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
@@ -230,3 +234,8 @@ def _without_nan(value):
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_figure(path: str | Path, figure: Figure, dpi: int) -> None:
+    """Write a figure of matplotlib atomically, in the format of the suffix."""
+    write_whole(path, lambda file: figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:] or None))

@@ -17,8 +17,10 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from . import report
 from .assembly import build_readable_test_set
 from .attributes import GROUPS, MISSING
+from .files import replace_unprintable
 from .metrics.ranking import rank_matches
 from .portable import Unreadable, read_image
 from .predictor import CerberusPredictor
@@ -212,13 +214,9 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
 
 
 def save(figure, path: str | Path) -> None:
-    """Write a picture whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{path.suffix}")
-    figure.savefig(temporary, dpi=DPI)
+    """Write a figure atomically, in the format of its suffix."""
+    report.write_figure(path, figure, DPI)
     plt.close(figure)
-    temporary.replace(path)
 
 
 @contextmanager
@@ -232,6 +230,7 @@ def advised(run_folder: str | Path) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder")
     parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")

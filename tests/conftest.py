@@ -239,6 +239,7 @@ def kill_at_file(patch: pytest.MonkeyPatch, module, number: int) -> None:
     def replace_some(source, target):
         calls.append(target)
         if len(calls) == number:
+            patch.setattr(module.os, "unlink", lambda path: None)  # a killed process removes nothing
             raise Killed
         whole(source, target)
 

@@ -1,6 +1,7 @@
 """The `cerberus` command: index, search and recognise from the command line, and errors that say what to do."""
 
 import csv
+import io
 import os
 import shutil
 import subprocess
@@ -47,6 +48,54 @@ def test_an_index_again_reads_what_is_new_and_names_what_cannot_be_read(gallery,
     cli.main(arguments)
     assert "0 new, 0 changed, 1 deleted" in capsys.readouterr().out
     assert (gallery / "index" / "unreadable.tsv").read_text().startswith("broken.jpg\t")
+
+
+def test_an_index_that_finds_no_picture_fails_and_says_what_it_passed_over(gallery, run, tmp_path, capsys):
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops/linked").symlink_to(gallery / "crops")
+    shutil.copy(first(gallery), tmp_path / "crops/0001.tif")
+    arguments = ["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(tmp_path / "crops"), "--out",
+                 str(tmp_path / "index")]
+    with pytest.raises(SystemExit) as ended:  # a message is exit code 1
+        cli.main(arguments)
+    for words in ("crops: no picture was found", "linked folders (1)", "files ending in .tif (1)", "--follow-links"):
+        assert words in ended.value.code
+    cli.main([*arguments, "--follow-links"])
+    assert f"{len(list((gallery / 'crops').glob('*_c*.jpg')))} pictures" in capsys.readouterr().out
+
+
+def test_a_damaged_index_is_told_and_mended_by_the_next_one(gallery, run, tmp_path, capsys):
+    shutil.copytree(gallery / "index", tmp_path / "index")
+    part = next((tmp_path / "index/parts").glob("*.embeddings.npy"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=rf"{part.name}: has \d+ bytes, expected \d+; run `cerberus index` again"):
+        cli.main(["search", str(tmp_path / "index"), "gender=female"])
+    cli.main(["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(gallery / "crops"), "--out",
+              str(tmp_path / "index")])
+    assert f"{part.name}: has" in capsys.readouterr().err
+    cli.main(["search", str(tmp_path / "index"), "gender=female"])
+
+
+def test_a_console_of_another_encoding_shows_every_row_with_question_marks(gallery, run, tmp_path, monkeypatch):
+    for name in ("\u732b", "b\N{SNOWMAN}"):
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        shutil.copy(first(gallery), tmp_path / f"crops/{name}.jpg")
+    index = str(tmp_path / "index")
+    cli.main(["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(tmp_path / "crops"), "--out", index])
+    for encoding in ("cp1252", "ascii"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(shown := io.BytesIO(), encoding))
+            cli.main(["search", index, "gender=female"])
+            sys.stdout.flush()
+            assert b"crops/?.jpg" in shown.getvalue() and b"crops/b?.jpg" in shown.getvalue()
+
+
+def test_every_command_replaces_what_the_console_cannot_show():
+    """Each module of the package with a `main` prints through `replace_unprintable`."""
+    commands = [path for path in (ROOT / "cerberus_plugin").rglob("*.py") if "\ndef main(" in path.read_text()]
+    assert len(commands) > 8
+    for path in commands:
+        assert "    replace_unprintable()\n" in path.read_text(), path
 
 
 def test_words_search_without_a_model(gallery, tmp_path, capsys):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import astuple, replace
 from itertools import combinations
 
+from cerberus_plugin import files
 from cerberus_plugin.attributes.outfits import FILE_NAME, outfit_name, read_outfits
 from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.data import drawn_folder, synthetic
@@ -227,12 +228,12 @@ def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypa
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_file(patch, drawn_folder, 20)
+        kill_at_file(patch, files, 20)
         draw_clothes(tmp_path, "ltcc", **SMALL)
     kept = {name: (tmp_path / name).stat().st_mtime_ns for name in images(tmp_path, "ltcc")}
-    assert 0 < len(kept) < len(images(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.part"))) == 1
+    assert 0 < len(kept) < len(images(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.tmp"))) == 1
     draw_clothes(tmp_path, "ltcc", **SMALL)
-    assert images(tmp_path, "ltcc") == images(drawn[0], "ltcc") and not list(tmp_path.rglob("*.part"))
+    assert images(tmp_path, "ltcc") == images(drawn[0], "ltcc") and not list(tmp_path.rglob("*.tmp"))
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in kept.items())
 
 

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from cerberus_plugin import files as whole_files
-from cerberus_plugin.gallery import GalleryIndex, Pace, Query, files
+from cerberus_plugin.gallery import Damaged, GalleryIndex, Pace, Query, files
 
 import numpy as np
 import pytest
@@ -271,9 +271,16 @@ def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_p
     with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
         GalleryIndex.build(tmp_path / "new", tmp_path / "others", BandEncoder())
     path = tmp_path / "index/index.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(ValueError, match="its format is 1, this program reads 2"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(ValueError, match="its format is 1, this program reads 2 and 3"):
         GalleryIndex.open(tmp_path / "index")
+
+
+def test_links_are_followed_as_the_index_has_done_unless_said_otherwise(tmp_path, crops):
+    draw(tmp_path / "elsewhere/0099_c2_f0000007.png", BLUE)
+    (tmp_path / "crops/linked").symlink_to(tmp_path / "elsewhere")
+    assert [len(build(tmp_path, BandEncoder(), follow_links=each)) for each in (None, True, None, False, None)] == [
+        20, 21, 21, 20, 20]
 
 
 def test_a_folder_that_has_lost_all_its_pictures_does_not_empty_the_index(tmp_path, crops):
@@ -333,7 +340,7 @@ def test_a_part_that_was_lost_and_answers_of_other_columns_are_told(tmp_path, cr
         index.update(other)
     index = GalleryIndex.open(tmp_path / "index", Words())
     (tmp_path / "index/parts/000000.embeddings.npy").unlink()
-    with pytest.raises(FileNotFoundError, match="000000.embeddings.npy: not found; the index was changed meanwhile"):
+    with pytest.raises(Damaged, match="000000.embeddings.npy: is missing; run `cerberus index` again"):
         index.search(Query(words={"head colour": "red"}))
     with pytest.raises(KeyError, match="row 99 or one asked for with it is gone"):
         index.store.embeddings([99])

@@ -1,5 +1,9 @@
 """Search engines: each finds what comparing all finds, or says how much of it; the same calls for all of them."""
 
+import multiprocessing
+import os
+import signal
+
 from cerberus_plugin.gallery.engines import FORMS, FaissEngine, MilvusEngine, base, faiss_engine, recall, synchronise
 
 import numpy as np
@@ -177,6 +181,74 @@ def test_rows_in_a_file_of_milvus_are_there_for_the_next_process(tmp_path):
     second.close()
 
 
+def filled_until_killed(path: str) -> None:
+    """Fill a file of Milvus Lite, and die after its rows are stored and before its log of them is removed."""
+    from milvus_lite.storage.wal import WAL
+
+    WAL.close_and_delete = lambda log: os.kill(os.getpid(), signal.SIGKILL)
+    synchronise(MilvusEngine(path, "rows", DIM), Memory(np.arange(40), clustered(40)))
+
+
+class Doubled:
+    """An engine that has taken some rows twice, as a file of Milvus Lite has after a kill."""
+
+    def __init__(self, ids):
+        self.held = list(ids)
+
+    def wants_training(self, count):
+        return 0
+
+    def add(self, ids, rows):
+        self.held += list(ids)
+
+    def remove(self, ids):
+        self.held = [i for i in self.held if i not in ids]
+
+    def ids(self):
+        return np.array(self.held)
+
+    def save(self):
+        pass
+
+
+def test_rows_that_an_engine_holds_twice_are_taken_and_given_again():
+    engine = Doubled([1, 2, 3, 4, 2, 3, 3])
+    assert synchronise(engine, Memory(np.arange(3, 7), clustered(4))) and sorted(engine.held) == [3, 4, 5, 6]
+    assert not synchronise(engine, Memory(np.arange(3, 7), clustered(4)))
+
+
+@pytest.mark.slow
+def test_rows_that_a_kill_has_doubled_in_a_file_of_milvus_are_single_after_the_next_filling(tmp_path):
+    pytest.importorskip("milvus_lite")
+    process = multiprocessing.get_context("spawn").Process(target=filled_until_killed, args=(str(tmp_path / "g.db"),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    rows, engine = clustered(50), MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
+    assert len(engine.ids()) == 80  # what Milvus Lite makes of it
+    synchronise(engine, Memory(np.arange(5, 50), rows[5:]))
+    assert np.array_equal(np.sort(engine.ids()), np.arange(5, 50))
+    assert np.array_equal(engine.search(rows[:3], 9)[1], brute(rows[5:], np.arange(5, 50), rows[:3], 9)[1])
+    engine.close()
+
+
+def test_a_file_of_milvus_that_another_process_has_open_is_said_to_be_locked(tmp_path):
+    pytest.importorskip("milvus_lite")
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "g.db").mkdir()
+    with open(tmp_path / "g.db/LOCK", "w") as lock:  # what Milvus Lite holds while it runs
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConnectionError, match="g.db: locked by another process.*wait for that process to end, or"):
+            MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
+
+
+def test_a_damaged_file_of_milvus_is_named_with_what_to_do(tmp_path):
+    pytest.importorskip("milvus_lite")
+    (tmp_path / "g.db").write_text("no gallery")
+    with pytest.raises(ConnectionError, match="g.db: Milvus Lite cannot open it .*delete it, it is filled again"):
+        MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
+
+
 def test_an_engine_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the form is 'int2', expected one of exact, float16, int8, pq"):
         FaissEngine(DIM, "int2")
@@ -186,12 +258,39 @@ def test_an_engine_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
         FaissEngine(20, "pq")
     with pytest.raises(ValueError, match="learns from at least 256 pictures, there are 100; take int8"):
         synchronise(FaissEngine(DIM, "pq"), Memory(np.arange(100), clustered(100)))
-    (tmp_path / "broken.faiss").write_bytes(b"not an index at all")
-    with pytest.raises(ValueError, match="broken.faiss: cannot be read by FAISS; delete it"):
-        FaissEngine(DIM, "int8", path=tmp_path / "broken.faiss")
-    synchronise(FaissEngine(DIM, "int8", path=tmp_path / "other.faiss"), Memory(np.arange(9), clustered(9)))
-    with pytest.raises(ValueError, match="other.faiss: holds rows of 40 values, expected 20; delete it"):
-        FaissEngine(20, "int8", path=tmp_path / "other.faiss")
+
+
+def halved(content):
+    return content[:len(content) // 2]
+
+
+def zeroed_from_the_middle(content):
+    return halved(content) + bytes(len(content) - len(content) // 2)
+
+
+def one_bit_flipped(content):
+    return content[:-500] + bytes([content[-500] ^ 1]) + content[-499:]
+
+
+@pytest.mark.parametrize("damage", [halved, zeroed_from_the_middle, one_bit_flipped, lambda content: b"no index"])
+def test_a_damaged_file_of_a_compressed_form_is_made_anew(tmp_path, damage):
+    rows, path = clustered(60), tmp_path / "rows.faiss"
+    synchronise(FaissEngine(DIM, "int8", path=path), Memory(np.arange(60), rows))
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    engine = FaissEngine(DIM, "int8", path=path)
+    assert len(engine) == 0
+    synchronise(engine, Memory(np.arange(60), rows))
+    assert path.read_bytes() == whole
+    assert len(FaissEngine(20, "int8", path=path)) == 0  # nor is one of rows of another size used
+
+
+def test_a_compressed_form_that_cannot_be_kept_is_built_in_memory_with_a_word(tmp_path, caplog):
+    (tmp_path / "engines").write_text("no folder")  # as on a disk that can only be read, whoever runs the tests
+    rows = clustered(60)
+    engine = FaissEngine(DIM, "int8", path=tmp_path / "engines/rows.faiss")
+    assert synchronise(engine, Memory(np.arange(60), rows)) and engine.search(rows[:1], 1)[1] == [[0]]
+    assert "engines" in caplog.text and "the form int8 is built in memory each time" in caplog.text
 
 
 def test_milvus_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):

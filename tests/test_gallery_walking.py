@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections import Counter
 
-from cerberus_plugin.gallery.walking import Naming, Picture, compare, walk
+from cerberus_plugin.gallery.walking import HIDDEN, LINKS, Naming, Picture, compare, told, walk
 
 import pytest
+from galleries import RED, draw
 
 
 def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(tmp_path):
@@ -75,3 +77,41 @@ def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, m
         monkeypatch.setattr(os, "scandir", lambda _, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(OSError, match=error.strerror):  # of all pictures alike: none is gone
             list(walk(tmp_path, refused.__setitem__))
+
+
+def test_links_to_folders_are_counted_and_followed_where_that_is_asked_for(tmp_path):
+    crops, elsewhere = tmp_path / "crops", tmp_path / "elsewhere"
+    draw(crops / "a/1.png", RED)
+    draw(elsewhere / "deep/2.png", RED)
+    (crops / "linked").symlink_to(elsewhere)
+    (crops / "linked.png").symlink_to(elsewhere / "deep/2.png")  # a link to a picture is one
+    passed_over = Counter()
+    assert [each.path for each in walk(crops, passed_over=passed_over)] == ["a/1.png", "linked.png"]
+    assert passed_over == {LINKS: 1}
+    followed = [each.path for each in walk(crops, follow_links=True)]
+    assert followed == ["a/1.png", "linked/deep/2.png", "linked.png"]
+
+
+def test_links_that_lead_back_or_twice_to_one_folder_end_and_give_each_picture_once(tmp_path):
+    crops, elsewhere = tmp_path / "crops", tmp_path / "elsewhere"
+    draw(crops / "z/1.png", RED)
+    draw(elsewhere / "2.png", RED)
+    (crops / "a").symlink_to(crops / "z")  # has a path of its own below
+    (crops / "up").symlink_to(crops)
+    (crops / "z/out").symlink_to(elsewhere)
+    (crops / "out").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(crops)
+    (elsewhere / "self").symlink_to(elsewhere)
+    (crops / "root").symlink_to(tmp_path)  # holds the folder itself
+    (crops / "gone").symlink_to(tmp_path / "gone")
+    (crops / "loop").symlink_to(crops / "loop")
+    assert [each.path for each in walk(crops, follow_links=True)] == ["out/2.png", "z/1.png"]
+
+
+def test_what_a_walk_passes_over_is_told_by_kind(tmp_path):
+    for name in ("a.tif", "b.TIF", "notes", "c.txt", ".hidden.png"):
+        (tmp_path / name).write_text("no picture")
+    passed_over = Counter()
+    assert list(walk(tmp_path, passed_over=passed_over)) == []
+    parts = ["files ending in .tif (2)", f"{HIDDEN} (1)", "files ending in .txt (1)", "files without a suffix (1)"]
+    assert sorted(told(passed_over).split(", ")) == sorted(parts) and told(passed_over).startswith(parts[0])

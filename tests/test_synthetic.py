@@ -5,6 +5,7 @@ import json
 import re
 from itertools import product
 
+from cerberus_plugin import files
 from cerberus_plugin.attributes.annotations import read_annotations
 from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.data import drawn_folder, synthetic
@@ -123,14 +124,14 @@ def test_another_seed_gives_other_images(drawn, tmp_path):
 
 def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_file(patch, drawn_folder, 20)
+        kill_at_file(patch, files, 20)
         draw_dataset(tmp_path, **SMALL)
-    assert len(list(root_of(tmp_path).rglob("*.part"))) == 1
+    assert len(list(root_of(tmp_path).rglob("*.tmp"))) == 1
     finished = images(tmp_path)
     assert 0 < len(finished) < len(images(drawn[0]))
     kept = {path: path.stat().st_mtime_ns for path in root_of(tmp_path).glob("*/*.jpg")}
     draw_dataset(tmp_path, **SMALL)
-    assert images(tmp_path) == images(drawn[0]) and not list(root_of(tmp_path).rglob("*.part"))
+    assert images(tmp_path) == images(drawn[0]) and not list(root_of(tmp_path).rglob("*.tmp"))
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ..files import ENDING, write_whole
 from .people import make_person, sample_people
 
 SETTINGS = "synthetic.json"
@@ -48,7 +49,7 @@ def fill(
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, write in files.items():
-        _write_atomically(root / name, write)
+        _write_missing(root / name, write)
     _draw_all(root, jobs, _unfinished(root, jobs), draw, workers or os.cpu_count() or 1, progress)
 
 
@@ -93,21 +94,18 @@ def _claim(root: Path, settings: dict) -> None:
     elif root.exists() and any(not entry.name.startswith(SETTINGS) for entry in root.iterdir()):
         raise ValueError(f"{root}: already holds files but no {SETTINGS}, so they were not drawn by this command. "
                          "Choose another --output; drawn people are never mixed into other data.")
-    root.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, lambda partial: Path(partial).write_text(json.dumps(settings, indent=2) + "\n"))
+    _write_missing(path, lambda file: file.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
-def _write_atomically(path: Path, write) -> None:
-    """A file is either whole or absent; one that exists stays."""
+def _write_missing(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically by a function that takes a path; one that exists stays."""
     if not path.exists():
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        write(partial)
-        os.replace(partial, path)
+        write_whole(path, lambda file: write(Path(file.name)))
 
 
 def _unfinished(root: Path, names: Iterable[str]) -> list[str]:
     """Names still to be drawn; what a killed run left half written is removed."""
-    for partial in root.rglob("*.part"):
+    for partial in root.rglob(f"*{ENDING}"):
         partial.unlink(missing_ok=True)
     names = list(names)
     folders = {os.path.dirname(name) for name in names}
@@ -120,10 +118,8 @@ def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
         image = cv2.cvtColor(draw(name, *job), cv2.COLOR_RGB2BGR)
         path = os.path.join(root, name)
         suffix = os.path.splitext(name)[1]
-        partial = f"{path}.{os.getpid()}.part"
-        with open(partial, "wb") as file:
-            file.write(cv2.imencode(suffix, image, _ENCODING[suffix])[1].tobytes())
-        os.replace(partial, path)
+        pixels = cv2.imencode(suffix, image, _ENCODING[suffix])[1].tobytes()
+        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # tens of thousands of them
     return len(jobs)
 
 

@@ -29,6 +29,7 @@ from scipy.io import savemat
 from ..attributes.annotations import read_annotations
 from ..attributes.outfits import decode_text
 from ..attributes.schema import MARKET1501
+from ..files import replace_unprintable
 from .drawn_clothes import OUTFITS, draw_clothes, table
 from .drawn_folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
@@ -243,6 +244,7 @@ def _market_table(counts: dict[str, int], root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m cerberus_plugin.data.synthetic", argument_default=argparse.SUPPRESS,
         description="Draw people, with labels, in the form of a published data set.")

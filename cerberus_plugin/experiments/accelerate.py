@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from .. import report
 from ..data.held_out import HELD_OUT
+from ..files import replace_unprintable
 from ..gathered import Gathered
 from ..inference import (
     AcceleratedGallery,
@@ -204,7 +205,7 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
         right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
     right.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    report.write_figure(path, figure, 110)
     plt.close(figure)
 
 
@@ -247,6 +248,7 @@ def _timed(function) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a trained Cerberus, APR or ARN")
     parser.add_argument("--weights", help="another checkpoint of it")

@@ -25,6 +25,7 @@ from ..calibrated import CALIBRATION_FILE
 from ..calibrated import read_calibration as read_calibration
 from ..calibration.record import FORMAT
 from ..data.held_out import HELD_OUT
+from ..files import replace_unprintable
 from ..gathered import Gathered
 from ..manifest import config_sha256, file_sha256
 from ..predictor import CerberusPredictor
@@ -226,6 +227,7 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a trained model")
     parser.add_argument("--weights", help="another checkpoint of it")

@@ -30,6 +30,7 @@ from tabulate import tabulate
 from .. import report
 from ..data.held_out import HELD_OUT
 from ..engine import read_config, start
+from ..files import replace_unprintable
 from .running import check_same_run, is_finished, train_once
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -132,7 +133,7 @@ def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, b
     axes[0].set_title(f"dashed: lambda {best:g}, highest {by} on held-out identities", fontsize=12)
     axes[1].set_xlabel("lambda: share of the identity losses", fontsize=12)
     axes[1].set_xticks(values, [f"{value:g}" for value in values])
-    figure.savefig(path, dpi=150)
+    report.write_figure(path, figure, 150)
     plt.close(figure)
 
 
@@ -175,6 +176,7 @@ def _split(words: Sequence[str]) -> tuple[list[float], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of APR, such as configs/Market1501/apr_R50.yml")
     parser.add_argument("--lambdas", nargs="+", default=list(map(str, LAMBDAS)), help="0 0.1 ... 1 if not given")

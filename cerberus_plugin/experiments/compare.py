@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from .. import report
 from ..data.held_out import HELD_OUT
+from ..files import replace_unprintable
 from ..manifest.reading import SHOWN
 from ..metrics.outfits import CHANGES
 
@@ -167,6 +168,7 @@ def to_json(runs: Sequence[Run]) -> list[Mapping]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
     parser.add_argument("--output", help="folder for comparison.md and comparison.json")

@@ -30,6 +30,7 @@ from ..attributes import GROUPS
 from ..clothes_task import ClothesTask
 from ..data.held_out import HELD_OUT
 from ..engine import write_results
+from ..files import replace_unprintable
 from ..gathered import Gathered
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
@@ -96,7 +97,7 @@ def plot(record: Mapping, path: Path) -> None:
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
-    figure.savefig(path, dpi=110)
+    report.write_figure(path, figure, 110)
     plt.close(figure)
 
 
@@ -148,6 +149,7 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a trained Cerberus")
     parser.add_argument("--weights", help="another checkpoint of it")

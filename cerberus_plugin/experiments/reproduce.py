@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from .. import report
 from ..engine import read_config, start
+from ..files import replace_unprintable
 from . import catalogue, page, spread, study
 from .compare import COLUMNS
 from .costs import costs
@@ -198,6 +199,7 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
                         "configuration at the end of the command")

@@ -3,6 +3,7 @@
 from ..portable.vocabulary import Answer
 from .filling import Pace
 from .index import GalleryIndex, Summary
+from .parts import Damaged
 from .querying import Hit, Prefilter, Query
 
-__all__ = ["Answer", "GalleryIndex", "Hit", "Pace", "Prefilter", "Query", "Summary"]
+__all__ = ["Answer", "Damaged", "GalleryIndex", "Hit", "Pace", "Prefilter", "Query", "Summary"]

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..files import write_whole
 
 
@@ -20,10 +18,6 @@ def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Cells between tabs, each escaped so that it keeps to its own."""
     write_whole(path, lambda file: file.writelines(f"{line}\n".encode() for line in
                                                    ("\t".join(map(_escaped, row)) for row in rows)))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def _escaped(text: str) -> str:

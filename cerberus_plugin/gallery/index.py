@@ -3,8 +3,10 @@
 An index is a folder:
 
 * index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
-* rows.sqlite: path, size, time of change, identity, camera and time of each picture, and where its embedding lies;
-* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column;
+* rows.sqlite: path, size, time of change, identity, camera and time of each picture, where its embedding lies, and
+  sizes and checksums of the files of parts;
+* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column; answers
+  that were recognised again have a number behind their name;
 * unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
 * engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
 * lock: held by the process that writes.
@@ -12,18 +14,22 @@ An index is a folder:
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..files import ENDING
 from ..portable.verification import Verification
 from . import files, record
 from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
 from .filling import Pace, fill, mark_of, picture_reader
+from .parts import Damaged
 from .querying import Hit, Prefilter, Query, compile_query, least_score, said, survivors
 from .record import RECORD, Record
 from .store import ROWS, Row, Store
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from ..portable.vocabulary import Answer, Vocabulary
 
 UNREADABLE = "unreadable.tsv"
-BEGUN = ("lock", ROWS, f"{ROWS}-journal", f"{RECORD}.tmp")  # what a kill at the very beginning leaves
+BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # what a kill at the very beginning leaves, and a temporary RECORD
 DTYPES = ("float16", "float32")
 LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
 
@@ -56,12 +62,17 @@ class GalleryIndex:
 
     Many processes may search while one writes; a second writer is refused. Each search first takes in what was written
     since the one before: rows, and what the model knows. Where rows go while it runs, it begins once more, and only if
-    that happens again does it end with a KeyError or FileNotFoundError. Threads may share an object, also while one of
+    that happens again does it end with a KeyError or Damaged. Threads may share an object, also while one of
     them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
     it the rows that it lacks and takes those of the others.
 
+    Whatever is read is compared with checksums, so that a file which is missing, cut short or altered ends a search
+    with `Damaged`, which names it. `build` and `update` read all files and make anew what is lost.
+
     Attributes:
         summary: what the last `build` or `update` of this object has done.
+        lost: what it found damaged and has made anew; `Summary` does not count these pictures.
+        passed_over: what it did not look at, counted by kind, see `walk`.
 
     >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
     >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
@@ -80,6 +91,8 @@ class GalleryIndex:
         self._engine: Engine | None = None
         self._behind = False  # whether the last time to take notice of changes was cut off
         self.summary: Summary | None = None
+        self.lost: list[Damaged] = []
+        self.passed_over: Counter[str] = Counter()
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
@@ -90,12 +103,22 @@ class GalleryIndex:
         Args:
             vocabulary: in place of the one that index.json holds, until an `update`.
             images: the folder of pictures, where it has moved.
+
+        Raises:
+            Damaged: where a file is missing or has another size than it should; checksums are compared when rows are
+                read.
         """
-        return cls(folder, vocabulary, images)
+        index = cls(folder, vocabulary, images)
+        try:
+            index.store.check_sizes()
+        except Damaged:  # unless another process has just put other files in their place
+            index.store.reload()
+            index.store.check_sizes()
+        return index
 
     @classmethod
     def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
-              pattern: str | None = None, pace: Pace | None = None,
+              pattern: str | None = None, follow_links: bool | None = None, pace: Pace | None = None,
               read: Callable[[Path], Image] | None = None) -> GalleryIndex:
         """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
 
@@ -105,6 +128,8 @@ class GalleryIndex:
                 new one float16, or float32 for a model whose embeddings have no unit length.
             pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
                 index, and "" for a new one.
+            follow_links: whether links to folders are followed. If None, as the index has done, and False for a new
+                one.
             read: opens a picture, `portable.images.read_image` if None. What cannot be read is listed: after a
                 ValueError until the file changes, after an OSError or MemoryError until the next update tries it again.
         """
@@ -112,7 +137,8 @@ class GalleryIndex:
         naming = Naming(pattern or "")
         if dtype not in (None, *DTYPES):
             raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
-        others = [path for path in folder.iterdir() if path.name not in BEGUN] if folder.is_dir() else []
+        others = [name for name in (os.listdir(folder) if folder.is_dir() else ())
+                  if not (name in BEGUN or name.startswith(f"{RECORD}.") and name.endswith(ENDING))]
         if not (folder / RECORD).is_file():  # looked for last: another process may be beginning it
             if others:
                 raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
@@ -126,6 +152,8 @@ class GalleryIndex:
             index = cls(folder)
             index.check(encoder)
             index._check_record(images=str(images), dtype=dtype or index._record.dtype)
+            if follow_links is not None and follow_links != index._record.follow_links:
+                index._write_record(replace(index._record, follow_links=follow_links))
             if pattern is not None and pattern != index._record.name_pattern:
                 index.store.name_again(naming)
                 index._write_record(replace(index._record, name_pattern=pattern))
@@ -208,16 +236,24 @@ class GalleryIndex:
             return self._update(encoder, pace, read)
 
     def _update(self, encoder: Encoder, pace: Pace | None, read: Callable[[Path], Image] | None) -> Summary:
-        self._reload()
+        with self._lock:  # the engine follows at the end: until then it might ask for rows that are lost
+            self._behind = True
+            self._read_record()
+            self.store.reload()
         self.store.sweep()
-        self._take_knowledge(encoder)
+        lost, unanswered = self.store.verify()
+        self.lost = [*lost.values(), *unanswered]
+        self._take_knowledge(encoder, lost)
         self.store.forget_passing()
-        known, refused = self.store.known(), {}
-        changes = compare(walk(self.images, refused.__setitem__), known, refused)
+        again = dict.fromkeys(self.store.paths_of_parts(lost), (None, None))  # no picture has such size and time
+        known, refused = self.store.known() | again, {}
+        self.passed_over = Counter()
+        found = walk(self.images, refused.__setitem__, self._record.follow_links, self.passed_over)
+        changes = compare(found, known, refused)
         if known and len(changes.deleted) == len(known) and not changes.new:
             raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
                              "its disk is there. If they are deleted indeed, delete the index.")
-        self.store.forget(changes.deleted)
+        self.store.forget([*changes.deleted, *again])
         self.store.refuse([(Picture(path, None, None), reason) for path, reason in refused.items()])
         try:
             unreadable = fill(self.store, self.images, changes.new + changes.changed, encoder,
@@ -225,14 +261,16 @@ class GalleryIndex:
         finally:
             self._reload()
             files.write_table(self.folder / UNREADABLE, self.unreadable)
-        self.summary = Summary(len(changes.new), len(changes.changed), len(changes.deleted),
-                               unreadable + len(refused), len(self))
+        changed = sum(picture.path not in again for picture in changes.changed)
+        self.summary = Summary(len(changes.new), changed, len(changes.deleted), unreadable + len(refused), len(self))
         return self.summary
 
-    def _take_knowledge(self, encoder: Encoder) -> None:
+    def _take_knowledge(self, encoder: Encoder, lost: Collection[int]) -> None:
         """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
         if encoder.vocabulary is not None:
-            self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary))
+            if self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary), lost):
+                self.store.reload()
+                self.store.sweep()
         known = self._record.knowing(encoder)
         if known != self._record:
             self._write_record(known)
@@ -328,7 +366,7 @@ class GalleryIndex:
         with self._lock:
             try:
                 return self._search(queries, top, prefilter)
-            except (LookupError, FileNotFoundError):  # another process has changed the index since it was looked at
+            except (LookupError, Damaged):  # perhaps another process has changed the index since it was looked at
                 self._reload()
                 return self._search(queries, top, prefilter)
 

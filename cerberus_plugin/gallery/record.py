@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import files
+from .parts import BUILD_AGAIN, Damaged
 from .querying import Shape
 
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 RECORD = "index.json"
-FORMAT = 2
+FORMAT = 3
+OLDER = 2  # format that is read too: without checksums of files, which the next update adds
 
 
 @dataclass(frozen=True)
 class Record:
-    """The file as it stands, in plain values.
+    """The file as it stands, in plain values; a checksum of them stands there too.
 
     Attributes:
         id: that of the index, whatever folder it lies in.   fingerprint: of the model that has embedded the pictures.
         images: their folder.   name_pattern: "" for the names of known data sets, see `Naming`.
+        follow_links: whether links to folders are followed.
         dim, groups, metric: `Shape`.   dtype: what embeddings are kept as.
         vocabulary, lasting_groups, verification: what the model knows beside that, see `Encoder`.
+        format: that of the index folder.
     """
 
     id: str
@@ -40,6 +45,8 @@ class Record:
     vocabulary: dict | None
     lasting_groups: list[str]
     verification: dict | None
+    follow_links: bool = False
+    format: int = FORMAT
 
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
@@ -54,22 +61,37 @@ class Record:
         path = folder / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; give the folder of an index, or build one")
-        values = json.loads(path.read_text())
-        made_by = values.pop("format", None)
-        if made_by != FORMAT:
-            raise ValueError(f"{path}: its format is {made_by}, this program reads {FORMAT}; build the index anew")
+        try:
+            values = json.loads(path.read_bytes())
+            made_by, checksum = values.get("format"), values.pop("checksum", None)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise Damaged(path, f"is cut short or altered ({error})", BUILD_AGAIN) from error
+        if made_by not in (FORMAT, OLDER):
+            raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {FORMAT}; build the "
+                             "index anew")
+        if made_by == OLDER:
+            values.setdefault("follow_links", False)
+        elif checksum != _checksum(values):
+            raise Damaged(path, "is altered", BUILD_AGAIN)
+        if set(values) != {field.name for field in fields(cls)}:
+            raise Damaged(path, "is altered", BUILD_AGAIN)
         return cls(**values)
 
     def write(self, folder: Path) -> None:
-        files.write_json(folder / RECORD, {"format": FORMAT, **asdict(self)})
+        values = asdict(self)
+        files.write_json(folder / RECORD, {**values, "checksum": _checksum(values)})
 
     def knowing(self, encoder: Encoder) -> Record:
         """The same with what the model knows now; it may have been calibrated meanwhile."""
-        return replace(self, **_known_by(encoder))
+        return replace(self, format=FORMAT, **_known_by(encoder))
 
     @property
     def shape(self) -> Shape:
         return Shape(tuple(self.groups), self.dim, self.metric)
+
+
+def _checksum(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def state(folder: Path) -> tuple[int, int, int] | None:

@@ -1,8 +1,9 @@
 """What an index holds: embeddings and answers as arrays in parts, what is known of each picture in one SQLite file.
 
-A part is written before the transaction that makes its rows known, so that a kill at any moment leaves an index that
-holds whole parts only. A row's id is never given twice, nor to another picture by a copy of the index that goes its own
-way, so that a search engine is brought up to date by ids alone: they count up, and end in a mark of the picture.
+The SQLite file also records size and checksums of the files of parts, see `parts`. A part is written before the
+transaction that makes its rows known, so that a kill at any moment leaves an index that holds whole parts only. A row's
+id is never given twice, nor to another picture by a copy of the index that goes its own way, so that a search engine is
+brought up to date by ids alone: they count up, and end in a mark of the picture.
 Shapes: N rows, E values of an embedding, M recognition columns.
 """
 
@@ -13,23 +14,27 @@ import sqlite3
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from . import files
+from ..files import ENDING
+from .parts import BUILD_AGAIN, Damaged, PartFile, Recorded, write_rows
 from .walking import Named, Naming, Picture
 
 ROWS = "rows.sqlite"
 MARK_BITS = 32  # of an id
-OPEN_PARTS = 64  # maps kept at a time; each holds a file descriptor
+OPEN_PARTS = 64  # files kept open at a time
 TABLES = """
 CREATE TABLE IF NOT EXISTS rows (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER, mtime_ns INTEGER,
     identity TEXT, camera TEXT, time TEXT, part INTEGER NOT NULL, place INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, vocabulary TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    part INTEGER, what TEXT, name TEXT NOT NULL, size INTEGER NOT NULL, checksums BLOB NOT NULL,
+    PRIMARY KEY (part, what));
 CREATE TABLE IF NOT EXISTS unreadable (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS columns (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS words (code INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
@@ -47,8 +52,9 @@ class Row(NamedTuple):
 class Store:
     """The rows of one index folder as they were at the last `reload`; safe to read from several threads.
 
-    Reading raises KeyError or FileNotFoundError where rows or their files have gone since; after a `reload` it is right
-    again. What this object itself writes is known to others at once, and to itself after `reload`.
+    Reading raises KeyError or Damaged where rows or their files have gone since; after a `reload` it is right again. If
+    it then still raises Damaged, a file is damaged indeed. What this object itself writes is known to others at once,
+    and to itself after `reload`.
 
     Attributes:
         ids: int64 (N,), those of the rows, part by part.
@@ -60,8 +66,9 @@ class Store:
         self._lock = threading.RLock()
         if not (folder / ROWS).is_file():
             raise FileNotFoundError(f"{folder / ROWS}: not found; give the folder of an index, or build one")
-        self._base = sqlite3.connect(folder / ROWS, timeout=60, check_same_thread=False, isolation_level=None)
-        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._files: OrderedDict[tuple[int, str], PartFile] = OrderedDict()
+        with self._named():
+            self._base = sqlite3.connect(folder / ROWS, timeout=60, check_same_thread=False, isolation_level=None)
         self.reload()
 
     @staticmethod
@@ -72,39 +79,62 @@ class Store:
 
     def close(self) -> None:
         self._base.close()
-        self._maps.clear()
+        self._files.clear()
 
     def reload(self) -> None:
         """Take notice of what another process has written."""
-        with self._lock:
+        with self._lock, self._named():
             self._version = self._base.execute("PRAGMA data_version").fetchone()[0]
             found = self._base.execute("SELECT id, part, place FROM rows ORDER BY part, place")
-            table = np.fromiter(found, dtype=[("id", np.int64), ("part", np.int32), ("place", np.int32)])
+            try:
+                table = np.fromiter(found, dtype=[("id", np.int64), ("part", np.int32), ("place", np.int32)])
+            except (TypeError, ValueError, OverflowError) as error:
+                raise Damaged(self.folder / ROWS, f"holds altered values ({error})", BUILD_AGAIN) from error
             self.ids, self._parts, self._places = (np.ascontiguousarray(table[name]) for name in table.dtype.names)
             self._by_id = np.argsort(self.ids)
-            self.columns = tuple(name for name, in self._base.execute("SELECT name FROM columns ORDER BY number"))
-            self._words = [word for word, in self._base.execute("SELECT word FROM words ORDER BY code")]
-            self._maps.clear()
+            self.columns = tuple(str(name) for name, in self._ask("SELECT name FROM columns ORDER BY number"))
+            self._words = [str(word) for word, in self._ask("SELECT word FROM words ORDER BY code")]
+            self._recorded = {}  # name and size by part and what it holds
+            if self._ask("SELECT name FROM sqlite_master WHERE name = 'files'"):  # none in indexes of format 2
+                self._recorded = {(part, what): (str(name), size) for part, what, name, size in
+                                  self._ask("SELECT part, what, name, size FROM files")}
+            self._files.clear()
             self._answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _ask(self, statement: str, values: Sequence = ()) -> list[tuple]:
+        with self._named():
+            return self._base.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of SQLite with the file and what to do."""
+        path = self.folder / ROWS
+        try:
+            yield
+        except sqlite3.Error as error:
+            passing = ("locked", "readonly", "unable to open", "disk is full", "disk I/O")
+            if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in passing):
+                raise RuntimeError(f"{path}: {error}; see that its disk has room, that it can be read and written, and "
+                                   "that no other process holds it, and try again") from error
+            raise Damaged(path, f"is damaged ({error})", BUILD_AGAIN) from error
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def changed_meanwhile(self) -> bool:
         """Whether another process has written since `reload`."""
-        return self._version != self._base.execute("PRAGMA data_version").fetchone()[0]
+        return self._version != self._ask("PRAGMA data_version")[0][0]
 
     # What is known by path.
 
     def known(self) -> dict[str, tuple[int, int]]:
         """Size and time of every picture that was looked at, unreadable ones included."""
-        rows = self._base.execute("SELECT path, size, mtime_ns FROM rows UNION ALL "
-                                  "SELECT path, size, mtime_ns FROM unreadable")
+        rows = self._ask("SELECT path, size, mtime_ns FROM rows UNION ALL SELECT path, size, mtime_ns FROM unreadable")
         return {path: (size, mtime_ns) for path, size, mtime_ns in rows}
 
     def unreadable(self) -> list[tuple[str, str]]:
         """Paths and reasons of the pictures that could not be read, by path."""
-        return self._base.execute("SELECT path, reason FROM unreadable ORDER BY path").fetchall()
+        return self._ask("SELECT path, reason FROM unreadable ORDER BY path")
 
     def rows(self, ids: Sequence[int]) -> list[Row]:
         """What is known of these rows, in their order."""
@@ -112,38 +142,47 @@ class Store:
         rows = []
         with self._lock:
             for i, part, place in zip(ids, parts.tolist(), places.tolist()):
-                found = self._base.execute("SELECT path, identity, camera, time FROM rows WHERE id = ?",
-                                           (int(i),)).fetchone()
-                if found is None:  # since `reload`
+                found = self._ask("SELECT path, identity, camera, time FROM rows WHERE id = ?", (int(i),))
+                if not found:  # since `reload`
                     raise self._gone(i)
-                rows.append(Row(found[0], Named(*found[1:]), self._recognised(part, place)))
+                path, *named = found[0]
+                rows.append(Row(self._text(path), Named(*named), self._recognised(part, place)))
         return rows
 
     def path_of(self, row: int) -> str | None:
         """The path of a row, as it is known now."""
         with self._lock:
-            found = self._base.execute("SELECT path FROM rows WHERE id = ?", (row,)).fetchone()
-        return found and found[0]
+            found = self._ask("SELECT path FROM rows WHERE id = ?", (row,))
+        return self._text(found[0][0]) if found else None
+
+    def _text(self, path) -> str:
+        if not isinstance(path, str):
+            raise Damaged(self.folder / ROWS, f"holds altered values (the path {path!r})", BUILD_AGAIN)
+        return path
 
     def spread(self, count: int) -> list[int]:
         """Ids from all over those that are given, as they are known now: all, or at most so many."""
         with self._lock:
-            first = [i for i, in self._base.execute("SELECT id FROM rows ORDER BY id LIMIT ?", (count + 1,))]
+            first = [i for i, in self._ask("SELECT id FROM rows ORDER BY id LIMIT ?", (count + 1,))]
             if len(first) <= count:
                 return first
-            last = self._base.execute("SELECT MAX(id) FROM rows").fetchone()[0]
+            last = self._ask("SELECT MAX(id) FROM rows")[0][0]
             counted = np.linspace(first[0] >> MARK_BITS, last >> MARK_BITS, count).astype(int)
             wanted = (counted << MARK_BITS).tolist()
-            near = [self._base.execute("SELECT id FROM rows WHERE id >= ? ORDER BY id LIMIT 1", (i,)).fetchone()
-                    for i in wanted]
-        return list(dict.fromkeys(i for i, in filter(None, near)))  # None: another process has just deleted them
+            near = [found for i in wanted
+                    for found in self._ask("SELECT id FROM rows WHERE id >= ? ORDER BY id LIMIT 1", (i,))]
+        return list(dict.fromkeys(i for i, in near))  # fewer where another process has just deleted some
 
     def _recognised(self, part: int, place: int) -> dict[str, tuple[str, float]]:
         if not self.columns:
             return {}
-        answers = self._map(part, "answers")[place]
-        return {name: (self._words[code], float(probability)) for name, code, probability
-                in zip(self.columns, answers["word"].tolist(), answers["probability"].tolist())}
+        answers = self._open(part, "answers")
+        own = answers.read([place])[0]
+        try:
+            return {name: (self._words[code], float(probability)) for name, code, probability
+                    in zip(self.columns, own["word"].tolist(), own["probability"].tolist())}
+        except IndexError as error:
+            raise Damaged(answers.path, "names words that are not recorded") from error
 
     # Arrays.
 
@@ -153,17 +192,17 @@ class Store:
         out = np.empty((len(parts), self.dim), dtype=np.float32)
         for part in np.unique(parts):
             own = parts == part
-            out[own] = self._map(part, "embeddings")[places[own]]
+            out[own] = self._open(part, "embeddings").read(places[own])
         return out
 
     def pieces(self, ids: np.ndarray | None = None, most: int = 8192) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and embeddings, float32 (n, E), of the rows or some of them, as they lie in the files."""
         chosen = np.arange(len(self)) if ids is None else np.flatnonzero(np.isin(self.ids, ids))
         for own in self._by_part(chosen):
-            stored = self._map(self._parts[own[0]], "embeddings")
+            stored = self._open(self._parts[own[0]], "embeddings")
             for first in range(0, len(own), most):
                 rows = own[first:first + most]
-                yield self.ids[rows], stored[self._places[rows]].astype(np.float32)
+                yield self.ids[rows], stored.read(self._places[rows]).astype(np.float32)
 
     def answers(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Codes of words, int16 (N,), and probabilities, float32 (N,), of one column, in the order of `ids`."""
@@ -172,8 +211,8 @@ class Store:
                 m = self.columns.index(column)
                 codes, probabilities = np.empty(len(self), np.int16), np.empty(len(self), np.float32)
                 for own in self._by_part(np.arange(len(self))):
-                    answers, places = self._map(self._parts[own[0]], "answers"), self._places[own]
-                    codes[own], probabilities[own] = answers["word"][places, m], answers["probability"][places, m]
+                    answers = self._open(self._parts[own[0]], "answers").read(self._places[own])
+                    codes[own], probabilities[own] = answers["word"][:, m], answers["probability"][:, m]
                 self._answers[column] = codes, probabilities
             return self._answers[column]
 
@@ -199,20 +238,47 @@ class Store:
                         "search again")
 
     def _path(self, part: int, what: str) -> Path:
-        return self.folder / "parts" / f"{part:06d}.{what}.npy"
+        """Where a file lies, as it is recorded, or else where it was written before files were recorded."""
+        name = self._recorded.get((part, what), (_name(part, what),))[0]
+        return self.folder / "parts" / name
 
-    def _map(self, part: int, what: str) -> np.ndarray:
-        path = self._path(int(part), what)
+    def _open(self, part: int, what: str) -> PartFile:
+        key = int(part), what
         with self._lock:
-            if path not in self._maps:
-                if not path.is_file():
-                    raise FileNotFoundError(f"{path}: not found; the index was changed meanwhile, open it again, or "
-                                            "build it anew where a file was lost")
-                self._maps[path] = np.load(path, mmap_mode="r", allow_pickle=False)
-                if len(self._maps) > OPEN_PARTS:
-                    self._maps.popitem(last=False)
-            self._maps.move_to_end(path)
-            return self._maps[path]
+            if key not in self._files:
+                recorded = None
+                if key in self._recorded:
+                    found = self._ask("SELECT size, checksums FROM files WHERE part = ? AND what = ?", key)
+                    if not found:
+                        raise KeyError(f"{self._path(*key)}: is gone, the index was changed meanwhile; search again")
+                    recorded = Recorded(*found[0])
+                self._files[key] = PartFile(self._path(*key), *self._form(what), recorded)
+                if len(self._files) > OPEN_PARTS:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(key)
+            return self._files[key]
+
+    def _form(self, what: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """Type and shape of a row."""
+        return (self.dtype, (self.dim,)) if what == "embeddings" else (_answer_type(len(self.columns)), ())
+
+    def _files_of(self, part: int) -> list[tuple[int, str]]:
+        return [(part, what) for what in (("embeddings", "answers") if self.columns else ("embeddings",))]
+
+    def check_sizes(self) -> None:
+        """Raise Damaged where a file of a part is missing or has not the size that it should have."""
+        for part in np.unique(self._parts).tolist():
+            for key in self._files_of(part):
+                if key not in self._recorded:
+                    self._open(*key)
+                    continue
+                path, size = self._path(*key), self._recorded[key][1]
+                try:
+                    found = path.stat().st_size
+                except FileNotFoundError:
+                    raise Damaged(path, "is missing") from None
+                if found != size:
+                    raise Damaged(path, f"has {found} bytes, expected {size}")
 
     # Writing; the caller holds `files.only_writer`, and calls `reload` at the end.
 
@@ -228,10 +294,10 @@ class Store:
         with self._transaction():
             number = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
             if pictures:
-                files.write_array(self._path(number, "embeddings"), embeddings.astype(self.dtype, copy=False))
-                if answers:
-                    files.write_array(self._path(number, "answers"), self._coded(answers))
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, vocabulary))
+                self._record(self._write(number, "embeddings", embeddings.astype(self.dtype, copy=False)))
+                if answers:
+                    self._record(self._write(number, "answers", self._coded(answers)))
             self._forget([picture.path for picture in pictures])
             self._forget([picture.path for picture, _ in unreadable])
             self._base.executemany(
@@ -240,6 +306,19 @@ class Store:
                 [(i, *picture, *naming.read(picture.path), number, place)
                  for place, (i, picture) in enumerate(zip(self._new_ids(pictures), pictures))])
             self._refuse(unreadable)
+
+    def _create_tables(self) -> None:
+        """Those that an index of another format lacks."""
+        for statement in TABLES.split(";"):
+            self._base.execute(statement)
+
+    def _write(self, part: int, what: str, rows: np.ndarray, version: int = 0) -> tuple:
+        """Write a file; what `_record` takes."""
+        name = _name(part, what, version)
+        return (part, what, name, *write_rows(self.folder / "parts" / name, rows))
+
+    def _record(self, *files: tuple) -> None:
+        self._base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", files)
 
     def _new_ids(self, pictures: Sequence[Picture]) -> list[int]:
         """Rising ids; sqlite_sequence knows the last one even where its row is deleted."""
@@ -273,37 +352,85 @@ class Store:
     def name_again(self, naming: Naming) -> None:
         """Read identity, camera and time from the names once more."""
         with self._transaction():
-            paths = [path for path, in self._base.execute("SELECT path FROM rows")]
+            paths = [path for path, in self._ask("SELECT path FROM rows")]
             self._base.executemany("UPDATE rows SET identity = ?, camera = ?, time = ? WHERE path = ?",
                                    [(*naming.read(path), path) for path in paths])
 
-    def recognise_again(self, recognise: Callable[[np.ndarray], Sequence[Mapping]], vocabulary: str) -> int:
-        """Answers of all parts that another vocabulary has given, from their embeddings; the number of such parts."""
-        stale = self._base.execute("SELECT number FROM parts WHERE vocabulary != ?", (vocabulary,)).fetchall()
-        for number, in stale:
-            stored = self._map(number, "embeddings")
-            pieces = [self._coded(recognise(stored[first:first + 8192].astype(np.float32)))
-                      for first in range(0, len(stored), 8192)]
-            files.write_array(self._path(number, "answers"), np.concatenate(pieces))
+    def verify(self) -> tuple[dict[int, Damaged], list[Damaged]]:
+        """Read all files and compare them with what is recorded of them; those not recorded yet are so from now on.
+
+        Returns:
+            the error of each part whose embeddings are lost, by its number, and those of answers, which the next
+            `recognise_again` makes anew.
+        """
+        for report, in self._ask("PRAGMA quick_check(1)"):
+            if report != "ok":
+                raise Damaged(self.folder / ROWS, f"is damaged ({' '.join(str(report).split())})", BUILD_AGAIN)
+        lost, unanswered = {}, []
+        with self._transaction():
+            self._create_tables()
+        for part in np.unique(self._parts).tolist():
+            for key in self._files_of(part):
+                try:
+                    recorded = self._open(*key).check()
+                except Damaged as error:
+                    if key[1] == "embeddings":
+                        lost[part] = error
+                    else:
+                        unanswered.append(error)
+                        with self._transaction():
+                            self._base.execute("UPDATE parts SET vocabulary = '' WHERE number = ?", (part,))
+                    continue
+                if key not in self._recorded:
+                    with self._transaction():
+                        self._record((*key, self._path(*key).name, *recorded))
+        self.reload()
+        return lost, unanswered
+
+    def paths_of_parts(self, parts: Collection[int]) -> list[str]:
+        """The pictures whose embeddings lie in these parts."""
+        return [path for part in parts for path, in self._ask("SELECT path FROM rows WHERE part = ?", (part,))]
+
+    def recognise_again(self, recognise: Callable[[np.ndarray], Sequence[Mapping]], vocabulary: str,
+                        lost: Collection[int] = ()) -> int:
+        """Answers of all parts that another vocabulary has given, from their embeddings; the number of such parts.
+
+        They go into new files, so that those who search meanwhile have the old ones until the new ones are recorded.
+
+        Args:
+            lost: parts to be left out, whose embeddings cannot be read.
+        """
+        stale = [part for part, in self._ask("SELECT number FROM parts WHERE vocabulary != ?", (vocabulary,))
+                 if part not in lost]
+        for part in stale:
+            stored = self._open(part, "embeddings")
+            pieces = [self._coded(recognise(stored.read(np.arange(first, min(first + 8192, len(stored))))
+                                            .astype(np.float32))) for first in range(0, len(stored), 8192)]
+            before = self._path(part, "answers").name.split(".")[1].partition("-")[2]
+            written = self._write(part, "answers", np.concatenate(pieces), int(before or 0) + 1)
             with self._transaction():
-                self._base.execute("UPDATE parts SET vocabulary = ? WHERE number = ?", (vocabulary, number))
+                self._record(written)
+                self._base.execute("UPDATE parts SET vocabulary = ? WHERE number = ?", (vocabulary, part))
         return len(stale)
 
     def compact(self, part_rows: int) -> None:
         """Lay the rows into full parts, without the deleted ones; their ids stay, and the files until `sweep`."""
-        marks = dict(self._base.execute("SELECT number, vocabulary FROM parts"))
+        marks = dict(self._ask("SELECT number, vocabulary FROM parts"))
         mark = marks.popitem()[1] if len(set(marks.values())) == 1 else ""  # "": to be recognised again
-        first_new = self._base.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM parts").fetchone()[0]
-        moved = []
-        for i, first in enumerate(range(0, len(self), part_rows)):
+        first_new = self._ask("SELECT COALESCE(MAX(number) + 1, 0) FROM parts")[0][0]
+        moved, written = [], []
+        for number, first in enumerate(range(0, len(self), part_rows), first_new):
             ids = self.ids[first:first + part_rows]
             parts, places = self._where(ids)
-            for what in ("embeddings", "answers") if self.columns else ("embeddings",):
-                rows = [self._map(part, what)[places[parts == part]] for part in np.unique(parts)]
-                files.write_array(self._path(first_new + i, what), np.concatenate(rows))
-            moved.append((first_new + i, ids.tolist()))
+            for _, what in self._files_of(number):
+                rows = [self._open(part, what).read(places[parts == part]) for part in np.unique(parts)]
+                written.append(self._write(number, what, np.concatenate(rows)))
+            moved.append((number, ids.tolist()))
         with self._transaction():
+            self._create_tables()
             self._base.execute("DELETE FROM parts")
+            self._base.execute("DELETE FROM files")
+            self._record(*written)
             for number, ids in moved:
                 self._base.execute("INSERT INTO parts VALUES (?, ?)", (number, mark))
                 self._base.executemany("UPDATE rows SET part = ?, place = ? WHERE id = ?",
@@ -313,10 +440,15 @@ class Store:
         """Remove files that no row needs: of a part that a kill has cut off, or whose pictures are all gone."""
         with self._transaction():
             self._base.execute("DELETE FROM parts WHERE number NOT IN (SELECT part FROM rows)")
-        needed = {f"{number:06d}" for number, in self._base.execute("SELECT number FROM parts")}
+            if self._recorded:
+                self._base.execute("DELETE FROM files WHERE part NOT IN (SELECT part FROM rows)")
+        numbers = [number for number, in self._ask("SELECT number FROM parts")]
+        needed = {self._path(number, what).name for number in numbers for what in ("embeddings", "answers")}
         for path in (self.folder / "parts").glob("[0-9]*.npy*"):
-            if path.name.split(".")[0] not in needed or path.suffix == ".tmp":
+            if path.name not in needed:
                 path.unlink()
+        for path in self.folder.glob(f"*{ENDING}"):
+            path.unlink()
 
     def _coded(self, answers: Sequence[Mapping[str, tuple[str, float]]]) -> np.ndarray:
         """Answers in words as an array of (word, probability) a column, (n, M) inside."""
@@ -334,8 +466,7 @@ class Store:
                 code[word] = len(self._words)
                 self._words.append(word)
                 self._base.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (code[word], word))
-        coded = np.empty(len(answers), dtype=[("word", "<i2", (len(columns),)),
-                                              ("probability", "<f4", (len(columns),))])
+        coded = np.empty(len(answers), dtype=_answer_type(len(columns)))
         coded["word"] = [[code[row[name][0]] for name in columns] for row in answers]
         coded["probability"] = [[row[name][1] for name in columns] for row in answers]
         return coded
@@ -343,12 +474,22 @@ class Store:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """All statements inside, or none."""
-        with self._lock:
+        with self._lock, self._named():
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                self._base.execute("ROLLBACK")
+                if self._base.in_transaction:  # SQLite has ended it itself where a disk is full
+                    self._base.execute("ROLLBACK")
                 self.reload()
                 raise
             self._base.execute("COMMIT")
+
+
+def _name(part: int, what: str, version: int = 0) -> str:
+    return f"{part:06d}.{what}{f'-{version}' if version else ''}.npy"
+
+
+def _answer_type(columns: int) -> np.dtype:
+    """A row of answers: the code of a word and its probability, of each column."""
+    return np.dtype([("word", "<i2", (columns,)), ("probability", "<f4", (columns,))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -46,49 +47,98 @@ class Named(NamedTuple):
     time: str | None = None
 
 
+LINKS, HIDDEN = "linked folders", "hidden files and folders"  # what a walk passes over, beside other suffixes
 Refuse = Callable[[str, str], None]
 
 
-def walk(folder: str | Path, refuse: Refuse | None = None) -> Iterator[Picture]:
-    """Pictures of a folder and those below it, sorted by name in each; not of linked folders, nor hidden ones.
+def walk(folder: str | Path, refuse: Refuse | None = None, follow_links: bool = False,
+         passed_over: Counter[str] | None = None) -> Iterator[Picture]:
+    """Pictures of a folder and those below it, sorted by name in each; hidden files and folders are passed over.
 
     Args:
         refuse: called with the path and the reason of what cannot be looked at, a folder's path ending in "/"; if None,
             an OSError ends the walk.
+        follow_links: whether links to folders are followed; each folder is entered once, under one path.
+        passed_over: counts `LINKS`, `HIDDEN`, and other files by suffix.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
-    return _walk(str(folder), "", refuse or _raise)
+    return _Walk(str(folder), refuse or _raise, follow_links, Counter() if passed_over is None else passed_over).below()
 
 
-def _walk(folder: str, prefix: str, refuse: Refuse) -> Iterator[Picture]:
-    for entry in _listed(folder, prefix, refuse):
-        path, is_folder = prefix + entry.name, entry.is_dir(follow_symlinks=False)
-        if not (is_folder or entry.name.lower().endswith(SUFFIXES)):
-            continue
+class _Walk:
+    def __init__(self, root: str, refuse: Refuse, follow_links: bool, passed_over: Counter[str]) -> None:
+        self.root, self.refuse, self.follow_links, self.passed_over = root, refuse, follow_links, passed_over
+        self.entered: set[str] = set()  # real paths
+
+    def below(self, folder: str = "", prefix: str = "") -> Iterator[Picture]:
+        folder = folder or self.root
+        if self.follow_links:
+            real = os.path.realpath(folder)
+            if real in self.entered:
+                return
+            self.entered.add(real)
+        for entry in _listed(folder, prefix, self.refuse):
+            if entry.name.startswith("."):
+                self.passed_over[HIDDEN] += 1
+            elif entry.is_dir(follow_symlinks=False) or self._follows(entry):
+                if self._is_text(f"{prefix}{entry.name}", "/"):
+                    yield from self.below(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield from self._picture(entry, f"{prefix}{entry.name}")
+
+    def _follows(self, entry: os.DirEntry) -> bool:
+        """Whether this is a link to a folder to enter; one of the walk's own folder is entered by its own path."""
+        try:
+            if not (entry.is_symlink() and entry.is_dir()):
+                return False
+        except OSError:  # such as a link to itself
+            return False
+        if not self.follow_links:
+            self.passed_over[LINKS] += 1
+            return False
+        root = os.path.realpath(self.root)
+        return os.path.commonpath([root, os.path.realpath(entry.path)]) != root
+
+    def _picture(self, entry: os.DirEntry, path: str) -> Iterator[Picture]:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        try:
+            if suffix not in SUFFIXES:
+                if entry.is_file():
+                    self.passed_over[suffix] += 1
+                return
+            if not self._is_text(path):
+                return
+            state = entry.stat() if entry.is_file() else None
+        except FileNotFoundError:  # deleted since it was listed
+            return
+        except OSError as error:
+            if suffix in SUFFIXES:
+                self.refuse(path, f"cannot be looked at ({error.strerror})")
+            return
+        if state is not None:
+            yield Picture(path, state.st_size, state.st_mtime_ns)
+
+    def _is_text(self, path: str, ending: str = "") -> bool:
         try:
             path.encode()
         except UnicodeEncodeError:
-            refuse(_written(path) + "/" * is_folder, "its name is no text (UTF-8); rename it")
-            continue
-        if is_folder:
-            yield from _walk(entry.path, f"{path}/", refuse)
-            continue
-        try:
-            state = entry.stat() if entry.is_file() else None
-        except FileNotFoundError:  # deleted since it was listed
-            continue
-        except OSError as error:
-            refuse(path, f"cannot be looked at ({error.strerror})")
-            continue
-        if state is not None:
-            yield Picture(path, state.st_size, state.st_mtime_ns)
+            self.refuse(_written(path) + ending, "its name is no text (UTF-8); rename it")
+            return False
+        return True
+
+
+def told(passed_over: Counter[str], largest: int = 5) -> str:
+    """What a walk has passed over, in words; the most frequent kinds."""
+    names = {LINKS: LINKS, HIDDEN: HIDDEN, "": "files without a suffix"}
+    return ", ".join(f"{names.get(kind, f'files ending in {kind}')} ({count})"
+                     for kind, count in passed_over.most_common(largest))
 
 
 def _listed(folder: str, prefix: str, refuse: Refuse) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         if not prefix:  # nothing is known of any picture
             raise

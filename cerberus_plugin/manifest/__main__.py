@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..files import replace_unprintable
 from .reading import difference_table, differences, read, show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.manifest", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder with the results.json of a finished run or an evaluation")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...attributes import GROUPS
+from ...files import replace_unprintable
 from ...visualise import advised
 from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
@@ -24,6 +25,7 @@ NAMES = ("alignment", "attention", "neighbours", "sheets")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parser().parse_args(given)
     if args.other and args.name != "neighbours":

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ... import report
+from ...files import replace_unprintable
 from ..spread import tells_apart
 from . import plots, tables
 from .differences import Differences, differences
@@ -146,6 +147,7 @@ def _svg_uri(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
     args = parser.parse_args(arguments)

@@ -38,7 +38,7 @@ class Engine(Protocol):
         """Forget the rows of these ids."""
 
     def ids(self) -> np.ndarray:
-        """The ids it holds, int64 (N,), in any order."""
+        """The ids it holds, int64 (N,), in any order; one that it holds twice comes twice."""
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The nearest k rows of queries, float32 (Q, E), or of those among these ids, int64.
@@ -65,6 +65,9 @@ class Rows(Protocol):
 def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> bool:
     """Give an engine the rows that it lacks and take those that are gone; whether there were any.
 
+    Rows that it holds more than once are taken and given again: Milvus Lite reads rows twice that were being written to
+    its file when their process was killed.
+
     Args:
         held: `engine.ids()` from before `rows` were looked at, where others fill the engine as well: whatever they have
             given it was written before, so that it is among `rows` and is not taken for gone.
@@ -75,7 +78,9 @@ def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> b
         spread = np.random.default_rng(0).permutation(len(rows.ids))[:wanted]
         engine.train(rows.embeddings(rows.ids[np.sort(spread)]))
         held = held[:0]
-    gone, missing = np.setdiff1d(held, rows.ids), np.setdiff1d(rows.ids, held)
+    held, counts = np.unique(held, return_counts=True)
+    single, doubled = held[counts == 1], held[counts > 1]
+    gone, missing = np.union1d(np.setdiff1d(held, rows.ids), doubled), np.setdiff1d(rows.ids, single)
     if len(gone):
         engine.remove(gone)
     for ids, piece in rows.pieces(missing if len(held) else None):

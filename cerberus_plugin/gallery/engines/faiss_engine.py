@@ -5,18 +5,25 @@ Bytes a row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8 (and 8 for its
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from ...files import write_whole
 from .base import check_metric, padded
 
 FORMS = ("exact", "float16", "int8", "pq")
 PQ_VALUES, PQ_CODES = 8, 256  # values that one byte stands for, and the codes it chooses from
 TRAINING_ROWS = {"int8": 10_000, "pq": 10_000}  # FAISS asks for 39 rows a code
+CHECKSUM_BYTES, CHUNK_BYTES = 4, 2**20
 GROWN = 4  # times the rows that a form has learnt from: then it learns anew, where these were few
+
+logger = logging.getLogger("cerberus.gallery")
 
 
 class FaissEngine:
@@ -26,8 +33,9 @@ class FaissEngine:
         dim: E.
         form: one of `FORMS`; all but "exact" lose some recall, float16 hardly any.
         metric: "cosine" of rows whose blocks have unit length, as the inner product; or "euclidean".
-        path: file that a compressed form is kept in, behind the number of rows that it has learnt from; nothing is
-            kept if None.
+        path: file that a compressed form is kept in: the number of rows that it has learnt from, the index, and a
+            checksum. A file that is damaged or has other rows is made anew; where none can be written, the form is
+            built in memory each time. Nothing is kept if None.
     """
 
     most_hits = sys.maxsize
@@ -44,7 +52,7 @@ class FaissEngine:
         self.exact = form == "exact"
         self._index, self._learnt_from = self._empty(), 0
         if self.path is not None and self.path.is_file():
-            self._index, self._learnt_from = self._read()
+            self._index, self._learnt_from = self._read() or (self._index, self._learnt_from)
 
     def _empty(self):
         import faiss
@@ -59,19 +67,19 @@ class FaissEngine:
             inner = faiss.IndexScalarQuantizer(self.dim, kind, metric)
         return faiss.IndexIDMap2(inner)
 
-    def _read(self) -> tuple:
+    def _read(self) -> tuple | None:
+        """The index of the file and the number of rows that it has learnt from; None where it cannot be used."""
         import faiss
 
         try:
             with open(self.path, "rb") as file:
+                if not _is_whole(file):  # checked first: FAISS does not survive every damaged file
+                    return None
                 learnt_from = int.from_bytes(file.read(8), "little")
                 index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
-        except RuntimeError as error:
-            raise ValueError(f"{self.path}: cannot be read by FAISS; delete it, it will be made anew") from error
-        if index.d != self.dim or not isinstance(index, faiss.IndexIDMap2):
-            raise ValueError(f"{self.path}: holds rows of {index.d} values, expected {self.dim}; delete it, it will be "
-                             "made anew")
-        return index, learnt_from
+        except (OSError, RuntimeError):
+            return None
+        return (index, learnt_from) if index.d == self.dim and isinstance(index, faiss.IndexIDMap2) else None
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -127,9 +135,31 @@ class FaissEngine:
 
         if self.path is None or self.exact:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.write(self._learnt_from.to_bytes(8, "little"))
-            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
-        os.replace(temporary, self.path)
+
+        def write(file: BinaryIO) -> None:
+            checksum = 0
+
+            def put(data: bytes) -> None:
+                nonlocal checksum
+                checksum = zlib.crc32(data, checksum)
+                file.write(data)
+
+            put(self._learnt_from.to_bytes(8, "little"))
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(put))
+            file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+
+        try:
+            write_whole(self.path, write)
+        except OSError as error:  # such as an index on a disk that can only be read
+            logger.warning("%s; the form %s is built in memory each time", error, self.form)
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    """Whether the checksum at the end of a file fits what is before it; leaves the file at its beginning."""
+    rest, checksum = file.seek(0, os.SEEK_END) - CHECKSUM_BYTES, 0
+    file.seek(0)
+    while rest > 0 and (data := file.read(min(rest, CHUNK_BYTES))):
+        rest, checksum = rest - len(data), zlib.crc32(data, checksum)
+    whole = rest == 0 and checksum == int.from_bytes(file.read(CHECKSUM_BYTES), "little")
+    file.seek(0)
+    return whole

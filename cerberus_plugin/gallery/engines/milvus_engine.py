@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +45,42 @@ class MilvusEngine:
             raise FileNotFoundError(f"{Path(address).parent}: no such folder; Milvus keeps {Path(address).name} there")
         self.address, self.collection, self.dim, self.metric, self.kind = address, collection, dim, metric, kind
         self.exact = kind == "FLAT"
+        reasons = _Reasons()
+        lite = logging.getLogger("milvus_lite")
+        lite.addHandler(reasons)
         try:
             self._client = MilvusClient(address, token=token, timeout=timeout)
         except MilvusException as error:
-            raise ConnectionError(f"{address}: Milvus does not answer there ({error.message}); start it, or give the "
-                                  "path of a file for a gallery on this machine") from error
-        if not self._client.has_collection(collection):
-            self._create()
-        self._check_dim()
-        self._client.load_collection(collection)
+            raise self._unopened(reasons.last, error) from error
+        finally:
+            lite.removeHandler(reasons)
+        with self._named():
+            if not self._client.has_collection(collection):
+                self._create()
+            self._check_dim()
+            self._client.load_collection(collection)
+
+    def _unopened(self, reason: BaseException | None, error: Exception) -> OSError:
+        if "://" in self.address:
+            return ConnectionError(f"{self.address}: Milvus does not answer there ({error.message}); start it, or give "
+                                   "the path of a file for a gallery on this machine")
+        if type(reason).__name__ == "DataDirLockedError":
+            return ConnectionError(f"{self.address}: locked by another process, and Milvus Lite serves one at a time; "
+                                   "wait for that process to end, or give another file or a Milvus server")
+        return ConnectionError(f"{self.address}: Milvus Lite cannot open it ({reason or error.message}); delete it, it "
+                               "is filled again from the index, or give another file")
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of Milvus with its address and what to do."""
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            yield
+        except MilvusException as error:
+            remedy = ("see that the server runs and try again" if "://" in self.address else
+                      "if that happens again, delete the file, it is filled again from the index")
+            raise ConnectionError(f"{self.address}: Milvus failed ({error.message}); {remedy}") from error
 
     def _create(self) -> None:
         from pymilvus import DataType
@@ -87,18 +116,22 @@ class MilvusEngine:
         step = max(1, SENT_BYTES // (4 * self.dim))
         rows = np.asarray(rows, dtype=np.float32)
         for first in range(0, len(ids), step):
-            self._client.upsert(self.collection, [{"id": int(i), "embedding": row} for i, row in
-                                                  zip(ids[first:first + step], rows[first:first + step])])
+            with self._named():
+                self._client.upsert(self.collection, [{"id": int(i), "embedding": row} for i, row in
+                                                      zip(ids[first:first + step], rows[first:first + step])])
 
     def remove(self, ids: np.ndarray) -> None:
         for some in _chunks(ids):
-            self._client.delete(self.collection, ids=some)
+            with self._named():
+                self._client.delete(self.collection, ids=some)
 
     def ids(self) -> np.ndarray:
-        pages, found = self._client.query_iterator(self.collection, batch_size=MOST_HITS, output_fields=["id"]), []
-        while page := pages.next():
-            found += [row["id"] for row in page]
-        pages.close()
+        found = []
+        with self._named():
+            pages = self._client.query_iterator(self.collection, batch_size=MOST_HITS, output_fields=["id"])
+            while page := pages.next():
+                found += [row["id"] for row in page]
+            pages.close()
         return np.array(found, dtype=np.int64)
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -116,9 +149,10 @@ class MilvusEngine:
         return scores, ids
 
     def _search(self, queries: np.ndarray, k: int, expression: str) -> tuple[np.ndarray, np.ndarray]:
-        found = self._client.search(self.collection, data=list(queries), limit=k, filter=expression,
-                                    output_fields=["id"], anns_field="embedding",
-                                    search_params={"metric_type": MILVUS_METRICS[self.metric]})
+        with self._named():
+            found = self._client.search(self.collection, data=list(queries), limit=k, filter=expression,
+                                        output_fields=["id"], anns_field="embedding",
+                                        search_params={"metric_type": MILVUS_METRICS[self.metric]})
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         for row, hits in enumerate(found):
@@ -128,7 +162,18 @@ class MilvusEngine:
         return scores, ids
 
     def save(self) -> None:
-        self._client.flush(self.collection)
+        with self._named():
+            self._client.flush(self.collection)
+
+
+class _Reasons(logging.Handler):
+    """The last exception that Milvus Lite has logged: it is not part of the error that pymilvus raises."""
+
+    last: BaseException | None = None
+
+    def emit(self, entry: logging.LogRecord) -> None:
+        if entry.exc_info:
+            self.last = entry.exc_info[1]
 
 
 def _chunks(ids: np.ndarray) -> list[Sequence[int]]:
