@@ -65,9 +65,9 @@ def config(args, folder, file: str, **changes):
         "MODEL.DEVICE": "cuda" if ON_GPU else "cpu", "MODEL.BACKBONE.PRETRAIN": False,
         "MODEL.BACKBONE.DEPTH": args.depth, "MODEL.BACKBONE.FEAT_DIM": width, "INPUT.SIZE_TRAIN": size,
         "INPUT.SIZE_TEST": size, "SOLVER.IMS_PER_BATCH": args.batch, "SOLVER.WARMUP_ITERS": 0, "SOLVER.MAX_EPOCH": 1,
-        "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.EVAL_PERIOD": 1, "MODEL.FREEZE_LAYERS": [], "SOLVER.DELAY_EPOCHS": 0,
-        "DATALOADER.NUM_INSTANCE": 4, "DATALOADER.NUM_WORKERS": 8 if ON_GPU else 0, "OUTPUT_DIR": str(folder / "run"),
-        "SEED": 1, **PLAIN, **changes}
+        "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.EVAL_PERIOD": 1, "MODEL.FREEZE_LAYERS": [], "SOLVER.FREEZE_ITERS": 0,
+        "SOLVER.DELAY_EPOCHS": 0, "DATALOADER.NUM_INSTANCE": 4, "DATALOADER.NUM_WORKERS": 8 if ON_GPU else 0,
+        "OUTPUT_DIR": str(folder / "run"), "SEED": 1, **PLAIN, **changes}
     cfg.merge_from_list([item for pair in options.items() for item in pair])
     cfg.freeze()
     return cfg

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -40,11 +42,13 @@ from .files import replace_unprintable
 from .hooks import (
     AgreeOnStatistics,
     Evaluations,
+    FrozenLayers,
     SeedEpochs,
     TrainingClock,
     TrainingIdentities,
     WeightAverage,
     WithoutAverage,
+    frozen_layers,
 )
 from .metrics import aps
 from .metrics.outfits import SETTINGS
@@ -85,7 +89,16 @@ class CerberusTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
-        optimizer, params = super().build_optimizer(cfg, model)
+        check_optimizer_keys(cfg, model)
+        host_cfg = cfg.clone()
+        host_cfg.defrost()
+        if cfg.MODEL.FREEZE_LAYERS:
+            # The host takes names as regular expressions that a parameter's name begins with, and counts its own steps
+            # from 0, in a resumed run too. These expressions match whole names, and `FrozenLayers` ends the freezing.
+            host_cfg.MODEL.FREEZE_LAYERS = [f"{re.escape(path)}\\." for path in frozen_layers(
+                model, cfg.MODEL.FREEZE_LAYERS)]
+            host_cfg.SOLVER.FREEZE_ITERS = sys.maxsize
+        optimizer, params = super().build_optimizer(host_cfg, model)
         if cfg.MODEL.CHANNELS_LAST:
             acceleration.store_channels_last(optimizer, model)
         acceleration.fuse(optimizer, cfg.SOLVER.FUSED)
@@ -208,7 +221,11 @@ class CerberusTrainer(DefaultTrainer):
             self.checkpointer.checkpointables["average"] = built[0]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[place:place + 1] = [AgreeOnStatistics(), built[place], evaluations]
-        for hook in built:
+        for i, hook in enumerate(built):
+            if isinstance(hook, hooks.LayerFreeze):
+                model = unwrapped(self.model)
+                built[i] = FrozenLayers(model, self.optimizer, frozen_layers(model, hook.freeze_layers),
+                                        hook.freeze_iters)
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
         return built
@@ -328,6 +345,17 @@ def with_account(figures: Mapping[str, float], loader, evaluator: DatasetEvaluat
         return figures
     tested = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
     return manifest.Figures.of(figures, tested)
+
+
+def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse keys of the optimiser that would have no effect on this model."""
+    layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
+    if bool(layers) != (iterations > 0):
+        raise ValueError(f"MODEL.FREEZE_LAYERS is {layers} and SOLVER.FREEZE_ITERS {iterations}, so nothing would be "
+                         "frozen. Set both, or MODEL.FREEZE_LAYERS [] and SOLVER.FREEZE_ITERS 0 to freeze nothing.")
+    if cfg.SOLVER.HEADS_LR_FACTOR != 1 and not hasattr(model, "heads"):
+        raise ValueError(f"SOLVER.HEADS_LR_FACTOR is {cfg.SOLVER.HEADS_LR_FACTOR}, but the host applies it to a module "
+                         f"called heads alone, and {type(model).__name__} has none. Set it to 1.0.")
 
 
 def check_tests(cfg: CfgNode, schema: str | None) -> None:

@@ -1,8 +1,9 @@
-"""Hooks of the trainer beside the host's own: seeds, batch statistics, averages of weights, time, evaluations."""
+"""Hooks of the trainer beside the host's own: seeds, frozen layers, statistics, averaged weights, time, figures."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from . import report
 from .data.loader import FOR_EPOCH, seed_of
 from .processes import average_batch_statistics
+
+logger = logging.getLogger("fastreid.cerberus")
 
 
 class AgreeOnStatistics(hooks.HookBase):
@@ -41,6 +44,70 @@ class SeedEpochs(hooks.HookBase):
     def before_epoch(self) -> None:
         seed = self.trainer.data_loader.batch_sampler.seed
         seed_all_rng(seed_of(seed, FOR_EPOCH, comm.get_rank(), self.trainer.epoch))
+
+
+def frozen_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Paths of the modules that MODEL.FREEZE_LAYERS names.
+
+    A name is the full path of a module, such as `heads` or `heads.bn`; it stands for that module and everything in it,
+    and for no other module whose name begins alike. Where a model takes the backbone apart, `backbone` stands for the
+    modules that hold its parts: the model lists them in `backbone_layers`.
+
+    Raises:
+        ValueError: a name is no module of the model.
+    """
+    aliases = {"backbone": list(model.backbone_layers)} if hasattr(model, "backbone_layers") else {}
+    modules = dict(model.named_modules())
+    unknown = [name for name in names if not name or name not in modules | aliases]
+    if unknown:
+        known = [*aliases, *(name for name, _ in model.named_children() if name not in aliases)]
+        raise ValueError(f"MODEL.FREEZE_LAYERS has {', '.join(map(repr, unknown))}, but {type(model).__name__} has no "
+                         f"such module; expected any of {', '.join(known)}, or the full path of a module in one of "
+                         "them.")
+    return [path for name in names for path in aliases.get(name, [name])]
+
+
+class FrozenLayers(hooks.HookBase):
+    """Keep weights and batch statistics of some layers as they are for the first iterations.
+
+    In place of the host's LayerFreeze. Whether a step is one of the first iterations depends on the iteration of the
+    trainer alone, so a resumed run is not frozen a second time.
+
+    Args:
+        model: without the wrapper of distributed training.
+        optimizer: the parameters of these layers are in groups with "freeze_status" "freeze", as the host's
+            `build_optimizer` makes them, and its step leaves out groups with that status.
+        layers: paths of modules, see `frozen_layers`.
+        iterations: SOLVER.FREEZE_ITERS.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, layers: Sequence[str],
+                 iterations: int) -> None:
+        self.optimizer = optimizer
+        self.groups = [i for i, group in enumerate(optimizer.param_groups) if group["freeze_status"] == "freeze"]
+        self.modules = [model.get_submodule(path) for path in layers]
+        self.names = ", ".join(layers)
+        self.iterations = iterations
+        self.frozen: bool | None = None
+
+    def before_step(self) -> None:
+        frozen = self.trainer.iter < self.iterations
+        if frozen != self.frozen:
+            self._set(frozen)
+        if frozen:  # before each step, as every evaluation puts the whole model back into training mode
+            for module in self.modules:
+                module.eval()
+
+    def _set(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for i in self.groups:  # by number: loading a checkpoint makes new groups
+            self.optimizer.param_groups[i]["freeze_status"] = "freeze" if frozen else "normal"
+        if not frozen:
+            for module in self.modules:
+                module.train()
+        logger.info(f"Iteration {self.trainer.iter}: layers {self.names} are " +
+                    (f"frozen until iteration {self.iterations}" if frozen else
+                     f"not frozen, as SOLVER.FREEZE_ITERS is {self.iterations}"))
 
 
 class WeightAverage(hooks.HookBase):

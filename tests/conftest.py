@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 REAL_DATA = Path(os.environ.get("CERBERUS_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -202,8 +202,9 @@ def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_a
     size = [96, 24] if name == "mgn" else [48, 24]
     depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
     cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4,
-                       "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "INPUT.SIZE_TRAIN", size,
-                       "INPUT.SIZE_TEST", size, *depth, file=f"configs/Market1501/{name}_R50.yml")
+                       "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "MODEL.FREEZE_LAYERS", [],
+                       "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *depth,
+                       file=f"configs/Market1501/{name}_R50.yml")
     results = trained(cfg).results
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")

@@ -42,6 +42,7 @@ class Cerberus(ImageModel):
     """
 
     compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
+    backbone_layers = ("trunk", "global_branch", "local_branch")  # what "backbone" in MODEL.FREEZE_LAYERS stands for
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,

@@ -120,6 +120,9 @@ class CSSC(ImageModel):
     """
 
     compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
+    # What "backbone" in MODEL.FREEZE_LAYERS stands for: the blocks of the backbone, without the refinements between.
+    backbone_layers = ("trunk", *(f"{branch}.{blocks}" for branch in ("content_branch", "salient_branch")
+                                  for blocks in ("first", "rest")), "shared")
 
     @configurable
     def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, num_classes: int, norm: str = "BN",
