@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from .data.held_out import HELD_OUT, query_and_gallery, split_identities
 from .data.left_out import at_random, leave_out
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
+from .host import read_tensors
 from .inference import AttributeReader
 from .metrics.counting import Identities
 from .metrics.outfits import CHANGES, SETTINGS, Outfits
@@ -388,11 +388,12 @@ def unwrapped(model: nn.Module | None) -> nn.Module | None:
 
 def _state_of(path: str) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True).get("model", {})
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error}); it may be cut short or of another kind. The "
-                         "checkpoints before it in the run folder are whole.") from error
+    checkpoint = read_tensors(path, map_location="cpu")
+    state = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no tensors under the key 'model', so it is no checkpoint of a training run; "
+                         "name one, such as model_final.pth or model_best.pth of a run folder.")
+    return dict(state)
 
 
 def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:

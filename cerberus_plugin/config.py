@@ -1,6 +1,90 @@
-"""Configuration keys of the plugin, added to the host's defaults before a file is merged."""
+"""Configuration keys of the plugin, added to the host's defaults before a file is merged, and files that are read."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
 from fastreid.config import CfgNode as CN
+from fastreid.config import get_cfg
+from fastreid.config.config import BASE_KEY
+
+MAX_BYTES = 2**20  # of a configuration file; a training run writes about 6 KB
+
+
+def read_run_config(path: str | Path) -> CN:
+    """The configuration of a training run, from the config.yaml that it wrote.
+
+    A run writes every key. A file without some of the host's keys is cut short, and the defaults in their place would
+    change what the model computes. Keys of the plugin may be absent: an earlier version did not have them.
+
+    Raises:
+        ValueError: the file cannot be read or is not whole.
+    """
+    host, cfg = get_cfg(), get_cfg()
+    add_cerberus_config(cfg)
+    written = merge_file(cfg, path)
+    absent = [key for key, value in _flat(host) if _value(written, key) is None and value is not None]
+    if absent:
+        raise ValueError(f"{path}: has no value for {', '.join(absent[:3])}"
+                         f"{f' and {len(absent) - 3} other keys' if len(absent) > 3 else ''}, which every training run "
+                         "writes; the file is cut short or damaged. Restore it from a copy, or train again")
+    return cfg
+
+
+def merge_file(cfg: CN, path: str | Path) -> CN:
+    """Merge a configuration file into `cfg`; return what the file and those it is based on say.
+
+    Raises:
+        ValueError: with the name of the file, if it is no YAML, or has keys or values that `cfg` cannot take.
+    """
+    try:
+        _check_files(Path(path))
+        written = CN(CN.load_yaml_with_base(str(path)))
+        cfg.merge_from_other_cfg(written)
+        return written
+    except OSError:
+        raise
+    except Exception as error:  # of yacs, PyYAML and the host, which share no class
+        text = " ".join(str(error).strip("'\"").split())
+        raise ValueError(f"{path}: cannot be read as configuration ({type(error).__name__}: {text:.300}). It is "
+                         "damaged, cut short, or written by another version of this package, whose keys differ: "
+                         "correct or remove the lines named (cerberus_plugin/config.py has the plugin's keys), use the "
+                         "version that wrote it, or train again") from error
+
+
+def _check_files(path: Path) -> None:
+    """Refuse a file, or one that it is based on, that is too large or based on itself, without an end."""
+    seen = []
+    while path.is_file() and path.resolve() not in seen:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
+        seen.append(path.resolve())
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds {type(values).__name__}, expected KEY: VALUE")
+        if BASE_KEY not in values:
+            return
+        path = path.parent / Path(values[BASE_KEY]).expanduser()
+    if path.resolve() in seen:
+        raise ValueError(f"{BASE_KEY} leads back to {path}")
+
+
+def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted names and values of all keys."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _value(node: Mapping, key: str) -> object:
+    """The value of a dotted name; None where there is none."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def add_cerberus_config(cfg: CN) -> None:

@@ -95,8 +95,9 @@ class TorchEncoder:
         parts = []
         for start in range(0, len(images), self.batch_size):
             batch = [self.predictor.transform(to_rgb(image)) for image in images[start:start + self.batch_size]]
-            parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu().numpy())
-        return np.concatenate(parts)
+            parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu())
+            self.predictor.check_finite(parts[-1], [f"picture {start + i}" for i in range(len(batch))])
+        return torch.cat(parts).numpy()
 
 
 def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None = None) -> Vocabulary | None:

@@ -35,7 +35,7 @@ from .assembly import (
     with_precision,
 )
 from .clothes_task import ClothesTask
-from .config import add_cerberus_config
+from .config import add_cerberus_config, merge_file
 from .data.loader import SeededBatches, SeparateGenerators
 from .evaluators import Task, TaskEvaluator
 from .files import replace_unprintable
@@ -303,9 +303,9 @@ def read_config(args) -> CfgNode:
     cfg = get_cfg()
     add_cerberus_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
+        merge_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
-    except (AssertionError, KeyError) as error:  # yacs' own for what it does not know
+    except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
         raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
                          "go before KEY value.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import keyword
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ LOWEST_COSINE = 0.9999
 LARGEST_DIFFERENCE = 1e-3  # of probabilities
 # Scores this near are equal: both runtimes round in float32, each in its own order.
 TIE = 1e-5
+
+_exporting = threading.Lock()  # warning filters, and the model itself, are changed meanwhile
 
 
 class ExportMismatch(RuntimeError):
@@ -174,7 +177,7 @@ def build(encoder: TorchEncoder) -> ModelProto:
     graph = Graph(encoder.embedder, encoder.vocabulary).eval()
     names = [EMBEDDING] if encoder.vocabulary is None else [EMBEDDING, PROBABILITIES, ANSWERS]
     pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.no_grad(), _no_keywords(graph):
+    with _exporting, warnings.catch_warnings(), torch.no_grad(), _no_keywords(graph):
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(graph, (pixels,), dynamo=True, input_names=[INPUT], output_names=names,
                                     dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}, verbose=False)

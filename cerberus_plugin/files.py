@@ -1,16 +1,17 @@
-"""Write files atomically, and print to consoles of any encoding."""
+"""Write files atomically, read JSON files, and print to consoles of any encoding."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 ENDING = ".tmp"  # of temporary files
 STALE = 3600.0  # seconds since the last write to a temporary file after which its process is taken for dead
@@ -70,3 +71,11 @@ def replace_unprintable() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
     if reconfigure and sys.stdout.errors == "strict":
         reconfigure(errors="replace")
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> Any:
+    """What a JSON file holds; a ValueError names the file and ends with the remedy where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON that can be read ({error}); {remedy}") from error

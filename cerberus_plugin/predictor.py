@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +9,21 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from fastreid.config import get_cfg
 from fastreid.data.transforms import build_transforms
 from torch import Tensor
 from tqdm import tqdm
 
 from .assembly import load_model, reader_of
+from .attributes import GROUPS
 from .calibrated import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
 from .calibration import Calibration
-from .config import add_cerberus_config
+from .config import read_run_config
+from .files import read_json
 from .inference import image_scores, of_groups
 from .portable import Answer, read_image
 from .portable.encoder import LASTING_GROUPS
 from .portable.images import SUFFIXES
+from .portable.verification import METRICS
 
 GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
 WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
@@ -63,16 +64,22 @@ class CerberusPredictor:
         config = Path(run_folder) / "config.yaml"
         if not config.is_file():
             raise FileNotFoundError(f"{config}: not found; give the OUTPUT_DIR of a training run")
-        self.cfg = get_cfg()
-        add_cerberus_config(self.cfg)
-        self.cfg.merge_from_file(str(config))
+        self.cfg = read_run_config(config)
         self.cfg.MODEL.WEIGHTS = str(weights or self._find_weights(Path(run_folder)))
         self.cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if precise:
             self.cfg.TEST.AUTOCAST = ""
-        self.model = load_model(self.cfg)
-        self.transform = build_transforms(self.cfg, is_train=False)
-        self.reader = reader_of(self.model)
+        if self.cfg.TEST.METRIC not in METRICS:
+            raise ValueError(f"{config}: TEST.METRIC is '{self.cfg.TEST.METRIC}', expected one of {', '.join(METRICS)}")
+        try:
+            self.model = load_model(self.cfg)
+            self.transform = build_transforms(self.cfg, is_train=False)
+            self.reader = reader_of(self.model)
+        except Exception as error:  # the host's for values that it does not know are KeyError, AssertionError and more
+            if isinstance(error, OSError | torch.cuda.OutOfMemoryError) or self.cfg.MODEL.WEIGHTS in str(error):
+                raise
+            raise ValueError(f"{config}: the model that it describes cannot be made ({type(error).__name__}: {error}). "
+                             "Correct the value, or use the config.yaml that training wrote") from error
 
     @staticmethod
     def _find_weights(folder: Path) -> Path:
@@ -104,7 +111,16 @@ class CerberusPredictor:
         starts = range(0, len(paths), batch_size)
         for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):
             outputs.append(self.model({"images": self.images(paths[start:start + batch_size])}).float().cpu())
+            self.check_finite(outputs[-1], paths[start:start + batch_size])
         return torch.cat(outputs)
+
+    def check_finite(self, embeddings: Tensor, pictures: Sequence) -> None:
+        """Raise ValueError where embeddings (N, E) are NaN or infinite: no answer could be read off them."""
+        broken = ~embeddings.isfinite().all(dim=1)
+        if broken.any():
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: {int(broken.sum())} of {len(broken)} embeddings are not finite"
+                             f", such as that of {pictures[int(broken.nonzero()[0])]}; the weights are damaged, or too "
+                             "large for TEST.AUTOCAST. Use another checkpoint, or set TEST.AUTOCAST to \"\"")
 
     def images(self, paths: Sequence[str | Path]) -> Tensor:
         """Pictures as the model takes them: float (N, 3, H, W) in 0..255, on its device."""
@@ -202,7 +218,14 @@ class CerberusPredictor:
         """What `experiments.groups` has chosen for this run; head and identity where it has not been asked."""
         self._check_groups()
         path = self.run_folder / "groups" / GROUPS_FILE
-        return tuple(json.loads(path.read_text())["chosen"]) if path.is_file() else LASTING_GROUPS
+        if not path.is_file():
+            return LASTING_GROUPS
+        remedy = f"choose groups again by python -m cerberus_plugin.experiments.groups {self.run_folder}, or delete it"
+        record = read_json(path, remedy)
+        chosen = record.get("chosen") if isinstance(record, dict) else None
+        if not (isinstance(chosen, list) and chosen and all(group in GROUPS for group in chosen)):
+            raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(GROUPS)}; {remedy}")
+        return tuple(chosen)
 
     def _check_groups(self) -> None:
         if self.cfg.MODEL.META_ARCHITECTURE != "Cerberus":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from .files import write_whole
+from .files import read_json, write_whole
 from .metrics.outfits import CHANGES, SETTINGS
 
 if TYPE_CHECKING:
@@ -174,8 +174,11 @@ def read_floor(folder: str) -> dict[str, dict]:
     path = os.path.join(folder, FLOOR_FILE)
     if not os.path.isfile(path):
         return {}
-    with open(path) as file:
-        return _with_nan(json.load(file))
+    remedy = "delete it, or train again with TEST.UNTRAINED_FLOOR True"
+    floor = read_json(path, remedy)
+    if not _are_figures(floor):
+        raise ValueError(f"{path}: expected figures by test data set; {remedy}")
+    return _with_nan(floor)
 
 
 def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
@@ -188,8 +191,10 @@ def read_results(folder: str) -> dict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: not found; a run writes it at its end. Finish the one in this folder "
                                 "(train_net.py --resume), or name the folder of a finished one.")
-    with open(path) as file:
-        record = json.load(file)
+    remedy = "evaluate the run again (train_net.py --eval-only), or finish it (--resume)"
+    record = read_json(path, remedy)
+    if not isinstance(record, dict) or not _are_figures(record.get("results")):
+        raise ValueError(f"{path}: has no 'results' with figures by test data set; {remedy}")
     return record | {"results": _with_nan(record["results"])}
 
 
@@ -220,6 +225,11 @@ def write_json(path: str, record) -> None:
 def write_text(path: str, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one."""
     write_whole(Path(path), lambda file: file.write(text.encode()))
+
+
+def _are_figures(record: object) -> bool:
+    """Whether a record holds figures by test data set."""
+    return isinstance(record, Mapping) and all(isinstance(row, Mapping) for row in record.values())
 
 
 def _with_nan(figures: Mapping[str, Mapping]) -> dict[str, dict]:

@@ -251,12 +251,13 @@ def test_the_bootstrap_draws_people_not_pairs():
 
 def test_a_file_that_is_no_calibration_is_refused(tmp_path):
     path = tmp_path / "calibration.json"
-    for content, message in (("{", "no calibration that can be read"), ("[]", "no calibration that can be read"),
+    for content, message in (("{", "no JSON that can be read"), ("[]", "no calibration that can be read"),
                              ('{"format": 9}', "its format is 9, expected 2"), ('{"format": 2}', "has no 'columns'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             Calibration.read(path)
-    path.write_text(json.dumps({"format": 2, "columns": {"hat": {"temperature": 2, "withhold below": None}},
+    path.write_text(json.dumps({"format": 2, "checkpoint": "model_final.pth", "checkpoint sha256": "0",
+                                "columns": {"hat": {"temperature": 2, "withhold below": None}},
                                 "same person": {"slope": 20, "intercept": -10, "prior": 0.1, "metric": "cosine",
                                                 "groups": ["head"],
                                                 "false-match rates": [{"rate": 0.01, "threshold": 0.7},

@@ -250,7 +250,7 @@ def test_a_checkpoint_without_semantic_ids_and_a_missing_one_are_refused(small_c
     with pytest.raises(ValueError, match="foreign.pth: was trained on an attribute set this version does not know"):
         load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "foreign.pth")))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:200])
-    with pytest.raises(ValueError, match="cut.pth: not a readable checkpoint"):
+    with pytest.raises(ValueError, match="cut.pth: cannot be read as weights"):
         load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "cut.pth")))
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS 'nowhere.pth' is not a file"):
         load_model(small_config("MODEL.WEIGHTS", "nowhere.pth"))

@@ -1,6 +1,7 @@
 """Files that are no export, or a damaged one, are refused before they encode anything."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -53,3 +54,35 @@ def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="onnxruntime runs exported models and is not installed: pip install"):
         ExportedEncoder(tiny())
+
+
+GOOD = {"fingerprint": "0", "dim": 24, "groups": [], "metric": "cosine", "size": [4, 2], "architecture": "tiny",
+        "lasting_groups": [], "verification": None}
+FITTED = {"slope": 20.0, "intercept": -10.0, "prior": 0.1, "metric": "cosine", "groups": [], "thresholds": [[0.1, 0.7]]}
+
+
+@pytest.mark.parametrize("damage", [
+    {"encoder": "[" * 100_000}, {"vocabulary": "7"}, {"versions": "{"},
+    *({"encoder": json.dumps(GOOD | {"verification": FITTED | wrong})} for wrong in (
+        {"slope": math.nan}, {"intercept": "1"}, {"prior": 2}, {"metric": None}, {"groups": [1]},
+        {"thresholds": [[0.1, math.inf]]}))], ids=range(9))
+def test_metadata_with_numbers_that_are_none_is_refused(tiny, damage):
+    assert ExportedEncoder(tiny(format="1", encoder=json.dumps(GOOD | {"verification": FITTED})))
+    with pytest.raises(ValueError, match=r"tiny.onnx: its metadata is damaged .*; export the model again"):
+        ExportedEncoder(tiny(format="1", **({"encoder": json.dumps(GOOD)} | damage)))
+
+
+def test_a_graph_that_gives_nan_or_fails_is_named_with_what_to_do(tiny):
+    path = tiny(format="1", encoder=json.dumps(GOOD))
+    encoder, model = ExportedEncoder(path), onnx.load(path)
+    picture = Image.new("RGB", (2, 4))
+    model.graph.node[0].output[0] = "flat"
+    model.graph.node.extend([onnx.helper.make_node("Cast", ["flat"], ["zero"], to=onnx.TensorProto.FLOAT),
+                             onnx.helper.make_node("Div", ["zero", "zero"], ["embedding"])])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="tiny.onnx: output 'embedding' is not finite.*Export it again from a sound"):
+        ExportedEncoder(path).encode([picture])
+    encoder.size = (5, 2)
+    with pytest.raises(ValueError, match="tiny.onnx: onnxruntime fails on 1 pictures .*; export the model again"):
+        encoder.encode([picture])

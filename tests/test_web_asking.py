@@ -101,3 +101,33 @@ def test_the_links_of_a_page_lead_where_they_say(many, client):
     for name, value in told.items():
         target = Asked(words={"head colour": "red"}, top=3).toggle(name, value).address()
         assert target in links(page, value), name
+
+
+@pytest.mark.parametrize("name", ["a.x{}", "w.x{}", "w.head", "out=x{}", "a.head colour", "top", "{}", "a.x{}=&b"])
+@pytest.mark.parametrize("page", ["/", "/results.csv", "/sheet.html"])
+def test_no_address_makes_a_page_of_many_times_its_size(client, page, name):
+    """Counted, not timed: what is written for n names must not grow as n * n."""
+    for count in (10, 100, 300, 2000):
+        query = "&".join(f"{name.format(i)}{'' if '=' in name else '='}1" for i in range(count))
+        answer = client.get(f"{page}?{query}", follow_redirects=False)
+        assert answer.status_code in ((400, 414, 303, 200) if count == 10 else (400, 414)), (name, count)
+        assert len(answer.content) < (200_000 if count == 10 else 2_000), (name, count)
+
+
+@pytest.mark.parametrize("value", ["x" * 3800, "<&\"'" * 200, "é" * 600])
+def test_a_long_value_is_refused_without_many_copies_of_it(client, value):
+    for name in ("a.head colour", "a.shoes", "out", "w.shoes", "picture", "w.head", "top"):
+        answer = client.get("/", params={"a.upper colour": "red", name: value})
+        assert answer.status_code in (400, 414) and len(answer.content) < 200_000, name
+
+
+def test_a_colour_that_is_named_many_times_makes_no_page_longer(client):
+    once = client.get("/?a.head+colour=red&top=200")
+    many_times = client.get("/?a.head+colour=" + "+and+".join(["red"] * 400) + "&top=200")
+    assert many_times.text == once.text and found(once)
+
+
+@pytest.mark.parametrize("path", ["/results.csv", "/crop/1", "/page.css", "/login", "/nowhere"])
+def test_an_address_that_is_too_long_is_refused_before_anything_reads_it(client, path):
+    assert client.get(f"{path}?{'x' * 4100}").status_code == 414
+    assert client.get(f"{path}/{'1' * 5000}").status_code == 414

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ SETTINGS = "synthetic.json"
 DIFFICULTY = 0.6
 VERSION = 1  # of the drawing: a folder is finished only by the code that began it
 _CHUNK = 64
+_drawing = threading.Lock()
 _ENCODING = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": []}
 
 
@@ -126,23 +129,32 @@ def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
 def _draw_all(root: Path, jobs: Mapping[str, tuple], names: list[str], draw: Callable, workers: int,
               progress: bool) -> None:
     chunks = [[(name, *jobs[name]) for name in names[i:i + _CHUNK]] for i in range(0, len(names), _CHUNK)]
-    threads = cv2.getNumThreads()
-    # Before processes are forked: a fork has the locks of OpenCV's threads without the threads, and waits for ever.
-    cv2.setNumThreads(1)
-    try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(names), unit=" images", desc="drawing",
-                  disable=not progress) as bar:
-            if workers == 1 or len(chunks) < 2:
-                for chunk in chunks:
-                    bar.update(_draw_chunk(str(root), chunk, draw))
-                return
-            with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-                count = len(chunks)
-                try:
-                    for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [draw] * count):
-                        bar.update(done)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    finally:
-        cv2.setNumThreads(threads)
+    with _one_opencv_thread(), tqdm(total=len(jobs), initial=len(jobs) - len(names), unit=" images", desc="drawing",
+                                    disable=not progress) as bar:
+        if workers == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                bar.update(_draw_chunk(str(root), chunk, draw))
+            return
+        with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
+            count = len(chunks)
+            try:
+                for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [draw] * count):
+                    bar.update(done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextlib.contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """OpenCV on one thread before processes are forked, as it was afterwards; threads that draw take turns.
+
+    A forked process has the locks of OpenCV's threads without the threads, and would wait for ever.
+    """
+    with _drawing:
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            yield
+        finally:
+            cv2.setNumThreads(threads)

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from fastreid.config import CfgNode
 from tabulate import tabulate
 
 from .. import report
+from ..config import merge_file
 from ..data.held_out import HELD_OUT
 from ..files import replace_unprintable
 from ..manifest.reading import SHOWN
@@ -45,11 +46,13 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
-        config = Path(folder) / "config.yaml"
+        config, values = Path(folder) / "config.yaml", {}
+        if config.is_file():
+            values = merge_file(CfgNode(new_allowed=True), config)
         record = report.read_results(str(folder))
         # A data set with attributes has the images of the one without.
         record["results"] = {name.removesuffix("Attributes"): figures for name, figures in record["results"].items()}
-        return cls(str(folder), record, yaml.safe_load(config.read_text()) if config.is_file() else {})
+        return cls(str(folder), record, values)
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from fastreid.config import CfgNode
 from tabulate import tabulate
 
 from .. import report
+from ..config import merge_file
 from ..engine import read_config, start
 from ..files import replace_unprintable
 from . import catalogue, page, spread, study
@@ -239,7 +240,7 @@ def _costs_of_run(cfg: CfgNode) -> dict:
     """Costs of a finished run, whose config.yaml has the sizes that its data set has filled in."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_file(str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
+    merge_file(cfg, Path(cfg.OUTPUT_DIR) / "config.yaml")
     cfg.freeze()
     return costs(cfg)
 

@@ -12,7 +12,7 @@ from fastreid.utils.env import seed_all_rng
 
 from .. import report
 from ..assembly import FILLED, build_test_set, build_train_set
-from ..config import add_cerberus_config
+from ..config import add_cerberus_config, merge_file
 from ..engine import CerberusTrainer
 from ..manifest import of_test, of_training
 
@@ -52,7 +52,7 @@ def check_same_run(cfg: CfgNode) -> None:
         raise ValueError(f"{path}: not found, so that the run in this folder may be any; choose another OUTPUT_DIR")
     found = get_cfg()
     add_cerberus_config(found)
-    found.merge_from_file(path)
+    merge_file(found, path)
     found, asked = by_key(yaml.safe_load(found.dump())), by_key(yaml.safe_load(cfg.dump()))
     different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE]
     if different:

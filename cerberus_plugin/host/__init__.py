@@ -8,12 +8,13 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import checkpoints, data, evaluation, imports, launching, pretrained, training
+from . import checkpoints, data, evaluation, imports, launching, pretrained, training, weights
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
+from .weights import read_tensors as read_tensors
 
 
 def version() -> str:
@@ -38,6 +39,7 @@ def adapt() -> None:
     checkpoints.remember_best()
     checkpoints.refuse_other_files()
     pretrained.count_matches()
+    weights.load_tensors_alone()
     evaluation.skip_compilation()
     evaluation.rerank_on_cpu()
     evaluation.normalise_out_of_place()

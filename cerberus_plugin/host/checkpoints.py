@@ -6,15 +6,14 @@ import glob
 import itertools
 import logging
 import os
-import pickle
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from .patching import replace
-from .weights import tensors_alone
+from .weights import read_tensors
 
 logger = logging.getLogger("fastreid.cerberus.host")
 
@@ -97,14 +96,14 @@ def stored_metric(folder: str) -> float:
         return -1.0
     try:
         # mmap: the weights beside the score are not read.
-        return float(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["metric"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        return float(read_tensors(path, map_location="cpu", mmap=True)["metric"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
         logger.warning(f"{path}: no score to read ({error}); the next evaluation replaces it")
         return -1.0
 
 
 def refuse_other_files() -> None:
-    """Say which file is no checkpoint, and read no code from it.
+    """Say which file is no checkpoint, or holds weights that are not finite.
 
     utils/checkpoint.py:225 pops "model" from whatever was loaded: ImageNet weights given as MODEL.WEIGHTS end in
     `KeyError: 'model'`.
@@ -113,14 +112,15 @@ def refuse_other_files() -> None:
 
     def build(host_load):
         def _load_file(self, f: str):
-            with tensors_alone(f):
-                checkpoint = host_load(self, f)
-            if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+            checkpoint = host_load(self, f)
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
                 found = list(checkpoint)[:3] if isinstance(checkpoint, dict) else type(checkpoint).__name__
                 raise ValueError(
-                    f"{f}: not a training checkpoint: key 'model' is missing, got {found}. MODEL.WEIGHTS takes a "
-                    "checkpoint written in training; give backbone weights as MODEL.BACKBONE.PRETRAIN_PATH."
+                    f"{f}: not a training checkpoint: key 'model' with its tensors is missing, got {found}. "
+                    "MODEL.WEIGHTS takes a checkpoint written in training; give backbone weights as "
+                    "MODEL.BACKBONE.PRETRAIN_PATH."
                 )
+            refuse_not_finite(f, checkpoint["model"])
             return checkpoint
 
         return _load_file
@@ -200,3 +200,13 @@ def _difference(state: dict, optimizer: torch.optim.Optimizer) -> str | None:
 
 def _named(entry: list | None) -> str:
     return f"{entry[0]} {tuple(entry[1])}" if entry else "nothing"
+
+
+def refuse_not_finite(path: str, state: Mapping[str, Any]) -> None:
+    """Raise ValueError where tensors hold NaN or infinity, which answers and figures can hide."""
+    tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and value.is_floating_point()}
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, such as "
+                         f"'{broken[0]}': the training diverged, or the file is damaged. Use an earlier checkpoint of "
+                         "the run, or train again with a lower SOLVER.BASE_LR.")

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+HOST_PARTS = ("fastreid.data", "fastreid.evaluation.rank", "fastreid.evaluation.roc", "fastreid.modeling",
+              "fastreid.solver", "fastreid.engine", "fastreid.utils.checkpoint")
+
 # A torch.library.Library takes its operators back when it is collected.
 _torchvision_ops: list[torch.library.Library] = []
 
@@ -19,11 +22,14 @@ def prepare() -> None:
     """Import every part of the host that this package adapts, leaving sys.modules and collections as they were."""
     require_fastreid()
     import_torchvision()
+    missing = [name for name in HOST_PARTS if name not in sys.modules]
+    if not missing:
+        return  # a later call changes nothing, however many threads run by then
     with torch_six(), collections_mapping(), warnings.catch_warnings():
         # rank.py:14 and roc.py:18 recommend at import to compile Cython parts, which `skip_compilation` prevents.
         warnings.filterwarnings("ignore", message=r"Cython (rank|roc) evaluation")
-        for name in ("data", "evaluation.rank", "evaluation.roc", "modeling", "solver", "engine", "utils.checkpoint"):
-            importlib.import_module(f"fastreid.{name}")
+        for name in missing:
+            importlib.import_module(name)
 
 
 def require_fastreid() -> None:

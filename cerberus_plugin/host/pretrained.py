@@ -3,15 +3,17 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from .patching import replace
-from .weights import tensors_alone
+from .weights import read_tensors
 
 logger = logging.getLogger("fastreid.cerberus.host")
+
+_recording = threading.RLock()  # one thread at a time replaces torch's method
 
 _ADVICE = (
     "Set MODEL.BACKBONE.PRETRAIN_PATH to a plain state dict (torchvision's resnet50 file fits the host's 50x ResNet), "
@@ -35,7 +37,7 @@ def count_matches() -> None:
                 return _with_stem_pool(host_build(cfg), node)
             if node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
                 raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH '{node.PRETRAIN_PATH}' is no file. {_ADVICE}")
-            with tensors_alone(node.PRETRAIN_PATH or "the downloaded file"), recorded_loads() as loads:
+            with recorded_loads() as loads:
                 backbone = _built(host_build, cfg)
             _report(loads, node.PRETRAIN_PATH, node.NAME)
             return _with_stem_pool(backbone, node)
@@ -68,22 +70,25 @@ def _with_stem_pool(backbone: nn.Module, node) -> nn.Module:
 
 @contextlib.contextmanager
 def recorded_loads() -> Iterator[list[tuple[nn.Module, set[str]]]]:
-    """Collect the module and the keys of each `load_state_dict` in the block.
+    """Collect the module and the keys of each `load_state_dict` that this thread calls in the block.
 
     Each of the host's backbones unpacks and renames its file in its own way; what reaches this call is what counts.
+    torch's method is replaced meanwhile, so blocks of several threads run one after the other.
     """
-    loads = []
-    plain = nn.Module.load_state_dict
+    loads, owner = [], threading.get_ident()
+    with _recording:
+        plain = nn.Module.load_state_dict
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
-        loads.append((self, set(state_dict)))
-        return plain(self, state_dict, *args, **kwargs)
+        def load_state_dict(self, state_dict, *args, **kwargs):
+            if threading.get_ident() == owner:
+                loads.append((self, set(state_dict)))
+            return plain(self, state_dict, *args, **kwargs)
 
-    nn.Module.load_state_dict = load_state_dict
-    try:
-        yield loads
-    finally:
-        nn.Module.load_state_dict = plain
+        nn.Module.load_state_dict = load_state_dict
+        try:
+            yield loads
+        finally:
+            nn.Module.load_state_dict = plain
 
 
 def _built(host_build, cfg) -> nn.Module:
@@ -115,7 +120,7 @@ def _report(loads: list[tuple[nn.Module, set[str]]], path: str, backbone: str) -
     counts = [(len(keys.intersection(_names(module))), len(_names(module)), module, keys) for module, keys in loads]
     matched, total, module, keys = max(counts, key=lambda count: count[0])
     if matched == 0:
-        held = list(torch.load(path, map_location="cpu", weights_only=True)) if path else sorted(keys)
+        held = list(read_tensors(path, map_location="cpu")) if path else sorted(keys)
         raise ValueError(
             f"{source}: 0 of {total} tensors matched {backbone}; the file has keys like {held[:3]}, the model like "
             f"{_names(module)[:3]}. Save the weights as one plain dict with the model's names: no outer key, no "

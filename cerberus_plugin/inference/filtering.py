@@ -23,6 +23,9 @@ BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time
 # Measured: above these shares of survivors, comparing one query, or many, with all is sooner done.
 ONE_SHARE, MANY_SHARE = 0.5, 0.05
 
+# For good, not around each search: searches run in threads, and `warnings.catch_warnings` changes the filters of all.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+
 
 class Predictions(NamedTuple):
     """The most probable class of each attribute, int64 (N, M), -1 for none, and its probability, float (N, M)."""
@@ -131,12 +134,10 @@ class AcceleratedGallery:
         """Distances and gallery rows of each query's survivors, side by side: (q, most survivors), infinite beyond."""
         query, column = kept.nonzero(as_tuple=True)
         start = F.pad(counts.cumsum(dim=0), (1, 0))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-            wanted = torch.sparse_csr_tensor(start, column, queries.new_zeros(len(column)), size=kept.shape,
-                                             check_invariants=False)
-            # The products of survivors alone, read where they lie: gathering them first takes ten times as long.
-            products = torch.sparse.sampled_addmm(wanted, queries, self.embeddings.T, beta=0.0).values()
+        wanted = torch.sparse_csr_tensor(start, column, queries.new_zeros(len(column)), size=kept.shape,
+                                         check_invariants=False)
+        # The products of survivors alone, read where they lie: gathering them first takes ten times as long.
+        products = torch.sparse.sampled_addmm(wanted, queries, self.embeddings.T, beta=0.0).values()
         if self.metric == "cosine":
             values = 1 - products
         else:

@@ -22,6 +22,8 @@ def image_scores(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> Te
     """
     if metric == "euclidean":
         return -torch.cdist(queries, gallery)
+    if metric != "cosine":
+        raise ValueError(f"TEST.METRIC is '{metric}', expected cosine or euclidean")
     queries = F.normalize(queries, dim=1)
     return torch.cat([queries @ F.normalize(chunk, dim=1).T for chunk in chunks(gallery)], dim=1)
 

@@ -55,8 +55,11 @@ class ExportedEncoder:
         self.path = Path(path)
         self.batch_size = batch_size
         self.session = _session(self.path, threads, providers)
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        found = metadata.get(FORMAT_KEY)
+        try:
+            metadata = self.session.get_modelmeta().custom_metadata_map
+            found = metadata.get(FORMAT_KEY)
+        except Exception as error:  # text that is none
+            raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
         if found != FORMAT:
             what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
             raise ValueError(f"{path}: {what}; make one by the `cerberus export` of this version")
@@ -75,12 +78,12 @@ class ExportedEncoder:
             self.verification = Verification.from_dict(fitted) if fitted else None
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
             self._check()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # whatever it holds: any text can be in its place
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
 
     def _check(self) -> None:
         """Refuse metadata that speaks of another graph, or of blocks that embeddings do not have."""
-        takes = self.session.get_inputs()[0].shape[2:]
+        takes = {node.name: node.shape for node in self.session.get_inputs()}[INPUT][2:]
         gives = {node.name: node.shape for node in self.session.get_outputs()}[EMBEDDING][1]
         if list(self.size) != takes or self.dim != gives:
             raise ValueError(f"pictures of {self.size} and {self.dim} values, but the graph takes {takes} and gives "
@@ -101,9 +104,22 @@ class ExportedEncoder:
         names = list(outputs or (node.name for node in self.session.get_outputs()))
         if not len(images):
             return {EMBEDDING: np.zeros((0, self.dim), dtype=np.float32)}
-        parts = [self.session.run(names, {INPUT: to_array(images[start:start + self.batch_size], self.size)})
+        parts = [self._run(names, to_array(images[start:start + self.batch_size], self.size))
                  for start in range(0, len(images), self.batch_size)]
         return {name: np.concatenate(own) for name, own in zip(names, zip(*parts))}
+
+    def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
+        """Outputs of one batch, uint8 (N, 3, H, W), refused where they are not finite or not one row an image."""
+        try:
+            outputs = self.session.run(names, {INPUT: pixels})
+        except Exception as error:  # onnxruntime's errors share no class of their own
+            raise ValueError(f"{self.path}: onnxruntime fails on {len(pixels)} pictures ({_line(error)}); export the "
+                             "model again, or give it fewer at a time") from error
+        for name, own in zip(names, outputs):
+            if len(own) != len(pixels) or not np.isfinite(own).all():
+                raise ValueError(f"{self.path}: output '{name}' is not finite, or not one row a picture; the "
+                                 "weights of the model are damaged. Export it again from a sound checkpoint")
+        return outputs
 
 
 def _session(path: Path, threads: int, providers: Sequence[str] | None):
@@ -125,4 +141,10 @@ def _session(path: Path, threads: int, providers: Sequence[str] | None):
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's errors share no class of their own
-        raise ValueError(f"{path}: onnxruntime cannot run it ({error})") from error
+        raise ValueError(f"{path}: onnxruntime cannot run it ({_line(error)}). The file is damaged or of another kind; "
+                         "export the model again") from error
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split())

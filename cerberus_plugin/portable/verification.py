@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+METRICS = ("cosine", "euclidean")  # TEST.METRIC
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -24,6 +26,17 @@ class Verification:
     metric: str
     groups: tuple[str, ...]
     thresholds: Mapping[float, float]
+
+    def __post_init__(self) -> None:
+        for name, value in (("slope", self.slope), ("intercept", self.intercept), ("prior", self.prior),
+                            *(("false-match rate", rate) for rate in self.thresholds),
+                            *(("threshold", score) for score in self.thresholds.values())):
+            finite_number(name, value)
+        if self.metric not in METRICS or not all(isinstance(group, str) for group in self.groups):
+            raise ValueError(f"'metric' is {self.metric!r:.60} and 'groups' {self.groups!r:.60}, expected one of "
+                             f"{', '.join(METRICS)} and names")
+        if not 0 < self.prior < 1:
+            raise ValueError(f"'prior' is {self.prior}, expected a probability between 0 and 1, without both")
 
     def probability(self, score: float, prior: float | None = None) -> float:
         """That a pair of this score is of one person."""
@@ -46,6 +59,13 @@ class Verification:
     def from_dict(cls, record: Mapping) -> Verification:
         """The inverse of `to_dict`."""
         return cls(**(dict(record) | {"groups": tuple(record["groups"]), "thresholds": dict(record["thresholds"])}))
+
+
+def finite_number(name: str, value: object) -> float:
+    """A number that a file holds, as float; ValueError for NaN, infinity and text."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"'{name}' is {value!r:.60}, expected a finite number")
+    return float(value)
 
 
 def same_person_probability(score: float, slope: float, intercept: float, prior: float = 0.5) -> float:

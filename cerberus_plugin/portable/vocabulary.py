@@ -122,16 +122,24 @@ class Vocabulary:
             bits = sum(_num_bits(self.fields[i]) for i in own)
             shapes = {"labels": (k, len(own)), "prototypes": (k, d), "residuals": (bits, d), "mean_bits": (bits,)}
             wrong = [name for name, shape in shapes.items() if getattr(group, name).shape != shape]
-            if wrong or not k:
+            wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
+            if wrong or not k or any(not 0 <= value < len(self.fields[i].values) for i, column in
+                                     zip(own, group.labels.T) for value in (column.min(), column.max())):
                 raise ValueError(f"vocabulary of {self.schema}: {wrong[0] if wrong else 'labels'} of group "
                                  f"'{group.name}' do not fit the schema; export the model again")
+        if set(self.column_names) != {own.column or own.name for own in self.fields}:
+            raise ValueError(f"vocabulary of {self.schema}: columns {', '.join(map(str, self.column_names))} are not "
+                             "those of its fields; export the model again")
+        if not 0 < self.cosine_scale < math.inf:
+            raise ValueError(f"vocabulary of {self.schema}: 'cosine_scale' is {self.cosine_scale}, expected a number "
+                             "above 0; export the model again")
         unknown = set(self.temperatures) - set(self.column_names)
         if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
             raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
                              f"{', '.join(self.column_names)}")
-        if set(self.withhold_below) - set(self.temperatures):
-            raise ValueError(f"answers are withheld of {', '.join(self.withhold_below)}, expected some of the "
-                             f"calibrated columns: {', '.join(self.temperatures) or 'none'}")
+        if set(self.withhold_below) - set(self.temperatures) or not all(v >= 0 for v in self.withhold_below.values()):
+            raise ValueError(f"answers are withheld of {', '.join(self.withhold_below)}, expected numbers from 0 for "
+                             f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
     def calibrated(self, temperatures: Mapping[str, float],
                    withhold_below: Mapping[str, float] | None = None) -> Vocabulary:

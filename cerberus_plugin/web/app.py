@@ -35,6 +35,7 @@ ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
 PATIENCE = 60  # seconds that what is sent may take to come
 FORM_BYTES = 4096  # of a login
 KEPT = 600  # seconds that browsers keep these files, which hold nothing of a gallery
+OTHER_NAMES = 16  # in an address, beside attributes and groups
 TOPS = (12, 24, 48, 96, 200)
 
 
@@ -92,8 +93,17 @@ class _Pages:
         return await self._in_turn(self._sheet, request)
 
     async def _in_turn(self, work: Callable[[Request], Response], request: Request) -> Response:
+        self._check_count(request)
         with self.asking.place():
             return await self.asking.run(work, request)
+
+    def _check_count(self, request: Request) -> None:
+        """Refuse more names than the form and its links have, before a page with a link for each is written."""
+        columns = self.index.vocabulary.columns if self.index.vocabulary else ()
+        most = len(columns) + 2 * len(self.groups.all) + OTHER_NAMES
+        given = len(request.query_params.multi_items())
+        if given > most:
+            raise HTTPException(400, f"the address has {given} names, expected at most {most}; start at /")
 
     def _search(self, request: Request) -> Response:
         given = request.query_params.multi_items()

@@ -21,6 +21,7 @@ from ..portable.encoder import passing_groups
 
 TOP, MOST = 24, 200
 HEAVIEST = 16.0
+LONGEST = 4096  # bytes of an address, path and query
 
 
 class Groups(NamedTuple):
@@ -58,7 +59,10 @@ class Asked:
 
     @classmethod
     def read(cls, pairs: Iterable[tuple[str, str]]) -> Asked:
-        """From the names and values of an address; empty values say nothing, as those of a form that is half filled."""
+        """From the names and values of an address; empty values say nothing, as those of a form that is half filled.
+
+        A colour that is named twice counts once, so that an address that can be searched for is as short as its words.
+        """
         words: dict[str, str] = {}
         weights: dict[str, float] = {}
         out: list[str] = []
@@ -69,9 +73,10 @@ class Asked:
                 continue
             if name == "out":
                 out.append(value)
-            elif name[:2] in ("a.", "w.") and name[2:]:
-                kind, given = (words, value) if name[0] == "a" else (weights, _number(name, value, 0, HEAVIEST))
-                _once(kind, name, name[2:], given)
+            elif name.startswith("a.") and name[2:]:
+                _once(words, name, name[2:], " and ".join(dict.fromkeys(value.split(" and "))))
+            elif name.startswith("w.") and name[2:]:
+                _once(weights, name, name[2:], _number(name, value, 0, HEAVIEST))
             elif name in _SINGLE:
                 _once(single, name, name, _SINGLE[name](name, value))
             else:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .asking import LONGEST
 from .login import Login
 
 HEADERS = {
@@ -45,6 +46,7 @@ class Guard:
                 await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
+        length = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -53,7 +55,9 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        answer = self._refusal(request) or self.app
+        # Pages hold their own address in each of their links: a long one would make a page of many times its size.
+        too_long = PlainTextResponse(f"the address has {length} bytes, expected at most {LONGEST}; start at /", 414)
+        answer = too_long if length > LONGEST else self._refusal(request) or self.app
         await answer(scope, receive, guarded)
 
     def _refusal(self, request: Request) -> Response | None:

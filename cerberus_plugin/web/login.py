@@ -48,7 +48,7 @@ class Login:
     def wait(self, address: str) -> float:
         """Seconds until this client may try; where many have failed, all clients wait, for one may have many addresses.
         """
-        own = self._failed.get(_client(address), (0, 0.0))[1]
+        own = self._failed.get(client_of(address), (0, 0.0))[1]
         return max(0.0, own - self._clock(), self._paid - AT_ONCE * PACE - self._clock())
 
     def enter(self, address: str, user: str, password: str, before: str | None = None) -> str | None:
@@ -57,7 +57,7 @@ class Login:
         Args:
             before: the token of the session that the new one takes the place of, if there is one.
         """
-        client = _client(address)
+        client = client_of(address)
         if self.wait(address):
             return None
         # Both are compared whatever the first gives, and in a time that does not tell how much is right.
@@ -100,7 +100,7 @@ def _digests(*texts: str) -> list[bytes]:
     return [hashlib.sha256(text.encode()).digest() for text in texts]
 
 
-def _client(address: str) -> str:
+def client_of(address: str) -> str:
     """Who is slowed down: an address, or the whole network of an IPv6 one, since a client has as many as it likes."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

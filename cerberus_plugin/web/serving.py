@@ -112,11 +112,12 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
     import uvicorn
 
     from .app import create_app
+    from .connections import ImpatientProtocol, Listener
 
     app = create_app(index, encoder, login=login, hosts=place.names, secure=bool(place.certificate))
     # Forwarded-for headers are not believed: whoever sends them could try passwords under ever new addresses.
     config = uvicorn.Config(app, log_level="info" if verbose else "warning", access_log=verbose, loop="asyncio",
-                            http="h11", ws="none", lifespan="off", proxy_headers=False, server_header=False,
+                            http=ImpatientProtocol, ws="none", lifespan="off", proxy_headers=False, server_header=False,
                             ssl_certfile=place.certificate or None, ssl_keyfile=place.key or None,
                             timeout_graceful_shutdown=5, limit_concurrency=MOST_CONNECTIONS)
     try:
@@ -124,7 +125,7 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
     except ssl.SSLError as error:
         raise ValueError(f"--certificate {place.certificate} --key {place.key}: cannot be used ({error}); expected PEM "
                          "files that belong together") from error
-    with place.listen() as listening:
+    with Listener(place.listen()) as listening:
         address = place.address(listening.getsockname()[1])
         if not place.is_local and not place.certificate:
             print("over http others on the network can read passwords and pictures; --certificate and --key turn "
