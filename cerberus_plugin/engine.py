@@ -166,6 +166,7 @@ class CerberusTrainer(DefaultTrainer):
         evaluations.figures = {}
         if not self.cfg.SOLVER.EMA:
             self.checkpointer.checkpointables["average"] = WithoutAverage()
+        settings = self._step_settings()
         begin_from_other_weights(unwrapped(self.model), not own)
         watch = unwrapped(self.model).register_load_state_dict_post_hook(
             lambda model, keys: _check_loaded(model, keys.missing_keys, path, own))
@@ -182,12 +183,26 @@ class CerberusTrainer(DefaultTrainer):
         if own and self.cfg.SOLVER.EMA and not self.checkpointer.checkpointables["average"].beside:
             raise ValueError(f"{path}: the checkpoint has no average of the weights, this run has SOLVER.EMA "
                              f"{self.cfg.SOLVER.EMA}; resume with SOLVER.EMA 0, as it began")
+        kept = [f"{name} {value} (not {settings.get(name)})" for name, value in self._step_settings().items()
+                if settings.get(name) != value]
+        if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
+            logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
+                           f"says now: {', '.join(kept)}")
         acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
         test = self.cfg.TEST
         if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
             logger.warning(f"{path}: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here on")
+
+    def _step_settings(self) -> dict[str, object]:
+        """What the optimiser and the schedules were built with, as far as a checkpoint brings its own."""
+        groups = {f"{key} of group {i}": group[key] for i, group in enumerate(self.optimizer.param_groups)
+                  for key in ("initial_lr", "weight_decay", "momentum", "nesterov", "betas") if key in group}
+        schedules = {f"{key} of {name}": value for name, schedule in self.scheduler.items()
+                     for key, value in schedule.state_dict().items()
+                     if key in ("milestones", "gamma", "T_max", "eta_min", "warmup_factor", "warmup_iters")}
+        return groups | schedules
 
     def train(self):
         """Run training; write the results, as a table and as JSON, beside the checkpoint."""

@@ -215,6 +215,16 @@ def test_a_checkpoint_of_another_run_is_refused_on_resume(small_config, ide_run,
         trainer.resume_or_load(resume=True)
 
 
+def test_settings_of_the_step_that_a_resumed_run_does_not_take_over_are_named(small_config, ide_run, log):
+    for changes, named in (((), None), (("SOLVER.BASE_LR", 0.5), "initial_lr of group 0"),
+                           (("SOLVER.MAX_EPOCH", 9), "T_max of lr_sched")):
+        log.clear()
+        trainer = CerberusTrainer(small_config(*RANDOM, *TINY, "OUTPUT_DIR", str(ide_run), *changes, file=IDE))
+        trainer.resume_or_load(resume=True)
+        warnings = [line for line in log.messages if "goes on with the settings" in line]
+        assert bool(warnings) == bool(changes) and all(named in line for line in warnings)
+
+
 def test_as_many_other_identities_are_refused_on_resume(small_config, ide_run, market_people, tmp_path, use_root):
     people = dict(zip((3, 7, 10, 11, 23, 100, 101, 700), market_people[0].values()))  # 3 in place of 2
     use_root(write_market_folder(tmp_path / "data", people, market_people[1]))
