@@ -69,6 +69,10 @@ class CerberusPredictor:
         self.cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if precise:
             self.cfg.TEST.AUTOCAST = ""
+        used = [f"TEST.{key}" for key in ("RERANK", "AQE") if self.cfg.TEST[key].ENABLED]
+        if used:
+            logger.warning(f"{self.run_folder}: {' and '.join(used)} are of the evaluation alone; searches, galleries "
+                           "and pictures of ranks compare by the plain distances")
         if self.cfg.TEST.METRIC not in METRICS:
             raise ValueError(f"{config}: TEST.METRIC is '{self.cfg.TEST.METRIC}', expected one of {', '.join(METRICS)}")
         try:

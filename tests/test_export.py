@@ -192,7 +192,9 @@ def test_a_fingerprint_is_of_weights_and_of_settings_that_change_embeddings(pred
     del predictor.cfg.MODEL["LATER_KEY"]
     predictor.cfg.INPUT.SIZE_TEST = [96, 48]
     assert fingerprint_of(predictor) != before
-    predictor.cfg.INPUT.SIZE_TEST = [48, 24]
+    predictor.cfg.INPUT.SIZE_TEST, predictor.cfg.INPUT.INTERPOLATION = [48, 24], "bilinear"
+    assert fingerprint_of(predictor) != before
+    predictor.cfg.INPUT.INTERPOLATION = "bicubic"
     predictor.cfg.MODEL.CERBERUS.SIGMA += 1.0
     assert fingerprint_of(predictor) != before
     predictor.cfg.MODEL.CERBERUS.SIGMA -= 1.0
@@ -372,6 +374,9 @@ def test_misuse_of_the_export_is_named(run, torch_encoder, crops, paths, tmp_pat
     monkeypatch.setattr(torch_encoder.predictor, "cfg", torch_encoder.predictor.cfg.clone())
     torch_encoder.predictor.cfg.INPUT.SIZE_TEST = [48]
     with pytest.raises(ValueError, match=r"INPUT.SIZE_TEST is \[48\] and INPUT.CROP.ENABLED False; only models"):
+        build(torch_encoder)
+    torch_encoder.predictor.cfg.INPUT.SIZE_TEST, torch_encoder.predictor.cfg.INPUT.INTERPOLATION = [48, 24], "bilinear"
+    with pytest.raises(ValueError, match="INPUT.INTERPOLATION is 'bilinear'; exported models resize pictures bicubic"):
         build(torch_encoder)
     monkeypatch.setattr("cerberus_plugin.export.find_spec", lambda name: None if name.startswith("onnxs") else name)
     with pytest.raises(ImportError, match="export needs onnxscript: pip install onnxscript"):

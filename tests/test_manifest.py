@@ -10,7 +10,7 @@ from cerberus_plugin.assembly import build_test_set, build_train_set
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, Annotations
 from cerberus_plugin.data.loader import AttributeDataset
 from cerberus_plugin.engine import evaluate, with_account
-from cerberus_plugin.manifest import config_sha256, file_sha256, manifest, of_test, of_training
+from cerberus_plugin.manifest import config_sha256, file_sha256, manifest, of_test, of_training, ranking_rules
 from cerberus_plugin.manifest.__main__ import main
 from cerberus_plugin.manifest.reading import differences, read
 
@@ -69,6 +69,7 @@ def test_a_training_says_what_it_learned_from_and_was_tested_on(run, market_root
     sizes = dict(zip(GROUPS, run.cfg.MODEL.CERBERUS.NUM_SIDS))
     assert made["SID space"] == {"name": "product", "sizes": sizes} and sizes["lower"] == 40
     assert made["AP"] == "rectangle" and "own camera" in made["junk"]
+    assert made["ranking"] == {"re-ranking": False, "query expansion": False}
     assert made["colours"]["force colour"] is False and made["pool"].startswith("query and gallery")
 
 
@@ -237,3 +238,15 @@ def test_a_record_from_before_manifests_is_named_with_what_to_do(run, tmp_path):
         main([run.cfg.OUTPUT_DIR, str(tmp_path)])
     with pytest.raises(SystemExit, match="results.json: not found"):
         main([str(tmp_path / "nowhere")])
+
+
+def test_the_variant_and_sizes_of_re_ranking_are_rules_of_an_evaluation(run):
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.RERANK.ENABLED = cfg.TEST.AQE.ENABLED = True
+    assert ranking_rules(cfg) == {"re-ranking": "paper, k1 20, k2 6, lambda 0.3",
+                                           "query expansion": "k 5, times 1, alpha 3"}
+    before = config_sha256(cfg)
+    cfg.TEST.RERANK.VARIANT = "fastreid"
+    assert ranking_rules(cfg)["re-ranking"].startswith("fastreid,")
+    assert config_sha256(cfg) != before

@@ -32,6 +32,15 @@ def test_embeddings_are_those_of_the_trainers_evaluation(run, predictor, crops):
         assert torch.allclose(embedding, expected[path], atol=1e-5)
 
 
+def test_a_run_that_was_evaluated_by_re_ranked_distances_says_that_searches_are_not(run, tmp_path, log):
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.RERANK.ENABLED = True
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    CerberusPredictor(tmp_path, weights=Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    assert "TEST.RERANK are of the evaluation alone" in log.text
+
+
 def test_attributes_come_in_words_of_the_schema(predictor, crops):
     words = predictor.recognise(crops + "/" + Path(predictor.pictures(crops)[0]).name)[0]
     assert list(words) == [column.name for column in MARKET1501.columns]
