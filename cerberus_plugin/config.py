@@ -1,9 +1,10 @@
-"""Configuration keys of the plugin, added to the host's defaults before a file is merged, and files that are read."""
+"""Configuration keys of the plugin, the keys of MODEL that its models read, and configuration files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from fastreid.config import CfgNode as CN
@@ -11,6 +12,31 @@ from fastreid.config import get_cfg
 from fastreid.config.config import BASE_KEY
 
 MAX_BYTES = 2**20  # of a configuration file; a training run writes about 6 KB
+
+# Keys of MODEL that a model of the plugin reads, a section standing for all of its keys. Those of every model first;
+# what is in none of these lists has no effect on the model, and `check_model_keys` refuses to train with it. A section
+# that is named after a model (MODEL.CERBERUS, MODEL.APR, MODEL.CSSC) belongs to that model and is not checked.
+_EVERY_MODEL = ("META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "PIXEL_MEAN", "PIXEL_STD", "CHANNELS_LAST",
+                "COMPILE", "SYNC_BN", "HEADS.NORM", "HEADS.NUM_CLASSES")
+_APR = ("HEADS.NAME", "HEADS.EMBEDDING_DIM", "HEADS.WITH_BNNECK", "HEADS.POOL_LAYER")
+_IDENTITY = ("HEADS.CLS_LAYER", "HEADS.SCALE", "HEADS.MARGIN", "HEADS.NECK_FEAT", "LOSSES.NAME", "LOSSES.CE",
+             "LOSSES.TRI", "LOSSES.CIRCLE", "LOSSES.COSFACE")
+MODEL_KEYS = {
+    "Cerberus": ("NUM_OUTFITS", "HEADS.NAME", "HEADS.EMBEDDING_DIM", "LOSSES.CE.EPSILON"),
+    "CSSC": ("LOSSES.CE.EPSILON", "LOSSES.TRI.MARGIN"),
+    "IDE": _APR + _IDENTITY,
+    "ARN": ("NUM_OUTFITS", *_APR),
+    "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
+}
+# Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
+_RESNET = ("NAME", "DEPTH", "FEAT_DIM", "LAST_STRIDE", "NORM", "PRETRAIN", "PRETRAIN_PATH")
+BACKBONE_KEYS = {
+    "build_resnet_backbone": (*_RESNET, "WITH_IBN", "WITH_SE", "WITH_NL", "STEM_POOL"),
+    "build_resnext_backbone": (*_RESNET, "WITH_IBN", "WITH_NL"),
+    "build_resnest_backbone": _RESNET,
+}
+# Names that MODEL.LOSSES.NAME may hold, with the section that each of them reads.
+LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
 
 
 def read_run_config(path: str | Path) -> CN:
@@ -108,7 +134,7 @@ def add_cerberus_config(cfg: CN) -> None:
     node.SQUARED_NORM = False  # hold SIGMA against the squared norm, the other reading of the paper
     node.STRIP_OVERLAP = 0.0  # share of its height by which a strip reaches into its neighbours; equal thirds at 0
 
-    node.FC_BIAS = False  # bias of the five layers before batch normalisation: no effect but 2,560 parameters
+    cfg.register_deprecated_key("MODEL.CERBERUS.FC_BIAS")  # of older runs; see CerberusHead
 
     # Margin of the semantic guidance loss: "adaptive" is ln(ALPHA * N_g / N + BETA), Eq. 4; "constant" is
     # MARGIN_CONSTANT for every semantic ID (Table 8: 0 and 0.6).
@@ -250,3 +276,70 @@ def add_cerberus_config(cfg: CN) -> None:
 
     cfg.LOG_PERIOD = 200  # iterations between two lines of progress
     cfg.SEED = -1  # of every random number; negative draws one, which the log names
+
+
+def check_model_keys(cfg: CN) -> None:
+    """Refuse keys of MODEL that differ from their default and have no effect on training this model.
+
+    Models of the host are not checked. Inference does not call this, so that older runs can be read.
+
+    Raises:
+        ValueError: names each key, its value, and its default.
+    """
+    name, losses = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.LOSSES
+    if name not in MODEL_KEYS:
+        return
+    read, unused = _read_keys(cfg)
+    if "LOSSES.NAME" in read and not set(losses.NAME) <= set(LOSSES):
+        raise ValueError(f"MODEL.LOSSES.NAME is {list(losses.NAME)}, expected any of {', '.join(LOSSES)}")
+    if "LOSSES.NAME" not in read and "LOSSES.CE.EPSILON" in read and not 0 <= losses.CE.EPSILON <= 1:
+        raise ValueError(f"MODEL.LOSSES.CE.EPSILON is {losses.CE.EPSILON}, expected 0 to 1: {name} has no adaptive "
+                         "label smoothing")
+    defaults = get_cfg()
+    add_cerberus_config(defaults)
+    defaults = dict(_leaves(defaults.MODEL))
+    wrong = [f"MODEL.{key} is {value!r} (default: {defaults[key]!r})" for key, value in _leaves(cfg.MODEL)
+             if value != defaults[key] and (_is_among(key, unused) or not _is_among(key, read))]
+    if wrong:
+        known = ", ".join(key for key in read if key.startswith(("HEADS", "LOSSES")) and key not in unused)
+        raise ValueError(f"keys without effect on {name}, as the rest of the configuration stands: {'; '.join(wrong)}. "
+                         "Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES this model reads "
+                         f"{known}.")
+
+
+def _read_keys(cfg: CN) -> tuple[list[str], list[str]]:
+    """Keys and sections of MODEL that the model reads, and those among them that other keys leave without effect."""
+    model = cfg.MODEL
+    read = [*_EVERY_MODEL, *MODEL_KEYS[model.META_ARCHITECTURE], "CERBERUS", "APR", "CSSC"]
+    if model.BACKBONE.NAME in BACKBONE_KEYS:
+        read += [f"BACKBONE.{key}" for key in BACKBONE_KEYS[model.BACKBONE.NAME]]
+    else:
+        read.append("BACKBONE")
+    if model.META_ARCHITECTURE == "Cerberus" and model.HEADS.NAME != "CerberusHead":
+        read.append("HEADS")  # a head of the user's own may read any
+    unused = []
+    if "HEADS.WITH_BNNECK" in read and not model.HEADS.WITH_BNNECK and not model.APR.BLOCK_DIM:
+        unused.append("HEADS.NORM")
+    if "LOSSES.NAME" not in read:
+        return read, unused
+    unused += [f"LOSSES.{section}" for name, section in LOSSES.items() if name not in model.LOSSES.NAME]
+    if set(model.LOSSES.NAME) <= {"CrossEntropyLoss"}:
+        unused.append("HEADS.NECK_FEAT")  # chooses the feature of the other losses
+    if model.LOSSES.CE.EPSILON >= 0:
+        unused.append("LOSSES.CE.ALPHA")  # of adaptive label smoothing
+    if model.HEADS.CLS_LAYER == "Linear":
+        unused.append("HEADS.MARGIN")
+    return read, unused
+
+
+def _is_among(key: str, sections: list[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def _leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and values, lists as tuples."""
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value

@@ -35,7 +35,7 @@ from .assembly import (
     with_precision,
 )
 from .clothes_task import ClothesTask
-from .config import add_cerberus_config, merge_file
+from .config import add_cerberus_config, check_model_keys, merge_file
 from .data.loader import SeededBatches, SeparateGenerators
 from .evaluators import Task, TaskEvaluator
 from .files import replace_unprintable
@@ -64,6 +64,7 @@ class CerberusTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         host.use_device(cfg.MODEL.DEVICE)
+        check_model_keys(cfg)
         acceleration.check_autocast(cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST, cfg.SOLVER.AMP.ENABLED)
         train_set = build_train_set(cfg)
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
@@ -78,6 +79,10 @@ class CerberusTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
+        channels = getattr(model, "feat_dim", cfg.MODEL.BACKBONE.FEAT_DIM)  # of a model that takes it from its backbone
+        if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
+            raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {cfg.MODEL.BACKBONE.NAME} "
+                             f"at depth {cfg.MODEL.BACKBONE.DEPTH} gives {channels} channels; set it to {channels}.")
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
         missing = cfg.MODEL.COMPILE and acceleration.missing_for_compilation(model)

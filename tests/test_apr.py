@@ -343,6 +343,8 @@ def test_the_bag_of_tricks_recipe_differs_from_the_hosts_in_model_and_head_only(
         add_cerberus_config(cfg)
         cfg.merge_from_file(str(CONFIGS / f"{data}/{file}.yml"))
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.HEADS.NAME = cfg.OUTPUT_DIR = ""
+        if name == "arn":  # classifies no identities
+            del cfg.MODEL["LOSSES"]
         return cfg
 
     assert differing(f"{name}_bot_R50") == differing("bot_R50")

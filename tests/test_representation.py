@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastreid.layers.pooling import FastGlobalAvgPool, GeneralizedMeanPoolingP, GlobalMaxPool
+from torch import nn
 
 MEAN = FastGlobalAvgPool()
 
@@ -190,6 +191,7 @@ def test_sampled_identities_are_those_of_the_batch_and_distinct_others():
 
 
 def test_logits_of_sampled_identities_are_rows_of_the_full_classifier():
+    torch.manual_seed(0)
     module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=8).train()
     maps, targets = (torch.randn(4, 3, 24, 8), torch.randn(4, 3, 24, 8)), torch.tensor([49, 0, 49, 7])
     outputs = module(maps, targets)
@@ -198,9 +200,22 @@ def test_logits_of_sampled_identities_are_rows_of_the_full_classifier():
         full = module.classifiers[group](f)
         own = logits.gather(1, outputs["targets"][:, None])
         assert torch.allclose(own, full.gather(1, targets[:, None]))
-    outputs["logits"].sum().backward()
+    # Weighted: representations sum to 0 over a batch after batch normalisation, and so would these gradients.
+    (outputs["logits"] * torch.rand(8)).square().sum().backward()
     touched = (module.classifiers["head"].weight.grad != 0).any(dim=1)
     assert touched.sum() == 8 and touched[[0, 7, 49]].all()
+
+
+def test_a_bias_in_an_older_checkpoint_is_taken_into_the_mean_of_the_batch_normalisation():
+    torch.manual_seed(0)
+    older = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=5)
+    for group in GROUPS:
+        older.fc[group].bias = nn.Parameter(torch.randn(2))
+        older.bn[group].running_mean.normal_()
+    module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=5)
+    assert not any(module.load_state_dict(older.state_dict()))
+    maps = torch.randn(4, 3, 24, 8), torch.randn(4, 3, 24, 8)
+    torch.testing.assert_close(module.eval()(maps), older.eval()(maps))
 
 
 def test_fewer_sampled_identities_than_a_batch_has_images_are_refused():

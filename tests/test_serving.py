@@ -1,5 +1,6 @@
 """`cerberus serve`: where it may be reached and by whom, what it says, and that it really answers."""
 
+import functools
 import os
 import queue
 import re
@@ -173,10 +174,12 @@ def started(index):
     """Starts the command with some options and environment; gives its process and the address that it names."""
     processes = []
 
-    def start(*options, **environment):
+    def start(*options, in_background=False, **environment):
         code = f"{WITHOUT_TORCH}\nfrom cerberus_plugin import cli\ncli.main(sys.argv[1:])"
         process = subprocess.Popen([sys.executable, "-c", code, "serve", str(index), "--port", "0", *options], cwd=ROOT,
                                    text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN if
+                                                                in_background else signal.SIG_DFL),
                                    env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
         processes.append(process)
         told = process.stdout.readline()
@@ -188,9 +191,12 @@ def started(index):
         process.communicate()
 
 
-def test_the_command_serves_says_where_and_stops_when_interrupted_with_no_word_of_a_query(started, index):
+@pytest.mark.parametrize("in_background", [False, True])
+def test_the_command_serves_says_where_and_stops_when_interrupted_with_no_word_of_a_query(started, index,
+                                                                                          in_background):
+    """A shell lets what a script starts in the background ignore interrupts."""
     row = GalleryIndex.open(index).sample(1)[0]
-    process, told = started()
+    process, told = started(in_background=in_background)
     address = re.fullmatch(r"3 pictures: (http://127\.0\.0\.1:\d+/)   Ctrl-C stops it\n", told)[1]
     with fetch(f"{address}?like={row}") as answer:
         assert answer.read().count(b"<article>") == 3 and "server" not in answer.headers

@@ -131,6 +131,7 @@ class CSSC(ImageModel):
         super().__init__(pixel_mean, pixel_std)
         channels = num_channels(last_layer)
         smr = {"channels": channels, "num_classes": num_classes, "norm": norm}
+        self.feat_dim = channels
         self.trunk = trunk
         self.content_branch = Branch(last_layer[:-1], ("average", "max"), **smr)
         self.salient_branch = Branch(copy.deepcopy(last_layer[:-1]), ("max", "average"), **smr)

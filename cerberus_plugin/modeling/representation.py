@@ -121,7 +121,6 @@ class CerberusHead(nn.Module):
         sigma, squared_norm: see `person_rows`.   strip_overlap: see `strip_matrix`.
         pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent a branch.
         split: give out representations before the batch normalisation as well, for the triplet loss.
-        fc_bias: bias before the batch normalisation; redundant, the paper's parameter count includes it or not.
         norm: the host's name of a normalisation ("BN", "syncBN").
         sampled_identities: classify each batch among its own identities and random others, this many together, as
             partial softmax does where there are very many; 0 takes all.
@@ -130,7 +129,7 @@ class CerberusHead(nn.Module):
     @configurable
     def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
                  sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
-                 fc_bias: bool = False, norm: str = "BN", sampled_identities: int = 0, pool: str = "mean",
+                 norm: str = "BN", sampled_identities: int = 0, pool: str = "mean",
                  split: bool = False) -> None:
         super().__init__()
         if pool not in POOLS:
@@ -146,14 +145,12 @@ class CerberusHead(nn.Module):
         self.strip_overlap = strip_overlap
         self.num_classes = num_classes
         self.sampled_identities = sampled_identities
-        self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=fc_bias) for group in GROUPS})
+        self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=False) for group in GROUPS})
         self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in GROUPS})
         self.classifiers = nn.ModuleDict({
             group: nn.Linear(embedding_dim, num_classes, bias=False) for group in GROUPS})
         for fc in self.fc.values():
             nn.init.kaiming_normal_(fc.weight, mode="fan_out")
-            if fc_bias:
-                nn.init.zeros_(fc.bias)
         for classifier in self.classifiers.values():
             nn.init.normal_(classifier.weight, std=0.01)
 
@@ -169,11 +166,19 @@ class CerberusHead(nn.Module):
             "sigma": node.SIGMA,
             "squared_norm": node.SQUARED_NORM,
             "strip_overlap": node.STRIP_OVERLAP,
-            "fc_bias": node.FC_BIAS,
             "sampled_identities": node.SAMPLED_IDENTITIES,
             "pool": node.POOL,
             "split": node.SPLIT,
         }
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Older checkpoints may have a bias in `fc`; without it, the mean in `bn` is smaller by as much."""
+        for group in GROUPS:
+            bias = state_dict.pop(f"{prefix}fc.{group}.bias", None)
+            if bias is not None:
+                mean = f"{prefix}bn.{group}.running_mean"
+                state_dict[mean] = state_dict[mean] - bias
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
         """Global and local map, each (B, C, H, W), to the embedding (B, 5 * D), or in training to a dict.

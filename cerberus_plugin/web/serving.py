@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -133,7 +134,8 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
         print(f"{len(index):,} pictures: {address}   Ctrl-C stops it", flush=True)
         if open_browser:
             webbrowser.open(address)
-        try:
+        # The server stops by itself when interrupted; the exception follows where Python handles the signal as well,
+        # which it does not in a program that a script has started in the background.
+        with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print("stopped")
+        print("stopped")
