@@ -20,6 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cerberus_plugin
+
 from .files import write_whole
 from .portable.encoder import LASTING_GROUPS, passing_groups
 from .portable.vocabulary import WITHHELD
@@ -145,6 +147,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
         from .portable import ExportedEncoder
 
         return ExportedEncoder(model, BATCH)
+    cerberus_plugin.use_torch()
     from .encoding import TorchEncoder
     from .predictor import CerberusPredictor
 
@@ -269,6 +272,7 @@ def _recognise(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    cerberus_plugin.use_torch()
     from .export import export
 
     agreement = export(args.run, args.output, args.images, weights=args.weights, pictures=args.pictures)
