@@ -7,15 +7,15 @@ torch, so no installer could install this package if it were. `make` installs it
 
 HOST = "fastreid==1.4.0"
 
-# Installed where the calling Python has no torch of its own; any torch of at least 2.4 works.
+# Installed where the calling Python has no torch of its own; any torch of at least 2.6 works.
 TORCH = ["torch==2.13.0", "torchvision==0.28.0"]
 
 INSTALL_REQUIRES = [
-    "torch>=2.4",
-    "torchvision>=0.19",
+    "torch>=2.6",  # before, `weights_only=True` ran code from files of weights all the same (CVE-2025-32434)
+    "torchvision>=0.21",  # the release of torch 2.6
     "numpy>=1.26,<3",
     "scipy>=1.11",  # writes the .mat annotations of drawn people; statistics of calibrations and seeds
-    "Pillow>=10",  # the host reads images with it
+    "Pillow>=10.3",  # reads all images; 10.0.0 holds libwebp's flaw (CVE-2023-4863), 10.2 an overflow (CVE-2024-28219)
     "opencv-python-headless>=4.8,<6",  # draws people
     "matplotlib>=3.8",  # pictures of rank lists and curves
     "pandas>=2.1,<4",  # means and deviations over seeds in the report of experiments

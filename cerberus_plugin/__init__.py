@@ -2,16 +2,21 @@
 
 Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
 host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the data sets with
-attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.portable` needs neither.
+attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.portable` needs neither. In
+a process of the `cerberus` command it does so once a job needs torch, since most jobs do not.
 """
 
+import sys
 from importlib.util import find_spec
+from pathlib import PurePath
 
 __version__ = "0.1.0"
 __all__ = ["APSTask", "CerberusPredictor", "CerberusTrainer", "PARTask", "ReIDTask", "SIDTable", "TaskEvaluator",
            "add_cerberus_config"]
 
-if find_spec("torch") is not None:
+
+def use_torch() -> None:
+    """Adapt FastReID, register the plugin's parts and bind the public names; a second call changes nothing."""
     from . import host  # isort: skip  first: the host's own imports fail without it
     from .data.listing import list_market_images
     from .metrics.ranking import evaluate_rank
@@ -31,9 +36,26 @@ if find_spec("torch") is not None:
     from .predictor import CerberusPredictor
     from .tasks import APSTask, PARTask, ReIDTask
 
+    public = (APSTask, CerberusPredictor, CerberusTrainer, PARTask, ReIDTask, SIDTable, TaskEvaluator,
+              add_cerberus_config)
+    globals().update({each.__name__: each for each in public})
+
+
+def _is_command() -> bool:
+    """Whether this process is the `cerberus` command, started by its script or by python -m cerberus_plugin.cli."""
+    started = (getattr(sys, "argv", None) or [""])[0]
+    return PurePath(started).stem == "cerberus" or (started == "-m" and f"{__name__}.cli" in sys.orig_argv)
+
 
 def __getattr__(name: str):
-    if name in __all__:  # bound above, unless torch is missing
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec("torch") is None:
         raise ImportError(f"cerberus_plugin.{name} needs torch, which is not installed: pip install torch torchvision. "
                           "Exported models run without it: cerberus_plugin.portable")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    use_torch()
+    return globals()[name]
+
+
+if find_spec("torch") is not None and not _is_command():
+    use_torch()

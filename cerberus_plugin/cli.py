@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cerberus_plugin
+
 from .files import replace_unprintable, write_whole
 from .portable.encoder import LASTING_GROUPS, passing_groups
 from .portable.vocabulary import WITHHELD
@@ -150,6 +152,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
         from .portable import ExportedEncoder
 
         return ExportedEncoder(model, BATCH)
+    cerberus_plugin.use_torch()
     from .encoding import TorchEncoder
     from .predictor import CerberusPredictor
 
@@ -286,6 +289,7 @@ def _recognise(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    cerberus_plugin.use_torch()
     from .export import export
 
     agreement = export(args.run, args.output, args.images, weights=args.weights, pictures=args.pictures)

@@ -51,7 +51,7 @@ def read_run_config(path: str | Path) -> CN:
     host, cfg = get_cfg(), get_cfg()
     add_cerberus_config(cfg)
     written = merge_file(cfg, path)
-    absent = [key for key, value in _flat(host) if _value(written, key) is None and value is not None]
+    absent = [key for key, value in _leaves(host) if _value(written, key) is None and value is not None]
     if absent:
         raise ValueError(f"{path}: has no value for {', '.join(absent[:3])}"
                          f"{f' and {len(absent) - 3} other keys' if len(absent) > 3 else ''}, which every training run "
@@ -95,15 +95,6 @@ def _check_files(path: Path) -> None:
         path = path.parent / Path(values[BASE_KEY]).expanduser()
     if path.resolve() in seen:
         raise ValueError(f"{BASE_KEY} leads back to {path}")
-
-
-def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted names and values of all keys."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _value(node: Mapping, key: str) -> object:

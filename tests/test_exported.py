@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +12,10 @@ from cerberus_plugin.portable import ExportedEncoder
 
 import onnx
 import pytest
+from galleries import draw_many
 from PIL import Image
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -86,3 +92,38 @@ def test_a_graph_that_gives_nan_or_fails_is_named_with_what_to_do(tiny):
     encoder.size = (5, 2)
     with pytest.raises(ValueError, match="tiny.onnx: onnxruntime fails on 1 pictures .*; export the model again"):
         encoder.encode([picture])
+
+
+def command(*arguments) -> subprocess.Popen:
+    """The `cerberus` command in a process of its own, which lists what it imports."""
+    return subprocess.Popen([sys.executable, "-X", "importtime", "-m", "cerberus_plugin.cli", *map(str, arguments)],
+                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def imported(process: subprocess.Popen, said: str) -> set[str]:
+    """Packages that a finished command has imported; `said` is in what it printed."""
+    out, errors = process.communicate(timeout=120)
+    assert said in out + errors, errors[-2000:]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()
+            if line.startswith("import time:")}
+
+
+def test_the_command_imports_no_torch_for_an_exported_model(tiny, tmp_path):
+    model = tiny(format="1", encoder=json.dumps(GOOD | {"metric": "euclidean"}))
+    crops, index = tmp_path / "crops", tmp_path / "index"
+    draw_many(crops, 3)
+    packages = imported(command("index", "--model", model, "--images", crops, "--out", index), "3 pictures; 3 new")
+    packages |= imported(command("recognise", "--model", model, crops), "reads no attributes")
+    serving = command("serve", index, "--model", model, "--port", "0")
+    assert serving.stdout.readline().startswith("3 pictures: http")
+    serving.send_signal(signal.SIGINT)
+    packages |= imported(serving, "stopped")
+    assert {"onnxruntime", "starlette", "cerberus_plugin"} <= packages
+    assert not packages & {"torch", "torchvision", "fastreid"}
+
+
+@pytest.mark.slow
+def test_the_command_imports_torch_and_the_host_for_a_run(tmp_path):
+    for job in (["recognise", "--run", tmp_path, tmp_path], ["export", "--run", tmp_path, "--images", tmp_path]):
+        assert {"torch", "fastreid"} <= imported(command(*job), "config.yaml: not found")

@@ -1,10 +1,15 @@
 """The installer behind `make`: what it refuses, and what it says where there is nothing to install from."""
 
+import contextlib
 import os
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 INSTALL = ROOT / "tools" / "install.py"
@@ -43,3 +48,16 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
              if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert found and found <= shipped
     assert {"pandas", "Jinja2"} <= {item.split(">")[0] for item in asked["install_requires"]}
+
+
+def test_versions_that_run_code_from_weights_or_hold_known_flaws_are_refused():
+    """torch before 2.6: CVE-2025-32434; Pillow before 10.0.1: CVE-2023-4863, before 10.3: CVE-2024-28219."""
+    asked = dict(line.split(">=") for line in runpy.run_path(str(ROOT / "setup.py"))["INSTALL_REQUIRES"]
+                 if line.startswith(("torch", "Pillow")))
+    assert asked == {"torch": "2.6", "torchvision": "0.21", "Pillow": "10.3"}
+    probe = runpy.run_path(str(INSTALL))["PROBE"]
+    for version, refused in (("2.5.1+cu124", True), ("2.6.0", False), ("2.13.0+cpu", False)):
+        torch = types.SimpleNamespace(__version__=version, version=types.SimpleNamespace(cuda=None))
+        with mock.patch.dict(sys.modules, torch=torch, torchvision=types.ModuleType("torchvision")):
+            with pytest.raises(ImportError, match="older than 2.6") if refused else contextlib.nullcontext():
+                exec(probe, {})

@@ -23,8 +23,8 @@ try:
 except RuntimeError as error:  # torch for the CPU beside torchvision for CUDA, which host/imports.py allows for
     if "torchvision::nms" not in str(error) or torch.version.cuda:
         raise
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4):
-    raise ImportError(f"torch {torch.__version__} is older than 2.4")
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+    raise ImportError(f"torch {torch.__version__} is older than 2.6")
 """
 
 
