@@ -89,6 +89,7 @@ def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
             raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
                              + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
                                 f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+
     def distinct(items: list[tuple]) -> Tensor:
         """Rows (pid, camid, outfit) of images, int64 (n, 3)."""
         return torch.tensor(sorted({(pid, camid, known.outfit_of(path) if settings else 0)
