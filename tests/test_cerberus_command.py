@@ -143,7 +143,7 @@ def test_a_pipe_is_written_to_and_not_replaced(gallery, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         text = pool.submit((tmp_path / "pipe").read_text)
         cli.main(["search", str(gallery / "index"), "gender=female", "--top", "1", "--csv", str(tmp_path / "pipe")])
-        assert text.result(timeout=30).startswith('"place","picture","score"') and (tmp_path / "pipe").is_fifo()
+        assert text.result(timeout=120).startswith('"place","picture","score"') and (tmp_path / "pipe").is_fifo()
 
 
 def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gallery, run, tmp_path, capsys):

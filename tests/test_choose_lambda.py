@@ -30,7 +30,7 @@ def command(market_root, tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "cerberus_plugin.experiments.choose_lambda", "--config-file",
              str(ROOT / APR), *options, *OPTIONS, "OUTPUT_DIR", str(folder)], text=True, capture_output=True, cwd=ROOT,
-            env={**os.environ, "FASTREID_DATASETS": str(market_root)}, timeout=300)
+            env={**os.environ, "FASTREID_DATASETS": str(market_root)}, timeout=600)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 

@@ -302,7 +302,7 @@ def test_two_processes_give_the_figures_of_one():
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python",
          sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, str(here), str(here.parent)],
-        capture_output=True, text=True, timeout=120)
+        capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     assert eval(line.removeprefix("RESULT"), {"nan": float("nan")}) == pytest.approx(expected, nan_ok=True)

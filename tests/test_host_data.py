@@ -69,7 +69,7 @@ def test_an_error_in_the_dataset_reaches_the_caller(workers):
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     assert not thread.is_alive(), "the loader hangs"
     assert "image 3 is missing" in caught[0]
 

@@ -17,7 +17,7 @@ INSTALL = ROOT / "tools" / "install.py"
 
 def install(*arguments, **environment) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(INSTALL), *map(str, arguments)], capture_output=True, text=True,
-                          env={**os.environ, **environment}, timeout=120)
+                          env={**os.environ, **environment}, timeout=600)
 
 
 def test_a_folder_that_is_no_environment_is_not_emptied(tmp_path):

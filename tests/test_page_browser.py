@@ -23,7 +23,7 @@ def shown(browser, report):
     """The opened page; its errors and requests are in `shown.seen`."""
     context = browser.new_context(color_scheme="light")
     view = context.new_page()
-    view.set_default_timeout(5000)
+    view.set_default_timeout(60_000)
     view.seen = []
     view.on("request", lambda request: view.seen.append(request.url))
     view.on("pageerror", lambda error: view.seen.append(f"error: {error}"))

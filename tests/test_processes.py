@@ -131,7 +131,7 @@ def train(market_root, tmp_path_factory):
         command = [sys.executable, *before, str(ROOT / "projects/Cerberus/train_net.py"), "--config-file",
                    str(ROOT / "configs/Market1501/cerberus_demo.yml"), *after]
         done = subprocess.run([*command, *(str(item) for pair in given.items() for item in pair)], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
                               env={**os.environ, "FASTREID_DATASETS": str(market_root), "PYTHONWARNINGS": "ignore"})
         assert done.returncode == 0, done.stdout[-3000:]
         return folder

@@ -59,7 +59,7 @@ def test_parts_give_the_figures_of_the_plain_path_for_the_cosine(world):
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_a_collapsed_model_ranks_by_gallery_index(world, metric):
-    ids, same = world[2:], torch.ones(270, 8)
+    ids, same = world[2:], torch.ones(270, 4)  # of length 2, so that cosines are exact
     got = reid_metrics_streamed(same[:40], same[40:], *ids, metric=metric, part_size=32, block_size=16)
     assert equal_results(got, reid_metrics(torch.zeros(40, 230), *ids))
 

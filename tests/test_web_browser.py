@@ -75,7 +75,7 @@ def look(browser):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         contexts.append(context)
         view = context.new_page()
-        view.set_default_timeout(8000)
+        view.set_default_timeout(60_000)
         context.on("request", lambda request: seen.append(request.url))
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))

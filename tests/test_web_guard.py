@@ -84,17 +84,17 @@ def test_a_picture_that_takes_long_to_decode_holds_up_no_other(index, monkeypatc
     def slow(data, *arguments):
         if len(data) > 1000:
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return read_image(data, *arguments)
 
     monkeypatch.setattr(web_uploads, "read_image", slow)
     with client_of(index, BandEncoder()) as client, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(send, client, picture((999, 999)))
-        assert begun.wait(20)
+        assert begun.wait(120)
         send(client, picture())
         assert not answer.done()
         go_on.set()
-        assert answer.result(20)
+        assert answer.result(120)
 
 
 def test_a_file_that_says_that_it_is_too_large_is_not_read(client):
@@ -165,6 +165,7 @@ def test_many_pictures_at_once_are_refused_and_what_failed_holds_no_place(index,
 
     slow, refused = finished(both())
     assert slow[0] == 408 and refused == (503, b"1 pictures are being sent already; try again in a moment")
+    monkeypatch.setattr(web_app, "PATIENCE", 120)
     send(client, picture())
 
 
