@@ -4,11 +4,13 @@ import json
 import shutil
 import sqlite3
 
+from cerberus_plugin import files as whole_files
 from cerberus_plugin.gallery import Damaged, GalleryIndex, Query
 from cerberus_plugin.gallery.parts import BLOCK_BYTES, PartFile, write_rows
 
 import numpy as np
 import pytest
+from conftest import Killed, kill_at_file
 from galleries import QUIET, BandEncoder, Words, build, draw_many, read, stored
 
 RED_HEAD = Query(words={"head colour": "red"})
@@ -241,3 +243,35 @@ def test_rows_are_read_in_any_order_and_every_block_is_checked(tmp_path):
 def test_an_array_without_rows_is_kept_too(tmp_path):
     recorded = write_rows(tmp_path / "rows.npy", np.empty((0, 4), np.float16))
     assert len(PartFile(tmp_path / "rows.npy", np.float16, (4,), recorded).read([])) == 0
+
+
+@pytest.mark.parametrize("file", range(1, 5))
+def test_a_kill_while_lost_parts_and_answers_are_made_anew_loses_nothing(whole, folder, monkeypatch, file):
+    missing(folder / "index/parts/000000.embeddings.npy")
+    flipped(folder / "index/parts/000001.answers.npy")
+    missing(folder / "index/parts/000002.answers.npy")
+    with monkeypatch.context() as patch:
+        kill_at_file(patch, whole_files, file)
+        with pytest.raises(Killed):
+            again(folder)
+    index, _ = again(folder)
+    expected = answers_of(GalleryIndex.open(whole / "index", Words()))
+    assert answers_of(index) == expected and again(folder)[0].lost == []
+    assert {path.suffix for path in (folder / "index").rglob("*") if path.is_file()} <= {
+        ".json", ".sqlite", ".tsv", ".npy", ""}
+
+
+def test_a_search_beside_an_update_of_the_attributes_sees_the_old_answers_or_the_new_ones(folder, monkeypatch):
+    """Killed between the new file and its record, as at any other moment."""
+    before = answers_of(GalleryIndex.open(folder / "index", Words()))
+    record = json.loads((folder / "index/index.json").read_text())
+    encoder = BandEncoder()
+    encoder.vocabulary = Words(scale=3.0)
+    with monkeypatch.context() as patch:
+        kill_at_file(patch, whole_files, 2)
+        with pytest.raises(Killed):
+            GalleryIndex.build(folder / "index", record["images"], encoder, pace=QUIET, read=read)
+    between = answers_of(GalleryIndex.open(folder / "index", Words()))
+    index = GalleryIndex.build(folder / "index", record["images"], encoder, pace=QUIET, read=read)
+    after = answers_of(index)
+    assert before != after and all(row in before or row in after for row in between)

@@ -89,19 +89,13 @@ class PartFile:
         if of_type != self.dtype or found[1:] != shape or in_columns:
             raise Damaged(path, f"holds {of_type} rows of shape {found[1:]}, expected {self.dtype} of shape {shape}")
         self.count = found[0]
+        self._row_bytes = int(self.dtype.itemsize * np.prod(shape, dtype=np.int64))
+        self._block = _block_rows(self._row_bytes)
         wanted = self._begin + self.count * self._row_bytes if recorded is None else recorded.size
         if size != wanted or wanted != self._begin + self.count * self._row_bytes:
             raise Damaged(path, f"has {size} bytes, expected {wanted}")
         if self._expected is not None and len(self._expected) != -(-self.count // self._block):
             raise Damaged(path, f"holds {self.count} rows, other than what is recorded")
-
-    @property
-    def _row_bytes(self) -> int:
-        return int(self.dtype.itemsize * np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def _block(self) -> int:
-        return _block_rows(self._row_bytes)
 
     def __len__(self) -> int:
         return self.count
@@ -109,17 +103,23 @@ class PartFile:
     def read(self, places: np.ndarray) -> np.ndarray:
         """Rows at these places, (k, *shape), in their order."""
         places = np.asarray(places, dtype=np.int64)
-        out = np.empty((len(places), *self.shape), dtype=self.dtype)
         if not len(places):
-            return out
+            return np.empty((0, *self.shape), dtype=self.dtype)
         if places.min() < 0 or places.max() >= self.count:
             raise Damaged(self.path, f"holds {self.count} rows, but row {places.max()} is recorded to lie there")
-        blocks = places // self._block
-        needed = np.unique(blocks)
-        for run in np.split(needed, np.flatnonzero(np.diff(needed) > GAP) + 1):
-            own = (blocks >= run[0]) & (blocks <= run[-1])
-            first = int(run[0]) * self._block
-            out[own] = self._rows(first, min((int(run[-1]) + 1) * self._block, self.count))[places[own] - first]
+        if (np.diff(places) == 1).all():  # one after the other, as whole parts are read
+            first = int(places[0]) // self._block * self._block
+            rows = self._rows(first, min((int(places[-1]) // self._block + 1) * self._block, self.count))
+            return rows[places[0] - first:places[-1] - first + 1]
+        out = np.empty((len(places), *self.shape), dtype=self.dtype)
+        order = np.argsort(places, kind="stable")
+        blocks = places[order] // self._block
+        cuts = np.flatnonzero(np.diff(blocks) > GAP) + 1
+        for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(places)]):
+            first = int(blocks[begin]) * self._block
+            rows = self._rows(first, min((int(blocks[end - 1]) + 1) * self._block, self.count))
+            own = order[begin:end]
+            out[own] = rows[places[own] - first]
         return out
 
     def check(self) -> Recorded:
