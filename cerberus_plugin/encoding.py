@@ -108,13 +108,14 @@ def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None 
         return None
     schema, prototypes = reader.schema, predictor.model.prototypes
     groups = []
-    for group, labels, rows in zip(GROUPS, reader.table.labels, reader.prototypes):
+    for group, labels, counts, rows in zip(GROUPS, reader.table.labels, reader.table.counts, reader.prototypes):
         own = labels[:, list(schema.group_fields(group))]
-        arrays = (rows, prototypes.residuals[group].detach(), *prototypes.seen_means(group))
-        groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays)))
+        arrays = (rows, *prototypes.synthesis(group))
+        groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
+                            counts.cpu().numpy(), reader.scales[group]))
     fields = tuple(Field(f.name, f.group, f.values, f.column, f.word) for f in schema.fields)
     vocabulary = Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
-                            float(reader.cosine_scale), bool(reader.force_colour))
+                            reader.reading, float(reader.tau), float(reader.unseen_prior), bool(reader.force_colour))
     return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 

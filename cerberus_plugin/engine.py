@@ -25,6 +25,7 @@ from .assembly import (
     check_schema,
     fill_tables,
     load_model,
+    measure_scales,
     needs_labels,
     reader_of,
     resident_or_host,
@@ -36,10 +37,10 @@ from .clothes_task import ClothesTask
 from .config import add_cerberus_config
 from .data.held_out import HELD_OUT
 from .evaluators import Task, TaskEvaluator
-from .hooks import AgreeOnStatistics, Evaluations, TrainingClock, WeightAverage, WithoutAverage
+from .hooks import AgreeOnStatistics, BeforeEvaluations, Evaluations, TrainingClock, WeightAverage, WithoutAverage
 from .metrics.outfits import SETTINGS
 from .processes import synchronise_batch_norm
-from .tasks import ReIDTask, attribute_tasks, check_task_options
+from .tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -102,7 +103,8 @@ class CerberusTrainer(DefaultTrainer):
         if attributes:
             check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
         if tasks is None:
-            tasks = [ReIDTask(cfg), *(attribute_tasks(reader, cfg) if attributes else [])]
+            groups = [DirectionTask()] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
+            tasks = [ReIDTask(cfg), *groups, *(attribute_tasks(reader, cfg) if attributes else [])]
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(ReIDTask(cfg).ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
@@ -175,7 +177,9 @@ class CerberusTrainer(DefaultTrainer):
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[place:place + 1] = [AgreeOnStatistics(), built[place], evaluations]
+        measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data_loader.dataset),
+                                    (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        built[place:place + 1] = [AgreeOnStatistics(), measure, built[place], evaluations]
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
@@ -260,6 +264,9 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
         logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
                        "other data; model_final.pth is the last epoch")
     model = load_model(cfg)
+    if getattr(model, "prototypes", None) is not None and model.prototypes.scales is None:
+        logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
+                    f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
     results = CerberusTrainer.test(cfg, model)

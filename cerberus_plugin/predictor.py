@@ -162,6 +162,7 @@ class CerberusPredictor:
         par = self.cfg.TEST.PAR
         return {"reader": type(self.reader).__name__ if self.reader else None,
                 "TEST.PAR.COSINE_SCALE": float(par.COSINE_SCALE), "TEST.PAR.FORCE_COLOUR": bool(par.FORCE_COLOUR),
+                "TEST.PAR.TAU": float(par.TAU), "TEST.PAR.UNSEEN_PRIOR": float(par.UNSEEN_PRIOR),
                 "INPUT.SIZE_TEST": list(self.cfg.INPUT.SIZE_TEST)}
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],

@@ -19,6 +19,8 @@ REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
 KEPT = ("metric", *REID, "APS/mAP", "APS/Rank-1")
+# The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
+READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
 APS_PARTS = {"seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
 KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
@@ -99,13 +101,20 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     def line(name: str, figures: Mapping, rule: str, source: str = "PAR") -> list:
         return [name, figures.get(f"{source}/mA_{rule}"), *(figures.get(f"{source}/{rule}/{c}") for c in columns)]
 
-    lines = [line(rule, results, rule) for rule in MEANS]
+    others = {name: words for name, words in READINGS.items() if f"PAR ({name})/mA_official" in results}
+    own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
+    lines = [line(rule + own, results, rule) for rule in MEANS]
+    for name, words in others.items():
+        lines += [line(f"{rule}, {words}", results, rule, f"PAR ({name})") for rule in MEANS]
     if "PAR-majority/mA_official" in results:
         lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
     lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS]
     ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
     lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
+    if others:
+        title += ("\nby probability: the most probable value; balanced: the value that exceeds its share of the "
+                  "training people most")
     return f"{title}\n" + _table(["rule", "mA", *columns], lines)
 
 
@@ -119,7 +128,12 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
             if figures.get(f"APS/{part}/queries"):
                 lines.append([name, words, figures[f"APS/{part}/queries"], figures[f"APS/{part}/mAP"],
                               figures[f"APS/{part}/Rank-1"], None])
-    for key in [key for key in results if key.endswith("/mAP_given")]:
+    for reading, words in READINGS.items():
+        source = f"APS ({reading})"
+        if f"{source}/mAP" in results:
+            lines.append([f"{rows[0][0]}, {words}", "all", results[f"{source}/queries"], results[f"{source}/mAP"],
+                          results[f"{source}/Rank-1"], results[f"{source}/mAP_trapezoid"]])
+    for key in [key for key in results if key.startswith("APS/") and key.endswith("/mAP_given")]:
         groups = key.split("/")[1]
         for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
             lines += [[name, f"by {groups}, relevant: {word}", None, figures[f"APS/{groups}/mAP_{reading}"],

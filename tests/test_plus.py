@@ -40,7 +40,11 @@ def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_ha
     cfg = read_config(file=f"configs/{name}.yml")
     node = cfg.MODEL.CERBERUS
     assert (node.SOFTMAX, cfg.MODEL.LOSSES.CE.EPSILON) == (1.0, 0.1)
-    assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (5.0, 0.001, "mean", False, 0)
+    assert (node.PROTOTYPES, node.SOFTMAX_PRIOR, cfg.TEST.READING) == ("composed", True, "probability")
+    assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (0, 0, "mean", False, 0)
+    paper = read_config(file=f"configs/{name.replace('_plus', '')}.yml")
+    node = paper.MODEL.CERBERUS
+    assert (node.PROTOTYPES, node.SOFTMAX, node.LAMBDA_SEM, paper.TEST.READING) == ("free", 0, 5.0, "nearest")
 
 
 def test_every_parameter_moves_and_the_model_of_the_checkpoint_is_the_average(plus):
