@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
+# What rows of galleries have beside embeddings where attributes are read by probability.
+OF_PROBABILITIES = ("TEST.READING", "TEST.PAR.TAU", "TEST.PAR.UNSEEN_PRIOR", "TEST.PAR.COSINE_SCALE",
+                    "TEST.APS.SYNTHESISE")
 WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CROP", "TEST.METRIC")
 
 
@@ -137,8 +140,10 @@ def _settings(cfg: CfgNode) -> dict:
     defaults = get_cfg()
     add_cerberus_config(defaults)
     default = _flat(defaults)
+    by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
+    with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
     return {name: value for name, value in _flat(cfg).items()
-            if _below(name, WITH_EFFECT) and not _below(name, WITHOUT_EFFECT)
+            if _below(name, with_effect) and not _below(name, WITHOUT_EFFECT)
             and (name not in default or default[name] != value)}
 
 

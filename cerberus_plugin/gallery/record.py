@@ -25,7 +25,7 @@ class Record:
     Attributes:
         id: that of the index, whatever folder it lies in.   fingerprint: of the model that has embedded the pictures.
         images: their folder.   name_pattern: "" for the names of known data sets, see `Naming`.
-        dim, groups, metric: `Shape`.   dtype: what embeddings are kept as.
+        dim, groups, metric, values: `Shape`.   dtype: what rows are kept as.
         vocabulary, lasting_groups, verification: what the model knows beside that, see `Encoder`.
     """
 
@@ -40,6 +40,7 @@ class Record:
     vocabulary: dict | None
     lasting_groups: list[str]
     verification: dict | None
+    values: int = 0
 
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
@@ -47,7 +48,7 @@ class Record:
         shape = Shape.of(encoder)
         dtype = dtype or ("float32" if shape.metric == "euclidean" else "float16")
         return cls(uuid.uuid4().hex[:12], encoder.fingerprint, str(images), pattern, shape.dim, list(shape.groups),
-                   shape.metric, dtype, **_known_by(encoder))
+                   shape.metric, dtype, **_known_by(encoder), values=shape.values)
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -69,7 +70,7 @@ class Record:
 
     @property
     def shape(self) -> Shape:
-        return Shape(tuple(self.groups), self.dim, self.metric)
+        return Shape(tuple(self.groups), self.dim, self.metric, self.values)
 
 
 def state(folder: Path) -> tuple[int, int, int] | None:

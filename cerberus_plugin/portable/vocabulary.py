@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .marginals import LOWEST, Marginals, held_classes
+from .marginals import LOWEST, Marginals, held_classes, prior_of
 
 MISSING = -1
 WITHHELD = "cannot tell"
@@ -261,6 +261,23 @@ class Vocabulary:
             else:
                 labels[column.fields[0]] = column.classes.index(value)
         return labels
+
+    @property
+    def num_values(self) -> int:
+        """V, all classes of all columns."""
+        return len(self.groups_of_values)
+
+    @cached_property
+    def groups_of_values(self) -> tuple[int, ...]:
+        """The index of the group of each of the V classes."""
+        return tuple(g for g, held in zip(self.marginals.column_groups, self.marginals.held) for _ in held.T)
+
+    @cached_property
+    def log_value_priors(self) -> np.ndarray:
+        """Log-probabilities of the V classes before looking, float64 (V,), by the prior of the semantic IDs."""
+        priors = [prior_of(group.counts, self.unseen_prior) for group in self.groups]
+        found = np.concatenate([priors[g] @ held for g, held in zip(self.marginals.column_groups, self.marginals.held)])
+        return np.log(np.maximum(found, np.exp(LOWEST)))
 
     def wanted_classes(self, words: Mapping[str, str]) -> np.ndarray:
         """A description as weights of all columns' classes side by side: float32 (V,).
