@@ -133,7 +133,7 @@ class Graph(nn.Module):
             shares = (sids @ getattr(self, f"held_{m}")).clamp(max=1)
             probabilities.append(shares)
             searched.append((log_sids[g][:, :, None] + getattr(self, f"log_held_{m}")).logsumexp(dim=1)
-                            .clamp(LOWEST, 0))
+                            .clamp(LOWEST, 0.0))
             answers.append(shares.argmax(dim=1) if self.vocabulary.reading == "probability" else
                            getattr(self, f"classes_{m}")[(cosines[g] + allowed).argmax(dim=1)])
         return embedding, torch.cat(probabilities, dim=1), torch.stack(answers, dim=1), torch.cat(searched, dim=1)
