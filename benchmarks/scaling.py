@@ -59,7 +59,7 @@ def step_cost(args, sids=SIDS, identities: int = 751, sampled: int = 0, **change
 def read(model, batch) -> None:
     """Embeddings of a batch, and their cosines with every prototype."""
     for group, block in zip(GROUPS, blocks(model(batch)).unbind(1)):
-        block @ F.normalize(model.prototypes.rows[group], dim=1).T
+        block @ F.normalize(model.prototypes.prototypes(group), dim=1).T
 
 
 def ranking_cost(size: int, queries: int, width: int) -> dict[str, float]:

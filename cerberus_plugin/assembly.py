@@ -6,6 +6,7 @@ from the checkpoint that is to be loaded.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -24,19 +25,23 @@ from torch.utils.data import DataLoader
 
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
+from .calibration import fit_scale
 from .data.held_out import HELD_OUT, query_and_gallery, split_identities
 from .data.left_out import at_random, leave_out
 from .data.loader import AttributeDataset
 from .data.resident import NotResident, ResidentLoader
+from .gathered import LEFT_OUT_PID
 from .host import read_tensors
 from .inference import AttributeReader
 from .metrics.counting import Identities
 from .metrics.outfits import CHANGES, SETTINGS, Outfits
 from .modeling.apr import PARTS
-from .modeling.prototypes import margins_from_counts
+from .modeling.prototypes import has_prototypes, margins_from_counts
 from .portable.images import SUFFIXES
 
 logger = logging.getLogger("fastreid.cerberus")
+
+SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a group
 
 # Keys that are filled from the data set or from a checkpoint: a paper's configuration file does not know them.
 FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA",
@@ -278,8 +283,7 @@ def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentL
 
 
 def needs_prototypes(cfg: CfgNode) -> bool:
-    node = cfg.MODEL.CERBERUS
-    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and bool(node.LAMBDA_SEM or node.LAMBDA_REG or node.SOFTMAX)
+    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and has_prototypes(cfg.MODEL.CERBERUS)
 
 
 def needs_labels(cfg: CfgNode) -> bool:
@@ -335,6 +339,47 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDa
     constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
     margins = margins_from_counts(table.counts, len(train_set.labels), node.ALPHA, node.BETA, constant)
     prototypes.fill(table, table.lookup(train_set.labels), margins)
+
+
+@torch.no_grad()
+def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Fit the cosine scale of each group by likelihood and keep it with the prototypes, where none is learned.
+
+    On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
+    evenly spread, as a test reads them.
+    """
+    model = unwrapped(model)
+    prototypes = getattr(model, "prototypes", None)
+    if prototypes is None or isinstance(prototypes.log_scales, nn.Parameter) or model.attribute_reader() is None:
+        return
+    images = copy.copy(train_set)
+    images.transform = build_transforms(cfg, is_train=False)
+    images.num_unreadable = torch.zeros_like(train_set.num_unreadable)  # the training counts its own
+    if cfg.DATASETS.HOLD_OUT:
+        images, _ = build_test_set(cfg, HELD_OUT)
+    was_training, step = model.training, max(1, -(-len(images) // SCALE_IMAGES))
+    model.eval()
+    try:
+        rows, labels = [], []
+        for part in torch.arange(0, len(images), step).split(cfg.TEST.IMS_PER_BATCH):
+            items = [item for item in (images[int(i)] for i in part) if item["targets"] != LEFT_OUT_PID]
+            if not items:  # none of them can be read
+                continue
+            rows.append(model({"images": torch.stack([item["images"] for item in items]).to(model.device)}).float())
+            labels += [item["attributes"] for item in items]
+    finally:
+        model.train(was_training)
+    if not rows:
+        return
+    reader = model.attribute_reader()
+    sids = reader.table.lookup(torch.stack(labels))  # (N, 5)
+    scales = []
+    for g, cosines in enumerate(reader.cosines(torch.cat(rows))):
+        known = sids[:, g] >= 0
+        prior = torch.from_numpy(reader.marginals.log_priors[g])
+        scales.append(fit_scale(cosines[known.to(cosines.device)].cpu(), sids[known, g], prior) if known.any()
+                      else cfg.TEST.PAR.COSINE_SCALE)
+    prototypes.set_scales(scales)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
@@ -419,7 +464,7 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     if schema is None:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
                          f"{', '.join(SCHEMAS)}")
-    sizes = [len(state[f"prototypes.rows.{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
+    sizes = [len(state[f"prototypes.bits_{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
     classifier = state.get("heads.classifiers.head.weight" if name == "Cerberus" else "heads.weight", state[table])
     outfits = len(state[table]) if len(state[table]) != len(classifier) else 0
     return _with(cfg, len(classifier), schema, sizes, outfits)

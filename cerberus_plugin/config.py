@@ -127,6 +127,10 @@ def add_cerberus_config(cfg: CN) -> None:
 
     cfg.register_deprecated_key("MODEL.CERBERUS.FC_BIAS")  # of older runs; see CerberusHead
 
+    # Prototypes: "free", a row a semantic ID, as in the paper; "composed", p_k = b + V^T A_k, the sum of a vector of
+    # the group and of one vector for each bit that the semantic ID has. Composed, LAMBDA_REG has nothing to do.
+    node.PROTOTYPES = "free"
+
     # Margin of the semantic guidance loss: "adaptive" is ln(ALPHA * N_g / N + BETA), Eq. 4; "constant" is
     # MARGIN_CONSTANT for every semantic ID (Table 8: 0 and 0.6).
     node.MARGIN = "adaptive"
@@ -154,6 +158,9 @@ def add_cerberus_config(cfg: CN) -> None:
     # SOFTMAX_SCALE * cosine as logits; beside the hinge of Eq. 3, or in place of it where LAMBDA_SEM is 0.
     node.SOFTMAX = 0.0
     node.SOFTMAX_SCALE = 16.0
+    # Logits s_G * cosine + log(N_k / N): the share of training identities that carry a semantic ID is its prior, and
+    # the scale of each group is learned, from SOFTMAX_SCALE on.
+    node.SOFTMAX_PRIOR = False
     # Pooling of the strips and of the global map: "mean" as in the paper, "max", or "gem", the generalised mean with a
     # learnable exponent a branch, from 3 on.
     node.POOL = "mean"
@@ -221,14 +228,23 @@ def add_cerberus_config(cfg: CN) -> None:
     # own figures, where K1 counts the image itself and distances are not divided by their maximum; cosine only.
     cfg.TEST.RERANK.VARIANT = "paper"
 
+    # Cerberus: how attributes are read off an embedding, in recognition and search. "nearest": the nearest prototype of
+    # each group and mean cosines, as in the paper; "probability": the sum over the semantic IDs that hold a value, and
+    # log-probabilities. Evaluations report the other one too, in rows of its own.
+    cfg.TEST.READING = "nearest"
+
     # Recognition. FORCE_COLOUR answers with the best semantic ID that names a colour, never "no listed colour",
     # which the official rule always counts as wrong.
     cfg.TEST.PAR = CN()
     cfg.TEST.PAR.FORCE_COLOUR = False
     cfg.TEST.PAR.QUERY_IDENTITIES_ONLY = False  # DukeMTMC: score 702 identities in place of 1,110
 
-    # Cerberus: probabilities of attributes are the softmax of a group's cosines, scaled by this.
+    # Cerberus: probabilities of a group's semantic IDs are the softmax of s_G * cosine + TAU * log(prior). The prior is
+    # the share of training identities; one that none of them carries counts as UNSEEN_PRIOR identities. COSINE_SCALE
+    # is s_G where the checkpoint has neither learned nor measured one.
     cfg.TEST.PAR.COSINE_SCALE = 16.0
+    cfg.TEST.PAR.TAU = 1.0
+    cfg.TEST.PAR.UNSEEN_PRIOR = 0.5
 
     # Search. PROTOCOL "asmr": rank all test images; "sal": without the person-and-camera that stands for the query.
     cfg.TEST.APS = CN()

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
+# What rows of galleries have beside embeddings where attributes are read by probability.
+OF_PROBABILITIES = ("TEST.READING", "TEST.PAR.TAU", "TEST.PAR.UNSEEN_PRIOR", "TEST.PAR.COSINE_SCALE",
+                    "TEST.APS.SYNTHESISE")
 WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CROP", "INPUT.INTERPOLATION", "TEST.METRIC")
 
 
@@ -110,13 +113,14 @@ def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None 
         return None
     schema, prototypes = reader.schema, predictor.model.prototypes
     groups = []
-    for group, labels, rows in zip(GROUPS, reader.table.labels, reader.prototypes):
+    for group, labels, counts, rows in zip(GROUPS, reader.table.labels, reader.table.counts, reader.prototypes):
         own = labels[:, list(schema.group_fields(group))]
-        arrays = (rows, prototypes.residuals[group].detach(), *prototypes.seen_means(group))
-        groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays)))
+        arrays = (rows, *prototypes.synthesis(group))
+        groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
+                            counts.cpu().numpy(), reader.scales[group]))
     fields = tuple(Field(f.name, f.group, f.values, f.column, f.word) for f in schema.fields)
     vocabulary = Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
-                            float(reader.cosine_scale), bool(reader.force_colour))
+                            reader.reading, float(reader.tau), float(reader.unseen_prior), bool(reader.force_colour))
     return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 
@@ -138,8 +142,10 @@ def _settings(cfg: CfgNode) -> dict:
     defaults = get_cfg()
     add_cerberus_config(defaults)
     default = _flat(defaults)
+    by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
+    with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
     return {name: value for name, value in _flat(cfg).items()
-            if _below(name, WITH_EFFECT) and not _below(name, WITHOUT_EFFECT)
+            if _below(name, with_effect) and not _below(name, WITHOUT_EFFECT)
             and (name not in default or default[name] != value)}
 
 

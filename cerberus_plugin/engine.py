@@ -27,6 +27,7 @@ from .assembly import (
     check_test_set,
     fill_tables,
     load_model,
+    measure_scales,
     needs_labels,
     reader_of,
     resident_or_host,
@@ -41,6 +42,7 @@ from .evaluators import Task, TaskEvaluator
 from .files import replace_unprintable
 from .hooks import (
     AgreeOnStatistics,
+    BeforeEvaluations,
     Evaluations,
     FrozenLayers,
     SeedEpochs,
@@ -54,7 +56,7 @@ from .metrics import aps
 from .metrics.outfits import SETTINGS
 from .modeling.tables import begin_from_other_weights
 from .processes import synchronise_batch_norm
-from .tasks import ReIDTask, attribute_tasks, check_task_options
+from .tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -136,7 +138,8 @@ class CerberusTrainer(DefaultTrainer):
         if attributes:
             check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
         if tasks is None:
-            tasks = [ReIDTask(cfg), *(attribute_tasks(reader, cfg) if attributes else [])]
+            groups = [DirectionTask()] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
+            tasks = [ReIDTask(cfg), *groups, *(attribute_tasks(reader, cfg) if attributes else [])]
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(ReIDTask(cfg).ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
@@ -240,7 +243,9 @@ class CerberusTrainer(DefaultTrainer):
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[place:place + 1] = [AgreeOnStatistics(), built[place], evaluations]
+        measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data_loader.dataset),
+                                    (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        built[place:place + 1] = [AgreeOnStatistics(), measure, built[place], evaluations]
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.LayerFreeze):
                 model = unwrapped(self.model)
@@ -350,6 +355,9 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
     model = load_model(cfg)
     reader = reader_of(model)
     check_tests(cfg, reader.schema.name if reader else None)
+    if getattr(model, "prototypes", None) is not None and model.prototypes.scales is None:
+        logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
+                    f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
     results = CerberusTrainer.test(cfg, model)

@@ -5,7 +5,7 @@
 The file takes pixels as they are, in a batch of any size, and gives embeddings and, for Cerberus, attributes; what
 these mean rides in its metadata. `portable.ExportedEncoder` runs it, and so does onnxruntime in any language.
 Shapes: N images, H x W the model's input, E values of an embedding, K semantic IDs of a group, M columns, C classes
-of a column.
+of a column, V classes of all columns.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from .portable.exported import (
     FORMAT,
     FORMAT_KEY,
     INPUT,
+    LOG_PROBABILITIES,
     PROBABILITIES,
     VERSIONS_KEY,
     VOCABULARY_KEY,
 )
+from .portable.marginals import LOWEST
 from .predictor import CerberusPredictor
 
 if TYPE_CHECKING:
@@ -94,11 +96,11 @@ class Agreement:
 
 
 class Graph(nn.Module):
-    """What is exported: pixels to the embedding, the probabilities of attributes and the answers.
+    """What is exported: pixels to the embedding, the probabilities of attributes, the answers and log-probabilities.
 
-    Probabilities are given rather than cosines: a program in any language shows them as they are. The nearest semantic
-    IDs, which they do not tell, give the answers, so these are exact as well. With the vocabulary of the metadata both
-    follow from the embedding, and so does a search.
+    Probabilities are given rather than cosines: a program in any language shows them as they are. Answers are those of
+    the run's reading. Log-probabilities are those that a search adds up, which neither calibration nor forced colours
+    touch. With the vocabulary of the metadata all of them follow from the embedding.
     """
 
     def __init__(self, embedder: Embedder, vocabulary: Vocabulary | None) -> None:
@@ -109,28 +111,35 @@ class Graph(nn.Module):
             return
         for g, (group, allowed) in enumerate(zip(vocabulary.groups, vocabulary.allowed)):
             self.register_buffer(f"prototypes_{g}", torch.from_numpy(group.prototypes))
+            self.register_buffer(f"log_prior_{g}", torch.from_numpy(vocabulary.marginals.log_priors[g]))
             self.register_buffer(f"penalty_{g}", torch.from_numpy(np.where(allowed, 0, -np.inf).astype(np.float32)))
-        for m, (column, classes) in enumerate(zip(vocabulary.columns, vocabulary.classes_of_sids)):
-            held = classes[:, None] == np.arange(len(column.classes))  # (K, C)
+        for m, (held, classes) in enumerate(zip(vocabulary.marginals.held, vocabulary.classes_of_sids)):
             self.register_buffer(f"held_{m}", torch.from_numpy(held.astype(np.float32)))
+            self.register_buffer(f"log_held_{m}", torch.from_numpy(np.where(held, 0, -1e4).astype(np.float32)))
             self.register_buffer(f"classes_{m}", torch.from_numpy(classes.astype(np.int64)))
 
     def forward(self, images: Tensor):
-        """uint8 (N, 3, H, W) to float (N, E), and for Cerberus float (N, sum of C) and int64 (N, M)."""
+        """uint8 (N, 3, H, W) to float (N, E), and for Cerberus float (N, V), int64 (N, M) and float (N, V)."""
         embedding = self.embedder(images)
         if self.vocabulary is None:
             return embedding
         blocks = embedding.unflatten(1, (len(self.vocabulary.groups), -1)).unbind(1)
-        cosines = {group.name: block @ getattr(self, f"prototypes_{g}").T + getattr(self, f"penalty_{g}")
-                   for g, (group, block) in enumerate(zip(self.vocabulary.groups, blocks))}
-        nearest = {name: cosine.argmax(dim=1) for name, cosine in cosines.items()}
-        probabilities, answers = [], []
-        for m, column in enumerate(self.vocabulary.columns):
-            scale = self.vocabulary.cosine_scale / self.vocabulary.temperatures.get(column.name, 1.0)
-            sids = (scale * cosines[column.group]).softmax(dim=1)  # (N, K)
-            probabilities.append((sids @ getattr(self, f"held_{m}")).clamp(max=1))
-            answers.append(getattr(self, f"classes_{m}")[nearest[column.group]])
-        return embedding, torch.cat(probabilities, dim=1), torch.stack(answers, dim=1)
+        cosines = [block @ getattr(self, f"prototypes_{g}").T for g, block in enumerate(blocks)]
+        logits = [scale * cosine + getattr(self, f"log_prior_{g}")
+                  for g, (cosine, scale) in enumerate(zip(cosines, self.vocabulary.marginals.scales))]
+        log_sids = [own.log_softmax(dim=1) for own in logits]
+        probabilities, answers, searched = [], [], []
+        for m, (column, g) in enumerate(zip(self.vocabulary.columns, self.vocabulary.marginals.column_groups)):
+            allowed = getattr(self, f"penalty_{g}")
+            temperature = self.vocabulary.temperatures.get(column.name, 1.0)
+            sids = ((logits[g] + allowed) / temperature).softmax(dim=1)  # (N, K)
+            shares = (sids @ getattr(self, f"held_{m}")).clamp(max=1)
+            probabilities.append(shares)
+            searched.append((log_sids[g][:, :, None] + getattr(self, f"log_held_{m}")).logsumexp(dim=1)
+                            .clamp(LOWEST, 0.0))
+            answers.append(shares.argmax(dim=1) if self.vocabulary.reading == "probability" else
+                           getattr(self, f"classes_{m}")[(cosines[g] + allowed).argmax(dim=1)])
+        return embedding, torch.cat(probabilities, dim=1), torch.stack(answers, dim=1), torch.cat(searched, dim=1)
 
 
 def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequence[str | Path], *,
@@ -175,7 +184,8 @@ def build(encoder: TorchEncoder) -> ModelProto:
 
     size = _input_size(encoder.predictor)
     graph = Graph(encoder.embedder, encoder.vocabulary).eval()
-    names = [EMBEDDING] if encoder.vocabulary is None else [EMBEDDING, PROBABILITIES, ANSWERS]
+    names = [EMBEDDING] if encoder.vocabulary is None else [EMBEDDING, PROBABILITIES, ANSWERS,
+                                                                     LOG_PROBABILITIES]
     pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
     with _exporting, warnings.catch_warnings(), torch.no_grad(), _no_keywords(graph):
         warnings.simplefilter("ignore")  # of the exporter about itself
@@ -229,13 +239,20 @@ def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: Vocabulary
         return {"answers": len(embeddings) * len(columns), "probability": 1.0}
     answers = encoder.predictor.reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
     answers = answers + np.array([column.is_colour for column in columns])
-    margins = {group.name: _margin(cosine)
-               for group, cosine in zip(encoder.vocabulary.groups, encoder.vocabulary.cosines(embeddings))}
-    clear = np.stack([margins[column.group] > TIE for column in columns], axis=1)  # (N, M)
-    wrong = (outputs[ANSWERS] != answers) | (vocabulary.nearest(outputs[EMBEDDING]) != answers)
+    if encoder.vocabulary.reading == "nearest":
+        by_group = {group.name: _margin(cosine)
+                    for group, cosine in zip(encoder.vocabulary.groups, encoder.vocabulary.cosines(embeddings))}
+        margins = [by_group[column.group] for column in columns]
+    else:
+        margins = [_margin(shares) for shares in encoder.vocabulary.probabilities(embeddings)]
+    clear = np.stack(margins, axis=1) > TIE  # (N, M)
+    wrong = (outputs[ANSWERS] != answers) | (vocabulary.answers(outputs[EMBEDDING]) != answers)
     right = np.concatenate(encoder.vocabulary.probabilities(embeddings), axis=1)
+    searched = np.exp(encoder.vocabulary.log_probabilities(embeddings))
     differences = [np.abs(found - right).max() for found in (
         outputs[PROBABILITIES], np.concatenate(vocabulary.probabilities(outputs[EMBEDDING]), axis=1))]
+    differences += [np.abs(np.exp(found) - searched).max() for found in (
+        outputs[LOG_PROBABILITIES], vocabulary.log_probabilities(outputs[EMBEDDING]))]
     return {"answers": int((wrong & clear).sum()), "probability": float(max(differences))}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from fastreid.engine import hooks
@@ -26,6 +26,23 @@ class AgreeOnStatistics(hooks.HookBase):
 
     def after_epoch(self) -> None:
         average_batch_statistics(self.trainer.model)
+
+
+class BeforeEvaluations(hooks.HookBase):
+    """Call a function at the end of each epoch that is evaluated or kept; comes before the host's hooks for both.
+
+    Args:
+        periods: epochs between two evaluations, and between two checkpoints; 0 for none but the last.
+    """
+
+    def __init__(self, function: Callable[[], None], periods: Sequence[int]) -> None:
+        self.function = function
+        self.periods = [period for period in periods if period > 0]
+
+    def after_epoch(self) -> None:
+        done = self.trainer.epoch + 1
+        if done == self.trainer.max_epoch or any(done % period == 0 for period in self.periods):
+            self.function()
 
 
 class SeedEpochs(hooks.HookBase):

@@ -63,23 +63,30 @@ def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Te
 
 
 @_float32
-def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, scale: float = 16.0,
-                           competing: Tensor | None = None) -> Tensor:
+def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, scale: float | Tensor = 16.0,
+                           competing: Tensor | None = None, log_prior: Tensor | None = None) -> Tensor:
     """Cross-entropy of the semantic ID among the prototypes of a group; not in the paper.
 
-    The logits are cosines times `scale`. Where the hinge of Eq. 3 only pulls towards the own prototype, this also
-    pushes away from those of other semantic IDs.
+    The logits are `scale` times the cosines, plus `log_prior` (logit adjustment, Menon et al., arXiv 2007.07314). Where
+    the hinge of Eq. 3 only pulls towards the own prototype, this also pushes away from those of other semantic IDs.
 
     Args:
         representations, prototypes, sids: as in `semantic_guidance_loss`.
+        scale: one number, or float (G,) with a scale for each group.
         competing: (G, K), nonzero where a row is among those of a group; an image's own row must be. None where the
             prototypes are of one group, all of whose rows compete.
+        log_prior: float (K,), natural logarithm of how frequent each semantic ID is in its group; ignored for rows that
+            do not compete. None for a uniform prior.
 
     Returns:
         Mean over the labelled images of the batch, then over groups; 0, with a gradient of 0, where none is labelled.
     """
+    if isinstance(scale, Tensor):
+        scale = scale.view(-1, 1, 1)
     logits = scale * F.normalize(representations, dim=-1, eps=COSINE_EPS) @ F.normalize(
         prototypes, dim=-1, eps=COSINE_EPS).T  # (G, B, K)
+    if log_prior is not None:
+        logits = logits + log_prior
     if competing is not None:
         logits = logits.masked_fill(competing[:, None] == 0, float("-inf"))
     each = F.cross_entropy(logits.flatten(end_dim=-2), sids.flatten().clamp(min=-1), ignore_index=-1,

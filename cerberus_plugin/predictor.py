@@ -36,7 +36,8 @@ class Match:
     """One result of a search: the picture's path and its score, higher is nearer.
 
     A cosine in [-1, 1] for Cerberus and for pictures under TEST.METRIC cosine; minus the distance under euclidean; for
-    attributes described to APR or ARN the mean logarithm of their probabilities.
+    attributes described to APR or ARN the mean logarithm of their probabilities, and to a Cerberus that reads by
+    probability the sum of these.
     """
 
     path: str
@@ -182,6 +183,7 @@ class CerberusPredictor:
         par = self.cfg.TEST.PAR
         return {"reader": type(self.reader).__name__ if self.reader else None,
                 "TEST.PAR.COSINE_SCALE": float(par.COSINE_SCALE), "TEST.PAR.FORCE_COLOUR": bool(par.FORCE_COLOUR),
+                "TEST.PAR.TAU": float(par.TAU), "TEST.PAR.UNSEEN_PRIOR": float(par.UNSEEN_PRIOR),
                 "INPUT.SIZE_TEST": list(self.cfg.INPUT.SIZE_TEST)}
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],

@@ -23,6 +23,8 @@ REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
 KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
+# The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
+READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
 APS_PARTS = {"seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
 KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
@@ -109,7 +111,11 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     def line(name: str, figures: Mapping, rule: str, source: str = "PAR") -> list:
         return [name, figures.get(f"{source}/mA_{rule}"), *(figures.get(f"{source}/{rule}/{c}") for c in columns)]
 
-    lines = [line(rule, results, rule) for rule in MEANS]
+    others = {name: words for name, words in READINGS.items() if f"PAR ({name})/mA_official" in results}
+    own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
+    lines = [line(rule + own, results, rule) for rule in MEANS]
+    for name, words in others.items():
+        lines += [line(f"{rule}, {words}", results, rule, f"PAR ({name})") for rule in MEANS]
     if "PAR-majority/mA_official" in results:
         lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
     lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS
@@ -120,6 +126,9 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     if results.get("PAR/undefined_questions"):
         title += (f"; balanced leaves out {results['PAR/undefined_questions']:.0f} of {results['PAR/questions']:.0f} "
                   "yes/no questions, to which the answer is the same on all images")
+    if others:
+        title += ("\nby probability: the most probable value; balanced: the value that exceeds its share of the "
+                  "training people most")
     return f"{title}\n" + _table(["rule", "mA", *columns], lines)
 
 
@@ -127,22 +136,26 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
     results = rows[0][1]
     lines = []
 
-    def add(name: str, words: str, queries, figures: Mapping, part: str = "", reading: str = "") -> None:
+    def add(name: str, words: str, queries, figures: Mapping, part: str = "APS", suffix: str = "") -> None:
         keys = ("mAP", "mAP_trapezoid", "Rank-1")
-        lines.append([name, words, queries, *(figures.get(f"APS/{part}{key}{reading}") for key in keys)])
+        lines.append([name, words, queries, *(figures.get(f"{part}/{key}{suffix}") for key in keys)])
 
     for name, figures in rows:
         if "APS/mAP" in figures:
             add(name, "all", results["APS/queries"], figures)
         for part, words in APS_PARTS.items():
             if figures.get(f"APS/{part}/queries"):
-                add(name, words, figures[f"APS/{part}/queries"], figures, f"{part}/")
-    for key in [key for key in results if key.endswith("/mAP_given")]:
+                add(name, words, figures[f"APS/{part}/queries"], figures, f"APS/{part}")
+    for reading, words in READINGS.items():
+        source = f"APS ({reading})"
+        if f"{source}/mAP" in results:
+            add(f"{rows[0][0]}, {words}", "all", results[f"{source}/queries"], results, source)
+    for key in [key for key in results if key.startswith("APS/") and key.endswith("/mAP_given")]:
         groups = key.split("/")[1]
         for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
             for name, figures in rows:
                 if f"APS/{groups}/mAP_{reading}" in figures:
-                    add(name, f"by {groups}, relevant: {word}", None, figures, f"{groups}/", f"_{reading}")
+                    add(name, f"by {groups}, relevant: {word}", None, figures, f"APS/{groups}", f"_{reading}")
     title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
              "the rectangle AP)")
     if results.get("APS/unmatched"):

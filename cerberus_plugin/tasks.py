@@ -17,13 +17,15 @@ from torch import Tensor
 
 from .attributes import GROUPS, MISSING
 from .gathered import Gathered
-from .inference import PARTIAL, AttributeReader, of_groups
+from .inference import PARTIAL, READINGS, AttributeReader, blocks, of_groups
 from .metrics import aps, par, ranking
 from .metrics.distances import pairwise
 from .metrics.outfits import Outfits
 from .metrics.reranking import check_reranking, reranked
 
 logger = logging.getLogger("fastreid.cerberus")
+
+COLLAPSED = 0.7  # length of a mean direction from which on a warning is due; 0.1 to 0.15 in the demo
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,34 @@ class ReIDTask:
 
 
 @dataclass(frozen=True)
+class DirectionTask:
+    """Length of the mean direction of each group of Cerberus: of the mean of the unit blocks of all test images.
+
+    Near 0 where images point everywhere, 1 where all point the same way. Ranks of images survive a common direction
+    longer than cosines with prototypes do, so reID may look fine where recognition is at chance; a warning says so.
+    """
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        parts = [blocks(chunk).double().sum(dim=0) for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
+        lengths = (sum(parts) / len(gathered.pids)).norm(dim=1).tolist()
+        bad = [f"{group} {length:.2f}" for group, length in zip(GROUPS, lengths) if length > COLLAPSED]
+        if bad:
+            logger.warning(f"Embeddings have collapsed: the mean direction of {', '.join(bad)} is longer than "
+                           f"{COLLAPSED}, so these blocks hardly differ between images and attributes are read at "
+                           "chance. Likely causes: running statistics of batch normalisation that do not fit the "
+                           "weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), or "
+                           "another MODEL.HEADS.NORM than in training")
+        return {f"mean direction/{group}": length for group, length in zip(GROUPS, lengths)}
+
+
+@dataclass(frozen=True)
 class PARTask:
     """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
 
+    Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`.
+
     Args:
+        name: of the figures.
         train_labels: int64 (identities, A), from which the majority answer is taken; None leaves it out.
         query_identities_only: score gallery images of query identities alone.
     """
@@ -122,6 +148,7 @@ class PARTask:
     reader: AttributeReader
     train_labels: Tensor | None = None
     query_identities_only: bool = False
+    name: str = "PAR"
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gallery = gathered.gallery
@@ -131,19 +158,27 @@ class PARTask:
         schema = self.reader.schema
         truth, known = schema.column_truth(gallery.attributes[chosen])
         is_colour = [column.is_colour for column in schema.columns]
-        recognised = torch.cat([self.reader.recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
-        result = par.par_metrics(recognised, truth, known, is_colour)
-        figures = self._figures("PAR", result)
+        result = par.par_metrics(self._answers(self.reader.recognise, gallery, chosen), truth, known, is_colour)
+        if hasattr(self.reader, "recognise_balanced"):
+            balanced = par.par_metrics(self._answers(self.reader.recognise_balanced, gallery, chosen), truth, known,
+                                       is_colour)
+            result = replace(result, balanced=balanced.balanced, mA_balanced=balanced.mA_balanced)
+        figures = self._figures(self.name, result)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
-                figures[f"PAR/ceiling/{column.name}"] = 100 * share
+                figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
         if self.train_labels is not None:
             answers = par.majority_answers(*schema.column_truth(self.train_labels))
             majority = par.par_metrics(answers.expand(len(chosen), -1), truth, known, is_colour)
             figures |= self._figures("PAR-majority", majority)
-        figures |= {"PAR/images": len(chosen), "PAR/questions": result.num_bits,
-                    "PAR/undefined_questions": result.num_undefined_bits}
+        figures |= {f"{self.name}/images": len(chosen), f"{self.name}/questions": result.num_bits,
+                    f"{self.name}/undefined_questions": result.num_undefined_bits}
         return figures
+
+    @staticmethod
+    def _answers(recognise: Callable[[Tensor], Tensor], gallery: Gathered, chosen: Tensor) -> Tensor:
+        """Answers for some rows, int64 (K, M)."""
+        return torch.cat([recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
         figures = {f"{name}/mA_official": 100 * result.mA_official, f"{name}/mA_binary": 100 * result.mA_binary,
@@ -163,12 +198,14 @@ class APSTask:
             unseen semantic ID, which are the fewest; None leaves it out.
         protocol: "asmr" or "sal".
         groups: partial searches to report beside the full one: names of groups joined by "+".
+        name: of the figures.
     """
 
     reader: AttributeReader
     train_labels: Tensor | None = None
     protocol: str = "asmr"
     groups: Sequence[str] = ()
+    name: str = "APS"
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         # Gallery first: among equal scores the lower index ranks first.
@@ -176,18 +213,18 @@ class APSTask:
         pool = torch.cat([pool[pool >= gathered.num_query], pool[pool < gathered.num_query]])
         pool_categories, labels = aps.categories(gathered.attributes[pool])
         result = self._run(gathered, pool, labels, pool_categories)
-        figures = {"APS/mAP": 100 * result.mAP, "APS/Rank-1": 100 * result.rank1,
-                   "APS/mAP_trapezoid": 100 * result.mAP_trapezoid, "APS/queries": len(labels),
-                   "APS/unmatched": result.num_unmatched, "APS/images": len(pool)}
+        figures = {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1,
+                   "mAP_trapezoid": 100 * result.mAP_trapezoid, "queries": len(labels),
+                   "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
             unseen_sid = self._with_unseen_sid(labels)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
-                figures |= {f"APS/{name}/{key}": value for key, value in subset.items()}
+                figures |= {f"{name}/{key}": value for key, value in subset.items()}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
-        return figures
+        return {f"{self.name}/{key}": value for key, value in figures.items()}
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
@@ -212,9 +249,9 @@ class APSTask:
         given = self._run(gathered, pool, queries, own_categories)
         figures = {}
         for reading, result in (("full", full), ("given", given)):
-            figures |= {f"APS/{name}/mAP_{reading}": 100 * result.mAP,
-                        f"APS/{name}/mAP_trapezoid_{reading}": 100 * result.mAP_trapezoid,
-                        f"APS/{name}/Rank-1_{reading}": 100 * result.rank1}
+            figures |= {f"{name}/mAP_{reading}": 100 * result.mAP,
+                        f"{name}/mAP_trapezoid_{reading}": 100 * result.mAP_trapezoid,
+                        f"{name}/Rank-1_{reading}": 100 * result.rank1}
         return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
@@ -235,10 +272,16 @@ class APSTask:
 
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
-    """PAR and APS as a configuration asks for them."""
+    """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so."""
     train_labels = getattr(reader, "train_labels", None)
-    return [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
-            APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
+    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+             APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
+    if hasattr(reader, "read_by"):
+        other = next(reading for reading in READINGS if reading != reader.reading)
+        reader = reader.read_by(other)
+        tasks += [PARTask(reader, None, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, f"PAR ({other})"),
+                  APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, name=f"APS ({other})")]
+    return tasks
 
 
 def check_task_options(cfg) -> None:
@@ -252,6 +295,11 @@ def check_task_options(cfg) -> None:
                          "only Cerberus does")
     if not set(cfg.TEST.GROUPS) <= set(GROUPS):
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(GROUPS)}")
+    if cfg.TEST.READING not in READINGS:
+        raise ValueError(f"TEST.READING is '{cfg.TEST.READING}', expected one of {', '.join(READINGS)}")
+    if not cfg.TEST.PAR.UNSEEN_PRIOR > 0 or cfg.TEST.PAR.TAU < 0:
+        raise ValueError(f"TEST.PAR.TAU is {cfg.TEST.PAR.TAU} and UNSEEN_PRIOR {cfg.TEST.PAR.UNSEEN_PRIOR}, expected a "
+                         "power of at least 0, and a number of identities above 0, such as 0.5")
     if cfg.TEST.APS.PROTOCOL not in aps.PROTOCOLS:
         raise ValueError(f"TEST.APS.PROTOCOL is '{cfg.TEST.APS.PROTOCOL}', expected one of {', '.join(aps.PROTOCOLS)}")
     if cfg.TEST.APS.PARTIAL not in PARTIAL:

@@ -23,6 +23,7 @@ class Words:
 
     columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue")) for group in GROUPS)
     values = columns[0].classes
+    reading = "nearest"
 
     def __init__(self, scale=16.0):
         self.scale = scale

@@ -119,7 +119,7 @@ def test_what_cannot_be_measured_is_refused():
 def reader_by_prototypes(**options) -> PrototypeReader:
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 30))
     rows = [torch.randn(size, 6, generator=generator(size)) for size in table.sizes]
-    return PrototypeReader(table, rows, **options)
+    return PrototypeReader(table, rows, tau=0, **options)
 
 
 def test_a_columns_temperature_divides_the_cosine_scale_of_that_column_alone():

@@ -116,3 +116,73 @@ for hit in GalleryIndex.open({str(index.folder)!r}).search(Query(words={DESCRIPT
     assert done.returncode == 0, done.stderr
     expected = [f"{hit.path} {hit.score:.4f}" for hit in index.search(Query(words=DESCRIPTION), top=5)]
     assert done.stdout.splitlines() == expected
+
+
+# Words that are read by probability.
+
+WORDS = [DESCRIPTION, {"hat": "no"}, {"upper colour": "none", "age": "old"}, {"lower colour": "black and white"},
+         MARKET1501.describe(random_labels(MARKET1501, 1, seed=9)[0])]
+
+
+@pytest.fixture(scope="module")
+def by_probability(tmp_path_factory):
+    """An index whose model reads attributes by probability, its reader with torch, and the embeddings by name."""
+    from cerberus_plugin.encoding import vocabulary_of
+    from cerberus_plugin.modeling.prototypes import ComposedPrototypes
+
+    torch.manual_seed(0)
+    table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 30))
+    prototypes = ComposedPrototypes(table.sizes, MARKET1501.group_bits, num_classes=1, dim=D)
+    prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
+    reader = PrototypeReader(table, [prototypes.prototypes(g).detach() for g in GROUPS], prototypes.synthesise,
+                             reading="probability", cosine_scale=[8, 10, 12, 14, 16])
+    folder = tmp_path_factory.mktemp("by_probability")
+    draw_many(folder / "crops", COUNT)
+    encoder = RandomEncoder(vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes))))
+    GalleryIndex.build(folder / "index", folder / "crops", encoder, dtype="float32", pace=Pace(progress=False)).close()
+    index = GalleryIndex.open(folder / "index")
+    ids = index.store.ids
+    return index, reader, {row.path: torch.from_numpy(index.embedding(int(i)))
+                           for i, row in zip(ids, index.store.rows(ids))}
+
+
+@pytest.mark.parametrize("words", WORDS, ids=("partial", "one", "none", "two colours", "full"))
+@pytest.mark.parametrize("form", ["exact", "int8"])
+def test_words_by_probability_are_an_inner_product_that_equals_the_reader(by_probability, words, form):
+    index, reader, by_name = by_probability
+    index.faiss(form)
+    scores = reader.search(MARKET1501.parse(words)[None], torch.stack(list(by_name.values())))[0]
+    hits = index.search(Query(words=words), top=COUNT)
+    found = {Path(hit.path).name: hit.score for hit in hits}
+    assert [found[name] for name in by_name] == pytest.approx(scores.tolist(), rel=1e-6, abs=1e-6)
+    assert [hit.score for hit in hits] == sorted(found.values(), reverse=True)
+    groups = {column.group for column in index.vocabulary.columns if column.name in words}
+    assert set(hits[0].similarities) == groups
+    assert np.prod(list(hits[0].similarities.values())) == pytest.approx(np.exp(hits[0].score), rel=1e-4)
+
+
+def test_a_picture_and_words_by_probability_add_their_log_likelihood_ratios(by_probability):
+    index, reader, by_name = by_probability
+    index.faiss()
+    rows = torch.stack(list(by_name.values()))
+    picture, words = rows[3].numpy(), {"backpack": "no", "bag": "yes"}
+    hits = index.search(Query(picture, words, weights={"upper": 2, "carrying": 3}, leave_out=["lower"]), top=COUNT)
+    cosines = (rows.unflatten(1, (5, D)) * rows[3].view(5, D)).sum(dim=2)  # (N, 5)
+    person = 16 * (cosines[:, 0] + 2 * cosines[:, 1] + cosines[:, 3]) / 4
+    prior = dict(zip([column.name for column in MARKET1501.columns], reader.marginals.held))
+    log_p = dict(zip(prior, reader.log_probabilities(rows)))
+    pi = reader.table.counts[4].double().clamp(min=0.5) / reader.table.counts[4].double().clamp(min=0.5).sum()
+    ratio = sum(log_p[name][:, k] - np.log(float(pi @ prior[name][:, k])) for name, k in (("backpack", 0), ("bag", 1)))
+    expected = dict(zip(by_name, (person + 3 * ratio).tolist()))
+    assert [hit.score for hit in hits] == pytest.approx([expected[Path(hit.path).name] for hit in hits], abs=1e-4)
+    assert [Path(hit.path).name for hit in hits[:5]] == sorted(expected, key=expected.get, reverse=True)[:5]
+
+
+def test_pictures_are_compared_as_they_are_without_log_probabilities(by_probability):
+    index, _, by_name = by_probability
+    rows = torch.stack(list(by_name.values()))
+    hits = index.search(Query(rows[5].numpy()), top=COUNT)
+    expected = dict(zip(by_name, (rows @ rows[5] / 5).tolist()))
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-6)
+    assert index.recall(index.faiss("int8"), k=5) > 0.8
+    index.faiss()

@@ -269,7 +269,8 @@ def test_confidence_of_an_answer_is_the_softmax_share_of_the_semantic_ids_that_h
         for n, cosines in enumerate(reader.cosines(embeddings)[g]):
             shares = {answer: 0.0 for answer in answers}
             allowed = [k for k, row in enumerate(reader.table.labels[g]) if not force_colour or _names_colour(row, g)]
-            weights = (8 * cosines[allowed]).softmax(0).tolist()
+            people = reader.table.counts[g].double().clamp(min=0.5)[allowed]
+            weights = (8 * cosines[allowed] + people.log()).softmax(0).tolist()
             for k, weight in zip(allowed, weights):
                 shares[answers[k]] += weight
             best = max(shares, key=lambda answer: (shares[answer], -answer))

@@ -40,7 +40,11 @@ def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_ha
     cfg = read_config(file=f"configs/{name}.yml")
     node = cfg.MODEL.CERBERUS
     assert (node.SOFTMAX, cfg.MODEL.LOSSES.CE.EPSILON) == (1.0, 0.1)
-    assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (5.0, 0.001, "mean", False, 0)
+    assert (node.PROTOTYPES, node.SOFTMAX_PRIOR, cfg.TEST.READING) == ("composed", True, "probability")
+    assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (0, 0, "mean", False, 0)
+    paper = read_config(file=f"configs/{name.replace('_plus', '')}.yml")
+    node = paper.MODEL.CERBERUS
+    assert (node.PROTOTYPES, node.SOFTMAX, node.LAMBDA_SEM, paper.TEST.READING) == ("free", 0, 5.0, "nearest")
 
 
 def test_every_parameter_moves_and_the_model_of_the_checkpoint_is_the_average(plus):
@@ -57,7 +61,7 @@ def test_a_checkpoint_alone_gives_the_same_figures(plus, tmp_path):
     cfg = changed(plus.cfg, MODEL__WEIGHTS=weights(plus), OUTPUT_DIR=str(tmp_path), MODEL__HEADS__NUM_CLASSES=0,
                   MODEL__CERBERUS__SCHEMA="", MODEL__CERBERUS__NUM_SIDS=[])
     assert evaluate(cfg) == pytest.approx(plus.results, nan_ok=True)
-    with pytest.raises(ValueError, match="192 of 194 tensors of the model match, not 'heads.exponents.global'"):
+    with pytest.raises(ValueError, match="193 of 195 tensors of the model match, not 'heads.exponents.global'"):
         torch.save({"model": {name: value for name, value in torch.load(weights(plus))["model"].items()
                               if "exponents" not in name}}, tmp_path / "other.pth")
         evaluate(changed(cfg, MODEL__WEIGHTS=str(tmp_path / "other.pth")))

@@ -123,9 +123,9 @@ def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
     assert (copy.describe(unseen) == vocabulary.describe(unseen)).all()
 
 
-def test_a_temperature_divides_the_scale_of_its_column_alone(market_pair):
-    _, vocabulary = market_pair
-    cooler, _ = reader_and_vocabulary(MARKET1501, cosine_scale=16.0 / 4)
+def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
+    _, vocabulary = reader_and_vocabulary(MARKET1501, tau=0)
+    cooler, _ = reader_and_vocabulary(MARKET1501, cosine_scale=16.0 / 4, tau=0)
     embeddings = random_embeddings()
     calibrated = vocabulary.calibrated({"age": 4.0}).probabilities(embeddings.numpy())
     probability = cooler.confidences(embeddings)[1].numpy()

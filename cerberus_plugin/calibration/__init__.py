@@ -12,6 +12,7 @@ from .curve import mean_by_images as mean_by_images
 from .curve import reliability as reliability
 from .record import Calibration as Calibration
 from .temperature import BOUNDS as BOUNDS
+from .temperature import fit_scale as fit_scale
 from .temperature import fit_temperature as fit_temperature
 from .temperature import negative_log_likelihood as negative_log_likelihood
 from .temperature import right_answers as right_answers

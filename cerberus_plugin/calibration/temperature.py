@@ -13,6 +13,7 @@ from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 BOUNDS = (0.05, 20.0)  # a fit that ends at either has found nothing that limits it
+SCALES = (1.0, 100.0)  # that a cosine scale is looked for between
 GRID = 25  # temperatures tried first: sums over classes can give the likelihood several minima
 
 
@@ -65,6 +66,23 @@ def fit_temperature(scores: Tensor, right: Tensor, identities: Tensor) -> float:
     if excess(found.x) > 0 > excess(high):
         return math.exp(brentq(excess, found.x, high, xtol=1e-6))
     return math.exp(found.x)
+
+
+def fit_scale(cosines: Tensor, sids: Tensor, log_prior: Tensor) -> float:
+    """The scale s under which semantic IDs are likeliest by the softmax of s * cosine + log prior.
+
+    The likelihood is concave in s, so there is one optimum; it is kept within `SCALES`.
+
+    Args:
+        cosines: float (N, K), of images with prototypes.   sids: int64 (N,), the right ones.
+        log_prior: float (K,).
+    """
+    cosines, log_prior = cosines.double(), log_prior.double()
+
+    def loss(scale: float) -> float:
+        return -(scale * cosines + log_prior).log_softmax(dim=1).gather(1, sids[:, None]).mean().item()
+
+    return float(minimize_scalar(loss, method="bounded", bounds=SCALES, options={"xatol": 1e-4}).x)
 
 
 def _log_right(scores: Tensor, right: Tensor, temperature: float) -> Tensor:

@@ -132,7 +132,8 @@ def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: 
         records[names[m]] = {
             "temperature": temperature,
             "at bound": not calibration.BOUNDS[0] * 1.01 < temperature < calibration.BOUNDS[1] / 1.01,
-            **({"cosine scale": reader.cosine_scale / temperature} if hasattr(reader, "cosine_scale") else {}),
+            **({"cosine scale": reader.scales[reader.schema.column_groups[m]] / temperature}
+               if hasattr(reader, "scales") else {}),
             "withhold below": threshold,
             "fitted on": _counted(fitted[m]), "measured on": _counted(measured[m]),
             "before": _figures(others.bare[m]) | {"NLL": others.negative_log_likelihood(m, 1.0)},

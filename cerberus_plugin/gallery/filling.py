@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .querying import Shape, unit_blocks
+from .querying import Shape, stored_rows
 from .reading import read_ahead
 from .store import Store
 from .walking import Naming, Picture
@@ -122,7 +122,7 @@ def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture], sh
                          "broken, check its weights")
     answers = encoder.vocabulary.recognise(embeddings) if encoder.vocabulary is not None else []
     with np.errstate(over="ignore"):  # it is looked for below
-        rows = unit_blocks(embeddings, shape).astype(dtype)
+        rows = stored_rows(embeddings, shape, encoder.vocabulary).astype(dtype)
     large = ~np.isfinite(rows).all(axis=1)
     if large.any():
         raise ValueError(f"index: the embedding of {pictures[int(large.argmax())].path} has values too large for "

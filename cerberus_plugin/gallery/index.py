@@ -5,8 +5,9 @@ An index is a folder:
 * index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
 * rows.sqlite: path, size, time of change, identity, camera and time of each picture, where its embedding lies, and
   sizes and checksums of the files of parts;
-* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), and (word, probability) of each column; answers
-  that were recognised again have a number behind their name;
+* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), with log-probabilities of attributes behind them
+  (n, E + V) for a model that reads these by probability, and (word, probability) of each column; answers that were
+  recognised again have a number behind their name;
 * unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
 * engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
 * lock: held by the process that writes.
@@ -86,7 +87,7 @@ class GalleryIndex:
         self._record = Record.read(self.folder)
         self.images = Path(images or self._record.images)
         self.shape = self._record.shape
-        self.store = Store(self.folder, self.shape.dim, self._record.dtype)
+        self.store = Store(self.folder, self.shape.width, self._record.dtype)
         self._vocabulary, self._given = vocabulary, vocabulary is not None
         self._engine: Engine | None = None
         self._behind = False  # whether the last time to take notice of changes was cut off
@@ -268,7 +269,10 @@ class GalleryIndex:
     def _take_knowledge(self, encoder: Encoder, lost: Collection[int]) -> None:
         """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
         if encoder.vocabulary is not None:
-            if self.store.recognise_again(encoder.vocabulary.recognise, mark_of(encoder.vocabulary), lost):
+            def recognise(rows: np.ndarray) -> list[dict]:
+                return encoder.vocabulary.recognise(rows[:, :self.shape.dim])
+
+            if self.store.recognise_again(recognise, mark_of(encoder.vocabulary), lost):
                 self.store.reload()
                 self.store.sweep()
         known = self._record.knowing(encoder)
@@ -332,13 +336,14 @@ class GalleryIndex:
     def faiss(self, form: str = "exact") -> FaissEngine:
         """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
         path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record.id}.faiss"
-        engine = FaissEngine(self.shape.dim, form, self.shape.metric, path)
+        engine = FaissEngine(self.shape.width, form, self.shape.metric, path)
         self.use(engine)
         return engine
 
     def milvus(self, address: str, **options) -> MilvusEngine:
         """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
-        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.dim, self.shape.metric, **options)
+        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.width, self.shape.metric,
+                              **options)
         self.use(engine)
         return engine
 
@@ -347,10 +352,12 @@ class GalleryIndex:
 
         NaN for fewer than two pictures.
         """
-        exact = FaissEngine(self.shape.dim, "exact", self.shape.metric)
+        exact = FaissEngine(self.shape.width, "exact", self.shape.metric)
         synchronise(exact, self.store)
         ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
-        return recall(engine, exact, self.store.embeddings(ids), k, own=ids)
+        queries = self.store.embeddings(ids)
+        queries[:, self.shape.dim:] = 0  # those of pictures
+        return recall(engine, exact, queries, k, own=ids)
 
     def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
         """The pictures that fit best, best first; fewer than `top` where the index or the filter leaves fewer."""
@@ -374,7 +381,7 @@ class GalleryIndex:
         if top < 1:
             raise ValueError(f"search: {top} hits are asked for, expected at least 1")
         engine = self._catch_up()
-        compiled = [compile_query(query, self.shape, self.vocabulary) for query in queries]
+        compiled = [compile_query(query, self.shape, self.vocabulary, self.verification) for query in queries]
         if not compiled or not len(self):
             return [[] for _ in compiled]
         most = top if engine.exact else max(top, min(LOOK_AGAIN * top, engine.most_hits))
@@ -407,7 +414,7 @@ class GalleryIndex:
         self.path(row)
         with self._lock:
             self._catch_up_rows()
-            return self.store.embeddings([row])[0]
+            return self.store.embeddings([row])[0, :self.shape.dim]
 
     def sample(self, count: int) -> list[int]:
         """Ids of at most so many rows, from all over the gallery."""
@@ -422,7 +429,7 @@ class GalleryIndex:
         judged = fitted is not None and compiled.is_judged_by(fitted)
         prior = self.prior if query.prior is None else query.prior
         # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
-        scores, similarities = np.minimum(scores, 1), np.minimum(similarities, 1)
+        scores, similarities = compiled.shown(scores), np.minimum(similarities, 1)
         return [Hit(str(self.images / row.path), float(scores[i]),
                     {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
                     *row.named, same_person=fitted.probability(float(scores[i]), prior) if judged else None)

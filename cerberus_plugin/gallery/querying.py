@@ -1,8 +1,11 @@
 """What is searched for: a picture, attributes in words, all or some, both, and how much each group counts.
 
-A query is one vector: the blocks of its groups, each times its weight over the sum of weights. Its inner product with a
-row is then the weighted mean of the groups' similarities, so that one index answers every kind of query.
-Shapes: G groups, D values of a group's block, E = G * D values of an embedding.
+A query is one vector, and its inner product with a row is the score, so that one index answers every kind of query.
+Of pictures it has the blocks of the groups, each times its weight over the sum of weights: the score is the weighted
+mean of the groups' similarities. Words are blocks like these where the model reads attributes off the nearest
+prototypes. Where it reads them by probability, a row has log-probabilities of all values of all attributes behind its
+embedding, and words are weights of these: the score is the sum of the log-probabilities of the described values.
+Shapes: G groups, D values of a group's block, E = G * D values of an embedding, V log-probabilities of a row.
 """
 
 from __future__ import annotations
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from ..portable.vocabulary import Vocabulary
 
 
+# Log-odds that a difference of 1 in the mean cosine of two pictures stands for, where no calibration has measured it.
+PICTURE_SLOPE = 16.0
+VALUES_STEP = 8  # V is a multiple of it, as compressed engines cut rows into such pieces
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """Who is searched for.
@@ -35,7 +43,9 @@ class Query:
     Attributes:
         embedding: of a picture, float (E,), as the encoder of the index gives it.
         words: attributes in words; a group that they describe is compared with them and not with the picture. Beside a
-            picture, groups of words count together as much as those of the picture.
+            picture, read by probability, words count by their log-likelihood ratio, and so does the picture: its cosine
+            times the slope of the calibration, or 16. Otherwise groups of words count together as much as those of the
+            picture.
         weights: how much groups count beside the others, by name, times 1 where not named.
         leave_out: groups that do not count, as if their weight were 0.
         false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
@@ -58,8 +68,10 @@ class Hit:
     Attributes:
         path: where it lies.
         score: higher is nearer: the weighted mean of the groups' similarities, or minus the distance of a euclidean
-            model.
-        similarities: of each group that the query says something about, those that do not count included.
+            model. Of words by probability the sum of their log-probabilities, and with a picture of all log-likelihood
+            ratios.
+        similarities: of each group that the query says something about, those that do not count included. Of words by
+            probability the product of the probabilities of what they say of the group.
         attributes: as recognised when the picture was indexed.
         row: its id, which no other picture of this index ever gets.
         identity, camera, time: as its name tells; None where it does not.
@@ -94,16 +106,34 @@ class Prefilter:
 
 
 class Shape(NamedTuple):
-    """What an embedding is made of: its groups, () for one block, its size, and how it is compared."""
+    """What a row is made of: the groups of its embedding, () for one block, its size, how it is compared, and V."""
 
     groups: tuple[str, ...]
     dim: int
     metric: str
+    values: int = 0
 
     @classmethod
     def of(cls, encoder: Encoder) -> Shape:
         """That of an encoder; blocks of unit length rank by distance as they do by cosine, so that one way does."""
-        return cls(tuple(encoder.groups), encoder.dim, "cosine" if encoder.groups else encoder.metric)
+        known = encoder.vocabulary
+        count = known.num_values if known is not None and known.reading == "probability" else 0
+        return cls(tuple(encoder.groups), encoder.dim, "cosine" if encoder.groups else encoder.metric,
+                   -(-count // VALUES_STEP) * VALUES_STEP)
+
+    @property
+    def width(self) -> int:
+        """E + V."""
+        return self.dim + self.values
+
+
+def stored_rows(embeddings: np.ndarray, shape: Shape, vocabulary: Vocabulary | None) -> np.ndarray:
+    """Embeddings, and log-probabilities where there are any, side by side: (N, E) -> float32 (N, E + V)."""
+    rows = unit_blocks(embeddings, shape)
+    if not shape.values:
+        return rows
+    log_p = vocabulary.log_probabilities(embeddings)
+    return np.concatenate([rows, log_p, np.zeros((len(rows), shape.values - log_p.shape[1]), np.float32)], axis=1)
 
 
 def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
@@ -117,9 +147,11 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A query as it is compared: its blocks float32 (G, D), and their weights float32 (G,), which sum to 1.
+    """A query as it is compared: its blocks float32 (G, D) and their weights float32 (G,).
 
-    `known` bool (G,) tells the blocks that the query says something about, `of_picture` bool (G,) those of a picture.
+    `known` bool (G,) tells the groups that the query says something about, `of_picture` bool (G,) those of a picture.
+    Where words are read by probability, `wanted` float32 (G, V) has the described values of each group,
+    `word_weights` float32 (G,) how much each group of words counts, and `offset` is added to scores.
     """
 
     blocks: np.ndarray
@@ -127,6 +159,9 @@ class Compiled:
     known: np.ndarray
     of_picture: np.ndarray
     shape: Shape
+    wanted: np.ndarray | None = None
+    word_weights: np.ndarray | None = None
+    offset: float = 0.0
 
     def is_judged_by(self, fitted: Verification) -> bool:
         """Whether scores are those of two pictures by the groups of a calibration, each counting the same.
@@ -135,24 +170,40 @@ class Compiled:
         speaks of none of them.
         """
         counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
-        return (fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
+        return (self.wanted is None and fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
                 and np.allclose(self.weights, counted / counted.sum()))
 
     @property
     def vector(self) -> np.ndarray:
-        """float32 (E,)."""
-        return (self.weights[:, None] * self.blocks).reshape(-1)
+        """float32 (E + V,)."""
+        of_words = np.zeros(self.shape.values, np.float32) if self.wanted is None else self.word_weights @ self.wanted
+        return np.concatenate([(self.weights[:, None] * self.blocks).reshape(-1), of_words])
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as hits show them: no cosine exceeds 1."""
+        return np.minimum(scores, 1) if self.wanted is None else scores
 
     def score(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and similarities (n, G) of rows, float32 (n, E); no similarities for a model without groups."""
+        """Scores (n,) and similarities (n, G) of rows, float32 (n, E + V); no similarities without groups."""
         if self.shape.metric == "euclidean":
             return -np.linalg.norm(rows - self.vector, axis=1), np.empty((len(rows), 0), np.float32)
-        similarities = np.einsum("ngd,gd->ng", rows.reshape(len(rows), *self.blocks.shape), self.blocks)
-        return similarities @ self.weights, similarities[:, :len(self.shape.groups)]
+        embeddings, log_p = rows[:, :self.shape.dim], rows[:, self.shape.dim:]
+        similarities = np.einsum("ngd,gd->ng", embeddings.reshape(len(rows), *self.blocks.shape), self.blocks)
+        scores = similarities @ self.weights
+        if self.wanted is not None:
+            of_words = log_p @ self.wanted.T  # (n, G)
+            scores = scores + of_words @ self.word_weights + self.offset
+            similarities = np.where(self.of_picture, similarities, np.exp(of_words))
+        return scores, similarities[:, :len(self.shape.groups)]
 
 
-def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> Compiled:
-    """Blocks and weights of a query; refuses what the model cannot answer."""
+def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None,
+                  fitted: Verification | None = None) -> Compiled:
+    """A query ready to be compared; refuses what the model cannot answer.
+
+    Args:
+        fitted: the calibration of the index, whose slope says what a picture beside words counts.
+    """
     blocks = np.zeros((max(1, len(shape.groups)), shape.dim // max(1, len(shape.groups))), dtype=np.float32)
     known, of_picture = np.zeros(len(blocks), dtype=bool), np.zeros(len(blocks), dtype=bool)
     if query.embedding is not None:
@@ -161,17 +212,45 @@ def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None) -> 
     if query.words:
         if vocabulary is None:
             raise ValueError("search: the model of this index knows no attributes; search by a picture")
+        if shape.values:
+            return _with_log_probabilities(query, shape, vocabulary, blocks, known, fitted)
         described = np.asarray(vocabulary.describe(query.words), dtype=np.float32)  # (G, D)
         given = described.any(axis=1)
         blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
         raise ValueError("search: the query is empty; give a picture, or at least one attribute")
-    weights = _balanced(known * _weights(query, shape), of_picture)
+    weights = _balanced(_counting(query, shape, known), of_picture)
+    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+
+
+def _with_log_probabilities(query: Query, shape: Shape, vocabulary: Vocabulary, blocks: np.ndarray,
+                            of_picture: np.ndarray, fitted: Verification | None) -> Compiled:
+    """A query with words that are read by probability; blocks (G, D) of a picture, bool (G,) where there is one."""
+    own = vocabulary.wanted_classes(query.words)  # (V',)
+    groups_of = np.asarray(vocabulary.groups_of_values)
+    wanted = np.zeros((len(shape.groups), shape.values), np.float32)
+    for g in range(len(wanted)):
+        wanted[g, :len(own)] = np.where(groups_of == g, own, 0)
+    given = wanted.any(axis=1)
+    of_picture, known = of_picture & ~given, of_picture | given
+    weights = _counting(query, shape, known)
+    of_words, picture = (np.where(some, weights, 0).astype(np.float32) for some in (given, of_picture))
+    blocks[given], offset = 0, 0.0
+    if picture.any():
+        slope = fitted.slope if fitted is not None and fitted.metric == shape.metric else PICTURE_SLOPE
+        picture = (slope / picture.sum() * picture).astype(np.float32)
+        offset = -float(of_words @ wanted[:, :len(own)] @ vocabulary.log_value_priors)
+    return Compiled(blocks, picture, known, of_picture, shape, wanted, of_words, offset)
+
+
+def _counting(query: Query, shape: Shape, known: np.ndarray) -> np.ndarray:
+    """Weights of the groups that a query says something about, float64 (G,), 0 for others; some must count."""
+    weights = known * _weights(query, shape)
     if not weights.any():
         raise ValueError(f"search: nothing is left to compare: the query says something about "
                          f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
                          "give these groups a weight")
-    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+    return weights
 
 
 def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:

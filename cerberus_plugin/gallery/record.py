@@ -29,7 +29,7 @@ class Record:
         id: that of the index, whatever folder it lies in.   fingerprint: of the model that has embedded the pictures.
         images: their folder.   name_pattern: "" for the names of known data sets, see `Naming`.
         follow_links: whether links to folders are followed.
-        dim, groups, metric: `Shape`.   dtype: what embeddings are kept as.
+        dim, groups, metric, values: `Shape`.   dtype: what rows are kept as.
         vocabulary, lasting_groups, verification: what the model knows beside that, see `Encoder`.
         format: that of the index folder.
     """
@@ -45,6 +45,7 @@ class Record:
     vocabulary: dict | None
     lasting_groups: list[str]
     verification: dict | None
+    values: int = 0
     follow_links: bool = False
     format: int = FORMAT
 
@@ -54,7 +55,7 @@ class Record:
         shape = Shape.of(encoder)
         dtype = dtype or ("float32" if shape.metric == "euclidean" else "float16")
         return cls(uuid.uuid4().hex[:12], encoder.fingerprint, str(images), pattern, shape.dim, list(shape.groups),
-                   shape.metric, dtype, **_known_by(encoder))
+                   shape.metric, dtype, **_known_by(encoder), values=shape.values)
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -69,10 +70,9 @@ class Record:
         if made_by not in (FORMAT, OLDER):
             raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {FORMAT}; build the "
                              "index anew")
-        if made_by == OLDER:
-            values.setdefault("follow_links", False)
-        elif checksum != _checksum(values):
+        if made_by != OLDER and checksum != _checksum(values):
             raise Damaged(path, "is altered", BUILD_AGAIN)
+        values = {"follow_links": False, "values": 0} | values
         if set(values) != {field.name for field in fields(cls)}:
             raise Damaged(path, "is altered", BUILD_AGAIN)
         return cls(**values)
@@ -87,7 +87,7 @@ class Record:
 
     @property
     def shape(self) -> Shape:
-        return Shape(tuple(self.groups), self.dim, self.metric)
+        return Shape(tuple(self.groups), self.dim, self.metric, self.values)
 
 
 def _checksum(values: dict) -> str:

@@ -4,7 +4,7 @@ The SQLite file also records size and checksums of the files of parts, see `part
 transaction that makes its rows known, so that a kill at any moment leaves an index that holds whole parts only. A row's
 id is never given twice, nor to another picture by a copy of the index that goes its own way, so that a search engine is
 brought up to date by ids alone: they count up, and end in a mark of the picture.
-Shapes: N rows, E values of an embedding, M recognition columns.
+Shapes: N rows, E values of an embedding, log-probabilities behind it included, M recognition columns.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from .promise import choose_threshold as choose_threshold
 from .promise import critical_thresholds as critical_thresholds
 from .promise import identities_needed as identities_needed
 from .prototypes import PARTIAL as PARTIAL
+from .prototypes import READINGS as READINGS
 from .prototypes import PrototypeReader as PrototypeReader
 from .prototypes import blocks as blocks
 from .prototypes import of_groups as of_groups

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema
+from ..portable.marginals import balanced_answers
 from .similarity import mean_over_described
 from .temperatures import WithTemperatures, check_temperatures
 
@@ -54,6 +56,20 @@ class ProbabilityReader(WithTemperatures):
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, E) -> int64 (N, M); a classifier always names a class."""
         return self.confidences(embeddings)[0]
+
+    def recognise_balanced(self, embeddings: Tensor) -> Tensor:
+        """The answers that balanced accuracy expects, see `balanced_answers`: (N, E) -> int64 (N, M) on the CPU.
+
+        As `recognise` where the training identities are not known.
+        """
+        if self.train_labels is None:
+            return self.recognise(embeddings)
+        truth, known = self.schema.column_truth(self.train_labels.cpu())
+        answers = []
+        for m, log_p in enumerate(self.log_probabilities(embeddings)):
+            prior = truth[m][known[:, m]].double().mean(dim=0)
+            answers.append(balanced_answers(log_p.exp().cpu().numpy(), prior.numpy(), False))
+        return torch.from_numpy(np.stack(answers, axis=1))
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
         """Scores of images for described persons: mean logarithm of the probabilities of the described columns.

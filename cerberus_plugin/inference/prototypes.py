@@ -7,13 +7,16 @@ Shapes: N images, Q queries, A label fields, M recognition columns, K semantic I
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
+from ..portable.marginals import LOWEST, READINGS, Marginals, balanced_answers, held_classes
 from .similarity import chunks, mean_over_described
 from .temperatures import WithTemperatures, check_temperatures
 
@@ -39,33 +42,65 @@ def of_groups(embeddings: Tensor, groups: Sequence[str]) -> Tensor:
 class PrototypeReader(WithTemperatures):
     """Recognition and search with the prototypes of semantic IDs.
 
+    Two ways of reading. "nearest", as in the paper: the labels of the nearest prototype of each group, and mean cosines
+    over the described groups. "probability": the most probable value of each column, and the sum of the log
+    probabilities of the described values, see `portable.marginals`. Confidences are probabilities either way.
+
     Args:
-        table: the semantic IDs, in the order of the prototypes.
+        table: the semantic IDs, in the order of the prototypes, and how many training identities carry each.
         prototypes: per group float (K, D).
         synthesise: (group, bits uint8 (n, L)) -> float (n, D), prototypes of combinations outside the table.
         train_labels: int64 (C, A), see `AttributeReader`.
-        force_colour: recognise the best semantic ID that names a colour, in place of "no listed colour".
-        partial: how a half-described group scores: "mean" or "max" over the semantic IDs that agree with it.
-        cosine_scale: of the softmax over a group's semantic IDs that `confidences` makes of cosines.
-        temperatures: by a column's name, what its scaled cosines are divided by: its cosine scale is
-            cosine_scale / temperature. 1 where not given.
+        reading: one of `READINGS`.
+        force_colour: recognise the best semantic ID, or value, that names a colour, in place of "no listed colour".
+        partial: how a half-described group scores where the nearest are read: "mean" or "max" over the semantic IDs
+            that agree with it.
+        cosine_scale: s_G, one number or one a group.
+        tau: power of the prior; 0 leaves it out.
+        unseen_prior: identities that a semantic ID counts as which no training identity carries.
+        temperatures: by a column's name, what its logits are divided by in `confidences`. 1 where not given.
     """
 
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
                  synthesise: Callable[[str, Tensor], Tensor] | None = None, *, train_labels: Tensor | None = None,
-                 force_colour: bool = False, partial: str = "mean", cosine_scale: float = 16.0,
+                 reading: str = "nearest", force_colour: bool = False, partial: str = "mean",
+                 cosine_scale: float | Sequence[float] = 16.0, tau: float = 1.0, unseen_prior: float = 0.5,
                  temperatures: Mapping[str, float] | None = None) -> None:
         if partial not in PARTIAL:
             raise ValueError(f"partial is '{partial}', expected one of {', '.join(PARTIAL)}")
+        if reading not in READINGS:
+            raise ValueError(f"TEST.READING is '{reading}', expected one of {', '.join(READINGS)}")
         self.table = table
         self.schema = table.schema
         self.train_labels = train_labels
         self.prototypes = [F.normalize(p.float(), dim=1, eps=1e-12) for p in prototypes]
         self.synthesise = synthesise
+        self.reading = reading
         self.force_colour = force_colour
         self.partial = partial
-        self.cosine_scale = cosine_scale
+        scales = [cosine_scale] * len(GROUPS) if isinstance(cosine_scale, int | float) else cosine_scale
+        self.scales = dict(zip(GROUPS, map(float, scales)))
+        self.tau = tau
+        self.unseen_prior = unseen_prior
         self.temperatures = check_temperatures(self.schema, temperatures)
+        self.marginals = self._marginals()
+
+    def _marginals(self) -> Marginals:
+        columns = []
+        for column, group in zip(self.schema.columns, self.schema.column_groups):
+            g = GROUPS.index(group)
+            labels = self.table.labels[g][:, list(column.fields)].cpu().numpy()
+            columns.append((g, labels, len(column.classes) + column.is_colour, column.is_colour))
+        counts = [count.cpu().numpy() for count in self.table.counts]
+        return Marginals.build(columns, counts, self.scales.values(), self.tau, self.unseen_prior)
+
+    def read_by(self, reading: str) -> PrototypeReader:
+        """The same reader with another reading."""
+        if reading not in READINGS:
+            raise ValueError(f"TEST.READING is '{reading}', expected one of {', '.join(READINGS)}")
+        reader = copy.copy(self)
+        reader.reading = reading
+        return reader
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
@@ -86,58 +121,116 @@ class PrototypeReader(WithTemperatures):
         return torch.stack(nearest, dim=1)
 
     def recognise(self, embeddings: Tensor) -> Tensor:
-        """Attributes of images: (N, 5 * D) -> int64 (N, M)."""
+        """Attributes of images: (N, 5 * D) -> int64 (N, M), -1 for no listed colour."""
+        if self.reading == "probability":
+            return self.confidences(embeddings)[0]
         return self.schema.column_answers(self.table.decode(self.sids(embeddings)))
+
+    def recognise_balanced(self, embeddings: Tensor) -> Tensor:
+        """The answers that balanced accuracy expects, see `balanced_answers`: (N, 5 * D) -> int64 (N, M) on the CPU.
+
+        As `recognise` where the nearest are read.
+        """
+        if self.reading == "nearest":
+            return self.recognise(embeddings)
+        parts = []
+        for chunk in chunks(embeddings):
+            found = self._log_probabilities(chunk, self._logits(chunk))
+            parts.append(np.stack([
+                balanced_answers(log_p.exp().cpu().numpy(), prior, colour, self.force_colour) - colour
+                for log_p, prior, colour in zip(found, self.marginals.priors, self.marginals.colours)], axis=1))
+        return torch.from_numpy(np.concatenate(parts))
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Most probable class of each column and its probability: (N, 5 * D) -> int64 (N, M), float (N, M).
 
-        A column's probabilities are the softmax of the scaled cosines of its group, over its temperature; a class has
-        those of all semantic IDs that hold it, "no listed colour" (-1) included.
+        A class has the probabilities of all semantic IDs that hold it, "no listed colour" (-1) included.
         """
         allowed = self._allowed()
-        return tuple(map(torch.cat, zip(*(self._confident(chunk, allowed) for chunk in chunks(embeddings)))))
+        best = []
+        for chunk in chunks(embeddings):
+            logits = self._scores(chunk, allowed)
+            best.append([log_p.max(dim=1) for log_p in self._log_probabilities(chunk, logits, self.temperatures)])
+        colours = torch.tensor(self.marginals.colours, dtype=torch.int64, device=embeddings.device)
+        classes = torch.cat([torch.stack([own.indices for own in part], dim=1) for part in best])
+        return classes - colours, torch.cat([torch.stack([own.values.exp() for own in part], dim=1) for part in best])
 
-    def _confident(self, embeddings: Tensor, allowed: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """`confidences` of one chunk, among the rows that are allowed."""
-        scores = self._scores(embeddings, allowed)
-        classes, probabilities = [], []
-        for column, group, answers in zip(self.schema.columns, self.schema.column_groups, self._column_answers()):
-            held = answers[:, None] == torch.arange(-1, len(column.classes))  # (K, C + 1)
-            shares = (scores[group] / self.temperatures.get(column.name, 1.0)).softmax(dim=1)  # (N, K)
-            probability, best = (shares @ held.to(shares)).max(dim=1)
-            classes.append(best - 1)
-            probabilities.append(probability.clamp(max=1))
-        return torch.stack(classes, dim=1), torch.stack(probabilities, dim=1)
+    def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
+        """Per column the log-probability of each class, "none" of colours first: float (N, C).
+
+        Those that search adds up: temperatures and `force_colour` do not touch them.
+        """
+        parts = [self._searched(chunk) for chunk in chunks(embeddings)]
+        return [torch.cat(column) for column in zip(*parts)]
+
+    def _searched(self, embeddings: Tensor) -> list[Tensor]:
+        """`log_probabilities` of one chunk."""
+        return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(embeddings, self._logits(embeddings))]
+
+    def _logits(self, embeddings: Tensor) -> list[Tensor]:
+        """Per group s_G cos + tau log pi: float (N, K)."""
+        return [scale * cosine + torch.from_numpy(prior).to(cosine) for scale, cosine, prior in zip(
+            self.marginals.scales, self.cosines(embeddings), self.marginals.log_priors)]
+
+    def _log_probabilities(self, embeddings: Tensor, logits: Sequence[Tensor],
+                           temperatures: Mapping[str, float] | None = None) -> list[Tensor]:
+        """Per column the log-probability of each class, from the logits of its group: float (N, C)."""
+        found = []
+        for column, g, held in zip(self.schema.columns, self.marginals.column_groups, self.marginals.held):
+            log_p = (logits[g] / (temperatures or {}).get(column.name, 1.0)).log_softmax(dim=1)  # (N, K)
+            outside = ~torch.from_numpy(held).to(log_p.device)
+            found.append(torch.stack([log_p.masked_fill(row, float("-inf")).logsumexp(dim=1) for row in outside.T],
+                                     dim=1).clamp(max=0))
+        return found
 
     def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What temperatures are fitted on: scaled cosines, float (N, K), minus infinity where a semantic ID may not be
+        """What temperatures are fitted on: logits, float (N, K), minus infinity where a semantic ID may not be
         recognised, and the answer that each gives, int64 (K,)."""
         allowed = self._allowed()
         parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
-        scores = {group: torch.cat([part[group] for part in parts]) for group in GROUPS}
-        return [(scores[group], answers) for group, answers in zip(self.schema.column_groups, self._column_answers())]
-
-    def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> dict[str, Tensor]:
-        """Scaled cosines of each group, minus infinity where not allowed: float (N, K)."""
-        return {group: (self.cosine_scale * cosine).masked_fill(~rows.to(cosine.device), float("-inf"))
-                for group, cosine, rows in zip(GROUPS, self.cosines(embeddings), allowed)}
-
-    def _column_answers(self) -> list[Tensor]:
-        """Per column int64 (K,): the answer that each semantic ID of its group gives."""
+        scores = dict(zip(GROUPS, (torch.cat(group) for group in zip(*parts))))
         own = {group: self.schema.column_answers(rows) for group, rows in zip(GROUPS, self.table.labels)}
-        return [own[group][:, m] for m, group in enumerate(self.schema.column_groups)]
+        return [(scores[group], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
+
+    def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> list[Tensor]:
+        """`_logits`, minus infinity where not allowed."""
+        return [logits.masked_fill(~rows.to(logits.device), float("-inf"))
+                for logits, rows in zip(self._logits(embeddings), allowed)]
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Scores of images for described persons: mean cosine over the described groups.
+        """Scores of images for described persons, higher is nearer: (Q, N).
+
+        Nearest: the mean cosine over the described groups. A group with nothing described is left out, a half-described
+        one averages (or maximises) over the semantic IDs that agree with it.
+        Probability: the sum of the log-probabilities of the described values, see `wanted_classes`.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open. A group with nothing described is left out,
-                a half-described one averages (or maximises) over the semantic IDs that agree with it.
+            labels: int64 (Q, A), -1 where the description is open.
         """
+        if self.reading == "probability":
+            wanted = self.wanted_classes(labels)
+            if not wanted.any(dim=1).all():
+                raise ValueError(f"search: query {int((~wanted.any(dim=1)).nonzero()[0])} describes nothing; give at "
+                                 "least one attribute.")
+            return torch.cat([wanted.to(chunk.device) @ torch.cat(self._searched(chunk), dim=1).T
+                              for chunk in chunks(embeddings)], dim=1)
         given = torch.stack([(labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
                              for group in GROUPS])  # (5, Q)
         return mean_over_described(given, embeddings, lambda chunk: self._total(labels, given, chunk))
+
+    def wanted_classes(self, labels: Tensor) -> Tensor:
+        """Descriptions as weights of all columns' classes, side by side: int64 (Q, A) -> float (Q, V).
+
+        1 for the described class of a column. Several colours of one garment share the 1, so that their geometric mean
+        counts: an image must show each of them. A column counts where one of its values is yes or all are known.
+        """
+        weights = []
+        for column, size in zip(self.schema.columns, self.marginals.held):
+            own = labels[:, list(column.fields)].cpu()
+            known = ((own != MISSING).all(dim=1) | (own == 1).any(dim=1) if column.is_colour else own[:, 0] != MISSING)
+            held = torch.from_numpy(held_classes(own.numpy(), size.shape[1], column.is_colour)).float()
+            weights.append(held / held.sum(dim=1, keepdim=True).clamp(min=1) * known[:, None])
+        return torch.cat(weights, dim=1)
 
     def _total(self, labels: Tensor, given: Tensor, embeddings: Tensor) -> Tensor:
         """Sums over the described groups, `given` bool (5, Q), for one chunk: (Q, n)."""

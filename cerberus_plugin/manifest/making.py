@@ -29,6 +29,7 @@ JUNK = ("images of the query's own identity under its own camera are ignored; di
 COLOURS = {"official": "one answer a garment; any listed colour is right, nothing is where no colour is listed",
            "binary": "mean of each colour's yes/no accuracy",
            "balanced": "mean of (TPR + TNR) / 2 of each colour's yes/no question"}
+BALANCED = "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))"
 POOL = "query and gallery, without distractors"
 
 
@@ -67,9 +68,13 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "junk": JUNK + _junk_by_outfits(served),
         "colours": COLOURS | {"force colour": cfg.TEST.PAR.FORCE_COLOUR} if "PAR" in served else None,
         "pool": POOL if "APS" in served else None,
+        "reading": _reading(cfg, prototypes) if "PAR" in served else None,
+        "mean directions": {name: {key.partition("/")[2]: length for key, length in figures.items()
+                                   if key.startswith("mean direction/")} for name, figures in by_name.items()}
+        if "mean direction" in served else None,
         "SID space": None if prototypes is None else {
             "name": cfg.MODEL.CERBERUS.SID_SPACE,
-            "sizes": {group: len(prototypes.rows[group]) for group in GROUPS}},
+            "sizes": dict(zip(GROUPS, prototypes.sizes))},
         "config sha256": config_sha256(cfg),
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),
@@ -140,6 +145,25 @@ def file_sha256(path: str | None) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def _reading(cfg: CfgNode, prototypes: nn.Module | None) -> dict:
+    """How attributes were answered and searched for: of "PAR" and "APS", and of figures that name another reading."""
+    test = cfg.TEST
+    if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+        return {"name": "classifiers", "balanced": BALANCED}
+    return {"name": test.READING, "nearest": "labels of the nearest prototype; mean cosine",
+            "probability": "most probable value; sum of log-probabilities of the described values",
+            "balanced": f"by probability {BALANCED}", "tau": test.PAR.TAU, "unseen prior": test.PAR.UNSEEN_PRIOR,
+            "cosine scales": _scales(prototypes) or {"TEST.PAR.COSINE_SCALE": test.PAR.COSINE_SCALE}}
+
+
+def _scales(prototypes: nn.Module | None) -> dict | None:
+    """Of each group, and whether they were learned with the weights or measured after; None where neither."""
+    if prototypes is None or prototypes.scales is None:
+        return None
+    how = "learned" if isinstance(prototypes.log_scales, nn.Parameter) else "measured"
+    return {"how": how, **dict(zip(GROUPS, prototypes.scales))}
 
 
 def _junk_by_outfits(served: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 from fastreid.config import configurable
 from fastreid.modeling.backbones import build_backbone
@@ -17,7 +18,7 @@ from ..losses import identity_loss, soft_triplet_loss
 from ..processes import gather_batch
 from .backbones import num_channels, resnet_parts
 from .inputs import ImageModel
-from .prototypes import SIDPrototypes
+from .prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
 
@@ -36,8 +37,9 @@ class Cerberus(ImageModel):
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
         softmax, softmax_scale: weight of a softmax loss over the prototypes beside the hinge, 0 in the paper, and what
-            its cosines are multiplied with.
-        force_colour, partial, cosine_scale: how attributes are read, see `PrototypeReader`.
+            its cosines are multiplied with where no scale is learned.
+        reading: how attributes are read, arguments of `PrototypeReader`. A cosine scale is used where the prototypes
+            have neither learned nor measured one.
         synthesise: read prototypes that no training identity carries as `SIDPrototypes.synthesise` makes them.
     """
 
@@ -49,12 +51,9 @@ class Cerberus(ImageModel):
                  schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
                  lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
-                 softmax: float = 0.0, softmax_scale: float = 16.0, force_colour: bool = False, partial: str = "mean",
-                 cosine_scale: float = 16.0, synthesise: bool = False) -> None:
+                 softmax: float = 0.0, softmax_scale: float = 16.0, reading: Mapping | None = None,
+                 synthesise: bool = False) -> None:
         super().__init__(pixel_mean, pixel_std)
-        if softmax < 0 or softmax_scale <= 0:
-            raise ValueError(f"MODEL.CERBERUS.SOFTMAX is {softmax} and SOFTMAX_SCALE {softmax_scale}, expected a "
-                             "weight of at least 0 (off) and a scale above 0, such as 16")
         self.trunk = trunk
         self.global_branch = branch
         self.local_branch = copy.deepcopy(branch)
@@ -69,21 +68,30 @@ class Cerberus(ImageModel):
         self.softmax = softmax
         self.softmax_scale = softmax_scale
         self.synthesise_unseen = synthesise
-        self.reading = {"force_colour": force_colour, "partial": partial, "cosine_scale": cosine_scale}
+        self.reading = dict(reading or {})
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.CERBERUS
         trunk, branch = split_after_conv4_1(build_backbone(cfg), cfg)
         prototypes = None
-        if node.LAMBDA_SEM or node.LAMBDA_REG or node.SOFTMAX:
+        if node.PROTOTYPES not in PROTOTYPES:
+            raise ValueError(f"MODEL.CERBERUS.PROTOTYPES is '{node.PROTOTYPES}', expected one of "
+                             f"{', '.join(PROTOTYPES)}")
+        if node.SOFTMAX < 0 or node.SOFTMAX_SCALE <= 0:
+            raise ValueError(f"MODEL.CERBERUS.SOFTMAX is {node.SOFTMAX} and SOFTMAX_SCALE {node.SOFTMAX_SCALE}, "
+                             "expected a weight of at least 0 (off) and a scale above 0, such as 16")
+        if node.SOFTMAX_PRIOR and not node.SOFTMAX:
+            raise ValueError("MODEL.CERBERUS.SOFTMAX_PRIOR is True, but SOFTMAX is 0: set its weight, such as 1, or "
+                             "SOFTMAX_PRIOR to False")
+        if has_prototypes(node):
             schema = SCHEMAS.get(node.SCHEMA)
             if schema is None:
                 raise ValueError(f"MODEL.CERBERUS.SCHEMA is '{node.SCHEMA}', expected one of {', '.join(SCHEMAS)}. "
                                  "The trainer fills it from the data set, or from the checkpoint under --eval-only.")
-            prototypes = SIDPrototypes(tuple(node.NUM_SIDS), schema.group_bits,
-                                       cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES,
-                                       cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT)
+            prototypes = PROTOTYPES[node.PROTOTYPES](
+                tuple(node.NUM_SIDS), schema.group_bits, cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES,
+                cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT, node.SOFTMAX_SCALE if node.SOFTMAX_PRIOR else None)
         return {
             "trunk": trunk,
             "branch": branch,
@@ -99,9 +107,9 @@ class Cerberus(ImageModel):
             "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
             "softmax": node.SOFTMAX,
             "softmax_scale": node.SOFTMAX_SCALE,
-            "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
-            "partial": cfg.TEST.APS.PARTIAL,
-            "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
+            "reading": {"reading": cfg.TEST.READING, "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
+                        "partial": cfg.TEST.APS.PARTIAL, "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
+                        "tau": cfg.TEST.PAR.TAU, "unseen_prior": cfg.TEST.PAR.UNSEEN_PRIOR},
             "synthesise": cfg.TEST.APS.SYNTHESISE,
         }
 
@@ -145,7 +153,9 @@ class Cerberus(ImageModel):
         if self.prototypes is not None:
             terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, labelled)
             # Also at a weight of 0: distributed training wants every parameter in every step's loss.
-            terms["loss_reg"] = self.lambda_reg * self.prototypes.regularisation()
+            regularisation = self.prototypes.regularisation()
+            if regularisation is not None:
+                terms["loss_reg"] = self.lambda_reg * regularisation
         if self.softmax:
             softmax = self.prototypes.softmax(representations, labelled, self.softmax_scale)
             terms["loss_softmax"] = self.softmax * softmax
@@ -157,14 +167,15 @@ class Cerberus(ImageModel):
             return None
         tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
         table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))
-        rows = [self.prototypes.with_synthesised(g) if self.synthesise_unseen else self.prototypes.rows[g].detach()
-                for g in GROUPS]
+        read = self.prototypes.with_synthesised if self.synthesise_unseen else self.prototypes.prototypes
+        rows = [read(group).detach() for group in GROUPS]
 
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))
 
         train_labels = table.decode(self.prototypes.sid_of_class.cpu())
-        return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **self.reading)
+        scales = {"cosine_scale": self.prototypes.scales} if self.prototypes.scales else {}
+        return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **self.reading | scales)
 
     @staticmethod
     def finish_embeddings(embeddings: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A model exported to ONNX, run by onnxruntime alone.
 
-Shapes: N images, H x W the model's input, E values of an embedding, M columns, C classes of a column.
+Shapes: N images, H x W the model's input, E values of an embedding, M columns, V classes of all
+columns.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 # and an identifier of the machine. A search for people tells nobody, unless its user has set this otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-FORMAT = "1"  # of the metadata; raised where an older reader would misread it
+FORMAT = "2"  # of the metadata; raised where an older reader would misread it
+READABLE = ("1", FORMAT)  # 1 knows no prior of attributes and has no log-probabilities
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
 VOCABULARY_KEY = "cerberus.vocabulary"  # see `Vocabulary.to_dict`
 VERSIONS_KEY = "cerberus.versions"
 INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"
+LOG_PROBABILITIES = "log_probabilities"
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
@@ -38,8 +41,9 @@ class ExportedEncoder:
     """The `Encoder` of a file that `cerberus export` has written.
 
     The graph takes "images", uint8 (N, 3, H, W) RGB, and gives "embedding", float32 (N, E); where the model knows
-    attributes also "attributes", float32 (N, sum of C), their probabilities column by column, and "answers", int64
-    (N, M), the class of each column. Names of columns and classes are those of the vocabulary.
+    attributes also "attributes", float32 (N, V), the probabilities of all classes column by column, "answers", int64
+    (N, M), the class of each column, and "log_probabilities", float32 (N, V), which a search for described people adds
+    up. Names of columns and classes are those of the vocabulary.
 
     Args:
         path: model.onnx.
@@ -60,7 +64,7 @@ class ExportedEncoder:
             found = metadata.get(FORMAT_KEY)
         except Exception as error:  # text that is none
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
-        if found != FORMAT:
+        if found not in READABLE:
             what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
             raise ValueError(f"{path}: {what}; make one by the `cerberus export` of this version")
         try:

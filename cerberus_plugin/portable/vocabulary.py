@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .marginals import LOWEST, READINGS, Marginals, held_classes, prior_of
+
 MISSING = -1
 WITHHELD = "cannot tell"
 NONE = "none"  # the answer of a garment that has no listed colour
@@ -82,6 +84,8 @@ class Group:
         residuals: float32 (L, D), what each bit adds to a prototype.
         mean_prototype, mean_bits: float32 (D,) and (L,), of the semantic IDs seen in training; with the residuals they
             give the prototype of any other combination.
+        counts: int64 (K,), training identities that carry each semantic ID.
+        scale: s_G, what cosines are multiplied by to become logits.
     """
 
     name: str
@@ -90,6 +94,8 @@ class Group:
     residuals: np.ndarray
     mean_prototype: np.ndarray
     mean_bits: np.ndarray
+    counts: np.ndarray
+    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +106,11 @@ class Vocabulary:
         schema: name of the attribute schema.   fields: all labels, group by group.
         column_names: the columns, in the order in which answers are listed.
         groups: in the order of an embedding's blocks.
-        cosine_scale: of the softmax over a group's semantic IDs that makes probabilities of cosines.
+        reading: how answers and searches are read off embeddings, "nearest" or "probability", see `PrototypeReader`.
+        tau, unseen_prior: power of the prior of semantic IDs, and the identities that one counts as which no training
+            identity carries; see `marginals`.
         force_colour: name a colour wherever there is one to name, in place of "none".
-        temperatures: by column, what its scores are divided by before the softmax; those left out are not calibrated.
+        temperatures: by column, what its logits are divided by before the softmax; those left out are not calibrated.
         withhold_below: by column, the probability below which its answer is withheld; infinite: always.
     """
 
@@ -110,7 +118,9 @@ class Vocabulary:
     fields: tuple[Field, ...]
     column_names: tuple[str, ...]
     groups: tuple[Group, ...]
-    cosine_scale: float = 16.0
+    reading: str = "nearest"
+    tau: float = 1.0
+    unseen_prior: float = 0.5
     force_colour: bool = False
     temperatures: Mapping[str, float] = field(default_factory=dict)
     withhold_below: Mapping[str, float] = field(default_factory=dict)
@@ -120,8 +130,10 @@ class Vocabulary:
             own = self._fields_of(group.name)
             k, d = len(group.labels), len(group.mean_prototype)
             bits = sum(_num_bits(self.fields[i]) for i in own)
-            shapes = {"labels": (k, len(own)), "prototypes": (k, d), "residuals": (bits, d), "mean_bits": (bits,)}
+            shapes = {"labels": (k, len(own)), "prototypes": (k, d), "residuals": (bits, d), "mean_bits": (bits,),
+                      "counts": (k,)}
             wrong = [name for name, shape in shapes.items() if getattr(group, name).shape != shape]
+            wrong += ["counts"] if (group.counts < 0).any() else []
             wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
             if wrong or not k or any(not 0 <= value < len(self.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
@@ -130,9 +142,17 @@ class Vocabulary:
         if set(self.column_names) != {own.column or own.name for own in self.fields}:
             raise ValueError(f"vocabulary of {self.schema}: columns {', '.join(map(str, self.column_names))} are not "
                              "those of its fields; export the model again")
-        if not 0 < self.cosine_scale < math.inf:
-            raise ValueError(f"vocabulary of {self.schema}: 'cosine_scale' is {self.cosine_scale}, expected a number "
-                             "above 0; export the model again")
+        if self.reading not in READINGS:
+            raise ValueError(f"vocabulary of {self.schema}: 'reading' is {self.reading!r}, expected one of "
+                             f"{', '.join(READINGS)}; export the model again")
+        scales = {f"scale of group '{group.name}'": group.scale for group in self.groups}
+        for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"vocabulary of {self.schema}: {name} is {value}, expected a number above 0; export "
+                                 "the model again")
+        if not 0 <= self.tau < math.inf:
+            raise ValueError(f"vocabulary of {self.schema}: tau is {self.tau}, expected a number of at least 0; export "
+                             "the model again")
         unknown = set(self.temperatures) - set(self.column_names)
         if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
             raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
@@ -171,18 +191,47 @@ class Vocabulary:
         return np.stack([classes[nearest[column.group]]
                          for column, classes in zip(self.columns, self.classes_of_sids)], axis=1)
 
+    def answers(self, embeddings: np.ndarray) -> np.ndarray:
+        """The classes that recognition answers by `reading`: int64 (N, M), "none" of colours 0."""
+        if self.reading == "nearest":
+            return self.nearest(embeddings)
+        return np.stack([shares.argmax(axis=1) for shares in self.probabilities(embeddings)], axis=1)
+
     def probabilities(self, embeddings: np.ndarray) -> list[np.ndarray]:
-        """Per column the probability of each class, that of all semantic IDs which hold it: float32 (N, C)."""
-        by_group = {group.name: self.cosine_scale * cosine
-                    for group, cosine in zip(self.groups, self.cosines(embeddings))}
-        probabilities = []
-        for column, classes in zip(self.columns, self.classes_of_sids):
-            scores = by_group[column.group] / self.temperatures.get(column.name, 1.0)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            held = classes[:, None] == np.arange(len(column.classes))  # (K, C)
-            shares = (weights / weights.sum(axis=1, keepdims=True)) @ held.astype(np.float32)
-            probabilities.append(np.minimum(shares, 1).astype(np.float32))
-        return probabilities
+        """Per column the calibrated probability of each class, that of all semantic IDs that hold it: float32 (N, C).
+
+        With `force_colour` semantic IDs that name no colour have none.
+        """
+        logits = self._logits(embeddings)
+        logits = [np.where(allowed, own, -np.inf) for own, allowed in zip(logits, self.allowed)]
+        return [np.exp(self.marginals.log_probabilities(
+            m, logits[g] / self.temperatures.get(column.name, 1.0))).astype(np.float32)
+            for m, (column, g) in enumerate(zip(self.columns, self.marginals.column_groups))]
+
+    def log_probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Log-probabilities of all classes of all columns side by side: float32 (N, V).
+
+        Those that search adds up: neither calibration nor `force_colour` touches them.
+        """
+        logits = self._logits(embeddings)
+        found = np.concatenate([self.marginals.log_probabilities(m, logits[g])
+                                for m, g in enumerate(self.marginals.column_groups)], axis=1)
+        return np.maximum(found, LOWEST).astype(np.float32)
+
+    def _logits(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
+        return [self.marginals.logits(g, blocks[:, g] @ group.prototypes.T) for g, group in enumerate(self.groups)]
+
+    @cached_property
+    def marginals(self) -> Marginals:
+        names = [group.name for group in self.groups]
+        columns = []
+        for column in self.columns:
+            g = names.index(column.group)
+            own = [self._fields_of(column.group).index(i) for i in column.fields]
+            columns.append((g, self.groups[g].labels[:, own], len(column.classes), column.is_colour))
+        return Marginals.build(columns, [group.counts for group in self.groups], [group.scale for group in self.groups],
+                               self.tau, self.unseen_prior)
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
         """Attributes of images in words: (N, G * D) -> one dict an image, by column.
@@ -230,23 +279,60 @@ class Vocabulary:
                 labels[column.fields[0]] = column.classes.index(value)
         return labels
 
+    @property
+    def num_values(self) -> int:
+        """V, all classes of all columns."""
+        return len(self.groups_of_values)
+
+    @cached_property
+    def groups_of_values(self) -> tuple[int, ...]:
+        """The index of the group of each of the V classes."""
+        return tuple(g for g, held in zip(self.marginals.column_groups, self.marginals.held) for _ in held.T)
+
+    @cached_property
+    def log_value_priors(self) -> np.ndarray:
+        """Log-probabilities of the V classes before looking, float64 (V,), by the prior of the semantic IDs."""
+        priors = [prior_of(group.counts, self.unseen_prior) for group in self.groups]
+        found = np.concatenate([priors[g] @ held for g, held in zip(self.marginals.column_groups, self.marginals.held)])
+        return np.log(np.maximum(found, np.exp(LOWEST)))
+
+    def wanted_classes(self, words: Mapping[str, str]) -> np.ndarray:
+        """A description as weights of all columns' classes side by side: float32 (V,).
+
+        Its inner product with `log_probabilities` is the score of a search by probability: 1 for the described class of
+        a column; several colours of one garment share the 1, so that an image must show each of them.
+        """
+        labels = self.parse(words)
+        weights = []
+        for column in self.columns:
+            own = labels[None, list(column.fields)]
+            held = held_classes(own, len(column.classes), column.is_colour)[0].astype(np.float32)
+            weights.append(held / max(held.sum(), 1) * (own != MISSING).all())
+        return np.concatenate(weights)
+
     def to_dict(self) -> dict:
         """A record of plain values, for JSON; arrays are float32 in base64."""
-        groups = [{"name": group.name, "labels": group.labels.tolist(),
-                   **{name: _pack(getattr(group, name)) for name in _ARRAYS}} for group in self.groups]
+        groups = [{"name": group.name, "labels": group.labels.tolist(), "counts": group.counts.tolist(),
+                   "scale": group.scale, **{name: _pack(getattr(group, name)) for name in _ARRAYS}}
+                  for group in self.groups]
         return {"schema": self.schema, "fields": [asdict(own) for own in self.fields],
-                "columns": list(self.column_names), "groups": groups, "cosine_scale": self.cosine_scale,
+                "columns": list(self.column_names), "groups": groups, "reading": self.reading, "tau": self.tau,
+                "unseen_prior": self.unseen_prior,
                 "force_colour": self.force_colour, "temperatures": dict(self.temperatures),
                 "withhold_below": {name: None if value == math.inf else value  # JSON has no infinity
                                    for name, value in self.withhold_below.items()}}
 
     @classmethod
     def from_dict(cls, record: Mapping) -> Vocabulary:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; a record with one scale for all groups has no prior, so probabilities use none."""
+        known = "cosine_scale" not in record
         groups = tuple(Group(own["name"], np.array(own["labels"], dtype=np.int64),
-                             **{name: _unpack(own[name]) for name in _ARRAYS}) for own in record["groups"])
+                             **{name: _unpack(own[name]) for name in _ARRAYS},
+                             counts=np.array(own["counts"] if known else [0] * len(own["labels"]), dtype=np.int64),
+                             scale=own["scale"] if known else record["cosine_scale"]) for own in record["groups"])
         fields = tuple(Field(**(own | {"values": tuple(own["values"])})) for own in record["fields"])
-        return cls(record["schema"], fields, tuple(record["columns"]), groups, record["cosine_scale"],
+        prior = (record["reading"], record["tau"], record["unseen_prior"]) if known else ("nearest", 0.0, 1.0)
+        return cls(record["schema"], fields, tuple(record["columns"]), groups, *prior,
                    record["force_colour"], record["temperatures"],
                    {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 

@@ -1,0 +1,114 @@
+"""How probabilities of semantic IDs add up to those of attributes: the one definition, for numpy, torch and ONNX.
+
+    log p(k | x) = s_G cos(f, p_k) + tau log pi_k - log Z          semantic ID k of group G
+    p(v | x)     = sum of p(k | x) over the semantic IDs that hold the value v
+
+Classes of a column are its values in words; a colour column begins with "none", which is held where no colour is.
+Shapes: N images, K semantic IDs of a group, F label fields of a column, C classes of a column, V of all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+READINGS = ("nearest", "probability")
+
+# The least log-probability that a search adds up: of a value that no semantic ID of the table holds, which then ranks
+# nothing. Probabilities of others do not come near it.
+LOWEST = -100.0
+
+
+def held_classes(labels: np.ndarray, num_classes: int, is_colour: bool) -> np.ndarray:
+    """Which semantic IDs hold which class of a column: their labels of its fields, int (K, F), to bool (K, C).
+
+    A semantic ID with two listed colours holds both.
+    """
+    if not is_colour:
+        return labels == np.arange(num_classes)
+    yes = labels == 1
+    return np.concatenate([~yes.any(axis=1, keepdims=True), yes], axis=1)
+
+
+def prior_of(counts: np.ndarray, unseen: float) -> np.ndarray:
+    """pi of each semantic ID, float64 (K,): its share of training identities, `unseen` of them where it has none."""
+    if not unseen > 0:
+        raise ValueError(f"TEST.PAR.UNSEEN_PRIOR is {unseen}, expected a number of identities above 0, such as 0.5: "
+                         "without a prior an unseen combination is never found")
+    shares = np.where(counts > 0, counts, unseen).astype(np.float64)
+    return shares / shares.sum()
+
+
+def balanced_answers(probabilities: np.ndarray, prior: np.ndarray, none_first: bool,
+                     never_none: bool = False) -> np.ndarray:
+    """The classes that maximise the expected balanced accuracy, float (N, C) and (C,) -> int64 (N,).
+
+    Naming class c gains p_c / pi_c in the true positive rate of its question and loses (1 - p_c) / (1 - pi_c) in the
+    true negative rate: it pays where p_c > pi_c, most where (p_c - pi_c) / (pi_c (1 - pi_c)) is largest. "None", the
+    first class of a colour column, is no question of its own, so it is the answer where no colour pays. Of two classes
+    this is the one of larger p / pi. Classes without a training identity have no rate to gain, and are not named.
+    """
+    usable = (prior > 0) & (prior < 1)
+    spread = np.where(usable, prior * (1 - prior), 1.0)
+    gains = np.where(usable, (probabilities - prior) / spread, -np.inf)
+    if none_first:
+        gains[:, 0] = -np.inf if never_none else 0
+    return gains.argmax(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Marginals:
+    """The tables behind probabilities of a set of attributes.
+
+    Attributes:
+        scales: s_G of each group.
+        log_priors: per group float32 (K,), tau log pi_k.
+        held: per column bool (K, C).
+        priors: per column float64 (C,), the share of training identities with each class, 0 where none has it.
+        column_groups: per column the index of its group.   colours: per column whether it is of colours.
+    """
+
+    scales: tuple[float, ...]
+    log_priors: tuple[np.ndarray, ...]
+    held: tuple[np.ndarray, ...]
+    priors: tuple[np.ndarray, ...]
+    column_groups: tuple[int, ...]
+    colours: tuple[bool, ...]
+
+    @classmethod
+    def build(cls, columns: Sequence[tuple[int, np.ndarray, int, bool]], counts: Sequence[np.ndarray],
+              scales: Sequence[float], tau: float, unseen: float) -> Marginals:
+        """From the semantic IDs and how many training identities carry each.
+
+        Args:
+            columns: of each its group's index, the labels of its fields by semantic ID, int (K, F), its number of
+                classes, and whether it is of colours.
+            counts: per group int (K,).   scales: s_G of each group.   tau, unseen: see `prior_of`.
+        """
+        held = tuple(held_classes(labels, classes, colour) for _, labels, classes, colour in columns)
+        groups = tuple(group for group, *_ in columns)
+        shares = [own / max(own.sum(), 1) for own in counts]
+        return cls(tuple(map(float, scales)),
+                   tuple((tau * np.log(prior_of(own, unseen))).astype(np.float32) for own in counts), held,
+                   tuple(shares[g] @ own for g, own in zip(groups, held)), groups,
+                   tuple(colour for *_, colour in columns))
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where the classes of each column begin among the V of all: int64 (M + 1,)."""
+        return np.cumsum([0, *(own.shape[1] for own in self.held)])
+
+    def logits(self, g: int, cosines: np.ndarray) -> np.ndarray:
+        """s_G cos + tau log pi of one group's semantic IDs, float (N, K) -> float64 (N, K)."""
+        return self.scales[g] * cosines.astype(np.float64) + self.log_priors[g]
+
+    def log_probabilities(self, m: int, logits: np.ndarray) -> np.ndarray:
+        """Of the classes of one column, from its group's logits, (N, K) -> float64 (N, C); minus infinity where nothing
+        that may be answered holds a class."""
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        with np.errstate(divide="ignore"):
+            found = np.log((weights @ self.held[m]) / weights.sum(axis=1, keepdims=True))
+        return np.minimum(found, 0)
