@@ -3,7 +3,8 @@
 import shutil
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.assembly import build_train_set
+from cerberus_plugin.assembly import build_test_set, build_train_set, measure_scales
+from cerberus_plugin.data.held_out import HELD_OUT
 from cerberus_plugin.engine import setup
 
 import pytest
@@ -94,6 +95,25 @@ def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder)
         image.write_bytes(b"")
     with pytest.raises(RuntimeError, match="no image of identity market1501_7 can be read .4 files"):
         train_set[index]
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monkeypatch, held_out):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE, cfg.DATASETS.HOLD_OUT = "skip", held_out
+    trainer = CerberusTrainer(cfg)
+    whole = build_test_set(cfg, HELD_OUT)[0] if held_out else trainer.data_loader.dataset
+    broken = whole.img_items[3][0]
+    (folder / "bounding_box_train" / broken).write_bytes(b"not a picture")
+    seen = []
+    monkeypatch.setattr("cerberus_plugin.assembly.fit_scale", lambda cosines, sids, prior: seen.append(cosines) or 5.0)
+    train_set = build_train_set(cfg)
+    measure_scales(trainer.model, trainer.cfg, train_set)
+    assert trainer.model.prototypes.scales == pytest.approx([5.0] * 5)
+    # In training another image of the person stands in for it; a test leaves it out.
+    assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 5
+    assert train_set.num_unreadable.item() == 0
 
 
 def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.assembly import measure_scales
 from cerberus_plugin.data.loader import SeparateGenerators
 from cerberus_plugin.host.checkpoints import refuse_other_optimizers
 from cerberus_plugin.modeling.tables import begin_from_other_weights
@@ -61,6 +62,7 @@ def record_of(cfg) -> dict:
     pytest.param("cerberus", False, 0, (), marks=pytest.mark.slow),
     pytest.param("cerberus", False, 2, ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2,
                                         "TEST.PRECISE_BN.DATASET", "Market1501Attributes"), marks=pytest.mark.slow),
+    pytest.param("cerberus_plus", True, 0, ("SOLVER.EMA", 0.9), marks=pytest.mark.slow),
     pytest.param("apr", True, 0, ("MODEL.APR.DROPOUT", 0.5), marks=pytest.mark.slow),
     pytest.param("bot", False, 2, ("DATALOADER.SAMPLER_TRAIN", "ImbalancedDatasetSampler"), marks=pytest.mark.slow),
 ])
@@ -85,6 +87,15 @@ def test_a_killed_and_resumed_run_equals_the_undisturbed_one_bit_by_bit(
     assert records[0]["evaluations"] == records[1]["evaluations"]
     assert records[0].get("before training") == records[1].get("before training")
     assert [record["training"]["resumed after epochs"] for record in records] == [[1], []]
+
+
+def test_measuring_scales_draws_no_random_numbers_and_repeats_itself(run, small_config):
+    def states() -> tuple:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before, scales, training = states(), run.model.prototypes.scales, run.model.training
+    measure_scales(run.model, small_config(), run.data_loader.dataset)
+    assert states() == before and run.model.prototypes.scales == scales and run.model.training == training
 
 
 def images_of(loader, first: int, count: int) -> list[torch.Tensor]:
