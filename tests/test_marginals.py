@@ -10,6 +10,7 @@ from cerberus_plugin.encoding import vocabulary_of
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.losses import prototype_softmax_loss
 from cerberus_plugin.modeling.prototypes import ComposedPrototypes, SIDPrototypes
+from cerberus_plugin.modeling.tables import begin_from_other_weights
 from cerberus_plugin.portable import Vocabulary
 from cerberus_plugin.portable.marginals import balanced_answers, held_classes, prior_of
 
@@ -242,6 +243,32 @@ def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
     assert other.scales == pytest.approx((2, 3, 4, 5, 6))
     other.load_state_dict(without)
     assert other.scales is None
+
+
+@pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
+@pytest.mark.parametrize("learned", [None, 16.0])
+def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_not_with_measured_ones(kind, learned):
+    given, _ = filled(MARKET1501, kind, learned_scale=learned)
+    if learned is None:
+        given.set_scales([2, 3, 4, 5, 6])
+    other = SIDTable.build(MARKET1501, random_labels(MARKET1501, 25, seed=1), space="observed")
+    for own, gone in ((other.schema, {"rows"}), (DUKEMTMC, {"rows", "residuals", "base", "values", "log_scales"})):
+        torch.manual_seed(1)
+        module = kind(other.sizes, MARKET1501.group_bits, 25, D, learned_scale=learned and 9.0)
+        module.fill(other, other.lookup(random_labels(MARKET1501, 25, seed=1)), [torch.zeros(k) for k in other.sizes])
+        module.schema.fill_(own.fingerprint)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        begin_from_other_weights(module, True)
+        shapes = {name: value.shape for name, value in before.items()}
+        module.load_state_dict({name: value for name, value in given.state_dict().items()
+                                if shapes.get(name, value.shape) == value.shape}, strict=False)  # as the host does
+        parameters = dict(given.named_parameters())
+        for name, value in module.state_dict().items():
+            table, _, group = name.partition(".")
+            same = table == "rows" and own is other.schema and torch.equal(given.bits(group), module.bits(group))
+            taken = name in parameters and (same or table not in gone)
+            assert torch.equal(value, parameters[name] if taken else before[name]), name
+        assert (module.scales is None) == (learned is None)
 
 
 def found_among_unseen(kind, seed: int) -> float:
