@@ -1,5 +1,8 @@
 """A gallery with the words of a real vocabulary and the reader of real pictures: equal to the search with torch."""
 
+import hashlib
+import json
+import math
 import shutil
 import subprocess
 import sys
@@ -7,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
-from cerberus_plugin.gallery import GalleryIndex, Pace, Prefilter, Query
+from cerberus_plugin.gallery import Damaged, GalleryIndex, Pace, Prefilter, Query
 from cerberus_plugin.inference import PrototypeReader
 from cerberus_plugin.modeling.prototypes import SIDPrototypes
 
@@ -29,8 +32,10 @@ class RandomEncoder:
 
     def __init__(self, vocabulary):
         self.vocabulary = vocabulary
+        self.count = 0  # of pictures that it was given
 
     def encode(self, images):
+        self.count += len(images)
         seeds = [int(np.asarray(image).sum()) for image in images]
         return np.stack([np.random.default_rng(seed).standard_normal(5 * D) for seed in seeds]).astype(np.float32)
 
@@ -171,8 +176,9 @@ def test_a_picture_and_words_by_probability_add_their_log_likelihood_ratios(by_p
     person = 16 * (cosines[:, 0] + 2 * cosines[:, 1] + cosines[:, 3]) / 4
     prior = dict(zip([column.name for column in MARKET1501.columns], reader.marginals.held))
     log_p = dict(zip(prior, reader.log_probabilities(rows)))
-    pi = reader.table.counts[4].double().clamp(min=0.5) / reader.table.counts[4].double().clamp(min=0.5).sum()
-    ratio = sum(log_p[name][:, k] - np.log(float(pi @ prior[name][:, k])) for name, k in (("backpack", 0), ("bag", 1)))
+    people = reader.table.counts[4].double().clamp(min=0.5).numpy()
+    ratio = sum(log_p[name][:, k] - math.log(people @ prior[name][:, k] / people.sum())
+                for name, k in (("backpack", 0), ("bag", 1)))
     expected = dict(zip(by_name, (person + 3 * ratio).tolist()))
     assert [hit.score for hit in hits] == pytest.approx([expected[Path(hit.path).name] for hit in hits], abs=1e-4)
     assert [Path(hit.path).name for hit in hits[:5]] == sorted(expected, key=expected.get, reverse=True)[:5]
@@ -186,3 +192,45 @@ def test_pictures_are_compared_as_they_are_without_log_probabilities(by_probabil
     assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-6)
     assert index.recall(index.faiss("int8"), k=5) > 0.8
     index.faiss()
+
+
+@pytest.mark.parametrize(("what", "embedded"), [("embeddings", COUNT), ("answers", 0)])
+def test_damaged_log_probabilities_are_named_and_made_anew_and_answers_read_off_the_embeddings(
+        by_probability, tmp_path, what, embedded):
+    whole = by_probability[0]
+    whole.faiss()
+    shutil.copytree(whole.folder, tmp_path / "index")
+    path = next((tmp_path / "index/parts").glob(f"*.{what}.npy"))
+    content = bytearray(path.read_bytes())
+    content[-60] ^= 1  # in the last row, behind its embedding
+    path.write_bytes(content)
+    index = GalleryIndex.open(tmp_path / "index")
+    with pytest.raises(Damaged, match=f"{what}.npy: is altered about row"):
+        index.search(Query(words=DESCRIPTION), top=COUNT)
+    encoder = RandomEncoder(whole.vocabulary)
+    index = GalleryIndex.build(tmp_path / "index", whole.images, encoder, pace=Pace(progress=False))
+    assert [error.path for error in index.lost] == [path] and encoder.count == embedded
+    found, expected = ({hit.path: hit for hit in own.search(Query(words=DESCRIPTION), top=COUNT)}
+                       for own in (index, whole))
+    assert set(found) == set(expected)
+    for path, hit in found.items():
+        assert hit.score == pytest.approx(expected[path].score, abs=1e-5)
+        for name, answer in expected[path].attributes.items():
+            assert hit.attributes[name].value == answer.value
+            assert hit.attributes[name].probability == pytest.approx(answer.probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("made_by", [2, 3])
+def test_an_index_from_before_log_probabilities_is_read_with_words_by_the_nearest_prototypes(joined, tmp_path, made_by):
+    index = joined[0]
+    shutil.copytree(index.folder, tmp_path / "index")
+    path = tmp_path / "index/index.json"
+    values = json.loads(path.read_text()) | {"format": made_by}
+    for name in ("values", "checksum"):
+        del values[name]
+    if made_by == 3:
+        values["checksum"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(values))
+    found, expected = ([(hit.path, hit.score) for hit in own.search(Query(words=DESCRIPTION), top=5)]
+                       for own in (GalleryIndex.open(tmp_path / "index"), index))
+    assert found == expected

@@ -171,6 +171,19 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
         Vocabulary.from_dict(record)
 
 
+@pytest.mark.parametrize(("key", "value"), [("reading", "by ear"), ("tau", -1.0), ("unseen_prior", 0.0),
+                                            ("tau", math.nan), ("scale", 0.0), ("scale", math.inf), ("counts", -1)])
+def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value):
+    record = market_pair[1].to_dict()
+    if key in record:
+        record[key] = value
+    else:
+        group = record["groups"][1]
+        group[key] = [value] * len(group["counts"]) if key == "counts" else value
+    with pytest.raises(ValueError, match=f"vocabulary of market1501: .*{key}.*export the model again"):
+        Vocabulary.from_dict(record)
+
+
 def picture(kind: str = "PNG", size: tuple[int, int] = (12, 20), mode: str = "RGB", **options) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
     buffer = io.BytesIO()
