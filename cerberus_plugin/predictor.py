@@ -35,8 +35,8 @@ class Match:
     """One result of a search: the picture's path and its score, higher is nearer.
 
     A cosine in [-1, 1] for Cerberus and for pictures under TEST.METRIC cosine; minus the distance under euclidean; for
-    attributes described to APR or ARN the mean logarithm of their probabilities, and the sum of these for a Cerberus that
-    reads by probability.
+    attributes described to APR or ARN the mean logarithm of their probabilities, and to a Cerberus that reads by
+    probability the sum of these.
     """
 
     path: str
