@@ -2,17 +2,21 @@
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+from cerberus_plugin.assembly import load_model
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.calibration import fit_scale
 from cerberus_plugin.encoding import vocabulary_of
+from cerberus_plugin.gathered import Gathered
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.losses import prototype_softmax_loss
 from cerberus_plugin.modeling.prototypes import ComposedPrototypes, SIDPrototypes
 from cerberus_plugin.modeling.tables import begin_from_other_weights
 from cerberus_plugin.portable import Vocabulary
 from cerberus_plugin.portable.marginals import balanced_answers, held_classes, prior_of
+from cerberus_plugin.tasks import DirectionTask
 
 import numpy as np
 import pytest
@@ -174,6 +178,43 @@ def test_values_that_no_semantic_id_holds_rank_nothing(embeddings):
     reader = PrototypeReader(reader.table, reader.prototypes, reading="probability")
     scores = reader.search(MARKET1501.parse({"upper colour": "red"})[None], embeddings)
     assert scores.isfinite().all() and len(scores.unique()) == 1
+
+
+def test_a_checkpoint_without_scales_is_read_both_ways(run, small_config, tmp_path):
+    """As those are that were trained before any scale was measured."""
+    path = Path(run.cfg.OUTPUT_DIR) / "model_final.pth"
+    state = torch.load(path)["model"]
+    measured = state.pop("prototypes.log_scales").exp().tolist()
+    torch.save({"model": state}, tmp_path / "old.pth")
+    rows = blocks(torch.randn(20, 5 * run.cfg.MODEL.HEADS.EMBEDDING_DIM)).flatten(1)
+    answers = {}
+    for reading, weights in itertools.product(("nearest", "probability"), (path, tmp_path / "old.pth")):
+        cfg = small_config("MODEL.WEIGHTS", str(weights), "TEST.READING", reading, "TEST.PAR.COSINE_SCALE", 12.0)
+        reader = load_model(cfg).attribute_reader()
+        expected = measured if weights == path else [12.0] * 5
+        assert reader.reading == reading and list(reader.scales.values()) == pytest.approx(expected)
+        answers[reading, weights] = reader.recognise(rows)
+    assert torch.equal(answers["nearest", path], answers["nearest", tmp_path / "old.pth"])
+    assert not torch.equal(answers["nearest", path], answers["probability", path])
+
+
+# Collapsed embeddings.
+
+
+def test_the_length_of_the_mean_direction_is_reported_and_a_collapse_is_told(log):
+    spread = torch.randn(200, 5, D, generator=torch.Generator().manual_seed(0))
+    spread[:, 2] += 40  # lower: all point one way
+    known = torch.arange(200)
+    found = DirectionTask()(Gathered(blocks(spread.flatten(1)).flatten(1), known, known, None, 100))
+    expected = (spread / spread.norm(dim=2, keepdim=True)).mean(dim=0).norm(dim=1)
+    assert list(found) == [f"mean direction/{group}" for group in GROUPS]
+    assert list(found.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert found["mean direction/lower"] > 0.99 and found["mean direction/head"] < 0.3
+    assert "have collapsed: the mean direction of lower 1.00 is longer than 0.7" in log.text
+    assert "TEST.PRECISE_BN" in log.text
+    log.clear()
+    DirectionTask()(Gathered(blocks(torch.randn(200, 5 * D)).flatten(1), known, known, None, 100))
+    assert "collapsed" not in log.text
 
 
 # Composed prototypes.
