@@ -97,11 +97,11 @@ def _check_files(path: Path) -> None:
         raise ValueError(f"{BASE_KEY} leads back to {path}")
 
 
-def _value(node: Mapping, key: str) -> object:
+def _value(values: Mapping, key: str) -> object:
     """The value of a dotted name; None where there is none."""
     for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def add_cerberus_config(cfg: CN) -> None:

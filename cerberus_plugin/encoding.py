@@ -75,7 +75,10 @@ class TorchEncoder:
         self.metric: str = predictor.cfg.TEST.METRIC
         self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
-        self.vocabulary = vocabulary_of(predictor, predictor.calibration)
+        try:
+            self.vocabulary = vocabulary_of(predictor, predictor.calibration)
+        except ValueError as error:
+            raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: {error}") from error
         self.verification = predictor.calibration.verification if predictor.calibration else None
         self.embedder = Embedder(predictor.model, max(1, len(self.groups)), self.metric).eval()
 
@@ -98,7 +101,8 @@ class TorchEncoder:
         parts = []
         for start in range(0, len(images), self.batch_size):
             batch = [self.predictor.transform(to_rgb(image)) for image in images[start:start + self.batch_size]]
-            parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu())
+            with self.predictor.computing():
+                parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu())
             self.predictor.check_finite(parts[-1], [f"picture {start + i}" for i in range(len(batch))])
         return torch.cat(parts).numpy()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,8 +84,9 @@ class CerberusPredictor:
         except Exception as error:  # the host's for values that it does not know are KeyError, AssertionError and more
             if isinstance(error, OSError | torch.cuda.OutOfMemoryError) or self.cfg.MODEL.WEIGHTS in str(error):
                 raise
-            raise ValueError(f"{config}: the model that it describes cannot be made ({type(error).__name__}: {error}). "
-                             "Correct the value, or use the config.yaml that training wrote") from error
+            raise ValueError(f"{config}: the model that it describes cannot be made with {self.cfg.MODEL.WEIGHTS} "
+                             f"({type(error).__name__}: {error}). Correct the value or use the config.yaml that "
+                             "training wrote, or use another checkpoint") from error
 
     @staticmethod
     def _find_weights(folder: Path) -> Path:
@@ -115,9 +117,23 @@ class CerberusPredictor:
         outputs = []
         starts = range(0, len(paths), batch_size)
         for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):
-            outputs.append(self.model({"images": self.images(paths[start:start + batch_size])}).float().cpu())
+            images = self.images(paths[start:start + batch_size])
+            with self.computing():
+                outputs.append(self.model({"images": images}).float().cpu())
             self.check_finite(outputs[-1], paths[start:start + batch_size])
         return torch.cat(outputs)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Turn an error of the model inside into a ValueError that names the run; a full GPU stays what it is."""
+        try:
+            yield
+        except (RuntimeError, IndexError, TypeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            raise ValueError(f"{self.run_folder / 'config.yaml'}: the model that it describes fails with "
+                             f"{self.cfg.MODEL.WEIGHTS} ({type(error).__name__}: {error}). Correct the value or use "
+                             "the config.yaml that training wrote, or use another checkpoint") from error
 
     def check_finite(self, embeddings: Tensor, pictures: Sequence) -> None:
         """Raise ValueError where embeddings (N, E) are NaN or infinite: no answer could be read off them."""
@@ -175,7 +191,13 @@ class CerberusPredictor:
         """What `experiments.calibrate` has written for this run, checkpoint and settings; None where it has not."""
         if not (self.run_folder / CALIBRATION_FILE).is_file():
             return None
-        return read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS, self.settings)
+        calibration = read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS, self.settings)
+        columns = [column.name for column in self.reader.schema.columns] if self.reader else []
+        unknown = [name for name in calibration.temperatures if name not in columns]
+        if unknown:
+            raise ValueError(f"{self.run_folder / CALIBRATION_FILE}: has a temperature of {unknown[0]!r:.60}, expected "
+                             f"some of {', '.join(columns) or 'none'}; calibrate again by {COMMAND} {self.run_folder}")
+        return calibration
 
     @property
     def settings(self) -> dict:

@@ -60,8 +60,17 @@ class SIDTable:
 
     @classmethod
     def from_bits(cls, schema: AttributeSchema, bits: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> SIDTable:
-        """The table whose bit vectors a checkpoint holds: per group uint8 (K, L) and int64 (K,)."""
-        return cls(schema, tuple(schema.labels_from_bits(b, g) for b, g in zip(bits, GROUPS)), tuple(counts))
+        """The table whose bit vectors a checkpoint holds: per group uint8 (K, L) and int64 (K,).
+
+        Raises:
+            ValueError: bits that no labels of the schema have, or a negative count.
+        """
+        table = cls(schema, tuple(schema.labels_from_bits(b, g) for b, g in zip(bits, GROUPS)), tuple(counts))
+        for group, given, own, count in zip(GROUPS, bits, table.bits(), counts):
+            if not torch.equal(given.to(own.dtype), own) or (count < 0).any():
+                raise ValueError(f"semantic IDs of group '{group}' are none that {schema.name} has; the checkpoint is "
+                                 "damaged, use another one")
+        return table
 
     @property
     def sizes(self) -> tuple[int, ...]:

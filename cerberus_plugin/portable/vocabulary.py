@@ -138,7 +138,8 @@ class Vocabulary:
             if wrong or not k or any(not 0 <= value < len(self.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
                 raise ValueError(f"vocabulary of {self.schema}: {wrong[0] if wrong else 'labels'} of group "
-                                 f"'{group.name}' do not fit the schema; export the model again")
+                                 f"'{group.name}' do not fit the schema; export the model again, or use "
+                                 "another checkpoint")
         if set(self.column_names) != {own.column or own.name for own in self.fields}:
             raise ValueError(f"vocabulary of {self.schema}: columns {', '.join(map(str, self.column_names))} are not "
                              "those of its fields; export the model again")
