@@ -55,8 +55,9 @@ from fastreid.utils.checkpoint import Checkpointer  # noqa: E402
 from PIL import Image  # noqa: E402
 
 EXPECTED = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)  # what the command shows without a traceback
-REMEDIES = re.compile(r"\b(again|anew|correct|delete|remove|expected|give|name|restore|set|use|write|build|train|"
-                      r"export|choose|install|free|check|separated|quote|allowed|not found|make)\b", re.IGNORECASE)
+REMEDIES = re.compile(r"\b(again|anew|correct|delete|remove|evaluate|expected|give|name|restore|save|set|use|write|"
+                      r"build|train|export|choose|install|free|check|separated|quote|allowed|not found|make)\b",
+                      re.IGNORECASE)
 MEMORY = 12 * 2**30  # bytes of address space that a worker may take
 SPECIALS = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, float("nan"), float("inf"), 1e308, "", "nan", "\0", "é" * 300,
             "../../etc/passwd", [], {}, [None], ["a", 1], {"a": {}}]
