@@ -52,7 +52,6 @@ from fastreid.config import get_cfg  # noqa: E402
 from fastreid.data import build as host_build  # noqa: E402
 from fastreid.modeling.meta_arch import build_model  # noqa: E402
 from fastreid.utils.checkpoint import Checkpointer  # noqa: E402
-from PIL import Image  # noqa: E402
 
 EXPECTED = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)  # what the command shows without a traceback
 REMEDIES = re.compile(r"\b(again|anew|correct|delete|remove|evaluate|expected|give|name|restore|save|set|use|write|"
@@ -281,7 +280,7 @@ def make_valid(folder: Path) -> None:
                   {("train", pid, str(k)): labels for pid, labels in annotations.train.items() for k in range(3)})
     (folder / "crops").mkdir()
     for i, path in enumerate(sorted((folder / "data").rglob("*.jpg"))[:6]):
-        Image.open(path).save(folder / "crops" / f"{i}.{'png' if i % 2 else 'jpg'}")
+        read_image(path).save(folder / "crops" / f"{i}.{'png' if i % 2 else 'jpg'}")
     make_run(folder)
     make_onnx(folder)
     command("index", "--model", folder / "model.onnx", "--images", folder / "crops", "--out", folder / "index")
