@@ -76,6 +76,12 @@ def test_probabilities_of_four_semantic_ids_are_those_worked_by_hand(tau, male, 
     assert found["age"].exp()[0, [0, 2]].tolist() == pytest.approx([young, 1 - young], abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.0, math.inf, [16, 16, math.nan, 16, 16]])
+def test_scales_that_give_no_probabilities_are_refused(scale):
+    with pytest.raises(ValueError, match="cosine scales are .*expected numbers above 0.*TEST.PAR.COSINE_SCALE"):
+        four_identities(cosine_scale=scale)
+
+
 def test_prior_is_the_share_of_training_people_and_unseen_combinations_keep_a_little():
     assert prior_of(np.array([6, 3, 1, 0]), 0.5).tolist() == pytest.approx([6 / 10.5, 3 / 10.5, 1 / 10.5, 0.5 / 10.5])
     for unseen in (0, -1, math.nan):

@@ -8,6 +8,7 @@ Shapes: N images, Q queries, A label fields, M recognition columns, K semantic I
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -80,6 +81,9 @@ class PrototypeReader(WithTemperatures):
         self.partial = partial
         scales = [cosine_scale] * len(GROUPS) if isinstance(cosine_scale, int | float) else cosine_scale
         self.scales = dict(zip(GROUPS, map(float, scales)))
+        if not all(0 < scale < math.inf for scale in self.scales.values()):
+            raise ValueError(f"cosine scales are {self.scales}, expected numbers above 0. They are those of the "
+                             "checkpoint (prototypes.log_scales), which is damaged then, or TEST.PAR.COSINE_SCALE")
         self.tau = tau
         self.unseen_prior = unseen_prior
         self.temperatures = check_temperatures(self.schema, temperatures)
