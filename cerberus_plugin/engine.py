@@ -301,9 +301,29 @@ def setup(args) -> CfgNode:
     cfg = read_config(args)
     if args.eval_only:
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results
+    began_with = None
     if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
-    return start(cfg, args)
+        began_with = comm.all_gather(_seed_of_run(cfg.OUTPUT_DIR))[0]
+        if cfg.SEED < 0 and began_with is not None:
+            cfg.SEED = began_with
+    cfg = start(cfg, args)
+    if began_with not in (None, cfg.SEED):
+        logger.warning(f"{cfg.OUTPUT_DIR}: the run began with SEED {began_with} and goes on with SEED {cfg.SEED}, so "
+                       f"it will not equal the undisturbed run; resume with SEED {began_with} or -1 for that")
+    return cfg
+
+
+def _seed_of_run(folder: str) -> int | None:
+    """The seed in the config.yaml of a run folder, drawn or given; None where there is none to read."""
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    try:
+        seed = merge_file(cfg, os.path.join(folder, "config.yaml")).get("SEED")
+    except (OSError, ValueError) as error:
+        print(f"WARNING: {error}", file=sys.stderr)  # before the host sets its log up
+        return None
+    return seed if isinstance(seed, int) and seed >= 0 else None
 
 
 def start(cfg: CfgNode, args) -> CfgNode:
@@ -312,7 +332,7 @@ def start(cfg: CfgNode, args) -> CfgNode:
         raise SystemExit("DATASETS.LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too: a run that is resumed "
                          "would leave out others. Set one of them to a number from 0.")
     if cfg.SEED < 0:
-        cfg.SEED = int.from_bytes(os.urandom(3), "big")
+        cfg.SEED = comm.all_gather(int.from_bytes(os.urandom(3), "big"))[0]  # one for all processes
     cfg.freeze()
     default_setup(cfg, args)
     seed_all_rng(cfg.SEED + comm.get_rank())

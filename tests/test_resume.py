@@ -7,7 +7,7 @@ import math
 import random
 from pathlib import Path
 
-from cerberus_plugin import CerberusTrainer
+from cerberus_plugin import CerberusTrainer, engine
 from cerberus_plugin.assembly import measure_scales
 from cerberus_plugin.data.loader import SeparateGenerators
 from cerberus_plugin.host.checkpoints import refuse_other_optimizers
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Killed, read_config, solver_cfg, write_market_folder
+from fastreid.engine import default_argument_parser
 from fastreid.solver import build_optimizer
 from fastreid.utils.env import seed_all_rng
 
@@ -234,6 +235,27 @@ def test_settings_of_the_step_that_a_resumed_run_does_not_take_over_are_named(sm
         trainer.resume_or_load(resume=True)
         warnings = [line for line in log.messages if "goes on with the settings" in line]
         assert bool(warnings) == bool(changes) and all(named in line for line in warnings)
+
+
+def test_a_resumed_run_keeps_the_seed_that_was_drawn_for_it_and_names_another_one(tmp_path, monkeypatch, log):
+    def seed(*options: str) -> int:
+        args = ["--resume", "--config-file", IDE, "OUTPUT_DIR", str(tmp_path), "SEED", *options]
+        return engine.setup(default_argument_parser().parse_args(args)).SEED
+
+    def write_config(cfg, args) -> None:  # as the host does, without its log
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+
+    draws = itertools.count(100)
+    monkeypatch.setattr(engine.os, "urandom", lambda size: next(draws).to_bytes(size, "big"))
+    monkeypatch.setattr(engine, "default_setup", write_config)
+    drawn = seed("-1")
+    assert seed("-1") != drawn  # without a checkpoint another run begins
+    drawn = seed("-1")
+    (tmp_path / "last_checkpoint").write_text("model_0000.pth")
+    assert seed("-1") == drawn and not any("began with SEED" in line for line in log.messages)
+    assert seed("7") == 7 and f"began with SEED {drawn} and goes on with SEED 7" in log.text
+    (tmp_path / "config.yaml").write_text("SEED: [")
+    assert seed("3") == 3
 
 
 def test_as_many_other_identities_are_refused_on_resume(small_config, ide_run, market_people, tmp_path, use_root):
