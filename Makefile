@@ -12,8 +12,8 @@ SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus
 .PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
 
 help:
-	@echo "make demo     draw a small data set, train Cerberus on the CPU, evaluate, write a picture: runs/demo"
-	@echo "make compare  IDE, ARN, APR, BoT and Cerberus trained alike on these people, one table: runs/compare"
+	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
+	@echo "make compare  IDE, ARN, APR, BoT, Cerberus and cerberus_plus trained alike on these people: runs/compare"
 	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
 	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction;"
 	@echo "              STUDIES=\"plus unseen\" for others than parts and margins"

@@ -343,14 +343,17 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDa
 
 @torch.no_grad()
 def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
-    """Fit the cosine scale of each group by likelihood and keep it with the prototypes, where none is learned.
+    """Fit the cosine scale of each group by likelihood and keep it with the prototypes.
 
     On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
-    evenly spread, as a test reads them.
+    evenly spread, as a test reads them. Scales that training learns are kept where nobody is held out: training images
+    lie nearer to their prototypes than those of other people do, so that a scale fitted on them is too large.
     """
     model = unwrapped(model)
     prototypes = getattr(model, "prototypes", None)
-    if prototypes is None or isinstance(prototypes.log_scales, nn.Parameter) or model.attribute_reader() is None:
+    if prototypes is None or model.attribute_reader() is None:
+        return
+    if prototypes.learned_log_scales is not None and not cfg.DATASETS.HOLD_OUT:
         return
     images = copy.copy(train_set)
     images.transform = build_transforms(cfg, is_train=False)

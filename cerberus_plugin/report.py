@@ -79,6 +79,25 @@ def best_rows(evaluations: Mapping[int, Mapping[str, float]]) -> list[tuple[str,
             ("each figure's own best epoch on this test set", {key: max(of) for key, of in values.items() if of})]
 
 
+def by_reading(figures: Mapping[str, float], reading: str) -> dict[str, float]:
+    """Figures of an evaluation with PAR and APS by a reading, one of `READINGS`, under their usual names.
+
+    Where the evaluation was by the other reading, they replace its figures; those that it has by its own reading alone,
+    such as partial searches, are left out. Otherwise, and for "", all figures are returned as they are.
+    """
+    renamed = {f"{task} ({reading})/": f"{task}/" for task in ("PAR", "APS")}
+    found = {key.replace(source, usual, 1): value for source, usual in renamed.items()
+             for key, value in figures.items() if key.startswith(source)}
+    if not found:
+        return dict(figures)
+    return {key: value for key, value in figures.items() if not key.startswith(("PAR/", "APS/", *renamed))} | found
+
+
+def readings_of(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """The readings that an evaluation has PAR by; empty where the model has one alone."""
+    return tuple(READINGS) if any(f"PAR ({name})/images" in figures for name in READINGS) else ()
+
+
 def by_dataset(tests: Sequence[str], results: Mapping) -> dict[str, dict]:
     """Figures by test data set; the host returns them bare where there is one."""
     return {tests[0]: dict(results)} if len(tests) == 1 else dict(results)

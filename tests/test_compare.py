@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from cerberus_plugin.experiments.compare import Run, check_comparable, main, table
+from cerberus_plugin.experiments.compare import Run, check_comparable, main, table, to_json
 
 import pytest
 
@@ -73,6 +73,22 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     assert first["results"]["Market1501"]["mAP"] == 70.125 and first["training"]["seconds"] == 5400.0
     assert first["results"]["Market1501"]["APS/unseen/mAP"] is None
     assert set(second["results"]["Market1501"]) == {"mAP", "Rank-1", "mINP"}
+
+
+def test_a_run_that_reads_attributes_in_two_ways_has_a_row_of_each(write):
+    other = {"PAR (probability)/mA_binary": 95.0, "PAR (probability)/images": 13115, "APS (probability)/mAP": 45.0}
+    run = Run.read(write("cerberus_R50", {"Market1501Attributes": FIGURES | other}))
+    nearest, probability = (dict(zip(cells(table([run], "github").splitlines()[0]), cells(line)))
+                            for line in table([run], "github").splitlines()[2:])
+    assert nearest["model (folder)"] == "Cerberus (cerberus_R50), nearest prototype"
+    assert (nearest["reID mAP"], nearest["binary"], nearest["APS mAP (rectangle)"]) == ("70.12", "92.00", "30.00")
+    assert probability["model (folder)"] == "Cerberus (cerberus_R50), by probability"
+    assert (probability["reID mAP"], probability["binary"], probability["APS mAP (rectangle)"],
+            probability["PAR mA official"]) == ("70.12", "95.00", "45.00", "")
+    found, = to_json([run])
+    assert found["results"]["Market1501"]["PAR/mA_binary"] == 92.0
+    by_reading = {reading: row["Market1501"]["APS/mAP"] for reading, row in found["results by reading"].items()}
+    assert by_reading == {"nearest": 30.0, "probability": 45.0}
 
 
 @pytest.mark.parametrize(("place", "value", "message"), [

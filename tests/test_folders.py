@@ -97,11 +97,12 @@ def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder)
         train_set[index]
 
 
-@pytest.mark.parametrize("held_out", [0, 2])
-def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monkeypatch, held_out):
+@pytest.mark.parametrize(("held_out", "learned"), [(0, False), (2, False), (0, True), (2, True)])
+def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monkeypatch, held_out, learned):
     folder, cfg = own_folder
     cfg.defrost()
     cfg.DATALOADER.ON_UNREADABLE, cfg.DATASETS.HOLD_OUT = "skip", held_out
+    cfg.MODEL.CERBERUS.SOFTMAX, cfg.MODEL.CERBERUS.SOFTMAX_PRIOR = float(learned), learned
     trainer = CerberusTrainer(cfg)
     whole = build_test_set(cfg, HELD_OUT)[0] if held_out else trainer.data_loader.dataset
     broken = whole.img_items[3][0]
@@ -110,6 +111,9 @@ def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monke
     monkeypatch.setattr("cerberus_plugin.assembly.fit_scale", lambda cosines, sids, prior: seen.append(cosines) or 5.0)
     train_set = build_train_set(cfg)
     measure_scales(trainer.model, trainer.cfg, train_set)
+    if learned and not held_out:  # learned scales are better than those of training images
+        assert not seen and trainer.model.prototypes.scales == pytest.approx([16.0] * 5)
+        return
     assert trainer.model.prototypes.scales == pytest.approx([5.0] * 5)
     # In training another image of the person stands in for it; a test leaves it out.
     assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 5

@@ -257,13 +257,15 @@ def test_the_softmax_adds_the_log_share_of_training_people_to_scaled_cosines():
     f = torch.randn(5, 6, D, generator=torch.Generator().manual_seed(2))
     targets = torch.arange(6)
     with torch.no_grad():
-        module.log_scales.copy_(torch.tensor([8.0, 10, 12, 14, 16]).log())
+        module.learned_log_scales.copy_(torch.tensor([8.0, 10, 12, 14, 16]).log())
+    module.set_scales([1, 1, 1, 1, 1])  # to read with, not to train with
+    learned = module.learned_log_scales.exp()
     expected = 0
     for g, group in enumerate(GROUPS):
         counts = module.counts(group).double()
         seen = counts > 0
         cosines = F.normalize(f[g], dim=1) @ F.normalize(module.prototypes(group)[seen], dim=1).T
-        logits = module.scales[g] * cosines + (counts[seen] / counts.sum()).log()
+        logits = learned[g].item() * cosines + (counts[seen] / counts.sum()).log()
         rank = seen.cumsum(0) - 1
         expected = expected + F.cross_entropy(logits, rank[module.sid_of_class[targets, g]]) / 5
     loss = module.softmax(f, targets, scale=99.0)
@@ -290,16 +292,21 @@ def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
     assert other.scales == pytest.approx((2, 3, 4, 5, 6))
     other.load_state_dict(without)
     assert other.scales is None
+    learning, _ = filled(MARKET1501, learned_scale=16.0)
+    assert learning.scales == pytest.approx([16.0] * 5)
+    learning.set_scales([2, 3, 4, 5, 6])
+    assert learning.scales == pytest.approx((2, 3, 4, 5, 6))
+    assert learning.learned_log_scales.exp().tolist() == pytest.approx([16.0] * 5)  # training goes on from these
 
 
 @pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
 @pytest.mark.parametrize("learned", [None, 16.0])
 def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_not_with_measured_ones(kind, learned):
     given, _ = filled(MARKET1501, kind, learned_scale=learned)
-    if learned is None:
-        given.set_scales([2, 3, 4, 5, 6])
+    given.set_scales([2, 3, 4, 5, 6])
     other = SIDTable.build(MARKET1501, random_labels(MARKET1501, 25, seed=1), space="observed")
-    for own, gone in ((other.schema, {"rows"}), (DUKEMTMC, {"rows", "residuals", "base", "values", "log_scales"})):
+    vectors = {"rows", "residuals", "base", "values", "learned_log_scales"}
+    for own, gone in ((other.schema, {"rows"}), (DUKEMTMC, vectors)):
         torch.manual_seed(1)
         module = kind(other.sizes, MARKET1501.group_bits, 25, D, learned_scale=learned and 9.0)
         module.fill(other, other.lookup(random_labels(MARKET1501, 25, seed=1)), [torch.zeros(k) for k in other.sizes])

@@ -35,7 +35,7 @@ def weights(run) -> str:
 
 
 @pytest.mark.parametrize("name", ["Market1501/cerberus_plus_R50", "DukeMTMC/cerberus_plus_R50",
-                                  "Market1501/cerberus_plus_demo"])
+                                  "Market1501/cerberus_plus_demo", "Market1501/cerberus_plus_R18_cpu"])
 def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_has_it(name):
     cfg = read_config(file=f"configs/{name}.yml")
     node = cfg.MODEL.CERBERUS

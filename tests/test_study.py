@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from cerberus_plugin.experiments import study
-from cerberus_plugin.experiments.catalogue import STUDIES
+from cerberus_plugin.experiments.catalogue import MAIN, STUDIES
 from cerberus_plugin.experiments.reproduce import text
 from cerberus_plugin.experiments.study import Study, Variant, fingerprint, plan, record
 
@@ -92,6 +92,19 @@ def test_what_is_finished_is_not_trained_again_also_under_another_name_in_anothe
     assert [run["folder"] for run in again["variants"][0]["runs"]] == [
         run["folder"] for run in found["variants"][1]["runs"]]
     assert "other, by another name, seed 2, run 2 of 2: finished before" in [r.message for r in log.records]
+
+
+def test_a_variant_of_another_reading_shares_the_run_and_has_its_figures_by_that_reading(ablation):
+    output, found, _ = ablation
+    both = Study("both", "t", "q", (LAST, Variant("by probability", LAST.options, reading="probability")), MAIN)
+    rows = record(both, plan(both, read, SEEDS, output), output)["variants"]
+    assert [run["folder"] for run in rows[0]["runs"]] == [run["folder"] for run in rows[1]["runs"]]
+    kept = json.loads((output / rows[1]["runs"][0]["folder"] / "results.json").read_text())["results"]
+    kept, shown = kept["Market1501Attributes"], rows[1]["runs"][0]["results"]["Market1501"]
+    assert list(shown) == list(MAIN) and shown["mAP"] == kept["mAP"]
+    assert all(shown[f"{task}/{key}"] == kept[f"{task} (probability)/{key}"]
+               for task, key in (("PAR", "mA_binary"), ("PAR", "mA_official"), ("APS", "mAP"), ("APS", "Rank-1")))
+    assert rows[0]["runs"][0]["results"]["Market1501"]["PAR/mA_binary"] == kept["PAR/mA_binary"]
 
 
 def test_a_stopped_study_has_a_record_of_what_is_finished_and_goes_on(ablation, monkeypatch):

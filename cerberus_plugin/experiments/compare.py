@@ -3,6 +3,7 @@
     python -m cerberus_plugin.experiments.compare logs/market1501/cerberus_R50 logs/market1501/apr_R50 \\
         --output logs/market1501/comparison
 
+Cerberus has a row for each way of reading attributes: the nearest prototype, as in the paper, and by probability.
 Minutes are of the training steps behind the weights, without evaluations.
 """
 
@@ -140,13 +141,16 @@ def columns_of(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
-    """A row of cells a run: figures on a test data set, percent, and minutes of training."""
+    """A row of cells a run and reading: figures on a test data set, percent, and minutes of training."""
     rows = []
     for run in runs:
         seconds = run.training.get("seconds")
-        figures = run.record["results"][test]
-        rows.append([run.name, *(report.percent(figures.get(key)) for key in columns_of(runs)),
-                     "" if seconds is None else f"{seconds / 60:.1f}"])
+        results = run.record["results"][test]
+        for reading in report.readings_of(results) or ("",):
+            figures = report.by_reading(results, reading)
+            rows.append([f"{run.name}, {report.READINGS[reading]}" if reading else run.name,
+                         *(report.percent(figures.get(key)) for key in columns_of(runs)),
+                         "" if seconds is None else f"{seconds / 60:.1f}"])
     return rows
 
 
@@ -160,11 +164,16 @@ def table(runs: Sequence[Run], form: str = "simple") -> str:
 
 
 def to_json(runs: Sequence[Run]) -> list[Mapping]:
-    """The same for programs, with the seconds and conditions of each run."""
+    """The same for programs, with the seconds and conditions of each run; "results" are by the run's own reading."""
     tests, columns = sorted(runs[0].record["results"]), columns_of(runs)
-    return [{"folder": run.folder, "model": run.record["model"],
-             "results": {test: {key: value for key, value in run.record["results"][test].items() if key in columns}
-                         for test in tests},
+
+    def shown(run: Run, reading: str = "") -> dict[str, dict[str, float]]:
+        return {test: {key: value for key, value in report.by_reading(run.record["results"][test], reading).items()
+                       if key in columns} for test in tests}
+
+    return [{"folder": run.folder, "model": run.record["model"], "results": shown(run),
+             "results by reading": {reading: shown(run, reading)
+                                    for reading in report.readings_of(run.record["results"][tests[0]])},
              "metric": run.record["protocol"]["reid"]["metric"], "image size": run.record["image size"],
              "conditions": run.conditions(), "training": run.training, "hardware": run.record.get("hardware"),
              "versions": run.record["versions"]} for run in runs]

@@ -43,6 +43,8 @@ class Variant:
         published: figures by data set and key of results.json.   rule: that of its PAR figures, "official" or "binary".
         trained: False for a published row alone.
         weights_of: evaluate the weights of this variant with `options`, in place of training.
+        reading: show PAR and APS by this reading, one of `report.READINGS`, of which every evaluation of Cerberus has
+            both; a variant that differs from another in it alone shares its run. "" for the one that the run names.
         curve, x: the curve that a point belongs to, and its place on it.
     """
 
@@ -54,6 +56,7 @@ class Variant:
     note: str = ""
     trained: bool = True
     weights_of: str = ""
+    reading: str = ""
     curve: str = ""
     x: float | None = None
 
@@ -287,7 +290,8 @@ def _keep_last_checkpoint(folder: Path) -> None:
 def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
     """A variant of the record; figures are all that results.json has."""
     row = {"name": variant.name, "options": dict(variant.options), "file": variant.file, "note": variant.note,
-           "published": {test: dict(figures) for test, figures in variant.published.items()}, "rule": variant.rule}
+           "published": {test: dict(figures) for test, figures in variant.published.items()}, "rule": variant.rule,
+           "reading": variant.reading}
     if variant.curve:
         row |= {"curve": variant.curve, "x": variant.x}
     finished = sorted((each for each in planned if each.finished), key=lambda each: each.seed)
@@ -299,7 +303,8 @@ def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
 
 def _run_row(run: Run, output: str | Path) -> dict:
     found = compare.Run.read(run.cfg.OUTPUT_DIR)
-    row = {"seed": run.seed, "folder": _relative(run, output), "results": found.record["results"],
+    results = {test: report.by_reading(row, run.variant.reading) for test, row in found.record["results"].items()}
+    row = {"seed": run.seed, "folder": _relative(run, output), "results": results,
            "conditions": found.conditions(), "at the end of training": _end_of_training(run.cfg.OUTPUT_DIR),
            **{key: found.record.get(key) for key in COPIED}, "recipe sha256": run.sha256}
     return row | ({} if run.source is None else {"weights of": _relative(run.source, output)})

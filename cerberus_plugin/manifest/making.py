@@ -162,7 +162,7 @@ def _scales(prototypes: nn.Module | None) -> dict | None:
     """Of each group, and whether they were learned with the weights or measured after; None where neither."""
     if prototypes is None or prototypes.scales is None:
         return None
-    how = "learned" if isinstance(prototypes.log_scales, nn.Parameter) else "measured"
+    how = "learned" if prototypes.log_scales is None else "measured"
     return {"how": how, **dict(zip(GROUPS, prototypes.scales))}
 
 

@@ -39,8 +39,10 @@ class SIDPrototypes(nn.Module):
         learned_scale: initial value of a learnable cosine scale for each group; None for none.
 
     Attributes:
-        log_scales: float (5,), natural logarithms of the cosine scale of each group, by which cosines become
-            probabilities: a parameter where they are learned, a buffer once `set_scales` was called, else None.
+        learned_log_scales: float (5,), a parameter: natural logarithms of the cosine scales that training learns, by
+            which cosines become probabilities; None where none are learned.
+        log_scales: float (5,), a buffer: those that `set_scales` was given, measured with the weights as they are. They
+            are read with in place of the learned ones; None until then.
     """
 
     def __init__(self, sizes: tuple[int, ...], bits: tuple[int, ...], num_classes: int, dim: int = 512,
@@ -54,10 +56,10 @@ class SIDPrototypes(nn.Module):
         # Fan-in is D, so vectors are stored as rows; a transposed table would start at another scale.
         for table in self._make_tables(sizes, bits, dim):
             INITIALISERS[init](table)
-        if learned_scale is None:
-            self.register_buffer("log_scales", None)  # not in the checkpoint until it is known
-        else:
-            self.log_scales = nn.Parameter(torch.full((len(GROUPS),), math.log(learned_scale)))
+        self.register_buffer("log_scales", None)  # not in the checkpoint until it is known
+        self.learned_log_scales = None
+        if learned_scale is not None:
+            self.learned_log_scales = nn.Parameter(torch.full((len(GROUPS),), math.log(learned_scale)))
         for group, k, n in zip(GROUPS, sizes, bits):
             self.register_buffer(f"bits_{group}", torch.zeros(k, n, dtype=torch.uint8))
             self.register_buffer(f"counts_{group}", torch.zeros(k, dtype=torch.int64))
@@ -123,8 +125,8 @@ class SIDPrototypes(nn.Module):
         """
         counts = torch.cat([self.counts(group) for group in GROUPS])  # (K,)
         log_prior = None
-        if isinstance(self.log_scales, nn.Parameter):
-            scale = self.log_scales.exp()
+        if self.learned_log_scales is not None:
+            scale = self.learned_log_scales.exp()
             log_prior = (counts / (self.membership.T @ (self.membership @ counts.float()))).clamp(min=1e-12).log()
         return prototype_softmax_loss(representations, self._all(), self._rows_of(targets), scale,
                                       self.membership * (counts > 0), log_prior)
@@ -171,23 +173,23 @@ class SIDPrototypes(nn.Module):
 
     @property
     def scales(self) -> tuple[float, ...] | None:
-        """The cosine scale of each group, learned or measured; None where neither."""
-        return None if self.log_scales is None else tuple(self.log_scales.detach().exp().tolist())
+        """The cosine scale of each group to read with: measured, or else learned; None where neither."""
+        scales = self.learned_log_scales if self.log_scales is None else self.log_scales
+        return None if scales is None else tuple(scales.detach().exp().tolist())
 
     @torch.no_grad()
     def set_scales(self, scales: Sequence[float]) -> None:
-        """Keep measured cosine scales, one a group, in the checkpoint; for prototypes whose scale is not learned."""
+        """Keep measured cosine scales, one a group, in the checkpoint. Training does not use them."""
         self.log_scales = self.sid_of_class.new_tensor(scales, dtype=torch.float32).log()
 
     beginning = False  # see `tables.begin_from_other_weights`
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if not isinstance(self.log_scales, nn.Parameter):
-            if self.beginning:  # measured with other weights and data
-                leave(state_dict, prefix, ["log_scales"])
-            self.log_scales = None
-            if f"{prefix}log_scales" in state_dict:
-                self.set_scales([1.0] * len(GROUPS))  # of the right size, to be loaded into
+        if self.beginning:  # measured with other weights and data
+            leave(state_dict, prefix, ["log_scales"])
+        self.log_scales = None
+        if f"{prefix}log_scales" in state_dict:
+            self.set_scales([1.0] * len(GROUPS))  # of the right size, to be loaded into
         tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
         if self.beginning:
             leave(state_dict, prefix, self._without_meaning_here(state_dict, prefix))

@@ -1,7 +1,8 @@
-"""`make compare`: IDE, ARN, APR, the host's bag of tricks and Cerberus trained alike on the demo's people, one table.
+"""`make compare`: IDE, ARN, APR, bag of tricks, Cerberus and `cerberus_plus` on the demo's people in one table.
 
-Stopped and started again, it goes on where it was; Cerberus is the run of `make demo`. Then the gallery is searched by
-APR and by Cerberus with attributes as a filter, threshold by threshold.
+All are trained alike. Stopped and started again, it goes on where it was; `cerberus_plus` is the
+run of `make demo`. Then the gallery is searched by APR and by `cerberus_plus` with attributes as a filter, threshold by
+threshold.
 """
 
 import time
@@ -12,7 +13,8 @@ from cerberus_plugin.experiments import accelerate, compare
 
 from trainings import CONFIGS, minutes, train_each
 
-RUNS = {name: Path(f"runs/{name}_demo") for name in ("ide", "arn", "apr", "bot")} | {"cerberus": demo.FOLDER}
+RUNS = {name: Path(f"runs/{name}_demo") for name in ("ide", "arn", "apr", "bot", "cerberus")}
+RUNS["cerberus_plus"] = demo.FOLDER
 OUTPUT = Path("runs/compare")
 
 
@@ -20,7 +22,7 @@ def main() -> None:
     start = time.monotonic()
     demo.draw()
     train_each({folder: CONFIGS / f"Market1501/{name}_demo.yml" for name, folder in RUNS.items()})
-    for name in ("apr", "cerberus"):
+    for name in ("apr", "cerberus_plus"):
         accelerate.main([str(RUNS[name]), "--output", str(OUTPUT / f"acceleration_{name}")])
     compare.main([*map(str, RUNS.values()), "--output", str(OUTPUT)])
     print(f"{minutes(start)}. In {OUTPUT}: comparison.md (the table above), and the threshold sweeps of the attribute "

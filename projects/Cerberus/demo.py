@@ -1,4 +1,4 @@
-"""`make demo`: draw people, train Cerberus on them through FastReID's trainer, evaluate, and show what it finds.
+"""`make demo`: draw people, train `cerberus_plus` on them through FastReID's trainer, evaluate, and draw what it finds.
 
 Everything lands in runs/demo; stopped and started again, it goes on where it was.
 """
@@ -20,7 +20,7 @@ from cerberus_plugin.data.synthetic import draw_dataset  # noqa: E402
 
 from fastreid.engine import default_argument_parser  # noqa: E402
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs/Market1501/cerberus_demo.yml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs/Market1501/cerberus_plus_demo.yml"
 
 
 def draw() -> None:
