@@ -4,6 +4,8 @@ VENV ?= .venv
 WHEELS ?=
 TORCH ?=
 STUDIES ?=
+# The tests run in a process a core, at most four: each takes up to 3 GB.
+WORKERS ?= -n auto --maxprocesses 4
 RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
@@ -44,10 +46,10 @@ reproduce: install
 	$(RUN) projects/Cerberus/reproduce.py $(STUDIES)
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
 
 test-slow: install
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow $(WORKERS)
 
 lint: install
 	$(RUN) -m ruff check .

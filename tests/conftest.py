@@ -14,7 +14,9 @@ import pytest
 import torch
 from scipy.io import savemat
 
-# Threads of busy processes wait for one another; OMP_NUM_THREADS says how many there may be.
+# Threads of busy processes wait for one another: one thread in each of several test processes, and in those they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

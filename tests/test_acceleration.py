@@ -109,7 +109,8 @@ def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
     assert "fused" not in optimizer.param_groups[0]
 
 
-@pytest.mark.parametrize("options", [(), PLUS], ids=["paper", "plus"])
+@pytest.mark.parametrize("options", [pytest.param((), id="paper"),
+                                     pytest.param(PLUS, id="plus", marks=pytest.mark.slow)])
 def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(options):
     model, compiled = (model_of(*SMALL, *options).train() for _ in range(2))
     expected = sum(model(small_batch(model)).values()).item()

@@ -39,6 +39,7 @@ def command(market_root, tmp_path_factory):
     return start
 
 
+@pytest.mark.slow
 def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
     record = json.loads((command.folder / "lambda.json").read_text())
     figures = {run["lambda"]: run["results"]["PAR/mA_binary"] for run in record["runs"]}
@@ -57,6 +58,7 @@ def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
                      command.output)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
     finished, killed = command.folder / "lambda_0", command.folder / "lambda_1"
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
@@ -68,6 +70,7 @@ def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
     assert (command.folder / "lambda.json").read_text() == record
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_of_another_configuration_is_refused(command):
     cfg = read_config()
     cfg.defrost()
