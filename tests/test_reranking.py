@@ -64,7 +64,7 @@ def by_the_paper(query, gallery, metric="euclidean", k1=20, k2=6, lambda_value=0
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("options", [{}, {"k1": 7, "k2": 3, "lambda_value": 0.5}, {"k1": 3, "k2": 1},
-                                     {"k1": 1, "k2": 2}, {"k1": 200, "k2": 100}])
+                                     {"k1": 1, "k2": 2}, {"k1": 3, "k2": 20}, {"k1": 200, "k2": 100}])
 def test_reranked_distances_are_those_of_the_paper(metric, options):
     query, gallery = features()
     expected = by_the_paper(query, gallery, metric, **options)

@@ -74,10 +74,13 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
     dtype = torch.promote_types(query_features.dtype, torch.float32)
     features = prepare(torch.cat([query_features, gallery_features]), metric, dtype)  # (n, D)
     distances = between(features, features, metric)
-    neighbours, largest = _nearest(distances, len(features), min(k1 + 1 if paper else k1, len(features)))
+    reciprocal = k1 + 1 if paper else k1
+    # FastReID searches for the reciprocal sets alone, so its k2 is k1 at most.
+    neighbours, largest = _nearest(distances, len(features),
+                                   min(max(reciprocal, k2) if paper else reciprocal, len(features)))
     # FastReID's weights are of squared Euclidean distances also under the cosine, and those are twice as large.
     scale = 1 / largest if paper else torch.full_like(largest, 2.0)
-    weights = _weights(features, neighbours, scale, metric, k1)
+    weights = _weights(features, neighbours[:, :reciprocal], scale, metric, k1)
     # A mean of rows: the image itself comes first among its neighbours, so that k2 = 1 changes nothing.
     weights = (_rows_of(neighbours[:, :k2]) / min(k2, neighbours.shape[1])) @ weights
     of_queries, of_gallery = weights[:num_query], weights[num_query:].tocsc()
