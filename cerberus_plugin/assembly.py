@@ -38,6 +38,7 @@ from .metrics.outfits import CHANGES, SETTINGS, Outfits
 from .modeling.apr import PARTS
 from .modeling.prototypes import has_prototypes, margins_from_counts
 from .portable.images import SUFFIXES
+from .tasks import check_expansion
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -83,9 +84,9 @@ def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
     """Refuse a test data set that reID cannot be evaluated on; its annotations otherwise, none without labels.
 
     Raises:
-        ValueError: if there is no query or gallery image, or if no query has a match: a gallery image of its identity
-            under another camera. A setting of outfits under which no query has one is a warning, because the others
-            have figures.
+        ValueError: if there is no query or gallery image, no more of both than TEST.AQE.QE_K, or if no query has a
+            match: a gallery image of its identity under another camera. A setting of outfits under which no query
+            has one is a warning, because the others have figures.
     """
     query, gallery, known, settings = _test_items(cfg, name)
     where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{known.folders[0]}'")
@@ -94,6 +95,7 @@ def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
             raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
                              + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
                                 f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+    check_expansion(cfg, len(query), len(gallery))
 
     def distinct(items: list[tuple]) -> Tensor:
         """Rows (pid, camid, outfit) of images, int64 (n, 3)."""

@@ -92,10 +92,7 @@ class ReIDTask:
         """Distances of any rows of queries after query expansion and re-ranking; None without either."""
         test, q, g = self.cfg.TEST, query.embeddings, gallery.embeddings
         if test.AQE.ENABLED:
-            if len(q) + len(g) <= test.AQE.QE_K:
-                raise ValueError(f"TEST.AQE.QE_K is {test.AQE.QE_K}, but there are {len(q)} query and {len(g)} gallery "
-                                 "images, expected more of both together than QE_K: lower TEST.AQE.QE_K, or set "
-                                 "TEST.AQE.ENABLED False")
+            check_expansion(self.cfg, len(q), len(g))
             expanded = aqe(q.cpu(), g.cpu(), test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)  # on the CPU alone
             q, g = (side.to(q.device) for side in expanded)
         if test.RERANK.ENABLED:
@@ -306,6 +303,15 @@ def check_task_options(cfg) -> None:
         raise ValueError(f"TEST.APS.PARTIAL is '{cfg.TEST.APS.PARTIAL}', expected one of {', '.join(PARTIAL)}")
     for name in cfg.TEST.APS.GROUPS:
         _groups_of(name)
+
+
+def check_expansion(cfg, num_query: int, num_gallery: int) -> None:
+    """Refuse query expansion (TEST.AQE) over more images than there are."""
+    test = cfg.TEST
+    if test.AQE.ENABLED and num_query + num_gallery <= test.AQE.QE_K:
+        raise ValueError(f"TEST.AQE.QE_K is {test.AQE.QE_K}, but there are {num_query} query and {num_gallery} gallery "
+                         "images, expected more of both together than QE_K: lower TEST.AQE.QE_K, or set "
+                         "TEST.AQE.ENABLED False")
 
 
 def _reranking_options(cfg) -> dict:

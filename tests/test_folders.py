@@ -168,6 +168,13 @@ def test_a_test_set_with_one_camera_is_refused_before_the_model_is_built(own_fol
         CerberusTrainer(cfg)
 
 
+def test_query_expansion_over_too_few_images_is_refused_before_the_model_is_built(small_config, monkeypatch):
+    cfg = small_config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 500)
+    monkeypatch.setattr(CerberusTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    with pytest.raises(ValueError, match="TEST.AQE.QE_K is 500, but there are .* query and .* gallery images"):
+        CerberusTrainer(cfg)
+
+
 def test_a_query_and_a_gallery_of_different_people_are_refused_before_training(own_folder):
     folder, cfg = own_folder
     cfg.defrost()
