@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sqlite3
 import sys
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from .portable import Encoder, Vocabulary
 
 BATCH = 64
+REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
+            errno.EACCES: "change its permissions, or give another path",
+            errno.EROFS: "give a path on a disk that can be written",
+            errno.EISDIR: "give the path of a file, not of a folder"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
     except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
-        raise SystemExit(f"cerberus: {error}") from error
+        raise SystemExit(f"cerberus: {_message(error)}") from error
+
+
+def _message(error: Exception) -> str:
+    """What an error says; of the system's own, the file, the reason, and what to do."""
+    if not (isinstance(error, OSError) and error.filename and error.strerror):
+        return str(error)
+    remedy = REMEDIES.get(error.errno)
+    return f"{_plain(os.fsdecode(error.filename))}: {error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,13 +195,17 @@ def _index(args: argparse.Namespace) -> None:
 
 def _search(args: argparse.Namespace) -> None:
     from .gallery import Prefilter, sheet
+    from .gallery.parts import EMBED_AGAIN
     from .gallery.thumbnails import thumbnail
     from .portable import read_image
 
     index = _opened(args)
     query = query_of(args, index)
     prefilter = None if args.reliable is None else Prefilter(args.reliable)
-    hits = index.search(query, args.top, prefilter)
+    try:
+        hits = index.search(query, args.top, prefilter)
+    except KeyError as error:  # rows have gone twice while it searched, or are recorded wrongly
+        raise RuntimeError(f"{error.args[0]}; if that happens again, {EMBED_AGAIN}") from error
     notes = sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
         _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
@@ -331,9 +348,9 @@ def _plain(text: str) -> str:
 
 def _write(path: str, text: str) -> None:
     if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
-        Path(path).write_text(text, encoding="utf-8", newline="")
-    else:
-        write_whole(Path(path).resolve(), lambda file: file.write(text.encode()))
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+    else:  # names of files may be no text
+        write_whole(Path(path).resolve(), lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def replace_unprintable() -> None:
     For the entry points of commands: it changes `sys.stdout` of the process.
     """
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
-    if reconfigure and sys.stdout.errors == "strict":
+    if reconfigure and sys.stdout.errors in ("strict", "surrogateescape"):  # the latter in the C and POSIX locales
         reconfigure(errors="replace")
 
 

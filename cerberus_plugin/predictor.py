@@ -93,7 +93,8 @@ class CerberusPredictor:
         for name in WEIGHTS:
             if (folder / name).is_file():
                 return folder / name
-        raise FileNotFoundError(f"{folder}: holds none of {', '.join(WEIGHTS)}; name a checkpoint by `weights`")
+        raise FileNotFoundError(f"{folder}: holds none of {', '.join(WEIGHTS)}; give the folder of a "
+                                "finished training run, or name a checkpoint by `weights`")
 
     @staticmethod
     def pictures(folder: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.calibration import Calibration
+from cerberus_plugin.gallery import GalleryIndex
 
 import pytest
 from conftest import WITHOUT_TORCH
@@ -82,9 +83,9 @@ def test_a_console_of_another_encoding_shows_every_row_with_question_marks(galle
         shutil.copy(first(gallery), tmp_path / f"crops/{name}.jpg")
     index = str(tmp_path / "index")
     cli.main(["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(tmp_path / "crops"), "--out", index])
-    for encoding in ("cp1252", "ascii"):
+    for encoding, errors in (("cp1252", "strict"), ("ascii", "strict"), ("ascii", "surrogateescape")):
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", io.TextIOWrapper(shown := io.BytesIO(), encoding))
+            patch.setattr(sys, "stdout", io.TextIOWrapper(shown := io.BytesIO(), encoding, errors))
             cli.main(["search", index, "gender=female"])
             sys.stdout.flush()
             assert b"crops/?.jpg" in shown.getvalue() and b"crops/b?.jpg" in shown.getvalue()
@@ -225,8 +226,9 @@ def test_an_interrupt_ends_without_a_traceback(gallery, monkeypatch):
     (["export", "--run", "RUN", "--images", "EMPTY"], r"export: 0 readable pictures to check the model on"),
     (["search", "INDEX"], r"say who is looked for, by ATTRIBUTE=VALUE.*attributes: gender: "),
     (["search", "INDEX", "gender"], r"'gender': expected NAME=VALUE, such as gender=female"),
-    (["search", "INDEX", "gender=tall"], r"'gender' cannot be 'tall'"),
+    (["search", "INDEX", "gender=tall"], r"'gender' cannot be 'tall'\. Allowed: male, female"),
     (["search", "INDEX", "gender=female", "--weight", "upper=much"], r"--weight upper=much: expected a number"),
+    (["search", "INDEX", "gender=female", "--csv", "EMPTY"], r"^cerberus: .*empty: Is a directory; give the path of a"),
     (["search", "INDEX", "--picture", "x.jpg"], r"name the model of the index by --run or --model"),
     (["search", "nowhere", "gender=female"], r"nowhere/index.json: not found; give the folder of an index"),
     (["recognise", "--run", "nowhere", "x.jpg"], r"config.yaml: not found; give the OUTPUT_DIR of a training run")])
@@ -235,6 +237,26 @@ def test_what_cannot_be_done_is_said_in_a_line(gallery, run, arguments, message)
     names = {"INDEX": str(gallery / "index"), "RUN": run.cfg.OUTPUT_DIR, "EMPTY": str(gallery / "empty")}
     with pytest.raises(SystemExit, match=message):
         cli.main([names.get(word, word) for word in arguments])
+
+
+def test_rows_that_are_not_where_they_are_recorded_end_a_search_with_a_remedy(gallery, monkeypatch):
+    def gone(*_):
+        raise KeyError("index: row 7 is gone")
+
+    monkeypatch.setattr(GalleryIndex, "search", gone)
+    with pytest.raises(SystemExit, match="^cerberus: index: row 7 is gone; if that happens again, run `cerb"):
+        cli.main(["search", str(gallery / "index"), "gender=female"])
+
+
+def test_a_picture_whose_name_is_no_text_is_recognised_and_written(gallery, run, tmp_path, capsys):
+    path = tmp_path / os.fsdecode(b"a\x9b.jpg")
+    try:
+        shutil.copy(first(gallery), path)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(path), "--csv", str(tmp_path / "said.csv")])
+    assert found(tmp_path / "said.csv")[0]["picture"].endswith("a\\udc9b.jpg")
+    assert "\N{REPLACEMENT CHARACTER}.jpg" in capsys.readouterr().out
 
 
 def test_help_teaches_every_word(capsys):

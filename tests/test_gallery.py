@@ -255,8 +255,9 @@ def test_a_folder_that_is_no_index_is_not_written_to(tmp_path, crops):
 def test_an_index_without_its_rows_is_refused(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     (tmp_path / "index/rows.sqlite").unlink()
-    with pytest.raises(FileNotFoundError, match="rows.sqlite: not found; give the folder of an index"):
-        GalleryIndex.open(tmp_path / "index")
+    for attempt in (lambda: GalleryIndex.open(tmp_path / "index"), lambda: build(tmp_path, BandEncoder())):
+        with pytest.raises(Damaged, match="rows.sqlite: is missing; .*delete the index and build it anew"):
+            attempt()
     assert not (tmp_path / "index/rows.sqlite").exists()
 
 

@@ -173,6 +173,14 @@ def test_an_index_without_checksums_still_knows_the_sizes_of_its_parts(folder, d
     assert encoder.count == 8 and len(index.lost) == 1
 
 
+def test_an_update_makes_anew_embeddings_without_checksums_that_were_zeroed(whole, folder):
+    in_format_2(folder)
+    half_zeroed(folder / "index/parts/000001.embeddings.npy")
+    index, encoder = again(folder)
+    assert encoder.count == 8 and [lost.path.name for lost in index.lost] == ["000001.embeddings.npy"]
+    assert answers_of(index) == answers_of(GalleryIndex.open(whole / "index", Words()))
+
+
 def test_an_index_without_checksums_is_compacted_to_one_with_them(folder):
     in_format_2(folder)
     index = GalleryIndex.open(folder / "index", Words())
@@ -204,6 +212,13 @@ def test_damaged_rows_are_named_with_what_to_do(folder, damage):
     for attempt in (lambda: answers_of(GalleryIndex.open(folder / "index", Words())), lambda: again(folder)):
         with pytest.raises(Damaged, match=r"rows\.sqlite: .*delete the index and build it anew by `cerberus index`"):
             attempt()
+
+
+def test_rows_that_cannot_be_begun_are_named_with_what_to_do(tmp_path):
+    draw_many(tmp_path / "crops", 1)
+    (tmp_path / "index/rows.sqlite").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match=r"index/rows\.sqlite: unable to open .*; see that its disk has room"):
+        build(tmp_path, BandEncoder())
 
 
 def test_values_in_the_rows_that_cannot_be_are_named_and_not_taken_for_a_fault_of_the_program(folder):

@@ -111,7 +111,9 @@ def test_links_that_lead_back_or_twice_to_one_folder_end_and_give_each_picture_o
 def test_what_a_walk_passes_over_is_told_by_kind(tmp_path):
     for name in ("a.tif", "b.TIF", "notes", "c.txt", ".hidden.png"):
         (tmp_path / name).write_text("no picture")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     passed_over = Counter()
     assert list(walk(tmp_path, passed_over=passed_over)) == []
-    parts = ["files ending in .tif (2)", f"{HIDDEN} (1)", "files ending in .txt (1)", "files without a suffix (1)"]
+    parts = ["files ending in .tif (2)", f"{HIDDEN} (1)", "files ending in .txt (1)", "files without a suffix (1)",
+             "broken links (1)"]
     assert sorted(told(passed_over).split(", ")) == sorted(parts) and told(passed_over).startswith(parts[0])

@@ -241,7 +241,7 @@ def _nearest(word: str, allowed) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(str(word), list(allowed), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
 
 

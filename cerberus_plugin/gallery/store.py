@@ -65,7 +65,7 @@ class Store:
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._lock = threading.RLock()
         if not (folder / ROWS).is_file():
-            raise FileNotFoundError(f"{folder / ROWS}: not found; give the folder of an index, or build one")
+            raise Damaged(folder / ROWS, "is missing", BUILD_AGAIN)
         self._files: OrderedDict[tuple[int, str], PartFile] = OrderedDict()
         with self._named():
             self._base = sqlite3.connect(folder / ROWS, timeout=60, check_same_thread=False, isolation_level=None)
@@ -74,7 +74,7 @@ class Store:
     @staticmethod
     def create(folder: Path) -> None:
         """No rows; one that was begun already stays."""
-        with contextlib.closing(sqlite3.connect(folder / ROWS)) as base:
+        with _named(folder / ROWS), contextlib.closing(sqlite3.connect(folder / ROWS)) as base:
             base.executescript(f"BEGIN; {TABLES} COMMIT;")
 
     def close(self) -> None:
@@ -105,18 +105,8 @@ class Store:
         with self._named():
             return self._base.execute(statement, values).fetchall()
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of SQLite with the file and what to do."""
-        path = self.folder / ROWS
-        try:
-            yield
-        except sqlite3.Error as error:
-            passing = ("locked", "readonly", "unable to open", "disk is full", "disk I/O")
-            if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in passing):
-                raise RuntimeError(f"{path}: {error}; see that its disk has room, that it can be read and written, and "
-                                   "that no other process holds it, and try again") from error
-            raise Damaged(path, f"is damaged ({error})", BUILD_AGAIN) from error
+    def _named(self) -> contextlib.AbstractContextManager[None]:
+        return _named(self.folder / ROWS)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -373,6 +363,8 @@ class Store:
             for key in self._files_of(part):
                 try:
                     recorded = self._open(*key).check()
+                    if key not in self._recorded and key[1] == "embeddings":
+                        self._check_values(part)
                 except Damaged as error:
                     if key[1] == "embeddings":
                         lost[part] = error
@@ -386,6 +378,14 @@ class Store:
                         self._record((*key, self._path(*key).name, *recorded))
         self.reload()
         return lost, unanswered
+
+    def _check_values(self, part: int) -> None:
+        """Raise Damaged where embeddings without checksums hold rows of zeros, NaN or infinity."""
+        stored = self._open(part, "embeddings")
+        for first in range(0, len(stored), 8192):
+            rows = stored.read(np.arange(first, min(first + 8192, len(stored))))
+            if not (np.isfinite(rows).all() and rows.any(axis=1).all()):
+                raise Damaged(stored.path, "holds rows of zeros, NaN or infinity")
 
     def paths_of_parts(self, parts: Collection[int]) -> list[str]:
         """The pictures whose embeddings lie in these parts."""
@@ -484,6 +484,19 @@ class Store:
                 self.reload()
                 raise
             self._base.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of SQLite with the file and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        passing = ("locked", "readonly", "unable to open", "disk is full", "disk I/O")
+        if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in passing):
+            raise RuntimeError(f"{path}: {error}; see that its disk has room, that it can be read and written, and "
+                               "that no other process holds it, and try again") from error
+        raise Damaged(path, f"is damaged ({error})", BUILD_AGAIN) from error
 
 
 def _name(part: int, what: str, version: int = 0) -> str:

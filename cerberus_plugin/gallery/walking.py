@@ -47,7 +47,8 @@ class Named(NamedTuple):
     time: str | None = None
 
 
-LINKS, HIDDEN = "linked folders", "hidden files and folders"  # what a walk passes over, beside other suffixes
+# What a walk passes over, beside other suffixes.
+LINKS, BROKEN, HIDDEN = "linked folders", "broken links", "hidden files and folders"
 Refuse = Callable[[str, str], None]
 
 
@@ -59,7 +60,7 @@ def walk(folder: str | Path, refuse: Refuse | None = None, follow_links: bool = 
         refuse: called with the path and the reason of what cannot be looked at, a folder's path ending in "/"; if None,
             an OSError ends the walk.
         follow_links: whether links to folders are followed; each folder is entered once, under one path.
-        passed_over: counts `LINKS`, `HIDDEN`, and other files by suffix.
+        passed_over: counts `LINKS`, `BROKEN`, `HIDDEN`, and other files by suffix.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
@@ -118,6 +119,8 @@ class _Walk:
             return
         if state is not None:
             yield Picture(path, state.st_size, state.st_mtime_ns)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            self.passed_over[BROKEN] += 1
 
     def _is_text(self, path: str, ending: str = "") -> bool:
         try:
@@ -130,7 +133,7 @@ class _Walk:
 
 def told(passed_over: Counter[str], largest: int = 5) -> str:
     """What a walk has passed over, in words; the most frequent kinds."""
-    names = {LINKS: LINKS, HIDDEN: HIDDEN, "": "files without a suffix"}
+    names = {LINKS: LINKS, BROKEN: BROKEN, HIDDEN: HIDDEN, "": "files without a suffix"}
     return ", ".join(f"{names.get(kind, f'files ending in {kind}')} ({count})"
                      for kind, count in passed_over.most_common(largest))
 

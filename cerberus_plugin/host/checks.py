@@ -31,6 +31,6 @@ def check_config(cfg, num_images: int | None = None) -> None:
     if solver.MAX_EPOCH <= before:  # solver/build.py:313
         raise ValueError(
             f"SOLVER.MAX_EPOCH is {solver.MAX_EPOCH}, expected more than {before}: CosineAnnealingLR starts after "
-            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} ({warmup_epochs} epochs) and SOLVER.DELAY_EPOCHS "
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} (epochs: {warmup_epochs}) and SOLVER.DELAY_EPOCHS "
             f"{solver.DELAY_EPOCHS}. Raise SOLVER.MAX_EPOCH or lower those two."
         )

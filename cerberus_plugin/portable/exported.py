@@ -130,6 +130,8 @@ def _session(path: Path, threads: int, providers: Sequence[str] | None):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; make it by cerberus export --run RUN --images DIR --output "
                                 f"{path}")
+    with open(path, "rb"):  # onnxruntime takes one that may not be read for damaged
+        pass
     try:
         import onnxruntime
     except ImportError as error:

@@ -402,5 +402,5 @@ def _unpack(record: Mapping) -> np.ndarray:
 def _nearest(word: str, allowed) -> str:
     """The end of an error about a misspelt word: the nearest allowed one, then all of them."""
     near = get_close_matches(str(word), list(allowed), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
