@@ -75,11 +75,12 @@ class TorchEncoder:
         self.metric: str = predictor.cfg.TEST.METRIC
         self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
+        calibration = predictor.calibration  # a damaged one names its own file
         try:
-            self.vocabulary = vocabulary_of(predictor, predictor.calibration)
+            self.vocabulary = vocabulary_of(predictor, calibration)
         except ValueError as error:
             raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: {error}") from error
-        self.verification = predictor.calibration.verification if predictor.calibration else None
+        self.verification = calibration.verification if calibration else None
         self.embedder = Embedder(predictor.model, max(1, len(self.groups)), self.metric).eval()
 
     @cached_property

@@ -106,6 +106,14 @@ def test_a_damaged_calibration_is_named_with_what_to_do(tmp_path, content):
         Calibration.read(path)
 
 
+def test_an_encoder_names_a_damaged_calibration_and_not_the_checkpoint(folder):
+    path = folder / "calibration/calibration.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: "):
+        TorchEncoder(CerberusPredictor(folder))
+
+
 @pytest.mark.parametrize(("name", "content", "read"), [
     ("groups/groups.json", "{", lambda folder: CerberusPredictor(folder).groups_for_changed_clothes),
     ("groups/groups.json", '{"chosen": ["hat"]}', lambda folder: CerberusPredictor(folder).groups_for_changed_clothes),

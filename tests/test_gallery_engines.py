@@ -249,6 +249,11 @@ def test_a_damaged_file_of_milvus_is_named_with_what_to_do(tmp_path):
         MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
 
 
+def test_few_rows_train_the_smallest_form_without_a_warning_for_every_piece(capfd):
+    FaissEngine(DIM, "pq").train(clustered(300))
+    assert capfd.readouterr().err == ""
+
+
 def test_an_engine_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the form is 'int2', expected one of exact, float16, int8, pq"):
         FaissEngine(DIM, "int2")

@@ -228,6 +228,15 @@ def test_the_reader_prints_a_manifest_and_what_differs_between_two(run, tmp_path
     assert "nothing differs" in capsys.readouterr().out
 
 
+def test_rules_of_ranking_of_an_earlier_record_are_those_of_its_protocol(run, tmp_path):
+    record = json.loads((Path(run.cfg.OUTPUT_DIR) / "results.json").read_text())
+    del record["manifest"]["ranking"]
+    for reranking, different in ((False, []), (True, [("ranking: re-ranking", False, True)])):
+        record["protocol"]["reid"]["re-ranking"] = reranking
+        (tmp_path / "results.json").write_text(json.dumps(record))
+        assert differences(read(run.cfg.OUTPUT_DIR), read(tmp_path)) == different
+
+
 def test_a_record_from_before_manifests_is_named_with_what_to_do(run, tmp_path):
     record = json.loads((Path(run.cfg.OUTPUT_DIR) / "results.json").read_text())
     del record["manifest"]

@@ -15,13 +15,20 @@ SHOWN = 16  # digits of a hash in tables and messages
 
 
 def read(folder: str | Path) -> dict:
-    """The manifest of a run folder, test data sets by the name that they have without attributes as well."""
-    found = report.read_results(str(folder)).get("manifest")
+    """The manifest of a run folder, test data sets by the name that they have without attributes as well.
+
+    Of a record whose manifest has no rules of ranking yet, those of its protocol.
+    """
+    record = report.read_results(str(folder))
+    found = record.get("manifest")
     if not found:
         raise ValueError(f"{os.path.join(folder, report.RESULTS_FILE)}: has no manifest; it was written before there "
                          "were any, or without one. Evaluate the run again: train_net.py --eval-only writes "
                          "RUN/evaluation with one.")
-    return found | {"tests": {name.removesuffix("Attributes"): tested for name, tested in found["tests"].items()}}
+    rules = record.get("protocol", {}).get("reid", {})
+    ranking = {key: rules[key] for key in ("re-ranking", "query expansion") if key in rules}
+    tests = {name.removesuffix("Attributes"): tested for name, tested in found["tests"].items()}
+    return {"ranking": ranking} | found | {"tests": tests}
 
 
 def show(manifest: Mapping) -> str:

@@ -62,6 +62,7 @@ class FaissEngine:
             inner = faiss.IndexFlat(self.dim, metric)
         elif self.form == "pq":
             inner = faiss.IndexPQ(self.dim, self.dim // PQ_VALUES, 8, metric)
+            inner.pq.cp.min_points_per_centroid = 1  # else a warning for every piece; `train` has the minimum
         else:
             kind = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}[self.form]
             inner = faiss.IndexScalarQuantizer(self.dim, kind, metric)
