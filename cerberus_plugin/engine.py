@@ -182,6 +182,7 @@ class CerberusTrainer(DefaultTrainer):
             self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
         try:
             super().resume_or_load(resume)
+            acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         finally:
@@ -196,7 +197,6 @@ class CerberusTrainer(DefaultTrainer):
         if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
             logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
                            f"says now: {', '.join(kept)}")
-        acceleration.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         acceleration.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
         test = self.cfg.TEST

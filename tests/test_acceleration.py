@@ -169,7 +169,7 @@ def test_a_run_resumes_only_in_the_memory_order_it_began_with(small_config):
 
     trained(small_config(*PLAIN, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
     other = CerberusTrainer(small_config(*PLAIN, "MODEL.CHANNELS_LAST", True))
-    with pytest.raises(ValueError, match="trained with MODEL.CHANNELS_LAST False, this run has True"):
+    with pytest.raises(ValueError, match=r"\.pth: .*trained with MODEL.CHANNELS_LAST False, this run has True"):
         other.resume_or_load(resume=True)
 
 
