@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -192,10 +193,10 @@ def sheet(rows: list[Row], top: int) -> Figure:
     return figure
 
 
-def show_picture(axis, image: Image, verdict: str = ASKED, caption: str = "") -> None:
-    """A picture in the frame of its verdict."""
+def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED, caption: str = "") -> None:
+    """A picture, or the one of a path, in the frame of its verdict."""
     axis.axis("on")
-    axis.imshow(image)
+    axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
     axis.set(xticks=[], yticks=[], anchor="N")
     axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
     for side in axis.spines.values():

@@ -28,10 +28,11 @@ def optimizer_of(model: nn.Module, *options, file="configs/Market1501/bot_demo.y
 
 
 def moved_by_a_step(model: nn.Module, optimizer, params) -> set[str]:
-    """Names of the parameters that a step moves; all have the gradient 1."""
+    """Names of the parameters that a step moves; all that the optimiser has get the gradient 1."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
-        parameter.grad.fill_(1.0)
+        if parameter.grad is not None:
+            parameter.grad.fill_(1.0)
     optimizer.step()
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
