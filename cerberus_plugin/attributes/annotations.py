@@ -90,7 +90,8 @@ def _read_split(path: Path, struct: dict, split: str, schema: AttributeSchema) -
     for column, field in enumerate(schema.fields):
         written = np.atleast_1d(np.asarray(fields[field.name], dtype=object))
         if written.shape != (len(pids),):
-            raise ValueError(f"{path}: {split}.{field.name} has {written.size} labels for {len(pids)} identities.")
+            raise ValueError(f"{path}: {split}.{field.name} has {written.size} labels for {len(pids)} identities, "
+                             "expected one each; the file is damaged: use the published one, or write it anew.")
         labels[:, column] = torch.tensor(_checked(path, split, schema, field, written.tolist(), pids))
     return {int(pid): row for pid, row in zip(pids, labels)}
 
