@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def read_run_config(path: str | Path) -> CN:
     host, cfg = get_cfg(), get_cfg()
     add_cerberus_config(cfg)
     written = merge_file(cfg, path)
-    absent = [key for key, value in _leaves(host) if _value(written, key) is None and value is not None]
+    absent = [key for key, value in leaves(host) if _value(written, key) is None and value is not None]
     if absent:
         raise ValueError(f"{path}: has no value for {', '.join(absent[:3])}"
                          f"{f' and {len(absent) - 3} other keys' if len(absent) > 3 else ''}, which every training run "
@@ -305,9 +305,9 @@ def check_model_keys(cfg: CN) -> None:
                          "label smoothing")
     defaults = get_cfg()
     add_cerberus_config(defaults)
-    defaults = dict(_leaves(defaults.MODEL))
-    wrong = [f"MODEL.{key} is {value!r} (default: {defaults[key]!r})" for key, value in _leaves(cfg.MODEL)
-             if value != defaults[key] and (_is_among(key, unused) or not _is_among(key, read))]
+    defaults = dict(leaves(defaults.MODEL))
+    wrong = [f"MODEL.{key} is {value!r} (default: {defaults[key]!r})" for key, value in leaves(cfg.MODEL)
+             if value != defaults[key] and (is_among(key, unused) or not is_among(key, read))]
     if wrong:
         known = ", ".join(key for key in read if key.startswith(("HEADS", "LOSSES")) and key not in unused)
         raise ValueError(f"keys without effect on {name}, as the rest of the configuration stands: {'; '.join(wrong)}. "
@@ -340,14 +340,15 @@ def _read_keys(cfg: CN) -> tuple[list[str], list[str]]:
     return read, unused
 
 
-def _is_among(key: str, sections: list[str]) -> bool:
+def is_among(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted key is one of the sections, or lies in one of them."""
     return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
-def _leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Keys with dots, and values, lists as tuples."""
     for key, value in node.items():
         if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, tuple(value) if isinstance(value, list) else value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from fastreid.config import CfgNode, get_cfg
 from torch import Tensor, nn
 
 from .attributes import GROUPS
-from .config import add_cerberus_config
+from .config import add_cerberus_config, is_among, leaves
 from .inference import PrototypeReader
 from .portable.images import to_rgb
 from .portable.vocabulary import Field, Group, Vocabulary
@@ -150,19 +150,10 @@ def _settings(cfg: CfgNode) -> dict:
     by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
     with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
     return {name: value for name, value in _flat(cfg).items()
-            if _below(name, with_effect) and not _below(name, WITHOUT_EFFECT)
+            if is_among(name, with_effect) and not is_among(name, WITHOUT_EFFECT)
             and (name not in default or default[name] != value)}
 
 
-def _flat(node: CfgNode, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _below(name: str, nodes: Sequence[str]) -> bool:
-    return any(name == node or name.startswith(f"{node}.") for node in nodes)
+def _flat(cfg: CfgNode) -> dict:
+    """Values by dotted name, as JSON has them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in leaves(cfg)}

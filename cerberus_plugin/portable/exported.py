@@ -1,7 +1,6 @@
 """A model exported to ONNX, run by onnxruntime alone.
 
-Shapes: N images, H x W the model's input, E values of an embedding, M columns, V classes of all
-columns.
+Shapes: N images, H x W the model's input, E values of an embedding, M columns, V classes of all columns.
 """
 
 from __future__ import annotations
