@@ -25,7 +25,8 @@ MEANS = ("official", "binary", "balanced")
 KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
 # The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
 READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
-APS_PARTS = {"seen": "seen in training", "unseen": "unseen in training",
+PERSON = "by person"
+APS_PARTS = {"person": f"all, {PERSON}", "seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
 KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
 
@@ -132,9 +133,11 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
 
     others = {name: words for name, words in READINGS.items() if f"PAR ({name})/mA_official" in results}
     own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
-    lines = [line(rule + own, results, rule) for rule in MEANS]
-    for name, words in others.items():
-        lines += [line(f"{rule}, {words}", results, rule, f"PAR ({name})") for rule in MEANS]
+    lines = []
+    for words, source in ((own, "PAR"), *((f", {words}", f"PAR ({name})") for name, words in others.items())):
+        lines += [line(rule + words, results, rule, source) for rule in MEANS]
+        if f"{source}/person/mA_official" in results:
+            lines += [line(f"{rule}{words}, {PERSON}", results, rule, f"{source}/person") for rule in MEANS]
     if "PAR-majority/mA_official" in results:
         lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
     lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS
@@ -142,6 +145,8 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
     lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
+    if "PAR/person/persons" in results:
+        title += f"; {PERSON}: one answer to the images of each of {results['PAR/person/persons']:.0f} persons"
     if results.get("PAR/undefined_questions"):
         title += (f"; balanced leaves out {results['PAR/undefined_questions']:.0f} of {results['PAR/questions']:.0f} "
                   "yes/no questions, to which the answer is the same on all images")
@@ -167,8 +172,9 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                 add(name, words, figures[f"APS/{part}/queries"], figures, f"APS/{part}")
     for reading, words in READINGS.items():
         source = f"APS ({reading})"
-        if f"{source}/mAP" in results:
-            add(f"{rows[0][0]}, {words}", "all", results[f"{source}/queries"], results, source)
+        for part, kind in ((source, "all"), (f"{source}/person", APS_PARTS["person"])):
+            if f"{part}/mAP" in results:
+                add(f"{rows[0][0]}, {words}", kind, results[f"{part}/queries"], results, part)
     for key in [key for key in results if key.startswith("APS/") and key.endswith("/mAP_given")]:
         groups = key.split("/")[1]
         for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
@@ -177,6 +183,9 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                     add(name, f"by {groups}, relevant: {word}", None, figures, f"APS/{groups}", f"_{reading}")
     title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
              "the rectangle AP)")
+    if "APS/person/persons" in results:
+        title += (f"; {PERSON}: {results['APS/person/persons']:.0f} persons are ranked, each by the mean score of its "
+                  "images")
     if results.get("APS/unmatched"):
         title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
     return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", "Rank-1"], lines)

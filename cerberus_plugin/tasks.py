@@ -6,7 +6,7 @@ PAR and APS attach to a model of a user's own as soon as it offers an `Attribute
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,7 +134,8 @@ class DirectionTask:
 class PARTask:
     """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
 
-    Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`.
+    Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`. "person"
+    figures are of one answer a person, decided by the mean scores of these images, where it is a `PersonReader`.
 
     Args:
         name: of the figures.
@@ -152,22 +153,21 @@ class PARTask:
         chosen = _labelled(gallery)
         if self.query_identities_only:
             chosen = chosen[torch.isin(gallery.pids[chosen], gathered.query.pids)]
-        schema = self.reader.schema
-        truth, known = schema.column_truth(gallery.attributes[chosen])
-        is_colour = [column.is_colour for column in schema.columns]
-        result = par.par_metrics(self._answers(self.reader.recognise, gallery, chosen), truth, known, is_colour)
-        if hasattr(self.reader, "recognise_balanced"):
-            balanced = par.par_metrics(self._answers(self.reader.recognise_balanced, gallery, chosen), truth, known,
-                                       is_colour)
-            result = replace(result, balanced=balanced.balanced, mA_balanced=balanced.mA_balanced)
+        schema, labels = self.reader.schema, gallery.attributes[chosen]
+        kinds = [kind for kind in ("recognise", "recognise_balanced") if hasattr(self.reader, kind)]
+        result = self._scored(labels, *(self._answers(getattr(self.reader, kind), gallery, chosen) for kind in kinds))
         figures = self._figures(self.name, result)
+        if hasattr(self.reader, "answer_scores"):
+            person, of_persons = _persons(gallery, chosen)
+            answers = [self._of_persons(gallery, chosen, person, balanced) for balanced in (False, True)]
+            figures |= self._figures(f"{self.name}/person", self._scored(of_persons, *answers))
+            figures[f"{self.name}/person/persons"] = len(of_persons)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
         if self.train_labels is not None:
             answers = par.majority_answers(*schema.column_truth(self.train_labels))
-            majority = par.par_metrics(answers.expand(len(chosen), -1), truth, known, is_colour)
-            figures |= self._figures("PAR-majority", majority)
+            figures |= self._figures("PAR-majority", self._scored(labels, answers.expand(len(chosen), -1)))
         figures |= {f"{self.name}/images": len(chosen), f"{self.name}/questions": result.num_bits,
                     f"{self.name}/undefined_questions": result.num_undefined_bits}
         return figures
@@ -176,6 +176,21 @@ class PARTask:
     def _answers(recognise: Callable[[Tensor], Tensor], gallery: Gathered, chosen: Tensor) -> Tensor:
         """Answers for some rows, int64 (K, M)."""
         return torch.cat([recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
+
+    def _of_persons(self, gallery: Gathered, chosen: Tensor, person: Tensor, balanced: bool) -> Tensor:
+        """Answers for the persons of some rows, int64 (P, M)."""
+        scores = (self.reader.answer_scores(chunk, balanced) for chunk in gallery.chunks(chosen))
+        return self.reader.decide(_means(scores, person), balanced).cpu()
+
+    def _scored(self, labels: Tensor, answers: Tensor, balanced: Tensor | None = None) -> par.PARResult:
+        """Figures of answers, int64 (K, M), to labels, int64 (K, A); balanced ones of answers of their own."""
+        truth, known = self.reader.schema.column_truth(labels)
+        is_colour = [column.is_colour for column in self.reader.schema.columns]
+        result = par.par_metrics(answers, truth, known, is_colour)
+        if balanced is None:
+            return result
+        own = par.par_metrics(balanced, truth, known, is_colour)
+        return replace(result, balanced=own.balanced, mA_balanced=own.mA_balanced)
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
         figures = {f"{name}/mA_official": 100 * result.mA_official, f"{name}/mA_binary": 100 * result.mA_binary,
@@ -189,6 +204,9 @@ class PARTask:
 @dataclass(frozen=True)
 class APSTask:
     """Search by attributes: each category of the test images queries the pool of gallery and query images.
+
+    "person" figures rank persons in place of images, each by the mean score of its images in the pool: all persons,
+    whatever the protocol.
 
     Args:
         train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
@@ -210,18 +228,30 @@ class APSTask:
         pool = torch.cat([pool[pool >= gathered.num_query], pool[pool < gathered.num_query]])
         pool_categories, labels = aps.categories(gathered.attributes[pool])
         result = self._run(gathered, pool, labels, pool_categories)
-        figures = {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1,
-                   "mAP_trapezoid": 100 * result.mAP_trapezoid, "queries": len(labels),
-                   "unmatched": result.num_unmatched, "images": len(pool)}
+        figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
+                   "images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
             unseen_sid = self._with_unseen_sid(labels)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
+        figures |= {f"person/{key}": value for key, value in self._of_persons(gathered, pool, labels).items()}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return {f"{self.name}/{key}": value for key, value in figures.items()}
+
+    def _of_persons(self, gathered: Gathered, pool: Tensor, labels: Tensor) -> dict[str, float]:
+        """Queries, the categories of the pool, are to find the persons of their category."""
+        person, of_persons = _persons(gathered, pool)
+
+        def scores(rows: slice) -> Tensor:
+            found = (self.reader.search(labels[rows], chunk).T for chunk in gathered.chunks(pool))
+            return _means(found, person).T
+
+        result = aps.aps_metrics(scores, torch.arange(len(labels)), aps.categories(of_persons)[0],
+                                 block_size=ranking.block_rows(len(pool)))
+        return {**_percentages(result), "queries": len(labels), "persons": len(of_persons)}
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
@@ -246,9 +276,7 @@ class APSTask:
         given = self._run(gathered, pool, queries, own_categories)
         figures = {}
         for reading, result in (("full", full), ("given", given)):
-            figures |= {f"{name}/mAP_{reading}": 100 * result.mAP,
-                        f"{name}/mAP_trapezoid_{reading}": 100 * result.mAP_trapezoid,
-                        f"{name}/Rank-1_{reading}": 100 * result.rank1}
+            figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
         return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
@@ -347,10 +375,37 @@ def _labelled(gathered: Gathered) -> Tensor:
     return labelled
 
 
+def _persons(gathered: Gathered, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Who is seen in each of some rows: numbers int64 (K,) of P persons, and their labels int64 (P, A).
+
+    A person is an identity, in one outfit where the data set has outfits. Labels that differ within one, as those of
+    images may in a data set of a user's own, make several.
+    """
+    ids = [gathered.pids] if gathered.outfits is None else [gathered.pids, gathered.outfits]
+    who = torch.cat([torch.stack(ids, dim=1), gathered.attributes], dim=1)[rows]
+    distinct, person = torch.unique(who, dim=0, return_inverse=True)
+    return person, distinct[:, len(ids):]
+
+
+def _means(parts: Iterable[Tensor], numbers: Tensor) -> Tensor:
+    """Means over the rows of equal number: float (N, V) in parts, int64 (N,) within range(P) -> float64 (P, V)."""
+    counts, start, total = numbers.bincount(), 0, None
+    for part in parts:
+        if total is None:
+            total = part.new_zeros(len(counts), part.shape[1], dtype=torch.float64)
+        total.index_add_(0, numbers[start:start + len(part)].to(part.device), part.double())
+        start += len(part)
+    return total / counts[:, None].to(total.device)
+
+
 def _first(members: Tensor, preferred: Tensor) -> int:
     """The first row that is a member, a preferred one if there is any: bool (N,), bool (N,)."""
     both = members & preferred
     return int((both if both.any() else members).nonzero()[0])
+
+
+def _percentages(result: aps.APSResult) -> dict[str, float]:
+    return {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1, "mAP_trapezoid": 100 * result.mAP_trapezoid}
 
 
 def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:

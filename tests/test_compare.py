@@ -61,11 +61,12 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     main([*map(str, folders), "--output", str(tmp_path / "out")])
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert cells(lines[0]) == ["model (folder)", "reID mAP", "Rank-1", "mINP", "PAR mA official", "binary", "balanced",
-                               "APS mAP (rectangle)", "APS mAP (trapezoid)", "APS Rank-1",
+                               "binary by person", "APS mAP (rectangle)", "APS mAP (trapezoid)", "APS Rank-1",
+                               "APS mAP by person",
                                "APS unseen mAP (rectangle)", "training minutes"]
     assert cells(lines[2]) == ["Cerberus (cerberus_R50)", "70.12", "88.00", "40.00", "86.50", "92.00", "80.00",
-                               "30.00", "", "50.00", "undefined", "90.0"]
-    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 7, "90.0"]
+                               "", "30.00", "", "50.00", "", "undefined", "90.0"]
+    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 9, "90.0"]
     assert lines[-2] == (f"- Cerberus (cerberus_R50), `{folders[0]}`: 120 epochs; 384x128; cosine distance; seed 1; "
                          "NVIDIA H100; torch 2.13.0")
     assert "euclidean distance" in lines[-1] and lines[-1] in capsys.readouterr().out
@@ -76,12 +77,14 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
 
 
 def test_a_run_that_reads_attributes_in_two_ways_has_a_row_of_each(write):
-    other = {"PAR (probability)/mA_binary": 95.0, "PAR (probability)/images": 13115, "APS (probability)/mAP": 45.0}
+    other = {"PAR (probability)/mA_binary": 95.0, "PAR (probability)/images": 13115, "APS (probability)/mAP": 45.0,
+             "APS (probability)/person/mAP": 65.0}
     run = Run.read(write("cerberus_R50", {"Market1501Attributes": FIGURES | other}))
     nearest, probability = (dict(zip(cells(table([run], "github").splitlines()[0]), cells(line)))
                             for line in table([run], "github").splitlines()[2:])
     assert nearest["model (folder)"] == "Cerberus (cerberus_R50), nearest prototype"
     assert (nearest["reID mAP"], nearest["binary"], nearest["APS mAP (rectangle)"]) == ("70.12", "92.00", "30.00")
+    assert (nearest["APS mAP by person"], probability["APS mAP by person"]) == ("", "65.00")
     assert probability["model (folder)"] == "Cerberus (cerberus_R50), by probability"
     assert (probability["reID mAP"], probability["binary"], probability["APS mAP (rectangle)"],
             probability["PAR mA official"]) == ("70.12", "95.00", "45.00", "")

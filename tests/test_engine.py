@@ -38,7 +38,8 @@ def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_or
 def test_one_evaluation_gives_reid_par_and_aps_with_seen_and_unseen_apart(run):
     for key in ("mAP", "Rank-1", "mINP", "metric", "PAR/mA_official", "PAR/mA_binary", "PAR/mA_balanced",
                 "PAR/official/upper colour", "PAR-majority/mA_official", "APS/mAP", "APS/Rank-1", "APS/seen/queries",
-                "APS/unseen/mAP", "APS/upper+lower/mAP_given", "APS/upper+lower/mAP_full"):
+                "APS/unseen/mAP", "APS/upper+lower/mAP_given", "APS/upper+lower/mAP_full", "PAR/person/mA_official",
+                "PAR (probability)/person/mA_balanced", "APS/person/mAP"):
         assert isinstance(run.results[key], float | int), key
     assert run.results["PAR/images"] == 18 and run.results["APS/images"] == 24  # no distractor
 

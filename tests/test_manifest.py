@@ -71,6 +71,7 @@ def test_a_training_says_what_it_learned_from_and_was_tested_on(run, market_root
     assert made["AP"] == "rectangle" and "own camera" in made["junk"]
     assert made["ranking"] == {"re-ranking": False, "query expansion": False}
     assert made["colours"]["force colour"] is False and made["pool"].startswith("query and gallery")
+    assert "mean score of its images" in made["person"]
 
 
 def test_an_evaluation_of_a_copied_run_on_copied_data_has_the_same_hashes(run, evaluation, moved, use_root, tmp_path):

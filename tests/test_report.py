@@ -106,3 +106,17 @@ def test_questions_that_balanced_accuracy_leaves_out_are_counted():
     assert "balanced leaves out 1 of 30 yes/no questions" in results_table(results)
     assert "leaves out" not in results_table({**results, "PAR/undefined_questions": 0})
     assert "leaves out" not in results_table({**REID, **PAR})  # records from before they were counted
+
+
+def test_persons_have_a_row_beside_that_of_the_images_in_each_reading():
+    person = {f"PAR/person/{key.removeprefix('PAR/')}": 70.0 for key in PAR if key != "PAR/images"}
+    person |= {"PAR/person/persons": 3, "APS/person/mAP": 80.0, "APS/person/queries": 4, "APS/person/persons": 5}
+    own = {**PAR, **APS, **person}
+    other = {key.replace("/", " (nearest)/", 1): value + 1 for key, value in own.items()}
+    _, par, aps = results_table({**REID, **own, **other}).split("\n\n")
+    assert "of each of 3 persons" in par and "5 persons are ranked" in aps
+    rows = [(line.split("  ")[0], line.split()[-1]) for line in map(str.strip, par.splitlines()) if "by person" in line]
+    assert rows[1:] == [(f"{rule}, {words}, by person", value) for words, value in (
+        ("by probability", "70.00"), ("nearest prototype", "71.00")) for rule in report.MEANS]
+    assert [line.split()[-1] for line in aps.splitlines()[3:] if "by person" in line] == ["80.00", "81.00"]
+    assert "by person" not in results_table({**REID, **PAR, **APS})

@@ -14,6 +14,7 @@ from ..modeling.prototypes import INITIALISERS
 from .study import Study, Variant
 
 MAIN = ("mAP", "Rank-1", "PAR/mA_binary", "PAR/mA_official", "APS/mAP", "APS/Rank-1")
+PERSON = ("PAR/person/mA_binary", "APS/person/mAP")
 MARKET, DUKE = "Market1501", "DukeMTMC"
 COLUMNS = {  # of the paper's PAR tables, in its order
     MARKET: ("gender", "age", "backpack", "handbag", "bag", "hair", "hat", "up", "upper colour", "down",
@@ -97,7 +98,7 @@ def _comparison() -> Study:
     return Study(
         "comparison", "Tables 2 to 5: reID, PAR and APS beside other models",
         "Is one model of all three tasks as good as those of one or two?", variants,
-        (*MAIN, "PAR/binary/*", "PAR/official/*"), against=CERBERUS, costs=True,
+        (*MAIN, *PERSON, "PAR/binary/*", "PAR/official/*"), against=CERBERUS, costs=True,
         note="Each model keeps its recipe (image size, optimiser, losses, images a step) and sees as many images: "
              "as many epochs as the base configuration. Learning-rate steps and delays move in proportion; warm-up and "
              "frozen iterations stay as the recipe has them.")
@@ -151,7 +152,7 @@ def _plus() -> Study:
                 Variant(f"+ label smoothing ({PLUS})", file=PLUS, reading="probability"))
     return Study("plus", "Beyond the paper: from Cerberus to cerberus_plus",
                  "What do reading by probability, the softmax and composed prototypes bring?", variants, MAIN + (
-                     "PAR/mA_balanced",), against=CERBERUS, ladder=True,
+                     "PAR/mA_balanced", *PERSON), against=CERBERUS, ladder=True,
                  note="Each row changes the one above. All but the first read attributes by probability.")
 
 

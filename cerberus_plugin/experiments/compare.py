@@ -26,9 +26,9 @@ from ..manifest.reading import SHOWN
 from ..metrics.outfits import CHANGES
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
-           "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP (rectangle)",
-           "APS/mAP_trapezoid": "APS mAP (trapezoid)", "APS/Rank-1": "APS Rank-1",
-           "APS/unseen/mAP": "APS unseen mAP (rectangle)"}
+           "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "PAR/person/mA_binary": "binary by person",
+           "APS/mAP": "APS mAP (rectangle)", "APS/mAP_trapezoid": "APS mAP (trapezoid)", "APS/Rank-1": "APS Rank-1",
+           "APS/person/mAP": "APS mAP by person", "APS/unseen/mAP": "APS unseen mAP (rectangle)"}
 # In front of these, where a run was tested by outfits: reID's own figures mix those who have changed with the others.
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}

@@ -14,5 +14,6 @@ from .prototypes import blocks as blocks
 from .prototypes import of_groups as of_groups
 from .reader import AttributeReader as AttributeReader
 from .reader import ConfidentReader as ConfidentReader
+from .reader import PersonReader as PersonReader
 from .similarity import chunks as chunks
 from .similarity import image_scores as image_scores

@@ -55,20 +55,29 @@ class ProbabilityReader(WithTemperatures):
 
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, E) -> int64 (N, M); a classifier always names a class."""
-        return self.confidences(embeddings)[0]
+        return self.decide(self.answer_scores(embeddings))
 
     def recognise_balanced(self, embeddings: Tensor) -> Tensor:
         """The answers that balanced accuracy expects, see `balanced_answers`: (N, E) -> int64 (N, M) on the CPU.
 
         As `recognise` where the training identities are not known.
         """
-        if self.train_labels is None:
-            return self.recognise(embeddings)
+        return self.decide(self.answer_scores(embeddings), True)
+
+    def answer_scores(self, embeddings: Tensor, balanced: bool = False) -> Tensor:
+        """See `PersonReader`: log-probabilities of all columns."""
+        return torch.cat(self.log_probabilities(embeddings), dim=1)
+
+    def decide(self, scores: Tensor, balanced: bool = False) -> Tensor:
+        """See `PersonReader`."""
+        log_p = scores.split(self.schema.column_sizes, dim=1)
+        if not balanced or self.train_labels is None:
+            return torch.stack([own.max(dim=1).indices for own in log_p], dim=1)
         truth, known = self.schema.column_truth(self.train_labels.cpu())
         answers = []
-        for m, log_p in enumerate(self.log_probabilities(embeddings)):
+        for m, own in enumerate(log_p):
             prior = truth[m][known[:, m]].double().mean(dim=0)
-            answers.append(balanced_answers(log_p.exp().cpu().numpy(), prior.numpy(), False))
+            answers.append(balanced_answers(summing_to_one(own), prior.numpy(), False))
         return torch.from_numpy(np.stack(answers, axis=1))
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
@@ -97,6 +106,15 @@ class ProbabilityReader(WithTemperatures):
             fits = _fits_colour if column.is_colour else _fits_class
             total[some.to(total.device)] += torch.stack([fits(row, log_p) for row in said.tolist()])[which]
         return total
+
+
+def summing_to_one(log_p: Tensor) -> np.ndarray:
+    """Probabilities of a column's classes from log-probabilities or means of them: (N, C) -> (N, C), on the CPU.
+
+    Means over images that disagree are geometric, and sum to less than 1; those of one image, where a semantic ID may
+    hold two colours, sum to 1 or more and stay as they are.
+    """
+    return (log_p - log_p.logsumexp(dim=1, keepdim=True).clamp(max=0)).exp().cpu().numpy()
 
 
 def _fits_class(said: list[int], log_p: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
 from ..portable.marginals import LOWEST, READINGS, Marginals, balanced_answers, held_classes
+from .probabilities import summing_to_one
 from .similarity import chunks, mean_over_described
 from .temperatures import WithTemperatures, check_temperatures
 
@@ -112,13 +113,12 @@ class PrototypeReader(WithTemperatures):
 
     def sids(self, embeddings: Tensor) -> Tensor:
         """Nearest semantic ID of each group, ties to the lowest number: int64 (N, 5)."""
-        allowed = self._allowed()
-        return torch.cat([self._nearest(chunk, allowed) for chunk in chunks(embeddings)])
+        return torch.cat([self._nearest(self.cosines(chunk)) for chunk in chunks(embeddings)])
 
-    def _nearest(self, embeddings: Tensor, allowed: list[Tensor]) -> Tensor:
+    def _nearest(self, cosines: Sequence[Tensor]) -> Tensor:
         """`sids` of one chunk, among the rows that are allowed."""
         nearest = []
-        for cosine, rows in zip(self.cosines(embeddings), allowed):
+        for cosine, rows in zip(cosines, self._allowed()):
             best = cosine.masked_fill(~rows.to(cosine.device), float("-inf"))
             # argmax promises no order among equals; the first of them is the first that reaches the maximum.
             nearest.append((best == best.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1))
@@ -126,24 +126,35 @@ class PrototypeReader(WithTemperatures):
 
     def recognise(self, embeddings: Tensor) -> Tensor:
         """Attributes of images: (N, 5 * D) -> int64 (N, M), -1 for no listed colour."""
-        if self.reading == "probability":
-            return self.confidences(embeddings)[0]
-        return self.schema.column_answers(self.table.decode(self.sids(embeddings)))
+        return torch.cat([self.decide(self.answer_scores(chunk)) for chunk in chunks(embeddings)])
 
     def recognise_balanced(self, embeddings: Tensor) -> Tensor:
         """The answers that balanced accuracy expects, see `balanced_answers`: (N, 5 * D) -> int64 (N, M) on the CPU.
 
         As `recognise` where the nearest are read.
         """
+        return torch.cat([self.decide(self.answer_scores(chunk, True), True) for chunk in chunks(embeddings)])
+
+    def answer_scores(self, embeddings: Tensor, balanced: bool = False) -> Tensor:
+        """See `PersonReader`. Nearest: cosines with all prototypes; probability: log-probabilities of all columns."""
         if self.reading == "nearest":
-            return self.recognise(embeddings)
-        parts = []
-        for chunk in chunks(embeddings):
-            found = self._log_probabilities(chunk, self._logits(chunk))
-            parts.append(np.stack([
-                balanced_answers(log_p.exp().cpu().numpy(), prior, colour, self.force_colour) - colour
-                for log_p, prior, colour in zip(found, self.marginals.priors, self.marginals.colours)], axis=1))
-        return torch.from_numpy(np.concatenate(parts))
+            return torch.cat(self.cosines(embeddings), dim=1)
+        logits = self._logits(embeddings) if balanced else self._scores(embeddings, self._allowed())
+        found = self._log_probabilities(embeddings, logits, None if balanced else self.temperatures)
+        return torch.cat(found, dim=1)
+
+    def decide(self, scores: Tensor, balanced: bool = False) -> Tensor:
+        """See `PersonReader`."""
+        if self.reading == "nearest":
+            sids = self._nearest(scores.split(self.table.sizes, dim=1))
+            return self.schema.column_answers(self.table.decode(sids))
+        colours = torch.tensor(self.marginals.colours, dtype=torch.int64)
+        log_p = scores.split([held.shape[1] for held in self.marginals.held], dim=1)
+        if not balanced:
+            return torch.stack([own.max(dim=1).indices for own in log_p], dim=1) - colours.to(scores.device)
+        found = [balanced_answers(summing_to_one(own), prior, colour, self.force_colour)
+                 for own, prior, colour in zip(log_p, self.marginals.priors, self.marginals.colours)]
+        return torch.from_numpy(np.stack(found, axis=1)) - colours
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Most probable class of each column and its probability: (N, 5 * D) -> int64 (N, M), float (N, M).

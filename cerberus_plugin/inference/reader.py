@@ -29,6 +29,20 @@ class AttributeReader(Protocol):
         """Scores of images for described persons: labels int64 (Q, A), -1 where open -> (Q, N), higher is nearer."""
 
 
+class PersonReader(AttributeReader, Protocol):
+    """A reader that also recognises a person in several images: by the means of their scores."""
+
+    def answer_scores(self, embeddings: Tensor, balanced: bool = False) -> Tensor:
+        """What answers are decided by, and may be averaged over images of one person: (N, E) -> float (N, V).
+
+        Args:
+            balanced: for the answers that balanced accuracy expects.
+        """
+
+    def decide(self, scores: Tensor, balanced: bool = False) -> Tensor:
+        """Answers, int64 (N, M), from scores or means of scores, (N, V); of one image the answers of `recognise`."""
+
+
 class ConfidentReader(AttributeReader, Protocol):
     """A reader that also says how sure it is: what attribute-accelerated retrieval needs.
 

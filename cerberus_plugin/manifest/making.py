@@ -31,6 +31,8 @@ COLOURS = {"official": "one answer a garment; any listed colour is right, nothin
            "balanced": "mean of (TPR + TNR) / 2 of each colour's yes/no question"}
 BALANCED = "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))"
 POOL = "query and gallery, without distractors"
+PERSON = ("an identity, in one outfit where the data set has outfits, by the mean score of its images: of the pool for "
+          "APS, of the gallery for PAR")
 
 
 class Figures(OrderedDict):
@@ -68,6 +70,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "junk": JUNK + _junk_by_outfits(served),
         "colours": COLOURS | {"force colour": cfg.TEST.PAR.FORCE_COLOUR} if "PAR" in served else None,
         "pool": POOL if "APS" in served else None,
+        "person": PERSON if "APS" in served else None,
         "reading": _reading(cfg, prototypes) if "PAR" in served else None,
         "mean directions": {name: {key.partition("/")[2]: length for key, length in figures.items()
                                    if key.startswith("mean direction/")} for name, figures in by_name.items()}

@@ -52,10 +52,12 @@ def heading(key: str) -> str:
     if key.startswith("Rank-"):
         return f"reID {key}"
     task, *parts = key.split("/")
+    person = "person " if parts[:1] == ["person"] else ""
+    parts = parts[1:] if task == "PAR" and person else parts
     if task == "PAR" and parts:
         rule, name = ((parts[0].removeprefix("mA_"), "mA") if parts[0].startswith("mA_") else
                       (parts[0], "/".join(parts[1:])))
-        return f"PAR {name} ({rule})" if name else f"PAR {rule}"
+        return f"PAR {person}{name} ({rule})" if name else f"PAR {person}{rule}"
     if task == "APS" and parts and parts[-1].startswith("mAP"):
         rule, _, reading = parts[-1].removeprefix("mAP").strip("_").partition("_")  # "", "trapezoid", "given", ...
         rule, reading = (rule, reading) if rule == "trapezoid" else ("rectangle", rule)
