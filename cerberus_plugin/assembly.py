@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from . import acceleration, report
 from .attributes import GROUPS, SCHEMAS, Annotations, SIDTable
-from .calibration import fit_scale
+from .calibration import fit_scale, right_answers
 from .data.held_out import HELD_OUT, query_and_gallery, split_identities
 from .data.left_out import at_random, leave_out
 from .data.loader import AttributeDataset
@@ -345,7 +345,7 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDa
 
 @torch.no_grad()
 def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
-    """Fit the cosine scale of each group by likelihood and keep it with the prototypes.
+    """Fit the cosine scale of each column by likelihood and keep it with the prototypes.
 
     On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
     evenly spread, as a test reads them. Scales that training learns are kept where nobody is held out: training images
@@ -377,13 +377,15 @@ def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) 
     if not rows:
         return
     reader = model.attribute_reader()
-    sids = reader.table.lookup(torch.stack(labels))  # (N, 5)
+    cosines = [own.cpu() for own in reader.cosines(torch.cat(rows))]
+    truth, known = reader.schema.column_truth(torch.stack(labels))
     scales = []
-    for g, cosines in enumerate(reader.cosines(torch.cat(rows))):
-        known = sids[:, g] >= 0
-        prior = torch.from_numpy(reader.marginals.log_priors[g])
-        scales.append(fit_scale(cosines[known.to(cosines.device)].cpu(), sids[known, g], prior) if known.any()
-                      else cfg.TEST.PAR.COSINE_SCALE)
+    for m, column in enumerate(reader.schema.columns):
+        g, held = reader.marginals.column_groups[m], torch.from_numpy(reader.marginals.held[m])
+        own = right_answers(truth[m]) if column.is_colour else truth[m]  # (N, C)
+        right = (own[:, None] & held).any(dim=2) & known[:, m, None]  # (N, K), the semantic IDs with a true value
+        scales.append(fit_scale(cosines[g], right, torch.from_numpy(reader.marginals.log_priors[g]),
+                                cfg.TEST.PAR.COSINE_SCALE))
     prototypes.set_scales(scales)
 
 

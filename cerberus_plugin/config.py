@@ -159,8 +159,8 @@ def add_cerberus_config(cfg: CN) -> None:
     node.SOFTMAX = 0.0
     node.SOFTMAX_SCALE = 16.0
     # Logits s_G * cosine + log(N_k / N): the share of training identities that carry a semantic ID is its prior, and
-    # the scale of each group is learned, from SOFTMAX_SCALE on. Under DATASETS.HOLD_OUT, attributes are read with
-    # scales that are fitted on the held-out people.
+    # the scale of each group is learned, from SOFTMAX_SCALE on. Under DATASETS.HOLD_OUT, columns are read with scales
+    # that are fitted on the held-out people.
     node.SOFTMAX_PRIOR = False
     # Pooling of the strips and of the global map: "mean" as in the paper, "max", or "gem", the generalised mean with a
     # learnable exponent a branch, from 3 on.
@@ -240,9 +240,9 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.PAR.FORCE_COLOUR = False
     cfg.TEST.PAR.QUERY_IDENTITIES_ONLY = False  # DukeMTMC: score 702 identities in place of 1,110
 
-    # Cerberus: probabilities of a group's semantic IDs are the softmax of s_G * cosine + TAU * log(prior). The prior is
-    # the share of training identities; one that none of them carries counts as UNSEEN_PRIOR identities. COSINE_SCALE
-    # is s_G where the checkpoint has neither learned nor measured ones.
+    # Cerberus: probabilities of semantic IDs are the softmax of s * cosine + TAU * log(prior), with a scale s of each
+    # column. The prior is the share of training identities; one that none of them carries counts as UNSEEN_PRIOR
+    # identities. COSINE_SCALE is s where the checkpoint has neither learned nor measured scales.
     cfg.TEST.PAR.COSINE_SCALE = 16.0
     cfg.TEST.PAR.TAU = 1.0
     cfg.TEST.PAR.UNSEEN_PRIOR = 0.5

@@ -122,10 +122,11 @@ def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None 
         own = labels[:, list(schema.group_fields(group))]
         arrays = (rows, *prototypes.synthesis(group))
         groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
-                            counts.cpu().numpy(), reader.scales[group]))
+                            counts.cpu().numpy()))
     fields = tuple(Field(f.name, f.group, f.values, f.column, f.word) for f in schema.fields)
     vocabulary = Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
-                            reader.reading, float(reader.tau), float(reader.unseen_prior), bool(reader.force_colour))
+                            reader.scales, reader.reading, float(reader.tau), float(reader.unseen_prior),
+                            bool(reader.force_colour))
     return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 

@@ -375,7 +375,8 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
     model = load_model(cfg)
     reader = reader_of(model)
     check_tests(cfg, reader.schema.name if reader else None)
-    if getattr(model, "prototypes", None) is not None and model.prototypes.scales is None:
+    prototypes = getattr(model, "prototypes", None)
+    if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
                     f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
     if comm.is_main_process():

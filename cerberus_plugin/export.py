@@ -125,17 +125,15 @@ class Graph(nn.Module):
             return embedding
         blocks = embedding.unflatten(1, (len(self.vocabulary.groups), -1)).unbind(1)
         cosines = [block @ getattr(self, f"prototypes_{g}").T for g, block in enumerate(blocks)]
-        logits = [scale * cosine + getattr(self, f"log_prior_{g}")
-                  for g, (cosine, scale) in enumerate(zip(cosines, self.vocabulary.marginals.scales))]
-        log_sids = [own.log_softmax(dim=1) for own in logits]
         probabilities, answers, searched = [], [], []
         for m, (column, g) in enumerate(zip(self.vocabulary.columns, self.vocabulary.marginals.column_groups)):
+            logits = self.vocabulary.marginals.scales[m] * cosines[g] + getattr(self, f"log_prior_{g}")  # (N, K)
             allowed = getattr(self, f"penalty_{g}")
             temperature = self.vocabulary.temperatures.get(column.name, 1.0)
-            sids = ((logits[g] + allowed) / temperature).softmax(dim=1)  # (N, K)
+            sids = ((logits + allowed) / temperature).softmax(dim=1)  # (N, K)
             shares = (sids @ getattr(self, f"held_{m}")).clamp(max=1)
             probabilities.append(shares)
-            searched.append((log_sids[g][:, :, None] + getattr(self, f"log_held_{m}")).logsumexp(dim=1)
+            searched.append((logits.log_softmax(dim=1)[:, :, None] + getattr(self, f"log_held_{m}")).logsumexp(dim=1)
                             .clamp(LOWEST, 0.0))
             answers.append(shares.argmax(dim=1) if self.vocabulary.reading == "probability" else
                            getattr(self, f"classes_{m}")[(cosines[g] + allowed).argmax(dim=1)])

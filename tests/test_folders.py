@@ -108,15 +108,15 @@ def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monke
     broken = whole.img_items[3][0]
     (folder / "bounding_box_train" / broken).write_bytes(b"not a picture")
     seen = []
-    monkeypatch.setattr("cerberus_plugin.assembly.fit_scale", lambda cosines, sids, prior: seen.append(cosines) or 5.0)
+    monkeypatch.setattr("cerberus_plugin.assembly.fit_scale", lambda cosines, *_: seen.append(cosines) or 5.0)
     train_set = build_train_set(cfg)
     measure_scales(trainer.model, trainer.cfg, train_set)
     if learned and not held_out:  # learned scales are better than those of training images
-        assert not seen and trainer.model.prototypes.scales == pytest.approx([16.0] * 5)
+        assert not seen and trainer.model.prototypes.log_scales is None
         return
-    assert trainer.model.prototypes.scales == pytest.approx([5.0] * 5)
+    assert trainer.model.prototypes.log_scales.exp().tolist() == pytest.approx([5.0] * 12)
     # In training another image of the person stands in for it; a test leaves it out.
-    assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 5
+    assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 12
     assert train_set.num_unreadable.item() == 0
 
 

@@ -139,8 +139,9 @@ def by_probability(tmp_path_factory):
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 30))
     prototypes = ComposedPrototypes(table.sizes, MARKET1501.group_bits, num_classes=1, dim=D)
     prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
+    scales = {column.name: 8.0 + m for m, column in enumerate(MARKET1501.columns)}
     reader = PrototypeReader(table, [prototypes.prototypes(g).detach() for g in GROUPS], prototypes.synthesise,
-                             reading="probability", cosine_scale=[8, 10, 12, 14, 16])
+                             reading="probability", cosine_scale=scales)
     folder = tmp_path_factory.mktemp("by_probability")
     draw_many(folder / "crops", COUNT)
     encoder = RandomEncoder(vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes))))

@@ -27,6 +27,8 @@ from conftest import random_labels
 D = 8
 IDENTITY = GROUPS.index("identity")
 
+SCALES = {column.name: 8.0 + m for m, column in enumerate(MARKET1501.columns)}
+
 
 def filled(schema, kind=ComposedPrototypes, count: int = 40, space: str = "product", learned_scale=None):
     """Random prototypes with the tables of random people."""
@@ -76,7 +78,7 @@ def test_probabilities_of_four_semantic_ids_are_those_worked_by_hand(tau, male, 
     assert found["age"].exp()[0, [0, 2]].tolist() == pytest.approx([young, 1 - young], abs=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.0, math.inf, [16, 16, math.nan, 16, 16]])
+@pytest.mark.parametrize("scale", [0.0, math.inf, SCALES | {"age": math.nan}])
 def test_scales_that_give_no_probabilities_are_refused(scale):
     with pytest.raises(ValueError, match="cosine scales are .*expected numbers above 0.*TEST.PAR.COSINE_SCALE"):
         four_identities(cosine_scale=scale)
@@ -141,7 +143,7 @@ def test_balanced_answers_have_the_highest_expected_balanced_accuracy():
 def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is_the_readers_score(words, embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
-                             reading="probability", cosine_scale=[10, 12, 14, 16, 18])
+                             reading="probability", cosine_scale=SCALES)
     vocabulary = vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=module)))
     scores = reader.search(MARKET1501.parse(words)[None], embeddings)[0].numpy()
     stored = vocabulary.log_probabilities(embeddings.numpy())
@@ -161,13 +163,19 @@ def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is
 def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_reads_as_before(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
-                             cosine_scale=[10, 12, 14, 16, 18], tau=0.8, unseen_prior=0.2)
+                             cosine_scale=SCALES, tau=0.8, unseen_prior=0.2)
     vocabulary = vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=module)))
     record = vocabulary.to_dict()
     copy = Vocabulary.from_dict(record)
     rows = embeddings.numpy()
     assert (copy.log_probabilities(rows) == vocabulary.log_probabilities(rows)).all()
     assert (copy.answers(rows) == reader.recognise(embeddings).numpy() + np.array(reader.marginals.colours)).all()
+    for group in record["groups"]:
+        group["scale"] = 10.0 + GROUPS.index(group["name"])
+    del record["scales"]
+    of_groups = Vocabulary.from_dict(record)  # as they were written when groups had the scales
+    assert of_groups.scales == {column.name: 10.0 + GROUPS.index(group)
+                                for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)}
     for group in record["groups"]:
         del group["counts"], group["scale"]
     del record["tau"], record["unseen_prior"], record["reading"]
@@ -197,7 +205,7 @@ def test_a_checkpoint_without_scales_is_read_both_ways(run, small_config, tmp_pa
     for reading, weights in itertools.product(("nearest", "probability"), (path, tmp_path / "old.pth")):
         cfg = small_config("MODEL.WEIGHTS", str(weights), "TEST.READING", reading, "TEST.PAR.COSINE_SCALE", 12.0)
         reader = load_model(cfg).attribute_reader()
-        expected = measured if weights == path else [12.0] * 5
+        expected = measured if weights == path else [12.0] * 12
         assert reader.reading == reading and list(reader.scales.values()) == pytest.approx(expected)
         answers[reading, weights] = reader.recognise(rows)
     assert torch.equal(answers["nearest", path], answers["nearest", tmp_path / "old.pth"])
@@ -258,7 +266,7 @@ def test_the_softmax_adds_the_log_share_of_training_people_to_scaled_cosines():
     targets = torch.arange(6)
     with torch.no_grad():
         module.learned_log_scales.copy_(torch.tensor([8.0, 10, 12, 14, 16]).log())
-    module.set_scales([1, 1, 1, 1, 1])  # to read with, not to train with
+    module.set_scales([1] * 12)  # to read with, not to train with
     learned = module.learned_log_scales.exp()
     expected = 0
     for g, group in enumerate(GROUPS):
@@ -281,29 +289,51 @@ def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
     generator = torch.Generator().manual_seed(0)
     cosines, prior = 2 * torch.rand(4000, 5, generator=generator) - 1, torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).log()
     sids = torch.multinomial((7 * cosines + prior).softmax(dim=1), 1, generator=generator)[:, 0]
-    assert fit_scale(cosines, sids, prior) == pytest.approx(7, rel=0.05)
-    assert fit_scale(torch.eye(3), torch.arange(3), torch.zeros(3)) == pytest.approx(100, rel=1e-3)
+    assert fit_scale(cosines, F.one_hot(sids, 5).bool(), prior, 16.0) == pytest.approx(7, rel=0.05)
+    pairs = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()[(sids > 1).long()]  # of a value that several hold
+    assert fit_scale(cosines, pairs, prior, 16.0) == pytest.approx(7, rel=0.1)
+    assert fit_scale(torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) > 40  # all are right
+    assert fit_scale(1 - torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) < 0.06  # reads the opposite
+    assert fit_scale(torch.eye(3), torch.zeros(3, 3).bool(), torch.zeros(3), 16.0) == 16.0  # no image is labelled
     module, _ = filled(MARKET1501, SIDPrototypes)
-    assert module.scales is None and "log_scales" not in module.state_dict()
+    assert module.column_scales(MARKET1501) is None and "log_scales" not in module.state_dict()
     without = {name: value.clone() for name, value in module.state_dict().items()}
-    module.set_scales([2, 3, 4, 5, 6])
+    module.set_scales(list(SCALES.values()))
     other, _ = filled(MARKET1501, SIDPrototypes)
     other.load_state_dict(module.state_dict())
-    assert other.scales == pytest.approx((2, 3, 4, 5, 6))
+    assert other.column_scales(MARKET1501) == pytest.approx(SCALES)
     other.load_state_dict(without)
-    assert other.scales is None
+    assert other.column_scales(MARKET1501) is None
     learning, _ = filled(MARKET1501, learned_scale=16.0)
-    assert learning.scales == pytest.approx([16.0] * 5)
-    learning.set_scales([2, 3, 4, 5, 6])
-    assert learning.scales == pytest.approx((2, 3, 4, 5, 6))
+    assert learning.column_scales(MARKET1501) == pytest.approx(dict.fromkeys(SCALES, 16.0))
+    learning.set_scales(list(SCALES.values()))
+    assert learning.column_scales(MARKET1501) == pytest.approx(SCALES)
     assert learning.learned_log_scales.exp().tolist() == pytest.approx([16.0] * 5)  # training goes on from these
+
+
+def test_measured_scales_of_groups_in_an_older_checkpoint_are_those_of_their_columns():
+    module, _ = filled(MARKET1501, SIDPrototypes)
+    state = module.state_dict() | {"log_scales": torch.tensor([2.0, 3, 4, 5, 6]).log()}
+    module.load_state_dict(state)
+    assert module.column_scales(MARKET1501) == pytest.approx({
+        column.name: 2.0 + GROUPS.index(group) for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)})
+
+
+def test_a_column_of_scale_near_0_answers_what_most_training_people_have(embeddings):
+    module, table = filled(MARKET1501)
+    reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
+                             cosine_scale=SCALES | {"gender": 1e-9})
+    names = [column.name for column in MARKET1501.columns]
+    for name, log_p, prior in zip(names, reader.log_probabilities(embeddings), reader.marginals.priors):
+        same = torch.allclose(log_p.exp().double(), torch.from_numpy(prior).expand(len(log_p), -1), atol=0.01)
+        assert same == (name == "gender"), name
 
 
 @pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
 @pytest.mark.parametrize("learned", [None, 16.0])
 def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_not_with_measured_ones(kind, learned):
     given, _ = filled(MARKET1501, kind, learned_scale=learned)
-    given.set_scales([2, 3, 4, 5, 6])
+    given.set_scales(list(SCALES.values()))
     other = SIDTable.build(MARKET1501, random_labels(MARKET1501, 25, seed=1), space="observed")
     vectors = {"rows", "residuals", "base", "values", "learned_log_scales"}
     for own, gone in ((other.schema, {"rows"}), (DUKEMTMC, vectors)):
@@ -322,7 +352,7 @@ def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_no
             same = table == "rows" and own is other.schema and torch.equal(given.bits(group), module.bits(group))
             taken = name in parameters and (same or table not in gone)
             assert torch.equal(value, parameters[name] if taken else before[name]), name
-        assert (module.scales is None) == (learned is None)
+        assert (module.column_scales(MARKET1501) is None) == (learned is None)
 
 
 def found_among_unseen(kind, seed: int) -> float:
@@ -350,7 +380,7 @@ def found_among_unseen(kind, seed: int) -> float:
         module.softmax(f.expand(5, -1, -1), classes, 16.0).backward()
         optimiser.step()
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
-                             reading="probability", cosine_scale=module.scales)
+                             reading="probability", cosine_scale=module.column_scales(MARKET1501))
     images = truth.repeat_interleave(5, dim=0) + 0.3 * torch.randn(90, 32, generator=generator)
     queries = torch.full((2, len(MARKET1501.fields)), -1)
     queries[:, fields] = every[unseen][:, fields]

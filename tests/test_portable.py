@@ -172,10 +172,13 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
 
 
 @pytest.mark.parametrize(("key", "value"), [("reading", "by ear"), ("tau", -1.0), ("unseen_prior", 0.0),
-                                            ("tau", math.nan), ("scale", 0.0), ("scale", math.inf), ("counts", -1)])
+                                            ("tau", math.nan), ("scale", 0.0), ("scale", math.inf), ("scale", None),
+                                            ("counts", -1)])
 def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value):
     record = market_pair[1].to_dict()
-    if key in record:
+    if key == "scale":
+        record["scales"] = {"hat": 1.0} if value is None else record["scales"] | {"hat": value}
+    elif key in record:
         record[key] = value
     else:
         group = record["groups"][1]

@@ -94,9 +94,9 @@ def test_measuring_scales_draws_no_random_numbers_and_repeats_itself(run, small_
     def states() -> tuple:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
-    before, scales, training = states(), run.model.prototypes.scales, run.model.training
+    before, scales, training = states(), run.model.prototypes.log_scales.tolist(), run.model.training
     measure_scales(run.model, small_config(), run.data_loader.dataset)
-    assert states() == before and run.model.prototypes.scales == scales and run.model.training == training
+    assert states() == before and run.model.prototypes.log_scales.tolist() == scales and run.model.training == training
 
 
 def images_of(loader, first: int, count: int) -> list[torch.Tensor]:

@@ -7,14 +7,15 @@ Shapes: N images, K scores of a column (classes, or the semantic IDs of its grou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 BOUNDS = (0.05, 20.0)  # a fit that ends at either has found nothing that limits it
-SCALES = (1.0, 100.0)  # that a cosine scale is looked for between
-GRID = 25  # temperatures tried first: sums over classes can give the likelihood several minima
+SCALES = (0.05, 100.0)  # that a cosine scale is looked for between; at the lower end answers are the prior's
+GRID = 25  # values tried first: sums over classes can give the likelihood several minima
 
 
 def right_answers(truth: Tensor) -> Tensor:
@@ -52,37 +53,44 @@ def fit_temperature(scores: Tensor, right: Tensor, identities: Tensor) -> float:
         raise ValueError(f"temperature: none of {len(scores)} images has a right answer among those that can be given; "
                          "fit on labelled images")
     scores, right = scores[usable].double(), right[usable]
-    low, high = map(math.log, BOUNDS)
-    grid = torch.linspace(low, high, GRID, dtype=torch.float64).tolist()
-    start = min(range(GRID), key=lambda i: negative_log_likelihood(scores, right, math.exp(grid[i])))
-    found = minimize_scalar(lambda t: negative_log_likelihood(scores, right, math.exp(t)), method="bounded",
-                            bounds=(grid[max(start - 1, 0)], grid[min(start + 1, GRID - 1)]), options={"xatol": 1e-5})
+    best = _likeliest(lambda t: negative_log_likelihood(scores, right, t), BOUNDS)
     count = len(identities[usable].unique())
     most = (count + 1) / (count + 2)
 
     def excess(t: float) -> float:
         return _log_right(scores, right, math.exp(t)).exp().mean().item() - most
 
-    if excess(found.x) > 0 > excess(high):
-        return math.exp(brentq(excess, found.x, high, xtol=1e-6))
-    return math.exp(found.x)
+    low, high = math.log(best), math.log(BOUNDS[1])
+    if excess(low) > 0 > excess(high):
+        return math.exp(brentq(excess, low, high, xtol=1e-6))
+    return best
 
 
-def fit_scale(cosines: Tensor, sids: Tensor, log_prior: Tensor) -> float:
-    """The scale s under which semantic IDs are likeliest by the softmax of s * cosine + log prior.
+def fit_scale(cosines: Tensor, right: Tensor, log_prior: Tensor, default: float) -> float:
+    """The scale s of a column, within `SCALES`, under which its true values are likeliest.
 
-    The likelihood is concave in s, so there is one optimum; it is kept within `SCALES`.
+    The probability of a value is that of all semantic IDs that hold it, by the softmax of s * cosine + log prior.
 
     Args:
-        cosines: float (N, K), of images with prototypes.   sids: int64 (N,), the right ones.
+        cosines: float (N, K), of images with prototypes.
+        right: bool (N, K), the semantic IDs that hold a true value; images without one tell nothing.
         log_prior: float (K,).
+        default: what to return where no image tells anything.
     """
-    cosines, log_prior = cosines.double(), log_prior.double()
+    usable = right.any(dim=1)
+    if not usable.any():
+        return default
+    cosines, right, log_prior = cosines[usable].double(), right[usable], log_prior.double()
+    return _likeliest(lambda scale: negative_log_likelihood(scale * cosines + log_prior, right), SCALES)
 
-    def loss(scale: float) -> float:
-        return -(scale * cosines + log_prior).log_softmax(dim=1).gather(1, sids[:, None]).mean().item()
 
-    return float(minimize_scalar(loss, method="bounded", bounds=SCALES, options={"xatol": 1e-4}).x)
+def _likeliest(loss: Callable[[float], float], bounds: tuple[float, float]) -> float:
+    """The value with the smallest loss: the best of `GRID` values in equal ratios, and then between its neighbours."""
+    grid = torch.linspace(*map(math.log, bounds), GRID, dtype=torch.float64).tolist()
+    start = min(range(GRID), key=lambda i: loss(math.exp(grid[i])))
+    found = minimize_scalar(lambda x: loss(math.exp(x)), method="bounded", options={"xatol": 1e-5},
+                            bounds=(grid[max(start - 1, 0)], grid[min(start + 1, GRID - 1)]))
+    return math.exp(found.x)
 
 
 def _log_right(scores: Tensor, right: Tensor, temperature: float) -> Tensor:

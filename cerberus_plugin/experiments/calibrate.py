@@ -132,7 +132,7 @@ def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: 
         records[names[m]] = {
             "temperature": temperature,
             "at bound": not calibration.BOUNDS[0] * 1.01 < temperature < calibration.BOUNDS[1] / 1.01,
-            **({"cosine scale": reader.scales[reader.schema.column_groups[m]] / temperature}
+            **({"cosine scale": reader.scales[names[m]] / temperature}
                if hasattr(reader, "scales") else {}),
             "withhold below": threshold,
             "fitted on": _counted(fitted[m]), "measured on": _counted(measured[m]),

@@ -57,7 +57,7 @@ class PrototypeReader(WithTemperatures):
         force_colour: recognise the best semantic ID, or value, that names a colour, in place of "no listed colour".
         partial: how a half-described group scores where the nearest are read: "mean" or "max" over the semantic IDs
             that agree with it.
-        cosine_scale: s_G, one number or one a group.
+        cosine_scale: s_m, one number, or one a column by its name.
         tau: power of the prior; 0 leaves it out.
         unseen_prior: identities that a semantic ID counts as which no training identity carries.
         temperatures: by a column's name, what its logits are divided by in `confidences`. 1 where not given.
@@ -66,7 +66,7 @@ class PrototypeReader(WithTemperatures):
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
                  synthesise: Callable[[str, Tensor], Tensor] | None = None, *, train_labels: Tensor | None = None,
                  reading: str = "nearest", force_colour: bool = False, partial: str = "mean",
-                 cosine_scale: float | Sequence[float] = 16.0, tau: float = 1.0, unseen_prior: float = 0.5,
+                 cosine_scale: float | Mapping[str, float] = 16.0, tau: float = 1.0, unseen_prior: float = 0.5,
                  temperatures: Mapping[str, float] | None = None) -> None:
         if partial not in PARTIAL:
             raise ValueError(f"partial is '{partial}', expected one of {', '.join(PARTIAL)}")
@@ -80,8 +80,9 @@ class PrototypeReader(WithTemperatures):
         self.reading = reading
         self.force_colour = force_colour
         self.partial = partial
-        scales = [cosine_scale] * len(GROUPS) if isinstance(cosine_scale, int | float) else cosine_scale
-        self.scales = dict(zip(GROUPS, map(float, scales)))
+        names = [column.name for column in self.schema.columns]
+        scales = cosine_scale if isinstance(cosine_scale, Mapping) else dict.fromkeys(names, cosine_scale)
+        self.scales = {name: float(scales[name]) for name in names}
         if not all(0 < scale < math.inf for scale in self.scales.values()):
             raise ValueError(f"cosine scales are {self.scales}, expected numbers above 0. They are those of the "
                              "checkpoint (prototypes.log_scales), which is damaged then, or TEST.PAR.COSINE_SCALE")
@@ -183,16 +184,18 @@ class PrototypeReader(WithTemperatures):
         return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(embeddings, self._logits(embeddings))]
 
     def _logits(self, embeddings: Tensor) -> list[Tensor]:
-        """Per group s_G cos + tau log pi: float (N, K)."""
-        return [scale * cosine + torch.from_numpy(prior).to(cosine) for scale, cosine, prior in zip(
-            self.marginals.scales, self.cosines(embeddings), self.marginals.log_priors)]
+        """Per column s_m cos + tau log pi: float (N, K)."""
+        cosines = self.cosines(embeddings)
+        priors = [torch.from_numpy(prior).to(cosine) for prior, cosine in zip(self.marginals.log_priors, cosines)]
+        return [scale * cosines[g] + priors[g]
+                for scale, g in zip(self.marginals.scales, self.marginals.column_groups)]
 
     def _log_probabilities(self, embeddings: Tensor, logits: Sequence[Tensor],
                            temperatures: Mapping[str, float] | None = None) -> list[Tensor]:
-        """Per column the log-probability of each class, from the logits of its group: float (N, C)."""
+        """Per column the log-probability of each class, from its logits: float (N, C)."""
         found = []
-        for column, g, held in zip(self.schema.columns, self.marginals.column_groups, self.marginals.held):
-            log_p = (logits[g] / (temperatures or {}).get(column.name, 1.0)).log_softmax(dim=1)  # (N, K)
+        for column, own, held in zip(self.schema.columns, logits, self.marginals.held):
+            log_p = (own / (temperatures or {}).get(column.name, 1.0)).log_softmax(dim=1)  # (N, K)
             outside = ~torch.from_numpy(held).to(log_p.device)
             found.append(torch.stack([log_p.masked_fill(row, float("-inf")).logsumexp(dim=1) for row in outside.T],
                                      dim=1).clamp(max=0))
@@ -203,14 +206,14 @@ class PrototypeReader(WithTemperatures):
         recognised, and the answer that each gives, int64 (K,)."""
         allowed = self._allowed()
         parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
-        scores = dict(zip(GROUPS, (torch.cat(group) for group in zip(*parts))))
+        scores = [torch.cat(column) for column in zip(*parts)]
         own = {group: self.schema.column_answers(rows) for group, rows in zip(GROUPS, self.table.labels)}
-        return [(scores[group], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
+        return [(scores[m], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
 
     def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> list[Tensor]:
         """`_logits`, minus infinity where not allowed."""
-        return [logits.masked_fill(~rows.to(logits.device), float("-inf"))
-                for logits, rows in zip(self._logits(embeddings), allowed)]
+        return [logits.masked_fill(~allowed[g].to(logits.device), float("-inf"))
+                for logits, g in zip(self._logits(embeddings), self.marginals.column_groups)]
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
         """Scores of images for described persons, higher is nearer: (Q, N).

@@ -16,7 +16,7 @@ from fastreid.config import CfgNode
 from torch import nn
 
 from ..assembly import FILLED, unwrapped
-from ..attributes import GROUPS, Annotations
+from ..attributes import GROUPS, SCHEMAS, Annotations
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 
@@ -71,7 +71,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         "colours": COLOURS | {"force colour": cfg.TEST.PAR.FORCE_COLOUR} if "PAR" in served else None,
         "pool": POOL if "APS" in served else None,
         "person": PERSON if "APS" in served else None,
-        "reading": _reading(cfg, prototypes) if "PAR" in served else None,
+        "reading": _reading(cfg, unwrapped(model)) if "PAR" in served else None,
         "mean directions": {name: {key.partition("/")[2]: length for key, length in figures.items()
                                    if key.startswith("mean direction/")} for name, figures in by_name.items()}
         if "mean direction" in served else None,
@@ -150,7 +150,7 @@ def file_sha256(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _reading(cfg: CfgNode, prototypes: nn.Module | None) -> dict:
+def _reading(cfg: CfgNode, model: nn.Module) -> dict:
     """How attributes were answered and searched for: of "PAR" and "APS", and of figures that name another reading."""
     test = cfg.TEST
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
@@ -158,15 +158,15 @@ def _reading(cfg: CfgNode, prototypes: nn.Module | None) -> dict:
     return {"name": test.READING, "nearest": "labels of the nearest prototype; mean cosine",
             "probability": "most probable value; sum of log-probabilities of the described values",
             "balanced": f"by probability {BALANCED}", "tau": test.PAR.TAU, "unseen prior": test.PAR.UNSEEN_PRIOR,
-            "cosine scales": _scales(prototypes) or {"TEST.PAR.COSINE_SCALE": test.PAR.COSINE_SCALE}}
+            "cosine scales": _scales(model) or {"TEST.PAR.COSINE_SCALE": test.PAR.COSINE_SCALE}}
 
 
-def _scales(prototypes: nn.Module | None) -> dict | None:
-    """Of each group, and whether they were learned with the weights or measured after; None where neither."""
-    if prototypes is None or prototypes.scales is None:
+def _scales(model: nn.Module) -> dict | None:
+    """Of each column, and whether they were learned with the weights or measured after; None where neither."""
+    scales = model.prototypes.column_scales(SCHEMAS[model.schema_name])
+    if scales is None:
         return None
-    how = "learned" if prototypes.log_scales is None else "measured"
-    return {"how": how, **dict(zip(GROUPS, prototypes.scales))}
+    return {"how": "learned" if model.prototypes.log_scales is None else "measured", **scales}
 
 
 def _junk_by_outfits(served: set[str]) -> str:

@@ -174,8 +174,9 @@ class Cerberus(ImageModel):
             return self.prototypes.synthesise(group, bits.to(self.device))
 
         train_labels = table.decode(self.prototypes.sid_of_class.cpu())
-        scales = {"cosine_scale": self.prototypes.scales} if self.prototypes.scales else {}
-        return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **self.reading | scales)
+        scales = self.prototypes.column_scales(table.schema)
+        options = self.reading | ({} if scales is None else {"cosine_scale": scales})
+        return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **options)
 
     @staticmethod
     def finish_embeddings(embeddings: Tensor) -> Tensor:

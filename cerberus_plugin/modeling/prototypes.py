@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..attributes import GROUPS, MISSING, SIDTable
+from ..attributes import GROUPS, MISSING, AttributeSchema, SIDTable
 from ..losses import adaptive_margins, prototype_regularisation, prototype_softmax_loss, semantic_guidance_loss
 from .tables import leave, refuse_other_tables
 
@@ -41,8 +41,9 @@ class SIDPrototypes(nn.Module):
     Attributes:
         learned_log_scales: float (5,), a parameter: natural logarithms of the cosine scales that training learns, by
             which cosines become probabilities; None where none are learned.
-        log_scales: float (5,), a buffer: those that `set_scales` was given, measured with the weights as they are. They
-            are read with in place of the learned ones; None until then.
+        log_scales: float (M,), a buffer: logarithms of the scales that were measured for the M columns of the schema
+            with the weights as they are, see `set_scales`. They are read with in place of the learned ones; None until
+            then.
     """
 
     def __init__(self, sizes: tuple[int, ...], bits: tuple[int, ...], num_classes: int, dim: int = 512,
@@ -171,15 +172,22 @@ class SIDPrototypes(nn.Module):
         seen = self.counts(group) > 0
         return torch.where(seen[:, None], self.prototypes(group), self.synthesise(group, self.bits(group)))
 
-    @property
-    def scales(self) -> tuple[float, ...] | None:
-        """The cosine scale of each group to read with: measured, or else learned; None where neither."""
+    def column_scales(self, schema: AttributeSchema) -> dict[str, float] | None:
+        """The cosine scale to read each column with, by its name: measured, or else learned by its group.
+
+        None where neither. Older checkpoints have measured scales of groups.
+        """
         scales = self.learned_log_scales if self.log_scales is None else self.log_scales
-        return None if scales is None else tuple(scales.detach().exp().tolist())
+        if scales is None:
+            return None
+        scales = scales.detach().exp().tolist()
+        if len(scales) != len(schema.columns):
+            scales = [scales[GROUPS.index(group)] for group in schema.column_groups]
+        return {column.name: scale for column, scale in zip(schema.columns, scales)}
 
     @torch.no_grad()
     def set_scales(self, scales: Sequence[float]) -> None:
-        """Keep measured cosine scales, one a group, in the checkpoint. Training does not use them."""
+        """Keep measured cosine scales, one a column of the schema, in the checkpoint. Training does not use them."""
         self.log_scales = self.sid_of_class.new_tensor(scales, dtype=torch.float32).log()
 
     beginning = False  # see `tables.begin_from_other_weights`
@@ -189,7 +197,7 @@ class SIDPrototypes(nn.Module):
             leave(state_dict, prefix, ["log_scales"])
         self.log_scales = None
         if f"{prefix}log_scales" in state_dict:
-            self.set_scales([1.0] * len(GROUPS))  # of the right size, to be loaded into
+            self.set_scales([1.0] * len(state_dict[f"{prefix}log_scales"]))  # of the right size, to be loaded into
         tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
         if self.beginning:
             leave(state_dict, prefix, self._without_meaning_here(state_dict, prefix))

@@ -1,7 +1,10 @@
 """How probabilities of semantic IDs add up to those of attributes: the one definition, for numpy, torch and ONNX.
 
-    log p(k | x) = s_G cos(f, p_k) + tau log pi_k - log Z          semantic ID k of group G
-    p(v | x)     = sum of p(k | x) over the semantic IDs that hold the value v
+    log p_m(k | x) = s_m cos(f, p_k) + tau log pi_k - log Z        semantic ID k of the group that column m belongs to
+    p(v | x)       = sum of p_m(k | x) over the semantic IDs that hold the value v of column m
+
+The scale s_m is large where the column can be read off images of other people, and near 0 where it cannot: p(v | x) is
+the share of training identities with the value then.
 
 Classes of a column are its values in words; a colour column begins with "none", which is held where no colour is.
 Shapes: N images, K semantic IDs of a group, F label fields of a column, C classes of a column, V of all columns.
@@ -64,7 +67,7 @@ class Marginals:
     """The tables behind probabilities of a set of attributes.
 
     Attributes:
-        scales: s_G of each group.
+        scales: s_m of each column.
         log_priors: per group float32 (K,), tau log pi_k.
         held: per column bool (K, C).
         priors: per column float64 (C,), the share of training identities with each class, 0 where none has it.
@@ -86,7 +89,7 @@ class Marginals:
         Args:
             columns: of each its group's index, the labels of its fields by semantic ID, int (K, F), its number of
                 classes, and whether it is of colours.
-            counts: per group int (K,).   scales: s_G of each group.   tau, unseen: see `prior_of`.
+            counts: per group int (K,).   scales: s_m of each column.   tau, unseen: see `prior_of`.
         """
         held = tuple(held_classes(labels, classes, colour) for _, labels, classes, colour in columns)
         groups = tuple(group for group, *_ in columns)
@@ -101,13 +104,15 @@ class Marginals:
         """Where the classes of each column begin among the V of all: int64 (M + 1,)."""
         return np.cumsum([0, *(own.shape[1] for own in self.held)])
 
-    def logits(self, g: int, cosines: np.ndarray) -> np.ndarray:
-        """s_G cos + tau log pi of one group's semantic IDs, float (N, K) -> float64 (N, K)."""
-        return self.scales[g] * cosines.astype(np.float64) + self.log_priors[g]
+    def logits(self, m: int, cosines: np.ndarray) -> np.ndarray:
+        """s_m cos + tau log pi of the semantic IDs of a column's group, float (N, K) -> float64 (N, K)."""
+        return self.scales[m] * cosines.astype(np.float64) + self.log_priors[self.column_groups[m]]
 
     def log_probabilities(self, m: int, logits: np.ndarray) -> np.ndarray:
-        """Of the classes of one column, from its group's logits, (N, K) -> float64 (N, C); minus infinity where nothing
-        that may be answered holds a class."""
+        """Of the classes of one column, from its logits, (N, K) -> float64 (N, C).
+
+        Minus infinity where nothing that may be answered holds a class.
+        """
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         with np.errstate(divide="ignore"):
             found = np.log((weights @ self.held[m]) / weights.sum(axis=1, keepdims=True))

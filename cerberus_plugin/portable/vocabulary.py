@@ -85,7 +85,6 @@ class Group:
         mean_prototype, mean_bits: float32 (D,) and (L,), of the semantic IDs seen in training; with the residuals they
             give the prototype of any other combination.
         counts: int64 (K,), training identities that carry each semantic ID.
-        scale: s_G, what cosines are multiplied by to become logits.
     """
 
     name: str
@@ -95,7 +94,6 @@ class Group:
     mean_prototype: np.ndarray
     mean_bits: np.ndarray
     counts: np.ndarray
-    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +104,7 @@ class Vocabulary:
         schema: name of the attribute schema.   fields: all labels, group by group.
         column_names: the columns, in the order in which answers are listed.
         groups: in the order of an embedding's blocks.
+        scales: by column, s_m, what cosines are multiplied by to become logits.
         reading: how answers and searches are read off embeddings, "nearest" or "probability", see `PrototypeReader`.
         tau, unseen_prior: power of the prior of semantic IDs, and the identities that one counts as which no training
             identity carries; see `marginals`.
@@ -118,6 +117,7 @@ class Vocabulary:
     fields: tuple[Field, ...]
     column_names: tuple[str, ...]
     groups: tuple[Group, ...]
+    scales: Mapping[str, float]
     reading: str = "nearest"
     tau: float = 1.0
     unseen_prior: float = 0.5
@@ -146,7 +146,10 @@ class Vocabulary:
         if self.reading not in READINGS:
             raise ValueError(f"vocabulary of {self.schema}: 'reading' is {self.reading!r}, expected one of "
                              f"{', '.join(READINGS)}; export the model again")
-        scales = {f"scale of group '{group.name}'": group.scale for group in self.groups}
+        if set(self.scales) != set(self.column_names):
+            raise ValueError(f"vocabulary of {self.schema}: scales of {', '.join(map(str, self.scales))}, expected one "
+                             "of each column; export the model again")
+        scales = {f"scale of column '{name}'": value for name, value in self.scales.items()}
         for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
             if not 0 < value < math.inf:
                 raise ValueError(f"vocabulary of {self.schema}: {name} is {value}, expected a number above 0; export "
@@ -203,25 +206,26 @@ class Vocabulary:
 
         With `force_colour` semantic IDs that name no colour have none.
         """
-        logits = self._logits(embeddings)
-        logits = [np.where(allowed, own, -np.inf) for own, allowed in zip(logits, self.allowed)]
-        return [np.exp(self.marginals.log_probabilities(
-            m, logits[g] / self.temperatures.get(column.name, 1.0))).astype(np.float32)
-            for m, (column, g) in enumerate(zip(self.columns, self.marginals.column_groups))]
+        found = []
+        for m, (logits, g) in enumerate(zip(self._logits(embeddings), self.marginals.column_groups)):
+            logits = np.where(self.allowed[g], logits, -np.inf) / self.temperatures.get(self.column_names[m], 1.0)
+            found.append(np.exp(self.marginals.log_probabilities(m, logits)).astype(np.float32))
+        return found
 
     def log_probabilities(self, embeddings: np.ndarray) -> np.ndarray:
         """Log-probabilities of all classes of all columns side by side: float32 (N, V).
 
         Those that search adds up: neither calibration nor `force_colour` touches them.
         """
-        logits = self._logits(embeddings)
-        found = np.concatenate([self.marginals.log_probabilities(m, logits[g])
-                                for m, g in enumerate(self.marginals.column_groups)], axis=1)
+        found = np.concatenate([self.marginals.log_probabilities(m, logits)
+                                for m, logits in enumerate(self._logits(embeddings))], axis=1)
         return np.maximum(found, LOWEST).astype(np.float32)
 
     def _logits(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        """Per column (N, K)."""
         blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
-        return [self.marginals.logits(g, blocks[:, g] @ group.prototypes.T) for g, group in enumerate(self.groups)]
+        cosines = [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
+        return [self.marginals.logits(m, cosines[g]) for m, g in enumerate(self.marginals.column_groups)]
 
     @cached_property
     def marginals(self) -> Marginals:
@@ -231,8 +235,8 @@ class Vocabulary:
             g = names.index(column.group)
             own = [self._fields_of(column.group).index(i) for i in column.fields]
             columns.append((g, self.groups[g].labels[:, own], len(column.classes), column.is_colour))
-        return Marginals.build(columns, [group.counts for group in self.groups], [group.scale for group in self.groups],
-                               self.tau, self.unseen_prior)
+        return Marginals.build(columns, [group.counts for group in self.groups],
+                               [self.scales[name] for name in self.column_names], self.tau, self.unseen_prior)
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
         """Attributes of images in words: (N, G * D) -> one dict an image, by column.
@@ -314,26 +318,29 @@ class Vocabulary:
     def to_dict(self) -> dict:
         """A record of plain values, for JSON; arrays are float32 in base64."""
         groups = [{"name": group.name, "labels": group.labels.tolist(), "counts": group.counts.tolist(),
-                   "scale": group.scale, **{name: _pack(getattr(group, name)) for name in _ARRAYS}}
+                   **{name: _pack(getattr(group, name)) for name in _ARRAYS}}
                   for group in self.groups]
         return {"schema": self.schema, "fields": [asdict(own) for own in self.fields],
-                "columns": list(self.column_names), "groups": groups, "reading": self.reading, "tau": self.tau,
-                "unseen_prior": self.unseen_prior,
+                "columns": list(self.column_names), "groups": groups, "scales": dict(self.scales),
+                "reading": self.reading, "tau": self.tau, "unseen_prior": self.unseen_prior,
                 "force_colour": self.force_colour, "temperatures": dict(self.temperatures),
                 "withhold_below": {name: None if value == math.inf else value  # JSON has no infinity
                                    for name, value in self.withhold_below.items()}}
 
     @classmethod
     def from_dict(cls, record: Mapping) -> Vocabulary:
-        """The inverse of `to_dict`; a record with one scale for all groups has no prior, so probabilities use none."""
+        """The inverse of `to_dict`. Older records have one scale a group, or one of all and no prior."""
         known = "cosine_scale" not in record
         groups = tuple(Group(own["name"], np.array(own["labels"], dtype=np.int64),
                              **{name: _unpack(own[name]) for name in _ARRAYS},
-                             counts=np.array(own["counts"] if known else [0] * len(own["labels"]), dtype=np.int64),
-                             scale=own["scale"] if known else record["cosine_scale"]) for own in record["groups"])
+                             counts=np.array(own["counts"] if known else [0] * len(own["labels"]), dtype=np.int64))
+                       for own in record["groups"])
         fields = tuple(Field(**(own | {"values": tuple(own["values"])})) for own in record["fields"])
+        group_of = {own.column or own.name: own.group for own in fields}
+        of_groups = {own["name"]: own.get("scale", record.get("cosine_scale")) for own in record["groups"]}
+        scales = record.get("scales") or {name: of_groups[group_of[name]] for name in record["columns"]}
         prior = (record["reading"], record["tau"], record["unseen_prior"]) if known else ("nearest", 0.0, 1.0)
-        return cls(record["schema"], fields, tuple(record["columns"]), groups, *prior,
+        return cls(record["schema"], fields, tuple(record["columns"]), groups, scales, *prior,
                    record["force_colour"], record["temperatures"],
                    {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 
