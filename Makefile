@@ -56,7 +56,7 @@ lint: install
 
 smoke: install
 	rm -rf runs/smoke
-	$(RUN) -m cerberus_plugin.data.synthetic --output runs/smoke/data --train-ids 32 --test-ids 12 --images-per-id 6 \
+	$(RUN) -m cerberus_plugin.synthetic --output runs/smoke/data --train-ids 32 --test-ids 12 --images-per-id 6 \
 		--distractors 4 --junk 4
 	FASTREID_DATASETS=runs/smoke/data $(RUN) $(SMOKE) OUTPUT_DIR runs/smoke SOLVER.MAX_EPOCH 4 \
 		SOLVER.WARMUP_ITERS 3 TEST.UNTRAINED_FLOOR False

@@ -68,8 +68,8 @@ if __name__ == "__main__":
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
         package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
-                      "cerberus_plugin.gallery": ["*.j2", "*.css"],  # and sheets of what was found
-                      "cerberus_plugin.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and the page of `cerberus serve`
+                      "cerberus_plugin.search.gallery": ["*.j2", "*.css"],  # and sheets of what was found
+                      "cerberus_plugin.search.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and `cerberus serve`
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 
-from cerberus_plugin.machine import hardware, versions
+from cerberus_plugin.utils.environment import hardware, versions
 
 import torch
 from tabulate import tabulate

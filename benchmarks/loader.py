@@ -20,9 +20,9 @@ import time
 
 from cerberus_plugin import CerberusTrainer, add_cerberus_config, host
 from cerberus_plugin.data import resident
-from cerberus_plugin.data.synthetic import draw_dataset
 from cerberus_plugin.host.data import usable_cores
-from cerberus_plugin.machine import hardware, versions
+from cerberus_plugin.synthetic.dataset import draw_dataset
+from cerberus_plugin.utils.environment import hardware, versions
 
 import torch
 from common import table, write

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 
-from cerberus_plugin.losses import identity_loss
+from cerberus_plugin.modeling.losses import identity_loss
 from setting import FAST, ON_GPU, add_size, config, people, trainer
 
 import torch

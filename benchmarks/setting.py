@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 from cerberus_plugin import CerberusTrainer, add_cerberus_config  # noqa: E402
-from cerberus_plugin.data.synthetic import draw_dataset  # noqa: E402
+from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
 
 import torch  # noqa: E402
 from fastreid.config import get_cfg  # noqa: E402

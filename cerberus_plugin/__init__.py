@@ -2,17 +2,22 @@
 
 Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
 host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the data sets with
-attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.portable` needs neither. In
-a process of the `cerberus` command it does so once a job needs torch, since most jobs do not.
+attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.search.portable` needs
+neither. In a process of the `cerberus` command it does so once a job needs torch, since most jobs do not.
 """
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import PurePath
+
+from .utils import moved
 
 __version__ = "0.1.0"
 __all__ = ["APSTask", "CerberusPredictor", "CerberusTrainer", "PARTask", "ReIDTask", "SIDTable", "TaskEvaluator",
            "add_cerberus_config"]
+
+moved.install()
 
 
 def use_torch() -> None:
@@ -26,15 +31,15 @@ def use_torch() -> None:
 
     # Imported for their registration.
     from .data import clothes, datasets  # noqa: F401
-    from .modeling import apr, cerberus, cssc, representation  # noqa: F401
+    from .modeling import apr, cerberus, cssc, heads  # noqa: F401
 
     # isort: split
     from .attributes import SIDTable
     from .config import add_cerberus_config
-    from .engine import CerberusTrainer
-    from .evaluators import TaskEvaluator
+    from .engine.trainer import CerberusTrainer
+    from .evaluation.evaluators import TaskEvaluator
+    from .evaluation.tasks import APSTask, PARTask, ReIDTask
     from .predictor import CerberusPredictor
-    from .tasks import APSTask, PARTask, ReIDTask
 
     public = (APSTask, CerberusPredictor, CerberusTrainer, PARTask, ReIDTask, SIDTable, TaskEvaluator,
               add_cerberus_config)
@@ -48,11 +53,13 @@ def _is_command() -> bool:
 
 
 def __getattr__(name: str):
+    if name in moved.MOVED:
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if find_spec("torch") is None:
         raise ImportError(f"cerberus_plugin.{name} needs torch, which is not installed: pip install torch torchvision. "
-                          "Exported models run without it: cerberus_plugin.portable")
+                          "Exported models run without it: cerberus_plugin.search.portable")
     use_torch()
     return globals()[name]
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import cerberus_plugin
 
-from .files import replace_unprintable, write_whole
-from .portable.encoder import LASTING_GROUPS, passing_groups
-from .portable.vocabulary import WITHHELD
+from .search.portable.encoder import LASTING_GROUPS, passing_groups
+from .search.portable.vocabulary import WITHHELD
+from .utils.files import replace_unprintable, write_whole
 
 if TYPE_CHECKING:
-    from .gallery import GalleryIndex, Hit, Query
-    from .portable import Encoder, Vocabulary
+    from .search.gallery import GalleryIndex, Hit, Query
+    from .search.portable import Encoder, Vocabulary
 
 BATCH = 64
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
@@ -162,20 +162,20 @@ def _add_model(job: argparse.ArgumentParser, required: bool = False) -> None:
 def encoder_of(run: str | None, model: str | None) -> Encoder:
     """The encoder of a run folder, calibrated where it has been, or of an exported file."""
     if model:
-        from .portable import ExportedEncoder
+        from .search.portable import ExportedEncoder
 
         return ExportedEncoder(model, BATCH)
     cerberus_plugin.use_torch()
-    from .encoding import TorchEncoder
     from .predictor import CerberusPredictor
+    from .search.export.torch_encoder import TorchEncoder
 
     return TorchEncoder(CerberusPredictor(run), BATCH)
 
 
 def _index(args: argparse.Namespace) -> None:
-    from .gallery import GalleryIndex
-    from .gallery.walking import LINKS, told
-    from .portable.images import SUFFIXES
+    from .search.gallery import GalleryIndex
+    from .search.gallery.folder import LINKS, told
+    from .utils.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
                                pattern=args.name_pattern, follow_links=args.follow_links)
@@ -194,10 +194,10 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .gallery import Prefilter, sheet
-    from .gallery.parts import EMBED_AGAIN
-    from .gallery.thumbnails import thumbnail
-    from .portable import read_image
+    from .search.gallery import Prefilter, contact_sheet
+    from .search.gallery.parts import EMBED_AGAIN
+    from .search.gallery.thumbnails import thumbnail
+    from .utils.images import read_image
 
     index = _opened(args)
     query = query_of(args, index)
@@ -206,21 +206,21 @@ def _search(args: argparse.Namespace) -> None:
         hits = index.search(query, args.top, prefilter)
     except KeyError as error:  # rows have gone twice while it searched, or are recorded wrongly
         raise RuntimeError(f"{error.args[0]}; if that happens again, {EMBED_AGAIN}") from error
-    notes = sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
+    notes = contact_sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
-        _write(args.csv, sheet.csv_text(sheet.rows_of(hits)))
+        _write(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        asked = sheet.asked_for(query, Path(args.picture or "").name, prefilter, _clothes(index))
-        _write(args.html, sheet.html_text(hits, asked, picture=picture, notes=notes))
+        asked = contact_sheet.asked_for(query, Path(args.picture or "").name, prefilter, _clothes(index))
+        _write(args.html, contact_sheet.html_text(hits, asked, picture=picture, notes=notes))
     _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
 def _opened(args: argparse.Namespace) -> GalleryIndex:
     """The index, searched by the engine that is asked for."""
-    from .gallery import GalleryIndex
-    from .gallery.engines import FORMS
+    from .search.gallery import GalleryIndex
+    from .search.gallery.engines import FORMS
 
     index = GalleryIndex.open(args.index, images=args.images)
     if args.engine in FORMS:
@@ -235,7 +235,7 @@ def _opened(args: argparse.Namespace) -> GalleryIndex:
 
 def query_of(args: argparse.Namespace, index) -> Query:
     """What the options of a search ask for."""
-    from .gallery import Query
+    from .search.gallery import Query
 
     if not (args.words or args.picture):
         known = f"; attributes: {_known(index.vocabulary)}" if index.vocabulary else ""
@@ -257,7 +257,7 @@ def _clothes(index: GalleryIndex) -> list[str]:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from .web import serving
+    from .search.web import serving
 
     serving.check_packages()
     place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
@@ -270,15 +270,15 @@ def _serve(args: argparse.Namespace) -> None:
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .gallery import sheet
-    from .gallery.walking import told, walk
-    from .portable import Unreadable, read_image
+    from .search.gallery import contact_sheet
+    from .search.gallery.folder import told, walk
+    from .utils.images import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
     if encoder.vocabulary is None:
         raise ValueError(f"{args.run or args.model}: this model reads no attributes by prototypes; name a Cerberus")
     if not encoder.vocabulary.temperatures:
-        print(sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
+        print(contact_sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
     named = {given for given in map(Path, args.pictures) if not given.is_dir()}
     passed_over: Counter[str] = Counter()
     paths = [path for given in map(Path, args.pictures) for path in ([given] if given in named else [
@@ -297,9 +297,9 @@ def _recognise(args: argparse.Namespace) -> None:
                 refused.add(path)
                 _skip(path, error.reason)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: sheet.said(own) for name, own in answers.items()}})
+            rows.append({"picture": str(path), **{name: contact_sheet.said(own) for name, own in answers.items()}})
     if args.csv:
-        _write(args.csv, sheet.csv_text(rows))
+        _write(args.csv, contact_sheet.csv_text(rows))
     _show([{"picture": row.pop("picture"), "recognised": _told(row)} for row in map(dict, rows)])
     if refused & named:  # one in a folder is no failure
         raise SystemExit(1)
@@ -307,7 +307,7 @@ def _recognise(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     cerberus_plugin.use_torch()
-    from .export import export
+    from .search.export.onnx import export
 
     agreement = export(args.run, args.output, args.images, weights=args.weights, pictures=args.pictures)
     print(f"wrote {args.output}; {agreement}")
@@ -315,10 +315,10 @@ def _export(args: argparse.Namespace) -> None:
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
     """A hit as a line to read."""
-    from .gallery import sheet
+    from .search.gallery import contact_sheet
 
-    return {**sheet.line_of(place, hit),
-            **({} if hit.same_person is None else {"same person": sheet.likely(hit.same_person)}),
+    return {**contact_sheet.line_of(place, hit),
+            **({} if hit.same_person is None else {"same person": contact_sheet.likely(hit.same_person)}),
             "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
 
 

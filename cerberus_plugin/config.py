@@ -11,6 +11,10 @@ from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg
 from fastreid.config.config import BASE_KEY
 
+# Keys that are filled from the data set or from a checkpoint: a paper's configuration file does not know them.
+FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA",
+          "MODEL.CERBERUS.NUM_SIDS")
+
 MAX_BYTES = 2**20  # of a configuration file; a training run writes about 6 KB
 
 # Keys of MODEL that a model of the plugin reads, a section standing for all of its keys. Those of every model first;

@@ -14,17 +14,17 @@ from fastreid.data.transforms import build_transforms
 from torch import Tensor
 from tqdm import tqdm
 
-from .assembly import load_model, reader_of
 from .attributes import GROUPS
-from .calibrated import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
-from .calibration import Calibration
 from .config import read_run_config
-from .files import read_json
 from .inference import image_scores, of_groups
-from .portable import Answer, read_image
-from .portable.encoder import LASTING_GROUPS
-from .portable.images import SUFFIXES
-from .portable.verification import METRICS
+from .modeling.build import load_model, reader_of
+from .search.calibration import Calibration
+from .search.calibration.run_calibration import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
+from .search.portable import Answer
+from .search.portable.encoder import LASTING_GROUPS
+from .search.portable.verification import METRICS
+from .utils.files import read_json
+from .utils.images import SUFFIXES, read_image
 
 GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
 WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures

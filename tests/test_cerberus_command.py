@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor, cli
-from cerberus_plugin.calibration import Calibration
-from cerberus_plugin.gallery import GalleryIndex
+from cerberus_plugin.search.calibration import Calibration
+from cerberus_plugin.search.gallery import GalleryIndex
 
 import pytest
-from conftest import WITHOUT_TORCH
+from support.processes import WITHOUT_TORCH
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,59 +5,81 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
-LAYERS = {"host": 0, "config": 0, "files": 1, "portable": 1, "attributes": 1, "losses": 2, "metrics": 1, "inference": 2,
-          "gathered": 2, "gallery": 2, "calibration": 2, "acceleration": 2, "processes": 2, "machine": 2, "data": 3,
-          "modeling": 3, "evaluators": 3, "tasks": 3, "clothes_task": 3, "report": 4, "manifest": 4, "hooks": 4,
-          "assembly": 4, "engine": 4, "calibrated": 4, "predictor": 4, "encoding": 4, "export": 4, "visualise": 4,
-          "cli": 4, "experiments": 4, "web": 4}
-FREE_OF_TORCH = ["files", "portable", "gallery", "web"]
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cerberus_plugin"
+# Rooms and modules of the root from the bottom up; each imports from lower lines only.
+LAYERS = (("attributes", "utils", "config", "host"),
+          ("metrics", "search.portable", "synthetic"),
+          ("inference",),
+          ("data", "modeling", "search.calibration"),
+          ("evaluation", "search.gallery"),
+          ("engine", "predictor", "search.web"),
+          ("search.export",),
+          ("cli", "experiments", "search"))
+LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
-FREE_OF_THE_HOST = [name for name, layer in LAYERS.items() if layer in (1, 2)]
+FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "synthetic", "search.portable", "search.calibration",
+                    "search.gallery", "search.web")
+FREE_OF_TORCH = ("utils.files", "utils.images", "utils.moved", "attributes.marginals", "search.portable",
+                 "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(name: str) -> str:
+    """'search.web.app' is in search.web, 'engine.hooks' in engine."""
+    return ".".join(name.split(".")[:2 if name.startswith("search.") else 1])
 
 
 def imports(path: Path):
-    """Names that a module imports, absolute: 'torch', 'cerberus_plugin.attributes'."""
-    package = ("cerberus_plugin", *path.relative_to(PACKAGE).parts[:-1])
+    """Names that a module imports, absolute: 'torch', 'cerberus_plugin.attributes.GROUPS'."""
+    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ([f"{module}.{alias.name}" for alias in node.names] if not node.module else [module])
+            yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def is_in(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    own = part_of(path)
-    assert own in LAYERS, f"{own} has no layer; give it one in LAYERS"
+    own = name_of(path)
+    room = room_of(own)
+    assert room in LAYER_OF, f"{room} has no layer; give it one in LAYERS"
     for name in imports(path):
-        if name.startswith("cerberus_plugin."):
-            other = name.split(".")[1]
-            assert other == own or LAYERS[other] < LAYERS[own] or LAYERS[own] == 4, f"{own} imports {other}"
-            assert not (LAYERS[own] == LAYERS[other] == 3 and own != other), f"{own} imports {other}"
-        if own in FREE_OF_THE_HOST:
-            assert not name.startswith("fastreid"), f"{own} imports {name}"
-        if own in FREE_OF_TORCH:
-            assert name.split(".")[0] != "torch" and "torchvision" not in name, f"{own} imports {name}"
-            other = name.split(".")[1] if name.startswith("cerberus_plugin.") else own
-            assert other in FREE_OF_TORCH, f"{own} imports {name}"
+        inside = name.removeprefix("cerberus_plugin.") if name.startswith("cerberus_plugin.") else None
+        if inside:
+            other = room_of(inside)
+            assert other == room or LAYER_OF[other] < LAYER_OF[room], f"{own} imports {inside}"
+        if is_in(room, FREE_OF_THE_HOST):
+            assert not is_in(name, ("fastreid",)), f"{own} imports {name}"
+        if is_in(own, FREE_OF_TORCH):
+            assert not is_in(name, ("torch", "torchvision")), f"{own} imports {name}"
+            assert inside is None or is_in(inside, FREE_OF_TORCH), f"{own} imports {inside}"
+
+
+def test_no_test_module_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in imports(path):
+            assert not any(part.startswith("test_") or part == "conftest" for part in name.split(".")[:-1]), path
 
 
 def test_the_configuration_is_read_at_the_edges_only():
-    readers = {"config", "assembly", "engine", "tasks", "predictor", "encoding", "manifest", "visualise", "host",
-               "experiments"}
+    readers = ("config", "data.build", "modeling.build", "engine", "evaluation", "predictor", "search.export",
+               "experiments", "host")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":
                 named = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
-                allowed = part_of(path) in readers or node.name == "split_after_conv4_1"
+                allowed = is_in(name_of(path), readers) or node.name == "split_after_conv4_1"
                 assert allowed or "cfg" not in named, f"{path.name}: {node.name} reads cfg"
 
 
@@ -81,7 +103,7 @@ def test_one_module_alone_opens_pictures():
         return False
 
     for folder in ("cerberus_plugin", "benchmarks", "projects", "tools"):
-        for path in (PACKAGE.parent / folder).rglob("*.py"):
-            if path != PACKAGE / "portable" / "images.py":
+        for path in (ROOT / folder).rglob("*.py"):
+            if path != PACKAGE / "utils" / "images.py":
                 for node in ast.walk(ast.parse(path.read_text())):
                     assert not opens_pictures(node), f"{path}:{node.lineno} opens pictures by itself; use read_image"

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
-from cerberus_plugin import CerberusPredictor, visualise
+from cerberus_plugin import CerberusPredictor
 from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.experiments.figures import rank_list
 
 import pytest
 import torch
-from conftest import trained
 from PIL import Image
+from support.training import trained
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +89,24 @@ def test_a_baseline_embeds_and_searches_by_picture(small_config, crops):
     baseline = CerberusPredictor(cfg.OUTPUT_DIR)
     picture = baseline.pictures(crops)[1]
     assert baseline.search(picture, crops, top=1)[0].path == picture
-    visualise.main([cfg.OUTPUT_DIR, "--queries", "1", "--top", "3"])
+    rank_list.main([cfg.OUTPUT_DIR, "--queries", "1", "--top", "3"])
     assert (Path(cfg.OUTPUT_DIR) / "rank_list.png").is_file()
 
 
 def test_the_picture_shows_queries_and_searches(run, capsys):
-    visualise.main([run.cfg.OUTPUT_DIR, "--queries", "2", "--searches", "1", "--top", "4"])
+    rank_list.main([run.cfg.OUTPUT_DIR, "--queries", "2", "--searches", "1", "--top", "4"])
     path = Path(re.search(r"wrote (\S+)", capsys.readouterr().out)[1])
     with Image.open(path) as picture:
         assert picture.width > 300 and picture.height > 300
 
 
 def test_ranks_leave_out_the_querys_own_camera_and_frame_matches_green(run, predictor):
-    gallery = visualise.Gallery(predictor)
+    gallery = rank_list.Gallery(predictor)
     index = gallery.spread_queries(3)[1]
     row = gallery.query_row(index, top=5)
     _, pid, camid = gallery.queries[index]
     for path, colour, _ in row.found:
         found_pid, found_cam = next((p, c) for q, p, c in gallery.items if q == path)
         assert (found_pid, found_cam) != (pid, camid)
-        assert (colour == visualise.RIGHT) == (found_pid == pid)
+        assert (colour == rank_list.RIGHT) == (found_pid == pid)
     assert len(row.words) == len(MARKET1501.columns)

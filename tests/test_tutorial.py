@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cerberus_plugin import cli
 from cerberus_plugin.attributes import MARKET1501, read_annotations
-from cerberus_plugin.gallery import GalleryIndex, Query
+from cerberus_plugin.search.gallery import GalleryIndex, Query
 
 import nbformat
 import numpy as np

@@ -35,15 +35,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works without installing the package
 
 import cerberus_plugin  # noqa: E402, F401  adapts the host before anything imports it
-from cerberus_plugin import CerberusPredictor, assembly, cli  # noqa: E402
+from cerberus_plugin import CerberusPredictor, cli  # noqa: E402
 from cerberus_plugin.attributes import MARKET1501, read_annotations  # noqa: E402
 from cerberus_plugin.attributes.outfits import read_outfits, write_outfits  # noqa: E402
 from cerberus_plugin.config import add_cerberus_config, merge_file  # noqa: E402
-from cerberus_plugin.data.synthetic import draw_dataset  # noqa: E402
-from cerberus_plugin.encoding import vocabulary_of  # noqa: E402
-from cerberus_plugin.manifest import file_sha256  # noqa: E402
-from cerberus_plugin.portable import read_image  # noqa: E402
-from cerberus_plugin.portable.exported import ENCODER_KEY, FORMAT, FORMAT_KEY, VOCABULARY_KEY  # noqa: E402
+from cerberus_plugin.data.build import build_train_set  # noqa: E402
+from cerberus_plugin.engine.label_tables import fill_tables, with_attributes  # noqa: E402
+from cerberus_plugin.search.export.torch_encoder import vocabulary_of  # noqa: E402
+from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT, FORMAT_KEY, VOCABULARY_KEY  # noqa: E402
+from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
+from cerberus_plugin.utils.files import file_sha256  # noqa: E402
+from cerberus_plugin.utils.images import read_image  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -295,10 +297,10 @@ def make_run(folder: Path) -> None:
                          "MODEL.CERBERUS.SID_SPACE", "observed"])
     host_build._root = str(folder / "data")
     (folder / "run").mkdir()
-    train_set = assembly.build_train_set(cfg)
-    cfg = assembly.with_attributes(cfg, train_set)
+    train_set = build_train_set(cfg)
+    cfg = with_attributes(cfg, train_set)
     model = build_model(cfg)
-    assembly.fill_tables(model, cfg, train_set)
+    fill_tables(model, cfg, train_set)
     Checkpointer(model, str(folder / "run")).save("model_final")
     predictor = CerberusPredictor(folder / "run")
     columns = {column.name: {"temperature": 1.5, "withhold below": 0.4} for column in MARKET1501.columns}

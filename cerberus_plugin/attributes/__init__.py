@@ -1,8 +1,21 @@
 """What is labelled: schemas, annotation files and semantic IDs. Plain Python and tensors, no FastReID."""
 
-from .annotations import Annotations, find_annotations, read_annotations
-from .schema import DUKEMTMC, GROUPS, MARKET1501, MISSING, SCHEMAS, AttributeSchema
-from .sids import SIDTable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .annotations import Annotations, find_annotations, read_annotations
+    from .schema import DUKEMTMC, GROUPS, MARKET1501, MISSING, SCHEMAS, AttributeSchema
+    from .semantic_ids import SIDTable
 
 __all__ = ["Annotations", "AttributeSchema", "DUKEMTMC", "GROUPS", "MARKET1501", "MISSING", "SCHEMAS", "SIDTable",
            "find_annotations", "read_annotations"]
+
+
+def __getattr__(name: str):
+    """Import names once they are used, so that modules of this package that need no torch load without it."""
+    if name in __all__:
+        for module in ("schema", "annotations", "semantic_ids"):
+            if hasattr(found := import_module(f".{module}", __name__), name):
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,7 +45,7 @@ def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
             return place
     raise FileNotFoundError(
         f"{file_name} not found; looked in {places[0]} and {places[1]}. Put the attribute annotations of the data set "
-        "there, or draw people with labels by `python -m cerberus_plugin.data.synthetic`.")
+        "there, or draw people with labels by `python -m cerberus_plugin.synthetic`.")
 
 
 def read_annotations(path: str | Path, schema: AttributeSchema) -> Annotations:

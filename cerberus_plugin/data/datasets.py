@@ -10,7 +10,7 @@ from fastreid.data.datasets.market1501 import Market1501
 from torch import Tensor
 
 from ..attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, find_annotations, read_annotations
-from ..portable.images import SUFFIXES
+from ..utils.images import SUFFIXES
 
 
 class AttributeAnnotated:
@@ -32,7 +32,7 @@ class AttributeAnnotated:
         except RuntimeError as error:  # the host's check of the folders
             raise FileNotFoundError(
                 f"{error}; expected '{root}/{self.folder_name}'. Set FASTREID_DATASETS to the folder that holds it; "
-                "`python -m cerberus_plugin.data.synthetic --output FOLDER` draws people in Market-1501's form."
+                "`python -m cerberus_plugin.synthetic --output FOLDER` draws people in Market-1501's form."
             ) from error
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):

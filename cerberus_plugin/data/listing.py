@@ -9,7 +9,7 @@ import re
 from fastreid.utils import comm
 from fastreid.utils.logger import log_first_n
 
-from ..portable.images import SUFFIXES
+from ..utils.images import SUFFIXES
 
 # Files that Windows leaves in folders of pictures, as in the published Market-1501.
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -24,7 +24,7 @@ JUNK_PID = -1  # of Market-1501, whose protocol leaves these images out
 def list_images(folder: str) -> list[str]:
     """Paths of the images directly in a folder, sorted by name, because file systems differ in their order.
 
-    Images end in one of `portable.images.SUFFIXES`, in upper or lower case. Hidden files are passed over, and so is
+    Images end in one of `utils.images.SUFFIXES`, in upper or lower case. Hidden files are passed over, and so is
     everything else, with one warning that names an example.
 
     Raises:

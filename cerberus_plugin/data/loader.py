@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from ..attributes import Annotations
-from ..gathered import LEFT_OUT_PID
-from ..portable.images import Unreadable, read_image
+from ..utils.images import Unreadable, read_image
 
 logger = logging.getLogger("fastreid.cerberus")
+
+LEFT_OUT_PID = -1  # stands for an image that could not be read; evaluations leave it out
 
 ON_UNREADABLE = ("stop", "skip")
 
@@ -106,7 +107,7 @@ class SeededBatches(BatchSampler):
 class AttributeDataset(CommDataset):
     """The host's item data set with labels by identity or by outfit, and a choice for images that cannot be read.
 
-    Images are read by `portable.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
+    Images are read by `utils.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
     CMYK and 16-bit grey unconverted.
 
     Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int,

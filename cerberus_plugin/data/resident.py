@@ -24,7 +24,7 @@ from torchvision import transforms as T
 from tqdm import tqdm
 
 from ..host.data import batch_device, usable_cores
-from ..portable.images import Unreadable, read_size
+from ..utils.images import Unreadable, read_size
 from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
 from .loader import AttributeDataset, SeededBatch
 

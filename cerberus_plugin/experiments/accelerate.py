@@ -25,10 +25,8 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import report
-from ..data.held_out import HELD_OUT
-from ..files import replace_unprintable
-from ..gathered import Gathered
+from ..data.splits import HELD_OUT
+from ..evaluation.embeddings import Gathered
 from ..inference import (
     AcceleratedGallery,
     AttributeFilter,
@@ -42,6 +40,7 @@ from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
 from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
+from ..utils.files import replace_unprintable, write_figure, write_json, write_text
 from .gathering import gather, halves, tested_on
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -205,7 +204,7 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
         right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
     right.legend(loc="upper left", fontsize=8)
-    report.write_figure(path, figure, 110)
+    write_figure(path, figure, 110)
     plt.close(figure)
 
 
@@ -233,8 +232,8 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
               "embedding size": retrieval.query.embeddings.shape[1], "metric": metric,
               "threads": torch.get_num_threads(), "chosen on": chosen_on,
               "measured on": f"{len(test.identities.unique())} test identities", "sweep": rows, "promises": promised}
-    report.write_text(str(output / "acceleration.txt"), tables(record))
-    report.write_json(str(output / "acceleration.json"), record)
+    write_text(str(output / "acceleration.txt"), tables(record))
+    write_json(str(output / "acceleration.json"), record)
     plot(record, held_out, test, output / "acceleration.png")
     return record
 

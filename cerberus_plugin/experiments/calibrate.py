@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import calibration, report
-from ..calibrated import CALIBRATION_FILE
-from ..calibrated import read_calibration as read_calibration
-from ..calibration.record import FORMAT
-from ..data.held_out import HELD_OUT
-from ..files import replace_unprintable
-from ..gathered import Gathered
-from ..manifest import config_sha256, file_sha256
+from ..data.splits import HELD_OUT
+from ..evaluation.embeddings import Gathered
+from ..evaluation.manifest import config_sha256
 from ..predictor import CerberusPredictor
+from ..search import calibration
+from ..search.calibration.record import FORMAT
+from ..search.calibration.run_calibration import CALIBRATION_FILE
+from ..search.calibration.run_calibration import read_calibration as read_calibration
+from ..utils.files import file_sha256, replace_unprintable, write_json, write_text
 from .calibration_page import Curves, plot, table
 from .gathering import gather, halves, tested_on
 
@@ -221,9 +221,9 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
               "schema": predictor.reader.schema.name if columns else None,
               "fitted on": fitted_on, "measured on": f"{len(measuring.pids.unique())} test identities",
               "wanted accuracy": accuracy, "confidence": confidence, "columns": columns, "same person": pairs}
-    report.write_text(str(output / "calibration.txt"), table(record))
+    write_text(str(output / "calibration.txt"), table(record))
     plot(record, curves, measured, output / "calibration.png")
-    report.write_json(str(output / Path(CALIBRATION_FILE).name), record)
+    write_json(str(output / Path(CALIBRATION_FILE).name), record)
     return record
 
 

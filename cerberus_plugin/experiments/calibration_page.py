@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 
-from .. import calibration, report
+from ..search import calibration
+from ..utils.files import write_figure
 
 Answers = tuple[Tensor, Tensor, Tensor]  # probability, whether right, whose: (N,) each
 Curves = dict[str, tuple[Answers, Answers]]  # by column: before and after
@@ -118,7 +119,7 @@ def plot(record: Mapping, curves: Curves, pairs: calibration.Pairs, path: Path) 
     axes[0].legend(fontsize=8, loc="upper left")
     figure.suptitle(f"{record['dataset']}: how often answers of a probability are right, {record['measured on']} "
                     "(larger dots: more answers)")
-    report.write_figure(path, figure, 100)
+    write_figure(path, figure, 100)
 
 
 def _curve(ax, curve: calibration.Reliability, side: str) -> None:

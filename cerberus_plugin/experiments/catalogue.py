@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..data.held_out import HELD_OUT
-from ..modeling.prototypes import INITIALISERS
+from ..data.splits import HELD_OUT
+from ..modeling.sid_prototypes import INITIALISERS
 from .study import Study, Variant
 
 MAIN = ("mAP", "Rank-1", "PAR/mA_binary", "PAR/mA_official", "APS/mAP", "APS/Rank-1")

@@ -27,10 +27,10 @@ import yaml
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-from .. import report
-from ..data.held_out import HELD_OUT
-from ..engine import read_config, start
-from ..files import replace_unprintable
+from ..data.splits import HELD_OUT
+from ..engine.trainer import read_config, start
+from ..evaluation import report
+from ..utils.files import replace_unprintable, write_figure, write_json, write_text
 from .running import check_same_run, is_finished, train_once
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -133,7 +133,7 @@ def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, b
     axes[0].set_title(f"dashed: lambda {best:g}, highest {by} on held-out identities", fontsize=12)
     axes[1].set_xlabel("lambda: share of the identity losses", fontsize=12)
     axes[1].set_xticks(values, [f"{value:g}" for value in values])
-    report.write_figure(path, figure, 150)
+    write_figure(path, figure, 150)
     plt.close(figure)
 
 
@@ -160,8 +160,8 @@ def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, conclusion: str
     def path(suffix: str) -> str:
         return os.path.join(cfg.OUTPUT_DIR, f"lambda.{suffix}")
 
-    report.write_text(path("txt"), f"{table(figures)}\n\n{conclusion}\n")
-    report.write_json(path("json"), {
+    write_text(path("txt"), f"{table(figures)}\n\n{conclusion}\n")
+    write_json(path("json"), {
         "chosen": best, "by": by, "held-out identities": cfg.DATASETS.HOLD_OUT,
         "hold-out seed": cfg.DATASETS.HOLD_OUT_SEED, "seed": cfg.SEED,
         "runs": [{"lambda": value, "folder": f"lambda_{value:g}", "results": row}

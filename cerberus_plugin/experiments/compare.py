@@ -18,12 +18,12 @@ from pathlib import Path
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-from .. import report
 from ..config import merge_file
-from ..data.held_out import HELD_OUT
-from ..files import replace_unprintable
-from ..manifest.reading import SHOWN
+from ..data.splits import HELD_OUT
+from ..evaluation import report
 from ..metrics.outfits import CHANGES
+from ..utils.files import replace_unprintable, write_json, write_text
+from .manifest_diff import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "PAR/person/mA_binary": "binary by person",
@@ -190,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = "\n".join(f"- {run.name}, `{run.folder}`: {run.description()}" for run in runs)
     print(f"{table(runs)}\n\n{lines}")
     if args.output:
-        report.write_text(os.path.join(args.output, "comparison.md"), f"{table(runs, 'github')}\n\n{lines}\n")
-        report.write_json(os.path.join(args.output, "comparison.json"), to_json(runs))
+        write_text(os.path.join(args.output, "comparison.md"), f"{table(runs, 'github')}\n\n{lines}\n")
+        write_json(os.path.join(args.output, "comparison.json"), to_json(runs))
 
 
 if __name__ == "__main__":

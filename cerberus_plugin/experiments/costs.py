@@ -14,9 +14,10 @@ from fastreid.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import acceleration, machine
 from ..attributes import MARKET1501, MISSING, SIDTable
-from ..engine import CerberusTrainer
+from ..engine.trainer import CerberusTrainer
+from ..modeling import precision
+from ..utils import environment
 
 WARM, STEPS = 3, 10  # steps before the clock (allocations, compilation), and under it
 
@@ -65,8 +66,8 @@ def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float
     with tempfile.TemporaryDirectory() as folder:
         found = _times(_in(folder, cfg), warm, steps)
     gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
-    hardware = machine.hardware(cfg.MODEL.DEVICE)
-    half = acceleration.computes_in_half(torch.device(cfg.MODEL.DEVICE))
+    hardware = environment.hardware(cfg.MODEL.DEVICE)
+    half = precision.computes_in_half(torch.device(cfg.MODEL.DEVICE))
     trained, extracted = (named if half and named else "float32" for named in (cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST))
     return found | {"precision of a step": "float16" if cfg.SOLVER.AMP.ENABLED else trained,
                     "precision of extraction": extracted,

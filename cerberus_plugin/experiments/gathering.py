@@ -8,10 +8,10 @@ import torch
 from fastreid.evaluation import inference_on_dataset
 from torch import Tensor
 
-from ..data.held_out import HELD_OUT
-from ..engine import CerberusTrainer
-from ..gathered import Gathered
-from ..manifest import of_test
+from ..data.splits import HELD_OUT
+from ..engine.trainer import CerberusTrainer
+from ..evaluation.embeddings import Gathered
+from ..evaluation.manifest import of_test
 from ..predictor import CerberusPredictor
 
 

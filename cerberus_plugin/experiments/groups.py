@@ -25,16 +25,16 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from .. import manifest, report
 from ..attributes import GROUPS
-from ..clothes_task import ClothesTask
-from ..data.held_out import HELD_OUT
-from ..engine import write_results
-from ..files import replace_unprintable
-from ..gathered import Gathered
+from ..data.splits import HELD_OUT
+from ..engine.trainer import write_results
+from ..evaluation import manifest, report
+from ..evaluation.clothes_task import ClothesTask
+from ..evaluation.embeddings import Gathered
+from ..evaluation.tasks import ReIDTask
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
-from ..tasks import ReIDTask
+from ..utils.files import replace_unprintable, write_figure, write_json, write_text
 from .gathering import gather, gather_with_account, halves, tested_on
 
 FIGURES = ("mAP", "Rank-1")
@@ -97,7 +97,7 @@ def plot(record: Mapping, path: Path) -> None:
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
-    report.write_figure(path, figure, 110)
+    write_figure(path, figure, 110)
     plt.close(figure)
 
 
@@ -126,8 +126,8 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
               "chosen on": f"{len(choosing.query.pids.unique())} {people}",
               "measured on": f"{len(measuring.query.pids.unique())} test identities",
               "choices": [{"groups": list(choice), **figures} for choice, figures in measured.items()]}
-    report.write_text(str(output / "groups.txt"), table(record))
-    report.write_json(str(output / GROUPS_FILE), record)
+    write_text(str(output / "groups.txt"), table(record))
+    write_json(str(output / GROUPS_FILE), record)
     plot(record, output / "groups.png")
     if held_out:
         _write_results(predictor, dataset, chosen, measuring, tested, output)

@@ -22,10 +22,10 @@ from pathlib import Path
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-from .. import report
 from ..config import merge_file
-from ..engine import read_config, start
-from ..files import replace_unprintable
+from ..engine.trainer import read_config, start
+from ..evaluation import report
+from ..utils.files import replace_unprintable
 from . import catalogue, page, spread, study
 from .compare import COLUMNS
 from .costs import costs

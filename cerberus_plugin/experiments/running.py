@@ -10,11 +10,12 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.env import seed_all_rng
 
-from .. import report
-from ..assembly import FILLED, build_test_set, build_train_set
-from ..config import add_cerberus_config, merge_file
-from ..engine import CerberusTrainer
-from ..manifest import of_test, of_training
+from ..config import FILLED, add_cerberus_config, merge_file
+from ..data.build import build_test_set, build_train_set
+from ..engine.trainer import CerberusTrainer
+from ..evaluation import report
+from ..evaluation.manifest import of_test, of_training
+from ..utils.files import write_text
 
 # These say where a run lies, how much it says and how it reads its images, not what it finds.
 FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
@@ -28,7 +29,7 @@ def train_once(cfg: CfgNode) -> dict:
     """
     check_same_run(cfg)
     if not is_finished(cfg):
-        report.write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
         seed_all_rng(cfg.SEED)
         trainer = CerberusTrainer(cfg)
         trainer.resume_or_load(resume=True)

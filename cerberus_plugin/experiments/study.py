@@ -20,8 +20,10 @@ from pathlib import Path
 
 from fastreid.config import CfgNode, get_cfg
 
-from .. import engine, report
 from ..config import add_cerberus_config
+from ..engine import trainer
+from ..evaluation import report
+from ..utils.files import write_json, write_text
 from . import compare, spread
 from .running import FILLED, FREE, by_key, check_same_images, check_same_run, is_finished, train_once
 
@@ -162,10 +164,10 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
             left = sum(took) / len(took) * (waiting - len(took))
             said = f"{took[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
         if measure is not None and each.source is None and not _costs_path(each).is_file():
-            report.write_json(str(_costs_path(each)), measure(each.cfg))
+            write_json(str(_costs_path(each)), measure(each.cfg))
         # Another process may have finished its seeds by now.
         found = record(study, planned + _other_seeds(study, read, seeds, output), output, command, config)
-        report.write_json(os.path.join(output, f"{study.name}.json"), found)
+        write_json(os.path.join(output, f"{study.name}.json"), found)
         logger.info(f"{study.name}, {each.variant.name}, seed {each.seed}, run {place} of {len(planned)}: {said}")
     return found
 
@@ -273,8 +275,8 @@ def _other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: S
 def _finish(run: Run) -> None:
     """Train a run, or evaluate the weights of another."""
     if run.source is not None:
-        report.write_text(os.path.join(run.cfg.OUTPUT_DIR, "config.yaml"), run.cfg.dump())
-        engine.evaluate(run.cfg)
+        write_text(os.path.join(run.cfg.OUTPUT_DIR, "config.yaml"), run.cfg.dump())
+        trainer.evaluate(run.cfg)
     else:
         train_once(run.cfg)
         _keep_last_checkpoint(Path(run.cfg.OUTPUT_DIR))

@@ -5,6 +5,7 @@ Shapes: N images, E size of an embedding, Q queries, A label fields, M recogniti
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,9 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema
-from ..portable.marginals import balanced_answers
-from .similarity import mean_over_described
-from .temperatures import WithTemperatures, check_temperatures
+from ..attributes.marginals import balanced_answers
+from .reader import mean_over_described
+
+
+class WithTemperatures:
+    """A reader whose confidences can be calibrated."""
+
+    schema: AttributeSchema
+    temperatures: dict[str, float]
+
+    def calibrated(self, temperatures: Mapping[str, float]):
+        """The same reader with these temperatures, by a column's name."""
+        reader = copy.copy(self)
+        reader.temperatures = check_temperatures(self.schema, temperatures)
+        return reader
+
+
+def check_temperatures(schema: AttributeSchema, temperatures: Mapping[str, float] | None) -> dict[str, float]:
+    """Temperatures by a column's name, none where None; refuses other columns and what is no positive number."""
+    temperatures = dict(temperatures or {})
+    names = [column.name for column in schema.columns]
+    for name, value in temperatures.items():
+        if name not in names:
+            raise ValueError(f"temperatures: '{name}' is no column of {schema.name}; there are {', '.join(names)}")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"temperatures: that of '{name}' is {value}, expected a positive number")
+    return temperatures
 
 
 class ProbabilityReader(WithTemperatures):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..attributes import SCHEMAS, AttributeSchema
 from ..inference import ProbabilityReader
-from ..losses import attribute_loss
-from .tables import ClassLabels
+from .checkpoint_tables import ClassLabels
+from .losses import attribute_loss
 
 # Which classifiers each meta-architecture has: of identities, of attributes.
 PARTS = {"IDE": (True, False), "ARN": (False, True), "APR": (True, True)}

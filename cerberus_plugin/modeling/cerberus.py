@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..attributes import GROUPS, SCHEMAS, SIDTable
 from ..inference import PrototypeReader, blocks
-from ..losses import identity_loss, soft_triplet_loss
-from ..processes import gather_batch
+from ..utils.distributed import gather_batch
 from .backbones import num_channels, resnet_parts
 from .inputs import ImageModel
-from .prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
+from .losses import identity_loss, soft_triplet_loss
+from .sid_prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
 

@@ -20,10 +20,10 @@ from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..losses import identity_loss, margin_triplet_loss
-from ..processes import gather_batch
+from ..utils.distributed import gather_batch
 from .backbones import num_channels, resnet_parts
 from .inputs import ImageModel
+from .losses import identity_loss, margin_triplet_loss
 
 logger = logging.getLogger("fastreid.cerberus")
 

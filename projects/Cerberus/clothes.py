@@ -15,9 +15,9 @@ FOLDER = Path("runs/clothes")
 DATA = FOLDER / "data"
 os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it is imported
 
-from cerberus_plugin import visualise  # noqa: E402
-from cerberus_plugin.data.drawn_clothes import draw_clothes  # noqa: E402
 from cerberus_plugin.experiments import compare, groups  # noqa: E402
+from cerberus_plugin.experiments.figures import rank_list  # noqa: E402
+from cerberus_plugin.synthetic.clothes import draw_clothes  # noqa: E402
 
 from trainings import CONFIGS, minutes, train_each  # noqa: E402
 
@@ -31,7 +31,7 @@ def main() -> None:
     print(f"drawn people in {DATA}: {counts}")
     train_each({folder: CONFIGS / f"PRCC/{name}_demo.yml" for name, folder in RUNS.items()})
     groups.main([str(RUNS["cerberus"])])
-    visualise.main([str(RUNS["cerberus"]), "--may-have-changed-clothes"])
+    rank_list.main([str(RUNS["cerberus"]), "--may-have-changed-clothes"])
     compare.main([*map(str, RUNS.values()), str(RUNS["cerberus"] / "groups"), "--output", str(FOLDER)])
     print(f"{minutes(start)}. In {FOLDER}: comparison.md (the table above); in {RUNS['cerberus']}: groups/groups.png "
           "(what each choice of groups keeps) and rank_list.png (look at it)")

@@ -15,8 +15,8 @@ DATA = FOLDER / "data"
 os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it is imported
 
 import train_net  # noqa: E402
-from cerberus_plugin import visualise  # noqa: E402
-from cerberus_plugin.data.synthetic import draw_dataset  # noqa: E402
+from cerberus_plugin.experiments.figures import rank_list  # noqa: E402
+from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
 
 from fastreid.engine import default_argument_parser  # noqa: E402
 
@@ -35,7 +35,7 @@ def main() -> None:
     draw()
     options = ["--config-file", str(CONFIG), "--resume", "OUTPUT_DIR", str(FOLDER)]
     train_net.main(default_argument_parser().parse_args(options))
-    visualise.main([str(FOLDER)])
+    rank_list.main([str(FOLDER)])
     print((FOLDER / "results.txt").read_text())
     print(f"{(time.monotonic() - start) / 60:.1f} minutes. In {FOLDER}: model_final.pth, metrics.json, results.json, "
           "results.txt (the table above), rank_list.png (look at it)\n\nSearch these people in a browser:\n"

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...attributes import GROUPS
-from ...files import replace_unprintable
-from ...visualise import advised
+from ...utils.files import replace_unprintable
 from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
+from .rank_list import advised
 
 NAMES = ("alignment", "attention", "neighbours", "sheets")
 

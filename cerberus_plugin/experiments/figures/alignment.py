@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...modeling.representation import PARTS, person_rows, row_heat
-from ...visualise import WIDTH, save
+from ...modeling.heads import PARTS, person_rows, row_heat
 from .exhibit import Exhibit, Picture, Run
+from .rank_list import WIDTH, save
 
 BATCH = 64
 PEOPLE_A_LINE = 2

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from ...attributes import GROUPS
 from ...inference import blocks
-from ...modeling.representation import PARTS, person_rows, resize_rows_matrix, strip_matrix
-from ...visualise import WIDTH, save
+from ...modeling.heads import PARTS, person_rows, resize_rows_matrix, strip_matrix
 from .exhibit import Exhibit, Picture, Run, spread
+from .rank_list import WIDTH, save
 
 TOLERANCE = 1e-2  # of a cosine; half precision stays within
 COLOURS = "inferno"

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import machine, report
-from ...assembly import build_readable_test_set
-from ...data.held_out import HELD_OUT
+from ...data.build import build_readable_test_set
 from ...data.loader import AttributeDataset
-from ...manifest import config_sha256, file_sha256
+from ...data.splits import HELD_OUT
+from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
+from ...utils import environment
+from ...utils.files import file_sha256, write_json
 
 FOLDER = "figures"  # in the folder of the report
 
@@ -119,7 +120,7 @@ def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, command: str) -> 
     record = {"exhibit": exhibit.name, "title": exhibit.title, "question": exhibit.question,
               "caption": exhibit.caption, "pictures": pictures, "figures": exhibit.figures,
               "made by": made_by(runs, command)}
-    report.write_json(str(output / FOLDER / f"{exhibit.name}.json"), record)
+    write_json(str(output / FOLDER / f"{exhibit.name}.json"), record)
     return record
 
 
@@ -135,7 +136,7 @@ def made_by(runs: Sequence[Run], command: str) -> dict:
         "checkpoint": [path.name for path in weights],
         "checkpoint sha256": [file_sha256(path) for path in weights],
         "seed": [run.predictor.cfg.SEED for run in runs],
-        "versions": machine.versions(),
-        "hardware": machine.hardware(runs[0].predictor.cfg.MODEL.DEVICE),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(runs[0].predictor.cfg.MODEL.DEVICE),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ...attributes import GROUPS, AttributeSchema
 from ...inference import of_groups
-from ...visualise import WIDTH, save
 from .exhibit import Exhibit, Picture, Run
+from .rank_list import WIDTH, save
 
 SEED = 0
 ASPECT = 0.9  # of a panel

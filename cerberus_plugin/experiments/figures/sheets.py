@@ -10,9 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ...portable import read_image
-from ...visualise import LINE, RIGHT, WIDTH, Gallery, Row, draw, save, show_picture, show_words
+from ...utils.images import read_image
 from .exhibit import Exhibit, Picture, Run
+from .rank_list import LINE, RIGHT, WIDTH, Gallery, Row, draw, save, show_picture, show_words
 
 MODES = ("reid", "par", "aps", "partial")
 CARDS_A_LINE = 3

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from ...data.held_out import HELD_OUT
+from ...data.splits import HELD_OUT
 from .records import RunRecord, StudyRecord
 
 STEPS, BATCH, SIZE, TRUNK = 24000, 64, "384x128", "ResNet-50"

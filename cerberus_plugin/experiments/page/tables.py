@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from ... import report
+from ...evaluation import report
 from ..spread import tells_apart
 from .records import StudyRecord, VariantRecord
 

@@ -21,8 +21,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ... import report
-from ...files import replace_unprintable
+from ...utils.files import replace_unprintable, write_text
 from ..spread import tells_apart
 from . import plots, tables
 from .differences import Differences, differences
@@ -63,12 +62,12 @@ def write(output: Path) -> tuple[Path, Path]:
     folder = read_folder(output)
     sections = [section(study) for study in folder.studies]
     for part in (part for entry in sections for part in entry.parts if part.picture):
-        report.write_text(str(output / part.picture), part.svg)
+        write_text(str(output / part.picture), part.svg)
     context = {"title": TITLE, "folder": folder, "sections": sections,
                "summary": tables.summary(folder.studies), "claims": claims(sections)}
     pages = output / "report.html", output / "report.md"
     for page, template, escaped in zip(pages, ("page.html.j2", "page.md.j2"), (True, False)):
-        report.write_text(str(page), _environment(folder, escaped).get_template(template).render(context))
+        write_text(str(page), _environment(folder, escaped).get_template(template).render(context))
     return pages
 
 

@@ -1,0 +1,278 @@
+"""Data sets as a configuration describes them: what training, evaluation and experiments read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.data import build as host_build
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.transforms import build_transforms
+from fastreid.utils import comm
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..attributes import Annotations
+from ..metrics.counting import Identities
+from ..metrics.outfits import CHANGES, SETTINGS, Outfits
+from ..utils.images import SUFFIXES
+from .loader import AttributeDataset
+from .resident import NotResident, ResidentLoader
+from .splits import HELD_OUT, at_random, leave_out, query_and_gallery, split_identities
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+def build_dataset(cfg: CfgNode, name: str):
+    """A data set of the host's registry, under FASTREID_DATASETS."""
+    options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
+    return DATASET_REGISTRY.get(name)(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+
+
+def build_train_set(cfg: CfgNode) -> AttributeDataset:
+    """Training images of all DATASETS.NAMES, without the identities that are held out or carry what is left out.
+
+    They are labelled where every data set is, by one schema.
+    """
+    if cfg.DATASETS.HOLD_OUT and cfg.DATASETS.COMBINEALL:
+        raise ValueError("DATASETS.HOLD_OUT with DATASETS.COMBINEALL would hold out people of the test as well, and "
+                         "test on people trained on; set one of them to its default")
+    items, known = _training_items(cfg)
+    items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    without = None
+    if cfg.DATASETS.LEAVE_OUT_SIDS:
+        items, without = _without_carriers(cfg, items, known)
+    return AttributeDataset(items, build_transforms(cfg, is_train=True), on_unreadable=cfg.DATALOADER.ON_UNREADABLE,
+                            without=without, **known._asdict())
+
+
+def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
+    """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
+    query, gallery, known, settings = _test_items(cfg, name, show=True)
+    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings,
+                            **known._asdict()), len(query)
+
+
+def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
+    """Refuse a test data set that reID cannot be evaluated on; its annotations otherwise, none without labels.
+
+    Raises:
+        ValueError: if there is no query or gallery image, no more of both than TEST.AQE.QE_K, or if no query has a
+            match: a gallery image of its identity under another camera. A setting of outfits under which no query
+            has one is a warning, because the others have figures.
+    """
+    query, gallery, known, settings = _test_items(cfg, name)
+    where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{known.folders[0]}'")
+    for what, items in (("query", query), ("gallery", gallery)):
+        if not items:
+            raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
+                             + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
+                                f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+    check_expansion(cfg, len(query), len(gallery))
+
+    def distinct(items: list[tuple]) -> Tensor:
+        """Rows (pid, camid, outfit) of images, int64 (n, 3)."""
+        return torch.tensor(sorted({(pid, camid, known.outfit_of(path) if settings else 0)
+                                    for path, pid, camid in items}))
+
+    asked, searched = distinct(query), distinct(gallery)
+    pairs = Identities(searched[:, 0], searched[:, 1]).pairs(asked[:, 0], asked[:, 1])
+    if not len(pairs.query):
+        raise ValueError(f"{where}: none of the {len(asked[:, 0].unique())} query identities ({query[0][1]}, ...) is "
+                         f"in the gallery, which has {len(searched[:, 0].unique())} ({gallery[0][1]}, ...). Take query "
+                         "and gallery from one data set, with one numbering.")
+    if not pairs.match.any():
+        cameras = len(torch.cat([asked, searched])[:, 1].unique())
+        raise ValueError(f"{where}: no query has a gallery image of its identity under another camera ({len(query)} "
+                         f"queries, {len(gallery)} gallery images, {cameras} camera(s)), and reID ignores those under "
+                         "its own, so there is nothing to evaluate. Number the cameras in the names of the images "
+                         "(_c1, _c2, ...); where they are not known, give the queries another camera than the gallery.")
+    for setting in (setting for setting in settings if setting in SETTINGS):
+        counted = Outfits(asked[:, 2], searched[:, 2], setting).restrict(pairs, slice(None))
+        if not counted.match.any() and comm.is_main_process():
+            logger.warning(f"{where}: no query has a match that counts under the setting '{setting}', so there will be "
+                           "no figures of it; check the outfits if this is the whole data set")
+    return known.annotations
+
+
+def _test_items(cfg: CfgNode, name: str, show: bool = False) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+    """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits.
+
+    Args:
+        show: log the counts.
+    """
+    if name == HELD_OUT:
+        query, gallery, known = _held_out(cfg)
+        settings = CHANGES
+        if show:
+            logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of "
+                        f"{cfg.DATASETS.HOLD_OUT} training identities")
+    else:
+        dataset = build_dataset(cfg, name)
+        if show and comm.is_main_process():
+            dataset.show_test()
+        query, gallery, known = dataset.query, dataset.gallery, _known_of([dataset])
+        settings = tuple(getattr(dataset, "settings", ()))
+    return query, gallery, known, settings if known.outfit_of else ()
+
+
+def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+    """The data set of `build_test_set`, with its query and gallery items without those that evaluation leaves out.
+
+    For whoever reads the images by themselves. Raises ValueError where no query or no gallery image can be read.
+    """
+    dataset, num_query = build_test_set(cfg, name)
+    left_out = dataset.left_out()
+    if left_out:
+        logger.warning(f"{name}: {len(left_out)} of {len(dataset)} test images could not be read and are left out")
+    readable = [[dataset.img_items[index] for index in indices if index not in left_out]
+                for indices in (range(num_query), range(num_query, len(dataset)))]
+    if not all(readable):
+        raise ValueError(f"{name}: {len(readable[0])} query and {len(readable[1])} gallery images can be read; both "
+                         "must have at least one")
+    return dataset, *readable
+
+
+class Known(NamedTuple):
+    """What data sets tell beside the host's items, as far as all of them do: arguments of `AttributeDataset`."""
+
+    labels_of: Callable[[str | int], Tensor] | None
+    by_outfit: bool
+    annotations: list[Annotations]
+    outfit_of: Callable[[str], int] | None
+    folders: list[str]
+    distractors: frozenset[int]
+
+
+def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
+    """Items of all DATASETS.NAMES, and what is known of them."""
+    datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
+    for name, dataset in zip(cfg.DATASETS.NAMES, datasets):
+        if not dataset.train:
+            raise ValueError(f"DATASETS.NAMES '{name}' in '{_folder_of(dataset)}': has no training images "
+                             f"({', '.join(SUFFIXES)}). Complete the data set.")
+    items = [item for dataset in datasets for item in dataset.train]
+    labelled = [dataset for dataset in datasets if hasattr(dataset, "labels_of")]
+    for what, kinds in (("the attribute schemas", {dataset.schema.name for dataset in labelled}),
+                        ("labels of", {_whose(dataset) for dataset in labelled})):
+        if len(labelled) == len(datasets) and len(kinds) > 1:
+            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix {what} {', '.join(sorted(kinds))}; train on "
+                             "data sets of one kind.")
+    return items, _known_of(datasets)
+
+
+def _known_of(datasets: list) -> Known:
+    """Outfits are numbered by path, those of a data set behind those of the ones before it."""
+    outfits: dict[str, int] = {}
+    owners: dict = {}  # of an identity or an outfit: its data set, and what this calls it
+    for dataset in datasets:
+        first = max(outfits.values(), default=-1) + 1
+        outfits |= {path: first + number for path, number in getattr(dataset, "outfits", {}).items()}
+        if _whose(dataset) == "outfits":
+            owners |= {first + number: (dataset, number) for number in set(dataset.outfits.values())}
+        else:
+            owners |= {pid: (dataset, pid) for _, pid, _ in dataset.train + dataset.query + dataset.gallery}
+
+    def labels_of(key: str | int) -> Tensor:
+        dataset, name = owners[key]
+        return dataset.labels_of(name)
+
+    labelled = all(hasattr(dataset, "labels_of") for dataset in datasets)
+    by_outfit = labelled and _whose(datasets[0]) == "outfits"
+    annotations = [dataset.annotations for dataset in datasets] if labelled else []
+    worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
+    # The host's own name for identities that are no person; the root stands in for what names no folder of its own.
+    distractors = frozenset().union(*(getattr(dataset, "_junk_pids", ()) for dataset in datasets))
+    folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
+    return Known(labels_of if labelled else None, by_outfit, annotations, outfits.__getitem__ if worn else None,
+                 folders, distractors)
+
+
+def _folder_of(dataset) -> str:
+    """Where a data set's images are; Market-1501 may be in a folder below, and calls this one otherwise."""
+    return getattr(dataset, "data_dir", None) or getattr(dataset, "dataset_dir", None) or ""
+
+
+def _whose(dataset) -> str:
+    """Whose labels a data set has."""
+    return "outfits" if getattr(dataset, "by_outfit", False) else "identities"
+
+
+def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> tuple[list[tuple], dict]:
+    """Items of the identities that carry none of the semantic IDs that training is not to see, and who went why."""
+    data = cfg.DATASETS
+    if not known.annotations:
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, but DATASETS.NAMES {data.NAMES} have no "
+                         "attributes, so nobody is known to carry a semantic ID; set it to 0, or use "
+                         "Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes")
+    seed = data.LEAVE_OUT_SEED if data.LEAVE_OUT_SEED >= 0 else cfg.SEED
+    keys = {item: known.outfit_of(item[0]) if known.by_outfit else item[1] for item in items}
+    labelled = sorted(set(keys.values()))
+    left = leave_out(known.annotations[0].schema, torch.stack([known.labels_of(key) for key in labelled]),
+                     test_labels(known.annotations), data.LEAVE_OUT_SIDS, seed, data.LEAVE_OUT_SHARE)
+    carriers = {key for key, carried in zip(labelled, left.carried.tolist()) if carried}
+    gone = {item[1] for item in items if keys[item] in carriers}
+    people = sorted({item[1] for item in items})
+    if len(gone) == len(people):
+        raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {data.LEAVE_OUT_SIDS}, and each of the {len(people)} training "
+                         "identities carries one of these semantic IDs; ask for fewer, or for others by "
+                         "DATASETS.LEAVE_OUT_SEED")
+    who = f"who carry one of {len(left.names)} semantic IDs"
+    if data.LEAVE_OUT_AT_RANDOM:
+        gone = at_random(people, len(gone), seed)
+        who = f"drawn at random, as many as carry one of {len(left.names)} semantic IDs"
+    logger.info(f"Training without {len(gone)} of {len(people)} identities, {who}: {'; '.join(left.names)}")
+    return ([item for item in items if item[1] not in gone],
+            {"semantic IDs": list(left.names), "identities": len(gone), "at random": data.LEAVE_OUT_AT_RANDOM})
+
+
+def test_labels(annotations: list[Annotations]) -> Tensor:
+    return torch.cat([torch.stack(list(a.test.values())) for a in annotations])
+
+
+def _held_out(cfg: CfgNode) -> tuple[list[tuple], list[tuple], Known]:
+    """Query, gallery and what is known of the held-out identities, numbered from 1 as in a test."""
+    if not cfg.DATASETS.HOLD_OUT:
+        raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out of "
+                         "training")
+    items, known = _training_items(cfg)
+    _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
+    pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
+    query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
+                                        for path, pid, camid in items])
+    if known.labels_of and not known.by_outfit:
+        known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
+    return query, gallery, known
+
+
+def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:
+    """The host's loader, or with DATALOADER.RESIDENT one of the same batches from images on the device, if they fit."""
+    if not cfg.DATALOADER.RESIDENT:
+        return loader
+    try:
+        return ResidentLoader.in_place_of(loader, cfg.DATALOADER.RESIDENT_GIB, cfg.MODEL.CHANNELS_LAST)
+    except NotResident as reason:
+        name = "training" if loader.dataset.relabel else "test"
+        logger.info(f"DATALOADER.RESIDENT: the host's loader reads the {name} images: {reason}")
+        return loader
+
+
+def check_schema(schema_name: str, annotations: Annotations, dataset_name: str) -> None:
+    """A model reads attributes of its own schema only."""
+    if schema_name != annotations.schema.name:
+        raise ValueError(f"DATASETS.TESTS: {dataset_name} has the attributes of {annotations.schema.name}, the model "
+                         f"those of {schema_name}; it cannot read them. Test it on a data set with its own "
+                         "attributes, or on the host's data set of the same name for reID alone.")
+
+
+def check_expansion(cfg, num_query: int, num_gallery: int) -> None:
+    """Refuse query expansion (TEST.AQE) over more images than there are."""
+    test = cfg.TEST
+    if test.AQE.ENABLED and num_query + num_gallery <= test.AQE.QE_K:
+        raise ValueError(f"TEST.AQE.QE_K is {test.AQE.QE_K}, but there are {num_query} query and {num_gallery} gallery "
+                         "images, expected more of both together than QE_K: lower TEST.AQE.QE_K, or set "
+                         "TEST.AQE.ENABLED False")

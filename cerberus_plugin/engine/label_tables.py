@@ -1,0 +1,123 @@
+"""What a model keeps of its training set: semantic IDs, labels, margins, cosine scales."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.data.transforms import build_transforms
+from fastreid.utils import comm
+from torch import nn
+
+from ..attributes import Annotations, SIDTable
+from ..data.build import build_test_set, test_labels
+from ..data.loader import LEFT_OUT_PID, AttributeDataset
+from ..data.splits import HELD_OUT
+from ..modeling.build import needs_labels, needs_prototypes, with_sizes
+from ..modeling.sid_prototypes import margins_from_counts
+from ..search.calibration import fit_scale, right_answers
+from ..utils.distributed import unwrapped
+from ..utils.files import write_json, write_text
+
+logger = logging.getLogger("fastreid.cerberus")
+
+SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a group
+
+
+def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
+    """Semantic IDs of the training identities, or outfits, that have images, in the space of the configuration."""
+    annotations: list[Annotations] = train_set.annotations
+    return SIDTable.build(annotations[0].schema, train_set.labels, test_labels(annotations),
+                          cfg.MODEL.CERBERUS.SID_SPACE)
+
+
+def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+    """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
+    if not needs_labels(cfg):
+        return cfg
+    name = cfg.MODEL.META_ARCHITECTURE
+    if not train_set.annotations:
+        without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
+                   else "train IDE or the host's Baseline")
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
+                         f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
+    table = build_sid_table(cfg, train_set) if needs_prototypes(cfg) else None
+    schema = train_set.annotations[0].schema
+    outfits = len(train_set.labels) if train_set.by_outfit else 0
+    logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
+                + (f" in {outfits} outfits" if outfits else ""))
+    cfg = with_sizes(cfg, train_set.num_classes, schema.name, table.sizes if table else (), outfits)
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+        if table:
+            write_json(os.path.join(cfg.OUTPUT_DIR, "semantic_ids.json"), table.to_json())
+    return cfg
+
+
+def fill_tables(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Write what a model keeps of its training set into its buffers."""
+    model = unwrapped(model)
+    if getattr(model, "prototypes", None) is not None:
+        _fill_prototypes(model.prototypes, cfg, train_set)
+    if getattr(model, "class_labels", None) is not None:
+        model.class_labels.fill(train_set.annotations[0].schema, train_set.labels)
+
+
+def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Tables of the training set, and margins of the configuration."""
+    node = cfg.MODEL.CERBERUS
+    if node.MARGIN not in ("adaptive", "constant"):
+        raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
+    table = build_sid_table(cfg, train_set)
+    constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
+    margins = margins_from_counts(table.counts, len(train_set.labels), node.ALPHA, node.BETA, constant)
+    prototypes.fill(table, table.lookup(train_set.labels), margins)
+
+
+@torch.no_grad()
+def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Fit the cosine scale of each column by likelihood and keep it with the prototypes.
+
+    On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
+    evenly spread, as a test reads them. Scales that training learns are kept where nobody is held out: training images
+    lie nearer to their prototypes than those of other people do, so that a scale fitted on them is too large.
+    """
+    model = unwrapped(model)
+    prototypes = getattr(model, "prototypes", None)
+    if prototypes is None or model.attribute_reader() is None:
+        return
+    if prototypes.learned_log_scales is not None and not cfg.DATASETS.HOLD_OUT:
+        return
+    images = copy.copy(train_set)
+    images.transform = build_transforms(cfg, is_train=False)
+    images.num_unreadable = torch.zeros_like(train_set.num_unreadable)  # the training counts its own
+    if cfg.DATASETS.HOLD_OUT:
+        images, _ = build_test_set(cfg, HELD_OUT)
+    was_training, step = model.training, max(1, -(-len(images) // SCALE_IMAGES))
+    model.eval()
+    try:
+        rows, labels = [], []
+        for part in torch.arange(0, len(images), step).split(cfg.TEST.IMS_PER_BATCH):
+            items = [item for item in (images[int(i)] for i in part) if item["targets"] != LEFT_OUT_PID]
+            if not items:  # none of them can be read
+                continue
+            rows.append(model({"images": torch.stack([item["images"] for item in items]).to(model.device)}).float())
+            labels += [item["attributes"] for item in items]
+    finally:
+        model.train(was_training)
+    if not rows:
+        return
+    reader = model.attribute_reader()
+    cosines = [own.cpu() for own in reader.cosines(torch.cat(rows))]
+    truth, known = reader.schema.column_truth(torch.stack(labels))
+    scales = []
+    for m, column in enumerate(reader.schema.columns):
+        g, held = reader.marginals.column_groups[m], torch.from_numpy(reader.marginals.held[m])
+        own = right_answers(truth[m]) if column.is_colour else truth[m]  # (N, C)
+        right = (own[:, None] & held).any(dim=2) & known[:, m, None]  # (N, K), the semantic IDs with a true value
+        scales.append(fit_scale(cosines[g], right, torch.from_numpy(reader.marginals.log_priors[g]),
+                                cfg.TEST.PAR.COSINE_SCALE))
+    prototypes.set_scales(scales)

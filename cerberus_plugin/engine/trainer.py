@@ -1,0 +1,465 @@
+"""The host's trainer with the plugin's data sets, evaluators and prototypes; set-up and evaluation for train_net.py."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from fastreid.config import CfgNode, get_cfg
+from fastreid.data.build import build_reid_test_loader, build_reid_train_loader
+from fastreid.engine import DefaultTrainer, default_setup, hooks
+from fastreid.evaluation import DatasetEvaluator, inference_on_dataset
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from torch import nn
+
+from .. import host
+from ..config import add_cerberus_config, check_model_keys, merge_file
+from ..data.build import build_test_set, build_train_set, check_schema, check_test_set, resident_or_host
+from ..data.loader import SeededBatches, SeparateGenerators
+from ..evaluation import manifest, report
+from ..evaluation.clothes_task import ClothesTask
+from ..evaluation.evaluators import Task, TaskEvaluator
+from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
+from ..metrics import aps
+from ..metrics.outfits import SETTINGS
+from ..modeling import precision
+from ..modeling.build import load_model, needs_labels, reader_of, with_precision
+from ..modeling.checkpoint_tables import begin_from_other_weights
+from ..utils import environment
+from ..utils.distributed import synchronise_batch_norm, unwrapped
+from ..utils.files import replace_unprintable
+from .hooks import (
+    AgreeOnStatistics,
+    BeforeEvaluations,
+    Evaluations,
+    FrozenLayers,
+    SeedEpochs,
+    TrainingClock,
+    TrainingIdentities,
+    WeightAverage,
+    WithoutAverage,
+    frozen_layers,
+)
+from .label_tables import fill_tables, measure_scales, with_attributes
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+class CerberusTrainer(DefaultTrainer):
+    """The host's trainer; a model without attributes (BoT, AGW, SBS, MGN) trains through it as well."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        host.use_device(cfg.MODEL.DEVICE)
+        check_model_keys(cfg)
+        precision.check_autocast(cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST, cfg.SOLVER.AMP.ENABLED)
+        train_set = build_train_set(cfg)
+        # What would only come up at the first evaluation, epochs from now, is checked before the first step.
+        host.check_config(cfg, len(train_set))
+        check_task_options(cfg)
+        os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
+        cfg = with_attributes(cfg, train_set)
+        check_tests(cfg, train_set.annotations[0].schema.name if needs_labels(cfg) else None)
+        super().__init__(cfg)
+        fill_tables(self.model, self.cfg, self.data_loader.dataset)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        channels = getattr(model, "feat_dim", cfg.MODEL.BACKBONE.FEAT_DIM)  # of a model that takes it from its backbone
+        if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
+            raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {cfg.MODEL.BACKBONE.NAME} "
+                             f"at depth {cfg.MODEL.BACKBONE.DEPTH} gives {channels} channels; set it to {channels}.")
+        if cfg.MODEL.SYNC_BN:
+            model = synchronise_batch_norm(model)
+        missing = cfg.MODEL.COMPILE and precision.missing_for_compilation(model)
+        if missing:
+            logger.info(f"MODEL.COMPILE: {missing}; training runs uncompiled")
+        elif cfg.MODEL.COMPILE:
+            precision.compile_model(model)
+        return with_precision(model, cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        check_optimizer_keys(cfg, model)
+        host_cfg = cfg.clone()
+        host_cfg.defrost()
+        if cfg.MODEL.FREEZE_LAYERS:
+            # The host takes names as regular expressions that a parameter's name begins with, and counts its own steps
+            # from 0, in a resumed run too. These expressions match whole names, and `FrozenLayers` ends the freezing.
+            host_cfg.MODEL.FREEZE_LAYERS = [f"{re.escape(path)}\\." for path in frozen_layers(
+                model, cfg.MODEL.FREEZE_LAYERS)]
+            host_cfg.SOLVER.FREEZE_ITERS = sys.maxsize
+        optimizer, params = super().build_optimizer(host_cfg, model)
+        if cfg.MODEL.CHANNELS_LAST:
+            precision.store_channels_last(optimizer, model)
+        precision.fuse(optimizer, cfg.SOLVER.FUSED)
+        host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
+        return optimizer, params
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Endless batches that depend on the seed and their number alone; without SEED, on a seed drawn now."""
+        train_set = build_train_set(cfg)
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
+            loader = build_reid_train_loader(cfg, train_set=train_set)
+        return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        test_set, num_query = build_test_set(cfg, dataset_name)
+        loader, num_query = build_reid_test_loader(test_set, test_batch_size=cfg.TEST.IMS_PER_BATCH,
+                                                   num_query=num_query, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return resident_or_host(loader, cfg), num_query
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None,
+                        model: nn.Module | None = None, tasks: Sequence[Task] | None = None):
+        """The given tasks; or reID, its settings by outfits where the data set has any, PAR and APS for attributes."""
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        reader = reader_of(model)
+        attributes = reader is not None and bool(loader.dataset.annotations)
+        if attributes:
+            check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
+        if tasks is None:
+            groups = [DirectionTask()] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
+            tasks = [ReIDTask(cfg), *groups, *(attribute_tasks(reader, cfg) if attributes else [])]
+            if loader.dataset.settings:
+                tasks.insert(1, ClothesTask(ReIDTask(cfg).ranker, loader.dataset.settings))
+        finish = getattr(unwrapped(model), "finish_embeddings", None)
+        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Figures of each test data set; the bare dict where there is one, as the host returns them."""
+        results = OrderedDict()
+        for name in cfg.DATASETS.TESTS:
+            loader, evaluator = cls.build_evaluator(cfg, name, model=model)
+            results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+            if comm.is_main_process():
+                results[name] = with_account(results[name], loader, evaluator)
+                floor = report.read_floor(cfg.OUTPUT_DIR).get(name)
+                logger.info(f"Results on {name}:\n{report.results_table(results[name], floor)}")
+        return results[cfg.DATASETS.TESTS[0]] if len(results) == 1 else results
+
+    def resume_or_load(self, resume: bool = True):
+        """As the host's, but a run resumes with all of its state or not at all, and MODEL.WEIGHTS gives what fits.
+
+        Margins stay those of the configuration, whatever the checkpoint was trained with.
+
+        Raises: ValueError if a checkpoint to resume is of another model, optimiser, training set or kind of average, or
+            if nothing of MODEL.WEIGHTS fits.
+        """
+        own = resume and self.checkpointer.has_checkpoint()
+        path = self.checkpointer.get_checkpoint_file() if own else self.cfg.MODEL.WEIGHTS
+        if comm.is_main_process():
+            host.checkpoints.remove_partial_files(self.cfg.OUTPUT_DIR)
+        evaluations = self.checkpointer.checkpointables["evaluations"]
+        evaluations.figures = {}
+        if not self.cfg.SOLVER.EMA:
+            self.checkpointer.checkpointables["average"] = WithoutAverage()
+        settings = self._step_settings()
+        begin_from_other_weights(unwrapped(self.model), not own)
+        watch = unwrapped(self.model).register_load_state_dict_post_hook(
+            lambda model, keys: _check_loaded(model, keys.missing_keys, path, own))
+        if own:
+            self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
+        try:
+            super().resume_or_load(resume)
+            precision.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        finally:
+            watch.remove()
+            if not self.cfg.SOLVER.EMA:
+                del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
+        if own and self.cfg.SOLVER.EMA and not self.checkpointer.checkpointables["average"].beside:
+            raise ValueError(f"{path}: the checkpoint has no average of the weights, this run has SOLVER.EMA "
+                             f"{self.cfg.SOLVER.EMA}; resume with SOLVER.EMA 0, as it began")
+        kept = [f"{name} {value} (not {settings.get(name)})" for name, value in self._step_settings().items()
+                if settings.get(name) != value]
+        if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
+            logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
+                           f"says now: {', '.join(kept)}")
+        precision.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
+        fill_tables(self.model, self.cfg, self.data_loader.dataset)
+        test = self.cfg.TEST
+        if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
+            logger.warning(f"{path}: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here on")
+
+    def _step_settings(self) -> dict[str, object]:
+        """What the optimiser and the schedules were built with, as far as a checkpoint brings its own."""
+        groups = {f"{key} of group {i}": group[key] for i, group in enumerate(self.optimizer.param_groups)
+                  for key in ("initial_lr", "weight_decay", "momentum", "nesterov", "betas") if key in group}
+        schedules = {f"{key} of {name}": value for name, schedule in self.scheduler.items()
+                     for key, value in schedule.state_dict().items()
+                     if key in ("milestones", "gamma", "T_max", "eta_min", "warmup_factor", "warmup_iters")}
+        return groups | schedules
+
+    def train(self):
+        """Run training; write the results, as a table and as JSON, beside the checkpoint."""
+        evaluations = self.checkpointer.checkpointables["evaluations"]
+        self.epoch = self.start_epoch  # the host's hooks read it after a loop that may have nothing to do
+        if self.start_epoch >= self.max_epoch:
+            logger.info(f"Already trained for {self.max_epoch} epochs: evaluating")
+            results = self.test(self.cfg, self.model)
+            evaluations.remember(self.start_epoch, report.by_dataset(self.cfg.DATASETS.TESTS, results))
+        else:
+            if self.start_epoch == 0:
+                self._evaluate_floor()
+            results = super().train()
+            self._warn_about_the_run()
+        if comm.is_main_process():
+            clock = self.checkpointer.checkpointables["clock"]
+            made = manifest.manifest(self.cfg, results, self.model, self.data_loader.dataset,
+                                     self.checkpointer.get_checkpoint_file())
+            write_results(self.cfg, results, clock, evaluations.figures, made)
+        return results
+
+    def build_hooks(self) -> list:
+        clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
+        self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations,
+                                              "identities": TrainingIdentities(self.data_loader.dataset.pids)}
+        if self.grad_scaler is not None:
+            self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
+        built = [SeedEpochs(), clock, *super().build_hooks()]
+        if self.cfg.SOLVER.EMA:
+            built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
+            self.checkpointer.checkpointables["average"] = built[0]
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data_loader.dataset),
+                                    (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        built[place:place + 1] = [AgreeOnStatistics(), measure, built[place], evaluations]
+        for i, hook in enumerate(built):
+            if isinstance(hook, hooks.LayerFreeze):
+                model = unwrapped(self.model)
+                built[i] = FrozenLayers(model, self.optimizer, frozen_layers(model, hook.freeze_layers),
+                                        hook.freeze_iters)
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = self.cfg.LOG_PERIOD  # the host fixes 200 iterations: minutes of silence on a CPU
+        return built
+
+    def _evaluate_floor(self) -> None:
+        """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
+        if comm.is_main_process():
+            report.write_floor(self.cfg.OUTPUT_DIR, {})
+        if self.cfg.TEST.UNTRAINED_FLOOR:
+            logger.info("Evaluating the model before the first step, the floor of the result table")
+            floor = report.by_dataset(self.cfg.DATASETS.TESTS, self.test(self.cfg, self.model))
+            if comm.is_main_process():
+                report.write_floor(self.cfg.OUTPUT_DIR, floor)
+
+    def _warn_about_the_run(self) -> None:
+        num_unreadable = int(self.data_loader.dataset.num_unreadable)
+        if num_unreadable:
+            logger.warning(f"{num_unreadable} times a training image could not be read and was replaced")
+        latest = {name: value for name, (value, _) in self.storage.latest().items()}
+        if latest.get("alignment/crop_ratio") == 1:
+            logger.warning(f"Alignment cropped nothing in the last batch that was looked at (no row in "
+                           f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
+                           f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
+                           "of this backbone's maps; see alignment/* in metrics.json")
+
+
+def _check_loaded(model: nn.Module, missing: Sequence[str], path: str, own: bool) -> None:
+    """Refuse to resume with part of a model; say which tensors MODEL.WEIGHTS has left, and refuse if that is all."""
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    total = sum(not name.endswith("num_batches_tracked") for name in model.state_dict())
+    if own and missing:
+        raise ValueError(f"'{missing[0]}' is absent or of another size than this model's, and {len(missing) - 1} more "
+                         f"of {total} tensors. A run resumes with the data and the config.yaml that it began with; to "
+                         "begin another run with these weights, name them by MODEL.WEIGHTS and set another OUTPUT_DIR.")
+    if len(missing) == total:
+        raise ValueError(f"none of its tensors fits one of the model's {total}; MODEL.WEIGHTS takes a checkpoint of "
+                         "this kind of model, MODEL.BACKBONE.PRETRAIN_PATH the weights of a backbone")
+    if missing:
+        counts = Counter(name.rpartition(".")[0] for name in missing)
+        named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        logger.warning(f"{path}: {total - len(missing)} of {total} tensors loaded. As initialised, or as this training "
+                       f"set has it, is what does not fit: {named}")
+
+
+def setup(args) -> CfgNode:
+    """Configuration from the command line, the host's logging and output folder, device and seed."""
+    replace_unprintable()
+    cfg = read_config(args)
+    if args.eval_only:
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")  # the run keeps its config.yaml and its results
+    began_with = None
+    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
+        began_with = comm.all_gather(_seed_of_run(cfg.OUTPUT_DIR))[0]
+        if cfg.SEED < 0 and began_with is not None:
+            cfg.SEED = began_with
+    cfg = start(cfg, args)
+    if began_with not in (None, cfg.SEED):
+        logger.warning(f"{cfg.OUTPUT_DIR}: the run began with SEED {began_with} and goes on with SEED {cfg.SEED}, so "
+                       f"it will not equal the undisturbed run; resume with SEED {began_with} or -1 for that")
+    return cfg
+
+
+def _seed_of_run(folder: str) -> int | None:
+    """The seed in the config.yaml of a run folder, drawn or given; None where there is none to read."""
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    try:
+        seed = merge_file(cfg, os.path.join(folder, "config.yaml")).get("SEED")
+    except (OSError, ValueError) as error:
+        print(f"WARNING: {error}", file=sys.stderr)  # before the host sets its log up
+        return None
+    return seed if isinstance(seed, int) and seed >= 0 else None
+
+
+def start(cfg: CfgNode, args) -> CfgNode:
+    """The host's logging and output folder, and the seed, drawn where there is none; the configuration, frozen."""
+    if cfg.DATASETS.LEAVE_OUT_SIDS and cfg.SEED < 0 and cfg.DATASETS.LEAVE_OUT_SEED < 0:
+        raise SystemExit("DATASETS.LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too: a run that is resumed "
+                         "would leave out others. Set one of them to a number from 0.")
+    if cfg.SEED < 0:
+        cfg.SEED = comm.all_gather(int.from_bytes(os.urandom(3), "big"))[0]  # one for all processes
+    cfg.freeze()
+    default_setup(cfg, args)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    logger.info(f"FastReID {host.version()}, torch {torch.__version__}, seed {cfg.SEED} in place of a generated one")
+    return cfg
+
+
+def read_config(args) -> CfgNode:
+    """Configuration of --config-file and the options after it, for the device that there is."""
+    if not os.path.isfile(args.config_file):
+        raise SystemExit(f"--config-file '{args.config_file}' is not a file; for example "
+                         "configs/Market1501/cerberus_R50.yml")
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    try:
+        merge_file(cfg, args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
+        raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
+                         "go before KEY value.") from error
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
+        raise SystemExit("MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs; hide them: "
+                         "CUDA_VISIBLE_DEVICES= (empty) before the command.")
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs
+    return cfg
+
+
+def evaluate(cfg: CfgNode) -> OrderedDict:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
+    host.use_device(cfg.MODEL.DEVICE)
+    check_task_options(cfg)
+    if cfg.TEST.BEST_EPOCH:
+        logger.info("TEST.BEST_EPOCH: an evaluation alone has one epoch; the best stands in the run's own results.txt")
+    if os.path.basename(cfg.MODEL.WEIGHTS) == "model_best.pth":
+        logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
+                       "other data; model_final.pth is the last epoch")
+    model = load_model(cfg)
+    reader = reader_of(model)
+    check_tests(cfg, reader.schema.name if reader else None)
+    prototypes = getattr(model, "prototypes", None)
+    if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
+        logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
+                    f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
+    if comm.is_main_process():
+        report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
+    results = CerberusTrainer.test(cfg, model)
+    if comm.is_main_process():
+        made = manifest.manifest(cfg, results, model, checkpoint=cfg.MODEL.WEIGHTS)
+        write_results(cfg, results, made=made)
+    return results
+
+
+def with_account(figures: Mapping[str, float], loader, evaluator: DatasetEvaluator) -> Mapping[str, float]:
+    """Figures with the account of the images they are of; as they are where the evaluator is not the plugin's."""
+    if not isinstance(evaluator, TaskEvaluator):
+        return figures
+    tested = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
+    return manifest.Figures.of(figures, tested)
+
+
+def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse keys of the optimiser that would have no effect on this model."""
+    layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
+    if bool(layers) != (iterations > 0):
+        raise ValueError(f"MODEL.FREEZE_LAYERS is {layers} and SOLVER.FREEZE_ITERS {iterations}, so nothing would be "
+                         "frozen. Set both, or MODEL.FREEZE_LAYERS [] and SOLVER.FREEZE_ITERS 0 to freeze nothing.")
+    if cfg.SOLVER.HEADS_LR_FACTOR != 1 and not hasattr(model, "heads"):
+        raise ValueError(f"SOLVER.HEADS_LR_FACTOR is {cfg.SOLVER.HEADS_LR_FACTOR}, but the host applies it to a module "
+                         f"called heads alone, and {type(model).__name__} has none. Set it to 1.0.")
+
+
+def check_tests(cfg: CfgNode, schema: str | None) -> None:
+    """Refuse test data sets that have nothing to evaluate, or whose attributes the model cannot read.
+
+    Args:
+        schema: name of the model's attribute schema; None for a model without attributes.
+    """
+    for name in cfg.DATASETS.TESTS:
+        annotations = check_test_set(cfg, name)
+        if schema is not None and annotations:
+            check_schema(schema, annotations[0], name)
+
+
+def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
+                  evaluations: Mapping[str, Mapping[int, Mapping]] | None = None,
+                  made: Mapping | None = None) -> None:
+    """results.txt and results.json, with what is needed to compare the figures with others'.
+
+    Args:
+        clock: of the training, its seconds NaN where they are not known; None for an evaluation alone.
+        evaluations: figures by test data set and epoch; None for an evaluation alone.
+        made: what the figures were taken on and by, `manifest.manifest`.
+    """
+    test = cfg.TEST
+    training = None if clock is None else {"seconds": clock.seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
+                                           "processes": comm.get_world_size(), "resumed after epochs": clock.resumed}
+    record = {
+        "protocol": {
+            "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
+                     "flip": flips(cfg), **manifest.ranking_rules(cfg)},
+            "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
+            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle",
+                    "ap that the protocol's paper publishes": aps.PUBLISHED_AP[test.APS.PROTOCOL]},
+        },
+        "weights": os.path.basename(cfg.MODEL.WEIGHTS) if clock is None else
+                   "last epoch, averaged over steps" if cfg.SOLVER.EMA else "last epoch",
+        "model": name_of(cfg),
+        "image size": list(cfg.INPUT.SIZE_TEST),
+        "training": training,
+        "manifest": made,
+        "hardware": environment.hardware(cfg.MODEL.DEVICE),
+        "versions": environment.versions(),
+    }
+    by_name = report.by_dataset(cfg.DATASETS.TESTS, results)
+    if any("cloth-changing/mAP" in figures for figures in by_name.values()):
+        changed = any(not math.isnan(figures.get("cloth-changing/mAP", math.nan)) for figures in by_name.values())
+        record["protocol"]["outfits"] = {
+            "ignored of the own identity, beside the own camera": SETTINGS,
+            "metric": "mean of mAP and Rank-1" + (" under cloth-changing" if changed else ", whatever they wear")}
+    record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
+    best = {name: report.best_rows(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
+    tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
+    if best:
+        logger.info(f"Results of the last epoch and of the best:\n{tables}")
+
+
+def name_of(cfg: CfgNode) -> str:
+    """A model's name, with what an evaluation reads of it where that is not all."""
+    name = cfg.MODEL.META_ARCHITECTURE + (f" by {' and '.join(cfg.TEST.GROUPS)}" if cfg.TEST.GROUPS else "")
+    synthesised = cfg.TEST.APS.SYNTHESISE and cfg.MODEL.META_ARCHITECTURE == "Cerberus"
+    return f"{name}, unseen prototypes synthesised" if synthesised else name
+
+
+def flips(cfg: CfgNode) -> bool:
+    """Whether embeddings are of mirror images as well, by the host's flip test or by the model itself."""
+    return cfg.TEST.FLIP.ENABLED or (cfg.MODEL.META_ARCHITECTURE == "CSSC" and cfg.MODEL.CSSC.FLIP_SUM)

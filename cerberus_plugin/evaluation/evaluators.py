@@ -1,0 +1,99 @@
+"""One forward pass over query and gallery for all tasks: gather embeddings and labels, then run each task.
+
+A task is any callable from `Gathered` to figures by name (`tasks.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from fastreid.evaluation.evaluator import DatasetEvaluator
+from fastreid.utils import comm
+from torch import Tensor
+
+from ..data.loader import LEFT_OUT_PID
+from .embeddings import Gathered
+
+logger = logging.getLogger("fastreid.cerberus")
+
+Task = Callable[[Gathered], dict[str, float]]
+
+
+class TaskEvaluator(DatasetEvaluator):
+    """Gather embeddings and labels over all processes, then run each task on the main one.
+
+    Args:
+        num_query: images of the loader that are queries, first in order.
+        tasks: what to compute.
+        device: where the tasks compute, and where they find the embeddings if these fit; batches wait on the CPU.
+        finish: what a model does to its embeddings after the host has averaged them over the flip test.
+    """
+
+    def __init__(self, num_query: int, tasks: Sequence[Task], device: torch.device | str = "cpu",
+                 finish: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.num_query = num_query
+        self._tasks = tasks
+        self._device = device
+        self._finish = finish
+        self.reset()
+
+    def reset(self) -> None:
+        self._batches: list[dict] = []
+        self.num_left_out = 0  # images that could not be read, once evaluated
+
+    def process(self, inputs: dict, outputs: Tensor) -> None:
+        embeddings = outputs.float()
+        embeddings = self._finish(embeddings) if self._finish else embeddings
+        batch = {"embeddings": embeddings, "pids": inputs["targets"], "camids": inputs["camids"]}
+        batch |= {key: inputs[key] for key in ("attributes", "outfits") if key in inputs}
+        self._batches.append({key: value.cpu() for key, value in batch.items()})
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        batches = self._batches
+        if comm.get_world_size() > 1:
+            comm.synchronize()
+            batches = list(itertools.chain(*comm.gather(batches, dst=0)))
+            if not comm.is_main_process():
+                return OrderedDict()
+        results: OrderedDict[str, float] = OrderedDict()
+        gathered = self._join(batches)
+        for task in self._tasks:
+            results.update(task(gathered))
+        return results
+
+    def _join(self, batches: list[dict]) -> Gathered:
+        if not batches:
+            raise ValueError("evaluation: the test loader gave no images; check DATASETS.TESTS")
+        columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        embeddings = columns["embeddings"]
+        if _fits(embeddings, self._device):
+            embeddings = embeddings.to(self._device)
+        else:
+            logger.info(f"embeddings of {embeddings.nbytes / 2**30:.1f} GiB are more than half of what is free on "
+                        f"{self._device}: they stay on the CPU, and the tasks take them part by part")
+        gathered = Gathered(embeddings, columns["pids"], columns["camids"], columns.get("attributes"), self.num_query,
+                            self._device, columns.get("outfits"))
+        bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in embeddings.split(4096))
+        if bad:
+            raise ValueError(f"evaluation: {bad} of {len(gathered.pids)} embeddings are not finite; the weights are "
+                             "damaged or training diverged")
+        left_out = gathered.pids == LEFT_OUT_PID
+        self.num_left_out = int(left_out.sum())
+        if self.num_left_out:
+            logger.warning(f"{self.num_left_out} of {len(left_out)} test images could not be read and are left out")
+            gathered = gathered.rows(~left_out)
+        if not 0 < gathered.num_query < len(gathered.pids):
+            raise ValueError(f"evaluation: {gathered.num_query} query and {len(gathered.pids) - gathered.num_query} "
+                             "gallery images; both must have at least one")
+        return gathered
+
+
+def _fits(embeddings: Tensor, device: torch.device | str) -> bool:
+    """Whether half of a CUDA device's free memory holds the embeddings; the other half is for the tasks."""
+    if torch.device(device).type != "cuda":
+        return True
+    return embeddings.nbytes <= torch.cuda.mem_get_info(device)[0] / 2

@@ -1,0 +1,267 @@
+"""The result table that people read and the records that programs read; every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from ..metrics.outfits import CHANGES, SETTINGS
+from ..utils.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    pass
+
+FLOOR_FILE = "before_training.json"
+RESULTS_FILE = "results.json"
+REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
+MEANS = ("official", "binary", "balanced")
+# Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
+KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
+# The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
+READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
+PERSON = "by person"
+APS_PARTS = {"person": f"all, {PERSON}", "seen": "seen in training", "unseen": "unseen in training",
+             "unseen semantic ID": "with a semantic ID unseen in training"}
+KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
+
+
+def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None,
+                  best: Sequence[tuple[str, Mapping[str, float]]] = ()) -> str:
+    """reID, PAR and APS side by side with their floors, percent. Tasks that a model does not serve are not shown.
+
+    Args:
+        results: figures by name, as `TaskEvaluator` returns them.
+        floor: the same before the first step of training, where it was evaluated.
+        best: names and figures of the best epochs, `best_rows`, to show beside the last one; of PAR and APS means
+            alone.
+    """
+    rows = [("this model, last epoch", results), *best] if best else [("this model", results)]
+    rows += [("before training", floor)] if floor else []
+    parts = ["reID (rectangle AP unless said)\n" + _table(
+        ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
+    if any(f"{setting}/mAP" in results for setting in SETTINGS):
+        parts[0] = _outfits_table(rows)
+    if "PAR/mA_official" in results:
+        parts.append(_par_table(rows))
+    if "APS/mAP" in results:
+        parts.append(_aps_table(rows))
+    return "\n\n".join(parts)
+
+
+def summary(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of an evaluation that are kept of every epoch, as plain numbers."""
+    return {key: float(value) for key, value in figures.items() if key in KEPT or key.startswith(KEPT_PARTS)}
+
+
+def best_rows(evaluations: Mapping[int, Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
+    """Names and figures of the best epoch, and of the best of each of mAP and Rank-1, both chosen on the test set.
+
+    The best epoch is the one with the highest "metric", the earliest among equals: PAR and APS of that epoch need not
+    be their best. The second row takes the highest mAP and the highest Rank-1 of each setting, each from an epoch of
+    its own, as CSSC's published code does; no one model has these figures. Empty where "metric" has no value.
+
+    Args:
+        evaluations: figures by epoch, from 1 on; the last one is that of the model.
+    """
+    metrics = {epoch: evaluations[epoch].get("metric", math.nan) for epoch in sorted(evaluations)}
+    metrics = {epoch: metric for epoch, metric in metrics.items() if not math.isnan(metric)}
+    if not metrics:
+        return []
+    best = max(metrics, key=metrics.__getitem__)
+    keys = [f"{prefix}{key}" for prefix in ("", *(f"{name}/" for name in SETTINGS)) for key in ("mAP", "Rank-1")]
+    values = {key: [row[key] for row in evaluations.values() if not math.isnan(row.get(key, math.nan))] for key in keys}
+    return [(f"epoch {best} of {max(evaluations)}, the best on this test set by reID", evaluations[best]),
+            ("each figure's own best epoch on this test set", {key: max(of) for key, of in values.items() if of})]
+
+
+def by_reading(figures: Mapping[str, float], reading: str) -> dict[str, float]:
+    """Figures of an evaluation with PAR and APS by a reading, one of `READINGS`, under their usual names.
+
+    Where the evaluation was by the other reading, they replace its figures; those that it has by its own reading alone,
+    such as partial searches, are left out. Otherwise, and for "", all figures are returned as they are.
+    """
+    renamed = {f"{task} ({reading})/": f"{task}/" for task in ("PAR", "APS")}
+    found = {key.replace(source, usual, 1): value for source, usual in renamed.items()
+             for key, value in figures.items() if key.startswith(source)}
+    if not found:
+        return dict(figures)
+    return {key: value for key, value in figures.items() if not key.startswith(("PAR/", "APS/", *renamed))} | found
+
+
+def readings_of(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """The readings that an evaluation has PAR by; empty where the model has one alone."""
+    return tuple(READINGS) if any(f"PAR ({name})/images" in figures for name in READINGS) else ()
+
+
+def by_dataset(tests: Sequence[str], results: Mapping) -> dict[str, dict]:
+    """Figures by test data set; the host returns them bare where there is one."""
+    return {tests[0]: dict(results)} if len(tests) == 1 else dict(results)
+
+
+def _outfits_table(rows: list[tuple[str, Mapping]]) -> str:
+    """Settings under each other, that of the "metric" first; the plain figures are of all queries, whatever they wear.
+    """
+    shown = [setting for setting in CHANGES if f"{setting}/mAP" in rows[0][1]]
+    lines = []
+    for name, figures in rows:
+        lines += [[name, setting, figures.get(f"{setting}/queries"), *(figures.get(f"{setting}/{k}") for k in REID)]
+                  for setting in shown]
+        lines.append([name, "standard, all queries", None, *(figures.get(key) for key in REID)])
+        for setting in shown:
+            if f"single-shot/{setting}/Rank-1" in figures:
+                mean, deviation = (figures[f"single-shot/{setting}/Rank-1{k}"] for k in ("", "_deviation"))
+                lines.append([name, f"single-shot, {setting}", None, None, f"{percent(mean)} +- {percent(deviation)}"])
+    title = "reID by outfits (rectangle AP unless said)"
+    if "single-shot/draws" in rows[0][1]:
+        title += (f"; single-shot: Rank-1 over {rows[0][1]['single-shot/draws']:.0f} draws of one gallery image a "
+                  "person, mAP is of all gallery images only")
+    return f"{title}\n" + _table(["", "setting", "queries", *REID], lines)
+
+
+def _par_table(rows: list[tuple[str, Mapping]]) -> str:
+    results = rows[0][1]
+    columns = [key.removeprefix("PAR/official/") for key in results if key.startswith("PAR/official/")]
+
+    def line(name: str, figures: Mapping, rule: str, source: str = "PAR") -> list:
+        return [name, figures.get(f"{source}/mA_{rule}"), *(figures.get(f"{source}/{rule}/{c}") for c in columns)]
+
+    others = {name: words for name, words in READINGS.items() if f"PAR ({name})/mA_official" in results}
+    own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
+    lines = []
+    for words, source in ((own, "PAR"), *((f", {words}", f"PAR ({name})") for name, words in others.items())):
+        lines += [line(rule + words, results, rule, source) for rule in MEANS]
+        if f"{source}/person/mA_official" in results:
+            lines += [line(f"{rule}{words}, {PERSON}", results, rule, f"{source}/person") for rule in MEANS]
+    if "PAR-majority/mA_official" in results:
+        lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
+    lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS
+              if f"PAR/mA_{rule}" in figures]
+    ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
+    lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
+    title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
+    if "PAR/person/persons" in results:
+        title += f"; {PERSON}: one answer to the images of each of {results['PAR/person/persons']:.0f} persons"
+    if results.get("PAR/undefined_questions"):
+        title += (f"; balanced leaves out {results['PAR/undefined_questions']:.0f} of {results['PAR/questions']:.0f} "
+                  "yes/no questions, to which the answer is the same on all images")
+    if others:
+        title += ("\nby probability: the most probable value; balanced: the value that exceeds its share of the "
+                  "training people most")
+    return f"{title}\n" + _table(["rule", "mA", *columns], lines)
+
+
+def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
+    results = rows[0][1]
+    lines = []
+
+    def add(name: str, words: str, queries, figures: Mapping, part: str = "APS", suffix: str = "") -> None:
+        keys = ("mAP", "mAP_trapezoid", "Rank-1")
+        lines.append([name, words, queries, *(figures.get(f"{part}/{key}{suffix}") for key in keys)])
+
+    for name, figures in rows:
+        if "APS/mAP" in figures:
+            add(name, "all", results["APS/queries"], figures)
+        for part, words in APS_PARTS.items():
+            if figures.get(f"APS/{part}/queries"):
+                add(name, words, figures[f"APS/{part}/queries"], figures, f"APS/{part}")
+    for reading, words in READINGS.items():
+        source = f"APS ({reading})"
+        for part, kind in ((source, "all"), (f"{source}/person", APS_PARTS["person"])):
+            if f"{part}/mAP" in results:
+                add(f"{rows[0][0]}, {words}", kind, results[f"{part}/queries"], results, part)
+    for key in [key for key in results if key.startswith("APS/") and key.endswith("/mAP_given")]:
+        groups = key.split("/")[1]
+        for reading, word in (("given", "same in these groups"), ("full", "same in all groups")):
+            for name, figures in rows:
+                if f"APS/{groups}/mAP_{reading}" in figures:
+                    add(name, f"by {groups}, relevant: {word}", None, figures, f"APS/{groups}", f"_{reading}")
+    title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
+             "the rectangle AP)")
+    if "APS/person/persons" in results:
+        title += (f"; {PERSON}: {results['APS/person/persons']:.0f} persons are ranked, each by the mean score of its "
+                  "images")
+    if results.get("APS/unmatched"):
+        title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
+    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", "Rank-1"], lines)
+
+
+def _table(headers: list[str], lines: list[list]) -> str:
+    # Queries are counts; everything else is a percentage with two decimals.
+    formatted = [[_format(headers[i], value) for i, value in enumerate(line)] for line in lines]
+    return tabulate(formatted, headers=headers, disable_numparse=True, stralign="right")
+
+
+def _format(header: str, value) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if header == "queries" and value is not None else percent(value)
+
+
+def percent(value: float | None) -> str:
+    """A figure as tables show it; nothing where there is none."""
+    if value is None:
+        return ""
+    return "undefined" if math.isnan(value) else f"{value:.2f}"
+
+
+def read_floor(folder: str) -> dict[str, dict]:
+    """Figures before training by test data set; empty where they were not taken."""
+    path = os.path.join(folder, FLOOR_FILE)
+    if not os.path.isfile(path):
+        return {}
+    remedy = "delete it, or train again with TEST.UNTRAINED_FLOOR True"
+    floor = read_json(path, remedy)
+    if not _are_figures(floor):
+        raise ValueError(f"{path}: expected figures by test data set; {remedy}")
+    return _with_nan(floor)
+
+
+def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
+    write_json(os.path.join(folder, FLOOR_FILE), floor)
+
+
+def read_results(folder: str) -> dict:
+    """The record of a finished run, as `write_results` has written it."""
+    path = os.path.join(folder, RESULTS_FILE)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: not found; a run writes it at its end. Finish the one in this folder "
+                                "(train_net.py --resume), or name the folder of a finished one.")
+    remedy = "evaluate the run again (train_net.py --eval-only), or finish it (--resume)"
+    record = read_json(path, remedy)
+    if not isinstance(record, dict) or not _are_figures(record.get("results")):
+        raise ValueError(f"{path}: has no 'results' with figures by test data set; {remedy}")
+    return record | {"results": _with_nan(record["results"])}
+
+
+def write_results(folder: str, results: Mapping[str, Mapping], record: Mapping,
+                  best: Mapping[str, Sequence[tuple[str, Mapping]]] | None = None) -> str:
+    """results.txt, the tables; results.json, the figures by test data set with what `record` says about them.
+
+    Args:
+        best: by test data set, where the tables show them: `best_rows`.
+
+    Returns:
+        the tables.
+    """
+    floor = read_floor(folder)
+    write_json(os.path.join(folder, RESULTS_FILE), {"results": results, "before training": floor, **record})
+    best = best or {}
+    tables = {name: results_table(figures, floor.get(name), best.get(name, ())) for name, figures in results.items()}
+    text = "\n".join(f"{name}\n\n{table}\n" for name, table in tables.items())
+    write_text(os.path.join(folder, "results.txt"), text)
+    return text
+
+
+def _are_figures(record: object) -> bool:
+    """Whether a record holds figures by test data set."""
+    return isinstance(record, Mapping) and all(isinstance(row, Mapping) for row in record.values())
+
+
+def _with_nan(figures: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Figures by test data set, null as NaN."""
+    return {name: {key: math.nan if value is None else value for key, value in row.items()}
+            for name, row in figures.items()}

@@ -1,0 +1,409 @@
+"""The three tasks of an evaluation, reID, PAR and APS: from what one pass gave to figures in percent.
+
+PAR and APS attach to a model of a user's own as soon as it offers an `AttributeReader`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from fastreid.evaluation.query_expansion import aqe
+from fastreid.evaluation.roc import evaluate_roc
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from ..attributes import GROUPS, MISSING
+from ..data.build import check_expansion
+from ..inference import PARTIAL, READINGS, AttributeReader, blocks, of_groups
+from ..metrics import aps, par, ranking
+from ..metrics.distances import pairwise
+from ..metrics.outfits import Outfits
+from ..metrics.reranking import check_reranking, reranked
+from .embeddings import Gathered
+
+logger = logging.getLogger("fastreid.cerberus")
+
+COLLAPSED = 0.7  # length of a mean direction from which on a warning is due; 0.1 to 0.15 in the demo
+
+
+@dataclass(frozen=True)
+class ReIDTask:
+    """Rank-1/5/10, mAP, mINP by the Market-1501 protocol, as the host's ReidEvaluator gives them.
+
+    Distances are made block by block and never held at once, except for TEST.ROC. Query expansion and re-ranking need
+    the embeddings of all query and gallery images, where they lie: they do not work on galleries read in parts.
+
+    Args:
+        groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
+    """
+
+    cfg: object
+    groups: Sequence[str] | None = None
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        gathered = self._by_groups(gathered)
+        query, gallery = gathered.query, gathered.gallery
+        distances = self._distances(query, gallery)
+        roc = {}
+        if self.cfg.TEST.ROC.ENABLED:
+            matrix = _whole(distances or pairwise(query.embeddings, gallery.embeddings, self.cfg.TEST.METRIC),
+                            len(query.pids), len(gallery.pids))
+            roc = self._verification(matrix, query, gallery)
+            distances = matrix.__getitem__
+        result = self._ranked(query, gallery, distances)
+        if result.num_skipped:
+            logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
+        figures = result.percentages()
+        return {**figures, **roc, "metric": (figures["mAP"] + figures["Rank-1"]) / 2}
+
+    def ranker(self, gathered: Gathered) -> Callable[..., ranking.ReIDResult]:
+        """The same ranking under other rules: a function of a setting of outfits and of rows of the gallery.
+
+        Re-ranked distances are those of the whole gallery, also where some of its rows are asked for. They are
+        computed once, and held.
+        """
+        gathered = self._by_groups(gathered)
+        query, gallery = gathered.query, gathered.gallery
+        distances = self._distances(query, gallery)
+        matrix = None if distances is None else _whole(distances, len(query.pids), len(gallery.pids))
+
+        def ranked(setting: str, chosen: Tensor | slice = slice(None)) -> ranking.ReIDResult:
+            some = gallery.rows(chosen)
+            return self._ranked(query, some, None if matrix is None else lambda rows: matrix[rows][:, chosen],
+                                Outfits(query.outfits, some.outfits, setting))
+
+        return ranked
+
+    def _by_groups(self, gathered: Gathered) -> Gathered:
+        groups = self.cfg.TEST.GROUPS if self.groups is None else self.groups
+        return replace(gathered, embeddings=of_groups(gathered.embeddings, groups)) if groups else gathered
+
+    def _ranked(self, query: Gathered, gallery: Gathered, distances: Callable[[slice], Tensor] | None,
+                outfits: Outfits | None = None) -> ranking.ReIDResult:
+        ids = query.pids, query.camids, gallery.pids, gallery.camids
+        if distances is not None:
+            return ranking.reid_metrics(distances, *ids, outfits=outfits)
+        return ranking.reid_metrics_from_features(query.embeddings, gallery.embeddings, *ids, outfits=outfits,
+                                                  metric=self.cfg.TEST.METRIC, device=query.device)
+
+    def _distances(self, query: Gathered, gallery: Gathered) -> Callable[[slice], Tensor] | None:
+        """Distances of any rows of queries after query expansion and re-ranking; None without either."""
+        test, q, g = self.cfg.TEST, query.embeddings, gallery.embeddings
+        if test.AQE.ENABLED:
+            check_expansion(self.cfg, len(q), len(g))
+            expanded = aqe(q.cpu(), g.cpu(), test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)  # on the CPU alone
+            q, g = (side.to(q.device) for side in expanded)
+        if test.RERANK.ENABLED:
+            return reranked(q, g, **_reranking_options(self.cfg))
+        return pairwise(q, g, test.METRIC) if test.AQE.ENABLED else None
+
+    @staticmethod
+    def _verification(distances: Tensor, query: Gathered, gallery: Gathered) -> dict[str, float]:
+        """True positive rates at fixed false positive rates, from the host's pairs; shares of 1, as the host's."""
+        scores, labels = evaluate_roc(distances.cpu().numpy(), query.pids.numpy(), gallery.pids.numpy(),
+                                      query.camids.numpy(), gallery.camids.numpy())
+        false_positive, true_positive, _ = roc_curve(labels, scores)
+        return {f"TPR@FPR={rate:.0e}": float(true_positive[abs(false_positive - rate).argmin()])
+                for rate in (1e-4, 1e-3, 1e-2)}
+
+
+@dataclass(frozen=True)
+class DirectionTask:
+    """Length of the mean direction of each group of Cerberus: of the mean of the unit blocks of all test images.
+
+    Near 0 where images point everywhere, 1 where all point the same way. Ranks of images survive a common direction
+    longer than cosines with prototypes do, so reID may look fine where recognition is at chance; a warning says so.
+    """
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        parts = [blocks(chunk).double().sum(dim=0) for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
+        lengths = (sum(parts) / len(gathered.pids)).norm(dim=1).tolist()
+        bad = [f"{group} {length:.2f}" for group, length in zip(GROUPS, lengths) if length > COLLAPSED]
+        if bad:
+            logger.warning(f"Embeddings have collapsed: the mean direction of {', '.join(bad)} is longer than "
+                           f"{COLLAPSED}, so these blocks hardly differ between images and attributes are read at "
+                           "chance. Likely causes: running statistics of batch normalisation that do not fit the "
+                           "weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), or "
+                           "another MODEL.HEADS.NORM than in training")
+        return {f"mean direction/{group}": length for group, length in zip(GROUPS, lengths)}
+
+
+@dataclass(frozen=True)
+class PARTask:
+    """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
+
+    Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`. "person"
+    figures are of one answer a person, decided by the mean scores of these images, where it is a `PersonReader`.
+
+    Args:
+        name: of the figures.
+        train_labels: int64 (identities, A), from which the majority answer is taken; None leaves it out.
+        query_identities_only: score gallery images of query identities alone.
+    """
+
+    reader: AttributeReader
+    train_labels: Tensor | None = None
+    query_identities_only: bool = False
+    name: str = "PAR"
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        gallery = gathered.gallery
+        chosen = _labelled(gallery)
+        if self.query_identities_only:
+            chosen = chosen[torch.isin(gallery.pids[chosen], gathered.query.pids)]
+        schema, labels = self.reader.schema, gallery.attributes[chosen]
+        kinds = [kind for kind in ("recognise", "recognise_balanced") if hasattr(self.reader, kind)]
+        result = self._scored(labels, *(self._answers(getattr(self.reader, kind), gallery, chosen) for kind in kinds))
+        figures = self._figures(self.name, result)
+        if hasattr(self.reader, "answer_scores"):
+            person, of_persons = _persons(gallery, chosen)
+            answers = [self._of_persons(gallery, chosen, person, balanced) for balanced in (False, True)]
+            figures |= self._figures(f"{self.name}/person", self._scored(of_persons, *answers))
+            figures[f"{self.name}/person/persons"] = len(of_persons)
+        for column, share in zip(schema.columns, result.ceiling.tolist()):
+            if column.is_colour:
+                figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
+        if self.train_labels is not None:
+            answers = par.majority_answers(*schema.column_truth(self.train_labels))
+            figures |= self._figures("PAR-majority", self._scored(labels, answers.expand(len(chosen), -1)))
+        figures |= {f"{self.name}/images": len(chosen), f"{self.name}/questions": result.num_bits,
+                    f"{self.name}/undefined_questions": result.num_undefined_bits}
+        return figures
+
+    @staticmethod
+    def _answers(recognise: Callable[[Tensor], Tensor], gallery: Gathered, chosen: Tensor) -> Tensor:
+        """Answers for some rows, int64 (K, M)."""
+        return torch.cat([recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
+
+    def _of_persons(self, gallery: Gathered, chosen: Tensor, person: Tensor, balanced: bool) -> Tensor:
+        """Answers for the persons of some rows, int64 (P, M)."""
+        scores = (self.reader.answer_scores(chunk, balanced) for chunk in gallery.chunks(chosen))
+        return self.reader.decide(_means(scores, person), balanced).cpu()
+
+    def _scored(self, labels: Tensor, answers: Tensor, balanced: Tensor | None = None) -> par.PARResult:
+        """Figures of answers, int64 (K, M), to labels, int64 (K, A); balanced ones of answers of their own."""
+        truth, known = self.reader.schema.column_truth(labels)
+        is_colour = [column.is_colour for column in self.reader.schema.columns]
+        result = par.par_metrics(answers, truth, known, is_colour)
+        if balanced is None:
+            return result
+        own = par.par_metrics(balanced, truth, known, is_colour)
+        return replace(result, balanced=own.balanced, mA_balanced=own.mA_balanced)
+
+    def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
+        figures = {f"{name}/mA_official": 100 * result.mA_official, f"{name}/mA_binary": 100 * result.mA_binary,
+                   f"{name}/mA_balanced": 100 * result.mA_balanced}
+        for rule in ("official", "binary", "balanced"):
+            for column, share in zip(self.reader.schema.columns, getattr(result, rule).tolist()):
+                figures[f"{name}/{rule}/{column.name}"] = 100 * share
+        return figures
+
+
+@dataclass(frozen=True)
+class APSTask:
+    """Search by attributes: each category of the test images queries the pool of gallery and query images.
+
+    "person" figures rank persons in place of images, each by the mean score of its images in the pool: all persons,
+    whatever the protocol.
+
+    Args:
+        train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
+            unseen semantic ID, which are the fewest; None leaves it out.
+        protocol: "asmr" or "sal".
+        groups: partial searches to report beside the full one: names of groups joined by "+".
+        name: of the figures.
+    """
+
+    reader: AttributeReader
+    train_labels: Tensor | None = None
+    protocol: str = "asmr"
+    groups: Sequence[str] = ()
+    name: str = "APS"
+
+    def __call__(self, gathered: Gathered) -> dict[str, float]:
+        # Gallery first: among equal scores the lower index ranks first.
+        pool = _labelled(gathered)
+        pool = torch.cat([pool[pool >= gathered.num_query], pool[pool < gathered.num_query]])
+        pool_categories, labels = aps.categories(gathered.attributes[pool])
+        result = self._run(gathered, pool, labels, pool_categories)
+        figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
+                   "images": len(pool)}
+        if self.train_labels is not None:
+            seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
+            unseen_sid = self._with_unseen_sid(labels)
+            for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
+                subset = _subset(result, chosen, self.protocol)
+                figures |= {f"{name}/{key}": value for key, value in subset.items()}
+        figures |= {f"person/{key}": value for key, value in self._of_persons(gathered, pool, labels).items()}
+        for name in self.groups:
+            figures |= self._partial(name, gathered, pool, labels, pool_categories)
+        return {f"{self.name}/{key}": value for key, value in figures.items()}
+
+    def _of_persons(self, gathered: Gathered, pool: Tensor, labels: Tensor) -> dict[str, float]:
+        """Queries, the categories of the pool, are to find the persons of their category."""
+        person, of_persons = _persons(gathered, pool)
+
+        def scores(rows: slice) -> Tensor:
+            found = (self.reader.search(labels[rows], chunk).T for chunk in gathered.chunks(pool))
+            return _means(found, person).T
+
+        result = aps.aps_metrics(scores, torch.arange(len(labels)), aps.categories(of_persons)[0],
+                                 block_size=ranking.block_rows(len(pool)))
+        return {**_percentages(result), "queries": len(labels), "persons": len(of_persons)}
+
+    def _with_unseen_sid(self, labels: Tensor) -> Tensor:
+        """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
+        unseen = torch.zeros(len(labels), dtype=torch.bool)
+        for fields in (list(self.reader.schema.group_fields(group)) for group in GROUPS):
+            own, known = labels[:, fields], self.train_labels[:, fields].unique(dim=0)
+            carried = (own[:, None] == known[None]).all(dim=2).any(dim=1)
+            unseen |= ~carried & (own != MISSING).all(dim=1)
+        return unseen
+
+    def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
+                 pool_categories: Tensor) -> dict[str, float]:
+        """Queries that describe some groups: relevance on the full category, and on the described groups."""
+        schema = self.reader.schema
+        fields = [i for group in _groups_of(name) for i in schema.group_fields(group)]
+        described = torch.full_like(labels, MISSING)
+        described[:, fields] = labels[:, fields]
+        full = self._run(gathered, pool, described, pool_categories)
+        own_categories, own = aps.categories(gathered.attributes[pool][:, fields])
+        queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
+        queries[:, fields] = own
+        given = self._run(gathered, pool, queries, own_categories)
+        figures = {}
+        for reading, result in (("full", full), ("given", given)):
+            figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
+        return figures
+
+    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
+        """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,)."""
+        pids, camids = gathered.pids[pool], gathered.camids[pool]
+        representative = {}
+        if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
+            from_query = pool < gathered.num_query
+            first = [_first(pool_categories == k, from_query) for k in range(len(queries))]
+            representative = {"representative_pids": pids[first], "representative_camids": camids[first],
+                              "gallery_pids": pids, "gallery_camids": camids}
+
+        def scores(rows: slice) -> Tensor:
+            return torch.cat([self.reader.search(queries[rows], chunk) for chunk in gathered.chunks(pool)], dim=1)
+
+        return aps.aps_metrics(scores, torch.arange(len(queries)), pool_categories, protocol=self.protocol,
+                               **representative)
+
+
+def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
+    """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so."""
+    train_labels = getattr(reader, "train_labels", None)
+    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+             APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
+    if hasattr(reader, "read_by"):
+        other = next(reading for reading in READINGS if reading != reader.reading)
+        reader = reader.read_by(other)
+        tasks += [PARTask(reader, None, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, f"PAR ({other})"),
+                  APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, name=f"APS ({other})")]
+    return tasks
+
+
+def check_task_options(cfg) -> None:
+    """Refuse what would come up at the first evaluation only."""
+    if cfg.TEST.RERANK.ENABLED:
+        check_reranking(**_reranking_options(cfg))
+    if cfg.TEST.AQE.ENABLED and cfg.TEST.AQE.QE_K < 1:
+        raise ValueError(f"TEST.AQE.QE_K is {cfg.TEST.AQE.QE_K}, expected 1 or more")
+    if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups: "
+                         "only Cerberus does")
+    if not set(cfg.TEST.GROUPS) <= set(GROUPS):
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(GROUPS)}")
+    if cfg.TEST.READING not in READINGS:
+        raise ValueError(f"TEST.READING is '{cfg.TEST.READING}', expected one of {', '.join(READINGS)}")
+    if not cfg.TEST.PAR.UNSEEN_PRIOR > 0 or cfg.TEST.PAR.TAU < 0:
+        raise ValueError(f"TEST.PAR.TAU is {cfg.TEST.PAR.TAU} and UNSEEN_PRIOR {cfg.TEST.PAR.UNSEEN_PRIOR}, expected a "
+                         "power of at least 0, and a number of identities above 0, such as 0.5")
+    if cfg.TEST.APS.PROTOCOL not in aps.PROTOCOLS:
+        raise ValueError(f"TEST.APS.PROTOCOL is '{cfg.TEST.APS.PROTOCOL}', expected one of {', '.join(aps.PROTOCOLS)}")
+    if cfg.TEST.APS.PARTIAL not in PARTIAL:
+        raise ValueError(f"TEST.APS.PARTIAL is '{cfg.TEST.APS.PARTIAL}', expected one of {', '.join(PARTIAL)}")
+    for name in cfg.TEST.APS.GROUPS:
+        _groups_of(name)
+
+
+def _reranking_options(cfg) -> dict:
+    """Keyword arguments of `reranked` and `check_reranking`."""
+    node = cfg.TEST.RERANK
+    return {"metric": cfg.TEST.METRIC, "k1": node.K1, "k2": node.K2, "lambda_value": node.LAMBDA,
+            "variant": node.VARIANT}
+
+
+def _whole(distances: Callable[[slice], Tensor], num_query: int, num_gallery: int) -> Tensor:
+    """All rows of a function of blocks: float (Q, N)."""
+    size = ranking.block_rows(num_gallery)
+    return torch.cat([distances(slice(start, min(start + size, num_query))) for start in range(0, num_query, size)])
+
+
+def _groups_of(name: str) -> list[str]:
+    """'upper+lower' -> ['upper', 'lower']."""
+    groups = name.split("+")
+    if not set(groups) <= set(GROUPS):
+        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(GROUPS)}")
+    return groups
+
+
+def _labelled(gathered: Gathered) -> Tensor:
+    """Rows that have labels, int64 (K,): distractors have none."""
+    if gathered.attributes is None:
+        raise ValueError("PAR and APS need batches with 'attributes': build the loader by "
+                         "CerberusTrainer.build_test_loader, for a data set with annotations such as "
+                         "Market1501Attributes")
+    labelled = (gathered.attributes != MISSING).any(dim=1).nonzero().flatten()
+    if not len(labelled):
+        raise ValueError("PAR and APS: none of the test images is labelled")
+    return labelled
+
+
+def _persons(gathered: Gathered, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Who is seen in each of some rows: numbers int64 (K,) of P persons, and their labels int64 (P, A).
+
+    A person is an identity, in one outfit where the data set has outfits. Labels that differ within one, as those of
+    images may in a data set of a user's own, make several.
+    """
+    ids = [gathered.pids] if gathered.outfits is None else [gathered.pids, gathered.outfits]
+    who = torch.cat([torch.stack(ids, dim=1), gathered.attributes], dim=1)[rows]
+    distinct, person = torch.unique(who, dim=0, return_inverse=True)
+    return person, distinct[:, len(ids):]
+
+
+def _means(parts: Iterable[Tensor], numbers: Tensor) -> Tensor:
+    """Means over the rows of equal number: float (N, V) in parts, int64 (N,) within range(P) -> float64 (P, V)."""
+    counts, start, total = numbers.bincount(), 0, None
+    for part in parts:
+        if total is None:
+            total = part.new_zeros(len(counts), part.shape[1], dtype=torch.float64)
+        total.index_add_(0, numbers[start:start + len(part)].to(part.device), part.double())
+        start += len(part)
+    return total / counts[:, None].to(total.device)
+
+
+def _first(members: Tensor, preferred: Tensor) -> int:
+    """The first row that is a member, a preferred one if there is any: bool (N,), bool (N,)."""
+    both = members & preferred
+    return int((both if both.any() else members).nonzero()[0])
+
+
+def _percentages(result: aps.APSResult) -> dict[str, float]:
+    return {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1, "mAP_trapezoid": 100 * result.mAP_trapezoid}
+
+
+def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
+    """Figures over some of the queries, as the protocol counts those without a match; NaN where there are none."""
+    chosen = chosen & (result.queries.num_matches > 0) if protocol == "sal" else chosen
+    ap, trapezoid = (values[chosen].nan_to_num(0) for values in (result.queries.ap, result.queries.ap_trapezoid))
+    first = result.queries.first_match[chosen]
+    return {"mAP": 100 * ap.mean().item(), "mAP_trapezoid": 100 * trapezoid.mean().item(),
+            "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}

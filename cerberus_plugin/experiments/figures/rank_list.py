@@ -1,0 +1,256 @@
+"""One picture of what a trained model finds: queries with their top ranks and attributes, and searches by words.
+
+    python -m cerberus_plugin.experiments.figures.rank_list logs/market1501/cerberus_R50 --queries 6 --searches 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from ...attributes import GROUPS, MISSING
+from ...data.build import build_readable_test_set
+from ...metrics.ranking import rank_matches
+from ...predictor import CerberusPredictor
+from ...utils.files import replace_unprintable, write_figure
+from ...utils.images import Unreadable, read_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts on what is shown
+# Told by mark and frame as well as by colour, which are a pair that all eyes tell apart.
+COLOURS = {RIGHT: "#00795a", WRONG: "#c04a00", UNKNOWN: "#707070", ASKED: "black"}
+MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
+FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
+WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
+LINE = 0.135  # inches from one line of words to the next
+WORDS_WIDTH = 1.9  # inches of the column of words
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the picture: what was asked, in a picture or in words, and what was found.
+
+    `words` are (text, verdict) lines; `found` are (path, verdict, caption), best first.
+    """
+
+    picture: str | None
+    title: str
+    words: list[tuple[str, str]]
+    found: list[tuple[str, str, str]]
+
+
+class Gallery:
+    """Query and gallery of a test data set, embedded once by a predictor; without what evaluation leaves out.
+
+    Args:
+        groups: compare pictures by these groups of Cerberus alone; all where empty.
+        name: of the test data set; the run's first if left out.
+    """
+
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), name: str = "") -> None:
+        self.predictor = predictor
+        self.groups = groups
+        self.dataset, self.queries, self.items = build_readable_test_set(predictor.cfg,
+                                                                         name or predictor.cfg.DATASETS.TESTS[0])
+        self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
+        self.outfits = None
+        if groups and self.dataset.outfit_of:
+            self.outfits = torch.tensor([self.dataset.outfit_of(path) for path, *_ in self.items])
+        self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
+        self.embeddings = predictor.embed([path for path, _, _ in self.items])
+        self.labels = None
+        if predictor.reader is not None and self.dataset.labels is not None:
+            self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
+
+    def query_row(self, index: int, top: int) -> Row:
+        """A query, the attributes read off it, and its nearest images from other cameras.
+
+        Where groups are left out, from other outfits as well.
+        """
+        path, pid, camid = self.queries[index]
+        scores = self.predictor.picture_scores(self.query_embeddings[index:index + 1], self.embeddings, self.groups)[0]
+        order = scores.masked_fill(self._ignored(index), float("-inf")).sort(descending=True, stable=True).indices[:top]
+        found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
+                 for i in order.tolist()]
+        words = self.words(index) if self.labels is not None else []
+        return Row(path, f"identity {pid}, camera {camid + 1}", words, found)
+
+    def search_row(self, labels: torch.Tensor, top: int) -> Row:
+        """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.
+
+        Right is an image whose labels are those described.
+        """
+        schema = self.predictor.reader.schema
+        scores = self.predictor.reader.search(labels[None], self.embeddings)[0]
+        order = scores.sort(descending=True, stable=True).indices[:top]
+        fits = ((self.labels == labels) | (labels == MISSING)).all(dim=1)
+        found = [(self.items[i][0], RIGHT if fits[i] else WRONG, f"{scores[i]:.2f}") for i in order.tolist()]
+        described = [group for group in GROUPS if (labels[list(schema.group_fields(group))] != MISSING).any()]
+        title = "search by " + ("attributes" if (labels != MISSING).all() else ", ".join(described))
+        return Row(None, title, [(f"{k}: {v}", ASKED) for k, v in schema.describe(labels).items()], found)
+
+    def spread_queries(self, count: int) -> list[int]:
+        """Queries of different identities that have something to find, evenly over the list."""
+        first = {}
+        for index, (_, pid, _) in enumerate(self.queries):
+            if pid not in first and ((self.pids == pid) & ~self._ignored(index)).any():
+                first[pid] = index
+        chosen = list(first.values())
+        step = max(len(chosen) // max(count, 1), 1)
+        return chosen[::step][:count]
+
+    def searches(self, count: int, groups: Sequence[str] = GROUPS) -> list[torch.Tensor]:
+        """Descriptions that gallery images fit, evenly over the difficulty of finding them.
+
+        Args:
+            groups: what is described; the rest is left open.
+        """
+        schema = self.predictor.reader.schema
+        left_open = [field for group in GROUPS if group not in groups for field in schema.group_fields(group)]
+        known = self.labels.clone()
+        known[:, left_open] = 0
+        labelled = self.labels[(known != MISSING).all(dim=1)]
+        labelled[:, left_open] = MISSING
+        distinct = labelled.unique(dim=0)
+        relevant = ((distinct[:, None] == self.labels[None]) | (distinct[:, None] == MISSING)).all(dim=2)
+        ranked = rank_matches(-self.predictor.reader.search(distinct, self.embeddings), relevant)
+        order = ranked.ap.sort(descending=True).indices
+        positions = torch.linspace(0, len(order) - 1, count + 2)[1:-1].long()
+        return [distinct[i] for i in order[positions].unique_consecutive()]
+
+    def words(self, index: int) -> list[tuple[str, str]]:
+        """The attributes read off a query, with verdicts; in brackets the label where it is another."""
+        path, pid, _ = self.queries[index]
+        labels = self._labels_of(path, pid)
+        schema = self.predictor.reader.schema
+        answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
+        truth, known = schema.column_truth(labels[None])
+        described = schema.describe(labels)
+        words = []
+        for m, (column, k) in enumerate(zip(schema.columns, answers.tolist())):
+            right = bool(truth[m][0, k]) if k >= 0 else not truth[m][0].any()
+            verdict = (RIGHT if right else WRONG) if known[0, m] else UNKNOWN
+            text = f"{column.name}: {column.classes[k] if k >= 0 else 'none'}"
+            words.append((f"{text} ({described[column.name]})" if verdict == WRONG else text, verdict))
+        return words
+
+    def _ignored(self, index: int) -> torch.Tensor:
+        """Images of the query's person that are too easy to find: bool (N,)."""
+        path, pid, camid = self.queries[index]
+        alike = self.camids == camid
+        if self.outfits is not None:
+            alike |= self.outfits == self.dataset.outfit_of(path)
+        return (self.pids == pid) & alike
+
+    def _labels_of(self, path: str, pid: int) -> torch.Tensor:
+        return self.dataset.known_of(path, pid)["attributes"]
+
+
+def draw(rows: list[Row], path: str | Path, top: int) -> None:
+    """Write the picture of `sheet`."""
+    save(sheet(rows, top), path)
+
+
+def sheet(rows: list[Row], top: int) -> Figure:
+    """A line a row, the question at the left, framed answers from the best to the right; a notebook shows it as it is.
+
+    Pictures of queries and words have a column each where any row has some.
+    """
+    asked = [any(row.picture for row in rows), any(row.words for row in rows)]
+    unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
+    widths = [unit] * asked[0] + [WORDS_WIDTH] * asked[1] + [unit] * top
+    paths = {path for row in rows for path in (row.picture, *(path for path, *_ in row.found)) if path}
+    images = {path: read_image(path) for path in paths}
+    tallest = max(image.height / image.width for image in images.values())
+    height = max(tallest * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
+    figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, row in zip(axes, rows):
+        if row.picture:
+            show_picture(line[0], images[row.picture], caption="" if asked[1] else row.title)
+        elif asked[0]:
+            show_words(line[0], [("words:", ASKED)])
+        if asked[1]:
+            show_words(line[sum(asked) - 1], row.words, row.title)
+        for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
+            show_picture(axis, images[found], verdict, f"{rank} {MARKS[verdict]}{caption}")
+    return figure
+
+
+def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED, caption: str = "") -> None:
+    """A picture, or the one of a path, in the frame of its verdict."""
+    axis.axis("on")
+    axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
+    axis.set(xticks=[], yticks=[], anchor="N")
+    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
+    for side in axis.spines.values():
+        side.set(visible=verdict in FRAMES, color=COLOURS[verdict], linewidth=2.2)
+        side.set_linestyle(FRAMES.get(verdict, "solid"))
+
+
+def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
+    """Lines of text with their verdicts, from the top."""
+    axis.axis("off")
+    axis.set_title(title, fontsize=8, loc="left", pad=3)
+    for n, (text, verdict) in enumerate(words):
+        axis.annotate(MARKS[verdict] + textwrap.shorten(text, 34, placeholder=" ..."), (0, 1),
+                      xytext=(2, -72 * LINE * n - 1), xycoords="axes fraction", textcoords="offset points", va="top",
+                      color=COLOURS[verdict], fontsize=7.5, annotation_clip=False).set_in_layout(False)
+
+
+def save(figure, path: str | Path) -> None:
+    """Write a figure atomically, in the format of its suffix."""
+    write_figure(path, figure, DPI)
+    plt.close(figure)
+
+
+@contextmanager
+def advised(run_folder: str | Path) -> Iterator[None]:
+    """End the program with advice where a test image cannot be read and the run does not skip it."""
+    try:
+        yield
+    except Unreadable as error:
+        raise SystemExit(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
+                         f"{Path(run_folder) / 'config.yaml'} to go on without it.") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder")
+    parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")
+    parser.add_argument("--searches", type=int, default=2, help="rows of searches by attributes")
+    parser.add_argument("--top", type=int, default=10, help="images of each row")
+    parser.add_argument("--output", help="file to write; RUN_FOLDER/rank_list.png if not given")
+    parser.add_argument("--may-have-changed-clothes", action="store_true",
+                        help="compare pictures by the groups of Cerberus that `experiments.groups` has chosen for that")
+    args = parser.parse_args(arguments)
+    predictor = CerberusPredictor(args.run_folder)
+    groups = predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ()
+    with advised(args.run_folder):
+        gallery = Gallery(predictor, groups)
+    rows = [gallery.query_row(index, args.top) for index in gallery.spread_queries(args.queries)]
+    if gallery.labels is not None:
+        rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]
+    path = args.output or str(Path(args.run_folder) / "rank_list.png")
+    draw(rows, path, args.top)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,0 @@
-"""A gallery of pictures: embedded once, kept in a folder, searched by picture, by attributes, or by both."""
-
-from ..portable.vocabulary import Answer
-from .filling import Pace
-from .index import GalleryIndex, Summary
-from .parts import Damaged
-from .querying import Hit, Prefilter, Query
-
-__all__ = ["Answer", "Damaged", "GalleryIndex", "Hit", "Pace", "Prefilter", "Query", "Summary"]

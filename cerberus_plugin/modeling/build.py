@@ -1,0 +1,122 @@
+"""Models as a configuration describes them, with the weights of a checkpoint.
+
+A model is built from the configuration alone, so the numbers of classes and semantic IDs are counted into it first:
+from the training set (`engine.label_tables`), or from the checkpoint that is to be loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.checkpoint import Checkpointer
+from torch import Tensor, nn
+
+from ..attributes import GROUPS, SCHEMAS
+from ..host import read_tensors
+from ..inference import AttributeReader
+from ..utils.distributed import unwrapped
+from . import precision
+from .apr import PARTS
+from .sid_prototypes import has_prototypes
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+def needs_prototypes(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and has_prototypes(cfg.MODEL.CERBERUS)
+
+
+def needs_labels(cfg: CfgNode) -> bool:
+    """Whether the model learns attributes, so that every training identity must have its labels."""
+    return needs_prototypes(cfg) or PARTS.get(cfg.MODEL.META_ARCHITECTURE, (True, False))[1]
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The model of a configuration with the weights of MODEL.WEIGHTS, all of them, in evaluation mode."""
+    path = cfg.MODEL.WEIGHTS
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
+                                "(model_final.pth or model_best.pth of a run folder).")
+    state = _state_of(path)
+    model = build_model(_with_checkpoint_sizes(cfg, state))
+    wanted = {key: value.shape for key, value in model.state_dict().items()
+              if value.numel() and not key.endswith("num_batches_tracked")}  # no classes, no classifier: host's habit
+    unmatched = [key for key, shape in wanted.items() if key not in state or state[key].shape != shape]
+    if unmatched:
+        raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
+                         f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
+    Checkpointer(model).load(path)
+    if cfg.MODEL.CHANNELS_LAST:
+        model.to(memory_format=torch.channels_last)
+    return with_precision(model, cfg).eval()
+
+
+def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """The model with the precision and memory order of the configuration, as far as its device has them."""
+    precisions = {"SOLVER.AUTOCAST": cfg.SOLVER.AUTOCAST, "TEST.AUTOCAST": cfg.TEST.AUTOCAST}
+    device = torch.device(cfg.MODEL.DEVICE)
+    if any(precisions.values()) and not precision.computes_in_half(device):
+        logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
+        precisions = dict.fromkeys(precisions, "")
+    precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
+    return model
+
+
+def reader_of(model: nn.Module | None) -> AttributeReader | None:
+    """What reads attributes off a model's embeddings: its method `attribute_reader`, for a model that has one."""
+    model = unwrapped(model)
+    return model.attribute_reader() if hasattr(model, "attribute_reader") else None
+
+
+def _state_of(path: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name."""
+    checkpoint = read_tensors(path, map_location="cpu")
+    state = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no tensors under the key 'model', so it is no checkpoint of a training run; "
+                         "name one, such as model_final.pth or model_best.pth of a run folder.")
+    return dict(state)
+
+
+def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
+    """Sizes of a trained model, read from its checkpoint: a paper's config file does not know them.
+
+    Nor are the weights needed that the backbone began with.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    if not needs_labels(cfg):
+        return with_sizes(cfg, 0)
+    name = cfg.MODEL.META_ARCHITECTURE
+    table, what = ("prototypes.sid_of_class", "semantic IDs") if needs_prototypes(cfg) else (
+        "class_labels.labels", "labels of training identities")
+    if table not in state:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no {what}. It is no checkpoint of {name}, or of one trained "
+                         "without them; evaluate it with the config.yaml of its run folder.")
+    kind = "fingerprint" if needs_prototypes(cfg) else "column_fingerprint"
+    names = {getattr(schema, kind): name for name, schema in SCHEMAS.items()}
+    schema = names.get(int(state[f"{table.partition('.')[0]}.schema"]))
+    if schema is None:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
+                         f"{', '.join(SCHEMAS)}")
+    sizes = [len(state[f"prototypes.bits_{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
+    classifier = state.get("heads.classifiers.head.weight" if name == "Cerberus" else "heads.weight", state[table])
+    outfits = len(state[table]) if len(state[table]) != len(classifier) else 0
+    return with_sizes(cfg, len(classifier), schema, sizes, outfits)
+
+
+def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfits: int = 0) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.NUM_OUTFITS = outfits
+    (cfg.MODEL.CERBERUS if needs_prototypes(cfg) else cfg.MODEL.APR).SCHEMA = schema
+    cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
+    cfg.freeze()
+    return cfg

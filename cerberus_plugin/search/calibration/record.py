@@ -1,0 +1,56 @@
+"""A calibration as it is kept: RUN/calibration/calibration.json, and what a user of the run takes from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...utils.files import read_json
+from ..portable.verification import Verification, finite_number
+
+FORMAT = 2  # of the file; 1 did not keep the settings, and vouched for less
+REMEDY = "write it again by python -m cerberus_plugin.experiments.calibrate RUN, or delete it"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration.json holds.
+
+    Attributes:
+        temperatures: of each recognition column, by its name; they divide scores. Empty for a run without attributes.
+        withhold_below: the probability below which a column's answer is withheld; infinite: always.
+        verification: of pairs of images.
+        record: everything in the file.
+    """
+
+    temperatures: Mapping[str, float]
+    withhold_below: Mapping[str, float]
+    verification: Verification
+    record: Mapping
+
+    @classmethod
+    def read(cls, path: str | Path) -> Calibration:
+        """The calibration of a file that `experiments.calibrate` wrote; a ValueError names one that is damaged."""
+        record = read_json(path, REMEDY)
+        try:
+            if record["format"] != FORMAT:
+                raise ValueError(f"its format is {record['format']}, expected {FORMAT}")
+            columns, pairs = record["columns"], record["same person"]
+            temperatures = {name: finite_number("temperature", column["temperature"])
+                            for name, column in columns.items()}
+            below = {name: math.inf if column["withhold below"] is None else
+                     finite_number("withhold below", column["withhold below"]) for name, column in columns.items()}
+            if min([*temperatures.values(), 1]) <= 0 or min([*below.values(), 0]) < 0:
+                raise ValueError("a 'temperature' is not above 0, or a 'withhold below' is less than 0")
+            if not all(isinstance(record[key], str) for key in ("checkpoint", "checkpoint sha256")) or not isinstance(
+                    record.get("settings", {}), Mapping):
+                raise ValueError("'checkpoint', 'checkpoint sha256' or 'settings' is of another kind")
+            thresholds = {row["rate"]: row["threshold"] for row in pairs["false-match rates"] if "threshold" in row}
+            verification = Verification(*(pairs[name] for name in ("slope", "intercept", "prior", "metric")),
+                                        tuple(pairs["groups"]), thresholds)
+            return cls(temperatures, below, verification, record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}: no calibration that can be read ({reason}); {REMEDY}") from error

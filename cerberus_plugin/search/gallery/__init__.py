@@ -1,0 +1,9 @@
+"""A gallery of pictures: embedded once, kept in a folder, searched by picture, by attributes, or by both."""
+
+from ..portable.vocabulary import Answer
+from .build import Pace
+from .index import GalleryIndex, Summary
+from .parts import Damaged
+from .query import Hit, Prefilter, Query
+
+__all__ = ["Answer", "Damaged", "GalleryIndex", "Hit", "Pace", "Prefilter", "Query", "Summary"]

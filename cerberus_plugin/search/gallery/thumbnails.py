@@ -1,0 +1,28 @@
+"""Pictures made small, to look at."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from ...utils.images import to_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HEIGHT = 256  # twice that of Market-1501's crops
+WIDEST = 2  # times the height
+
+
+def thumbnail(image: Image, height: int = HEIGHT) -> bytes:
+    """A JPEG of at most this height, made of the pixels alone: nothing else that the file held is kept."""
+    from PIL.Image import Resampling
+
+    scale = min(1, height / image.height, WIDEST * height / image.width)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = to_rgb(image)
+    small = small.copy() if size == image.size else small.resize(size, Resampling.LANCZOS)
+    small.info = {}
+    out = BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return out.getvalue()

@@ -1,0 +1,323 @@
+"""The page and what belongs to it: crops, pictures that are sent, and what was found as files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+import anyio
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from ...utils.images import Limits, Unreadable, read_image
+from ..gallery import GalleryIndex, Hit, Query, contact_sheet
+from ..gallery.thumbnails import thumbnail
+from .limiter import Turns
+from .login import LASTS, Login
+from .search_state import Asked, Groups, exact
+from .security import Guard, with_query
+from .uploads import LIMITS, Uploads
+
+if TYPE_CHECKING:
+    from ..portable.encoder import Encoder
+
+STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+SENDING, DECODING = 16, 4  # pictures at a time
+ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
+PATIENCE = 60  # seconds that what is sent may take to come
+FORM_BYTES = 4096  # of a login
+KEPT = 600  # seconds that browsers keep these files, which hold nothing of a gallery
+OTHER_NAMES = 16  # in an address, beside attributes and groups
+TOPS = (12, 24, 48, 96, 200)
+
+
+def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Login | None = None,
+               limits: Limits | None = None, hosts: Collection[str] = (), secure: bool = False) -> Guard:
+    """The page of a gallery as an ASGI application.
+
+    Args:
+        encoder: that of the index; without it no picture can be sent, all else works.
+        login: None lets everybody in who reaches the page.
+        limits: of pictures that are sent, `uploads.LIMITS` if None.
+        hosts: names of this machine, see `Guard`.
+        secure: whether it is served by https, so that cookies go no other way.
+    """
+    pages = _Pages(index, encoder, login, limits or LIMITS, secure)
+    routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
+              Route("/crop/{row:int}", pages.crop), Route("/picture", pages.take, methods=["POST"]),
+              Route("/picture/{token}", pages.picture),
+              *(Route(f"/{name}", _file(name, kind)) for name, kind in STATIC.items())]
+    if login is not None:
+        routes += [Route("/login", pages.login_form), Route("/login", pages.enter, methods=["POST"]),
+                   Route("/logout", pages.leave, methods=["POST"])]
+    return Guard(Starlette(routes=routes, exception_handlers={
+        HTTPException: _refused, ClientDisconnect: _left, Exception: _broken}), login, hosts)
+
+
+class _Pages:
+    """The endpoints. Those that are no coroutines run in the threads of all; searches and pictures that are sent have
+    a few of their own and wait for these, so that nobody is held up who does neither."""
+
+    def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
+                 secure: bool) -> None:
+        self.index, self.login, self.secure = index, login, secure
+        self.uploads = None if encoder is None else Uploads(index, encoder, limits)
+        self.sending = Turns(DECODING, SENDING, f"{SENDING} pictures are being sent already; try again in a moment")
+        self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
+        self.templates = contact_sheet.templates(Path(__file__).parent)
+        self.templates.globals["exact"] = exact
+
+    @property
+    def groups(self) -> Groups:
+        return Groups(self.index.shape.groups, self.index.lasting_groups)
+
+    # Search.
+
+    async def search(self, request: Request) -> Response:
+        if not request.query_params:  # nothing is searched for
+            return await run_in_threadpool(self._search, request)
+        return await self._in_turn(self._search, request)
+
+    async def csv(self, request: Request) -> Response:
+        return await self._in_turn(self._csv, request)
+
+    async def sheet(self, request: Request) -> Response:
+        return await self._in_turn(self._sheet, request)
+
+    async def _in_turn(self, work: Callable[[Request], Response], request: Request) -> Response:
+        self._check_count(request)
+        with self.asking.place():
+            return await self.asking.run(work, request)
+
+    def _check_count(self, request: Request) -> None:
+        """Refuse more names than the form and its links have, before a page with a link for each is written."""
+        columns = self.index.vocabulary.columns if self.index.vocabulary else ()
+        most = len(columns) + 2 * len(self.groups.all) + OTHER_NAMES
+        given = len(request.query_params.multi_items())
+        if given > most:
+            raise HTTPException(400, f"the address has {given} names, expected at most {most}; start at /")
+
+    def _search(self, request: Request) -> Response:
+        given = request.query_params.multi_items()
+        asked, hits, error = Asked(), [], ""
+        try:
+            asked = Asked.read(given)
+            if any(not value.strip() for _, value in given):
+                return RedirectResponse(asked.address(), 303)  # what a form leaves empty does not stay in the address
+            hits = [] if asked.says_nothing else self._found(asked)[1]
+        except ValueError as refused:
+            error = str(refused)
+        return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
+                          **self._context(asked, hits, error))
+
+    def _csv(self, request: Request) -> Response:
+        *_, hits = self._asked(request)
+        text = contact_sheet.csv_text(contact_sheet.rows_of(hits, self.index.images))
+        return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
+
+    def _sheet(self, request: Request) -> Response:
+        asked, query, hits = self._asked(request)
+        told = contact_sheet.asked_for(query, self._name(asked), asked.prefilter, self.groups.clothes)
+        notes = contact_sheet.notes_of(hits, self.index.prior)
+        text = contact_sheet.html_text(hits, told, self.index.images, self._jpeg(asked), notes)
+        return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
+
+    def _asked(self, request: Request) -> tuple[Asked, Query, list[Hit]]:
+        try:
+            asked = Asked.read(request.query_params.multi_items())
+            if asked.says_nothing:
+                raise ValueError("address: says nobody to search for; download from a page with results")
+            return asked, *self._found(asked)
+        except ValueError as refused:
+            raise HTTPException(400, str(refused)) from refused
+
+    def _found(self, asked: Asked) -> tuple[Query, list[Hit]]:
+        try:
+            query = asked.query(self.groups, self._embedding(asked))
+            return query, self.index.search(query, asked.top, asked.prefilter)
+        except (LookupError, FileNotFoundError) as changed:
+            raise ValueError("search: the gallery was changed meanwhile; search again") from changed
+
+    def _embedding(self, asked: Asked):
+        """That of the picture that is searched for, if one is."""
+        if asked.picture:
+            return self._uploads().get(asked.picture).embedding
+        if asked.like is None:
+            return None
+        try:
+            return self.index.embedding(asked.like)
+        except LookupError as gone:
+            raise ValueError(f"address: 'like={asked.like}' is no picture of this gallery, or none any more; choose "
+                             "another one") from gone
+
+    def _uploads(self) -> Uploads:
+        if self.uploads is None:
+            raise ValueError("picture: cannot be searched for without the model; start `cerberus serve` with --run or "
+                             "--model, or choose a picture of the gallery")
+        return self.uploads
+
+    def _name(self, asked: Asked) -> str:
+        return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
+
+    def _address(self, asked: Asked) -> str:
+        """That of the picture that is searched for, "" where none is or it is gone."""
+        if asked.picture:
+            return f"/picture/{asked.picture}" if self.uploads is not None and asked.picture in self.uploads else ""
+        return f"/crop/{asked.like}" if asked.like is not None and self._names([asked.like]) else ""
+
+    def _names(self, rows: Sequence[int]) -> dict[int, str]:
+        """Names of pictures, without those that are gone."""
+        names = {}
+        for row in rows:
+            with contextlib.suppress(LookupError):
+                names[row] = self.index.path(row).name
+        return names
+
+    def _jpeg(self, asked: Asked) -> bytes | None:
+        if asked.picture:
+            return self._uploads().get(asked.picture).jpeg
+        if asked.like is None:
+            return None
+        try:
+            return thumbnail(read_image(self.index.path(asked.like)))
+        except (Unreadable, LookupError):
+            return None
+
+    def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
+        """What the page shows beside the hits."""
+        vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
+        columns: dict[str, list] = {}
+        for column in vocabulary.columns if vocabulary else ():
+            columns.setdefault(column.group, []).append(column)
+        group_of = {column.name: group for group, own in columns.items() for column in own}
+        compared = groups if asked.has_picture else {group_of.get(name) for name in asked.words}
+        gone = asked.left_out(self.groups)
+        counted = [group for group in groups if group in compared and group not in gone]
+        return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
+                "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
+                "gone": gone, "wanted": self._address(asked), "uploads": self.uploads is not None,
+                "wanted_name": self._name(asked), "counted": counted, "unknown": asked.unknown(self.groups),
+                "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
+                "login": self.login is not None, "tops": sorted({*TOPS, asked.top}), "group_of": group_of,
+                "said_groups": [group for group in groups
+                                if group in compared or group in asked.out or group in asked.weights],
+                "paths": [contact_sheet.shown_path(hit, self.index.images) for hit in hits],
+                "notes": contact_sheet.notes_of(hits, self.index.prior),
+                "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
+
+    def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
+        return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
+
+    # Pictures.
+
+    def crop(self, request: Request) -> Response:
+        try:
+            image = read_image(self.index.path(request.path_params["row"]))
+        except (LookupError, OverflowError):
+            return PlainTextResponse("no picture of this gallery, or none any more", 404)
+        except Unreadable as error:
+            return PlainTextResponse(f"the picture {error.reason}", 404)
+        return Response(thumbnail(image), media_type="image/jpeg")
+
+    def picture(self, request: Request) -> Response:
+        try:
+            return Response(self._uploads().get(request.path_params["token"]).jpeg, media_type="image/jpeg")
+        except ValueError as error:
+            return PlainTextResponse(str(error), 404)
+
+    async def take(self, request: Request) -> Response:
+        """A picture as it is sent, the bytes of its file and no name."""
+        if self.uploads is None:
+            raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
+                                "--run or --model")
+        with self.sending.place():
+            data = await _body(request, self.uploads.limits.max_bytes)
+            try:
+                token = await self.sending.run(self.uploads.add, data)
+            except Unreadable as error:
+                raise HTTPException(422, f"the picture {error.reason}") from error
+        return JSONResponse({"picture": token})
+
+    # Login.
+
+    def login_form(self, request: Request) -> Response:
+        return self._login_page(request)
+
+    async def enter(self, request: Request) -> Response:
+        address = request.client.host if request.client else ""
+        form = parse_qs((await _body(request, FORM_BYTES)).decode("utf-8", "replace"))
+        wait = math.ceil(self.login.wait(address))
+        if wait:
+            return self._login_page(request, f"Too early after failed tries; try again in {wait} seconds.", 429,
+                                    {"Retry-After": str(wait)})
+        token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")),
+                                 before=request.cookies.get(self.login.cookie))
+        if token is None:
+            return self._login_page(request, "User or password is wrong.", 403)
+        answer = RedirectResponse(with_query("/", request), 303)
+        answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="lax", secure=self.secure)
+        return answer
+
+    async def leave(self, request: Request) -> Response:
+        self.login.leave(request.cookies.get(self.login.cookie))
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(self.login.cookie, httponly=True, samesite="lax", secure=self.secure)
+        return answer
+
+    def _login_page(self, request: Request, error: str = "", status: int = 200,
+                    headers: Mapping[str, str] | None = None) -> Response:
+        return self._page("login.html.j2", status, headers, error=error, action=with_query("/login", request))
+
+
+def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that gives a file from beside this one, read once: no request names what is read."""
+    content = (Path(__file__).parent / name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": f"max-age={KEPT}"})
+
+    return answer
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """What is sent, counted while it comes; too much of it is not read to its end, and what is too slow not waited for.
+    """
+    too_much = HTTPException(413, f"what is sent has more than {most / 2**20:.2g} MiB; send less")
+    if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
+        raise too_much
+    data = bytearray()
+    try:
+        with anyio.fail_after(PATIENCE):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > most:
+                    raise too_much
+    except TimeoutError as error:
+        raise HTTPException(408, f"what is sent did not come within {PATIENCE} seconds; send less",
+                            {"Connection": "close"}) from error
+    return bytes(data)
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    known = {404: "nothing is here; start at /", 405: "not done this way; start at /"}
+    return PlainTextResponse(known.get(error.status_code, error.detail), error.status_code, error.headers)
+
+
+def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # for nobody: who sent it is gone
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("something went wrong here; the terminal of `cerberus serve` says what", 500)

@@ -1,0 +1,160 @@
+"""A folder of drawn images, whichever its form: claimed by its settings, drawn by processes, finished after a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ..utils.files import ENDING, write_whole
+from .people import make_person, sample_people
+
+SETTINGS = "synthetic.json"
+DIFFICULTY = 0.6
+VERSION = 1  # of the drawing: a folder is finished only by the code that began it
+_CHUNK = 64
+_drawing = threading.Lock()
+_ENCODING = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": []}
+
+
+def fill(
+    root: Path,
+    settings: dict,
+    folders: Iterable[str],
+    files: Mapping[str, Callable[[Path], None]],
+    jobs: Mapping[str, tuple],
+    draw: Callable[..., np.ndarray],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Draw what `root` lacks.
+
+    Args:
+        settings: what the images depend on; a folder with others is refused.
+        folders: to make, under `root`.
+        files: beside the images, each with what writes it to a path.
+        jobs: name under `root` of each image, .jpg or .png, and further arguments of `draw`.
+        draw: `draw(name, *job)` gives uint8 RGB (H, W, 3); a process must be able to import it.
+        workers: processes, None for one a core.
+        progress: report on stderr.
+    """
+    _claim(root, settings)
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name, write in files.items():
+        _write_missing(root / name, write)
+    _draw_all(root, jobs, _unfinished(root, jobs), draw, workers or os.cpu_count() or 1, progress)
+
+
+def check_numbers(**numbers) -> None:
+    """Each is (value, lowest, highest); the message names the option of the first that is out of range."""
+    for name, (value, low, high) in numbers.items():
+        if not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"synthetic: {name} is {value}, expected {low} to {high}; change {option}.")
+
+
+def check_common(seed: int, difficulty: float, workers: int | None) -> None:
+    """The numbers of every form."""
+    check_numbers(difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31), workers=(workers or 1, 1, 1024))
+
+
+@lru_cache(maxsize=4)
+def passers(seed: int, difficulty: float, face: bool = False) -> list:
+    """People of no identity who walk through the pictures of others."""
+    people = sample_people(60, seed, "passers")
+    return [make_person(labels, -2 - i, seed, difficulty, face=face) for i, labels in enumerate(people)]
+
+
+# Looks of the people last drawn: images of one person come one after the other.
+known_person = lru_cache(maxsize=4096)(make_person)
+
+
+def _claim(root: Path, settings: dict) -> None:
+    """Make the folder, or check that it was begun with the same settings."""
+    path = root / SETTINGS
+    if path.exists():
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:  # no JSON, or no object
+            raise ValueError(f"{path}: cannot be read ({error}), so it is not known how the people in the folder were "
+                             "drawn. Delete the folder, or use another --output.") from error
+        other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
+                 if found.get(key) != value]
+        if other:
+            raise ValueError(f"{path}: the folder holds people drawn with other settings ({'; '.join(other)}). "
+                             "Use the same settings to finish it, or another --output, or delete the folder.")
+    elif root.exists() and any(not entry.name.startswith(SETTINGS) for entry in root.iterdir()):
+        raise ValueError(f"{root}: already holds files but no {SETTINGS}, so they were not drawn by this command. "
+                         "Choose another --output; drawn people are never mixed into other data.")
+    _write_missing(path, lambda file: file.write_text(json.dumps(settings, indent=2) + "\n"))
+
+
+def _write_missing(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically by a function that takes a path; one that exists stays."""
+    if not path.exists():
+        write_whole(path, lambda file: write(Path(file.name)))
+
+
+def _unfinished(root: Path, names: Iterable[str]) -> list[str]:
+    """Names still to be drawn; what a killed run left half written is removed."""
+    for partial in root.rglob(f"*{ENDING}"):
+        partial.unlink(missing_ok=True)
+    names = list(names)
+    folders = {os.path.dirname(name) for name in names}
+    there = {f"{folder}/{entry}" for folder in folders for entry in os.listdir(root / folder)}
+    return [name for name in names if name not in there]
+
+
+def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
+    for name, *job in jobs:
+        image = cv2.cvtColor(draw(name, *job), cv2.COLOR_RGB2BGR)
+        path = os.path.join(root, name)
+        suffix = os.path.splitext(name)[1]
+        pixels = cv2.imencode(suffix, image, _ENCODING[suffix])[1].tobytes()
+        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # tens of thousands of them
+    return len(jobs)
+
+
+def _draw_all(root: Path, jobs: Mapping[str, tuple], names: list[str], draw: Callable, workers: int,
+              progress: bool) -> None:
+    chunks = [[(name, *jobs[name]) for name in names[i:i + _CHUNK]] for i in range(0, len(names), _CHUNK)]
+    with _one_opencv_thread(), tqdm(total=len(jobs), initial=len(jobs) - len(names), unit=" images", desc="drawing",
+                                    disable=not progress) as bar:
+        if workers == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                bar.update(_draw_chunk(str(root), chunk, draw))
+            return
+        with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
+            count = len(chunks)
+            try:
+                for done in pool.map(_draw_chunk, [str(root)] * count, chunks, [draw] * count):
+                    bar.update(done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextlib.contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """OpenCV on one thread before processes are forked, as it was afterwards; threads that draw take turns.
+
+    A forked process has the locks of OpenCV's threads without the threads, and would wait for ever.
+    """
+    with _drawing:
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            yield
+        finally:
+            cv2.setNumThreads(threads)

@@ -1,0 +1,121 @@
+"""Write files atomically, read JSON files, and print to consoles of any encoding."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENDING = ".tmp"  # of temporary files
+STALE = 3600.0  # seconds since the last write to a temporary file after which its process is taken for dead
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
+    """Replace a file atomically: readers and a killed process see the old file or the new one, never a mixture.
+
+    The content goes to a temporary file beside `path` under a name of its own, so that several processes and threads
+    can write the same path at once; the last one to finish wins. If writing fails, the temporary file is removed and
+    the old file stays. A later write of the path removes temporary files that killed processes left behind, once they
+    are an hour old.
+
+    Args:
+        path: the file to replace; missing parent folders are created.
+        write: writes the content to the binary file that it is given.
+        sync: wait until the content is on the disk, so that it also survives a power failure.
+
+    Raises:
+        OSError: names the file and the cause, such as a full disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        _remove_stale(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{ENDING}")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if not isinstance(error, OSError) or error.filename not in (None, str(temporary)):  # of another file
+            raise
+        raise OSError(error.errno or errno.EIO, f"could not be written ({error.strerror or error}); a file that was "
+                      "there before is unchanged", str(path)) from error
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of a folder that may be written but not listed, or of a file just renamed
+        for other in os.listdir(path.parent):
+            if other.startswith(f"{path.name}.") and other.endswith(ENDING):
+                temporary = path.with_name(other)
+                if time.time() - temporary.stat().st_mtime > STALE:
+                    temporary.unlink()
+
+
+def replace_unprintable() -> None:
+    """Print a question mark for characters that the encoding of the console lacks, where Python would end the command.
+
+    For the entry points of commands: it changes `sys.stdout` of the process.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
+    if reconfigure and sys.stdout.errors in ("strict", "surrogateescape"):  # the latter in the C and POSIX locales
+        reconfigure(errors="replace")
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> Any:
+    """What a JSON file holds; a ValueError names the file and ends with the remedy where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON that can be read ({error}); {remedy}") from error
+
+
+def file_sha256(path: str | None) -> str | None:
+    """Of a file's contents; None where there is no file: results are worth keeping without it."""
+    digest = hashlib.sha256()
+    try:
+        with open(path or "", "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def write_json(path: str, record) -> None:
+    # NaN is not JSON; an undefined figure is null.
+    write_text(path, json.dumps(_without_nan(record), indent=1))
+
+
+def write_text(path: str, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    write_whole(Path(path), lambda file: file.write(text.encode()))
+
+
+def _without_nan(value):
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_figure(path: str | Path, figure: Figure, dpi: int) -> None:
+    """Write a figure of matplotlib atomically, in the format of the suffix."""
+    write_whole(path, lambda file: figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:] or None))

@@ -1,0 +1,155 @@
+"""Schemas and annotation files: bits, columns, words, and every way a file can be wrong."""
+
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, find_annotations, read_annotations
+
+import numpy as np
+import pytest
+import torch
+from support.data import random_labels, write_annotations
+
+
+@pytest.fixture
+def people() -> dict:
+    return {pid: row for pid, row in zip((2, 7, 10), random_labels(MARKET1501, 3))}
+
+
+def test_market_has_30_bits_and_duke_23():
+    assert MARKET1501.group_bits == (2, 9, 11, 5, 3) and MARKET1501.num_bits == 30
+    assert DUKEMTMC.group_bits == (1, 9, 9, 1, 3) and DUKEMTMC.num_bits == 23
+
+
+def test_fields_out_of_the_order_of_the_groups_are_refused():
+    with pytest.raises(ValueError, match="must come group by group"):
+        AttributeSchema("own", MARKET1501.fields[::-1])
+
+
+def test_columns_are_those_of_the_published_tables():
+    assert [c.name for c in MARKET1501.columns] == [
+        "gender", "age", "backpack", "handbag", "bag", "hair", "hat", "up", "upper colour", "down", "lower colour",
+        "clothes"]
+    assert sum(len(c.classes) for c in MARKET1501.columns) == 39
+    assert len(DUKEMTMC.columns) == 10 and sum(len(c.classes) for c in DUKEMTMC.columns) == 31
+
+
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
+def test_bits_decode_to_the_labels_they_came_from(schema):
+    labels = random_labels(schema, 50)
+    for group in GROUPS:
+        fields = list(schema.group_fields(group))
+        bits = schema.bits(labels, group)
+        assert torch.equal(schema.labels_from_bits(bits, group)[:, fields], labels[:, fields])
+
+
+def test_a_person_without_listed_colour_answers_minus_one_and_is_described_as_none():
+    labels = random_labels(MARKET1501, 1)
+    labels[0, list(MARKET1501.columns[8].fields)] = 0
+    assert MARKET1501.column_answers(labels)[0, 8] == -1
+    assert MARKET1501.describe(labels[0])["upper colour"] == "none"
+
+
+def test_words_become_labels_and_naming_one_colour_denies_the_others():
+    labels = MARKET1501.parse({"gender": "female", "upper colour": "red"})
+    assert labels[MARKET1501.index("gender")] == 1 and labels[MARKET1501.index("upred")] == 1
+    assert labels[MARKET1501.index("upblue")] == 0 and labels[MARKET1501.index("hat")] == -1
+    assert MARKET1501.describe(labels) == {"gender": "female", "upper colour": "red"}
+
+
+def test_two_colours_and_none_can_be_asked_for():
+    both = DUKEMTMC.parse({"lower colour": "black and white"})
+    assert both[DUKEMTMC.index("downblack")] == both[DUKEMTMC.index("downwhite")] == 1
+    assert (DUKEMTMC.parse({"lower colour": "none"})[list(DUKEMTMC.columns[7].fields)] == 0).all()
+
+
+@pytest.mark.parametrize(("query", "message"), [
+    ({"uper colour": "red"}, "unknown attribute 'uper colour'.*did you mean 'upper colour'"),
+    ({"upper colour": "bleu"}, "'upper colour' cannot be 'bleu'; did you mean 'blue'.*none"),
+    ({"gender": "male and female"}, "'gender' cannot be 'male and female'"),
+])
+def test_a_misspelt_search_names_the_word_and_what_is_allowed(query, message):
+    with pytest.raises(ValueError, match=message):
+        MARKET1501.parse(query)
+
+
+def test_a_file_reads_back_as_written_whatever_the_order_of_its_fields(tmp_path, people):
+    annotations = read_annotations(write_annotations(tmp_path / "a.mat", MARKET1501, people, people), MARKET1501)
+    assert set(annotations.train) == {2, 7, 10}
+    assert all(torch.equal(annotations.test[pid], row) for pid, row in people.items())
+    assert (annotations.lookup("test", [0, 7])[0] == -1).all()
+
+
+def test_one_identity_is_enough(tmp_path, people):
+    one = {2: people[2]}
+    assert list(read_annotations(write_annotations(tmp_path / "a.mat", MARKET1501, one, one), MARKET1501).train) == [2]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"hat": None}, "train lacks the field.s. hat of market1501"),
+    ({"hat": [1, 2]}, "train.hat has 2 labels for 3 identities"),
+    ({"age": [1, 5, 2]}, "attribute 'age' of identity 0007 .train. is 5, expected one of 1 .young.*1 of 3"),
+    ({"hat": [0, 1, 1]}, "attribute 'hat' of identity 0002 .train. is 0"),
+    ({"image_index": ["0002", "0002", "0010"]}, "distinct identity numbers"),
+    ({"image_index": np.array(["2", "0002", "0010"], dtype=object)}, "distinct identity numbers"),
+    ({"image_index": np.array(["0002", "0007", "9" * 5000], dtype=object)}, "of up to 9 digits, got .'9999"),
+    ({"gender": [1, 1.9, 2]}, r"'gender' of identity 0007 .train. is 1.9, expected one of 1 .male., 2 .female.; 1 of"),
+    ({"gender": [2, 1, np.nan]}, "'gender' of identity 0010 .train. is nan, expected one of 1 .male"),
+    ({"gender": [1, np.inf, -np.inf]}, "'gender' of identity 0007 .train. is inf, expected one of 1 .* 2 of 3"),
+    ({"gender": [1, 2, 1 + 2j]}, r"'gender' of identity 0002 .train. is \(1\+0j\), expected one of 1 .male"),
+    ({"gender": np.array([1, 2, "1"], dtype=object)}, "'gender' of identity 0010 .train. is '1', expected one of 1"),
+    ({"gender": [True, True, True]}, "'gender' of identity 0002 .train. is True, expected one of 1 .male"),
+    ({"gender": [1e300, 1, 1]}, "'gender' of identity 0002 .train. is 1e.300, expected one of 1 .male"),
+    ({"gender": "112"}, "train.gender has 1 labels for 3 identities"),
+])
+def test_a_wrong_file_names_field_identity_value_and_what_is_allowed(tmp_path, people, changes, message):
+    path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_annotations(path, MARKET1501)
+
+
+def test_whole_numbers_of_any_type_are_labels(tmp_path, people):
+    genders = [int(row[MARKET1501.index("gender")]) + 1 for row in people.values()]
+    for written in (np.float64(genders), np.float32(genders)[:, None], np.int16(genders), np.array(genders, object)):
+        path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, gender=written)
+        found = read_annotations(path, MARKET1501).train
+        assert all(torch.equal(found[pid], row) for pid, row in people.items())
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path, people):
+    path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match="a.mat: not a readable MATLAB file.*truncated"):
+        read_annotations(path, MARKET1501)
+
+
+def test_a_missing_file_is_not_called_truncated(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.mat: no such annotation file"):
+        read_annotations(tmp_path / "nowhere.mat", MARKET1501)
+
+
+def test_another_kind_of_mat_file_is_refused(tmp_path):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.mat", {"gallery": [[1, 2]]})
+    with pytest.raises(ValueError, match="expected one struct with the fields 'train' and 'test', found .'gallery'"):
+        read_annotations(tmp_path / "a.mat", MARKET1501)
+
+
+def test_the_annotation_file_is_found_in_both_usual_places(tmp_path):
+    with pytest.raises(FileNotFoundError, match="market_attribute.mat not found; looked in .* and .*attribute"):
+        find_annotations(tmp_path, "market_attribute.mat")
+    (tmp_path / "attribute").mkdir()
+    (tmp_path / "attribute" / "market_attribute.mat").touch()
+    assert find_annotations(tmp_path, "market_attribute.mat").parent.name == "attribute"
+    (tmp_path / "market_attribute.mat").touch()
+    assert find_annotations(tmp_path, "market_attribute.mat").parent == tmp_path
+
+
+def test_dukes_two_unlabelled_tops_are_missing_not_wrong(duke):
+    top = DUKEMTMC.index("top")
+    assert [pid for pid, row in duke.train.items() if row[top] == -1] == [370, 679]
+    assert not DUKEMTMC.is_complete(duke.train[370][None], "upper")
+    assert DUKEMTMC.is_complete(duke.train[370][None], "lower")
+
+
+def test_the_published_files_hold_the_published_numbers_of_identities(market, duke):
+    assert (len(market.train), len(market.test)) == (751, 750)
+    assert (len(duke.train), len(duke.test)) == (702, 1110)

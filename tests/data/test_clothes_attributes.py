@@ -1,0 +1,130 @@
+"""Attributes of outfits: what a batch carries, what Cerberus and ARN learn of it, every message about a bad file."""
+
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.attributes.outfits import FILE_NAME
+from cerberus_plugin.data import resident
+from cerberus_plugin.data.build import build_test_set, build_train_set
+from cerberus_plugin.data.clothes import LTCC, PRCC, LTCCAttributes, PRCCAttributes
+from cerberus_plugin.data.splits import leave_out
+from cerberus_plugin.engine.trainer import evaluate
+
+import pytest
+import torch
+from support.clothes_folders import cloth_config, label, write_celeb, write_ltcc, write_prcc
+from support.data import write_market_folder
+from support.training import trained
+
+CERBERUS = "configs/Market1501/cerberus_demo.yml"
+
+
+@pytest.fixture
+def prcc(tmp_path, use_root):
+    use_root(tmp_path)
+    resident.release()
+    yield label(write_prcc(tmp_path), PRCC)
+    resident.release()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["host's loader", "resident"])
+def test_images_carry_the_labels_of_their_outfit(tmp_path, prcc, kept):
+    cfg = cloth_config(tmp_path, "PRCCAttributes", "DATALOADER.RESIDENT", kept)
+    loader, _ = CerberusTrainer.build_test_loader(cfg, "PRCCAttributes")
+    batch = next(iter(loader))
+    for path, pid, row, outfit in zip(batch["img_paths"], batch["targets"].tolist(), batch["attributes"],
+                                      batch["outfits"].tolist()):
+        worn = "C" if "/C/" in path else "A and B"
+        assert torch.equal(row, prcc["test", pid, worn])
+        assert torch.equal(row, loader.dataset.labels[outfit])
+
+
+def test_outfits_of_ltcc_are_found_by_number(tmp_path):
+    labels = label(write_ltcc(tmp_path), LTCC)
+    data = LTCCAttributes(root=str(tmp_path))
+    assert [path.rsplit("/", 1)[1][:5] for path, *_ in data.gallery[:2]] == ["007_1", "007_2"]
+    assert torch.equal(data.labels_of(data.outfit_of(data.gallery[1][0])), labels["test", 7, f"{2:06d}"])
+
+
+def test_cerberus_learns_the_semantic_ids_of_outfits(tmp_path, prcc):
+    trainer = CerberusTrainer(cloth_config(tmp_path, "PRCCAttributes", "MODEL.CERBERUS.SOFTMAX", 1.0, file=CERBERUS))
+    model, data = trainer.model, trainer.data_loader.dataset
+    assert trainer.cfg.MODEL.NUM_OUTFITS == 8 and trainer.cfg.MODEL.HEADS.NUM_CLASSES == 4
+    assert torch.equal(model.attribute_reader().train_labels, data.labels)
+    batch = {"images": torch.rand(8, 3, 48, 24) * 255, "targets": torch.arange(8) // 2, "outfits": torch.arange(8)}
+    model.train()
+    assert model(batch)["loss_softmax"].isfinite()  # each outfit's semantic IDs are among those that compete
+    sids, seen = model.prototypes.sid_of_class, {}
+    model.prototypes.guidance = lambda representations, rows: seen.setdefault("rows", rows).sum() * 0.0
+    model.prototypes.softmax = lambda representations, rows, scale: seen.setdefault("softmax", rows).sum() * 0.0
+    model(batch)
+    assert torch.equal(seen["rows"], batch["outfits"]) and torch.equal(seen["softmax"], batch["outfits"])
+    assert torch.equal(sids, model.attribute_reader().table.lookup(data.labels))
+    assert model.training_outfits({"targets": torch.full((3,), -1)}).tolist() == [0, 0, 0]  # the host's PreciseBN
+    with pytest.raises(ValueError, match="training batch without 'outfits', but the labels are those of outfits"):
+        model({key: value for key, value in batch.items() if key != "outfits"})
+
+
+@pytest.mark.parametrize("file", [CERBERUS, "configs/Market1501/apr_demo.yml"])
+def test_a_checkpoint_alone_gives_the_figures_again(tmp_path, prcc, file):
+    cfg = cloth_config(tmp_path, "PRCCAttributes", "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, file=file)
+    results = trained(cfg).results
+    assert {"cloth-changing/mAP", "PAR/mA_official", "APS/mAP"} <= set(results)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(tmp_path / "run" / "model_final.pth"), str(tmp_path / "evaluation")
+    assert evaluate(cfg) == pytest.approx(results, nan_ok=True)
+
+
+def test_held_out_people_keep_the_labels_of_their_outfits(tmp_path, prcc):
+    cfg = cloth_config(tmp_path, "PRCCAttributes", "DATASETS.HOLD_OUT", 2)
+    (held, _), train = build_test_set(cfg, "held-out"), build_train_set(cfg)
+    assert len(held.labels) == len(train.labels) == 4
+    for path, pid, _ in held.img_items:
+        person, worn = int(path.split("/")[-2]), "C" if "/C_" in path else "A and B"
+        assert torch.equal(held.known_of(path, pid)["attributes"], prcc["train", person, worn])
+
+
+def test_whoever_wears_what_is_left_out_once_leaves_training_in_every_outfit(tmp_path, prcc):
+    cfg = cloth_config(tmp_path, "PRCCAttributes", "DATASETS.LEAVE_OUT_SIDS", 2)
+    train, test = (torch.stack([row for (split, *_), row in prcc.items() if split == name])
+                   for name in ("train", "test"))
+    left = leave_out(MARKET1501, train, test, 2, seed=0)
+    carriers = {person for (split, person, _), carried in zip(
+        (key for key in prcc if key[0] == "train"), left.carried.tolist()) if carried}
+    kept = build_train_set(cfg)
+    assert 0 < len(carriers) < 4
+    assert {int(path.split("/")[-2]) for path, *_ in kept.img_items} == {2, 10, 11, 100} - carriers
+    assert len(kept.labels) == 2 * (4 - len(carriers))
+
+
+def test_labels_of_identities_and_of_outfits_are_not_mixed(tmp_path, prcc, market_people):
+    write_market_folder(tmp_path, *market_people)
+    with pytest.raises(ValueError, match="mix labels of identities, outfits; train on data sets of one kind"):
+        build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCCAttributes", "Market1501Attributes"]))
+
+
+def test_data_sets_without_labels_beside_labelled_ones_leave_all_without(tmp_path, prcc):
+    write_celeb(tmp_path)
+    train = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCCAttributes", "CelebReID"]))
+    assert train.labels is None and not train.by_outfit
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    (None, "outfit 'C' of person 200 .test. has images but no line .1 of 14 outfits.*nothing after the outfit"),
+    ("test,201,C" + "," * 12, "outfit 'C' of person 201 .test. has a line but no image .*ALLOW_SUBSET")])
+def test_file_and_folder_must_tell_of_the_same_outfits(tmp_path, prcc, line, message):
+    path = tmp_path / "prcc" / "rgb" / FILE_NAME
+    lines = path.read_text().splitlines()
+    at = next(i for i, text in enumerate(lines) if text.startswith("test,200,C"))
+    lines[at:at + 1] = [lines[at], line] if line else []
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=rf"{FILE_NAME}: {message}"):
+        PRCCAttributes(root=str(tmp_path))
+    if line:
+        assert len(PRCCAttributes(root=str(tmp_path), allow_subset=True).annotations.test) == 6
+
+
+def test_a_missing_file_is_asked_for(tmp_path):
+    write_prcc(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"prcc/rgb/{FILE_NAME}: not found. It is to have a line for each"):
+        PRCCAttributes(root=str(tmp_path))

@@ -1,0 +1,223 @@
+"""Folders, annotations and images that are not as they should be: what the trainer says of them, and when."""
+
+import shutil
+
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.data.build import build_test_set, build_train_set
+from cerberus_plugin.data.splits import HELD_OUT
+from cerberus_plugin.engine.label_tables import measure_scales
+from cerberus_plugin.engine.trainer import setup
+
+import pytest
+from fastreid.engine import default_argument_parser
+from support.clothes_folders import cloth_config, write_ltcc
+from support.data import write_market_folder
+from support.training import read_config
+
+TESTS = "Market1501Attributes"
+
+
+@pytest.fixture
+def own_folder(tmp_path, market_people, use_root, small_config):
+    """A data folder that a test may damage, and the configuration that reads it."""
+    cfg = small_config()
+    use_root(write_market_folder(tmp_path / "data", *market_people))
+    return tmp_path / "data" / "Market-1501-v15.09.15", cfg
+
+
+@pytest.mark.filterwarnings("ignore:The current data structure is deprecated")
+def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_draw_one(small_config, use_root, tmp_path):
+    cfg = small_config()
+    use_root(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere/Market-1501-v15.09.15'. Set FASTREID_DATA.*synthetic"):
+        build_train_set(cfg)
+
+
+def test_a_missing_config_file_and_a_missing_gpu_are_said_before_anything_starts(monkeypatch):
+    parse = default_argument_parser().parse_args
+    with pytest.raises(SystemExit, match="--config-file '' is not a file; for example"):
+        setup(parse([]))
+    with pytest.raises(SystemExit, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*switches such as --eval-only go"):
+        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml", "MODEL.CERBERUS.SIGMMA", "5"]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
+        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml"]))
+
+
+def test_a_missing_annotation_file_names_the_two_places(own_folder):
+    folder, cfg = own_folder
+    (folder / "market_attribute.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="market_attribute.mat not found; looked in"):
+        build_train_set(cfg)
+
+
+def test_an_identity_without_labels_is_named(own_folder):
+    folder, cfg = own_folder
+    image = next((folder / "bounding_box_train").glob("0002*"))
+    shutil.copy(image, image.with_name("0999_c1s1_000001_00.jpg"))
+    with pytest.raises(ValueError, match="no train labels for identity 0999 .1 of 9 identities"):
+        build_train_set(cfg)
+
+
+def test_labels_without_images_are_named_unless_a_subset_is_meant(own_folder):
+    folder, cfg = own_folder
+    for image in (folder / "bounding_box_train").glob("0007*"):
+        image.unlink()
+    with pytest.raises(ValueError, match="identity 0007 is labelled for train but has no image .1 of 8"):
+        build_train_set(cfg)
+    cfg.defrost()
+    cfg.DATASETS.ALLOW_SUBSET = True
+    assert build_train_set(cfg).num_classes == 7
+
+
+@pytest.mark.parametrize("name", ["query", "bounding_box_test"])
+def test_an_empty_query_or_gallery_is_named(own_folder, name):
+    folder, cfg = own_folder
+    for image in (folder / name).iterdir():
+        image.unlink()
+    with pytest.raises(ValueError, match=f"no {'gallery' if name != 'query' else 'query'} images"):
+        build_train_set(cfg)
+
+
+def test_an_unreadable_image_stops_by_name_or_is_skipped_and_counted(own_folder):
+    folder, cfg = own_folder
+    broken = folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    train_set = build_train_set(cfg)
+    index = [str(broken) == item[0] for item in train_set.img_items].index(True)
+    with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: is broken.*ON_UNREADABLE skip"):
+        train_set[index]
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    train_set = build_train_set(cfg)
+    item = train_set[index]
+    assert item["targets"] == train_set.pid_dict["market1501_7"] and item["img_paths"] != str(broken)
+    assert train_set.num_unreadable.item() == 1
+    for image in (folder / "bounding_box_train").glob("0007*"):
+        image.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="no image of identity market1501_7 can be read .4 files"):
+        train_set[index]
+
+
+@pytest.mark.parametrize(("held_out", "learned"), [(0, False), (2, False), (0, True), (2, True)])
+def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monkeypatch, held_out, learned):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE, cfg.DATASETS.HOLD_OUT = "skip", held_out
+    cfg.MODEL.CERBERUS.SOFTMAX, cfg.MODEL.CERBERUS.SOFTMAX_PRIOR = float(learned), learned
+    trainer = CerberusTrainer(cfg)
+    whole = build_test_set(cfg, HELD_OUT)[0] if held_out else trainer.data_loader.dataset
+    broken = whole.img_items[3][0]
+    (folder / "bounding_box_train" / broken).write_bytes(b"not a picture")
+    seen = []
+    monkeypatch.setattr("cerberus_plugin.engine.label_tables.fit_scale",
+                        lambda cosines, *_: seen.append(cosines) or 5.0)
+    train_set = build_train_set(cfg)
+    measure_scales(trainer.model, trainer.cfg, train_set)
+    if learned and not held_out:  # learned scales are better than those of training images
+        assert not seen and trainer.model.prototypes.log_scales is None
+        return
+    assert trainer.model.prototypes.log_scales.exp().tolist() == pytest.approx([5.0] * 12)
+    # In training another image of the person stands in for it; a test leaves it out.
+    assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 12
+    assert train_set.num_unreadable.item() == 0
+
+
+def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    (folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg").write_bytes(b"not a picture")
+    trainer = CerberusTrainer(cfg)
+    results = trainer.test(trainer.cfg, trainer.model)
+    assert results["PAR/images"] == 17 and results["APS/images"] == 23
+
+
+def test_an_unknown_choice_for_unreadable_images_is_refused(small_config):
+    with pytest.raises(ValueError, match="ON_UNREADABLE is 'ignore', expected one of"):
+        build_train_set(small_config("DATALOADER.ON_UNREADABLE", "ignore"))
+
+
+def test_when_no_test_image_can_be_read_the_evaluation_says_so(own_folder):
+    folder, cfg = own_folder
+    for image in [*(folder / "query").iterdir(), *(folder / "bounding_box_test").iterdir()]:
+        image.write_bytes(b"")
+    cfg.defrost()
+    cfg.DATALOADER.ON_UNREADABLE = "skip"
+    for resident in (True, False):
+        cfg.DATALOADER.RESIDENT = resident
+        with pytest.raises(RuntimeError, match="none of the 25 test images can be read"):
+            next(iter(CerberusTrainer.build_test_loader(cfg, TESTS)[0]))
+
+
+def move(folder, name):
+    """Rename images of a folder by a function of the name."""
+    for image in sorted(folder.iterdir()):
+        image.rename(image.with_name(name(image.name)))
+
+
+ONE_CAMERA = "no query has a gallery image of its identity under another camera .6 queries, .* 1 camera"
+
+
+@pytest.mark.parametrize("file", ["configs/Market1501/cerberus_demo.yml", "configs/Market1501/bot_demo.yml"])
+@pytest.mark.parametrize("test", ["Market1501Attributes", "Market1501"])
+def test_a_test_set_with_one_camera_is_refused_before_the_model_is_built(own_folder, file, test, monkeypatch):
+    folder, _ = own_folder
+    for part in ("query", "bounding_box_test"):
+        move(folder / part, lambda name: name.replace(name[4:7], "_c3"))
+    cfg = read_config("DATASETS.TESTS", [test], "OUTPUT_DIR", str(folder / "run"), file=file)
+    monkeypatch.setattr(CerberusTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    with pytest.raises(ValueError, match=f"DATASETS.TESTS '{test}' in .*{ONE_CAMERA}.*give the queries another camera"):
+        CerberusTrainer(cfg)
+
+
+def test_query_expansion_over_too_few_images_is_refused_before_the_model_is_built(small_config, monkeypatch):
+    cfg = small_config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 500)
+    monkeypatch.setattr(CerberusTrainer, "build_model", lambda cfg: pytest.fail("built"))
+    with pytest.raises(ValueError, match="TEST.AQE.QE_K is 500, but there are .* query and .* gallery images"):
+        CerberusTrainer(cfg)
+
+
+def test_a_query_and_a_gallery_of_different_people_are_refused_before_training(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ["Market1501"], ["Market1501"]
+    cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    move(folder / "query", lambda name: f"7{name}")
+    with pytest.raises(ValueError, match=r"none of the 6 query identities \(70001, ...\) is in the gall.* has 7"):
+        CerberusTrainer(cfg)
+
+
+@pytest.mark.parametrize("part", ["query", "bounding_box_test"])
+def test_the_hosts_test_set_without_query_or_gallery_is_refused_before_training(own_folder, part):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ["Market1501"], ["Market1501"]
+    cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    shutil.rmtree(folder / part)
+    (folder / part).mkdir()
+    with pytest.raises(ValueError, match=f"has no {'query' if part == 'query' else 'gallery'} images, so there is not"):
+        CerberusTrainer(cfg)
+    shutil.rmtree(folder / "bounding_box_train")
+    (folder / "bounding_box_train").mkdir()
+    with pytest.raises(ValueError, match="DATASETS.NAMES 'Market1501' in .* has no training images"):
+        CerberusTrainer(cfg)
+
+
+def test_held_out_people_seen_by_one_camera_are_refused_before_training(own_folder):
+    folder, cfg = own_folder
+    cfg.defrost()
+    cfg.DATASETS.TESTS, cfg.DATASETS.HOLD_OUT = ["held-out"], 2
+    move(folder / "bounding_box_train", lambda name: f"{name[:4]}_c1s1_00000{name[6]}_00.jpg")
+    with pytest.raises(ValueError, match="DATASETS.TESTS 'held-out': no query has a gallery image of its identity"):
+        CerberusTrainer(cfg)
+
+
+def test_a_setting_of_outfits_without_a_match_is_a_warning_before_training(tmp_path, use_root, log):
+    folder = write_ltcc(tmp_path)
+    use_root(tmp_path)
+    for name in ("007_2_c1_000009", "007_2_c3_000010"):  # the outfits that person 7 has changed to
+        (folder / "test" / f"{name}.png").unlink()
+    CerberusTrainer(cloth_config(tmp_path, "LTCC", "DATASETS.ALLOW_SUBSET", True, "SOLVER.IMS_PER_BATCH", 4,
+                                 "DATALOADER.NUM_INSTANCE", 2))
+    assert any("no query has a match that counts under the setting 'cloth-changing'" in text for text in log.messages)

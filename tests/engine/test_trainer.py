@@ -1,0 +1,367 @@
+"""Training and evaluation through the host: what moves, what is saved, what is refused."""
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS
+from cerberus_plugin.data.build import build_train_set
+from cerberus_plugin.engine.trainer import evaluate
+from cerberus_plugin.evaluation import report
+from cerberus_plugin.modeling.build import load_model
+
+import pytest
+import torch
+from fastreid.utils.env import seed_all_rng
+from support.data import random_labels, write_duke_folder, write_market_folder
+from support.training import read_config, trained
+
+TESTS = "Market1501Attributes"
+
+
+def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
+    still = [name for name, p in run.model.named_parameters() if p.requires_grad and torch.equal(p, run.start[name])]
+    assert still == []
+    assert len(run.optimizer.state) > 0
+
+
+def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_order(run, market_people):
+    state = torch.load(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")["model"]
+    dataset = run.data_loader.dataset
+    assert dataset.pids[:3] == ["market1501_10", "market1501_100", "market1501_101"]  # rank of the string
+    expected = torch.stack([market_people[0][int(pid.split("_")[1])] for pid in dataset.pids])
+    assert torch.equal(dataset.labels, expected)
+    reader = run.model.attribute_reader()
+    assert torch.equal(reader.table.decode(state["prototypes.sid_of_class"]), expected)
+    assert all((state[f"prototypes.margins_{group}"] > 0.58).all() for group in GROUPS)
+
+
+def test_one_evaluation_gives_reid_par_and_aps_with_seen_and_unseen_apart(run):
+    for key in ("mAP", "Rank-1", "mINP", "metric", "PAR/mA_official", "PAR/mA_binary", "PAR/mA_balanced",
+                "PAR/official/upper colour", "PAR-majority/mA_official", "APS/mAP", "APS/Rank-1", "APS/seen/queries",
+                "APS/unseen/mAP", "APS/upper+lower/mAP_given", "APS/upper+lower/mAP_full", "PAR/person/mA_official",
+                "PAR (probability)/person/mA_balanced", "APS/person/mAP"):
+        assert isinstance(run.results[key], float | int), key
+    assert run.results["PAR/images"] == 18 and run.results["APS/images"] == 24  # no distractor
+
+
+def test_the_run_folder_holds_what_the_readme_promises(run):
+    folder = Path(run.cfg.OUTPUT_DIR)
+    for name in ("config.yaml", "model_final.pth", "model_best.pth", "last_checkpoint", "metrics.json", "results.json",
+                 "results.txt", "semantic_ids.json", "before_training.json"):
+        assert (folder / name).stat().st_size > 0, name
+    record = json.loads((folder / "results.json").read_text())
+    name = "Market1501Attributes"
+    assert record["results"][name]["mAP"] == pytest.approx(run.results["mAP"])
+    assert record["before training"][name]["APS/mAP"] != record["results"][name]["APS/mAP"]
+    assert record["training"].pop("seconds") > 0
+    assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1, "resumed after epochs": []}
+    assert "torch" in record["versions"] and "gpu" not in record["hardware"]
+    table = (folder / "results.txt").read_text()
+    for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):
+        assert word in table
+
+
+def test_the_record_has_the_figures_of_every_evaluated_epoch_and_the_table_shows_the_last_alone(run):
+    folder = Path(run.cfg.OUTPUT_DIR)
+    evaluations = json.loads((folder / "results.json").read_text())["evaluations"][TESTS]
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    logged = next(line for line in lines if "mAP" in line)  # after the last step the host logs no figures
+    assert list(evaluations) == ["1", "2"] and "PAR/mA_binary" in evaluations["1"]
+    assert evaluations["1"] == pytest.approx({key: logged[key] for key in evaluations["1"]})
+    assert evaluations["2"] == pytest.approx(report.summary(run.results)) != evaluations["1"]
+    assert "best" not in (folder / "results.txt").read_text()
+
+
+def test_a_checkpoint_alone_and_the_papers_config_give_the_same_figures(run):
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    cfg.MODEL.HEADS.NUM_CLASSES, cfg.MODEL.CERBERUS.SCHEMA, cfg.MODEL.CERBERUS.NUM_SIDS = 0, "", []
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, "moved/away.pth"
+    cfg.OUTPUT_DIR += "-evaluated"
+    cfg.TEST.BEST_EPOCH = True  # an evaluation alone has no epochs
+    results = evaluate(cfg)
+    assert results == pytest.approx(run.results, nan_ok=True)
+    record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert record["training"] is None and record["evaluations"] == {}
+    assert "epoch" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
+
+
+def test_alignment_is_logged(run):
+    lines = [json.loads(line) for line in (Path(run.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert 0 < lines[0]["alignment/crop_ratio"] <= 1 and 0 <= lines[0]["alignment/fallback"] <= 1
+
+
+def test_resuming_a_finished_run_evaluates_it_again(small_config):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
+    first = trained(cfg)
+    again = CerberusTrainer(cfg)
+    again.resume_or_load(resume=True)
+    assert again.train() == pytest.approx(first.results, nan_ok=True)
+    record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert record["evaluations"][TESTS] == {"1": pytest.approx(report.summary(first.results))}
+    assert record["manifest"]["checkpoint"] == "model_final.pth" and record["manifest"]["training"]["images"] == 32
+
+
+def test_margins_are_the_configurations_whatever_the_checkpoint_was_trained_with(small_config, run):
+    weights = str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    trainer = CerberusTrainer(small_config("MODEL.WEIGHTS", weights, "MODEL.CERBERUS.MARGIN", "constant",
+                                           "MODEL.CERBERUS.MARGIN_CONSTANT", 0.0))
+    trainer.resume_or_load(resume=False)
+    assert torch.equal(trainer.model.prototypes.rows["head"], run.model.prototypes.rows["head"])
+    assert all((trainer.model.prototypes.margins(group) == 0).all() for group in GROUPS)
+
+
+def test_figures_before_training_are_never_those_of_an_earlier_run(small_config):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir()
+    (folder / "before_training.json").write_text('{"Market1501Attributes": {"mAP": 1}}')
+    trained(cfg)
+    assert "before training" not in (folder / "results.txt").read_text()
+
+
+def test_seen_categories_and_majority_are_those_of_the_identities_trained_on(run, small_config):
+    assert torch.equal(run.model.attribute_reader().train_labels, run.data_loader.dataset.labels)
+    results = trained(small_config("DATASETS.COMBINEALL", True, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results
+    assert results["APS/seen/queries"] == 6 and results["APS/unseen/queries"] == 0
+
+
+def test_blocks_are_of_unit_length_after_the_flip_test(small_config, monkeypatch):
+    cfg = small_config("TEST.FLIP.ENABLED", True)
+    trainer, seen = CerberusTrainer(cfg), []
+    monkeypatch.setattr("cerberus_plugin.engine.trainer.ReIDTask",
+                        lambda cfg: lambda g: seen.append(g.embeddings) or {})
+    trainer.test(trainer.cfg, trainer.model)
+    assert torch.allclose(seen[0].unflatten(1, (5, -1)).norm(dim=2), torch.ones(25, 5), atol=1e-5)
+
+
+def test_an_alignment_that_crops_nothing_is_said_at_the_end(small_config, caplog):
+    with caplog.at_level("WARNING", logger="fastreid.cerberus"):
+        trained(small_config("MODEL.CERBERUS.SIGMA", 0.0, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    assert "SIGMA does not fit the scale" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("TEST.APS.PROTOCOL", "sap", "PROTOCOL is 'sap', expected one of asmr, sal"),
+    ("TEST.APS.PARTIAL", "sum", "PARTIAL is 'sum', expected one of mean, max"),
+    ("TEST.APS.GROUPS", ["feet"], "GROUPS holds 'feet', expected names joined by"),
+])
+def test_options_of_the_evaluation_are_checked_before_training(small_config, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        CerberusTrainer(small_config(key, value))
+
+
+def test_weights_of_another_size_or_depth_are_refused(run, small_config):
+    weights = str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
+        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.HEADS.EMBEDDING_DIM", 64))
+    with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
+        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.BACKBONE.DEPTH", "34x"))
+
+
+def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path, log):
+    first = trained(small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    second = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", 2, "TEST.EVAL_PERIOD", 1, "TEST.BEST_EPOCH", True))
+    (tmp_path / "run" / "model_final.pth.tmp").write_bytes(b"half a checkpoint")  # what a kill leaves
+    second.resume_or_load(resume=True)
+    assert second.start_epoch == 1
+    assert torch.equal(second.model.prototypes.rows["head"], first.model.prototypes.rows["head"])
+    assert "mAP" in second.train()
+    table = (tmp_path / "run" / "results.txt").read_text()
+    assert "this model, last epoch" in table and "of 2, the best on this test set by reID" in table
+    assert f"Results of the last epoch and of the best:\n{table}" in log.messages
+    evaluations = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][TESTS]
+    assert list(evaluations) == ["1", "2"] and evaluations["1"] == pytest.approx(report.summary(first.results))
+
+
+def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(small_config, tmp_path, monkeypatch, log):
+    ticks = itertools.count()
+    monkeypatch.setattr("cerberus_plugin.engine.hooks.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+
+    def seconds(epochs: int) -> float | None:
+        trainer = CerberusTrainer(small_config("SOLVER.MAX_EPOCH", epochs, "TEST.EVAL_PERIOD", 1,
+                                               "TEST.BEST_EPOCH", True))
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        return json.loads((tmp_path / "run" / "results.json").read_text())["training"]["seconds"]
+
+    assert seconds(1) == 2.0  # two steps of one tick
+    assert seconds(2) == 4.0
+    assert seconds(2) == 4.0  # nothing left to train
+    path = tmp_path / "run" / "model_final.pth"
+    checkpoint = torch.load(path)
+    del checkpoint["clock"], checkpoint["evaluations"]
+    torch.save(checkpoint, path)
+    assert "no figures of evaluated epochs" not in log.text
+    assert seconds(3) is None  # a checkpoint from before there was a clock
+    assert "model_final.pth: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here" in log.text
+    assert list(json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][TESTS]) == ["3"]
+
+
+@pytest.mark.parametrize("name", ["bot", "agw", "sbs", pytest.param("mgn", marks=pytest.mark.slow)])
+def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_aps(small_config, name):
+    size = [96, 24] if name == "mgn" else [48, 24]
+    depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4,
+                       "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "MODEL.FREEZE_LAYERS", [],
+                       "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *depth,
+                       file=f"configs/Market1501/{name}_R50.yml")
+    results = trained(cfg).results
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    assert evaluate(cfg) == pytest.approx(results)
+    assert "mAP" in results and not any(key.startswith(("PAR", "APS")) for key in results)
+    assert "PAR" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
+
+
+def test_identities_alone_can_be_trained_as_the_ablation_does(small_config):
+    results = trained(small_config("MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0,
+                                   "MODEL.CERBERUS.ALIGN", False, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results
+    assert "mAP" in results and "PAR/mA_official" not in results
+
+
+@pytest.mark.parametrize(("space", "lower"), [("observed", None), ("product", 40)])
+def test_semantic_ids_are_counted_into_the_saved_configuration(small_config, space, lower):
+    trainer = CerberusTrainer(small_config("MODEL.CERBERUS.SID_SPACE", space))
+    saved = (Path(trainer.cfg.OUTPUT_DIR) / "config.yaml").read_text()
+    assert "SCHEMA: market1501" in saved and trainer.cfg.MODEL.CERBERUS.NUM_SIDS[2] == (
+        lower or len(trainer.model.prototypes.rows["lower"]))
+
+
+def test_constant_margins_replace_the_adaptive_ones(small_config):
+    trainer = CerberusTrainer(small_config("MODEL.CERBERUS.MARGIN", "constant", "MODEL.CERBERUS.MARGIN_CONSTANT", 0.6))
+    assert all((trainer.model.prototypes.margins(group) == 0.6).all() for group in GROUPS)
+    with pytest.raises(ValueError, match="MARGIN is 'fixed', expected 'adaptive' or 'constant'"):
+        CerberusTrainer(small_config("MODEL.CERBERUS.MARGIN", "fixed"))
+
+
+def test_a_checkpoint_of_another_sid_space_is_refused_on_resume(small_config):
+    trained(small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    other = CerberusTrainer(small_config("MODEL.CERBERUS.SID_SPACE", "observed"))
+    with pytest.raises(ValueError, match="model_final.pth: .*another MODEL.CERBERUS.SID_SPACE"):
+        other.resume_or_load(resume=True)
+
+
+def test_a_checkpoint_without_semantic_ids_and_a_missing_one_are_refused(small_config, tmp_path):
+    torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: holds no semantic IDs"):
+        load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+    torch.save({"model": {"prototypes.sid_of_class": torch.ones(2, 5), "prototypes.schema": torch.tensor(7)}},
+               tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match="foreign.pth: was trained on an attribute set this version does not know"):
+        load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "foreign.pth")))
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:200])
+    with pytest.raises(ValueError, match="cut.pth: cannot be read as weights"):
+        load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "cut.pth")))
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS 'nowhere.pth' is not a file"):
+        load_model(small_config("MODEL.WEIGHTS", "nowhere.pth"))
+
+
+def test_a_loss_that_turns_nan_stops_with_the_step_and_the_terms_name(small_config):
+    trainer = CerberusTrainer(small_config())
+    trainer.model.prototypes.rows["lower"].data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="iteration 0: loss term.s. not finite: .*loss_sem.*loss_reg"):
+        trainer.train()
+
+
+def test_fewer_identities_than_a_batch_needs_are_refused_before_training(small_config):
+    with pytest.raises(ValueError, match="a batch needs 16 identities.*the training set has 8"):
+        CerberusTrainer(small_config("SOLVER.IMS_PER_BATCH", 32, "DATALOADER.NUM_INSTANCE", 2))
+
+
+def test_a_data_set_without_attributes_is_refused_for_cerberus(small_config):
+    with pytest.raises(ValueError, match="Market1501.* have no attributes, which Cerberus learns from"):
+        CerberusTrainer(small_config("DATASETS.NAMES", ["Market1501"]))
+
+
+@pytest.fixture
+def duke_config(tmp_path, use_root):
+    """DukeMTMC with a person whose `top` is missing in training and one of two lower colours in the test."""
+    labels = random_labels(DUKEMTMC, 14, seed=4)
+    train, test = dict(zip((1, 2, 10, 100, 370, 371, 679, 700), labels)), dict(zip((3, 4, 5, 6, 7, 7000), labels[8:]))
+    train[370][DUKEMTMC.index("top")] = -1  # stored as 0
+    test[3][[DUKEMTMC.index("downblack"), DUKEMTMC.index("downwhite")]] = 1
+    use_root(write_duke_folder(tmp_path / "duke", train, test))
+    return read_config("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1,
+                       file="configs/DukeMTMC/cerberus_R50.yml")
+
+
+def test_duke_trains_with_a_missing_label_and_answers_queries_outside_its_table(duke_config):
+    trainer = trained(duke_config)
+    prototypes = trainer.model.prototypes
+    row = trainer.data_loader.dataset.pids.index("dukemtmc_370")
+    assert (prototypes.sid_of_class[row] == -1).tolist() == [False, True, False, False, False]
+    assert trainer.results["PAR/images"] == 24 and trainer.results["APS/queries"] == 6
+    labels = torch.stack(list(trainer.data_loader.dataset.annotations[0].test.values()))
+    listed = DUKEMTMC.column_truth(labels)[0][7].any(dim=1).double().mean().item()
+    assert trainer.results["PAR/ceiling/lower colour"] == pytest.approx(100 * listed)
+
+
+def test_apr_trains_on_duke_with_a_missing_label_and_reads_its_ten_attributes(duke_config):
+    cfg = duke_config.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NAME, cfg.MODEL.HEADS.EMBEDDING_DIM = "APR", "AttributeHead", 0
+    trainer = trained(cfg)
+    assert trainer.model.heads.attributes.out_features == 31
+    assert sum(name.startswith("PAR/official/") for name in trainer.results) == 10
+    assert trainer.results["APS/mAP"] > 0
+
+
+def test_a_model_of_other_attributes_is_refused_on_a_data_set(run, duke_config):
+    with pytest.raises(ValueError, match="DukeMTMCAttributes has the attributes of dukemtmc, the model those of m"):
+        CerberusTrainer.test(duke_config, run.model)
+
+
+def test_all_images_of_both_splits_can_be_trained_on(small_config):
+    train_set = build_train_set(small_config("DATASETS.COMBINEALL", True))
+    assert train_set.num_classes == 8 + 6
+    assert (train_set.labels >= 0).all()  # test identities by the labels of the test split
+
+
+def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_path):
+    write_market_folder(tmp_path / "duke", *market_people)
+    duke_config.defrost()
+    duke_config.DATASETS.NAMES = ("DukeMTMCAttributes", "Market1501Attributes")
+    with pytest.raises(ValueError, match="mix the attribute schemas dukemtmc, market1501"):
+        build_train_set(duke_config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["cerberus", "bot"])
+def test_training_with_mixed_precision_and_every_kind_of_evaluation_run_on_a_gpu(small_config, name):
+    results = trained(small_config(
+        "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "TEST.FLIP.ENABLED", True, "TEST.AQE.ENABLED", True,
+        "TEST.RERANK.ENABLED", True, "TEST.ROC.ENABLED", True, file=f"configs/Market1501/{name}_R50.yml")).results
+    assert results["mAP"] > 0 and ("PAR/mA_official" in results) == (name == "cerberus")
+
+
+def test_loader_processes_give_the_same_batches(small_config):
+    def first(workers: int) -> dict:
+        seed_all_rng(3)
+        loader, _ = CerberusTrainer.build_test_loader(
+            small_config("DATALOADER.NUM_WORKERS", workers, "DATALOADER.RESIDENT", False), TESTS)
+        return next(iter(loader))
+
+    alone, together = first(0), first(1)
+    assert alone["img_paths"] == together["img_paths"]
+    assert torch.equal(alone["images"], together["images"]) and torch.equal(alone["attributes"], together["attributes"])
+
+
+def test_an_evaluation_checks_its_test_sets_before_it_reads_an_image(run, tmp_path, market_people, use_root,
+                                                                      monkeypatch):
+    root = write_market_folder(tmp_path / "data", *market_people)
+    for part in ("query", "bounding_box_test"):
+        for image in sorted((root / "Market-1501-v15.09.15" / part).iterdir()):
+            image.rename(image.with_name(image.name.replace(image.name[4:7], "_c3")))
+    use_root(root)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/model_final.pth", str(tmp_path / "evaluation")
+    monkeypatch.setattr(CerberusTrainer, "test", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(ValueError, match="no query has a gallery image of its identity under another camera"):
+        evaluate(cfg)

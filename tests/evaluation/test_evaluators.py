@@ -1,0 +1,298 @@
+"""Evaluators: the host's figures, the protocols' image sets, distributed gathering, models of a user's own."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, host
+from cerberus_plugin.attributes import GROUPS, MARKET1501
+from cerberus_plugin.evaluation import evaluators
+from cerberus_plugin.evaluation.embeddings import Gathered
+from cerberus_plugin.evaluation.tasks import check_task_options
+from cerberus_plugin.metrics import ranking
+from cerberus_plugin.metrics.reranking import reranked
+
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.evaluation import ReidEvaluator, rank
+from support.data import random_labels
+from support.readers import OwnReader
+
+
+def config(*options):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def batches(num: int = 90, num_people: int = 6, size: int = 16, seed: int = 0):
+    """Batches as a test loader and a model give them; identity 0 is a distractor."""
+    generator = torch.Generator().manual_seed(seed)
+    pids = torch.arange(num) % num_people
+    labels = random_labels(MARKET1501, num_people, seed=9)
+    labels[0] = -1
+    centres = torch.randn(num_people, 40, generator=generator)
+    embeddings = centres[pids] + 1.5 * torch.randn(num, 40, generator=generator)
+    camids = torch.randint(4, (num,), generator=generator)
+    for start in range(0, num, size):
+        rows = slice(start, start + size)
+        yield ({"targets": pids[rows], "camids": camids[rows], "attributes": labels[pids[rows]]}, embeddings[rows])
+
+
+def run(evaluator, stream=None):
+    evaluator.reset()
+    for inputs, outputs in stream or batches():
+        evaluator.process(inputs, outputs)
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("options", [
+    ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.ROC.ENABLED", True),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid"),
+    ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid", "TEST.AQE.ENABLED", True)])
+def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
+    cfg = config(*options)
+    # The package has given the host its own ranking; here the host ranks by itself.
+    monkeypatch.setattr(rank, "evaluate_rank", partial(host.original(rank.evaluate_rank), use_cython=False))
+    ours, theirs = run(TaskEvaluator(24, [ReIDTask(cfg)])), run(ReidEvaluator(cfg, 24))
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(float(value), abs=1e-4 if options[0] == "TEST.METRIC" else 1e-3), name
+    assert set(theirs) <= set(ours)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_reranking_ranks_by_the_published_distances_under_both_metrics(metric):
+    cfg = config("TEST.RERANK.ENABLED", True, "TEST.METRIC", metric, "TEST.RERANK.K1", 8)
+    inputs = [inputs for inputs, _ in batches()]
+    pids, camids = (torch.cat([batch[key] for batch in inputs]) for key in ("targets", "camids"))
+    embeddings = torch.cat([outputs for _, outputs in batches()])
+    distances = reranked(embeddings[:24], embeddings[24:], metric=metric, k1=8)(slice(0, 24))
+    expected = ranking.reid_metrics(distances, pids[:24], camids[:24], pids[24:], camids[24:])
+    found = run(TaskEvaluator(24, [ReIDTask(cfg)]))
+    assert found["mAP"] == pytest.approx(100 * expected.mAP) and found["Rank-1"] == 100 * expected.cmc[0]
+    plain = run(TaskEvaluator(24, [ReIDTask(config("TEST.METRIC", metric))]))
+    assert found["mAP"] > plain["mAP"] + 3
+
+
+def test_reranking_compares_the_groups_that_are_asked_for():
+    cfg = config("TEST.RERANK.ENABLED", True, "TEST.GROUPS", ["upper"])
+    only = [(inputs, outputs.unflatten(1, (5, 8))[:, 1]) for inputs, outputs in batches()]
+    expected = run(TaskEvaluator(24, [ReIDTask(config("TEST.RERANK.ENABLED", True))]), only)
+    assert run(TaskEvaluator(24, [ReIDTask(cfg)])) == pytest.approx(expected, abs=1e-4)
+
+
+def test_query_expansion_of_fewer_images_than_its_k_is_refused():
+    cfg = config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 90)
+    with pytest.raises(ValueError, match="QE_K is 90, but there are 24 query and 66 gallery images.*lower"):
+        run(TaskEvaluator(24, [ReIDTask(cfg)]))
+    cfg = config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 89)
+    assert run(TaskEvaluator(24, [ReIDTask(cfg)]))["mAP"] > 0
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("TEST.RERANK.VARIANT", "host"), "TEST.RERANK.VARIANT is 'host'"),
+    (("TEST.RERANK.VARIANT", "fastreid", "TEST.METRIC", "euclidean"), "re-ranking changes almost nothing"),
+    (("TEST.RERANK.K2", 0), "TEST.RERANK.K2 is 0"),
+    (("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 0), "TEST.AQE.QE_K is 0")])
+def test_reranking_without_a_meaning_is_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_task_options(config("TEST.RERANK.ENABLED", True, *options))
+
+
+def test_par_and_aps_attach_to_any_reader_and_leave_distractors_out():
+    labels = random_labels(MARKET1501, 6, seed=9)
+    results = run(TaskEvaluator(24, [PARTask(OwnReader(), labels), APSTask(OwnReader(), labels)]))
+    assert results["PAR/images"] == 55  # 66 gallery images, 11 of them of identity 0
+    assert 0 < results["PAR/undefined_questions"] < results["PAR/questions"]  # five people do not wear every colour
+    assert results["APS/images"] == 75 and results["APS/queries"] == 5
+    assert results["APS/seen/queries"] == 5 and results["APS/unseen/queries"] == 0
+
+
+def test_queries_with_a_semantic_id_that_nobody_in_training_carries_are_told_apart():
+    task = APSTask(OwnReader(), random_labels(MARKET1501, 40, seed=9))
+    labels = task.train_labels[:4].clone()
+    head, upper = (list(MARKET1501.group_fields(group)) for group in ("head", "upper"))
+    labels[0, head] = task.train_labels[7, head]  # another person's: an unseen category of seen semantic IDs
+    labels[1, upper] = 1  # every colour at once
+    labels[2, upper[0]] = -1
+    expected = [any(not (task.train_labels[:, fields] == row[fields]).all(dim=1).any() and (row[fields] != -1).all()
+                    for fields in (list(MARKET1501.group_fields(group)) for group in GROUPS)) for row in labels]
+    assert task._with_unseen_sid(labels).tolist() == expected == [False, True, False, False]
+
+
+def test_the_majority_answer_of_training_is_the_floor_of_recognition():
+    train = random_labels(MARKET1501, 40, seed=2)
+    results = run(TaskEvaluator(24, [PARTask(OwnReader(), train)]))
+    majority = train[:, MARKET1501.index("hat")].mode().values.item()
+    gallery = torch.cat([inputs["attributes"] for inputs, _ in batches()])[24:]
+    gallery = gallery[(gallery != -1).all(dim=1)]
+    expected = (gallery[:, MARKET1501.index("hat")] == majority).double().mean().item()
+    assert results["PAR-majority/official/hat"] == pytest.approx(100 * expected)
+
+
+def test_recognition_can_be_scored_on_query_identities_alone():
+    stream = list(batches())
+    inputs = stream[0][0]
+    inputs["targets"] = torch.where(inputs["targets"] == 5, 4, inputs["targets"])  # 5 never queries
+    stream[1][0]["targets"] = torch.where(stream[1][0]["targets"] == 5, 4, stream[1][0]["targets"])
+    every = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
+    some = run(TaskEvaluator(24, [PARTask(OwnReader(), query_identities_only=True)]), stream)
+    assert some["PAR/images"] < every["PAR/images"]
+
+
+def gathered_example() -> Gathered:
+    return Gathered(torch.randn(4, 10), torch.tensor([1, 2, 1, 3]), torch.tensor([0, 0, 1, 1]),
+                    random_labels(MARKET1501, 4), 2)
+
+
+def test_query_and_gallery_are_views_of_what_was_gathered():
+    given = gathered_example()
+    assert given.query.embeddings.data_ptr() == given.embeddings.data_ptr()
+    assert given.gallery.embeddings.data_ptr() == given.embeddings[2:].data_ptr()
+    assert given.rows(torch.ones(4, dtype=torch.bool)).embeddings.data_ptr() == given.embeddings.data_ptr()
+    assert torch.equal(given.rows(torch.tensor([3, 1])).embeddings, given.embeddings[[3, 1]])
+    assert given.rows(slice(4, None)).num_query == len(given.rows(slice(4, None)).pids) == 0
+
+
+@pytest.mark.parametrize("protocol", ["asmr", "sal"])
+def test_chunks_of_the_embeddings_do_not_change_any_figure(protocol, monkeypatch):
+    def figures():
+        return run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader(), query_identities_only=True),
+                                      APSTask(OwnReader(), protocol=protocol, groups=("upper",))]))
+
+    whole = figures()
+    monkeypatch.setattr("cerberus_plugin.evaluation.embeddings.CHUNK_ENTRIES", 7 * 40)
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 90)
+    assert figures() == whole
+
+
+def test_embeddings_stay_on_the_cpu_where_half_of_what_is_free_cannot_hold_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8000, 80000))
+    assert evaluators._fits(torch.zeros(10, 100), "cuda")
+    assert not evaluators._fits(torch.zeros(10, 101), "cuda")
+    assert evaluators._fits(torch.zeros(10, 10**6), "cpu")
+
+
+def test_rows_keep_query_and_gallery_apart():
+    part = gathered_example().rows(torch.tensor([False, True, True, True]))
+    assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(("protocol", "mAP", "rank1"), [("asmr", 29 / 36, 1), ("sal", 7 / 12, 0)])
+def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, mAP, rank1):
+    """Example A2, category a: a query image of person 7, camera 1 stands for it and is dropped by SAL."""
+    kinds = random_labels(MARKET1501, 2, seed=1)
+    categories, pids, cams = [0, 0, 1, 0, 1], [7, 7, 8, 9, 8], [1, 2, 1, 1, 2]
+    scores = torch.tensor([.9, .4, .8, .7, .1])
+
+    class Given(OwnReader):
+        def search(self, labels, embeddings):
+            return embeddings[:, 0].expand(len(labels), -1)
+
+    # Query first, as loaders give it; the gallery comes first in the pool, which leaves the order of the scores.
+    given = Gathered(scores[:, None], torch.tensor(pids), torch.tensor(cams), kinds[categories], 1)
+    task = APSTask(Given(), protocol=protocol)
+    labels = kinds[:1]
+    pool_categories = torch.tensor(categories).roll(-1)
+    result = task._run(given, torch.arange(5).roll(-1), labels, pool_categories)
+    assert (result.mAP, result.rank1) == (pytest.approx(mAP), rank1)
+
+
+@pytest.mark.parametrize("protocol", ["asmr", "sal"])
+def test_seen_and_unseen_categories_together_are_all_of_them(protocol):
+    stream = list(batches())
+    for inputs, _ in stream:
+        inputs["camids"] = torch.where(inputs["targets"] == 5, 0, inputs["camids"])  # "sal" leaves nothing to find
+    results = run(TaskEvaluator(24, [APSTask(OwnReader(), random_labels(MARKET1501, 6, seed=9)[[1, 5]],
+                                             protocol=protocol)]), stream)
+    assert results["APS/unmatched"] == (protocol == "sal")
+    for key in ("mAP", "mAP_trapezoid", "Rank-1"):
+        parts = [(results[f"APS/{part}/{key}"], results[f"APS/{part}/queries"]) for part in ("seen", "unseen")]
+        assert sum(value * count for value, count in parts) / sum(count for _, count in parts) == pytest.approx(
+            results[f"APS/{key}"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda i: i, "24 query and 0 gallery images"),
+    (None, "gave no images"),
+])
+def test_empty_sides_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        run(TaskEvaluator(24, []), [next(iter(batches(24, size=24)))] if change else iter(()))
+
+
+def test_queries_without_any_match_are_skipped_and_all_of_them_refused():
+    stream = list(batches())
+    stream[0][0]["targets"][0] = 99
+    skipped = run(TaskEvaluator(24, [ReIDTask(config())]), stream)
+    without = list(batches())
+    without[0] = ({key: value[1:] for key, value in without[0][0].items()}, without[0][1][1:])
+    assert skipped == pytest.approx(run(TaskEvaluator(23, [ReIDTask(config())]), without))
+    for inputs, _ in stream[:2]:
+        inputs["targets"] = inputs["targets"] + 1000
+    with pytest.raises(ValueError, match="all query identities do not appear in gallery"):
+        run(TaskEvaluator(16, [ReIDTask(config())]), stream[:1] + list(batches(seed=1))[2:])
+
+
+def test_damaged_embeddings_unlabelled_images_and_unknown_groups_are_refused():
+    bad = list(batches())
+    bad[0][1][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="1 of 90 embeddings are not finite"):
+        run(TaskEvaluator(24, []), bad)
+    for inputs, _ in (plain := list(batches())):
+        del inputs["attributes"]
+    with pytest.raises(ValueError, match="need batches with 'attributes'.*CerberusTrainer.build_test_loader"):
+        run(TaskEvaluator(24, [PARTask(OwnReader())]), plain)
+    for inputs, _ in (unlabelled := list(batches())):
+        inputs["attributes"] = torch.full_like(inputs["attributes"], -1)
+    with pytest.raises(ValueError, match="none of the test images is labelled"):
+        run(TaskEvaluator(24, [PARTask(OwnReader())]), unlabelled)
+    with pytest.raises(ValueError, match="GROUPS holds 'feet', expected names joined"):
+        run(TaskEvaluator(24, [APSTask(OwnReader(), groups=("feet",))]))
+
+
+def test_a_models_last_touch_is_given_to_its_embeddings():
+    seen = []
+    run(TaskEvaluator(24, [lambda gathered: seen.append(gathered.embeddings) or {}], finish=lambda e: e * 0 + 2))
+    assert (seen[0] == 2).all()
+
+
+TWO_PROCESSES = """
+import os
+import sys
+
+sys.path[:0] = sys.argv[1:]
+import torch.distributed as dist
+from test_evaluators import OwnReader, batches, config
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator
+
+dist.init_process_group("gloo")
+stream = list(batches(96))
+evaluator = TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())])
+evaluator.reset()
+for inputs, outputs in stream[dist.get_rank() * 3:(dist.get_rank() + 1) * 3]:
+    evaluator.process(inputs, outputs)
+results = evaluator.evaluate()
+if dist.get_rank() == 0:
+    print("RESULT", dict(results))
+else:
+    assert results == {}
+sys.stdout.flush()
+dist.barrier()  # a process that ends while the other still talks to it takes it down
+os._exit(0)  # the host keeps the process group in a cache, and gloo's threads abort an interpreter that shuts down
+"""
+
+
+def test_two_processes_give_the_figures_of_one():
+    expected = run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())]), batches(96))
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python",
+         sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, *map(str, (here, *here.parents[:2]))],
+        capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    assert eval(line.removeprefix("RESULT"), {"nan": float("nan")}) == pytest.approx(expected, nan_ok=True)

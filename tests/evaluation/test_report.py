@@ -1,0 +1,122 @@
+"""The result table and the records: the best evaluated epoch, chosen as it should be and shown where asked for."""
+
+import json
+import math
+
+from cerberus_plugin.evaluation import report
+from cerberus_plugin.evaluation.report import best_rows, results_table
+
+import pytest
+
+REID = {key: 10.0 + i for i, key in enumerate(report.REID)}
+PAR = {"PAR/images": 9, **{f"PAR/mA_{rule}": 50.0 for rule in report.MEANS},
+       **{f"PAR/{rule}/hat": 40.0 for rule in report.MEANS}}
+APS = {"APS/mAP": 30.0, "APS/mAP_trapezoid": 29.0, "APS/Rank-1": 31.0, "APS/queries": 4, "APS/images": 9,
+       "APS/seen/mAP": 1.0, "APS/seen/Rank-1": 2.0, "APS/seen/queries": 3, "APS/upper/mAP_given": 1.0,
+       "APS/upper/Rank-1_given": 2.0, "APS/upper/mAP_full": 3.0, "APS/upper/Rank-1_full": 4.0}
+CLOTHES = {"cloth-changing/mAP": 20.0, "cloth-changing/queries": 5, "single-shot/draws": 10,
+           "single-shot/cloth-changing/Rank-1": 21.0, "single-shot/cloth-changing/Rank-1_deviation": 1.0}
+NAME = "epoch 4 of 6, the best on this test set by reID"
+
+
+@pytest.mark.parametrize(("metrics", "best"), [
+    ({2: 10.0, 4: 30.0, 6: 20.0}, 4),
+    ({6: 30.0, 4: 30.0, 2: 10.0}, 4),  # the earliest among equals, in whatever order
+    ({2: math.nan, 4: 1.0, 6: math.nan}, 4),
+    ({2: 10.0, 6: 30.0}, 6),  # the last
+    ({6: 0.0}, 6),  # the only one
+])
+def test_the_best_epoch_has_the_highest_metric_and_is_the_earliest_among_equals(metrics, best):
+    name, figures = best_rows({epoch: {"metric": metric, "mAP": epoch} for epoch, metric in metrics.items()})[0]
+    assert name == f"epoch {best} of 6, the best on this test set by reID" and figures["mAP"] == best
+
+
+@pytest.mark.parametrize("evaluations", [{}, {1: {"metric": math.nan}}, {1: {"mAP": 5.0}}])
+def test_an_epoch_whose_metric_is_undefined_never_wins(evaluations):
+    assert best_rows(evaluations) == []
+
+
+def test_of_every_epoch_all_but_the_figures_of_single_attributes_are_kept():
+    figures = {**REID, **PAR, **APS, **CLOTHES, "metric": 1, "PAR-majority/mA_official": 1.0, "TPR@FPR=1e-04": 0.5}
+    kept = report.summary(figures)
+    assert set(kept) == {"metric", *REID, *CLOTHES, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1",
+                         *(f"PAR/mA_{r}" for r in report.MEANS)}
+    assert all(type(value) is float for value in kept.values())
+
+
+def test_the_best_epoch_stands_between_the_last_one_and_the_floor():
+    results = {**REID, **PAR, **APS}
+    best = report.summary({**results, "mAP": 77.0, "PAR/mA_binary": 66.0, "APS/mAP": 55.0})
+    reid, par, aps = results_table(results, results, [(NAME, best)]).split("\n\n")
+    assert [line.split("  ")[0].strip() for line in map(str.strip, reid.splitlines()[3:])] == [
+        "this model, last epoch", NAME, "before training"]
+    assert "77.00" in reid.splitlines()[4]
+    assert [line.split()[-1] for line in par.splitlines() if NAME in line] == ["50.00", "66.00", "50.00"]  # no column
+    lines = [line for line in aps.splitlines() if NAME in line]
+    assert len(lines) == 1 and "55.00" in lines[0]  # all categories alone
+    plain = results_table(results, results)
+    assert "this model" in plain and "last epoch" not in plain and "best" not in plain
+
+
+def test_the_best_epoch_is_shown_under_every_setting_of_outfits():
+    results = {**REID, **CLOTHES}
+    best = report.summary({**results, "cloth-changing/mAP": 88.0})
+    lines = [line.strip() for line in results_table(results, None, [(NAME, best)]).splitlines() if NAME in line]
+    settings = "cloth-changing", "standard, all queries", "single-shot, cloth-changing"
+    assert len(lines) == 3
+    assert all(line.removeprefix(NAME).strip().startswith(name) for line, name in zip(lines, settings))
+    assert "88.00" in lines[0] and "21.00 +- 1.00" in lines[2]
+
+
+def test_each_test_set_has_its_own_best_epoch(tmp_path):
+    results = {"A": REID, "B": REID}
+    best = {"A": best_rows({1: {"metric": 2.0}, 2: {"metric": 1.0}}), "B": best_rows({1: {"metric": 1.0}})}
+    text = report.write_results(str(tmp_path), results, {"evaluations": {"A": {1: {"metric": math.nan}}}}, best)
+    assert (tmp_path / "results.txt").read_text() == text
+    first, second = text.split("\nB\n")
+    assert "epoch 1 of 2, the best" in first and "epoch 1 of 1, the best" in second
+    assert json.loads((tmp_path / "results.json").read_text())["evaluations"] == {"A": {"1": {"metric": None}}}
+
+
+def test_mAP_and_rank_1_may_each_come_from_an_epoch_of_its_own():
+    """As the code of CSSC takes them: no evaluated epoch has both figures."""
+    epochs = {5: {"metric": 40.0, "mAP": 50.0, "Rank-1": 30.0, "cloth-changing/mAP": 9.0, "cloth-changing/Rank-1": 8.0},
+              10: {"metric": 45.0, "mAP": 45.0, "Rank-1": 45.0, "cloth-changing/mAP": 7.0},
+              15: {"metric": math.nan, "mAP": 20.0, "Rank-1": 60.0, "cloth-changing/mAP": math.nan}}
+    (name, best), (other, own) = best_rows(epochs)
+    assert "epoch 10 of 15" in name and best is epochs[10]
+    assert own == {"mAP": 50.0, "Rank-1": 60.0, "cloth-changing/mAP": 9.0, "cloth-changing/Rank-1": 8.0}
+    results = {**REID, **CLOTHES, **PAR, **APS}
+    lines = [line for line in results_table(results, None, [(name, best), (other, own)]).splitlines() if other in line]
+    assert len(lines) == 2 and "cloth-changing" in lines[0]  # of reID alone: an epoch of its own has no PAR and no APS
+    assert [line.split()[-2:] for line in lines] == [["9.00", "8.00"], ["50.00", "60.00"]]
+
+
+def test_attribute_search_shows_both_rules_of_its_ap_by_name():
+    results = {**REID, **APS, "APS/seen/mAP_trapezoid": 0.5, "APS/upper/mAP_trapezoid_given": 0.25, "APS/unmatched": 2}
+    table = results_table(results).split("\n\n")[1].splitlines()
+    assert "2 queries have no relevant image" in table[0]
+    assert table[1].index("mAP (rectangle)") < table[1].index("mAP (trapezoid)") < table[1].index("Rank-1")
+    rows = [line.split()[-3:] for line in table[3:]]
+    assert rows[:3] == [["30.00", "29.00", "31.00"], ["1.00", "0.50", "2.00"], ["1.00", "0.25", "2.00"]]
+
+
+def test_questions_that_balanced_accuracy_leaves_out_are_counted():
+    results = {**REID, **PAR, "PAR/questions": 30, "PAR/undefined_questions": 1}
+    assert "balanced leaves out 1 of 30 yes/no questions" in results_table(results)
+    assert "leaves out" not in results_table({**results, "PAR/undefined_questions": 0})
+    assert "leaves out" not in results_table({**REID, **PAR})  # records from before they were counted
+
+
+def test_persons_have_a_row_beside_that_of_the_images_in_each_reading():
+    person = {f"PAR/person/{key.removeprefix('PAR/')}": 70.0 for key in PAR if key != "PAR/images"}
+    person |= {"PAR/person/persons": 3, "APS/person/mAP": 80.0, "APS/person/queries": 4, "APS/person/persons": 5}
+    own = {**PAR, **APS, **person}
+    other = {key.replace("/", " (nearest)/", 1): value + 1 for key, value in own.items()}
+    _, par, aps = results_table({**REID, **own, **other}).split("\n\n")
+    assert "of each of 3 persons" in par and "5 persons are ranked" in aps
+    rows = [(line.split("  ")[0], line.split()[-1]) for line in map(str.strip, par.splitlines()) if "by person" in line]
+    assert rows[1:] == [(f"{rule}, {words}, by person", value) for words, value in (
+        ("by probability", "70.00"), ("nearest prototype", "71.00")) for rule in report.MEANS]
+    assert [line.split()[-1] for line in aps.splitlines()[3:] if "by person" in line] == ["80.00", "81.00"]
+    assert "by person" not in results_table({**REID, **PAR, **APS})

@@ -1,0 +1,76 @@
+"""The command that sweeps thresholds: its files, its figures, and what it refuses."""
+
+import json
+
+from cerberus_plugin import CerberusPredictor
+from cerberus_plugin.experiments import accelerate
+from cerberus_plugin.experiments.accelerate import Pairs, Retrieval
+from cerberus_plugin.experiments.gathering import gather, halves
+
+import pytest
+import torch
+from support.training import trained
+
+
+@pytest.fixture(scope="module")
+def folder(run):
+    return run.cfg.OUTPUT_DIR
+
+
+def test_one_command_writes_table_picture_and_record(folder, tmp_path, capsys, market_root, monkeypatch):
+    monkeypatch.setattr("fastreid.data.build._root", str(market_root))
+    accelerate.main([folder, "--thresholds", "0.2", "1", "--survival", "0.5", "0.99", "--device", "cpu",
+                     "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "acceleration.json").read_text())
+    assert {row["threshold"] for row in record["sweep"]} >= {None, 0.2, 1.0}
+    plain, one = record["sweep"][0], record["sweep"][-1]
+    same = ("Rank-1", "mAP", "speed-up", "matches kept", "survivors")
+    assert [plain[key] for key in same] == [one[key] for key in same]
+    results = json.load(open(f"{folder}/results.json"))["results"]["Market1501Attributes"]
+    assert (plain["Rank-1"], plain["mAP"]) == (pytest.approx(results["Rank-1"]), pytest.approx(results["mAP"]))
+    assert [row["wanted"] for row in record["promises"]] == [50.0], "six test identities cannot vouch for 99 %"
+    assert record["chosen on"] == "3 of the test identities"
+    assert (tmp_path / "acceleration.png").stat().st_size > 10_000
+    assert (tmp_path / "acceleration.txt").read_text() in capsys.readouterr().out
+
+
+def test_lower_thresholds_keep_fewer_images_and_fewer_matches(folder, market_root, monkeypatch):
+    monkeypatch.setattr("fastreid.data.build._root", str(market_root))
+    predictor = CerberusPredictor(folder, device="cpu")
+    retrieval = Retrieval(gather(predictor, "Market1501Attributes"), predictor.reader, "cosine")
+    results = [retrieval.behind(threshold) for threshold in (0, 0.1, 0.2, 0.5, 1)]
+    survivors = torch.stack([result.survivors for result in results])
+    assert (survivors.diff(dim=0) >= 0).all()
+    kept = [result.kept_matches for result in results]
+    assert kept == sorted(kept)
+    pairs = retrieval.matches()
+    assert [pairs.kept(threshold)[2] for threshold in (0, 0.1, 0.2, 0.5, 1)] == pytest.approx(kept)
+
+
+def test_held_out_identities_of_the_run_are_chosen_on(small_config, tmp_path):
+    cfg = small_config("DATASETS.HOLD_OUT", 4, "SOLVER.MAX_EPOCH", 1)
+    trained(cfg)
+    record = accelerate.run(CerberusPredictor(tmp_path / "run", device="cpu"), "Market1501Attributes", [0.5], [0.5],
+                            tmp_path)
+    assert record["chosen on"] == "4 held-out training identities"
+    assert record["measured on"] == "6 test identities"
+
+
+def test_survival_is_a_mean_over_identities_and_over_pairs():
+    pairs = Pairs(torch.tensor([0.1, 0.9, 0.9, 0.9, 0.2]), torch.tensor([1, 2, 2, 2, 3]))
+    assert pairs.kept(0.5) == pytest.approx((2 / 3, 1 / 3, 2 / 5))
+    assert pairs.of(torch.tensor([1, 2])).kept(0.5) == pytest.approx((1 / 2, 1 / 2, 1 / 4))
+    mine, others = halves(torch.tensor([5, 5, 7, 8, 9]))
+    assert sorted([*mine.tolist(), *others.tolist()]) == [5, 7, 8, 9]
+
+
+def test_a_model_without_attributes_and_numbers_that_are_no_probabilities_are_refused(small_config, capsys):
+    cfg = small_config("SOLVER.MAX_EPOCH", 1, file="configs/Market1501/bot_R18_cpu.yml")
+    trained(cfg)
+    with pytest.raises(SystemExit, match="this model predicts no attributes with a probability"):
+        accelerate.main([cfg.OUTPUT_DIR, "--device", "cpu"])
+    for option, value, message in (("--thresholds", "1.5", "--thresholds 1.5: expected probabilities"),
+                                   ("--survival", "1", "--survival 1: expected probabilities")):
+        with pytest.raises(SystemExit):
+            accelerate.main([cfg.OUTPUT_DIR, option, value])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""Lambda of APR on held-out identities: one run a value, none repeated, none mixed up, and the best one named."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from cerberus_plugin.experiments.choose_lambda import best_lambda, choose, draw, main, prepare, table
+from cerberus_plugin.experiments.running import check_same_run
+
+import pytest
+from support.training import read_config
+
+ROOT = Path(__file__).parents[2]
+APR = "configs/Market1501/apr_R18_cpu.yml"
+OPTIONS = ["INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "SOLVER.IMS_PER_BATCH", "12",
+           "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_ITERS", "0", "DATALOADER.NUM_INSTANCE", "2", "TEST.UNTRAINED_FLOOR",
+           "False", "TEST.APS.GROUPS", "[]", "SOLVER.AUTOCAST", "", "DATASETS.HOLD_OUT", "2"]
+
+
+@pytest.fixture(scope="module")
+def command(market_root, tmp_path_factory):
+    """Run the command on the small data set, in a process of its own; gives its output and its folder."""
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+
+    def start(*options) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "cerberus_plugin.experiments.choose_lambda", "--config-file",
+             str(ROOT / APR), *options, *OPTIONS, "OUTPUT_DIR", str(folder)], text=True, capture_output=True, cwd=ROOT,
+            env={**os.environ, "FASTREID_DATASETS": str(market_root)}, timeout=600)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return done.stdout
+
+    start.folder = folder
+    start.output = start("--by", "PAR/mA_binary", "--lambdas", "0", "1")  # KEY VALUE right after the numbers
+    return start
+
+
+@pytest.mark.slow
+def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
+    record = json.loads((command.folder / "lambda.json").read_text())
+    figures = {run["lambda"]: run["results"]["PAR/mA_binary"] for run in record["runs"]}
+    assert set(figures) == {0, 1} and figures[record["chosen"]] == max(figures.values())
+    last = command.output.splitlines()[-1]
+    assert last.startswith(f"chosen: lambda = {record['chosen']:g} (highest PAR/mA_binary on 2 held-out identities; ")
+    text = (command.folder / "lambda.txt").read_text()
+    assert text.splitlines()[-1] == last and "PAR mA official" in text
+    assert (command.folder / "lambda.png").stat().st_size > 10_000
+    for value in (0, 1):
+        config = (command.folder / f"lambda_{value}" / "config.yaml").read_text()
+        assert f"LAMBDA: {value}.0" in config and f"SEED: {record['seed']}" in config and record["seed"] >= 0
+        tested = json.loads((command.folder / f"lambda_{value}" / "results.json").read_text())
+        assert set(tested["results"]) == {"held-out"} and tested["training"]["seed"] == record["seed"]
+    assert re.search(r"lambda 0, run 1 of 2: reID mAP [\d.]+, PAR mA official [\d.]+; [\d.]+ minutes, about \d+ min",
+                     command.output)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
+    finished, killed = command.folder / "lambda_0", command.folder / "lambda_1"
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    record = (command.folder / "lambda.json").read_text()
+    (killed / "results.json").unlink()  # as after a kill between the last checkpoint and the evaluation
+    output = command("--by", "PAR/mA_binary", "--lambdas", "1", "0")
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    assert "Already trained for 1 epochs" in output and "finished before" in output
+    assert (command.folder / "lambda.json").read_text() == record
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_run_of_another_configuration_is_refused(command):
+    cfg = read_config()
+    cfg.defrost()
+    cfg.merge_from_file(str(command.folder / "lambda_0" / "config.yaml"))
+    cfg.LOG_PERIOD, cfg.MODEL.APR.SCHEMA = 7, ""  # neither changes a figure
+    check_same_run(cfg)
+    cfg.SOLVER.BASE_LR = 1.0
+    with pytest.raises(ValueError, match="lambda_0/config.yaml: .*SOLVER.BASE_LR .* in place of 1.0; choose another"):
+        check_same_run(cfg)
+
+
+def test_a_run_whose_configuration_is_gone_is_refused(small_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.yaml: not found, so that the run in this folder may be any"):
+        check_same_run(small_config())
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--lambdas", "0.5", "1.5"], "--lambdas has 1.5, expected shares between 0 and 1"),
+    (["--lambdas", "0.3", "0.30", "1"], "--lambdas has 0.3 more than once"),
+    (["--by", "PAR"], "--by is 'PAR', expected one of mAP, Rank-1"),
+    (["MODEL.META_ARCHITECTURE", "ARN"], "META_ARCHITECTURE is 'ARN', which has no lambda; expected APR"),
+])
+def test_what_cannot_be_chosen_from_is_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        main(["--config-file", str(ROOT / APR), *options])
+
+
+def test_a_word_among_the_numbers_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--config-file", str(ROOT / APR), "--lambdas", "0", "0,5"])
+    assert "--lambdas: could not convert string to float: '0,5'" in capsys.readouterr().err
+
+
+def test_a_data_set_without_attributes_is_refused(small_config):
+    cfg = prepare(small_config("DATASETS.NAMES", ["Market1501"], "DATASETS.HOLD_OUT", 2, file=APR))
+    with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR learns from"):
+        choose(cfg, [0.5])
+
+
+def test_the_folder_of_a_training_run_is_not_written_into(run, small_config):
+    with pytest.raises(ValueError, match="holds a training run, whose config.yaml would be overwritten"):
+        prepare(small_config("OUTPUT_DIR", run.cfg.OUTPUT_DIR, file=APR))
+
+
+def test_a_hundred_identities_are_held_out_unless_said_otherwise_and_a_drawn_seed_is_kept(small_config, tmp_path):
+    cfg = prepare(small_config("SEED", -1, file=APR))
+    assert (cfg.DATASETS.HOLD_OUT, cfg.DATASETS.TESTS, cfg.SEED) == (100, ("held-out",), -1)
+    assert prepare(small_config("DATASETS.HOLD_OUT", 3, file=APR)).DATASETS.HOLD_OUT == 3
+    (tmp_path / "run" / "lambda_0.5").mkdir(parents=True)
+    (tmp_path / "run" / "lambda_0.5" / "config.yaml").write_text("SEED: 77\n")
+    assert prepare(small_config("SEED", -1, file=APR)).SEED == 77
+
+
+def test_the_highest_figure_wins_and_the_larger_lambda_among_equals():
+    assert best_lambda({0.1: 30.0, 0.9: 40.0, 1.0: 35.0}, "mAP") == 0.9
+    assert best_lambda({0.9: 40.0, 0.8: 40.0, 0.1: 30.0}, "mAP") == 0.9
+    with pytest.raises(ValueError, match="--by mAP is undefined for lambda 0.1, 1: the held-out"):
+        best_lambda({0.1: math.nan, 0.9: 40.0, 1.0: math.nan}, "mAP")
+
+
+def test_the_table_has_a_row_a_lambda_in_order(tmp_path):
+    row = {"mAP": 1.0, "Rank-1": 2.0, "PAR/mA_official": 3.0, "PAR/mA_binary": 4.0, "PAR/mA_balanced": math.nan,
+           "APS/mAP": 6.0}
+    figures = {1.0: row, 0.1: row | {"mAP": 9.0}}
+    lines = table(figures).splitlines()
+    assert lines[2].split() == ["0.1", "9.00", "2.00", "3.00", "4.00", "undefined", "6.00"]
+    assert lines[3].split()[:2] == ["1", "1.00"]
+    draw(str(tmp_path / "lambda.png"), figures, 0.1, "mAP")
+    assert (tmp_path / "lambda.png").read_bytes()[:4] == b"\x89PNG"

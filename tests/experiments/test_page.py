@@ -1,0 +1,334 @@
+"""The report of experiments: what it says comes from the records, nothing in it is fetched, and nothing is mixed."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+from cerberus_plugin.experiments import page
+from cerberus_plugin.experiments.page.differences import differences
+from cerberus_plugin.experiments.page.records import read_folder
+from cerberus_plugin.experiments.page.tables import elsewhere, heading, summary, table
+
+import pytest
+from support.experiment_records import MANIFEST, parts, run, study, variant, write, write_exhibit
+
+BOLD = "<b>plain</b> & <script>alert(1)</script>"
+
+
+class Outline(HTMLParser):
+    """Every element with its attributes, and the text of the page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def attributes(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a study, two figures, a damaged file and files of other kinds, and its report."""
+    path = tmp_path_factory.mktemp("report")
+    record = parts(title=BOLD, missing=[{"variant": "all terms", "seed": 3}])
+    record["variants"][0]["note"] = "see https://example.org/a.css"
+    write(path, record, config={})
+    write_exhibit(path)
+    write_exhibit(path, "lost", title="Lost", pictures=[{"file": "figures/none.png"}, {"file": "../secret.png"}])
+    (path / "broken.json").write_text('{"study": "x", "variants": [')
+    (path / "halves.json").write_text(json.dumps({"study": "halves", "variants": 3}))
+    (path / "comparison.json").write_text("[1, 2]")
+    (path / "results.json").write_text('{"results": {}}')
+    page.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def html(folder) -> str:
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def outline(html) -> Outline:
+    return Outline(html)
+
+
+def read(path, *records, config=None):
+    """The first study of a folder with these records."""
+    return read_folder(write(path, *records, config=config)).studies[0]
+
+
+def told(path, record, config=None):
+    return differences(read(path, record, config=config))
+
+
+def test_nothing_on_the_page_is_fetched(html, outline):
+    for tag, attrs in outline.elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/")), (tag, attrs)
+    style = html.split("<style>")[1].split("</style>")[0]
+    assert "@import" not in style and "url(" not in style and "http" not in style
+    assert "http" not in html.rsplit("<script>", 1)[1]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in outline.attributes("meta")
+
+
+def test_names_are_text_whatever_stands_in_them(html, outline, folder):
+    assert BOLD in outline.text
+    assert not outline.attributes("b") and len(outline.attributes("script")) == 1
+    assert "<b>" not in (folder / "report.md").read_text()
+
+
+def test_every_inner_link_leads_somewhere_and_no_place_is_named_twice(outline):
+    ids = [attrs["id"] for _, attrs in outline.elements if "id" in attrs]
+    links = {attrs["href"][1:] for attrs in outline.attributes("a")}
+    assert len(ids) == len(set(ids)) and links <= set(ids)
+    assert {"summary", "parts", "figure-attention", "figure-lost"} <= links
+
+
+def test_tables_are_sorted_by_buttons_that_the_keyboard_reaches(html, outline):
+    columns = [attrs for attrs in outline.attributes("th") if attrs.get("scope") == "col"]
+    assert columns and all(attrs["aria-sort"] == "none" for attrs in columns)
+    heads = re.findall(r"<th scope=\"col\".*?</th>", html, re.S)
+    assert all('<button type="button">' in head for head in heads)
+
+
+def test_a_cell_with_a_deviation_is_sorted_by_its_mean(html):
+    assert re.search(r'<td data-value="89\.75" class="number">89\.75 ± 0\.25</td>', html)
+
+
+def test_tables_and_pictures_scroll_in_boxes_of_their_own(html):
+    assert html.count("<table>") == len(re.findall(r'<div class="scroll"[^>]*tabindex="0">\s*<table>', html))
+    assert html.count("<img ") == len(re.findall(r'<div class="scroll"[^>]*tabindex="0">\s*<img ', html))
+
+
+def test_dark_and_light_follow_the_reader_and_paper_is_light(html):
+    assert "@media (prefers-color-scheme: dark)" in html and '[data-theme="dark"]' in html and 'id="theme"' in html
+    assert html.index("@media print") > html.index('[data-theme="dark"]')
+
+
+def test_pictures_stand_in_the_page_and_beside_the_markdown(folder, outline):
+    sources = [attrs["src"] for attrs in outline.attributes("img")]
+    assert sorted(source.split(";")[0] for source in sources) == ["data:image/png", "data:image/svg+xml"]
+    text = (folder / "report.md").read_text()
+    linked = re.findall(r"!\[[^]]*\]\(<?([^)>]+)>?\)", text)
+    assert linked == ["report_files/parts-market1501.svg", "figures/attention.png"]
+    assert all((folder / link).is_file() for link in linked)
+
+
+def test_pictures_that_are_lost_or_outside_the_folder_are_named(outline):
+    assert "figures/none.png: not found" in outline.text
+    assert "../secret.png: not a picture" in outline.text
+
+
+def test_damaged_files_are_named_and_files_of_other_kinds_passed_over(outline, folder):
+    unreadable = read_folder(folder).unreadable
+    assert [line.split(":")[0] for line in unreadable] == ["broken.json", "halves.json"]
+    assert "'variants' of the study is 3, expected a list" in unreadable[1]
+    assert all(line in outline.text for line in unreadable)
+
+
+def test_a_figure_says_what_made_it(outline):
+    for words in ("reproduce parts --seeds 0 1 2", "runs/full/seed_2", "NVIDIA H100", "2.13.0", "77ab", "ab12",
+                  "DEPTH: 50x", "minutes of training90.0"):
+        assert words in outline.text.replace("\n", ""), words
+
+
+def test_both_pages_hold_the_same_tables(outline, folder):
+    text = (folder / "report.md").read_text()
+    for cell in ("89.75 ± 0.25", "95.00 ± 0.00", "31.00 (1 of 3)", "6 of 7", "91.13"):
+        assert cell in outline.text and cell in text, cell
+    assert "| all terms (published, PAR binary) |" in text
+    assert "- variant all terms, seed 3" in text and "Not shown" not in text
+
+
+def test_the_summary_parts_what_can_be_claimed_from_what_cannot(folder):
+    can, cannot = page.claims([page.section(study) for study in read_folder(folder).studies])
+    assert [line.removeprefix(f"{BOLD}, Market1501: ")[:35] for line in can] == ["mAP: all terms above identity term "]
+    assert [line.removeprefix(f"{BOLD}: ") for line in cannot] == [
+        "1 comparison(s) in which the runs do not tell variants apart",
+        "anything about the 1 run(s) that are not finished"]
+
+
+def without_some(queries: int, gallery: int, **fields) -> dict:
+    """A record of one run without the people of two semantic IDs, tested on so many images."""
+    tested = {"query": {"images": queries}, "gallery": {"images": gallery}}
+    entry = run("a", 0, manifest={"training": {"identities": 727}, "Market1501Attributes": tested}, mAP=1.0)
+    return study("unseen", [variant("a", [entry | fields])])
+
+
+def test_people_left_out_on_purpose_are_no_other_data_but_other_test_images_are(tmp_path):
+    real, drawn = (told(tmp_path / name, without_some(*counts), config={"left_out": 2})
+                   for name, counts in (("real", (3368, 15913)), ("drawn", (253, 400))))
+    assert any(line.startswith("Training data: Market1501") for line in real.same)
+    assert any("in the form of Market-1501, with other people" in line for line in drawn.differs)
+
+
+def test_a_run_that_evaluates_anothers_weights_says_nothing_of_their_training(tmp_path):
+    found = told(tmp_path, without_some(253, 400, **{"weights of": "runs/b/seed_0"}), config={"pretrain": False})
+    assert found.differs == found.same == []
+
+
+def test_means_deviations_and_undefined_figures(tmp_path):
+    runs = [run("a", seed, mAP=value, APS__mAP=None) for seed, value in enumerate((10.0, 12.0, None))]
+    record = study("one", [variant("a", runs), variant("b", [run("b", 0, mAP=50.0)])])
+    first, second = table(read(tmp_path, record), "Market1501").rows
+    assert [cell.text for cell in first.cells] == ["11.00 ± 1.41 (2 of 3)", "undefined", "3", "90.0"]
+    assert [cell.text for cell in second.cells] == ["50.00", "", "1 of 3", "90.0"]
+    assert first.cells[1].value is None
+
+
+def test_published_figures_stand_apart_with_their_rule_and_their_data_set(tmp_path):
+    record = parts()
+    record["variants"].append(variant("ASMR", published={"DukeMTMC": {"APS/mAP": 20.0}}))
+    found = read(tmp_path, record)
+    shown = table(found, "Market1501")
+    assert shown.headers == ["variant", "reID mAP", "reID Rank-1", "PAR mA (official)", "APS mAP (rectangle)",
+                             "PAR mA (binary)",
+                             "runs", "minutes of training"]
+    assert [(row.name, row.mark) for row in shown.published] == [
+        ("identity term", "published"), ("all terms", "published, PAR binary")]
+    assert [row.name for row in shown.rows] == ["identity term", "all terms"]
+    assert elsewhere(found) == ["DukeMTMC"]
+    assert [row.name for row in table(found, "DukeMTMC").all_rows] == ["ASMR"]
+
+
+def test_a_rule_that_the_study_names_is_the_mark(tmp_path):
+    published = {"Market1501": {"PAR/mA_binary": 91.1}, "DukeMTMC": {"mAP": 80.7}}
+    found = read(tmp_path, study("one", [variant("a", published=published, rule="binary, by the paper")]))
+    assert [table(found, data).published[0].mark for data in published] == [
+        "published, PAR binary, by the paper", "published"]
+
+
+def test_minutes_that_nobody_took_are_not_shown(tmp_path):
+    entry = run("a", 0, mAP=1.0) | {"training": None}
+    found = read(tmp_path, study("one", [variant("a", [entry])]))
+    assert table(found, "Market1501").rows[0].cells[-1].text == summary([found]).rows[0].cells[-1].text == ""
+
+
+@pytest.mark.parametrize(("key", "expected"), [
+    ("PAR/mA_binary", "PAR mA (binary)"), ("PAR/official/upper colour", "PAR upper colour (official)"),
+    ("APS/unseen/mAP", "APS unseen mAP (rectangle)"), ("APS/mAP_trapezoid", "APS mAP (trapezoid)"),
+    ("APS/upper/mAP_given", "APS upper mAP given (rectangle)"),
+    ("APS/upper/mAP_trapezoid_full", "APS upper mAP full (trapezoid)"),
+    ("APS/upper/Rank-1_given", "APS upper Rank-1_given"), ("mINP", "reID mINP"),
+    ("PAR/person/mA_binary", "PAR person mA (binary)"), ("PAR/person/official/hat", "PAR person hat (official)"),
+    ("APS/person/mAP", "APS person mAP (rectangle)"), ("cloth-changing/mAP", "cloth-changing mAP")])
+def test_headings_name_task_and_rule(key, expected):
+    assert heading(key) == expected
+
+
+def test_one_seed_is_too_few_for_an_order(tmp_path):
+    record = study("one", [variant(name, [run(name, 0, mAP=value)]) for name, value in (("a", 1.0), ("b", 2.0))])
+    _, cannot = page.claims([page.section(read(tmp_path, record))])
+    assert any("an order of the variants; some have 1 run(s)" in line for line in cannot)
+
+
+def test_runs_of_different_rules_get_no_table_but_a_reason_that_names_them(tmp_path):
+    reason = "all terms, seed 0 (runs/full/seed_0): cannot stand in one table with the others"
+    found = read(tmp_path, parts(refused=reason))
+    for path in page.write(tmp_path):
+        text = path.read_text()
+        assert "Not shown." in text and "cannot stand in one table" in text and "89.75" not in text
+        assert "by 0.75" not in text
+    assert page.claims([page.section(found)])[0] == []
+
+
+def test_a_record_that_was_never_checked_is_not_shown(tmp_path):
+    record = parts()
+    del record["refused"]
+    assert "did not check whether its runs were tested alike; run the study's command again" in read(
+        tmp_path, record).refused
+
+
+def test_what_a_person_has_written_of_a_study_stands_above_its_table(tmp_path):
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / "parts.txt").write_text("Crops *nothing* &\nso helps nobody.\n\nSecond.\n")
+    assert read(tmp_path, parts()).findings == ["Crops *nothing* & so helps nobody.", "Second."]
+    html, text = (path.read_text() for path in page.write(tmp_path))
+    assert "<p>Crops *nothing* &amp; so helps nobody.</p>" in html and r"Crops \*nothing\* &amp; so" in text
+    for shown in (html, text):
+        assert shown.index("What was found") < shown.index("so helps nobody") < shown.index("What differs")
+    assert read(tmp_path, study("one", [])).findings == []
+
+
+def test_a_damaged_run_folder_is_named_and_the_study_still_shown(tmp_path):
+    record = parts()
+    write(tmp_path, record)
+    path = tmp_path / record["variants"][0]["runs"][0]["folder"] / "config.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("a: [")
+    found = read_folder(tmp_path)
+    assert [line.split(":")[0] for line in found.unreadable] == ["runs/plain/seed_0/config.yaml"]
+    assert found.studies[0].refused == "" and len(found.studies[0].runs) == 6
+
+
+def test_two_variants_of_one_name_are_refused(tmp_path):
+    record = study("one", [variant("a", [run("a", 0, mAP=1.0)]), variant("a", [run("b", 0, mAP=2.0)])])
+    (damage,) = read_folder(write(tmp_path, record)).unreadable
+    assert re.match("one.json: variants a stand in it more than once.*give each variant of the study its own", damage)
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no record of a study \(\*.json with \"study\"\)"):
+        page.write(tmp_path)
+
+
+def test_the_command_says_where_the_pages_are(folder, capsys):
+    page.main([str(folder)])
+    assert f"{folder / 'report.html'} and {folder / 'report.md'}" in capsys.readouterr().out
+
+
+def test_a_run_as_in_the_paper_differs_in_nothing(tmp_path):
+    found = told(tmp_path, parts(), config={})
+    assert found.differs == [] and found.unknown == []
+    assert "Schedule: 119 epochs, about 24,038 steps; the paper: 24,000 steps" in found.same
+    assert "Device: NVIDIA H100" in found.notes
+
+
+def test_differences_from_the_paper_are_told_from_the_runs(tmp_path):
+    small = {"training": {"images": 256, "identities": 32}, "test": {"Market1501Attributes": {
+        "query": {"images": 36}, "gallery": {"images": 80}}}}
+    machine = {"processor": "Xeon", "cores": 2}
+    record = study("one", [variant("a", [run("a", 0, manifest=small, epochs=12, hardware=machine, mAP=1.0)])])
+    found = told(tmp_path, record, {"depth": "18x", "pretrain": False, "size": [128, 64], "classes": 32})
+    assert found.differs == [
+        "Training data: in the form of Market-1501, with other people; the paper: Market-1501 and DukeMTMC-reID, each "
+        "apart",
+        "Training identities: 32; the paper: 751 (Market-1501)",
+        "Test data: Market1501 36 queries, 80 gallery images; the paper: Market-1501 3,368 and 15,913",
+        "Schedule: 12 epochs, about 48 steps; the paper: 24,000 steps",
+        "Image size: 128x64; the paper: 384x128",
+        "Backbone: ResNet-18; the paper: ResNet-50",
+        "Weights at the start: random, trained from scratch; the paper: trained on ImageNet"]
+    assert "Device: Xeon, 2 core(s)" in found.notes
+
+
+def test_variants_that_are_not_alike_are_named(tmp_path):
+    runs = {"a": run("a", 0, mAP=1.0), "b": run("b", 0, mAP=2.0, epochs=60)}
+    found = told(tmp_path, study("one", [variant(name, [entry]) for name, entry in runs.items()]), config={})
+    assert found.differs == [
+        "Schedule: 119 epochs, about 24,038 steps (a), 60 epochs, about 12,120 steps (b); the paper: 24,000 steps"]
+
+
+def test_without_manifest_and_configuration_it_says_what_is_not_recorded(tmp_path):
+    record = study("one", [variant("a", [run("a", 0, manifest=None, mAP=1.0)])])
+    found = told(tmp_path, record)
+    assert found.unknown == ["Training data", "Training identities", "Images a step", "Image size", "Backbone",
+                             "Weights at the start"]
+    assert "Schedule: 119 epochs; the paper: 24,000 steps" in found.notes
+    assert "whether the paper's figures are reached; not recorded" in page.claims(
+        [page.section(read_folder(tmp_path).studies[0])])[1][-1]
+
+
+def test_held_out_identities_are_counted_as_the_paper_holds_them_out(tmp_path):
+    manifest = MANIFEST | {"training": {"images": 11200, "identities": 651}}
+    record = study("one", [variant("a", [run("a", 0, data="held-out", manifest=manifest, epochs=137, mAP=1.0)])])
+    found = told(tmp_path, record, {"hold_out": 100, "classes": 651})
+    assert "Training identities: 651, 100 held out; the paper: 651 (Market-1501 less 100 held out)" in found.same

@@ -1,0 +1,256 @@
+"""Rules by outfits: the worked example, a brute-force twin, PRCC's published protocol, single shots and the task."""
+
+import math
+
+from cerberus_plugin import ReIDTask, TaskEvaluator, add_cerberus_config
+from cerberus_plugin.evaluation.clothes_task import ClothesTask
+from cerberus_plugin.evaluation.embeddings import Gathered
+from cerberus_plugin.evaluation.report import results_table
+from cerberus_plugin.metrics import ranking
+from cerberus_plugin.metrics.outfits import SETTINGS, Outfits, draw_single_shot
+from cerberus_plugin.metrics.ranking import reid_metrics, reid_metrics_from_features, reid_metrics_streamed
+
+import pytest
+import torch
+from fastreid.config import get_cfg
+
+
+def exactly(value):
+    return pytest.approx(value, abs=1e-14, nan_ok=True)
+
+
+def config(*options):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+@pytest.mark.parametrize(("setting", "ap", "rank1"), [("standard", 34 / 45, 1), ("cloth-changing", 1 / 2, 0),
+                                                      ("same-clothes", 1 / 1, 1)])
+def test_the_worked_example_gives_the_exact_fractions(setting, ap, rank1):
+    """(identity, camera, outfit). Standard ranks 1, 4, 3, 5, 2; cloth-changing 4, 3, 5, 2; same-clothes 1, 4, 5."""
+    gallery = torch.tensor([(5, 1, 10), (5, 2, 10), (5, 2, 11), (5, 3, 11), (6, 1, 20), (6, 2, 20)])
+    query = torch.tensor([(5, 1, 10)])
+    result = reid_metrics(-torch.tensor([[.9, .8, .3, .6, .7, .5]]), query[:, 0], query[:, 1], gallery[:, 0],
+                          gallery[:, 1], outfits=Outfits(query[:, 2], gallery[:, 2], setting))
+    assert (result.mAP, result.cmc[0].item()) == (exactly(ap), rank1)
+
+
+@pytest.fixture
+def world():
+    """50 queries, 200 gallery images: 15 persons, 3 cameras, 3 outfits a person; person 14 is not in the gallery."""
+    g = torch.Generator().manual_seed(5)
+
+    def draw(high, n):
+        return torch.randint(high, (n,), generator=g)
+
+    query, gallery = torch.randn(50, 6, generator=g), torch.randn(200, 6, generator=g)
+    q_pids, g_pids = draw(15, 50), draw(14, 200)
+    ids = q_pids, draw(3, 50), g_pids, draw(3, 200)
+    return query, gallery, ids, (3 * q_pids + draw(3, 50), 3 * g_pids + draw(3, 200))
+
+
+def brute_force(distances, ids, outfits, setting):
+    """AP of each query, the long way."""
+    q_pids, q_camids, g_pids, g_camids = (part.tolist() for part in ids)
+    q_outfits, g_outfits = (part.tolist() for part in outfits)
+    found = []
+    for q, row in enumerate(distances.tolist()):
+        hits, precisions, rank = 0, [], 0
+        for _, g in sorted((d, g) for g, d in enumerate(row)):
+            same = g_pids[g] == q_pids[q]
+            camera, outfit = g_camids[g] == q_camids[q], g_outfits[g] == q_outfits[q]
+            if same and {"standard": camera, "cloth-changing": camera or outfit,
+                         "same-clothes": camera or not outfit}[setting]:
+                continue
+            rank += 1
+            if same:
+                hits += 1
+                precisions.append(hits / rank)
+        found.append(sum(precisions) / len(precisions) if precisions else math.nan)
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_equals_brute_force_over_random_people_cameras_and_outfits(world, setting, monkeypatch):
+    query, gallery, ids, outfits = world
+    distances = torch.cdist(query, gallery)
+    expected = brute_force(distances, ids, outfits, setting)
+    given = Outfits(*outfits, setting)
+    skipped = sum(map(math.isnan, expected))
+    assert skipped > 0
+    result = reid_metrics(distances, *ids, outfits=given)
+    assert result.queries.ap.tolist() == exactly(expected) and result.num_skipped == skipped
+    for other in (reid_metrics(distances, *ids, block_size=7, outfits=given),
+                  reid_metrics_from_features(query, gallery, *ids, metric="euclidean", outfits=given),
+                  reid_metrics_streamed(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)):
+        assert other.queries.ap.tolist() == exactly(expected)
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)  # queries in slices of few pairs
+    streamed = reid_metrics_streamed(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)
+    assert streamed.queries.ap.tolist() == exactly(expected)
+
+
+def test_standard_is_the_plain_protocol(world):
+    query, gallery, ids, outfits = world
+    distances = torch.cdist(query, gallery)
+    plain = reid_metrics(distances, *ids)
+    ours = reid_metrics(distances, *ids, outfits=Outfits(*outfits, "standard"))
+    assert (plain.mAP, plain.mINP, plain.num_skipped) == (ours.mAP, ours.mINP, ours.num_skipped)
+
+
+def test_a_setting_that_leaves_no_match_has_no_figures(world):
+    query, gallery, ids, _ = world
+    one = Outfits(ids[0], ids[2], "cloth-changing")  # everybody in one outfit
+    result = reid_metrics(torch.cdist(query, gallery), *ids, outfits=one)
+    assert math.isnan(result.mAP) and result.cmc.isnan().all() and result.num_skipped == 50
+
+
+@pytest.mark.parametrize(("outfits", "message"), [
+    (Outfits(torch.zeros(50), torch.zeros(200), "naked"), "setting is 'naked', expected one of standard, cloth-chang"),
+    (Outfits(torch.zeros(50), torch.zeros(3), "standard"), "200 gallery images, but outfits of 50 and 3"),
+])
+def test_unknown_settings_and_missing_outfits_are_refused(world, outfits, message):
+    query, gallery, ids, _ = world
+    with pytest.raises(ValueError, match=message):
+        reid_metrics(torch.cdist(query, gallery), *ids, outfits=outfits)
+
+
+def prcc(seed: int = 0, people: int = 12, images: int = 4) -> Gathered:
+    """Queries under B and C, gallery under A; B wears what A wears, and looks more like it."""
+    g = torch.Generator().manual_seed(seed)
+    person, clothes = 0.3 * torch.randn(people, 16, generator=g), torch.randn(2 * people, 16, generator=g)
+    rows = [(p, camera, p + people * (camera == 2)) for camera in (1, 2, 0) for p in range(people)
+            for _ in range(images)]
+    pids, camids, outfits = torch.tensor(rows).T
+    embeddings = person[pids] + clothes[outfits] + 1.2 * torch.randn(len(rows), 16, generator=g)
+    return Gathered(embeddings, pids, camids, None, 2 * people * images, outfits=outfits)
+
+
+SETTINGS_OF_PRCC = ("cloth-changing", "same-clothes", "single-shot")
+
+
+def task(*options, settings=SETTINGS_OF_PRCC, **kwargs) -> ClothesTask:
+    return ClothesTask(ReIDTask(config(*options)).ranker, settings, **kwargs)
+
+
+def test_one_pass_over_b_and_c_gives_the_published_figures_of_prcc():
+    """Published: query C (or B) alone, gallery all of A, and no camera filter."""
+    given = prcc()
+    figures = task()(given)
+    for camera, setting in ((2, "cloth-changing"), (1, "same-clothes")):
+        query = given.query.rows(given.query.camids == camera)
+        distances = 1 - torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
+            given.gallery.embeddings).T
+        relevant = query.pids[:, None] == given.gallery.pids
+        alone = ranking.rank_matches(distances, relevant)
+        assert figures[f"{setting}/mAP"] == pytest.approx(100 * alone.ap.mean().item())
+        assert figures[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
+        assert figures[f"{setting}/queries"] == 48
+    assert figures["same-clothes/mAP"] > figures["cloth-changing/mAP"]
+
+
+def test_queries_left_out_of_a_setting_are_logged(log):
+    task(settings=("cloth-changing",))(prcc())
+    assert list(dict.fromkeys(log.messages)) == ["cloth-changing: 48 of 96 queries have no match that counts: skipped"]
+
+
+def test_a_draw_takes_one_image_of_each_identity_and_all_images_in_turn():
+    pids = torch.tensor([7, 3, 7, 3, 3, 9])
+    drawn = draw_single_shot(pids, draws=200, seed=1)
+    assert drawn.shape == (200, 3) and all(sorted(pids[rows].tolist()) == [3, 7, 9] for rows in drawn)
+    counts = drawn.flatten().bincount(minlength=6).tolist()
+    assert counts[5] == 200
+    assert all(80 < counts[i] < 120 for i in (0, 2)) and all(45 < counts[i] < 90 for i in (1, 3, 4))
+    assert torch.equal(drawn, draw_single_shot(pids, draws=200, seed=1))
+    assert not torch.equal(drawn, draw_single_shot(pids, draws=200, seed=2))
+    assert (drawn.diff(dim=1) > 0).all()
+
+
+def test_single_shot_is_mean_and_deviation_of_rank_1_over_the_draws():
+    given = prcc()
+    figures = task()(given)
+    query = given.query.rows(given.query.camids == 2)
+    cosines = torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
+        given.gallery.embeddings).T
+    rank1 = torch.stack([(given.gallery.pids[rows][cosines[:, rows].argmax(dim=1)] == query.pids).double().mean()
+                         for rows in draw_single_shot(given.gallery.pids)])
+    assert len(rank1) == figures["single-shot/draws"] == 10
+    assert figures["single-shot/cloth-changing/Rank-1"] == pytest.approx(100 * rank1.mean().item())
+    assert figures["single-shot/cloth-changing/Rank-1_deviation"] == pytest.approx(100 * rank1.std().item())
+    assert figures["single-shot/cloth-changing/Rank-1_deviation"] > 0
+    assert not any(key.startswith("single-shot") and "mAP" in key for key in figures)
+
+
+def batches(given: Gathered, size: int = 10):
+    for start in range(0, len(given.pids), size):
+        rows = slice(start, start + size)
+        yield ({"targets": given.pids[rows], "camids": given.camids[rows], "outfits": given.outfits[rows]},
+               given.embeddings[rows])
+
+
+def evaluated(given: Gathered, *tasks):
+    evaluator = TaskEvaluator(given.num_query, tasks)
+    for inputs, outputs in batches(given):
+        evaluator.process(inputs, outputs)
+    return evaluator.evaluate()
+
+
+def test_the_evaluator_hands_outfits_on_and_the_best_checkpoint_is_that_of_changed_clothes():
+    given = prcc()
+    plain = evaluated(given, ReIDTask(config()))
+    both = evaluated(given, ReIDTask(config()), task())
+    assert {key: both[key] for key in plain if key != "metric"} == {k: v for k, v in plain.items() if k != "metric"}
+    assert both["metric"] == (both["cloth-changing/mAP"] + both["cloth-changing/Rank-1"]) / 2 != plain["metric"]
+
+
+def test_two_processes_bring_their_outfits_together(monkeypatch):
+    given, comm = prcc(), "cerberus_plugin.evaluation.evaluators.comm"
+    expected = evaluated(given, task())
+    monkeypatch.setattr(f"{comm}.get_world_size", lambda: 2)
+    monkeypatch.setattr(f"{comm}.gather", lambda batches, dst: [batches[:6], batches[6:]])
+    assert evaluated(given, task()) == expected
+
+
+def test_rows_of_what_was_gathered_keep_their_outfits():
+    given = prcc()
+    assert torch.equal(given.rows(torch.tensor([100, 3])).outfits, given.outfits[[100, 3]])
+    assert torch.equal(given.gallery.outfits, given.outfits[96:])
+
+
+@pytest.mark.parametrize("option", ["TEST.RERANK.ENABLED", "TEST.AQE.ENABLED"])
+def test_re_ranking_and_query_expansion_hold_for_every_setting(option):
+    given = prcc()
+    before, after = evaluated(given, task()), evaluated(given, ReIDTask(config(option, True)), task(option, True))
+    assert after["mAP"] > 0
+    for setting in ("cloth-changing", "same-clothes", "single-shot/cloth-changing"):
+        assert after[f"{setting}/Rank-1"] > 0 and after.keys() >= before.keys()
+    assert after["cloth-changing/mAP"] != before["cloth-changing/mAP"]
+
+
+def test_figures_without_any_match_are_undefined_and_leave_the_hosts_metric_alone(log):
+    given = prcc()
+    given = Gathered(given.embeddings, given.pids, given.camids, None, given.num_query, outfits=given.pids)
+    plain = evaluated(given, ReIDTask(config()))
+    both = evaluated(given, ReIDTask(config()), task(settings=("cloth-changing",)))
+    assert math.isnan(both["cloth-changing/mAP"]) and both["metric"] == plain["metric"]
+    assert "none of 96 queries has a match" in log.text and "undefined" in results_table(both)
+
+
+def test_batches_without_outfits_and_unknown_settings_are_refused():
+    given = prcc()
+    with pytest.raises(ValueError, match="needs batches with 'outfits'.*such as PRCC or LTCC"):
+        task()(Gathered(given.embeddings, given.pids, given.camids, None, given.num_query))
+    with pytest.raises(ValueError, match="setting is 'naked', expected of standard, cloth-changing"):
+        task(settings=("naked",))
+
+
+def test_one_table_shows_all_settings_with_the_floor_beneath():
+    figures = evaluated(prcc(), ReIDTask(config()), task())
+    lines = results_table(figures, evaluated(prcc(1), ReIDTask(config()), task())).splitlines()
+    shown = ["cloth-changing", "same-clothes", "standard, all queries", "single-shot, cloth-changing",
+             "single-shot, same-clothes"]
+    assert "10 draws" in lines[0] and len(lines) == 13
+    for line, name in zip(lines[3:], [f"this model  {s}" for s in shown] + [f"before training  {s}" for s in shown]):
+        assert line.split()[:len(name.split())] == name.split()
+    assert f"{figures['cloth-changing/mAP']:.2f}" in lines[3] and "48" in lines[3] and "+-" in lines[6]

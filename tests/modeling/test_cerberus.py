@@ -1,0 +1,215 @@
+"""The meta-architecture: the paper's sizes, its losses, and the backbones it accepts."""
+
+import inspect
+
+from cerberus_plugin import add_cerberus_config
+from cerberus_plugin.attributes import GROUPS
+from cerberus_plugin.config import check_model_keys
+from cerberus_plugin.modeling.losses import soft_triplet_loss, total_loss
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastreid.config import get_cfg
+from support.training import CONFIGS, PLUS, SMALL, model_of, small_batch
+from torch import nn
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_are_those_of_the_paper():
+    model = model_of()
+    assert count(model.trunk) == 2_957_376
+    assert count(model.global_branch) == count(model.local_branch) == 20_550_656
+    assert count(model.heads.fc) + count(model.heads.bn) == 5_248_000
+    assert count(model) - count(model.heads.classifiers) - count(model.prototypes) == 49_306_688
+    assert count(model.heads.classifiers) == 5 * 512 * 751
+
+
+def test_operations_by_the_papers_count_are_10_06_billion_and_maps_24_by_8():
+    model = model_of().eval()
+    operations = {"macs": 0, "bn": 0}
+
+    def measure(module, inputs, output):
+        if isinstance(module, nn.Conv2d):
+            operations["macs"] += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            operations["macs"] += output.numel() * module.in_features
+        elif isinstance(module, nn.BatchNorm2d):
+            operations["bn"] += output.numel()
+
+    shapes = {}
+    handles = [module.register_forward_hook(measure) for module in model.modules()]
+    for name in ("trunk", "global_branch", "local_branch"):
+        getattr(model, name).register_forward_hook(
+            lambda module, inputs, output, name=name: shapes.__setitem__(name, tuple(output.shape[1:])))
+    with torch.no_grad():
+        embedding = model({"images": torch.rand(1, 3, 384, 128) * 255})
+    for handle in handles:
+        handle.remove()
+    assert embedding.shape == (1, 2560)
+    assert shapes == {"trunk": (1024, 24, 8), "global_branch": (2048, 24, 8), "local_branch": (2048, 24, 8)}
+    assert operations == {"macs": 10_023_600_128, "bn": 16_075_264}
+    assert operations["macs"] + 2 * operations["bn"] == 10_055_750_656
+
+
+def test_both_branches_start_equal_and_are_not_shared():
+    model = model_of(*SMALL)
+    for a, b in zip(model.global_branch.parameters(), model.local_branch.parameters()):
+        assert torch.equal(a, b) and a is not b
+
+
+@pytest.mark.parametrize(("name", "depth", "dim", "ibn"), [
+    ("build_resnet_backbone", "18x", 512, False), ("build_resnet_backbone", "34x", 512, True),
+    ("build_resnet_backbone", "50x", 2048, True), ("build_resnext_backbone", "50x", 2048, False),
+    ("build_resnest_backbone", "50x", 2048, False)])
+def test_resnet_family_backbones_split_alike(name, depth, dim, ibn):
+    model = model_of("MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth, "MODEL.BACKBONE.FEAT_DIM", dim,
+                     "MODEL.BACKBONE.WITH_IBN", ibn, "MODEL.HEADS.EMBEDDING_DIM", 16).eval()
+    with torch.no_grad():
+        assert model({"images": torch.rand(2, 3, 96, 48) * 255}).shape == (2, 80)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("MODEL.BACKBONE.FEAT_DIM", 512), "FEAT_DIM is 512, but build_resnet_backbone at depth 50x gives 2048"),
+    (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks"),
+    (("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0", "MODEL.BACKBONE.FEAT_DIM", 512),
+     "'build_osnet_backbone' has no .*layer1"),
+    (("MODEL.CERBERUS.SCHEMA", ""), "SCHEMA is '', expected one of market1501, dukemtmc"),
+])
+def test_what_cannot_be_split_or_read_is_refused_by_key(options, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(*options)
+
+
+def test_losses_are_weighted_means_over_the_five_groups():
+    model = model_of(*SMALL).train()
+    batch = small_batch(model)
+    outputs = {}
+    model.heads.register_forward_hook(lambda module, inputs, output: outputs.update(output))
+    terms = model(batch)
+    y = batch["targets"]
+    identity = sum(F.cross_entropy(logits, y) for logits in outputs["logits"]) / 5
+    assert terms["loss_id"].item() == pytest.approx(identity.item(), rel=1e-5)
+    guidance = 0
+    for g, group in enumerate(GROUPS):
+        sids = model.prototypes.sid_of_class[y][:, g]
+        known = sids >= 0
+        cosine = F.cosine_similarity(outputs["representations"][g][known], model.prototypes.rows[group][sids[known]])
+        guidance = guidance + (1 - 0.6 - cosine).clamp(min=0).mean() / 5
+    assert terms["loss_sem"].item() == pytest.approx(5 * guidance.item(), rel=1e-5)
+    regularisation = model.prototypes.regularisation()
+    assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
+    triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
+    expected = total_loss(identity + triplet, guidance, regularisation)
+    assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_options_beyond_the_paper_leave_no_trace_where_they_are_off():
+    model = model_of(*SMALL).train()
+    assert set(model(small_batch(model))) == {"loss_id", "loss_triplet", "loss_sem", "loss_reg"}
+    added = set(model_of(*SMALL, *PLUS).state_dict()) - set(model.state_dict())
+    assert added == {"heads.exponents.global", "heads.exponents.local"}
+
+
+def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_before_batch_normalisation():
+    model = model_of(*SMALL, *PLUS).train()
+    batch = small_batch(model)
+    outputs = {}
+    model.heads.register_forward_hook(lambda module, inputs, output: outputs.update(output))
+    terms, y = model(batch), batch["targets"]
+    softmax = 0
+    for g, group in enumerate(GROUPS):
+        sids = model.prototypes.sid_of_class[y][:, g]
+        rows = model.prototypes.rows[group][:4]  # no class carries a semantic ID beyond
+        cosines = F.normalize(outputs["representations"][g], dim=1) @ F.normalize(rows, dim=1).T
+        softmax = softmax + F.cross_entropy(16 * cosines, sids, ignore_index=-1) / 5
+    assert terms["loss_softmax"].item() == pytest.approx(2 * softmax.item(), rel=1e-5)
+    triplet = sum(soft_triplet_loss(f, y) for f in outputs["before"]) / 5
+    assert terms["loss_triplet"].item() == pytest.approx(triplet.item(), rel=1e-5)
+    assert soft_triplet_loss(outputs["representations"], y).item() != pytest.approx(triplet.item(), rel=0.01)
+    smoothed = F.cross_entropy(outputs["logits"].flatten(0, 1), y.repeat(5), label_smoothing=0.1)
+    assert terms["loss_id"].item() == pytest.approx(smoothed.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"SOFTMAX": -1.0}, {"SOFTMAX_SCALE": 0.0}])
+def test_a_softmax_of_negative_weight_or_without_scale_is_refused(options):
+    with pytest.raises(ValueError, match="SOFTMAX is .* and SOFTMAX_SCALE .*, expected a weight of at least 0"):
+        model_of(*SMALL, *(item for key, value in options.items() for item in (f"MODEL.CERBERUS.{key}", value)))
+
+
+@pytest.mark.parametrize("weights", [(5.0, 0.001, 0.0), (5.0, 0.0, 0.0), (0.0, 0.001, 0.0), (0.0, 0.0, 1.0)])
+def test_every_parameter_takes_part_in_every_step_whatever_the_weights(weights):
+    model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", weights[0], "MODEL.CERBERUS.LAMBDA_REG", weights[1],
+                     "MODEL.CERBERUS.SOFTMAX", weights[2], "MODEL.CERBERUS.POOL", "gem").train()
+    sum(model(small_batch(model)).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_without_guidance_there_is_nothing_to_recognise_with():
+    model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0)
+    assert model.prototypes is None and model.attribute_reader() is None
+
+
+def test_the_batch_is_left_as_it_was_so_that_a_flipped_pass_sees_true_pixels():
+    model = model_of(*SMALL).eval()
+    images = torch.rand(2, 3, 96, 48) * 255
+    before = images.clone()
+    with torch.no_grad():
+        model({"images": images})
+    assert torch.equal(images, before)
+
+
+def test_precise_bn_batches_with_targets_of_minus_one_pass():
+    model = model_of(*SMALL).train()
+    batch = small_batch(model)
+    batch["targets"] = torch.full_like(batch["targets"], -1)
+    assert all(term.isfinite() for term in model(batch).values())
+    assert (batch["targets"] == -1).all()
+
+
+def test_a_training_batch_without_identities_is_refused():
+    model = model_of(*SMALL).train()
+    with pytest.raises(ValueError, match="training batch without 'targets'"):
+        model({"images": torch.rand(2, 3, 96, 48)})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_config_merges_and_is_what_differs_from_its_base(path):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(path))
+    check_model_keys(cfg)
+    assert path.read_text().count("\n") <= 13
+    (name,) = cfg.DATASETS.NAMES
+    assert cfg.DATASETS.TESTS == (name,) and name.removesuffix("Attributes").lower() == path.parent.name.lower()
+
+
+@pytest.mark.parametrize(("name", "images"), [("Market1501", 12_936), ("DukeMTMC", 16_522)])
+def test_the_recipe_is_the_papers(name, images):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name / "cerberus_R50.yml"))
+    solver, node = cfg.SOLVER, cfg.MODEL.CERBERUS
+    assert solver.OPT == "Adam" and solver.BASE_LR == 3.5e-4 and solver.WEIGHT_DECAY == 5e-4
+    assert solver.BASE_LR * solver.WARMUP_FACTOR == pytest.approx(3.5e-6) and solver.WARMUP_ITERS == 2000
+    assert solver.IMS_PER_BATCH // cfg.DATALOADER.NUM_INSTANCE == 16 and cfg.DATALOADER.NUM_INSTANCE == 4
+    assert abs(solver.MAX_EPOCH * (images // 64) - 24_000) < 130
+    assert cfg.INPUT.SIZE_TRAIN == [384, 128] and cfg.INPUT.FLIP.ENABLED and cfg.INPUT.REA.ENABLED
+    assert not cfg.INPUT.PADDING.ENABLED and not cfg.INPUT.AUTOAUG.ENABLED and not cfg.MODEL.FREEZE_LAYERS
+    assert (node.LAMBDA_ID, node.LAMBDA_SEM, node.LAMBDA_REG, node.ALPHA, node.BETA, node.SIGMA) == (
+        1.0, 5.0, 0.001, 0.4, 1.8, 5.0)
+
+
+def test_every_key_of_the_plugin_is_explained():
+    source = inspect.getsource(add_cerberus_config).splitlines()
+    for i, line in enumerate(source):
+        if " = " in line and ("node." in line or "cfg." in line) and "CN()" not in line:
+            block = [line]
+            for before in reversed(source[:i]):
+                if not before.strip():
+                    break
+                block.append(before)
+            assert any("#" in text for text in block), line

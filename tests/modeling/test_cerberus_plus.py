@@ -1,0 +1,101 @@
+"""Cerberus with every option beyond the paper: trained, evaluated from its checkpoint alone, resumed, and used."""
+
+from pathlib import Path
+
+from cerberus_plugin import CerberusPredictor, CerberusTrainer
+from cerberus_plugin.engine.trainer import evaluate
+
+import pytest
+import torch
+from support.training import read_config, trained
+
+PLUS = "configs/Market1501/cerberus_plus_demo.yml"
+OPTIONS = ("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "MODEL.HEADS.EMBEDDING_DIM", 32,
+           "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True, "SOLVER.EMA", 0.999)  # and what the file has
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory, market_root):
+    """A short run with every option on, which tests only look at."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("fastreid.data.build._root", str(market_root))
+    yield trained(read_config("OUTPUT_DIR", str(tmp_path_factory.mktemp("plus") / "run"), *OPTIONS, file=PLUS))
+    patch.undo()
+
+
+def changed(cfg, **changes):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([item for key, value in changes.items() for item in (key.replace("__", "."), value)])
+    return cfg
+
+
+def weights(run) -> str:
+    return str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+
+
+@pytest.mark.parametrize("name", ["Market1501/cerberus_plus_R50", "DukeMTMC/cerberus_plus_R50",
+                                  "Market1501/cerberus_plus_demo", "Market1501/cerberus_plus_R18_cpu"])
+def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_has_it(name):
+    cfg = read_config(file=f"configs/{name}.yml")
+    node = cfg.MODEL.CERBERUS
+    assert (node.SOFTMAX, cfg.MODEL.LOSSES.CE.EPSILON) == (1.0, 0.1)
+    assert (node.PROTOTYPES, node.SOFTMAX_PRIOR, cfg.TEST.READING) == ("composed", True, "probability")
+    assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (0, 0, "mean", False, 0)
+    paper = read_config(file=f"configs/{name.replace('_plus', '')}.yml")
+    node = paper.MODEL.CERBERUS
+    assert (node.PROTOTYPES, node.SOFTMAX, node.LAMBDA_SEM, paper.TEST.READING) == ("free", 0, 5.0, "nearest")
+
+
+def test_every_parameter_moves_and_the_model_of_the_checkpoint_is_the_average(plus):
+    assert [name for name, p in plus.model.named_parameters() if torch.equal(p, plus.start[name])] == []
+    state = torch.load(weights(plus))
+    average = plus.checkpointer.checkpointables["average"]
+    for name, p in plus.model.named_parameters():
+        assert torch.equal(state["model"][name], p) and torch.equal(state["average"]["beside"][name],
+                                                                    average.beside[name])
+    assert not torch.equal(average.beside["heads.fc.head.weight"], plus.model.heads.fc["head"].weight)
+
+
+def test_a_checkpoint_alone_gives_the_same_figures(plus, tmp_path):
+    cfg = changed(plus.cfg, MODEL__WEIGHTS=weights(plus), OUTPUT_DIR=str(tmp_path), MODEL__HEADS__NUM_CLASSES=0,
+                  MODEL__CERBERUS__SCHEMA="", MODEL__CERBERUS__NUM_SIDS=[])
+    assert evaluate(cfg) == pytest.approx(plus.results, nan_ok=True)
+    with pytest.raises(ValueError, match="193 of 195 tensors of the model match, not 'heads.exponents.global'"):
+        torch.save({"model": {name: value for name, value in torch.load(weights(plus))["model"].items()
+                              if "exponents" not in name}}, tmp_path / "other.pth")
+        evaluate(changed(cfg, MODEL__WEIGHTS=str(tmp_path / "other.pth")))
+
+
+def test_the_predictor_embeds_as_the_trainer_evaluates(plus):
+    predictor = CerberusPredictor(plus.cfg.OUTPUT_DIR, device="cpu")
+    loader, _ = plus.build_test_loader(plus.cfg, "Market1501Attributes")
+    batch = next(iter(loader))
+    with torch.no_grad():
+        expected = plus.model.eval()(batch)
+    plus.model.train()
+    assert torch.allclose(predictor.embed(batch["img_paths"]), expected, atol=1e-5)
+    assert set(predictor.recognise(batch["img_paths"][:1])[0]) >= {"gender", "upper colour"}
+
+
+def test_a_finished_run_evaluates_its_average_again(plus):
+    again = CerberusTrainer(plus.cfg)
+    again.resume_or_load(resume=True)
+    assert again.train() == pytest.approx(plus.results, nan_ok=True)
+
+
+def test_a_run_with_an_average_is_not_resumed_without_but_may_be_begun_with(plus, tmp_path):
+    other = CerberusTrainer(changed(plus.cfg, SOLVER__EMA=0.0))
+    with pytest.raises(ValueError, match="model_final.pth: the checkpoint's weights are an average.*SOLVER.EMA 0"):
+        other.resume_or_load(resume=True)
+    other = CerberusTrainer(changed(plus.cfg, SOLVER__EMA=0.0, OUTPUT_DIR=str(tmp_path), MODEL__WEIGHTS=weights(plus)))
+    other.resume_or_load(resume=False)
+    assert torch.equal(other.model.heads.fc["head"].weight, plus.model.heads.fc["head"].weight)
+    assert "average" not in other.checkpointer.checkpointables
+
+
+def test_a_softmax_alone_has_prototypes_to_recognise_with(small_config):
+    model = CerberusTrainer(small_config("MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0,
+                                         "MODEL.CERBERUS.SOFTMAX", 1.0)).model
+    answers = model.attribute_reader().recognise(torch.randn(3, 5 * 128))
+    assert len(answers) == 3

@@ -1,0 +1,182 @@
+"""Each loss against values worked by hand and against its definition written out."""
+
+import math
+
+from cerberus_plugin.modeling.losses import (
+    adaptive_margins,
+    identity_loss,
+    margin_triplet_loss,
+    prototype_regularisation,
+    prototype_softmax_loss,
+    semantic_guidance_loss,
+    soft_triplet_loss,
+    total_loss,
+)
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+
+def guidance(count: int, cosine: float) -> float:
+    representations = torch.tensor([[cosine, (1 - cosine**2) ** 0.5]], dtype=torch.float64)
+    margins = torch.log(torch.tensor([0.4 * count / 10 + 1.8], dtype=torch.float64))
+    return semantic_guidance_loss(representations, torch.tensor([[2.0, 0.0]], dtype=torch.float64),
+                                  torch.tensor([0]), margins).item()
+
+
+@pytest.mark.parametrize(("count", "margin"), [(10, 0.7884573604), (5, 0.6931471806), (1, 0.6097655716)])
+def test_margins_are_those_worked_by_hand(count, margin):
+    assert adaptive_margins(torch.tensor([count]), 10).item() == pytest.approx(margin, abs=1e-7)
+
+
+@pytest.mark.parametrize(("count", "cosine", "loss"), [
+    (10, 0.1, 0.1115426396), (5, 0.1, 0.2068528194), (1, 0.1, 0.2902344284), (1, 0.45, 0.0), (5, 0.40, 0.0)])
+def test_guidance_is_one_minus_margin_minus_cosine_and_zero_beyond(count, cosine, loss):
+    assert guidance(count, cosine) == pytest.approx(loss, abs=1e-9)
+
+
+def test_guidance_leaves_missing_labels_out_of_sum_and_count():
+    f, p, m = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0.6, 0.7, 0.65])
+    sids = torch.tensor([0, -1, 2, 1, -1, 0])
+    known = sids >= 0
+    expected = (1 - m[sids[known]] - F.cosine_similarity(f[known], p[sids[known]])).clamp(min=0).mean()
+    assert semantic_guidance_loss(f, p, sids, m).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_guidance_without_any_label_is_zero_with_a_gradient_of_zero():
+    f, p = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    loss = semantic_guidance_loss(f, p, torch.tensor([-1, -1]), torch.full((3,), 0.6))
+    loss.backward()
+    assert loss.item() == 0 and f.grad.abs().max() == 0 and p.grad.abs().max() == 0
+
+
+def test_guidance_moves_representations_and_prototypes():
+    f = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]], requires_grad=True)
+    p = torch.full((1, 4), -1.0, requires_grad=True)
+    semantic_guidance_loss(f, p, torch.tensor([0, 0]), torch.tensor([0.6])).backward()
+    assert f.grad.abs().sum() > 0 and p.grad.abs().sum() > 0
+
+
+def test_softmax_over_two_prototypes_is_that_worked_by_hand():
+    # Cosines 0.6 and 0.8, whatever the lengths: ln(1 + exp(16 * 0.2)) for the first, ln(1 + exp(-16 * 0.2)) else.
+    f, p = torch.tensor([[3.0, 4], [30, 40]]), torch.tensor([[2.0, 0], [0, 5]])
+    expected = (math.log(1 + math.exp(3.2)) + math.log(1 + math.exp(-3.2))) / 2
+    assert prototype_softmax_loss(f, p, torch.tensor([0, 1])).item() == pytest.approx(expected)
+
+
+def test_softmax_of_all_groups_equals_the_loop_over_groups_of_other_sizes_with_labels_missing():
+    generator = torch.Generator().manual_seed(2)
+    sizes, images, scale = (4, 1, 7), 6, 10.0
+    f = torch.randn(3, images, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    p = torch.randn(sum(sizes), 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    idle = 9  # of the third group: no competitor
+    sids = torch.tensor([[0, 3, -1, 1, 2, 2], [-1, -1, -1, -1, -1, -1], [5, 6, 11, -1, 10, 7]])
+    losses = []
+    for g, start in enumerate((0, 4, 5)):
+        rows = [row for row in range(start, start + sizes[g]) if row != idle]
+        each = []
+        for b in range(images):
+            if sids[g, b] >= 0:
+                cosines = torch.stack([F.cosine_similarity(f[g, b], p[row], dim=0) for row in rows])
+                own = rows.index(sids[g, b].item())
+                each.append((scale * cosines).exp().sum().log() - scale * cosines[own])
+        losses.append(torch.stack(each).mean() if each else torch.zeros((), dtype=torch.float64))
+    expected = torch.stack(losses).mean()
+    competing = torch.block_diag(*(torch.ones(1, size) for size in sizes))
+    competing[2, idle] = 0
+    loss = prototype_softmax_loss(f, p, sids, scale, competing)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = torch.autograd.grad(loss, (f, p))
+    for got, want in zip(gradients, torch.autograd.grad(expected, (f, p))):
+        assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)
+    assert gradients[1][idle].abs().max() == 0
+
+
+def test_softmax_without_any_label_is_zero_with_a_gradient_of_zero():
+    f, p = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    loss = prototype_softmax_loss(f, p, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0 and f.grad.abs().max() == 0 and p.grad.abs().max() == 0
+
+
+def test_soft_triplet_is_that_worked_by_hand():
+    f = torch.tensor([[0.0, 0], [3, 4], [6, 8], [0, 1]], dtype=torch.float64)
+    assert soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).item() == pytest.approx(4.4034954002, abs=1e-9)
+
+
+def test_soft_triplet_equals_the_loop_over_anchors():
+    generator = torch.Generator().manual_seed(0)
+    f, y = torch.randn(12, 5, generator=generator), torch.randint(4, (12,), generator=generator)
+    losses = []
+    for a in range(12):
+        d = (f[a] - f).norm(dim=1)
+        losses.append(F.softplus(d[y == y[a]].max() - d[y != y[a]].min()))
+    assert soft_triplet_loss(f, y).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_margin_triplet_is_that_worked_by_hand():
+    # On a line at 0, 2 (one person) and 2.1, 2.2 (another). Farthest of the same: 2, 2, 0.1, 0.1; nearest of another:
+    # 2.1, 0.1, 0.1, 0.2. With margin 0.3: 0.2, 2.2, 0.3, 0.2, in the mean 2.9 / 4.
+    f = torch.tensor([[0.0], [2], [2.1], [2.2]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 1])
+    assert margin_triplet_loss(f, y, 0.3).item() == pytest.approx(2.9 / 4)
+    assert margin_triplet_loss(f, y, 0.05).item() == pytest.approx((0 + 1.95 + 0.05 + 0) / 4)
+    assert margin_triplet_loss(torch.stack([f, 2 * f]), y, 0.3).item() == pytest.approx((2.9 + 4.6) / 8)
+
+
+def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negatives():
+    f = torch.ones(4, 3, requires_grad=True)
+    soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).backward()
+    assert f.grad.isfinite().all()
+    assert soft_triplet_loss(f, torch.zeros(4, dtype=torch.int64)).item() == 0
+
+
+def test_identity_loss_is_minus_log_p_without_smoothing():
+    logits, y = torch.randn(4, 7), torch.tensor([0, 3, 6, 1])
+    expected = -logits.softmax(dim=1)[range(4), y].log().mean()
+    assert identity_loss(logits, y).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_regulariser_is_that_worked_by_hand():
+    p = torch.tensor([[1.0, 0], [0, 1], [2, 2]], requires_grad=True)
+    loss = prototype_regularisation(p, torch.eye(2), torch.tensor([[1, 0], [0, 1], [1, 1]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(8) and p.grad[2].tolist() == pytest.approx([8, 8])
+
+
+def double_loop(p, v, bits):
+    total = 0
+    for m in range(len(p)):
+        for n in range(len(p)):
+            residual = sum(v[l] * (float(bits[m, l]) - float(bits[n, l])) for l in range(len(v)))  # noqa: E741
+            total = total + (p[m] - p[n] - residual).square().sum()
+    return total
+
+
+@pytest.mark.parametrize(("rows", "bits", "dim"), [(1, 2, 4), (3, 2, 5), (34, 11, 512)])
+def test_regulariser_equals_the_double_loop_in_value_and_gradient(rows, bits, dim):
+    generator = torch.Generator().manual_seed(1)
+    p, v = (torch.randn(n, dim, generator=generator, dtype=torch.float64, requires_grad=True) for n in (rows, bits))
+    a = torch.randint(2, (rows, bits), generator=generator)
+    loss, expected = prototype_regularisation(p, v, a), double_loop(p, v, a)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    for got, want in zip(torch.autograd.grad(loss, (p, v)), torch.autograd.grad(expected, (p, v))):
+        assert torch.allclose(got, want, rtol=1e-11, atol=1e-9)
+
+
+def test_total_weighs_the_terms_as_the_paper_does():
+    assert total_loss(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)).item() == pytest.approx(11.003)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_are_float32_under_autocast(dtype):
+    p, v = torch.full((5, 8), 300.0), torch.ones(2, 8)
+    p[0] = -300.0
+    bits = torch.zeros(5, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = prototype_regularisation(p.to(dtype), v, bits)
+        triplet = soft_triplet_loss(torch.eye(4).to(dtype), torch.tensor([0, 0, 1, 1]))
+        softmax = prototype_softmax_loss(torch.eye(4).to(dtype), torch.eye(4), torch.arange(4), 100.0)
+    assert loss.dtype == triplet.dtype == softmax.dtype == torch.float32
+    assert loss.item() == pytest.approx(double_loop(p, v, bits).item(), rel=1e-6)

@@ -1,0 +1,189 @@
+"""Keys of MODEL: each of them changes a model or its training, or is refused."""
+
+import importlib
+from pathlib import Path
+
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, check_model_keys
+from cerberus_plugin.modeling.build import load_model
+
+import pytest
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
+from support.data import random_labels
+from support.training import read_config
+from torch import nn
+
+# What the trainer reads and a model alone does not show; tests of the trainer cover it.
+OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "SYNC_BN"}
+EVERY_LOSS = ("MODEL.HEADS.WITH_BNNECK", True, "MODEL.HEADS.CLS_LAYER", "CosSoftmax", "MODEL.LOSSES.CE.EPSILON", -1.0,
+              "MODEL.LOSSES.NAME", ["CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"])
+CASES = {
+    "Cerberus": ("configs/Market1501/cerberus_demo.yml", ()),
+    "CSSC": ("configs/PRCC/cssc_demo.yml", ()),
+    "IDE": ("configs/Market1501/ide_demo.yml", ()),
+    "ARN": ("configs/Market1501/arn_demo.yml", ()),
+    "APR": ("configs/Market1501/apr_demo.yml", ()),
+    "IDE, every loss": ("configs/Market1501/ide_demo.yml", EVERY_LOSS),
+}
+OTHER_VALUES = {"HEADS.NAME": "ClasHead", "HEADS.NORM": "syncBN", "HEADS.NECK_FEAT": "after",
+                "HEADS.POOL_LAYER": "GlobalMaxPool", "HEADS.CLS_LAYER": "CircleSoftmax",
+                "LOSSES.NAME": ["CrossEntropyLoss", "CircleLoss"], "LOSSES.CE.EPSILON": 0.25,
+                "PIXEL_MEAN": [1.0, 2.0, 3.0], "PIXEL_STD": [1.0, 2.0, 3.0]}
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv, self.bn2 = nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out)
+
+    def forward(self, x):
+        return self.bn2(self.conv(x)).relu()
+
+
+@BACKBONE_REGISTRY.register()
+def build_tiny_backbone(cfg):
+    """A backbone with the parts of a ResNet, 16 channels and no keys."""
+    parts = {"conv1": nn.Conv2d(3, 16, 3, padding=1), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(),
+             "maxpool": nn.MaxPool2d(2)}
+    parts |= {f"layer{i}": nn.Sequential(Block(16, 16), Block(16, 16)) for i in (1, 2, 3, 4)}
+    backbone = nn.Sequential()
+    for name, part in parts.items():
+        backbone.add_module(name, part)
+    return backbone
+
+
+def config_of(case: str, *options) -> CfgNode:
+    file, of_case = CASES[case]
+    return read_config("MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
+                       "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CERBERUS.SCHEMA", "market1501",
+                       "MODEL.APR.SCHEMA", "market1501", "MODEL.CERBERUS.NUM_SIDS", [4, 18, 40, 8, 4],
+                       *of_case, *options, file=file)
+
+
+def outcome(cfg: CfgNode) -> list:
+    """What can be seen of a model: its layers, its losses and its embeddings; or the error that it ends in."""
+    from cerberus_plugin.attributes import MARKET1501
+
+    torch.manual_seed(0)
+    try:
+        model = build_model(cfg)
+        torch.manual_seed(1)
+        images = 255 * torch.rand(8, 3, 32, 8)
+        batch = {"images": images.clone(), "targets": torch.arange(8) // 2, "attributes": random_labels(MARKET1501, 8)}
+        with EventStorage(0), torch.no_grad():
+            losses = {name: value.item() for name, value in model(batch).items()}
+            layers = [type(layer) for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]
+            shapes = [value.shape for value in model.state_dict().values()]
+            return [layers, shapes, losses, model.eval()(images).tolist()]
+    except Exception as error:
+        return [type(error)]
+
+
+def keys_of(node: CfgNode, prefix: str = "") -> list[tuple]:
+    """Keys of MODEL with their values, without the backbone's and without the sections of the plugin's models."""
+    found = []
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            found += keys_of(value, f"{prefix}{key}.") if key not in ("BACKBONE", "CERBERUS", "APR", "CSSC") else []
+        else:
+            found.append((prefix + key, value))
+    return found
+
+
+def another(key: str, value):
+    if key in OTHER_VALUES:
+        return OTHER_VALUES[key]
+    return not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.125)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
+    plain = config_of(case)
+    check_model_keys(plain)
+    expected, wrong = outcome(plain), []
+    assert len(expected) > 1, expected
+    for key, value in keys_of(plain.MODEL):
+        if key in OF_THE_TRAINER:
+            continue
+        cfg = plain.clone()
+        cfg.defrost()
+        cfg.merge_from_list([f"MODEL.{key}", another(key, value)])
+        try:
+            check_model_keys(cfg)
+            refused = False
+        except ValueError as error:
+            assert f"MODEL.{key} is " in str(error)
+            refused = True
+        if refused == (outcome(cfg) != expected):
+            wrong.append((key, "refused" if refused else "accepted"))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("name", "built"), [("resnet", "ResNet"), ("resnext", "ResNeXt"), ("resnest", "ResNeSt")])
+def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, built):
+    read = set()
+
+    class Recorded(CfgNode):
+        def __getattr__(self, key):
+            read.add(key)
+            return super().__getattr__(key)
+
+    module = importlib.import_module(f"fastreid.modeling.backbones.{name}")
+    monkeypatch.setattr(module, built, lambda *args, **kwargs: None)
+    cfg = read_config("MODEL.BACKBONE.DEPTH", "50x").clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE = Recorded(cfg.MODEL.BACKBONE)
+    read.clear()
+    getattr(module, f"build_{name}_backbone")(cfg)
+    keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - {"NAME", "FEAT_DIM", "STEM_POOL"}  # read outside the builder
+    assert keys == {key for key in read if key.isupper()}
+
+
+@pytest.mark.parametrize(("name", "key"), [("resnet", "SIE_COE"), ("resnest", "WITH_IBN")])
+def test_keys_of_other_backbones_are_refused(name, key):
+    cfg = read_config("MODEL.BACKBONE.NAME", f"build_{name}_backbone")
+    check_model_keys(cfg)
+    cfg.defrost()
+    cfg.MODEL.BACKBONE[key] = another(key, cfg.MODEL.BACKBONE[key])
+    with pytest.raises(ValueError, match=f"keys without effect on Cerberus.*MODEL.BACKBONE.{key} is"):
+        check_model_keys(cfg)
+
+
+@pytest.mark.parametrize(("case", "options", "message"), [
+    ("IDE", ("MODEL.LOSSES.NAME", ["CrossEntropyLoss", "Triplet"]), "NAME is .*'Triplet'.*, expected any of CrossEn"),
+    ("Cerberus", ("MODEL.LOSSES.CE.EPSILON", -1.0), "EPSILON is -1.0, expected 0 to 1: Cerberus has no adaptive"),
+    ("Cerberus", ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool", "MODEL.QUEUE_SIZE", 7),
+     r"MODEL.QUEUE_SIZE is 7 \(default: 8192\); MODEL.HEADS.POOL_LAYER is 'GlobalMaxPool' \(default: 'GlobalAvgPool'\)"
+     ". Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES .* reads .*HEADS.*LOSSES.CE.EPS"),
+])
+def test_the_message_names_keys_values_and_remedy(case, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_model_keys(config_of(case, *options))
+
+
+def test_training_refuses_what_inference_of_an_older_run_still_reads(run, small_config):
+    options = ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")
+    with pytest.raises(ValueError, match="MODEL.HEADS.POOL_LAYER"):
+        CerberusTrainer(small_config(*options))
+    cfg = run.cfg.clone()
+    cfg.merge_from_list([*options, "MODEL.WEIGHTS", str(Path(cfg.OUTPUT_DIR) / "model_final.pth")])
+    assert not load_model(cfg).training
+
+
+def test_a_key_that_is_gone_is_still_read_from_the_configurations_of_older_runs():
+    check_model_keys(read_config("MODEL.CERBERUS.FC_BIAS", True))
+
+
+def test_the_size_of_a_feature_is_that_of_the_backbone():
+    with pytest.raises(ValueError, match="FEAT_DIM is 2048, but build_resnet_backbone at depth 18x gives 512 channels"):
+        CerberusTrainer.build_model(read_config("MODEL.BACKBONE.FEAT_DIM", 2048, file="configs/PRCC/cssc_demo.yml"))
+
+
+def test_the_hosts_models_are_not_checked():
+    cfg = read_config("MODEL.LOSSES.FL.GAMMA", 5, file="configs/Market1501/bot_demo.yml")
+    assert cfg.MODEL.META_ARCHITECTURE not in MODEL_KEYS
+    check_model_keys(cfg)

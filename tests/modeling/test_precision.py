@@ -1,0 +1,204 @@
+"""Every switch for speed leaves what is computed alone, on the plugin's model and on the host's."""
+
+from cerberus_plugin.modeling import precision as acceleration
+from cerberus_plugin.modeling.build import load_model
+
+import pytest
+import torch
+from fastreid.solver import build_optimizer
+from support.training import PLUS, SMALL, model_of, small_batch, solver_cfg, trained
+
+FAST = ("SOLVER.AUTOCAST", "bfloat16", "TEST.AUTOCAST", "bfloat16", "MODEL.CHANNELS_LAST", True, "SOLVER.FUSED", True)
+PLAIN = ("SOLVER.AUTOCAST", "", "TEST.AUTOCAST", "", "MODEL.CHANNELS_LAST", False, "SOLVER.FUSED", False,
+         "MODEL.COMPILE", False)
+
+
+def train_steps(steps: int = 2, channels_last: bool = False, fused: bool = False, precision: str = ""):
+    """Losses of some steps with Adam on the host's flat buffers, the model after them, and its optimiser.
+
+    In float64 unless under autocast, so that what differs is not rounding.
+    """
+    model = model_of(*SMALL).train()
+    batch = small_batch(model)
+    if not precision:
+        model, batch = model.double(), {**batch, "images": batch["images"].double()}
+    acceleration.cast_forward(model, precision, channels_last=channels_last)
+    optimizer, flat = build_optimizer(solver_cfg(OPT="Adam", BASE_LR=1e-3), model)
+    if channels_last:
+        acceleration.store_channels_last(optimizer, model)
+    acceleration.fuse(optimizer, fused)
+    losses = []
+    for _ in range(steps):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        flat.assert_buffer_is_valid()
+        losses.append(loss.item())
+    return losses, model, optimizer
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train_steps()
+
+
+@pytest.mark.parametrize("switch", [{"fused": True}, {"channels_last": True}, {"fused": True, "channels_last": True}])
+def test_steps_are_those_of_the_plain_path(plain, switch):
+    losses, model, _ = train_steps(**switch)
+    assert losses == pytest.approx(plain[0], rel=1e-9)
+    for (name, p), q in zip(model.named_parameters(), plain[1].parameters()):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-9), name
+
+
+def test_convolutions_are_stored_channels_last_within_the_hosts_buffer():
+    _, model, optimizer = train_steps(1, channels_last=True)
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[2] > 1]
+    assert weights and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    buffers = {group["params"][0].untyped_storage().data_ptr() for group in optimizer.param_groups}
+    assert {w.untyped_storage().data_ptr() for w in weights} <= buffers
+
+
+def test_reordering_moves_no_value():
+    model, expected = model_of(*SMALL), model_of(*SMALL)
+    optimizer, _ = build_optimizer(solver_cfg(OPT="Adam"), model)
+    acceleration.store_channels_last(optimizer, model)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters()))
+
+
+def test_bfloat16_convolves_in_half_and_keeps_losses_weights_and_evaluation_in_float32():
+    model = model_of(*SMALL).train()
+    batch = small_batch(model)
+    acceleration.cast_forward(model, training="bfloat16")
+    seen = []
+    model.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    terms = model(batch)
+    sum(terms.values()).backward()
+    with torch.no_grad():
+        model.eval()(batch)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bfloat16_losses_are_those_of_float32_to_its_three_digits(plain):
+    losses, _, _ = train_steps(1, precision="bfloat16")
+    assert losses[0] == pytest.approx(plain[0][0], rel=0.01)
+
+
+def test_a_fused_optimiser_resumes_a_plain_one_and_the_other_way_round(plain):
+    for fused in (True, False):
+        _, model, optimizer = train_steps(1, fused=not fused, precision="bfloat16")
+        state = optimizer.state_dict()
+        other, _ = build_optimizer(solver_cfg(OPT="Adam", BASE_LR=1e-3), model)
+        other.load_state_dict(state)
+        acceleration.fuse(other, fused)
+        sum(model(small_batch(model)).values()).backward()
+        other.step()
+        assert {group["fused"] for group in other.param_groups} == {fused}
+        assert all(entry["step"].item() == 2 for entry in other.state.values())
+
+
+def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
+    model = model_of(*SMALL)
+    optimizer, _ = build_optimizer(solver_cfg(OPT="RMSprop"), model)
+    acceleration.fuse(optimizer, True)
+    assert "SOLVER.OPT has no fused step" in log.text
+    assert "fused" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("options", [pytest.param((), id="paper"),
+                                     pytest.param(PLUS, id="plus", marks=pytest.mark.slow)])
+def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(options):
+    model, compiled = (model_of(*SMALL, *options).train() for _ in range(2))
+    expected = sum(model(small_batch(model)).values()).item()
+    acceleration.compile_model(compiled, backend="aot_eager", fullgraph=True)  # a break in the graph would raise
+    assert sum(compiled(small_batch(compiled)).values()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, monkeypatch, log):
+    from cerberus_plugin import CerberusTrainer
+
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
+    trainer = CerberusTrainer(small_config("MODEL.COMPILE", True))
+    assert "MODEL.COMPILE: a C compiler is not installed; training runs uncompiled" in log.text
+    assert "represent" not in vars(trainer.model)
+
+
+def test_shared_batch_statistics_are_not_compiled():
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(2))
+    assert "MODEL.SYNC_BN" in acceleration.missing_for_compilation(model)
+
+
+def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
+    from fastreid.modeling.meta_arch import build_model
+
+    cfg = small_config("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
+                       "MODEL.HEADS.NUM_CLASSES", 4)
+    model = build_model(cfg)
+    acceleration.compile_model(model, backend="eager")
+    assert model.backbone._compiled_call_impl is not None and model.heads._compiled_call_impl is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
+def test_all_switches_train_evaluate_and_reload_through_the_hosts_trainer(small_config, file):
+    cfg = small_config(*FAST, "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool", "DATALOADER.NUM_WORKERS", 0,
+                       file=f"configs/Market1501/{file}.yml")
+    trainer = trained(cfg)
+    assert all((p != trainer.start[name]).any() for name, p in trainer.model.named_parameters()
+               if p.requires_grad and p.numel() > 64)
+    loaded = load_model(_with_weights(trainer.cfg))
+    images = {"images": torch.rand(4, 3, 48, 24) * 255}
+    with torch.no_grad():
+        assert torch.allclose(loaded(images), trainer.model.eval()(images), atol=1e-2)
+
+
+def _with_weights(cfg):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    cfg.freeze()
+    return cfg
+
+
+def test_a_run_resumes_only_in_the_memory_order_it_began_with(small_config):
+    from cerberus_plugin import CerberusTrainer
+
+    trained(small_config(*PLAIN, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
+    other = CerberusTrainer(small_config(*PLAIN, "MODEL.CHANNELS_LAST", True))
+    with pytest.raises(ValueError, match=r"\.pth: .*trained with MODEL.CHANNELS_LAST False, this run has True"):
+        other.resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize(("training", "evaluation", "amp", "message"), [
+    ("float16", "", False, "SOLVER.AUTOCAST is 'float16', expected one of .*gradient scaler: SOLVER.AMP.ENABLED"),
+    ("", "half", False, "TEST.AUTOCAST is 'half', expected one of .*'bfloat16', 'float16'"),
+    ("bfloat16", "", True, "SOLVER.AUTOCAST is 'bfloat16' and SOLVER.AMP.ENABLED True: two precisions")])
+def test_precisions_that_cannot_be_are_refused(training, evaluation, amp, message):
+    with pytest.raises(ValueError, match=message):
+        acceleration.check_autocast(training, evaluation, amp)
+
+
+def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config, monkeypatch, log):
+    from cerberus_plugin.modeling.build import with_precision
+
+    monkeypatch.setattr(acceleration, "computes_in_half", lambda device: False)
+    model = with_precision(model_of(*SMALL).train(), small_config(*FAST))
+    seen = []
+    model.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    model(small_batch(model))
+    assert seen == [torch.float32]
+    assert "cpu has no bfloat16 arithmetic: float32 in place of" in log.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
+def test_all_switches_and_the_compiler_train_and_evaluate_on_a_gpu(small_config, file):
+    trainer = trained(small_config(*FAST, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", True, "DATALOADER.RESIDENT", True,
+                                   file=f"configs/Market1501/{file}.yml"))
+    assert all((p != trainer.start[name]).any() for name, p in trainer.model.named_parameters()
+               if p.requires_grad and p.numel() > 64)
+    assert trainer.results["mAP"] > 0

@@ -1,0 +1,244 @@
+"""An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cerberus_plugin.search.gallery import GalleryIndex, Query
+from cerberus_plugin.search.gallery.engines import FaissEngine
+from cerberus_plugin.search.gallery.store import Store
+from cerberus_plugin.search.portable import Verification, Vocabulary
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.galleries import BLUE, GREEN, QUIET, RED, BandEncoder, Words, build, draw, draw_many, read
+
+RED_HEAD = Query(words={"head colour": "red"})
+FITTED = Verification(slope=20.0, intercept=-16.0, prior=0.5, metric="cosine", groups=(), thresholds={0.1: 0.9})
+
+
+class Calibrated(BandEncoder):
+    lasting_groups, verification = ("head",), FITTED
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.vocabulary = Words(scale)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    return draw_many(tmp_path / "crops", 20)
+
+
+# Readers that stay open.
+
+
+def test_a_reader_that_stays_open_learns_what_the_model_knows_by_now(tmp_path, crops, monkeypatch):
+    monkeypatch.setattr(Vocabulary, "from_dict", Words.from_dict)
+    writer = build(tmp_path, BandEncoder())
+    reader = GalleryIndex.open(tmp_path / "index")
+    assert (reader.search(RED_HEAD)[0].same_person, reader.vocabulary.scale) == (None, 16.0)
+    writer.update(Calibrated(), pace=QUIET, read=read)
+    picture = Query(reader.store.embeddings(reader.store.ids[:1])[0])
+    assert reader.search(picture)[0] == writer.search(picture)[0] and writer.search(picture)[0].same_person is not None
+    assert (reader.lasting_groups, reader.verification, reader.vocabulary.scale) == (("head",), FITTED, 2.0)
+
+
+def test_a_record_that_alone_has_changed_is_noticed(tmp_path, crops):
+    writer = build(tmp_path, BandEncoder())
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    reader.search(RED_HEAD)
+    writer.update(Calibrated(scale=16.0), pace=QUIET, read=read)
+    assert not reader.store.changed_meanwhile()
+    reader.search(RED_HEAD)
+    assert reader.verification == FITTED
+
+
+def test_a_vocabulary_that_was_given_stays_until_a_model_brings_its_own(tmp_path, crops):
+    writer, given = build(tmp_path, BandEncoder()), Words(scale=5.0)
+    reader = GalleryIndex.open(tmp_path / "index", given)
+    writer.update(Calibrated(), pace=QUIET, read=read)
+    reader.search(RED_HEAD)
+    assert reader.vocabulary is given
+    encoder = Calibrated(scale=3.0)
+    reader.update(encoder, pace=QUIET, read=read)
+    assert reader.vocabulary is encoder.vocabulary
+
+
+def test_another_index_in_the_place_of_the_one_that_was_opened_is_told(tmp_path, crops):
+    build(tmp_path, BandEncoder()).close()
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    (tmp_path / "index").rename(tmp_path / "before")
+    build(tmp_path, BandEncoder())
+    with pytest.raises(ValueError, match="index: holds another index than it did, it was built anew; open it again"):
+        reader.search(RED_HEAD)
+
+
+# Writers at once.
+
+
+def test_a_second_first_build_waits_for_nobody_and_breaks_nothing(tmp_path, crops, monkeypatch):
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def begun_by_another(folder):
+        with pytest.raises(RuntimeError, match="another process is writing this index; wait for it to end"):
+            build(tmp_path, BandEncoder())
+        refused.append(folder)
+        create(folder)
+
+    create = Store.create
+    monkeypatch.setattr(Store, "create", begun_by_another)
+    assert len(build(tmp_path, BandEncoder())) == 20 and len(refused) == 1
+
+
+def test_a_build_that_finds_an_index_begun_meanwhile_goes_on_with_it(tmp_path, crops, monkeypatch):
+    first, mkdir = [], Path.mkdir
+
+    def late(folder, *args, **options):
+        if not first:
+            first.append(folder)
+            first.append(build(tmp_path, BandEncoder()))
+        mkdir(folder, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    encoder = BandEncoder()
+    index = build(tmp_path, encoder)
+    assert index.summary == (0, 0, 0, 0, 20) and encoder.count == 0
+
+
+# Copies.
+
+
+def take_in(folder, name, *bands):
+    draw(folder / "crops" / name, *bands)
+    return build(folder, BandEncoder())
+
+
+def test_a_copy_that_goes_its_own_way_never_shares_a_row_with_another_picture(tmp_path):
+    pytest.importorskip("milvus_lite")
+    indexes, new = [], ((RED, "red.png"), (BLUE, "blue.png"))
+    take_in(tmp_path, "green.png", GREEN).close()
+    for colour, name in new:
+        shutil.copytree(tmp_path / "index", tmp_path / name / "index")
+        draw(tmp_path / "crops" / name, colour)
+        indexes.append(GalleryIndex.open(tmp_path / name / "index", Words()))
+        indexes[-1].update(BandEncoder(), pace=QUIET, read=read)
+        (tmp_path / "crops" / name).unlink()
+    assert len({int(i) for index in indexes for i in index.store.ids}) == 3
+    for index, (colour, name) in zip(indexes, new):
+        picture = Query(index.embed(BandEncoder(), Image.new("RGB", (8, 20), colour)))
+        engine = index.milvus(str(tmp_path / "gallery.db"))
+        assert Path(index.search(picture, top=1)[0].path).name == name
+        engine.close()
+
+
+def test_an_id_is_not_given_again_when_its_picture_comes_back(tmp_path):
+    index = take_in(tmp_path, "red.png", RED)
+    draw(tmp_path / "crops/green.png", GREEN)
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    before, state = set(index.store.ids.tolist()), (tmp_path / "crops/green.png").stat()
+    (tmp_path / "crops/green.png").unlink()
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    os.utime(draw(tmp_path / "crops/green.png", GREEN), ns=(0, state.st_mtime_ns))
+    index.update(BandEncoder(), pace=QUIET, read=read)
+    assert len(set(index.store.ids.tolist()) - before) == 1 and index.store.ids.tolist() == sorted(index.store.ids)
+
+
+# Engines that several fill.
+
+
+@pytest.fixture
+def shared(tmp_path, crops):
+    """A writer and a reader, an engine of the writer's, and what adds a red picture to both."""
+    writer, reader = build(tmp_path, BandEncoder()), GalleryIndex.open(tmp_path / "index", Words())
+    engine = FaissEngine(20)
+    writer.use(engine)
+
+    def add():
+        draw(tmp_path / "crops/red.png", RED)
+        writer.update(BandEncoder(), pace=QUIET, read=read)
+
+    return writer, reader, engine, add
+
+
+def test_an_engine_keeps_what_was_added_since_its_next_user_has_opened_the_index(shared):
+    _, reader, engine, add = shared
+    add()
+    reader.use(engine)
+    assert len(engine) == 21 and reader.search(RED_HEAD, 1)[0].path.endswith("red.png")
+
+
+def test_an_engine_keeps_what_is_added_while_its_next_user_looks_at_it(shared):
+    _, reader, engine, add = shared
+    ids = engine.ids
+
+    def late():
+        engine.ids = ids
+        add()
+        return ids()
+
+    engine.ids = late
+    reader.use(engine)
+    assert len(engine) == 21 and len(reader) == 21
+
+
+def test_an_engine_that_could_not_be_brought_up_to_date_is_so_before_the_next_search(shared):
+    writer, _, engine, add = shared
+
+    def unreachable(*_):
+        raise ConnectionError("no answer")
+
+    engine.add = unreachable
+    with pytest.raises(ConnectionError, match="no answer"):
+        add()
+    del engine.add
+    assert writer.search(RED_HEAD, 1)[0].path.endswith("red.png") and len(engine) == 21
+
+
+# Searches beside a change.
+
+
+@pytest.mark.parametrize("step", ["embeddings", "rows"])
+def test_a_search_begins_again_where_a_row_has_gone_since_it_began(tmp_path, crops, monkeypatch, step):
+    build(tmp_path, BandEncoder()).close()
+    reader = GalleryIndex.open(tmp_path / "index", Words())
+    best = Path(reader.search(RED_HEAD, 1)[0].path)
+    found = getattr(Store, step)
+
+    def late(store, ids):
+        if best.exists() and store is reader.store:
+            best.unlink()
+            writer = build(tmp_path, BandEncoder())
+            writer.compact()
+            writer.close()
+        return found(store, ids)
+
+    monkeypatch.setattr(Store, step, late)
+    hits = reader.search(RED_HEAD, 20)
+    assert len(hits) == 19 and str(best) not in [hit.path for hit in hits]
+
+
+def test_rows_that_another_has_put_into_the_engine_are_not_searched_for_in_vain(shared):
+    _, reader, engine, _ = shared
+    reader.use(engine)
+    engine.add(np.array([7]), np.tile(np.float32([1, 0, 0, 0]), 5)[None])
+    assert len(reader.search(RED_HEAD, 20)) == 20 and len(engine) == 20
+
+
+def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, monkeypatch):
+    index = build(tmp_path, BandEncoder())
+    index.search(RED_HEAD)
+    before, sweep = index.store.embeddings(index.store.ids), Store.sweep
+
+    def watched(store):
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(index._lock.acquire, timeout=0.05).result()  # a search would wait
+        sweep(store)
+        assert np.array_equal(store.embeddings(store.ids), before)
+
+    monkeypatch.setattr(Store, "sweep", watched)
+    index.compact(part_rows=50)
+    assert len(list((tmp_path / "index/parts").glob("*.embeddings.npy"))) == 1

@@ -1,0 +1,321 @@
+"""The page of a gallery: every query kind through the address, what hits show, and what comes out as files."""
+
+import html
+import io
+import itertools
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from cerberus_plugin.search.gallery import Prefilter, Query, contact_sheet
+from cerberus_plugin.search.portable import Answer, Verification
+from cerberus_plugin.search.web import app as web_app
+from cerberus_plugin.search.web.app import create_app
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from support.galleries import BLUE, GREEN, RED, BandEncoder, PlainEncoder, draw, draw_many
+from support.pages import ADDRESS, OWN, client_of, drawn_gallery, found, gallery, links, send
+from support.processes import WITHOUT_TORCH
+
+PERSON = (RED, GREEN, BLUE, RED, GREEN)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """An index of 40 pictures that tests only search."""
+    return drawn_gallery(tmp_path_factory.mktemp("web"), 40)
+
+
+@pytest.fixture(scope="module")
+def client(many):
+    return client_of(many, BandEncoder())
+
+
+def bytes_of(*bands, folder) -> bytes:
+    return draw(folder / "query.png", *bands).read_bytes()
+
+
+def expected(hits) -> list[tuple[int, str]]:
+    assert hits
+    return [(hit.row, f"{hit.score:.3f}") for hit in hits]
+
+
+# What is asked for.
+
+
+@pytest.mark.parametrize(("address", "query", "top"), [
+    ("a.head+colour=red&a.upper+colour=green", Query(words={"head colour": "red", "upper colour": "green"}), 24),
+    ("a.lower+colour=blue&top=5", Query(words={"lower colour": "blue"}), 5),
+    ("a.head+colour=red&a.upper+colour=green&out=head", Query(words={"upper colour": "green"}), 24),
+    ("a.head+colour=red&a.upper+colour=green&w.upper=3",
+     Query(words={"head colour": "red", "upper colour": "green"}, weights={"upper": 3}), 24)])
+def test_attributes_of_the_address_find_what_the_index_finds(many, client, address, query, top):
+    assert found(client.get(f"/?{address}")) == expected(many.search(query, top))
+
+
+@pytest.mark.parametrize(("address", "query"), [
+    ("", {}), ("&a.upper+colour=blue", {"words": {"upper colour": "blue"}}), ("&out=head&out=lower", {
+        "leave_out": ["head", "lower"]}),
+    ("&changed=1", {"leave_out": ["upper", "lower", "carrying"]}),
+    ("&changed=1&out=head&w.identity=2", {"leave_out": ["head", "upper", "lower", "carrying"]})])
+@pytest.mark.parametrize("kind", ["picture", "like"])
+def test_a_picture_finds_what_the_index_finds_whether_it_was_sent_or_lies_in_the_gallery(many, client, tmp_path, kind,
+                                                                                         address, query):
+    if kind == "like":
+        row = many.sample(3)[1]
+        start, embedding = f"like={row}", many.embedding(row)
+    else:
+        data = bytes_of(*PERSON, folder=tmp_path)
+        start, embedding = f"picture={send(client, data)}", many.embed(BandEncoder(), Image.open(io.BytesIO(data)))
+    assert found(client.get(f"/?{start}{address}")) == expected(many.search(Query(embedding, **query), 24))
+
+
+def test_the_filter_of_the_address_is_that_of_the_index(many, client):
+    query = Query(words={"head colour": "red"})
+    kept = expected(many.search(query, 40, Prefilter(0.4)))
+    assert found(client.get("/?a.head+colour=red&reliable=0.4&top=40")) == kept
+    assert len(kept) < len(found(client.get("/?a.head+colour=red&top=40")))
+
+
+def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_others_can_be_left_out(tmp_path):
+    class Calibrated(BandEncoder):
+        lasting_groups = ("head",)
+        verification = Verification(20.0, -16.0, 0.5, "cosine", (), {0.1: 0.9, 0.001: 0.99})
+
+    draw_many(tmp_path / "crops", 20)
+    index = gallery(tmp_path, Calibrated())
+    client = client_of(index)
+    row = index.sample(1)[0]
+    hits = index.search(Query(index.embedding(row), false_match_rate=0.1), 24)
+    page = client.get(f"/?like={row}&rate=0.1")
+    assert found(page) == expected(hits) and 1 <= len(hits) < 20
+    likely = [contact_sheet.likely(hit.same_person) for hit in hits]
+    assert re.findall(r'class="same">same person (.*?)<', page.text) == likely
+    for page_or_sheet in (page, client.get(f"/sheet.html?like={row}")):
+        assert page_or_sheet.text.count("if before looking it is one in 21 for each picture") == 1
+    assert re.findall(r'<option value="([\d.]+)"( selected)?>(1 in .*?)</option>', page.text) == [
+        ("0.1", " selected", "1 in 10"), ("0.001", "", "1 in 1,000")]
+    assert "same person" not in client.get(f"/results.csv?like={row}&a.head+colour=red").text
+    assert '","same person","person","camera","time","' in client.get(f"/results.csv?like={row}").text
+    assert found(client.get(f"/?like={row}&changed=1")) == expected(index.search(
+        Query(index.embedding(row), leave_out=("upper", "lower", "identity", "carrying")), 24))
+
+
+def test_what_a_form_leaves_empty_does_not_stay_in_the_address(client):
+    answer = client.get("/?a.head+colour=red&a.upper+colour=&w.head=&top=24", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?a.head+colour=red")
+
+
+@pytest.mark.parametrize(("address", "message"), [
+    ("top=many", "address: 'top=many', expected a whole number from 1 to 200"),
+    ("top=0", "expected a whole number from 1 to 200"), ("top=201", "expected a whole number from 1 to 200"),
+    ("top=٣", "expected a whole number from 1 to 200"),
+    ("reliable=2", "address: 'reliable=2', expected a number from 0 to 1"),
+    ("reliable=nan", "expected a number from 0 to 1"),
+    ("w.head=-1", "address: 'w.head=-1', expected a number from 0 to 16"),
+    ("w.head=inf", "expected a number from 0 to 16"),
+    ("a.head+colour=red&rate=0.1", "the model of this index is not calibrated, so no score has a false-match rate"),
+    ("changed=yes", "address: 'changed=yes', expected changed=1, or none"),
+    ("top=3&top=4", "address: has 'top' twice"), ("a.hat=no&a.hat=yes", "address: has 'a.hat' twice"),
+    ("like=1&picture=abc", "address: has both like= and picture=, and one picture is searched for"),
+    ("shoes=red", "address: 'shoes' is not known, expected a.ATTRIBUTE, w.GROUP, out or one of changed, like"),
+    ("a.=red", "address: 'a.' is not known"),
+    ("like=99999", "address: 'like=99999' is no picture of this gallery, or none any more"),
+    ("like=99999999999999999999", "expected a whole number"),
+    ("picture=abc", "picture: not here any more; pictures that are searched for are kept in memory only"),
+    ("a.shoes=red", "search: unknown 'shoes' or 'red'"),
+    ("a.head+colour=red&out=shoes", "search: unknown group 'shoes', expected one of head, upper"),
+    ("a.head+colour=red&out=head", "something about head alone, which does not count")])
+@pytest.mark.parametrize("page", ["/", "/results.csv", "/sheet.html"])
+def test_what_an_address_gets_wrong_is_said_on_the_page(client, page, address, message):
+    answer = client.get(f"{page}?{address}")
+    assert answer.status_code == 400 and message in html.unescape(answer.text)
+    assert "Traceback" not in answer.text
+
+
+# What is shown.
+
+
+def test_the_form_offers_the_attributes_of_the_model_and_shows_what_was_chosen(client):
+    text = client.get("/?a.head+colour=green").text
+    assert re.findall(r'<select name="a\.([^"]+)"', text) == [f"{group} colour" for group in (
+        "head", "upper", "lower", "identity", "carrying")]
+    assert re.findall(r"<option selected>(.*?)</option>", text) == ["green", "24"]
+    assert "<legend>carrying</legend>" in text
+
+
+def test_an_answer_that_is_withheld_is_shown_as_such_and_cannot_be_clicked(tmp_path):
+    draw(tmp_path / "crops/a.png", (90, 90, 90))  # no colour stands out
+    page = client_of(gallery(tmp_path, dtype="float32")).get("/?a.head+colour=red")
+    assert page.text.count('>?</i><span class="heard">cannot tell<') == 5 and not links(page, "green")
+
+
+def test_without_a_query_pictures_of_the_gallery_are_offered(many, client):
+    page = client.get("/?top=12")
+    assert [int(row) for row in re.findall(r'src="/crop/(\d+)"', page.text)] == many.sample(12)
+    assert f"/?like={many.sample(12)[3]}&amp;top=12" in page.text
+
+
+def test_without_the_model_all_but_sending_works_and_the_page_says_how_to_have_it(many):
+    client = client_of(many)
+    page = client.get(f"/?like={many.sample(1)[0]}")
+    assert len(found(page)) == 24 and 'type="file"' not in page.text
+    assert "cerberus serve INDEX --run RUN" in page.text
+    assert client.post("/picture", content=b"x", headers=OWN).status_code == 409
+    assert "start `cerberus serve` with --run or --model" in client.get("/?picture=abc").text
+
+
+def test_a_model_without_groups_and_words_is_served_by_pictures_alone(tmp_path):
+    draw_many(tmp_path / "crops", 4)
+    index = gallery(tmp_path, PlainEncoder())
+    client = client_of(index, PlainEncoder())
+    row = index.sample(1)[0]
+    assert found(client.get(f"/?like={row}")) == expected(index.search(Query(index.embedding(row)), 24))
+    text = client.get("/").text
+    assert "changed clothes" not in text and "contradicts" not in text
+    answer = client.get(f"/?like={row}&reliable=0.5")
+    assert answer.status_code == 400 and "knows no attributes; search without the filter" in answer.text
+
+
+# Pictures and files.
+
+
+def test_a_crop_is_made_anew_and_small_and_never_found_by_a_path(many, client):
+    answer = client.get(f"/crop/{many.sample(1)[0]}")
+    image = Image.open(io.BytesIO(answer.content))
+    assert (image.format, image.size, answer.headers["content-type"]) == ("JPEG", (8, 20), "image/jpeg")
+    for path in ("/crop/99999", f"/crop/{10**30}", "/crop/../index.json", "/crop/%2e%2e%2findex.json", "/crop/a.png",
+                 "/page.html.j2", "/app.py", "/../setup.py"):
+        assert client.get(path).status_code == 404, path
+
+
+def test_a_picture_that_is_gone_or_broken_has_no_crop_and_the_search_goes_on(tmp_path):
+    paths = draw_many(tmp_path / "crops", 3)
+    index = gallery(tmp_path)
+    client = client_of(index)
+    paths[0].unlink()
+    paths[1].write_bytes(b"broken")
+    rows = {index.path(row).name: row for row in index.sample(3)}
+    assert [client.get(f"/crop/{rows[path.name]}").status_code for path in paths] == [404, 404, 200]
+    page = client.get(f"/?like={rows[paths[0].name]}")
+    assert len(found(page)) == 3 and f'alt="{paths[0].name}"' in page.text
+
+
+def test_names_and_values_are_text_whatever_they_hold(tmp_path):
+    name = "<script>alert(1)<&'\".png"
+    draw(tmp_path / "crops" / name, RED)
+    index = gallery(tmp_path)
+    client, like = client_of(index), f"/?like={index.sample(1)[0]}"
+    for address in ("/", "/?a.head+colour=red", "/?a.%3Cscript%3Ealert(1)=%3Cscript%3E", like, "/?%3Cscript%3E=1",
+                    "/?a.head+colour=%22%3E%3Cscript%3E"):
+        text = client.get(address).text
+        assert text.count("<script") == 1 and '<script src="/page.js" defer>' in text, address
+    assert html.escape(name, quote=False).replace("'", "&#39;").replace('"', "&#34;") in client.get(like).text
+
+
+def test_results_come_as_csv_and_as_a_page_of_their_own(many, client):
+    hits = many.search(Query(words={"head colour": "red"}), 5)
+    answer = client.get("/results.csv?a.head+colour=red&top=5")
+    assert answer.text == contact_sheet.csv_text(contact_sheet.rows_of(hits, many.images))
+    assert str(many.images) not in answer.text
+    assert answer.headers["content-disposition"] == 'attachment; filename="cerberus.csv"'
+    answer = client.get("/sheet.html?a.head+colour=red&top=5")
+    assert answer.text == contact_sheet.html_text(hits, ["head colour: red"], many.images)
+    filtered = client.get("/sheet.html?a.head+colour=red&a.identity+colour=red&reliable=0.4&changed=1&w.head=2").text
+    assert "<h1>head colour: red, identity colour: red, may have changed clothes, head counts 2 times, without what " \
+        "surely contradicts, from 0.4 on</h1>" in filtered
+    assert answer.headers["content-disposition"] == 'attachment; filename="cerberus.html"'
+    like = client.get(f"/sheet.html?like={hits[0].row}&top=5").text
+    assert like.count("data:image/jpeg") == 6 and f"<h1>like {Path(hits[0].path).name}</h1>" in like
+    for page in ("/results.csv", "/sheet.html"):
+        assert "says nobody to search for" in client.get(page).text
+
+
+def test_a_sent_picture_is_shown_small_and_stands_in_the_sheet(client, tmp_path):
+    large = io.BytesIO()
+    Image.new("RGB", (600, 1200), RED).save(large, "PNG")
+    token = send(client, large.getvalue())
+    shown = client.get(f"/picture/{token}")
+    assert Image.open(io.BytesIO(shown.content)).size == (128, 256)
+    assert client.get(f"/sheet.html?picture={token}&top=2").text.count("data:image/jpeg") == 3
+    assert client.get("/picture/other").status_code == 404
+
+
+def test_a_slow_search_holds_nobody_up_who_does_not_search(many, monkeypatch):
+    engine, begun, go_on = many.faiss(), threading.Event(), threading.Event()
+    search = engine.search
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(120)
+        return search(*arguments)
+
+    monkeypatch.setattr(engine, "search", slow)
+    with client_of(many) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.get, "/?a.head+colour=red")
+        assert begun.wait(120)
+        for path in ("/", "/page.css", f"/crop/{many.sample(1)[0]}"):
+            assert client.get(path).status_code == 200 and not answer.done(), path
+        go_on.set()
+        assert len(found(answer.result(120))) == 24
+
+
+def test_many_searches_wait_for_one_another_and_nothing_else_for_them(many, monkeypatch):
+    engine, go_on = many.faiss(), threading.Event()
+    search = engine.search
+
+    def slow(*arguments):
+        assert go_on.wait(120)
+        return search(*arguments)
+
+    monkeypatch.setattr(engine, "search", slow)
+    with client_of(many) as client, ThreadPoolExecutor(44) as pool:  # anyio has 40 threads for all
+        answers = [pool.submit(client.get, f"/{page}?a.head+colour=red") for page in ("", "results.csv") * 22]
+        refused = list(itertools.islice(as_completed(answers, 120), 44 - web_app.ASKING))
+        for path in ("/", "/page.css", f"/crop/{many.sample(1)[0]}"):
+            assert client.get(path).status_code == 200, path
+        assert sum(answer.done() for answer in answers) == len(refused)
+        go_on.set()
+        assert sorted(answer.result(120).status_code for answer in answers) == [200] * web_app.ASKING + [503] * 12
+    assert refused[0].result().text == "32 searches are waiting already; try again in a moment"
+
+
+def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_traceback(many, monkeypatch):
+    client = TestClient(create_app(many), ADDRESS, raise_server_exceptions=False)
+
+    def fails(error):
+        def search(*_):
+            raise error
+        monkeypatch.setattr(many, "search", search)
+        return client.get("/?a.head+colour=red")
+
+    for error in (KeyError("row 3 is gone"), FileNotFoundError("parts/000001.embeddings.npy")):
+        answer = fails(error)
+        assert answer.status_code == 400 and "the gallery was changed meanwhile; search again" in answer.text
+    answer = fails(OSError("/secret/place"))
+    assert answer.status_code == 500 and answer.text.startswith("something went wrong here; the terminal of")
+
+
+def test_uncalibrated_probabilities_are_said_to_be_so(many, client, monkeypatch):
+    assert "bare softmax" not in client.get("/?a.head+colour=red").text
+    monkeypatch.setattr(many.vocabulary, "answer", lambda name, value, p: Answer(value, p, calibrated=False))
+    assert client.get("/?a.head+colour=red").text.count("bare softmax") == 1
+
+
+def test_the_page_is_served_where_torch_is_not_installed(many):
+    code = WITHOUT_TORCH + f"""
+sys.path.insert(0, "tests")
+from support.galleries import Words
+from starlette.testclient import TestClient
+from cerberus_plugin.search.gallery import GalleryIndex
+from cerberus_plugin.search.web.app import create_app
+index = GalleryIndex.open({str(many.folder)!r}, Words())
+print(TestClient(create_app(index), {ADDRESS!r}).get("/?a.head+colour=red&top=3").text.count("<article>"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.stdout == "3\n", done.stderr

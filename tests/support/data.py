@@ -1,0 +1,85 @@
+"""Labels, annotation files and folders of pictures in the forms of the data sets."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.io import savemat
+
+
+def random_labels(schema, count: int, seed: int = 0) -> torch.Tensor:
+    """Valid labels int64 (count, A): at most one colour a garment and one thing carried."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [len(field.values) for field in schema.fields]
+    labels = torch.stack([torch.randint(size, (count,), generator=generator) for size in sizes], dim=1)
+    exclusive = [column.fields for column in schema.columns if column.is_colour]
+    exclusive += [tuple(schema.index(name) for name in names) for names in schema.exclusive]
+    for fields in exclusive:
+        choice = torch.randint(len(fields) + 1, (count,), generator=generator)  # the last: none
+        labels[:, list(fields)] = (choice[:, None] == torch.arange(len(fields))).long()
+    return labels
+
+
+def write_annotations(path: Path, schema, train: dict, test: dict, root: str = "market_attribute", **changes) -> Path:
+    """An annotation file in the published form; `changes` replace fields of train, None removes one."""
+
+    def split(labels: dict) -> dict:
+        fields = {"image_index": np.array([f"{pid:04d}" for pid in labels], dtype=object)}
+        for i, field in enumerate(schema.fields):
+            fields[field.name] = np.array([int(row[i]) + 1 for row in labels.values()], dtype=np.uint8)
+        return fields
+
+    first = split(train)
+    for name, value in changes.items():
+        first.pop(name) if value is None else first.__setitem__(name, value)
+    savemat(path, {root: {"train": first, "test": split(test)}})
+    return path
+
+
+def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) -> Path:
+    """Market-1501's folder form with pictures of noise around a colour of each identity, and its annotations.
+
+    Identities are seen by cameras 1 to `images`; the first picture of a test identity is its query. One distractor.
+    """
+    from cerberus_plugin.attributes import MARKET1501
+
+    from PIL import Image
+
+    folder = root / "Market-1501-v15.09.15"
+    for name in ("bounding_box_train", "bounding_box_test", "query"):
+        (folder / name).mkdir(parents=True)
+
+    def write(name: str, pid: int, camera: int) -> None:
+        rng = np.random.default_rng([pid, camera])
+        colour = np.random.default_rng(pid).integers(40, 216, (4, 1, 3)).repeat(6, axis=0)
+        pixels = (colour + rng.integers(-30, 30, (24, 12, 3))).clip(0, 255).astype(np.uint8)
+        path = folder / name / f"{pid:04d}_c{camera}s1_{camera:06d}_00.jpg"
+        Image.fromarray(pixels).resize((24, 48)).save(path)
+
+    for pid in train:
+        for camera in range(1, images + 1):
+            write("bounding_box_train", pid, camera)
+    for pid in test:
+        for camera in range(1, images + 1):
+            write("query" if camera == 1 else "bounding_box_test", pid, camera)
+    write("bounding_box_test", 0, 2)
+    write_annotations(folder / "market_attribute.mat", MARKET1501, train, test)
+    return root
+
+
+def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
+    """DukeMTMC-reID's folder form; the first test identity queries, the last stands in the gallery alone."""
+    from cerberus_plugin.attributes import DUKEMTMC
+
+    from PIL import Image
+
+    folder = root / "DukeMTMC-reID"
+    rng = np.random.default_rng(0)
+    for name, pids in (("bounding_box_train", train), ("bounding_box_test", test), ("query", list(test)[:-1])):
+        (folder / name).mkdir(parents=True)
+        for pid in pids:
+            for camera in (1,) if name == "query" else (2, 3, 4, 5):
+                pixels = rng.integers(0, 255, (48, 24, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{pid:04d}_c{camera}_f{camera:07d}.jpg")
+    write_annotations(folder / "duke_attribute.mat", DUKEMTMC, train, test, root="duke_attribute")
+    return root

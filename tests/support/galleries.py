@@ -1,0 +1,114 @@
+"""What the tests of galleries share: pictures of five bands, a model that reads them off, and its words.
+
+Each of the five groups sees one band of a picture; its block is the band's colour and a constant, of unit length.
+"""
+
+from collections import namedtuple
+from pathlib import Path
+
+from cerberus_plugin.search.gallery import GalleryIndex, Pace
+from cerberus_plugin.search.portable import Answer
+
+import numpy as np
+from PIL import Image
+
+GROUPS = ("head", "upper", "lower", "identity", "carrying")
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+Column = namedtuple("Column", "name group classes")
+QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
+
+
+class Words:
+    """A vocabulary: a column a group, whose values are the first three directions of its block."""
+
+    columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue")) for group in GROUPS)
+    values = columns[0].classes
+    reading = "nearest"
+
+    def __init__(self, scale=16.0):
+        self.scale = scale
+
+    def to_dict(self):
+        return {"scale": self.scale}
+
+    @classmethod
+    def from_dict(cls, record):
+        return cls(**record)
+
+    def recognise(self, embeddings):
+        scores = self.scale * np.asarray(embeddings).reshape(-1, 5, 4)[:, :, :3]
+        weights = np.exp(scores)
+        probabilities = weights / weights.sum(axis=2, keepdims=True)
+        return [{column.name: self.answer(column.name, self.values[row.argmax()], float(row.max()))
+                 for column, row in zip(self.columns, rows)} for rows in probabilities]
+
+    def answer(self, column, value, probability):
+        return Answer(value, probability, withheld=probability < 0.5)
+
+    def describe(self, words):
+        blocks = np.zeros((5, 4), np.float32)
+        for name, value in words.items():
+            if name not in [column.name for column in self.columns] or value not in self.values:
+                raise ValueError(f"search: unknown '{name}' or '{value}'")
+            blocks[[column.name for column in self.columns].index(name), self.values.index(value)] = 1
+        return blocks
+
+
+class BandEncoder:
+    """The model; it counts the pictures that it was given, and can fail at one of them."""
+
+    fingerprint, dim, groups, metric = "a" * 64, 20, GROUPS, "cosine"
+    lasting_groups, verification = ("head", "identity"), None
+
+    def __init__(self, vocabulary=True, fails_at=None):
+        self.vocabulary = Words() if vocabulary else None
+        self.count, self.fails_at = 0, fails_at
+
+    def encode(self, images):
+        if self.fails_at is not None and self.count + len(images) > self.fails_at:
+            raise MemoryError("no memory left")
+        self.count += len(images)
+        bands = np.stack([np.asarray(image.resize((1, 5), Image.Resampling.NEAREST)) for image in images])
+        blocks = np.concatenate([bands[:, :, 0] / 255, np.full((len(images), 5, 1), 0.1)], axis=2)  # (N, 5, 4)
+        return (blocks / np.linalg.norm(blocks, axis=2, keepdims=True)).reshape(len(images), 20).astype(np.float32)
+
+
+class PlainEncoder:
+    """A model without groups: the mean colour, compared by distance."""
+
+    fingerprint, dim, groups, metric, vocabulary = "b" * 64, 3, (), "euclidean", None
+    lasting_groups, verification = (), None
+
+    def encode(self, images):
+        return np.stack([np.asarray(image).mean(axis=(0, 1)) / 255 for image in images]).astype(np.float32)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def draw(path: Path, *bands) -> Path:
+    """A picture of five bands, 4 pixels each; one colour alone fills it."""
+    bands = bands * 5 if len(bands) == 1 else bands
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(bands, np.uint8).repeat(4, axis=0)[:, None].repeat(8, axis=1)).save(path)
+    return path
+
+
+def draw_many(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Pictures of random bands, named as Market-1501 does."""
+    colours = np.random.default_rng(seed).integers(0, 256, (count, 5, 3))
+    return [draw(folder / f"{i:04d}_c{i % 6 + 1}s1_{i:06d}_00.png", *bands) for i, bands in enumerate(colours)]
+
+
+def build(folder: Path, encoder, **options) -> GalleryIndex:
+    """An index of the pictures in `crops`, in small batches and parts."""
+    return GalleryIndex.build(folder / "index", folder / "crops", encoder,
+                              **{"pace": QUIET, "read": read, "dtype": "float32", **options})
+
+
+def stored(index: GalleryIndex) -> dict[str, np.ndarray]:
+    """Embeddings by path."""
+    ids = index.store.ids
+    return {row.path: e for row, e in zip(index.store.rows(ids), index.store.embeddings(ids))}

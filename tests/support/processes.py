@@ -1,0 +1,50 @@
+"""Programs that tests run beside themselves, and how they are stopped."""
+
+import shutil
+import time
+import urllib.request
+
+import pytest
+
+# What a program in a process of its own begins with to run as where torch is not installed.
+WITHOUT_TORCH = """
+import sys
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "fastreid"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+sys.modules["torch"] = None
+"""
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def fetch(address: str, **options):
+    """Past whatever proxy the environment names."""
+    handlers = [urllib.request.ProxyHandler({}), *(urllib.request.HTTPSHandler(**options) for _ in options)]
+    return urllib.request.build_opener(*handlers).open(address, timeout=120)
+
+
+def until(holds) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Killed(BaseException):
+    """What ends a run that `kill_at_file` has stopped."""
+
+
+def kill_at_file(patch: pytest.MonkeyPatch, module, number: int) -> None:
+    """Until undone, stop before the file of this number, from 1, gets its name: `module` renames with `os.replace`."""
+    whole, calls = module.os.replace, []
+
+    def replace_some(source, target):
+        calls.append(target)
+        if len(calls) == number:
+            patch.setattr(module.os, "unlink", lambda path: None)  # a killed process removes nothing
+            raise Killed
+        whole(source, target)
+
+    patch.setattr(module.os, "replace", replace_some)

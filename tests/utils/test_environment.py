@@ -1,0 +1,24 @@
+"""The account of machine and versions."""
+
+from cerberus_plugin.utils.environment import hardware, versions
+
+import pytest
+import torch
+
+
+def test_the_machine_is_described_by_what_bounds_a_training():
+    described = hardware()
+    assert described["cores"] >= 1 and isinstance(described["processor"], str)
+    assert ("gpu" in described) == torch.cuda.is_available()
+
+
+def test_a_run_on_the_cpu_names_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100")
+    assert "gpu" not in hardware("cpu")
+    assert hardware("cuda:0")["gpu"] == hardware()["gpu"] == "NVIDIA H100"
+
+
+def test_versions_name_python_torch_and_the_host():
+    assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"python", "fastreid"} <= set(versions())
