@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import cerberus_plugin
 
-from .search.portable.encoder import LASTING_GROUPS, passing_groups
+from .search.portable.encoder import LASTING_GROUPS
 from .search.portable.vocabulary import WITHHELD
 from .utils.files import replace_unprintable, write_whole
 
@@ -211,26 +211,25 @@ def _search(args: argparse.Namespace) -> None:
         _write(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        asked = contact_sheet.asked_for(query, Path(args.picture or "").name, prefilter, _clothes(index))
+        asked = contact_sheet.asked_for(query, Path(args.picture or "").name, prefilter, index.clothing_groups)
         _write(args.html, contact_sheet.html_text(hits, asked, picture=picture, notes=notes))
     _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
 def _opened(args: argparse.Namespace) -> GalleryIndex:
-    """The index, searched by the engine that is asked for."""
+    """The index, searched by the engine of the options."""
     from .search.gallery import GalleryIndex
-    from .search.gallery.engines import FORMS
+    from .search.gallery.engines import FORMS, Faiss, Milvus
 
-    index = GalleryIndex.open(args.index, images=args.images)
     if args.engine in FORMS:
-        index.faiss(args.engine)
+        engine = Faiss(args.engine)
     elif "://" in args.engine or args.engine.endswith(".db"):
-        index.milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
+        engine = Milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
     else:
         raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or a gallery of Milvus: a file "
                          "NAME.db, or an address http://host:19530")
-    return index
+    return GalleryIndex.open(args.index, images=args.images, engine=engine)
 
 
 def query_of(args: argparse.Namespace, index) -> Query:
@@ -246,14 +245,9 @@ def query_of(args: argparse.Namespace, index) -> Query:
             raise ValueError("search: a picture has to be embedded; name the model of the index by --run or --model")
         embedding = index.embed(encoder_of(args.run, args.model), args.picture)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
-    if args.may_have_changed_clothes:
-        left_out += _clothes(index)
     weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
-    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior)
-
-
-def _clothes(index: GalleryIndex) -> list[str]:
-    return passing_groups(index.shape.groups, index.lasting_groups)
+    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior,
+                 args.may_have_changed_clothes)
 
 
 def _serve(args: argparse.Namespace) -> None:

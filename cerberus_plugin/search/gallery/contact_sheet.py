@@ -83,14 +83,15 @@ def templates(*folders: Path) -> Environment:
 
 def asked_for(query: Query, picture: str = "", prefilter: Prefilter | None = None,
               clothes: Collection[str] = ()) -> list[str]:
-    """What a search says, in words to show, a part each.
+    """A query in words to show, one item for each condition.
 
     Args:
-        picture: how to call the picture, where there is one.
-        clothes: the groups that a change of clothes changes; to leave all of them out is said so.
+        picture: the name of the query's picture, where it has one.
+        clothes: groups that are left out where clothes may have been changed; they are not listed again then.
     """
-    changed = bool(clothes) and set(clothes) <= set(query.leave_out)
-    weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in query.leave_out}
+    changed = query.may_have_changed_clothes
+    gone = {*query.leave_out, *(clothes if changed else ())}
+    weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in gone}
     return [*([f"like {picture}"] if query.embedding is not None else []),
             *(f"{name}: {value}" for name, value in query.words.items()),
             *(["may have changed clothes"] if changed else []),

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...utils.files import ENDING
+from ..portable.encoder import clothing_groups
 from ..portable.verification import Verification
 from . import files, record
 from .build import Pace, fill, mark_of, picture_reader
-from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
+from .engines import Engine, Faiss, FaissEngine, MakeEngine, Milvus, MilvusEngine, Space, recall, synchronise
 from .folder import Naming, Picture, compare, walk
 from .parts import Damaged
-from .query import Hit, Prefilter, Query, compile_query, least_score, said, survivors
+from .query import CompiledQuery, Hit, Prefilter, Query, SearchedModel, compile_query
 from .record import RECORD, Record
 from .store import ROWS, Row, Store
 
@@ -78,6 +79,7 @@ class GalleryIndex:
     >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
     >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
     >>> hits = index.search(Query(index.embed(encoder, picture), leave_out=["upper", "lower"]))  # doctest: +SKIP
+    >>> index = GalleryIndex.open("gallery/", engine=Faiss("int8"))                   # doctest: +SKIP
     """
 
     def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
@@ -97,13 +99,14 @@ class GalleryIndex:
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
-    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None,
-             images: str | Path | None = None) -> GalleryIndex:
-        """An index that is there.
+    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None, images: str | Path | None = None,
+             engine: Engine | MakeEngine | None = None) -> GalleryIndex:
+        """An existing index.
 
         Args:
             vocabulary: in place of the one that index.json holds, until an `update`.
             images: the folder of pictures, where it has moved.
+            engine: what searches it, see `use`; exact search in memory if None.
 
         Raises:
             Damaged: where a file is missing or has another size than it should; checksums are compared when rows are
@@ -115,6 +118,8 @@ class GalleryIndex:
         except Damaged:  # unless another process has just put other files in their place
             index.store.reload()
             index.store.check_sizes()
+        if engine is not None:
+            index.use(engine)
         return index
 
     @classmethod
@@ -202,6 +207,11 @@ class GalleryIndex:
     def lasting_groups(self) -> tuple[str, ...]:
         """Groups that count where somebody may have changed clothes; () for a model of one block."""
         return tuple(self._record.lasting_groups)
+
+    @property
+    def clothing_groups(self) -> list[str]:
+        """Groups that do not count then."""
+        return clothing_groups(self.shape.groups, self.lasting_groups)
 
     @property
     def verification(self) -> Verification | None:
@@ -292,11 +302,18 @@ class GalleryIndex:
 
     # Search.
 
-    def use(self, engine: Engine) -> None:
-        """Search by this engine, brought up to date."""
+    def use(self, engine: Engine | MakeEngine) -> Engine:
+        """Search by this engine, brought up to date.
+
+        Args:
+            engine: an `Engine`, or what makes one for this index, such as `engines.Faiss("int8")`.
+        """
+        if callable(engine):
+            engine = engine(Space(self._record.id, self.folder, self.shape.width, self.shape.metric))
         with self._lock:
             self._read(engine)
             self._engine = engine
+        return engine
 
     def _reload(self) -> None:
         """Take notice of what was written; the engine too."""
@@ -334,18 +351,12 @@ class GalleryIndex:
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
-        """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
-        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record.id}.faiss"
-        engine = FaissEngine(self.shape.width, form, self.shape.metric, path)
-        self.use(engine)
-        return engine
+        """Search in memory, see `Faiss`."""
+        return self.use(Faiss(form))
 
     def milvus(self, address: str, **options) -> MilvusEngine:
-        """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
-        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.width, self.shape.metric,
-                              **options)
-        self.use(engine)
-        return engine
+        """Search by Milvus in a file or on a cluster, see `Milvus`."""
+        return self.use(Milvus(address, **options))
 
     def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
         """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries.
@@ -381,7 +392,8 @@ class GalleryIndex:
         if top < 1:
             raise ValueError(f"search: {top} hits are asked for, expected at least 1")
         engine = self._catch_up()
-        compiled = [compile_query(query, self.shape, self.vocabulary, self.verification) for query in queries]
+        model = SearchedModel(self.shape, self.vocabulary, self.verification, self.lasting_groups)
+        compiled = [compile_query(query, model, prefilter) for query in queries]
         if not compiled or not len(self):
             return [[] for _ in compiled]
         most = top if engine.exact else max(top, min(LOOK_AGAIN * top, engine.most_hits))
@@ -390,14 +402,9 @@ class GalleryIndex:
         if prefilter is None:
             found = engine.search(vectors, count)[1]
         else:
-            found = [engine.search(vector[None], count, self._survivors(query, each, prefilter))[1][0]
-                     for query, each, vector in zip(queries, compiled, vectors)]
-        return [self._hits(query, each, ids[ids >= 0], top) for query, each, ids in zip(queries, compiled, found)]
-
-    def _survivors(self, query: Query, compiled, prefilter: Prefilter) -> np.ndarray:
-        if self.vocabulary is None:
-            raise ValueError("filter: the model of this index knows no attributes; search without the filter")
-        return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
+            found = [engine.search(vector[None], count, each.candidates(self.store))[1][0]
+                     for each, vector in zip(compiled, vectors)]
+        return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
 
     # Rows, by the id that hits carry. What is asked of the store alone does not wait for a search.
 
@@ -420,20 +427,12 @@ class GalleryIndex:
         """Ids of at most so many rows, from all over the gallery."""
         return self.store.spread(count)
 
-    def _hits(self, query: Query, compiled, ids: np.ndarray, top: int) -> list[Hit]:
-        fitted = self.verification
-        scores, similarities = compiled.score(self.store.embeddings(ids))
-        best = np.lexsort((ids, -scores))[:top]
-        best = best[scores[best] >= least_score(query, compiled, fitted)]
-        told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
-        judged = fitted is not None and compiled.is_judged_by(fitted)
-        prior = self.prior if query.prior is None else query.prior
-        # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
-        scores, similarities = compiled.shown(scores), np.minimum(similarities, 1)
-        return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
-                    *row.named, same_person=fitted.probability(float(scores[i]), prior) if judged else None)
-                for i, row in zip(best, self.store.rows(ids[best]))]
+    def _hits(self, query: CompiledQuery, ids: np.ndarray, top: int) -> list[Hit]:
+        best = query.best(self.store.embeddings(ids), ids, top)
+        rows = self.store.rows(ids[[i for i, *_ in best]])
+        return [Hit(str(self.images / row.path), score, similarities, self._answers(row), int(ids[i]), *row.named,
+                    same_person=query.same_person(score, self.prior))
+                for (i, score, similarities), row in zip(best, rows)]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
         """What was recognised, as far as it may be told."""

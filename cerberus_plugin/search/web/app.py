@@ -125,7 +125,7 @@ class _Pages:
 
     def _sheet(self, request: Request) -> Response:
         asked, query, hits = self._asked(request)
-        told = contact_sheet.asked_for(query, self._name(asked), asked.prefilter, self.groups.clothes)
+        told = contact_sheet.asked_for(query, self._name(asked), asked.prefilter, self.index.clothing_groups)
         notes = contact_sheet.notes_of(hits, self.index.prior)
         text = contact_sheet.html_text(hits, told, self.index.images, self._jpeg(asked), notes)
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
@@ -141,7 +141,7 @@ class _Pages:
 
     def _found(self, asked: Asked) -> tuple[Query, list[Hit]]:
         try:
-            query = asked.query(self.groups, self._embedding(asked))
+            query = asked.query(self._embedding(asked))
             return query, self.index.search(query, asked.top, asked.prefilter)
         except (LookupError, FileNotFoundError) as changed:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from ..gallery import Prefilter, Query
-from ..portable.encoder import passing_groups
+from ..portable.encoder import clothing_groups
 
 TOP, MOST = 24, 200
 HEAVIEST = 16.0
@@ -32,7 +32,7 @@ class Groups(NamedTuple):
 
     @property
     def clothes(self) -> list[str]:
-        return passing_groups(self.all, self.lasting)
+        return clothing_groups(self.all, self.lasting)
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,16 @@ class Asked:
     def has_picture(self) -> bool:
         return bool(self.picture) or self.like is not None
 
-    def query(self, groups: Groups, embedding: np.ndarray | None) -> Query:
-        return Query(embedding, self.words, self.weights, self.left_out(groups), self.rate)
+    def query(self, embedding: np.ndarray | None) -> Query:
+        return Query(embedding, self.words, self.weights, self.out, self.rate, may_have_changed_clothes=self.changed)
 
     @property
     def prefilter(self) -> Prefilter | None:
         return None if self.reliable is None else Prefilter(self.reliable)
 
     def left_out(self, groups: Groups) -> list[str]:
-        """Groups that do not count, for one reason or the other, in the order of the model's."""
-        return [*(group for group in groups.all if group in self.out or (self.changed and group in groups.clothes)),
-                *(group for group in self.out if group not in groups.all)]  # unknown ones, for the search to refuse
+        """Groups of the model that do not count, for one reason or the other, in its order."""
+        return [group for group in groups.all if group in self.out or (self.changed and group in groups.clothes)]
 
     # Other searches, a click from this one.
 

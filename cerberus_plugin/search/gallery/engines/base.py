@@ -6,8 +6,9 @@ Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -50,6 +51,18 @@ class Engine(Protocol):
 
     def save(self) -> None:
         """Keep what it holds for the next process, where it has a place for it."""
+
+
+class Space(NamedTuple):
+    """What an engine has to know of an index: its id, its folder, E, and the metric, "cosine" or "euclidean"."""
+
+    id: str
+    folder: Path
+    dim: int
+    metric: str
+
+
+MakeEngine = Callable[[Space], Engine]
 
 
 class Rows(Protocol):
