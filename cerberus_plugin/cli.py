@@ -1,4 +1,4 @@
-"""The `cerberus` command: a trained model at work, one word a job.
+"""The `cerberus` command: use a trained model; the first word chooses the job.
 
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
     cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
@@ -22,14 +22,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Modules that import numpy are imported by the jobs that need them: `cerberus --help` shall be quick.
 import cerberus_plugin
 
-from .search.portable.encoder import LASTING_GROUPS
-from .search.portable.vocabulary import WITHHELD
 from .utils.files import replace_unprintable, write_whole
 
 if TYPE_CHECKING:
-    from .search.gallery import GalleryIndex, Hit, Query
+    from .search.gallery import GalleryIndex, Hit, Prefilter, Query
     from .search.portable import Encoder, Vocabulary
 
 BATCH = 64
@@ -41,33 +40,35 @@ REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another on
 
 def main(arguments: Sequence[str] | None = None) -> None:
     replace_unprintable()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
-    if unknown:
-        parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
-    values.words = [*getattr(values, "words", []), *rest]
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        values.job(values)
+        args.job(args)
     except KeyboardInterrupt:
         raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
     except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
         raise SystemExit(f"cerberus: {_message(error)}") from error
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a job, with the function that does it as `job`; exits with a message where they are wrong."""
+    top = argparse.ArgumentParser(prog="cerberus", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = top.add_subparsers(required=True, metavar="WORD")
+    _add_jobs(jobs)
+    if arguments and arguments[0] in jobs.choices:  # which takes the words of a search before and after its options
+        return jobs.choices[arguments[0]].parse_intermixed_args(arguments[1:])
+    return top.parse_args(arguments)
+
+
 def _message(error: Exception) -> str:
-    """What an error says; of the system's own, the file, the reason, and what to do."""
+    """The text of an error; for one of the operating system the file, the reason, and a remedy."""
     if not (isinstance(error, OSError) and error.filename and error.strerror):
         return str(error)
     remedy = REMEDIES.get(error.errno)
     return f"{_plain(os.fsdecode(error.filename))}: {error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="cerberus", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = top.add_subparsers(required=True, metavar="WORD")
-
+def _add_jobs(jobs) -> None:
     index = jobs.add_parser("index", help="embed a folder of pictures, or bring its index up to date",
                             description="Embeds the pictures of a folder and those below. Killed, it goes on where it "
                             "was; started again later, it reads what is new or has changed, forgets what is "
@@ -95,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--picture", help="of the person looked for; needs the model of the index")
     _add_model(search)
     search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
-    search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that are not "
-                        f"clothes: those that the run has chosen, else {' and '.join(LASTING_GROUPS)}")
+    search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that "
+                        "last when clothes change: those that the run has chosen, else those of its schema")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
@@ -142,7 +143,6 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
     export.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
     export.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
-    return top
 
 
 def _add_index(job: argparse.ArgumentParser) -> None:
@@ -174,7 +174,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
 
 def _index(args: argparse.Namespace) -> None:
     from .search.gallery import GalleryIndex
-    from .search.gallery.folder import LINKS, told
+    from .search.gallery.folder import LINKS, counts_text
     from .utils.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
@@ -188,36 +188,45 @@ def _index(args: argparse.Namespace) -> None:
     links = f"; --follow-links takes in the pictures of {LINKS}" if index.passed_over[LINKS] else ""
     if not done.rows:
         raise ValueError(f"{args.images}: no picture was found that can be read. Passed over: "
-                         f"{_plain(told(index.passed_over)) or 'nothing'}; pictures end in {_listed(SUFFIXES)}{links}")
+                         f"{_plain(counts_text(index.passed_over)) or 'nothing'}; pictures end in "
+                         f"{_listed(SUFFIXES)}{links}")
     if links:
         print(f"{args.images}: passed over {LINKS} ({index.passed_over[LINKS]}){links}", file=sys.stderr)
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .search.gallery import Prefilter, contact_sheet
+    from .search.gallery import Prefilter
     from .search.gallery.parts import EMBED_AGAIN
-    from .search.gallery.thumbnails import thumbnail
-    from .utils.images import read_image
 
-    index = _opened(args)
-    query = query_of(args, index)
+    index = _open_index(args)
+    query = _query(args, index)
     prefilter = None if args.reliable is None else Prefilter(args.reliable)
     try:
         hits = index.search(query, args.top, prefilter)
-    except KeyError as error:  # rows have gone twice while it searched, or are recorded wrongly
+    except KeyError as error:  # rows were deleted twice during the search, or are recorded wrongly
         raise RuntimeError(f"{error.args[0]}; if that happens again, {EMBED_AGAIN}") from error
+    _render(args, index, query, prefilter, hits)
+
+
+def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilter: Prefilter | None,
+            hits: Sequence[Hit]) -> None:
+    """Hits to the terminal, and to files where these are given."""
+    from .search.gallery import contact_sheet
+    from .search.gallery.thumbnails import thumbnail
+    from .utils.images import read_image
+
     notes = contact_sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        asked = contact_sheet.asked_for(query, Path(args.picture or "").name, prefilter, index.clothing_groups)
-        _write(args.html, contact_sheet.html_text(hits, asked, picture=picture, notes=notes))
-    _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+        conditions = contact_sheet.conditions_of(query, Path(args.picture or "").name, prefilter, index.clothing_groups)
+        _write(args.html, contact_sheet.html_text(hits, conditions, picture=picture, notes=notes))
+    _print_table([_row(place, hit) for place, hit in enumerate(hits, start=1)])
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
-def _opened(args: argparse.Namespace) -> GalleryIndex:
+def _open_index(args: argparse.Namespace) -> GalleryIndex:
     """The index, searched by the engine of the options."""
     from .search.gallery import GalleryIndex
     from .search.gallery.engines import FORMS, Faiss, Milvus
@@ -232,8 +241,8 @@ def _opened(args: argparse.Namespace) -> GalleryIndex:
     return GalleryIndex.open(args.index, images=args.images, engine=engine)
 
 
-def query_of(args: argparse.Namespace, index) -> Query:
-    """What the options of a search ask for."""
+def _query(args: argparse.Namespace, index: GalleryIndex) -> Query:
+    """The query of the options; embeds the picture, if there is one."""
     from .search.gallery import Query
 
     if not (args.words or args.picture):
@@ -254,18 +263,18 @@ def _serve(args: argparse.Namespace) -> None:
     from .search.web import serving
 
     serving.check_packages()
-    place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
-    index = _opened(args)
-    login = place.login()
+    config = serving.ServerConfig(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = _open_index(args)
+    login = config.login()
     encoder = encoder_of(args.run, args.model) if args.run or args.model else None
-    serving.serve(index, encoder, place, login, args.open, args.verbose)
+    serving.serve(index, encoder, config, login, args.open, args.verbose)
 
 
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .search.gallery import contact_sheet
-    from .search.gallery.folder import told, walk
+    from .search.gallery.folder import counts_text, walk
     from .utils.images import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
@@ -279,7 +288,7 @@ def _recognise(args: argparse.Namespace) -> None:
         given / each.path for each in walk(given, _skip, passed_over=passed_over)])]
     if not paths:
         raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}; passed over: "
-                         f"{_plain(told(passed_over)) or 'nothing'}")
+                         f"{_plain(counts_text(passed_over)) or 'nothing'}")
     rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
@@ -291,10 +300,11 @@ def _recognise(args: argparse.Namespace) -> None:
                 refused.add(path)
                 _skip(path, error.reason)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: contact_sheet.said(own) for name, own in answers.items()}})
+            rows.append({"picture": str(path),
+                         **{name: contact_sheet.answer_text(answer) for name, answer in answers.items()}})
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(rows))
-    _show([{"picture": row.pop("picture"), "recognised": _told(row)} for row in map(dict, rows)])
+    _print_table([{"picture": row.pop("picture"), "recognised": _answers_text(row)} for row in map(dict, rows)])
     if refused & named:  # one in a folder is no failure
         raise SystemExit(1)
 
@@ -313,17 +323,20 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
 
     return {**contact_sheet.line_of(place, hit),
             **({} if hit.same_person is None else {"same person": contact_sheet.likely(hit.same_person)}),
-            "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
+            "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.abstained)}
 
 
-def _told(answers: dict[str, str]) -> str:
-    """Answers by column, those that are withheld at the end."""
-    withheld = [name for name, said in answers.items() if said == WITHHELD]
-    return "; ".join(filter(None, [_listed(f"{name} {said}" for name, said in answers.items() if said != WITHHELD),
-                                   withheld and f"{WITHHELD}: {_listed(withheld)}"]))
+def _answers_text(answers: dict[str, str]) -> str:
+    """Answers by column, with the columns that the model abstains from at the end."""
+    from .search.portable.vocabulary import WITHHELD
+
+    abstained = [name for name, answer in answers.items() if answer == WITHHELD]
+    return "; ".join(filter(None, [
+        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != WITHHELD),
+        abstained and f"{WITHHELD}: {_listed(abstained)}"]))
 
 
-def _show(rows: Sequence[dict[str, str]]) -> None:
+def _print_table(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from ...utils.images import Limits, Unreadable, read_image
 from ..gallery import GalleryIndex, Hit, Query, contact_sheet
 from ..gallery.thumbnails import thumbnail
-from .limiter import Turns
+from .limiter import ConcurrencyLimiter
 from .login import LASTS, Login
-from .search_state import Asked, Groups, exact
+from .search_state import Groups, SearchState, exact
 from .security import Guard, with_query
 from .uploads import LIMITS, Uploads
 
@@ -70,8 +70,10 @@ class _Pages:
                  secure: bool) -> None:
         self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
-        self.sending = Turns(DECODING, SENDING, f"{SENDING} pictures are being sent already; try again in a moment")
-        self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
+        self.sending = ConcurrencyLimiter(DECODING, SENDING,
+                                          f"{SENDING} pictures are being sent already; try again in a moment")
+        self.searching = ConcurrencyLimiter(SEARCHING, ASKING,
+                                            f"{ASKING} searches are waiting already; try again in a moment")
         self.templates = contact_sheet.templates(Path(__file__).parent)
         self.templates.globals["exact"] = exact
 
@@ -94,8 +96,8 @@ class _Pages:
 
     async def _in_turn(self, work: Callable[[Request], Response], request: Request) -> Response:
         self._check_count(request)
-        with self.asking.place():
-            return await self.asking.run(work, request)
+        with self.searching.slot():
+            return await self.searching.run(work, request)
 
     def _check_count(self, request: Request) -> None:
         """Refuse more names than the form and its links have, before a page with a link for each is written."""
@@ -107,55 +109,55 @@ class _Pages:
 
     def _search(self, request: Request) -> Response:
         given = request.query_params.multi_items()
-        asked, hits, error = Asked(), [], ""
+        state, hits, error = SearchState(), [], ""
         try:
-            asked = Asked.read(given)
+            state = SearchState.read(given)
             if any(not value.strip() for _, value in given):
-                return RedirectResponse(asked.address(), 303)  # what a form leaves empty does not stay in the address
-            hits = [] if asked.says_nothing else self._found(asked)[1]
+                return RedirectResponse(state.address(), 303)  # what a form leaves empty does not stay in the address
+            hits = [] if state.says_nothing else self._found(state)[1]
         except ValueError as refused:
             error = str(refused)
-        return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
-                          **self._context(asked, hits, error))
+        return self._page("page.html.j2", 400 if error else 200, state=state, hits=hits, error=error,
+                          **self._context(state, hits, error))
 
     def _csv(self, request: Request) -> Response:
-        *_, hits = self._asked(request)
+        *_, hits = self._state(request)
         text = contact_sheet.csv_text(contact_sheet.rows_of(hits, self.index.images))
         return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
 
     def _sheet(self, request: Request) -> Response:
-        asked, query, hits = self._asked(request)
-        told = contact_sheet.asked_for(query, self._name(asked), asked.prefilter, self.index.clothing_groups)
+        state, query, hits = self._state(request)
+        conditions = contact_sheet.conditions_of(query, self._name(state), state.prefilter, self.index.clothing_groups)
         notes = contact_sheet.notes_of(hits, self.index.prior)
-        text = contact_sheet.html_text(hits, told, self.index.images, self._jpeg(asked), notes)
+        text = contact_sheet.html_text(hits, conditions, self.index.images, self._jpeg(state), notes)
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
-    def _asked(self, request: Request) -> tuple[Asked, Query, list[Hit]]:
+    def _state(self, request: Request) -> tuple[SearchState, Query, list[Hit]]:
         try:
-            asked = Asked.read(request.query_params.multi_items())
-            if asked.says_nothing:
+            state = SearchState.read(request.query_params.multi_items())
+            if state.says_nothing:
                 raise ValueError("address: says nobody to search for; download from a page with results")
-            return asked, *self._found(asked)
+            return state, *self._found(state)
         except ValueError as refused:
             raise HTTPException(400, str(refused)) from refused
 
-    def _found(self, asked: Asked) -> tuple[Query, list[Hit]]:
+    def _found(self, state: SearchState) -> tuple[Query, list[Hit]]:
         try:
-            query = asked.query(self._embedding(asked))
-            return query, self.index.search(query, asked.top, asked.prefilter)
+            query = state.query(self._embedding(state))
+            return query, self.index.search(query, state.top, state.prefilter)
         except (LookupError, FileNotFoundError) as changed:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed
 
-    def _embedding(self, asked: Asked):
+    def _embedding(self, state: SearchState):
         """That of the picture that is searched for, if one is."""
-        if asked.picture:
-            return self._uploads().get(asked.picture).embedding
-        if asked.like is None:
+        if state.picture:
+            return self._uploads().get(state.picture).embedding
+        if state.like is None:
             return None
         try:
-            return self.index.embedding(asked.like)
+            return self.index.embedding(state.like)
         except LookupError as gone:
-            raise ValueError(f"address: 'like={asked.like}' is no picture of this gallery, or none any more; choose "
+            raise ValueError(f"address: 'like={state.like}' is no picture of this gallery, or none any more; choose "
                              "another one") from gone
 
     def _uploads(self) -> Uploads:
@@ -164,14 +166,14 @@ class _Pages:
                              "--model, or choose a picture of the gallery")
         return self.uploads
 
-    def _name(self, asked: Asked) -> str:
-        return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
+    def _name(self, state: SearchState) -> str:
+        return "the picture" if state.like is None else self._names([state.like]).get(state.like, "the picture")
 
-    def _address(self, asked: Asked) -> str:
+    def _address(self, state: SearchState) -> str:
         """That of the picture that is searched for, "" where none is or it is gone."""
-        if asked.picture:
-            return f"/picture/{asked.picture}" if self.uploads is not None and asked.picture in self.uploads else ""
-        return f"/crop/{asked.like}" if asked.like is not None and self._names([asked.like]) else ""
+        if state.picture:
+            return f"/picture/{state.picture}" if self.uploads is not None and state.picture in self.uploads else ""
+        return f"/crop/{state.like}" if state.like is not None and self._names([state.like]) else ""
 
     def _names(self, rows: Sequence[int]) -> dict[int, str]:
         """Names of pictures, without those that are gone."""
@@ -181,37 +183,37 @@ class _Pages:
                 names[row] = self.index.path(row).name
         return names
 
-    def _jpeg(self, asked: Asked) -> bytes | None:
-        if asked.picture:
-            return self._uploads().get(asked.picture).jpeg
-        if asked.like is None:
+    def _jpeg(self, state: SearchState) -> bytes | None:
+        if state.picture:
+            return self._uploads().get(state.picture).jpeg
+        if state.like is None:
             return None
         try:
-            return thumbnail(read_image(self.index.path(asked.like)))
+            return thumbnail(read_image(self.index.path(state.like)))
         except (Unreadable, LookupError):
             return None
 
-    def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
+    def _context(self, state: SearchState, hits: list[Hit], error: str) -> dict:
         """What the page shows beside the hits."""
         vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if asked.has_picture else {group_of.get(name) for name in asked.words}
-        gone = asked.left_out(self.groups)
+        compared = groups if state.has_picture else {group_of.get(name) for name in state.words}
+        gone = state.left_out(self.groups)
         counted = [group for group in groups if group in compared and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
                 "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
-                "gone": gone, "wanted": self._address(asked), "uploads": self.uploads is not None,
-                "wanted_name": self._name(asked), "counted": counted, "unknown": asked.unknown(self.groups),
+                "gone": gone, "wanted": self._address(state), "uploads": self.uploads is not None,
+                "wanted_name": self._name(state), "counted": counted, "unknown": state.unknown(self.groups),
                 "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
-                "login": self.login is not None, "tops": sorted({*TOPS, asked.top}), "group_of": group_of,
+                "login": self.login is not None, "tops": sorted({*TOPS, state.top}), "group_of": group_of,
                 "said_groups": [group for group in groups
-                                if group in compared or group in asked.out or group in asked.weights],
+                                if group in compared or group in state.out or group in state.weights],
                 "paths": [contact_sheet.shown_path(hit, self.index.images) for hit in hits],
                 "notes": contact_sheet.notes_of(hits, self.index.prior),
-                "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
+                "sample": self._names(self.index.sample(state.top)) if state.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
         return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
@@ -238,7 +240,7 @@ class _Pages:
         if self.uploads is None:
             raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
                                 "--run or --model")
-        with self.sending.place():
+        with self.sending.slot():
             data = await _body(request, self.uploads.limits.max_bytes)
             try:
                 token = await self.sending.run(self.uploads.add, data)
