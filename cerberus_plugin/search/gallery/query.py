@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...attributes.marginals import check_threshold, is_reliable
 from ..portable.encoder import clothing_groups
 from ..portable.vocabulary import Answer
 from .store import Store
@@ -102,15 +103,14 @@ class Hit:
 class Prefilter:
     """Leave out rows that reliably contradict the query before anything is compared, as APR's acceleration does.
 
-    Reliable is a recognised attribute whose probability exceeds the threshold; that of a picture that is searched for
-    too. Words of a description are always reliable.
+    Attributes of a row, and of a picture that is searched for, are reliable above the threshold, see `is_reliable`.
+    Words of a description are always reliable.
     """
 
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"filter: the threshold is {self.threshold}, expected a probability between 0 and 1")
+        check_threshold(self.threshold)
 
 
 class Shape(NamedTuple):
@@ -215,7 +215,7 @@ class CompiledQuery:
         kept = np.ones(len(store), dtype=bool)
         for column, allowed in self.constraints.items():
             codes, probabilities = store.answers(column)
-            kept &= np.isin(codes, store.codes(allowed)) | (probabilities <= self.reliable)
+            kept &= np.isin(codes, store.codes(allowed)) | ~is_reliable(probabilities, self.reliable)
         return store.ids[kept]
 
     def score(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -399,6 +399,6 @@ def _constraints(query: Query, compiled: CompiledQuery, vocabulary: Vocabulary,
                 if weight > 0 and not replaced}
     group_of = {column.name: column.group for column in vocabulary.columns}
     for column, own in vocabulary.recognise(query.embedding[None])[0].items():
-        if group_of[column] in compared and own.probability > threshold:
+        if group_of[column] in compared and is_reliable(own.probability, threshold):
             values[column] = (own.value,)
     return values
