@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-METRICS = ("cosine", "euclidean")
+from ...portable.verification import METRICS
 
 
 class Engine(Protocol):
