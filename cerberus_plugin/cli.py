@@ -1,13 +1,13 @@
 """The `cerberus` command: use a trained model; the first word chooses the job.
 
-    cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
-    cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
-    cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
-    cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
-    cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
-    cerberus export --run RUN --images crops                  write model.onnx, which works without torch
+    cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
+    cerberus search gallery gender=female "upper colour=red"  find people by attributes
+    cerberus search gallery --picture 0001.jpg --run RUN      find people who look like a picture
+    cerberus serve gallery --run RUN                          search in a browser
+    cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
+    cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
 
-`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere else.
+`cerberus WORD --help` describes each. Except for export, --model model.onnx can be given in place of --run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Modules that import numpy are imported by the jobs that need them: `cerberus --help` shall be quick.
+# Modules that import numpy are imported inside the jobs, so that `cerberus --help` starts quickly.
 import cerberus_plugin
 
 from .utils.files import replace_unprintable, write_whole
@@ -69,88 +69,90 @@ def _message(error: Exception) -> str:
 
 
 def _add_jobs(jobs) -> None:
-    index = jobs.add_parser("index", help="embed a folder of pictures, or bring its index up to date",
-                            description="Embeds the pictures of a folder and those below. Killed, it goes on where it "
-                            "was; started again later, it reads what is new or has changed, forgets what is "
-                            "gone, and makes anew what of the index was damaged. What cannot be read stands in "
-                            "OUT/unreadable.tsv with the reason.")
+    index = jobs.add_parser("index", help="embed a folder of pictures, or update its index",
+                            description="Embeds the pictures of a folder and its subfolders. After an interruption it "
+                            "continues; run again later, it embeds new and changed pictures, removes deleted ones, "
+                            "and repairs damaged files of the index. OUT/unreadable.tsv lists pictures that cannot be "
+                            "read, with the reason.")
     index.set_defaults(job=_index)
     _add_model(index, required=True)
     index.add_argument("--images", required=True, help="folder of crops, one person each")
     index.add_argument("--out", required=True, help="folder of the index")
     index.add_argument("--dtype", choices=("float16", "float32"), help="of stored embeddings (default: that of the "
-                       "index; a new one has float16, and float32 for models that are compared by distance)")
-    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names of "
-                       "another form than Market-1501's and DukeMTMC's, which \"\" stands for (default: that of the "
+                       "index; for a new one float16, or float32 for models that are compared by distance)")
+    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names in "
+                       "another form than Market-1501's and DukeMTMC's; \"\" is for these two (default: that of the "
                        "index)")
-    index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="take in the pictures of folders "
-                       "that are linked to (default: as the index has done; a new one does not)")
+    index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="include the pictures of linked "
+                       "folders (default: as before; off for a new index)")
 
     search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
-                             description="Words alone need no model. With a picture, groups that words describe are "
-                             "taken from them: --picture 0001.jpg backpack=no is this person without the backpack.")
+                             description="A search by words needs no model. With a picture, words replace the "
+                             "groups that they describe: --picture 0001.jpg backpack=no finds this person without the "
+                             "backpack.")
     search.set_defaults(job=_search)
     _add_index(search)
-    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female, as many or as few "
-                        "as are known; quote names with a space")
-    search.add_argument("--picture", help="of the person looked for; needs the model of the index")
+    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female; any number; quote "
+                        "names with a space")
+    search.add_argument("--picture", help="of the wanted person; needs the model of the index")
     _add_model(search)
-    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
-    search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that "
-                        "last when clothes change: those that the run has chosen, else those of its schema")
+    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that are not compared")
+    search.add_argument("--may-have-changed-clothes", action="store_true", help="compare only groups that "
+                        "last when clothes change: those chosen for the run, else those of its schema")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
-                        help="how much a group counts, 1 if not said; may be given several times")
-    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
-                        "which the run was calibrated for: so large a share of all other people's would match, too")
-    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="that a picture of the gallery shows this "
-                        "person, before looking; \"same person\" is told by it (default: one in as many as there are)")
-    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
-                        "attributes of more than this probability contradict the query")
-    search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
-    search.add_argument("--csv", help="write them to this file as well")
-    search.add_argument("--html", help="write them to this page as well, with the pictures in it")
+                        help="weight of a group (default: 1); may be given several times")
+    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="show only pictures above the score "
+                        "that this share of the pictures of other people exceeds; one of the rates of the calibration")
+    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="prior probability that a picture shows "
+                        "this person, for \"same person\" (default: 1 / (N + 1) for N pictures)")
+    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures with an attribute "
+                        "that contradicts the query and was recognised with more than this probability")
+    search.add_argument("--top", type=int, default=10, help="number of pictures (default: %(default)s)")
+    search.add_argument("--csv", help="also write the results to this file")
+    search.add_argument("--html", help="also write the results to this page, with the pictures in it")
 
-    serve = jobs.add_parser("serve", help="a page to search in, by looking and clicking",
-                            description="Serves a page to search a gallery by pictures, attributes, or both. "
-                            "Only this machine can reach it unless --host says otherwise. What is sent stays in "
-                            "memory. Without a model, attributes and pictures of the gallery can be searched for.")
+    serve = jobs.add_parser("serve", help="search in a browser",
+                            description="Serves a web page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host is given. Uploaded pictures are kept in "
+                            "memory only. Without a model, one can search by attributes and by pictures of the "
+                            "gallery.")
     serve.set_defaults(job=_serve)
     _add_index(serve)
     _add_model(serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
-                       "(default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 takes a free one")
-    serve.add_argument("--user", default="", metavar="NAME", help="who may log in; the password is asked for, or "
-                       "comes from CERBERUS_PASSWORD in the environment")
-    serve.add_argument("--without-login", action="store_true", help="other machines may see all pictures")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all addresses of this "
+                       "machine (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 for a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="user who may log in; the password is read from the "
+                       "terminal, or from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="let other machines see all pictures")
     serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
     serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
 
-    recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
+    recognise = jobs.add_parser("recognise", help="print the attributes of pictures, with probabilities")
     recognise.set_defaults(job=_recognise)
     _add_model(recognise, required=True)
     recognise.add_argument("pictures", nargs="+", help="files, or folders of them")
-    recognise.add_argument("--csv", help="write them to this file as well")
+    recognise.add_argument("--csv", help="also write them to this file")
 
-    export = jobs.add_parser("export", help="the model as one ONNX file",
-                             description="Writes a model that onnxruntime runs, with its attributes and calibration. "
-                             "The file is kept only if it computes what the run does on these pictures.")
+    export = jobs.add_parser("export", help="write the model as one ONNX file",
+                             description="Writes a model for onnxruntime, with its attributes and calibration. The "
+                             "file is kept only if it gives the embeddings of the run on the given pictures.")
     export.set_defaults(job=_export)
     export.add_argument("--run", required=True, help="folder of a training run")
-    export.add_argument("--images", required=True, help="folder of pictures, of the kind it is for, to check it on")
+    export.add_argument("--images", required=True, help="folder of typical pictures, to check it on")
     export.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
-    export.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
-    export.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
+    export.add_argument("--weights", help="checkpoint (default: the last of the run, or else the best)")
+    export.add_argument("--pictures", type=int, default=256, help="largest number of them (default: %(default)s)")
 
 
 def _add_index(job: argparse.ArgumentParser) -> None:
     job.add_argument("index", help="folder that `cerberus index` has made")
-    job.add_argument("--images", help="folder of its pictures, where that has moved")
-    job.add_argument("--engine", default="exact", metavar="FORM", help="exact, float16, int8 or pq, by FAISS in "
-                     "memory, each smaller than the one before; or Milvus, in a file NAME.db or at http://host:19530 "
-                     "with its token in MILVUS_TOKEN (default: %(default)s)")
+    job.add_argument("--images", help="folder of its pictures, where it has moved")
+    job.add_argument("--engine", default="exact", metavar="ENGINE", help="exact, float16, int8 or pq: FAISS in memory, "
+                     "each smaller than the one before; or Milvus: a file NAME.db, or http://host:19530 with the token "
+                     "in MILVUS_TOKEN (default: %(default)s)")
 
 
 def _add_model(job: argparse.ArgumentParser, required: bool = False) -> None:

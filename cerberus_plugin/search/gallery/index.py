@@ -1,4 +1,4 @@
-"""A gallery that is embedded once and searched often.
+"""An index of a gallery: its pictures are embedded once and searched often.
 
 An index is a folder:
 
@@ -9,7 +9,7 @@ An index is a folder:
   (n, E + V) for a model that reads these by probability, and (word, probability) of each column; answers that were
   recognised again have a number behind their name;
 * unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
-* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
+* engines/: compressed forms of a search engine; can be deleted, they are built again;
 * lock: held by the process that writes.
 """
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from ..portable.vocabulary import Answer, Vocabulary
 
 UNREADABLE = "unreadable.tsv"
-BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # what a kill at the very beginning leaves, and a temporary RECORD
+BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process killed before RECORD was written
 DTYPES = ("float16", "float32")
-LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
+LOOK_AGAIN = 8  # candidates per hit from an engine that is not exact; they are scored again by the stored rows
 
 
 class Summary(NamedTuple):
-    """What an update has done, in pictures; `rows` is what the index holds now."""
+    """Numbers of pictures in an update; `rows` is the size of the index after it."""
 
     new: int
     changed: int
@@ -62,19 +62,19 @@ class Summary(NamedTuple):
 class GalleryIndex:
     """An index folder, ready to search; `build` or `open` gives one.
 
-    Many processes may search while one writes; a second writer is refused. Each search first takes in what was written
-    since the one before: rows, and what the model knows. Where rows go while it runs, it begins once more, and only if
-    that happens again does it end with a KeyError or Damaged. Threads may share an object, also while one of
-    them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
-    it the rows that it lacks and takes those of the others.
+    Many processes may search while one writes; a second writer is refused. Each search first reads what was written
+    since the last one: rows, attributes and calibration of the model. If rows are deleted during a search, it starts
+    again once, and raises KeyError or Damaged if that happens a second time. Threads may share an object, also while
+    one of them updates or compacts it. Processes may share an engine, and so may copies of the index one after the
+    other: `use` adds the rows that it lacks and removes others.
 
-    Whatever is read is compared with checksums, so that a file which is missing, cut short or altered ends a search
-    with `Damaged`, which names it. `build` and `update` read all files and make anew what is lost.
+    All data that is read is compared with checksums: a search raises `Damaged`, with the name of the file, where one is
+    missing, cut short or altered. `build` and `update` read all files and embed lost pictures again.
 
     Attributes:
-        summary: what the last `build` or `update` of this object has done.
-        lost: what it found damaged and has made anew; `Summary` does not count these pictures.
-        passed_over: what it did not look at, counted by kind, see `walk`.
+        summary: of the last `build` or `update` of this object.
+        lost: files that it found damaged and has written again; `Summary` does not count their pictures.
+        passed_over: files and folders that it skipped, counted by kind, see `walk`.
 
     >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
     >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
@@ -126,12 +126,12 @@ class GalleryIndex:
     def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
               pattern: str | None = None, follow_links: bool | None = None, pace: Pace | None = None,
               read: Callable[[Path], Image] | None = None) -> GalleryIndex:
-        """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
+        """Index the pictures of a folder and its subfolders, or continue an existing or interrupted index.
 
         Args:
-            encoder: what embeds pictures, see `portable.encoder`.
-            dtype: what embeddings are kept as; "float16" takes half the space. If None, that of the index, and for a
-                new one float16, or float32 for a model whose embeddings have no unit length.
+            encoder: embeds the pictures, see `portable.encoder`.
+            dtype: of stored embeddings; "float16" takes half the space. If None, that of the index, and for a new one
+                float16, or float32 for a model whose embeddings have no unit length.
             pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
                 index, and "" for a new one.
             follow_links: whether links to folders are followed. If None, as the index has done, and False for a new
@@ -200,22 +200,22 @@ class GalleryIndex:
 
     @property
     def prior(self) -> float:
-        """The probability, before looking, that a picture shows somebody: any of them is as likely as none."""
+        """The prior probability that a picture shows the person: 1 / (N + 1), each of N pictures or none of them."""
         return 1 / (len(self) + 1)
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
-        """Groups that count where somebody may have changed clothes; () for a model of one block."""
+        """Groups that are compared where clothes may have been changed; () for a model of one block."""
         return tuple(self._record.lasting_groups)
 
     @property
     def clothing_groups(self) -> list[str]:
-        """Groups that do not count then."""
+        """The other groups."""
         return clothing_groups(self.shape.groups, self.lasting_groups)
 
     @property
     def verification(self) -> Verification | None:
-        """How the score of two pictures tells whether they show one person; None where that is not calibrated."""
+        """The calibration of scores to probabilities of the same person; None where the run is not calibrated."""
         known = self._record.verification
         return Verification.from_dict(known) if known else None
 
@@ -241,7 +241,7 @@ class GalleryIndex:
 
     def update(self, encoder: Encoder, *, pace: Pace | None = None,
                read: Callable[[Path], Image] | None = None) -> Summary:
-        """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
+        """Embed new and changed pictures and remove deleted ones."""
         self.check(encoder)
         with files.only_writer(self.folder):
             return self._update(encoder, pace, read)
@@ -292,7 +292,7 @@ class GalleryIndex:
             self._vocabulary, self._given = encoder.vocabulary, False
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
-        """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
+        """Join small parts and remove the rows of deleted pictures; useful after many updates."""
         with files.only_writer(self.folder):
             self._reload()
             self.store.compact(part_rows)
@@ -316,7 +316,7 @@ class GalleryIndex:
         return engine
 
     def _reload(self) -> None:
-        """Take notice of what was written; the engine too."""
+        """Read what was written, and update the engine."""
         with self._lock:
             self._read(self._engine)
 
@@ -330,7 +330,7 @@ class GalleryIndex:
         self._behind = False
 
     def _read_record(self) -> None:
-        """What the model knows may be more than it was."""
+        """Attributes and calibration of the model may have changed."""
         now = record.state(self.folder)
         if now == self._state:
             return
@@ -346,7 +346,7 @@ class GalleryIndex:
             self._reload()
 
     def _catch_up(self) -> Engine:
-        """The engine, with what another process has written meanwhile."""
+        """The engine, after reading what other processes have written."""
         self._catch_up_rows()
         return self.faiss() if self._engine is None else self._engine
 
@@ -371,15 +371,15 @@ class GalleryIndex:
         return recall(engine, exact, queries, k, own=ids)
 
     def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
-        """The pictures that fit best, best first; fewer than `top` where the index or the filter leaves fewer."""
+        """The best matches, best first; fewer than `top` where the index or the filter leaves fewer."""
         return self.search_many([query], top, prefilter)[0]
 
     def search_many(self, queries: Sequence[Query], top: int = 10,
                     prefilter: Prefilter | None = None) -> list[list[Hit]]:
         """`search` for many queries, in one pass over the gallery where there is no filter.
 
-        Hits have their scores from the stored embeddings: a compressed engine decides only what is looked at. Threads
-        that share an index wait for each other.
+        Scores are computed from the stored embeddings; a compressed engine only chooses the candidates. Threads that
+        share an index wait for each other.
         """
         with self._lock:
             try:
@@ -406,7 +406,7 @@ class GalleryIndex:
                      for each, vector in zip(compiled, vectors)]
         return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
 
-    # Rows, by the id that hits carry. What is asked of the store alone does not wait for a search.
+    # Rows, by the id of a hit. Calls that need the store only do not wait for a search.
 
     def path(self, row: int) -> Path:
         """Where a picture of the gallery lies."""
@@ -417,7 +417,7 @@ class GalleryIndex:
         return self.images / found
 
     def embedding(self, row: int) -> np.ndarray:
-        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
+        """The embedding of a picture of the gallery, float32 (E,): to search for similar ones without the model."""
         self.path(row)
         with self._lock:
             self._catch_up_rows()
@@ -435,5 +435,5 @@ class GalleryIndex:
                 for (i, score, similarities), row in zip(best, rows)]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
-        """What was recognised, as far as it may be told."""
+        """The recognised attributes, with abstentions."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}

@@ -1,4 +1,4 @@
-"""The page and what belongs to it: crops, pictures that are sent, and what was found as files."""
+"""The search page with its crops, uploads and downloads, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-SENDING, DECODING = 16, 4  # pictures at a time
-ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
-PATIENCE = 60  # seconds that what is sent may take to come
+SENDING, DECODING = 16, 4  # uploads at a time, and threads that decode them
+ASKING, SEARCHING = 32, 4  # searches at a time, running or waiting, and threads that run them
+PATIENCE = 60  # seconds for a request body to arrive
 FORM_BYTES = 4096  # of a login
-KEPT = 600  # seconds that browsers keep these files, which hold nothing of a gallery
-OTHER_NAMES = 16  # in an address, beside attributes and groups
+KEPT = 600  # seconds that browsers cache the static files
+OTHER_NAMES = 16  # parameters of an address beside attributes and groups
 TOPS = (12, 24, 48, 96, 200)
 
 
@@ -44,11 +44,11 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
     """The page of a gallery as an ASGI application.
 
     Args:
-        encoder: that of the index; without it no picture can be sent, all else works.
-        login: None lets everybody in who reaches the page.
-        limits: of pictures that are sent, `uploads.LIMITS` if None.
+        encoder: that of the index; without it no picture can be uploaded, all else works.
+        login: None lets in everybody who can reach the page.
+        limits: of uploaded pictures, `uploads.LIMITS` if None.
         hosts: names of this machine, see `Guard`.
-        secure: whether it is served by https, so that cookies go no other way.
+        secure: whether it is served by https, so that cookies are sent by https only.
     """
     pages = _Pages(index, encoder, login, limits or LIMITS, secure)
     routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
@@ -63,8 +63,8 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
 
 
 class _Pages:
-    """The endpoints. Those that are no coroutines run in the threads of all; searches and pictures that are sent have
-    a few of their own and wait for these, so that nobody is held up who does neither."""
+    """The endpoints. Functions that are not coroutines run in Starlette's threads. Searches and uploads have a few
+    threads of their own, so that they do not hold up other requests."""
 
     def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
                  secure: bool) -> None:
@@ -100,7 +100,7 @@ class _Pages:
             return await self.searching.run(work, request)
 
     def _check_count(self, request: Request) -> None:
-        """Refuse more names than the form and its links have, before a page with a link for each is written."""
+        """Refuse more parameters than the form has, before a page with a link for each of them is written."""
         columns = self.index.vocabulary.columns if self.index.vocabulary else ()
         most = len(columns) + 2 * len(self.groups.all) + OTHER_NAMES
         given = len(request.query_params.multi_items())
@@ -149,7 +149,7 @@ class _Pages:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed
 
     def _embedding(self, state: SearchState):
-        """That of the picture that is searched for, if one is."""
+        """The embedding of the query's picture, if there is one."""
         if state.picture:
             return self._uploads().get(state.picture).embedding
         if state.like is None:
@@ -170,13 +170,13 @@ class _Pages:
         return "the picture" if state.like is None else self._names([state.like]).get(state.like, "the picture")
 
     def _address(self, state: SearchState) -> str:
-        """That of the picture that is searched for, "" where none is or it is gone."""
+        """The address of the query's picture, "" where there is none or it was deleted."""
         if state.picture:
             return f"/picture/{state.picture}" if self.uploads is not None and state.picture in self.uploads else ""
         return f"/crop/{state.like}" if state.like is not None and self._names([state.like]) else ""
 
     def _names(self, rows: Sequence[int]) -> dict[int, str]:
-        """Names of pictures, without those that are gone."""
+        """File names of pictures, without deleted ones."""
         names = {}
         for row in rows:
             with contextlib.suppress(LookupError):
@@ -194,7 +194,7 @@ class _Pages:
             return None
 
     def _context(self, state: SearchState, hits: list[Hit], error: str) -> dict:
-        """What the page shows beside the hits."""
+        """Template variables beside the hits."""
         vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
@@ -236,7 +236,7 @@ class _Pages:
             return PlainTextResponse(str(error), 404)
 
     async def take(self, request: Request) -> Response:
-        """A picture as it is sent, the bytes of its file and no name."""
+        """Take an uploaded picture: the bytes of its file, without a name."""
         if self.uploads is None:
             raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
                                 "--run or --model")
@@ -280,7 +280,7 @@ class _Pages:
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that gives a file from beside this one, read once: no request names what is read."""
+    """An endpoint for a file in the folder of this module, read once: no request names a path."""
     content = (Path(__file__).parent / name).read_bytes()
 
     async def answer(request: Request) -> Response:
@@ -290,8 +290,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """What is sent, counted while it comes; too much of it is not read to its end, and what is too slow not waited for.
-    """
+    """The body of a request; ends with status 413 as soon as it is too long, and with 408 if it takes too long."""
     too_much = HTTPException(413, f"what is sent has more than {most / 2**20:.2g} MiB; send less")
     if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
         raise too_much

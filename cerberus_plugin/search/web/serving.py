@@ -1,4 +1,4 @@
-"""`cerberus serve`: where the page can be reached, by whom, and until when."""
+"""The web server of `cerberus serve`: its configuration, its socket, and its life."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ServerConfig:
 
     @cached_property
     def addresses(self) -> list[tuple]:
-        """What the host stands for, asked once: what is listened on is what was judged."""
+        """Addresses of the host, resolved once, so that the one that was checked is the one that is listened on."""
         try:
             return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
@@ -72,7 +72,7 @@ class ServerConfig:
 
     @property
     def names(self) -> set[str]:
-        """What the page may be called, see `Guard`."""
+        """Host names of the page, see `Guard`."""
         return {self.host, socket.gethostname(), socket.getfqdn()}
 
     def login(self) -> Login | None:
@@ -88,7 +88,7 @@ class ServerConfig:
                           "program may have it: give another --port") from error
 
     def address(self, port: int) -> str:
-        """What to open in a browser."""
+        """The address to open in a browser."""
         host = self.host
         if host in ("0.0.0.0", "::", ""):
             host = socket.gethostname()
