@@ -1,13 +1,13 @@
-"""The `cerberus` command: a trained model at work, one word a job.
+"""The `cerberus` command: use a trained model; the first word chooses the job.
 
-    cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or bring its index up to date
-    cerberus search gallery gender=female "upper colour=red"  find people by what is known of them
-    cerberus search gallery --picture 0001.jpg --run RUN      find somebody who looks like a picture
-    cerberus serve gallery --run RUN                          the same in a browser, by looking and clicking
-    cerberus recognise --run RUN 0001.jpg                     say what somebody wears and carries
-    cerberus export --run RUN --images crops                  write model.onnx, which works without torch
+    cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
+    cerberus search gallery gender=female "upper colour=red"  find people by attributes
+    cerberus search gallery --picture 0001.jpg --run RUN      find people who look like a picture
+    cerberus serve gallery --run RUN                          search in a browser
+    cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
+    cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
 
-`cerberus WORD --help` tells more of each. --model model.onnx takes the place of --run everywhere else.
+`cerberus WORD --help` describes each. Except for export, --model model.onnx can be given in place of --run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Modules that import numpy are imported inside the jobs, so that `cerberus --help` starts quickly.
 import cerberus_plugin
 
-from .search.portable.encoder import LASTING_GROUPS, passing_groups
-from .search.portable.vocabulary import WITHHELD
 from .utils.files import replace_unprintable, write_whole
 
 if TYPE_CHECKING:
-    from .search.gallery import GalleryIndex, Hit, Query
+    from .search.gallery import GalleryIndex, Hit, Prefilter, Query
     from .search.portable import Encoder, Vocabulary
 
 BATCH = 64
@@ -41,116 +40,119 @@ REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another on
 
 def main(arguments: Sequence[str] | None = None) -> None:
     replace_unprintable()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    values, rest = parser().parse_known_args(given)  # argparse takes no words of a search behind its options
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(values, "words")]
-    if unknown:
-        parser().error(f"{' '.join(unknown)}: not known; cerberus {given[0]} --help")
-    values.words = [*getattr(values, "words", []), *rest]
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        values.job(values)
+        args.job(args)
     except KeyboardInterrupt:
         raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
     except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
         raise SystemExit(f"cerberus: {_message(error)}") from error
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a job, with the function that does it as `job`; exits with a message where they are wrong."""
+    top = argparse.ArgumentParser(prog="cerberus", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = top.add_subparsers(required=True, metavar="WORD")
+    _add_jobs(jobs)
+    if arguments and arguments[0] in jobs.choices:  # which takes the words of a search before and after its options
+        return jobs.choices[arguments[0]].parse_intermixed_args(arguments[1:])
+    return top.parse_args(arguments)
+
+
 def _message(error: Exception) -> str:
-    """What an error says; of the system's own, the file, the reason, and what to do."""
+    """The text of an error; for one of the operating system the file, the reason, and a remedy."""
     if not (isinstance(error, OSError) and error.filename and error.strerror):
         return str(error)
     remedy = REMEDIES.get(error.errno)
     return f"{_plain(os.fsdecode(error.filename))}: {error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="cerberus", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = top.add_subparsers(required=True, metavar="WORD")
-
-    index = jobs.add_parser("index", help="embed a folder of pictures, or bring its index up to date",
-                            description="Embeds the pictures of a folder and those below. Killed, it goes on where it "
-                            "was; started again later, it reads what is new or has changed, forgets what is "
-                            "gone, and makes anew what of the index was damaged. What cannot be read stands in "
-                            "OUT/unreadable.tsv with the reason.")
+def _add_jobs(jobs) -> None:
+    index = jobs.add_parser("index", help="embed a folder of pictures, or update its index",
+                            description="Embeds the pictures of a folder and its subfolders. After an interruption it "
+                            "continues; run again later, it embeds new and changed pictures, removes deleted ones, "
+                            "and repairs damaged files of the index. OUT/unreadable.tsv lists pictures that cannot be "
+                            "read, with the reason.")
     index.set_defaults(job=_index)
     _add_model(index, required=True)
     index.add_argument("--images", required=True, help="folder of crops, one person each")
     index.add_argument("--out", required=True, help="folder of the index")
     index.add_argument("--dtype", choices=("float16", "float32"), help="of stored embeddings (default: that of the "
-                       "index; a new one has float16, and float32 for models that are compared by distance)")
-    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names of "
-                       "another form than Market-1501's and DukeMTMC's, which \"\" stands for (default: that of the "
+                       "index; for a new one float16, or float32 for models that are compared by distance)")
+    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names in "
+                       "another form than Market-1501's and DukeMTMC's; \"\" is for these two (default: that of the "
                        "index)")
-    index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="take in the pictures of folders "
-                       "that are linked to (default: as the index has done; a new one does not)")
+    index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="include the pictures of linked "
+                       "folders (default: as before; off for a new index)")
 
     search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
-                             description="Words alone need no model. With a picture, groups that words describe are "
-                             "taken from them: --picture 0001.jpg backpack=no is this person without the backpack.")
+                             description="A search by words needs no model. With a picture, words replace the "
+                             "groups that they describe: --picture 0001.jpg backpack=no finds this person without the "
+                             "backpack.")
     search.set_defaults(job=_search)
     _add_index(search)
-    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female, as many or as few "
-                        "as are known; quote names with a space")
-    search.add_argument("--picture", help="of the person looked for; needs the model of the index")
+    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female; any number; quote "
+                        "names with a space")
+    search.add_argument("--picture", help="of the wanted person; needs the model of the index")
     _add_model(search)
-    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
-    search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that are not "
-                        f"clothes: those that the run has chosen, else {' and '.join(LASTING_GROUPS)}")
+    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that are not compared")
+    search.add_argument("--may-have-changed-clothes", action="store_true", help="compare only groups that "
+                        "last when clothes change: those chosen for the run, else those of its schema")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
-                        help="how much a group counts, 1 if not said; may be given several times")
-    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "
-                        "which the run was calibrated for: so large a share of all other people's would match, too")
-    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="that a picture of the gallery shows this "
-                        "person, before looking; \"same person\" is told by it (default: one in as many as there are)")
-    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures whose recognised "
-                        "attributes of more than this probability contradict the query")
-    search.add_argument("--top", type=int, default=10, help="how many pictures (default: %(default)s)")
-    search.add_argument("--csv", help="write them to this file as well")
-    search.add_argument("--html", help="write them to this page as well, with the pictures in it")
+                        help="weight of a group (default: 1); may be given several times")
+    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="show only pictures above the score "
+                        "that this share of the pictures of other people exceeds; one of the rates of the calibration")
+    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="prior probability that a picture shows "
+                        "this person, for \"same person\" (default: 1 / (N + 1) for N pictures)")
+    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures with an attribute "
+                        "that contradicts the query and was recognised with more than this probability")
+    search.add_argument("--top", type=int, default=10, help="number of pictures (default: %(default)s)")
+    search.add_argument("--csv", help="also write the results to this file")
+    search.add_argument("--html", help="also write the results to this page, with the pictures in it")
 
-    serve = jobs.add_parser("serve", help="a page to search in, by looking and clicking",
-                            description="Serves a page to search a gallery by pictures, attributes, or both. "
-                            "Only this machine can reach it unless --host says otherwise. What is sent stays in "
-                            "memory. Without a model, attributes and pictures of the gallery can be searched for.")
+    serve = jobs.add_parser("serve", help="search in a browser",
+                            description="Serves a web page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host is given. Uploaded pictures are kept in "
+                            "memory only. Without a model, one can search by attributes and by pictures of the "
+                            "gallery.")
     serve.set_defaults(job=_serve)
     _add_index(serve)
     _add_model(serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to be reached at, 0.0.0.0 for all of this machine "
-                       "(default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 takes a free one")
-    serve.add_argument("--user", default="", metavar="NAME", help="who may log in; the password is asked for, or "
-                       "comes from CERBERUS_PASSWORD in the environment")
-    serve.add_argument("--without-login", action="store_true", help="other machines may see all pictures")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all addresses of this "
+                       "machine (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 for a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="user who may log in; the password is read from the "
+                       "terminal, or from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="let other machines see all pictures")
     serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
     serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
 
-    recognise = jobs.add_parser("recognise", help="attributes of pictures, with their probabilities")
+    recognise = jobs.add_parser("recognise", help="print the attributes of pictures, with probabilities")
     recognise.set_defaults(job=_recognise)
     _add_model(recognise, required=True)
     recognise.add_argument("pictures", nargs="+", help="files, or folders of them")
-    recognise.add_argument("--csv", help="write them to this file as well")
+    recognise.add_argument("--csv", help="also write them to this file")
 
-    export = jobs.add_parser("export", help="the model as one ONNX file",
-                             description="Writes a model that onnxruntime runs, with its attributes and calibration. "
-                             "The file is kept only if it computes what the run does on these pictures.")
+    export = jobs.add_parser("export", help="write the model as one ONNX file",
+                             description="Writes a model for onnxruntime, with its attributes and calibration. The "
+                             "file is kept only if it gives the embeddings of the run on the given pictures.")
     export.set_defaults(job=_export)
     export.add_argument("--run", required=True, help="folder of a training run")
-    export.add_argument("--images", required=True, help="folder of pictures, of the kind it is for, to check it on")
+    export.add_argument("--images", required=True, help="folder of typical pictures, to check it on")
     export.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
-    export.add_argument("--weights", help="another checkpoint than the run's last, or else best, one")
-    export.add_argument("--pictures", type=int, default=256, help="at most so many of them (default: %(default)s)")
-    return top
+    export.add_argument("--weights", help="checkpoint (default: the last of the run, or else the best)")
+    export.add_argument("--pictures", type=int, default=256, help="largest number of them (default: %(default)s)")
 
 
 def _add_index(job: argparse.ArgumentParser) -> None:
     job.add_argument("index", help="folder that `cerberus index` has made")
-    job.add_argument("--images", help="folder of its pictures, where that has moved")
-    job.add_argument("--engine", default="exact", metavar="FORM", help="exact, float16, int8 or pq, by FAISS in "
-                     "memory, each smaller than the one before; or Milvus, in a file NAME.db or at http://host:19530 "
-                     "with its token in MILVUS_TOKEN (default: %(default)s)")
+    job.add_argument("--images", help="folder of its pictures, where it has moved")
+    job.add_argument("--engine", default="exact", metavar="ENGINE", help="exact, float16, int8 or pq: FAISS in memory, "
+                     "each smaller than the one before; or Milvus: a file NAME.db, or http://host:19530 with the token "
+                     "in MILVUS_TOKEN (default: %(default)s)")
 
 
 def _add_model(job: argparse.ArgumentParser, required: bool = False) -> None:
@@ -174,7 +176,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
 
 def _index(args: argparse.Namespace) -> None:
     from .search.gallery import GalleryIndex
-    from .search.gallery.folder import LINKS, told
+    from .search.gallery.folder import LINKS, counts_text
     from .utils.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
@@ -188,53 +190,61 @@ def _index(args: argparse.Namespace) -> None:
     links = f"; --follow-links takes in the pictures of {LINKS}" if index.passed_over[LINKS] else ""
     if not done.rows:
         raise ValueError(f"{args.images}: no picture was found that can be read. Passed over: "
-                         f"{_plain(told(index.passed_over)) or 'nothing'}; pictures end in {_listed(SUFFIXES)}{links}")
+                         f"{_plain(counts_text(index.passed_over)) or 'nothing'}; pictures end in "
+                         f"{_listed(SUFFIXES)}{links}")
     if links:
         print(f"{args.images}: passed over {LINKS} ({index.passed_over[LINKS]}){links}", file=sys.stderr)
 
 
 def _search(args: argparse.Namespace) -> None:
-    from .search.gallery import Prefilter, contact_sheet
+    from .search.gallery import Prefilter
     from .search.gallery.parts import EMBED_AGAIN
-    from .search.gallery.thumbnails import thumbnail
-    from .utils.images import read_image
 
-    index = _opened(args)
-    query = query_of(args, index)
+    index = _open_index(args)
+    query = _query(args, index)
     prefilter = None if args.reliable is None else Prefilter(args.reliable)
     try:
         hits = index.search(query, args.top, prefilter)
-    except KeyError as error:  # rows have gone twice while it searched, or are recorded wrongly
+    except KeyError as error:  # rows were deleted twice during the search, or are recorded wrongly
         raise RuntimeError(f"{error.args[0]}; if that happens again, {EMBED_AGAIN}") from error
+    _render(args, index, query, prefilter, hits)
+
+
+def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilter: Prefilter | None,
+            hits: Sequence[Hit]) -> None:
+    """Hits to the terminal, and to files where these are given."""
+    from .search.gallery import contact_sheet
+    from .search.gallery.thumbnails import thumbnail
+    from .utils.images import read_image
+
     notes = contact_sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        asked = contact_sheet.asked_for(query, Path(args.picture or "").name, prefilter, _clothes(index))
-        _write(args.html, contact_sheet.html_text(hits, asked, picture=picture, notes=notes))
-    _show([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+        conditions = contact_sheet.conditions_of(query, Path(args.picture or "").name, prefilter, index.clothing_groups)
+        _write(args.html, contact_sheet.html_text(hits, conditions, picture=picture, notes=notes))
+    _print_table([_row(place, hit) for place, hit in enumerate(hits, start=1)])
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
-def _opened(args: argparse.Namespace) -> GalleryIndex:
-    """The index, searched by the engine that is asked for."""
+def _open_index(args: argparse.Namespace) -> GalleryIndex:
+    """The index, searched by the engine of the options."""
     from .search.gallery import GalleryIndex
-    from .search.gallery.engines import FORMS
+    from .search.gallery.engines import FORMS, Faiss, Milvus
 
-    index = GalleryIndex.open(args.index, images=args.images)
     if args.engine in FORMS:
-        index.faiss(args.engine)
+        engine = Faiss(args.engine)
     elif "://" in args.engine or args.engine.endswith(".db"):
-        index.milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
+        engine = Milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
     else:
         raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or a gallery of Milvus: a file "
                          "NAME.db, or an address http://host:19530")
-    return index
+    return GalleryIndex.open(args.index, images=args.images, engine=engine)
 
 
-def query_of(args: argparse.Namespace, index) -> Query:
-    """What the options of a search ask for."""
+def _query(args: argparse.Namespace, index: GalleryIndex) -> Query:
+    """The query of the options; embeds the picture, if there is one."""
     from .search.gallery import Query
 
     if not (args.words or args.picture):
@@ -246,32 +256,27 @@ def query_of(args: argparse.Namespace, index) -> Query:
             raise ValueError("search: a picture has to be embedded; name the model of the index by --run or --model")
         embedding = index.embed(encoder_of(args.run, args.model), args.picture)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
-    if args.may_have_changed_clothes:
-        left_out += _clothes(index)
     weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
-    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior)
-
-
-def _clothes(index: GalleryIndex) -> list[str]:
-    return passing_groups(index.shape.groups, index.lasting_groups)
+    return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior,
+                 args.may_have_changed_clothes)
 
 
 def _serve(args: argparse.Namespace) -> None:
     from .search.web import serving
 
     serving.check_packages()
-    place = serving.Place(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
-    index = _opened(args)
-    login = place.login()
+    config = serving.ServerConfig(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = _open_index(args)
+    login = config.login()
     encoder = encoder_of(args.run, args.model) if args.run or args.model else None
-    serving.serve(index, encoder, place, login, args.open, args.verbose)
+    serving.serve(index, encoder, config, login, args.open, args.verbose)
 
 
 def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .search.gallery import contact_sheet
-    from .search.gallery.folder import told, walk
+    from .search.gallery.folder import counts_text, walk
     from .utils.images import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
@@ -285,7 +290,7 @@ def _recognise(args: argparse.Namespace) -> None:
         given / each.path for each in walk(given, _skip, passed_over=passed_over)])]
     if not paths:
         raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}; passed over: "
-                         f"{_plain(told(passed_over)) or 'nothing'}")
+                         f"{_plain(counts_text(passed_over)) or 'nothing'}")
     rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
@@ -297,10 +302,11 @@ def _recognise(args: argparse.Namespace) -> None:
                 refused.add(path)
                 _skip(path, error.reason)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
-            rows.append({"picture": str(path), **{name: contact_sheet.said(own) for name, own in answers.items()}})
+            rows.append({"picture": str(path),
+                         **{name: contact_sheet.answer_text(answer) for name, answer in answers.items()}})
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(rows))
-    _show([{"picture": row.pop("picture"), "recognised": _told(row)} for row in map(dict, rows)])
+    _print_table([{"picture": row.pop("picture"), "recognised": _answers_text(row)} for row in map(dict, rows)])
     if refused & named:  # one in a folder is no failure
         raise SystemExit(1)
 
@@ -319,17 +325,20 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
 
     return {**contact_sheet.line_of(place, hit),
             **({} if hit.same_person is None else {"same person": contact_sheet.likely(hit.same_person)}),
-            "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.withheld)}
+            "recognised": _listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.abstained)}
 
 
-def _told(answers: dict[str, str]) -> str:
-    """Answers by column, those that are withheld at the end."""
-    withheld = [name for name, said in answers.items() if said == WITHHELD]
-    return "; ".join(filter(None, [_listed(f"{name} {said}" for name, said in answers.items() if said != WITHHELD),
-                                   withheld and f"{WITHHELD}: {_listed(withheld)}"]))
+def _answers_text(answers: dict[str, str]) -> str:
+    """Answers by column, with the columns that the model abstains from at the end."""
+    from .search.portable.vocabulary import WITHHELD
+
+    abstained = [name for name, answer in answers.items() if answer == WITHHELD]
+    return "; ".join(filter(None, [
+        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != WITHHELD),
+        abstained and f"{WITHHELD}: {_listed(abstained)}"]))
 
 
-def _show(rows: Sequence[dict[str, str]]) -> None:
+def _print_table(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]

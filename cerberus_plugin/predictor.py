@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastreid.data.transforms import build_transforms
 from torch import Tensor
@@ -20,6 +21,7 @@ from .inference import image_scores, of_groups
 from .modeling.build import load_model, reader_of
 from .search.calibration import Calibration
 from .search.calibration.run_calibration import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
+from .search.gallery.query import Query, SearchedModel, Shape, compile_query, unit_blocks
 from .search.portable import Answer
 from .search.portable.encoder import LASTING_GROUPS
 from .search.portable.verification import METRICS
@@ -36,9 +38,10 @@ logger = logging.getLogger("fastreid.cerberus")
 class Match:
     """One result of a search: the picture's path and its score, higher is nearer.
 
-    A cosine in [-1, 1] for Cerberus and for pictures under TEST.METRIC cosine; minus the distance under euclidean; for
-    attributes described to APR or ARN the mean logarithm of their probabilities, and to a Cerberus that reads by
-    probability the sum of these.
+    The score of `GalleryIndex.search`: for pictures the mean cosine of the groups of Cerberus, and for models without
+    groups the cosine, or minus the distance under TEST.METRIC euclidean. For words the mean cosine of the described
+    groups, or the sum of log-probabilities for a Cerberus that reads by probability. An index has no words for APR and
+    ARN; their score is the mean logarithm of the probabilities.
     """
 
     path: str
@@ -211,11 +214,11 @@ class CerberusPredictor:
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
                top: int = 10, groups: Sequence[str] = (), may_have_changed_clothes: bool = False) -> list[Match]:
-        """The pictures of a folder, or of a list, that fit best.
+        """The pictures of a folder, or of a list, that fit best, scored as by a `GalleryIndex` but in memory.
 
         Args:
             query: attributes in words, all or some of them, or the path of a picture of the wanted person.
-            groups: compare pictures by these groups of Cerberus alone; all where empty.
+            groups: compare pictures by these groups of Cerberus only; by TEST.GROUPS where empty, or else by all.
             may_have_changed_clothes: compare pictures by `groups_for_changed_clothes`.
         """
         if isinstance(query, dict) and (groups or may_have_changed_clothes):
@@ -228,11 +231,16 @@ class CerberusPredictor:
         embeddings = self.embed(paths)
         if labels is not None:
             scores = self._reader().search(labels, embeddings)[0]
-        else:
-            chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups
-            scores = self.picture_scores(self.embed(query), embeddings, chosen)[0]
-        order = scores.sort(descending=True, stable=True).indices[:top]
-        return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
+            order = scores.sort(descending=True, stable=True).indices[:top]
+            return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
+        chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups or self.cfg.TEST.GROUPS
+        if chosen:
+            self._check_groups()
+        weights = dict.fromkeys(self.groups if chosen else (), 0.0) | dict.fromkeys(chosen, 1.0)
+        shape = Shape(self.groups, embeddings.shape[1], "cosine" if self.groups else self.cfg.TEST.METRIC)
+        compiled = compile_query(Query(self.embed(query)[0].numpy(), weights=weights), SearchedModel(shape))
+        rows = unit_blocks(embeddings.numpy(), shape)
+        return [Match(str(paths[i]), score) for i, score, _ in compiled.best(rows, np.arange(len(paths)), top)]
 
     def picture_scores(self, queries: Tensor, gallery: Tensor, groups: Sequence[str] = ()) -> Tensor:
         """How near embeddings are, higher is nearer, by some groups or all: (Q, E), (N, E) -> (Q, N)."""
@@ -241,6 +249,11 @@ class CerberusPredictor:
             self._check_groups()
             queries, gallery = of_groups(queries, groups), of_groups(gallery, groups)
         return image_scores(queries, gallery, self.cfg.TEST.METRIC)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the blocks of an embedding; () for a model whose embedding is one block."""
+        return tuple(GROUPS) if self.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
 
     @property
     def groups_for_changed_clothes(self) -> tuple[str, ...]:
@@ -257,7 +270,7 @@ class CerberusPredictor:
         return tuple(chosen)
 
     def _check_groups(self) -> None:
-        if self.cfg.MODEL.META_ARCHITECTURE != "Cerberus":
+        if not self.groups:
             raise ValueError(f"{self.run_folder}: {self.cfg.MODEL.META_ARCHITECTURE} compares whole pictures; only "
                              "Cerberus has groups to choose from")
 

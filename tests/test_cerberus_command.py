@@ -259,6 +259,16 @@ def test_a_picture_whose_name_is_no_text_is_recognised_and_written(gallery, run,
     assert "\N{REPLACEMENT CHARACTER}.jpg" in capsys.readouterr().out
 
 
+def test_the_words_of_a_search_stand_before_and_behind_its_options_and_other_options_are_refused(capsys):
+    args = cli.parse(["search", "gallery", "hat=no", "--top", "3", "backpack=no", "--csv", "found.csv", "hair=long"])
+    assert (args.index, args.words, args.top) == ("gallery", ["hat=no", "backpack=no", "hair=long"], 3)
+    for wrong in (["search", "gallery", "--nope"], ["nope"], []):
+        with pytest.raises(SystemExit) as ended:
+            cli.parse(wrong)
+        assert ended.value.code == 2
+    assert "unrecognized arguments: --nope" in capsys.readouterr().err
+
+
 def test_help_teaches_every_word(capsys):
     for words in (["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"], ["recognise", "--help"],
                   ["export", "--help"]):

@@ -6,6 +6,8 @@ from pathlib import Path
 from cerberus_plugin import CerberusPredictor
 from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.experiments.figures import rank_list
+from cerberus_plugin.search.export.torch_encoder import TorchEncoder
+from cerberus_plugin.search.gallery import GalleryIndex, Pace, Query
 
 import pytest
 import torch
@@ -54,6 +56,24 @@ def test_a_folder_is_searched_by_words_and_by_a_picture(predictor, crops):
     picture = predictor.pictures(crops)[2]
     assert predictor.search(picture, crops, top=1)[0].path == picture
     assert predictor.search(picture, predictor.pictures(crops), top=1)[0].score == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_predictor_and_an_index_of_its_run_give_the_same_scores(predictor, crops, tmp_path, monkeypatch, metric):
+    monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
+    predictor.cfg.TEST.METRIC = metric
+    encoder = TorchEncoder(predictor)
+    index = GalleryIndex.build(tmp_path, crops, encoder, dtype="float32", pace=Pace(progress=False))
+    words, picture = {"upper colour": "red", "gender": "female"}, predictor.pictures(crops)[2]
+    embedding = index.embed(encoder, picture)
+    for query, options, same in (
+            (words, {}, Query(words=words)), (picture, {}, Query(embedding)),
+            (picture, {"groups": ("head", "lower")}, Query(embedding, leave_out=("upper", "identity", "carrying"))),
+            (picture, {"may_have_changed_clothes": True}, Query(embedding, may_have_changed_clothes=True))):
+        found = {match.path: match.score for match in predictor.search(query, crops, top=1000, **options)}
+        assert found == pytest.approx({hit.path: hit.score for hit in index.search(same, 1000)}, abs=1e-4)
+    with pytest.raises(ValueError, match="unknown group 'legs', expected one of head, upper"):
+        predictor.search(picture, crops, groups=("legs",))
 
 
 def test_misuse_is_named(predictor, tmp_path, run):

@@ -117,3 +117,19 @@ class Marginals:
         with np.errstate(divide="ignore"):
             found = np.log((weights @ self.held[m]) / weights.sum(axis=1, keepdims=True))
         return np.minimum(found, 0)
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold of `is_reliable` that is no probability."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"filter: the threshold is {threshold}, expected a probability between 0 and 1")
+
+
+def is_reliable(probabilities, threshold: float):
+    """Whether recognised attributes are reliable: a bool for each probability, of a number, an array or a tensor.
+
+    An image contradicts a query where an attribute is reliable in both and the two values differ (APR's acceleration,
+    `inference.filtered_search`, and the filter of galleries, `search.gallery.Prefilter`). A threshold of 1 makes no
+    attribute reliable.
+    """
+    return probabilities > threshold

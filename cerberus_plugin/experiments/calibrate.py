@@ -153,7 +153,7 @@ def _figures(answers: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
 
 
 def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: Gathered, rates: Sequence[float],
-                    prior: float, confidence: float = calibration.CONFIDENCE) -> tuple[dict, calibration.Pairs]:
+                    prior: float, confidence: float = calibration.CONFIDENCE) -> tuple[dict, calibration.ScoredPairs]:
     """The record of "same person", and the measured pairs."""
     own, others = (calibration.collect_pairs(predictor.picture_scores, part.embeddings, part.pids, part.camids)
                    for part in (fitting, measuring))
@@ -172,7 +172,7 @@ def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: 
             "false-match rates": rows}, others
 
 
-def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float, confidence: float) -> dict:
+def _rate(own: calibration.ScoredPairs, others: calibration.ScoredPairs, rate: float, confidence: float) -> dict:
     """A threshold that was chosen and measured, or why there is none."""
     try:
         threshold = calibration.threshold_for(own, rate, confidence)
@@ -185,7 +185,7 @@ def _rate(own: calibration.Pairs, others: calibration.Pairs, rate: float, confid
             "true matches": dict(zip(("share", "low", "high"), calibration.true_match_rate(others, threshold)))}
 
 
-def _pair_counts(pairs: calibration.Pairs) -> dict[str, int]:
+def _pair_counts(pairs: calibration.ScoredPairs) -> dict[str, int]:
     return {"identities": len(torch.cat([pairs.owner, pairs.owners.flatten()]).unique()),
             "pairs of one person": len(pairs.same), "pairs of two persons": len(pairs.different),
             "pairs of two persons there": pairs.there}

@@ -100,7 +100,7 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def plot(record: Mapping, curves: Curves, pairs: calibration.Pairs, path: Path) -> None:
+def plot(record: Mapping, curves: Curves, pairs: calibration.ScoredPairs, path: Path) -> None:
     """Reliability of each column, of all together, and of "same person"; then the scores of pairs with thresholds."""
     panels = dict(curves)
     if curves:
@@ -132,7 +132,7 @@ def _dress(ax, name: str) -> None:
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=name, xlabel="probability", ylabel="right")
 
 
-def _same_person(ax, record: Mapping, pairs: calibration.Pairs) -> None:
+def _same_person(ax, record: Mapping, pairs: calibration.ScoredPairs) -> None:
     """At equal odds: the two kinds of pairs weigh the same."""
     scores = torch.cat([pairs.same, pairs.different]).double()
     weights = torch.cat([torch.full((len(s),), 0.5 / len(s)) for s in (pairs.same, pairs.different)])
@@ -143,7 +143,7 @@ def _same_person(ax, record: Mapping, pairs: calibration.Pairs) -> None:
     _dress(ax, "same person, at equal odds")
 
 
-def _scores(ax, record: Mapping, pairs: calibration.Pairs) -> None:
+def _scores(ax, record: Mapping, pairs: calibration.ScoredPairs) -> None:
     for scores, colour, label in ((pairs.same, "#2ca02c", "one person"), (pairs.different, "#d62728", "two persons")):
         ax.hist(scores.numpy(), bins=60, density=True, histtype="step", color=colour, label=label)
     for i, row in enumerate(record["false-match rates"]):

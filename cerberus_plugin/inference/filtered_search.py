@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attributes.marginals import check_threshold, is_reliable
 from ..metrics.distances import between, prepare, squares
 
 WORD_BITS = 63  # of an int64 without its sign
@@ -53,8 +54,7 @@ class AttributeFilter:
     """
 
     def __init__(self, gallery: Predictions, sizes: Sequence[int], threshold: float) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"filter: the threshold is {threshold}, expected a probability between 0 and 1")
+        check_threshold(threshold)
         self.threshold = threshold
         self.sizes = tuple(sizes)
         self._bits, self._words = _places(self.sizes)
@@ -72,7 +72,7 @@ class AttributeFilter:
 
     def _codes(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
         """Bits that images reliably say, and bits that contradict them: int64 (N, W) each."""
-        reliable = predictions.probabilities > self.threshold  # (N, M)
+        reliable = is_reliable(predictions.probabilities, self.threshold)  # (N, M)
         attribute = torch.arange(len(self.sizes), device=reliable.device)
         bits = self._bits.to(reliable.device)[attribute, predictions.classes + 1] * reliable
         others = self._bits.sum(dim=1).to(reliable.device) * reliable - bits

@@ -124,14 +124,14 @@ def test_answers_have_calibrated_probabilities_and_some_are_withheld(predictor, 
             answer, k = row[column.name], classes[n, m].item()
             assert answer.probability == pytest.approx(probabilities[n, m].item())
             assert answer.value == (column.classes[k] if k >= 0 else "none") and answer.calibrated
-            assert answer.withheld == (answer.probability < predictor.calibration.withhold_below[column.name])
+            assert answer.abstained == (answer.probability < predictor.calibration.withhold_below[column.name])
     told = TorchEncoder(predictor).vocabulary.recognise(predictor.embed(crops).numpy())
     for row, portable in zip(answers, told):
         for name, answer in portable.items():
             assert answer._replace(probability=0) == row[name]._replace(probability=0)
             assert answer.probability == pytest.approx(row[name].probability, abs=1e-5)
     assert not predictor.reader.temperatures, "recognition, search and acceleration stay what they were"
-    assert any(answer.withheld for row in answers for answer in row.values())
+    assert any(answer.abstained for row in answers for answer in row.values())
 
 
 def test_what_was_not_calibrated_is_said_answer_by_answer(predictor, crops):
@@ -139,7 +139,7 @@ def test_what_was_not_calibrated_is_said_answer_by_answer(predictor, crops):
     part = Calibration({"hat": whole.temperatures["hat"]}, {"hat": 1.1}, whole.verification, whole.record)
     answers = answers_of(predictor.reader, embeddings, part)[0]
     assert {name for name, answer in answers.items() if answer.calibrated} == {"hat"}
-    assert answers["hat"].withheld and not answers["gender"].withheld
+    assert answers["hat"].abstained and not answers["gender"].abstained
 
 
 def test_two_pictures_show_one_person_with_a_probability(predictor, crops):
@@ -157,7 +157,7 @@ def test_a_run_that_is_not_calibrated_says_so(run, tmp_path, crops, log):
     assert "attributes are not calibrated, so their probabilities are those of the bare softmax" in log.text
     probabilities = bare.reader.confidences(bare.embed(crops[0]))[1][0]
     assert [answer.probability for answer in answers.values()] == pytest.approx(probabilities.tolist())
-    assert not any(answer.calibrated or answer.withheld for answer in answers.values())
+    assert not any(answer.calibrated or answer.abstained for answer in answers.values())
     with pytest.raises(FileNotFoundError, match="calibration.json: not found, so a score is no probability"):
         bare.same_person(*crops[:2])
     with pytest.raises(FileNotFoundError, match="not found, this run is not calibrated; write it by"):

@@ -43,7 +43,7 @@ class Words:
                  for column, row in zip(self.columns, rows)} for rows in probabilities]
 
     def answer(self, column, value, probability):
-        return Answer(value, probability, withheld=probability < 0.5)
+        return Answer(value, probability, abstained=probability < 0.5)
 
     def describe(self, words):
         blocks = np.zeros((5, 4), np.float32)

@@ -1,11 +1,16 @@
 """Programs that tests run beside themselves, and how they are stopped."""
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 # What a program in a process of its own begins with to run as where torch is not installed.
 WITHOUT_TORCH = """
 import sys
@@ -17,6 +22,21 @@ sys.meta_path.insert(0, Hidden())
 sys.modules["torch"] = None
 """
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def command(*arguments) -> subprocess.Popen:
+    """The `cerberus` command in a process of its own, which lists what it imports."""
+    return subprocess.Popen([sys.executable, "-X", "importtime", "-m", "cerberus_plugin.cli", *map(str, arguments)],
+                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def imported(process: subprocess.Popen, said: str) -> set[str]:
+    """Packages that a finished command has imported; `said` is in what it printed."""
+    out, errors = process.communicate(timeout=120)
+    assert said in out + errors, errors[-2000:]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()
+            if line.startswith("import time:")}
 
 
 def fetch(address: str, **options):

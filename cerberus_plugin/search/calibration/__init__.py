@@ -22,7 +22,7 @@ from .temperature import right_answers as right_answers
 from .thresholds import pairs_needed as pairs_needed
 from .thresholds import people_needed as people_needed
 from .thresholds import threshold_for as threshold_for
-from .verification import Pairs as Pairs
+from .verification import ScoredPairs as ScoredPairs
 from .verification import collect_pairs as collect_pairs
 from .verification import false_match_rate as false_match_rate
 from .verification import fit_logistic as fit_logistic

@@ -1,4 +1,4 @@
-"""When to say "cannot tell": the probability below which an answer is withheld, so that those given are right.
+"""Abstention: the probability below which a model answers "cannot tell", so that the answers it gives are right.
 
 Shapes: N images.
 """
@@ -24,17 +24,16 @@ def identities_to_vouch(accuracy: float, confidence: float = CONFIDENCE) -> int:
 
 def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor, accuracy: float,
                        confidence: float = CONFIDENCE) -> float:
-    """A probability from which on answers are right as often as wanted, on other people too; infinite where there is
-    none.
+    """The probability from which on answers reach an accuracy, on other people too; infinite where there is none.
 
-    The promise: over samples of people such as these, the share in which a threshold is given, but answers from it on
-    are right less often than wanted on the people they were drawn from, is at most 1 - confidence. "Right" is a mean
-    over identities, each by the share of its given answers that is right. Identities are taken as independent, images
-    of one are not. It is said of one attribute, not of several at once.
+    Guarantee: in at most 1 - confidence of all samples of people, a threshold is returned above which the accuracy in
+    their population is lower than wanted. Accuracy is the mean over identities of the share of correct answers among
+    those given. Identities are assumed independent, images of one identity are not. The guarantee holds for one
+    attribute at a time.
 
-    From the surest answers down each threshold is tested, once enough people have an answer, and the first that fails
-    ends it (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021): so many can be tried without a
-    charge. To take the least of all that pass would be to take the luckiest: the accuracy does not fall steadily.
+    Thresholds are tested from the highest probability downwards, once enough people have an answer, until one fails
+    (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021), so no correction for multiple tests is
+    needed. The lowest threshold that passes would be biased, as the accuracy does not fall monotonically.
 
     Args:
         probabilities: float (N,), of the answers.   right: bool (N,).   identities: int64 (N,).

@@ -1,6 +1,6 @@
-"""What a sample of people vouches for: a bound on a share that needs no bell curve, and how many people it takes.
+"""Distribution-free bounds on a share that was measured on a sample of people, and the sample sizes they need.
 
-A promise here holds with a confidence: the share of samples of people, drawn like this one, in which it comes true.
+A guarantee holds with a confidence: the share of samples, drawn like the given one, for which it is true.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROUNDING = 1e-9  # sums of shares, and logarithms of round numbers, are exact in
 
 
 def chance_of_so_few(lost: float, count: int, share: float) -> float:
-    """How likely `count` draws sum to `lost` or less where their mean is `share` or more: an upper bound.
+    """An upper bound of the probability that `count` draws sum to at most `lost` if their mean is at least `share`.
 
     The draws are independent and between 0 and 1, such as a person's share of wrong answers; the exact binomial tail
     holds for 0 and 1 alone. The smaller of the bounds of Hoeffding (1963) and Bentkus (2004).
@@ -27,7 +27,7 @@ def chance_of_so_few(lost: float, count: int, share: float) -> float:
 
 
 def needed(share: float, confidence: float) -> int:
-    """How many draws without a loss exclude a mean of `share` or more: n with (1 - share)^n <= 1 - confidence."""
+    """Number n of draws without a loss that exclude a mean of at least `share`: (1 - share)^n <= 1 - confidence."""
     for name, value in (("the share that may be wrong", share), ("the confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"calibration: {name} is {value:g}, expected a share between 0 and 1, without both")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...inference import ConfidentReader
 from ...utils.files import file_sha256
 from ..portable import Answer
-from ..portable.vocabulary import NONE, told
+from ..portable.vocabulary import NONE
 from . import Calibration
 
 CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`
@@ -57,6 +57,6 @@ def answers_of(reader: ConfidentReader, embeddings: Tensor, calibration: Calibra
         reader = reader.calibrated(temperatures)
     classes, probabilities = (part.cpu().tolist() for part in reader.confidences(embeddings))
     below = calibration.withhold_below if temperatures else {}
-    return [{column.name: told(column.classes[k] if k >= 0 else NONE, p, below.get(column.name))
+    return [{column.name: Answer.of(column.classes[k] if k >= 0 else NONE, p, below.get(column.name))
              for column, k, p in zip(reader.schema.columns, row, shares)}
             for row, shares in zip(classes, probabilities)]

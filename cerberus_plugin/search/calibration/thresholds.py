@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from .bounds import CONFIDENCE, ROUNDING, chance_of_so_few, needed
-from .verification import Pairs
+from .verification import ScoredPairs
 
 FEWER = 0.97  # false matches that are tried next, as a share of those that were too many
 UNSEEN = 0.2  # false matches that stand for none where a logarithm is taken
@@ -30,21 +30,21 @@ def people_needed(rate: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil((1 + math.sqrt(1 + 8 * pairs_needed(rate, confidence))) / 2 - ROUNDING)
 
 
-def threshold_for(pairs: Pairs, rate: float, confidence: float = CONFIDENCE) -> float:
-    """The score from which on at most this share of pairs of two persons lies, on other people too.
+def threshold_for(pairs: ScoredPairs, rate: float, confidence: float = CONFIDENCE) -> float:
+    """The score that at most this share of pairs of two persons exceeds, on other people too.
 
-    The score above which this share of the given pairs lies is exceeded on other people as often as not, and by a
-    multiple where a few people are behind most false matches. So it is raised until both of these are at most the rate:
+    The plain quantile of the given pairs is too low for about half of all samples, and by a multiple where a few people
+    cause most false matches. So the score is raised until both of these are at most the rate:
     - the observed rate times exp(t s), where s is the standard error of its logarithm, by leaving out each identity in
       turn (the jackknife: pairs share people), and t Student's quantile at the confidence;
-    - what the bound of `chance_of_so_few` allows where each pair of persons is one draw, however many images they have:
-      none seen is not none.
+    - the bound of `chance_of_so_few` with one draw for each pair of persons, however many images they have, which is
+      above zero also where no false match was seen.
 
-    The promise: over samples of people such as these, the share in which the threshold's rate on the people they were
-    drawn from exceeds the wanted one is near 1 - confidence or below. Near, for s is itself estimated, and pairs of
-    persons that share one are not independent. On drawn people (see the tests) at 0.9 it was exceeded in 3 to 15 % of
-    samples; in up to 25 % where persons' own effects make up nearly all of a score's spread and people were hardly more
-    than it takes. The mean rate stayed below the wanted one throughout.
+    Guarantee: the rate in the population exceeds the wanted one in about 1 - confidence of all samples of people, or
+    fewer. It is approximate, as s is estimated and pairs that share a person are dependent. On drawn people (see the
+    tests) at confidence 0.9 the rate was exceeded in 3 to 15 % of samples, and in up to 25 % where effects of single
+    persons make up nearly all of the spread of scores and there were hardly more people than `people_needed`. The mean
+    rate was always below the wanted one.
     """
     wanted = pairs_needed(rate, confidence)
     identities, owner = pairs.owners.unique(return_inverse=True)  # (D, 2)

@@ -28,7 +28,7 @@ BLOCK_ENTRIES = 2**24  # pairs scored at a time
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScoredPairs:
     """Scores of pairs of images under different cameras, higher is nearer, and whose they are.
 
     same float (P,), owner int64 (P,): pairs of one person. different float (D,), owners int64 (D, 2): pairs of two.
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def collect_pairs(score: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, pids: Tensor, camids: Tensor,
-                  most: int = MOST_PAIRS) -> Pairs:
+                  most: int = MOST_PAIRS) -> ScoredPairs:
     """Every pair of images under different cameras once; of those of two persons a draw where there are too many.
 
     Args:
@@ -66,7 +66,7 @@ def collect_pairs(score: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor,
         scores = score(embeddings[block], embeddings).cpu()
         (q, _), (a, b) = same.nonzero(as_tuple=True), other.nonzero(as_tuple=True)
         parts.append((scores[same], pids[q + start], scores[other], torch.stack([pids[a + start], pids[b]], dim=1)))
-    pairs = Pairs(*map(torch.cat, zip(*parts)), there)
+    pairs = ScoredPairs(*map(torch.cat, zip(*parts)), there)
     if not len(pairs.same) or not len(pairs.different):
         raise ValueError(f"same person: {len(pairs.same)} pairs of one person and {len(pairs.different)} of two, under "
                          "different cameras; a probability takes both kinds")
@@ -115,7 +115,7 @@ def likelihood_ratio_cost(same: Tensor, different: Tensor, slope: float, interce
     return cost.item() / (2 * math.log(2))
 
 
-def false_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, float]:
+def false_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float, float]:
     """Share of pairs of two persons that score at least the threshold, and a 95 % interval.
 
     The interval is the wider of two: by a bootstrap of identities, since pairs share people; and by Clopper and
@@ -132,7 +132,7 @@ def false_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, floa
     return _with_interval(matched, rates)
 
 
-def true_match_rate(pairs: Pairs, threshold: float) -> tuple[float, float, float]:
+def true_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float, float]:
     """Share of pairs of one person that score at least the threshold, and a 95 % interval, as `false_match_rate`."""
     matched = pairs.same >= threshold
     _, owner, counts = pairs.owner.unique(return_inverse=True, return_counts=True)

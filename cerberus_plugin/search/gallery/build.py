@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from .folder import Naming, Picture
 from .image_reader import read_ahead
@@ -67,6 +66,8 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
 
     What was embedded is kept whatever ends this, but for a kill, which costs the part in making.
     """
+    from tqdm import tqdm
+
     shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)

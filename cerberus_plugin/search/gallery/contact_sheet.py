@@ -32,7 +32,7 @@ def rows_of(hits: Sequence[Hit], below: Path | None = None) -> list[dict[str, st
     for place, hit in enumerate(hits, start=1):
         line = line_of(place, hit, below)
         for name, answer in hit.attributes.items():
-            line[name if name not in line else f"{name} (recognised)"] = said(answer)
+            line[name if name not in line else f"{name} (recognised)"] = answer_text(answer)
         lines.append(line)
     return lines
 
@@ -56,19 +56,19 @@ def csv_text(rows: Sequence[dict[str, str]]) -> str:
     return out.getvalue()
 
 
-def html_text(hits: Sequence[Hit], asked: Sequence[str], below: Path | None = None, picture: bytes | None = None,
+def html_text(hits: Sequence[Hit], conditions: Sequence[str], below: Path | None = None, picture: bytes | None = None,
               notes: Sequence[str] = ()) -> str:
     """Hits with their pictures as one page that needs nothing beside itself, neither a network nor the gallery.
 
     Args:
-        asked: what was searched for, in words to show.
+        conditions: of the query, see `conditions_of`.
         below: as in `rows_of`.
         picture: that was searched for, a JPEG.
         notes: that belong to what is shown, see `notes_of`.
     """
     found = [{"hit": hit, "path": shown_path(hit, below), "crop": _crop(hit)} for hit in hits]
     return templates().get_template("sheet.html.j2").render(
-        found=found, asked=asked, picture=picture and _data_uri(picture), notes=notes)
+        found=found, conditions=conditions, picture=picture and _data_uri(picture), notes=notes)
 
 
 def templates(*folders: Path) -> Environment:
@@ -77,20 +77,21 @@ def templates(*folders: Path) -> Environment:
 
     environment = Environment(loader=FileSystemLoader([*folders, Path(__file__).parent]), autoescape=True,
                               trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals |= {"said": said, "likely": likely}
+    environment.globals |= {"answer_text": answer_text, "likely": likely}
     return environment
 
 
-def asked_for(query: Query, picture: str = "", prefilter: Prefilter | None = None,
+def conditions_of(query: Query, picture: str = "", prefilter: Prefilter | None = None,
               clothes: Collection[str] = ()) -> list[str]:
-    """What a search says, in words to show, a part each.
+    """A query in words to show, one item for each condition.
 
     Args:
-        picture: how to call the picture, where there is one.
-        clothes: the groups that a change of clothes changes; to leave all of them out is said so.
+        picture: the name of the query's picture, where it has one.
+        clothes: groups that are left out where clothes may have been changed; they are not listed again then.
     """
-    changed = bool(clothes) and set(clothes) <= set(query.leave_out)
-    weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in query.leave_out}
+    changed = query.may_have_changed_clothes
+    gone = {*query.leave_out, *(clothes if changed else ())}
+    weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in gone}
     return [*([f"like {picture}"] if query.embedding is not None else []),
             *(f"{name}: {value}" for name, value in query.words.items()),
             *(["may have changed clothes"] if changed else []),
@@ -106,13 +107,13 @@ def shown_path(hit: Hit, below: Path | None = None) -> str:
     return path.relative_to(below).as_posix() if below is not None and path.is_relative_to(below) else hit.path
 
 
-def said(answer: Answer) -> str:
-    """An answer with its probability. That it is not calibrated is said once for all of them, by `UNCALIBRATED`."""
+def answer_text(answer: Answer) -> str:
+    """An answer with its probability; `UNCALIBRATED` is a note about all of them and is not repeated in each."""
     return str(answer._replace(calibrated=True))
 
 
 def likely(probability: float) -> str:
-    """A probability of the same person, which is never told to be certain."""
+    """A probability of the same person, which is never shown as certain."""
     return "over 99%" if probability > 0.99 else "under 1%" if probability < 0.01 else f"{probability:.0%}"
 
 

@@ -1,17 +1,12 @@
-"""Files of an index: written whole or not at all, and by one process at a time."""
+"""Files of an index that are tables, and the lock of the process that writes it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...utils.files import write_whole
-
-
-def write_json(path: Path, record: dict) -> None:
-    write_whole(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
 
 
 def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:

@@ -131,7 +131,7 @@ class _Walk:
         return True
 
 
-def told(passed_over: Counter[str], largest: int = 5) -> str:
+def counts_text(passed_over: Counter[str], largest: int = 5) -> str:
     """What a walk has passed over, in words; the most frequent kinds."""
     names = {LINKS: LINKS, BROKEN: BROKEN, HIDDEN: HIDDEN, "": "files without a suffix"}
     return ", ".join(f"{names.get(kind, f'files ending in {kind}')} ({count})"

@@ -1,4 +1,4 @@
-"""A gallery that is embedded once and searched often.
+"""An index of a gallery: its pictures are embedded once and searched often.
 
 An index is a folder:
 
@@ -9,7 +9,7 @@ An index is a folder:
   (n, E + V) for a model that reads these by probability, and (word, probability) of each column; answers that were
   recognised again have a number behind their name;
 * unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
-* engines/: what compressed forms of a search engine have learnt; can be deleted, is made anew;
+* engines/: compressed forms of a search engine; can be deleted, they are built again;
 * lock: held by the process that writes.
 """
 
@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...utils.files import ENDING
+from ..portable.encoder import clothing_groups
 from ..portable.verification import Verification
 from . import files, record
 from .build import Pace, fill, mark_of, picture_reader
-from .engines import Engine, FaissEngine, MilvusEngine, recall, synchronise
+from .engines import Engine, Faiss, FaissEngine, MakeEngine, Milvus, MilvusEngine, Space, recall, synchronise
 from .folder import Naming, Picture, compare, walk
 from .parts import Damaged
-from .query import Hit, Prefilter, Query, compile_query, least_score, said, survivors
+from .query import CompiledQuery, Hit, Prefilter, Query, SearchedModel, compile_query
 from .record import RECORD, Record
 from .store import ROWS, Row, Store
 
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
     from ..portable.vocabulary import Answer, Vocabulary
 
 UNREADABLE = "unreadable.tsv"
-BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # what a kill at the very beginning leaves, and a temporary RECORD
+BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process killed before RECORD was written
 DTYPES = ("float16", "float32")
-LOOK_AGAIN = 8  # hits that an engine which is not exact is asked for, for each that is wanted
+LOOK_AGAIN = 8  # candidates per hit from an engine that is not exact; they are scored again by the stored rows
 
 
 class Summary(NamedTuple):
-    """What an update has done, in pictures; `rows` is what the index holds now."""
+    """Numbers of pictures in an update; `rows` is the size of the index after it."""
 
     new: int
     changed: int
@@ -61,23 +62,24 @@ class Summary(NamedTuple):
 class GalleryIndex:
     """An index folder, ready to search; `build` or `open` gives one.
 
-    Many processes may search while one writes; a second writer is refused. Each search first takes in what was written
-    since the one before: rows, and what the model knows. Where rows go while it runs, it begins once more, and only if
-    that happens again does it end with a KeyError or Damaged. Threads may share an object, also while one of
-    them updates or compacts it. Processes may share an engine, and copies of the index one after the other: `use` gives
-    it the rows that it lacks and takes those of the others.
+    Many processes may search while one writes; a second writer is refused. Each search first reads what was written
+    since the last one: rows, attributes and calibration of the model. If rows are deleted during a search, it starts
+    again once, and raises KeyError or Damaged if that happens a second time. Threads may share an object, also while
+    one of them updates or compacts it. Processes may share an engine, and so may copies of the index one after the
+    other: `use` adds the rows that it lacks and removes others.
 
-    Whatever is read is compared with checksums, so that a file which is missing, cut short or altered ends a search
-    with `Damaged`, which names it. `build` and `update` read all files and make anew what is lost.
+    All data that is read is compared with checksums: a search raises `Damaged`, with the name of the file, where one is
+    missing, cut short or altered. `build` and `update` read all files and embed lost pictures again.
 
     Attributes:
-        summary: what the last `build` or `update` of this object has done.
-        lost: what it found damaged and has made anew; `Summary` does not count these pictures.
-        passed_over: what it did not look at, counted by kind, see `walk`.
+        summary: of the last `build` or `update` of this object.
+        lost: files that it found damaged and has written again; `Summary` does not count their pictures.
+        passed_over: files and folders that it skipped, counted by kind, see `walk`.
 
     >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
     >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
     >>> hits = index.search(Query(index.embed(encoder, picture), leave_out=["upper", "lower"]))  # doctest: +SKIP
+    >>> index = GalleryIndex.open("gallery/", engine=Faiss("int8"))                   # doctest: +SKIP
     """
 
     def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
@@ -97,13 +99,14 @@ class GalleryIndex:
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
-    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None,
-             images: str | Path | None = None) -> GalleryIndex:
-        """An index that is there.
+    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None, images: str | Path | None = None,
+             engine: Engine | MakeEngine | None = None) -> GalleryIndex:
+        """An existing index.
 
         Args:
             vocabulary: in place of the one that index.json holds, until an `update`.
             images: the folder of pictures, where it has moved.
+            engine: what searches it, see `use`; exact search in memory if None.
 
         Raises:
             Damaged: where a file is missing or has another size than it should; checksums are compared when rows are
@@ -115,18 +118,20 @@ class GalleryIndex:
         except Damaged:  # unless another process has just put other files in their place
             index.store.reload()
             index.store.check_sizes()
+        if engine is not None:
+            index.use(engine)
         return index
 
     @classmethod
     def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
               pattern: str | None = None, follow_links: bool | None = None, pace: Pace | None = None,
               read: Callable[[Path], Image] | None = None) -> GalleryIndex:
-        """An index of the pictures of a folder and those below it; one that is there, or was cut off, is gone on with.
+        """Index the pictures of a folder and its subfolders, or continue an existing or interrupted index.
 
         Args:
-            encoder: what embeds pictures, see `portable.encoder`.
-            dtype: what embeddings are kept as; "float16" takes half the space. If None, that of the index, and for a
-                new one float16, or float32 for a model whose embeddings have no unit length.
+            encoder: embeds the pictures, see `portable.encoder`.
+            dtype: of stored embeddings; "float16" takes half the space. If None, that of the index, and for a new one
+                float16, or float32 for a model whose embeddings have no unit length.
             pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
                 index, and "" for a new one.
             follow_links: whether links to folders are followed. If None, as the index has done, and False for a new
@@ -195,17 +200,22 @@ class GalleryIndex:
 
     @property
     def prior(self) -> float:
-        """The probability, before looking, that a picture shows somebody: any of them is as likely as none."""
+        """The prior probability that a picture shows the person: 1 / (N + 1), each of N pictures or none of them."""
         return 1 / (len(self) + 1)
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
-        """Groups that count where somebody may have changed clothes; () for a model of one block."""
+        """Groups that are compared where clothes may have been changed; () for a model of one block."""
         return tuple(self._record.lasting_groups)
 
     @property
+    def clothing_groups(self) -> list[str]:
+        """The other groups."""
+        return clothing_groups(self.shape.groups, self.lasting_groups)
+
+    @property
     def verification(self) -> Verification | None:
-        """How the score of two pictures tells whether they show one person; None where that is not calibrated."""
+        """The calibration of scores to probabilities of the same person; None where the run is not calibrated."""
         known = self._record.verification
         return Verification.from_dict(known) if known else None
 
@@ -231,7 +241,7 @@ class GalleryIndex:
 
     def update(self, encoder: Encoder, *, pace: Pace | None = None,
                read: Callable[[Path], Image] | None = None) -> Summary:
-        """Take in new and changed pictures, forget deleted ones; what is embedded already stays."""
+        """Embed new and changed pictures and remove deleted ones."""
         self.check(encoder)
         with files.only_writer(self.folder):
             return self._update(encoder, pace, read)
@@ -282,7 +292,7 @@ class GalleryIndex:
             self._vocabulary, self._given = encoder.vocabulary, False
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
-        """Join small parts and drop what deleted pictures have left behind; worth it after many updates."""
+        """Join small parts and remove the rows of deleted pictures; useful after many updates."""
         with files.only_writer(self.folder):
             self._reload()
             self.store.compact(part_rows)
@@ -292,14 +302,21 @@ class GalleryIndex:
 
     # Search.
 
-    def use(self, engine: Engine) -> None:
-        """Search by this engine, brought up to date."""
+    def use(self, engine: Engine | MakeEngine) -> Engine:
+        """Search by this engine, brought up to date.
+
+        Args:
+            engine: an `Engine`, or what makes one for this index, such as `engines.Faiss("int8")`.
+        """
+        if callable(engine):
+            engine = engine(Space(self._record.id, self.folder, self.shape.width, self.shape.metric))
         with self._lock:
             self._read(engine)
             self._engine = engine
+        return engine
 
     def _reload(self) -> None:
-        """Take notice of what was written; the engine too."""
+        """Read what was written, and update the engine."""
         with self._lock:
             self._read(self._engine)
 
@@ -313,7 +330,7 @@ class GalleryIndex:
         self._behind = False
 
     def _read_record(self) -> None:
-        """What the model knows may be more than it was."""
+        """Attributes and calibration of the model may have changed."""
         now = record.state(self.folder)
         if now == self._state:
             return
@@ -329,23 +346,17 @@ class GalleryIndex:
             self._reload()
 
     def _catch_up(self) -> Engine:
-        """The engine, with what another process has written meanwhile."""
+        """The engine, after reading what other processes have written."""
         self._catch_up_rows()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
-        """Search in memory, see `FaissEngine`; compressed forms are kept with the index."""
-        path = None if form == "exact" else self.folder / "engines" / f"{form}-{self._record.id}.faiss"
-        engine = FaissEngine(self.shape.width, form, self.shape.metric, path)
-        self.use(engine)
-        return engine
+        """Search in memory, see `Faiss`."""
+        return self.use(Faiss(form))
 
     def milvus(self, address: str, **options) -> MilvusEngine:
-        """Search by Milvus in a file or on a cluster, see `MilvusEngine`; the collection has the index's own name."""
-        engine = MilvusEngine(address, f"cerberus_{self._record.id}", self.shape.width, self.shape.metric,
-                              **options)
-        self.use(engine)
-        return engine
+        """Search by Milvus in a file or on a cluster, see `Milvus`."""
+        return self.use(Milvus(address, **options))
 
     def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
         """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries.
@@ -360,15 +371,15 @@ class GalleryIndex:
         return recall(engine, exact, queries, k, own=ids)
 
     def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
-        """The pictures that fit best, best first; fewer than `top` where the index or the filter leaves fewer."""
+        """The best matches, best first; fewer than `top` where the index or the filter leaves fewer."""
         return self.search_many([query], top, prefilter)[0]
 
     def search_many(self, queries: Sequence[Query], top: int = 10,
                     prefilter: Prefilter | None = None) -> list[list[Hit]]:
         """`search` for many queries, in one pass over the gallery where there is no filter.
 
-        Hits have their scores from the stored embeddings: a compressed engine decides only what is looked at. Threads
-        that share an index wait for each other.
+        Scores are computed from the stored embeddings; a compressed engine only chooses the candidates. Threads that
+        share an index wait for each other.
         """
         with self._lock:
             try:
@@ -381,7 +392,8 @@ class GalleryIndex:
         if top < 1:
             raise ValueError(f"search: {top} hits are asked for, expected at least 1")
         engine = self._catch_up()
-        compiled = [compile_query(query, self.shape, self.vocabulary, self.verification) for query in queries]
+        model = SearchedModel(self.shape, self.vocabulary, self.verification, self.lasting_groups)
+        compiled = [compile_query(query, model, prefilter) for query in queries]
         if not compiled or not len(self):
             return [[] for _ in compiled]
         most = top if engine.exact else max(top, min(LOOK_AGAIN * top, engine.most_hits))
@@ -390,16 +402,11 @@ class GalleryIndex:
         if prefilter is None:
             found = engine.search(vectors, count)[1]
         else:
-            found = [engine.search(vector[None], count, self._survivors(query, each, prefilter))[1][0]
-                     for query, each, vector in zip(queries, compiled, vectors)]
-        return [self._hits(query, each, ids[ids >= 0], top) for query, each, ids in zip(queries, compiled, found)]
+            found = [engine.search(vector[None], count, each.candidates(self.store))[1][0]
+                     for each, vector in zip(compiled, vectors)]
+        return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
 
-    def _survivors(self, query: Query, compiled, prefilter: Prefilter) -> np.ndarray:
-        if self.vocabulary is None:
-            raise ValueError("filter: the model of this index knows no attributes; search without the filter")
-        return survivors(self.store, said(query, compiled, self.vocabulary, prefilter.threshold), prefilter.threshold)
-
-    # Rows, by the id that hits carry. What is asked of the store alone does not wait for a search.
+    # Rows, by the id of a hit. Calls that need the store only do not wait for a search.
 
     def path(self, row: int) -> Path:
         """Where a picture of the gallery lies."""
@@ -410,7 +417,7 @@ class GalleryIndex:
         return self.images / found
 
     def embedding(self, row: int) -> np.ndarray:
-        """What a picture of the gallery was embedded as, float32 (E,): to search for more like it without its model."""
+        """The embedding of a picture of the gallery, float32 (E,): to search for similar ones without the model."""
         self.path(row)
         with self._lock:
             self._catch_up_rows()
@@ -420,21 +427,13 @@ class GalleryIndex:
         """Ids of at most so many rows, from all over the gallery."""
         return self.store.spread(count)
 
-    def _hits(self, query: Query, compiled, ids: np.ndarray, top: int) -> list[Hit]:
-        fitted = self.verification
-        scores, similarities = compiled.score(self.store.embeddings(ids))
-        best = np.lexsort((ids, -scores))[:top]
-        best = best[scores[best] >= least_score(query, compiled, fitted)]
-        told = [g for g in range(len(self.shape.groups)) if compiled.known[g]]
-        judged = fitted is not None and compiled.is_judged_by(fitted)
-        prior = self.prior if query.prior is None else query.prior
-        # Ranked before they are cut: blocks in half precision may be longer than 1 by a little.
-        scores, similarities = compiled.shown(scores), np.minimum(similarities, 1)
-        return [Hit(str(self.images / row.path), float(scores[i]),
-                    {self.shape.groups[g]: float(similarities[i, g]) for g in told}, self._answers(row), int(ids[i]),
-                    *row.named, same_person=fitted.probability(float(scores[i]), prior) if judged else None)
-                for i, row in zip(best, self.store.rows(ids[best]))]
+    def _hits(self, query: CompiledQuery, ids: np.ndarray, top: int) -> list[Hit]:
+        best = query.best(self.store.embeddings(ids), ids, top)
+        rows = self.store.rows(ids[[i for i, *_ in best]])
+        return [Hit(str(self.images / row.path), score, similarities, self._answers(row), int(ids[i]), *row.named,
+                    same_person=query.same_person(score, self.prior))
+                for (i, score, similarities), row in zip(best, rows)]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
-        """What was recognised, as far as it may be told."""
+        """The recognised attributes, with abstentions."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}

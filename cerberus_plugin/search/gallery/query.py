@@ -1,22 +1,28 @@
-"""What is searched for: a picture, attributes in words, all or some, both, and how much each group counts.
+"""A query, its compiled form, and the hits it finds.
 
-A query is one vector, and its inner product with a row is the score, so that one index answers every kind of query.
-Of pictures it has the blocks of the groups, each times its weight over the sum of weights: the score is the weighted
-mean of the groups' similarities. Words are blocks like these where the model reads attributes off the nearest
-prototypes. Where it reads them by probability, a row has log-probabilities of all values of all attributes behind its
-embedding, and words are weights of these: the score is the sum of the log-probabilities of the described values.
-Shapes: G groups, D values of a group's block, E = G * D values of an embedding, V log-probabilities of a row.
+`compile_query` turns a `Query` (a picture's embedding, attributes in words, weights) into a `CompiledQuery` once: a
+vector for the search engine, constraints for the filter, and a threshold for the scores. Everything after that
+(candidates, scores, ranking, the probability of the same person) is computed by the compiled query alone.
+
+The score of a row is its inner product with the query's vector, so one index answers every kind of query. For a
+picture the vector has the blocks of the groups, each times its weight over the sum of weights: the score is the
+weighted mean of the groups' similarities. Words are blocks as well where the model reads attributes off the nearest
+prototypes. Where it reads them by probability, a row has the log-probabilities of all values of all attributes behind
+its embedding, and words are weights of these: the score is the sum of the log-probabilities of the described values.
+Shapes: N rows, G groups, D values of a group's block, E = G * D values of an embedding, V log-probabilities of a row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...attributes.marginals import check_threshold, is_reliable
+from ..portable.encoder import clothing_groups
 from ..portable.vocabulary import Answer
 from .store import Store
 
@@ -38,7 +44,7 @@ class Query:
     >>> Query(words={"gender": "female", "upper colour": "red"})       # a description, all of it or in part
     >>> Query(embedding)                                               # somebody who looks like this picture
     >>> Query(embedding, {"backpack": "no"})                           # this person, but without the backpack
-    >>> Query(embedding, leave_out=("upper", "lower"))                 # may have changed clothes
+    >>> Query(embedding, may_have_changed_clothes=True)                # by what stays when clothes change
 
     Attributes:
         embedding: of a picture, float (E,), as the encoder of the index gives it.
@@ -51,6 +57,8 @@ class Query:
         false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
         prior: the probability, before looking, that a picture of the gallery shows this person; one in as many as there
             are, and one more, if None.
+        may_have_changed_clothes: leave out the groups of clothes and bags as well: all but the lasting groups of the
+            model.
     """
 
     embedding: np.ndarray | None = None
@@ -59,6 +67,7 @@ class Query:
     leave_out: Sequence[str] = ()
     false_match_rate: float | None = None
     prior: float | None = None
+    may_have_changed_clothes: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,15 +103,14 @@ class Hit:
 class Prefilter:
     """Leave out rows that reliably contradict the query before anything is compared, as APR's acceleration does.
 
-    Reliable is a recognised attribute whose probability exceeds the threshold; that of a picture that is searched for
-    too. Words of a description are always reliable.
+    Attributes of a row, and of a picture that is searched for, are reliable above the threshold, see `is_reliable`.
+    Words of a description are always reliable.
     """
 
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"filter: the threshold is {self.threshold}, expected a probability between 0 and 1")
+        check_threshold(self.threshold)
 
 
 class Shape(NamedTuple):
@@ -145,13 +153,29 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
     return (blocks / np.maximum(np.linalg.norm(blocks, axis=2, keepdims=True), 1e-12)).reshape(rows.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class Compiled:
-    """A query as it is compared: its blocks float32 (G, D) and their weights float32 (G,).
+class SearchedModel(NamedTuple):
+    """What a query is compiled for: the model of an index, see `Encoder`."""
 
-    `known` bool (G,) tells the groups that the query says something about, `of_picture` bool (G,) those of a picture.
-    Where words are read by probability, `wanted` float32 (G, V) has the described values of each group,
-    `word_weights` float32 (G,) how much each group of words counts, and `offset` is added to scores.
+    shape: Shape
+    vocabulary: Vocabulary | None = None
+    verification: Verification | None = None
+    lasting_groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledQuery:
+    """A query as rows are compared with it; made by `compile_query`.
+
+    Attributes:
+        blocks: float32 (G, D), unit length.   weights: float32 (G,), sum 1.
+        known: bool (G,), groups that the query describes.   of_picture: bool (G,), those described by a picture.
+        wanted: float32 (G, V), the described values of each group where words are read by probability, else None.
+        word_weights: float32 (G,), how much each group of words counts then.   offset: added to scores then.
+        constraints: by column, the values that a row must not reliably contradict; None without a filter.
+        reliable: probability above which a recognised attribute is reliable.
+        least_score: rows that score lower are not found.
+        verification: the calibration of these scores; None where none applies.
+        prior: `Query.prior`.
     """
 
     blocks: np.ndarray
@@ -162,12 +186,17 @@ class Compiled:
     wanted: np.ndarray | None = None
     word_weights: np.ndarray | None = None
     offset: float = 0.0
+    constraints: Mapping[str, tuple[str, ...]] | None = None
+    reliable: float = 1.0
+    least_score: float = -math.inf
+    verification: Verification | None = None
+    prior: float | None = None
 
     def is_judged_by(self, fitted: Verification) -> bool:
         """Whether scores are those of two pictures by the groups of a calibration, each counting the same.
 
-        Those of a model with groups are cosines here whatever its run compares by, so a calibration of distances
-        speaks of none of them.
+        Models with groups are compared by cosine here whatever their run was tested by, so a calibration of distances
+        does not apply to them.
         """
         counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
         return (self.wanted is None and fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
@@ -179,31 +208,83 @@ class Compiled:
         of_words = np.zeros(self.shape.values, np.float32) if self.wanted is None else self.word_weights @ self.wanted
         return np.concatenate([(self.weights[:, None] * self.blocks).reshape(-1), of_words])
 
-    def shown(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as hits show them: no cosine exceeds 1."""
-        return np.minimum(scores, 1) if self.wanted is None else scores
+    def candidates(self, store: Store) -> np.ndarray | None:
+        """Ids of the rows that satisfy the constraints, int64 (n,); None where there are no constraints."""
+        if self.constraints is None:
+            return None
+        kept = np.ones(len(store), dtype=bool)
+        for column, allowed in self.constraints.items():
+            codes, probabilities = store.answers(column)
+            kept &= np.isin(codes, store.codes(allowed)) | ~is_reliable(probabilities, self.reliable)
+        return store.ids[kept]
 
     def score(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and similarities (n, G) of rows, float32 (n, E + V); no similarities without groups."""
+        """Scores (N,) and similarities (N, G) of rows, float32 (N, E + V); no similarities without groups."""
         if self.shape.metric == "euclidean":
             return -np.linalg.norm(rows - self.vector, axis=1), np.empty((len(rows), 0), np.float32)
         embeddings, log_p = rows[:, :self.shape.dim], rows[:, self.shape.dim:]
         similarities = np.einsum("ngd,gd->ng", embeddings.reshape(len(rows), *self.blocks.shape), self.blocks)
         scores = similarities @ self.weights
         if self.wanted is not None:
-            of_words = log_p @ self.wanted.T  # (n, G)
+            of_words = log_p @ self.wanted.T  # (N, G)
             scores = scores + of_words @ self.word_weights + self.offset
             similarities = np.where(self.of_picture, similarities, np.exp(of_words))
         return scores, similarities[:, :len(self.shape.groups)]
 
+    def best(self, rows: np.ndarray, ids: np.ndarray, top: int) -> list[tuple[int, float, dict[str, float]]]:
+        """The best of some rows, best first: place in `rows`, score, and similarity of each described group.
 
-def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None,
-                  fitted: Verification | None = None) -> Compiled:
-    """A query ready to be compared; refuses what the model cannot answer.
+        Args:
+            rows: float32 (N, E + V).   ids: int64 (N,), the lower one first where scores are equal.
+        """
+        scores, similarities = self.score(rows)
+        order = np.lexsort((ids, -scores))[:top]
+        order = order[scores[order] >= self.least_score]
+        # Clipped after ranking: blocks stored in half precision may be slightly longer than 1, but no cosine exceeds 1.
+        scores = np.minimum(scores, 1) if self.wanted is None else scores
+        similarities = np.minimum(similarities, 1)
+        known = [(g, group) for g, group in enumerate(self.shape.groups) if self.known[g]]
+        return [(int(i), float(scores[i]), {group: float(similarities[i, g]) for g, group in known}) for i in order]
 
-    Args:
-        fitted: the calibration of the index, whose slope says what a picture beside words counts.
+    def same_person(self, score: float, prior: float) -> float | None:
+        """The probability that a row of this score shows the person; None where no calibration applies.
+
+        Args:
+            prior: the probability before looking, where the query gives none.
+        """
+        if self.verification is None:
+            return None
+        return self.verification.probability(score, prior if self.prior is None else self.prior)
+
+
+def compile_query(query: Query, model: SearchedModel, prefilter: Prefilter | None = None) -> CompiledQuery:
+    """A query ready to be compared.
+
+    Raises:
+        ValueError: where the query says nothing, or asks for what the model cannot answer.
     """
+    shape, vocabulary = model.shape, model.vocabulary
+    if query.may_have_changed_clothes:
+        if not shape.groups:
+            raise ValueError("search: this model compares whole pictures, so clothes cannot be left out; search "
+                             "without may_have_changed_clothes")
+        clothes = clothing_groups(shape.groups, model.lasting_groups)
+        query = replace(query, leave_out=(*query.leave_out, *clothes))
+    compiled = replace(_compared(query, model), prior=query.prior)
+    if prefilter is not None:
+        if vocabulary is None:
+            raise ValueError("filter: the model of this index knows no attributes; search without the filter")
+        compiled = replace(compiled, reliable=prefilter.threshold,
+                           constraints=_constraints(query, compiled, vocabulary, prefilter.threshold))
+    fitted = model.verification
+    if fitted is not None and compiled.is_judged_by(fitted):
+        compiled = replace(compiled, verification=fitted)
+    return replace(compiled, least_score=_least_score(query, compiled, fitted))
+
+
+def _compared(query: Query, model: SearchedModel) -> CompiledQuery:
+    """Blocks and weights of a query."""
+    shape, vocabulary = model.shape, model.vocabulary
     blocks = np.zeros((max(1, len(shape.groups)), shape.dim // max(1, len(shape.groups))), dtype=np.float32)
     known, of_picture = np.zeros(len(blocks), dtype=bool), np.zeros(len(blocks), dtype=bool)
     if query.embedding is not None:
@@ -213,18 +294,18 @@ def compile_query(query: Query, shape: Shape, vocabulary: Vocabulary | None,
         if vocabulary is None:
             raise ValueError("search: the model of this index knows no attributes; search by a picture")
         if shape.values:
-            return _with_log_probabilities(query, shape, vocabulary, blocks, known, fitted)
+            return _with_log_probabilities(query, shape, vocabulary, blocks, known, model.verification)
         described = np.asarray(vocabulary.describe(query.words), dtype=np.float32)  # (G, D)
         given = described.any(axis=1)
         blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
         raise ValueError("search: the query is empty; give a picture, or at least one attribute")
     weights = _balanced(_counting(query, shape, known), of_picture)
-    return Compiled(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
+    return CompiledQuery(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
 
 
 def _with_log_probabilities(query: Query, shape: Shape, vocabulary: Vocabulary, blocks: np.ndarray,
-                            of_picture: np.ndarray, fitted: Verification | None) -> Compiled:
+                            of_picture: np.ndarray, fitted: Verification | None) -> CompiledQuery:
     """A query with words that are read by probability; blocks (G, D) of a picture, bool (G,) where there is one."""
     own = vocabulary.wanted_classes(query.words)  # (V',)
     groups_of = np.asarray(vocabulary.groups_of_values)
@@ -240,7 +321,7 @@ def _with_log_probabilities(query: Query, shape: Shape, vocabulary: Vocabulary, 
         slope = fitted.slope if fitted is not None and fitted.metric == shape.metric else PICTURE_SLOPE
         picture = (slope / picture.sum() * picture).astype(np.float32)
         offset = -float(of_words @ wanted[:, :len(own)] @ vocabulary.log_value_priors)
-    return Compiled(blocks, picture, known, of_picture, shape, wanted, of_words, offset)
+    return CompiledQuery(blocks, picture, known, of_picture, shape, wanted, of_words, offset)
 
 
 def _counting(query: Query, shape: Shape, known: np.ndarray) -> np.ndarray:
@@ -264,8 +345,8 @@ def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:
     return np.where(of_picture, weights, weights * rest / np.count_nonzero(of_words))
 
 
-def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -> float:
-    """The score from which on pictures are found."""
+def _least_score(query: Query, compiled: CompiledQuery, fitted: Verification | None) -> float:
+    """The threshold of a query's false-match rate."""
     if query.false_match_rate is None:
         return -math.inf
     if fitted is None:
@@ -276,7 +357,7 @@ def least_score(query: Query, compiled: Compiled, fitted: Verification | None) -
         raise ValueError(f"search: the run of this index was calibrated on {fitted.metric} scores, but the index "
                          f"compares by {own}, so none of its scores has a false-match rate; set TEST.METRIC {own} in "
                          "the run's config.yaml, calibrate it again and index again")
-    if not compiled.is_judged_by(fitted):
+    if compiled.verification is None:
         raise ValueError("search: a false-match rate is known of pictures that are compared by "
                          f"{', '.join(fitted.groups) or 'all groups'}, each counting the same; leave out words and "
                          "weights, or the rate")
@@ -304,8 +385,9 @@ def _weights(query: Query, shape: Shape) -> np.ndarray:
     return np.array([named.get(group, 1.0) for group in shape.groups] or [1.0])
 
 
-def said(query: Query, compiled: Compiled, vocabulary: Vocabulary, threshold: float) -> dict[str, tuple[str, ...]]:
-    """By column the values that a row must not reliably contradict.
+def _constraints(query: Query, compiled: CompiledQuery, vocabulary: Vocabulary,
+                 threshold: float) -> dict[str, tuple[str, ...]]:
+    """By column, the values that a row must not reliably contradict.
 
     Those of the words, and of a picture what is reliably recognised in the groups that are compared with it.
     """
@@ -317,15 +399,6 @@ def said(query: Query, compiled: Compiled, vocabulary: Vocabulary, threshold: fl
                 if weight > 0 and not replaced}
     group_of = {column.name: column.group for column in vocabulary.columns}
     for column, own in vocabulary.recognise(query.embedding[None])[0].items():
-        if group_of[column] in compared and own.probability > threshold:
+        if group_of[column] in compared and is_reliable(own.probability, threshold):
             values[column] = (own.value,)
     return values
-
-
-def survivors(store: Store, values: Mapping[str, Sequence[str]], threshold: float) -> np.ndarray:
-    """Ids of the rows that contradict none of these values reliably: int64 (n,)."""
-    kept = np.ones(len(store), dtype=bool)
-    for column, allowed in values.items():
-        codes, probabilities = store.answers(column)
-        kept &= np.isin(codes, store.codes(allowed)) | (probabilities <= threshold)
-    return store.ids[kept]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import files
+from ...utils.files import write_json
 from .parts import BUILD_AGAIN, Damaged
 from .query import Shape
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 RECORD = "index.json"
-FORMAT = 3
+INDEX_FORMAT = 3
 OLDER = 2  # format that is read too: without checksums of files, which the next update adds
 
 
@@ -47,7 +47,7 @@ class Record:
     verification: dict | None
     values: int = 0
     follow_links: bool = False
-    format: int = FORMAT
+    format: int = INDEX_FORMAT
 
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
@@ -67,9 +67,9 @@ class Record:
             made_by, checksum = values.get("format"), values.pop("checksum", None)
         except (ValueError, AttributeError, RecursionError) as error:
             raise Damaged(path, f"is cut short or altered ({error})", BUILD_AGAIN) from error
-        if made_by not in (FORMAT, OLDER):
-            raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {FORMAT}; build the "
-                             "index anew")
+        if made_by not in (INDEX_FORMAT, OLDER):
+            raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {INDEX_FORMAT}; build "
+                             "the index anew")
         if made_by != OLDER and checksum != _checksum(values):
             raise Damaged(path, "is altered", BUILD_AGAIN)
         values = {"follow_links": False, "values": 0} | values
@@ -79,11 +79,11 @@ class Record:
 
     def write(self, folder: Path) -> None:
         values = asdict(self)
-        files.write_json(folder / RECORD, {**values, "checksum": _checksum(values)})
+        write_json(folder / RECORD, {**values, "checksum": _checksum(values)})
 
     def knowing(self, encoder: Encoder) -> Record:
         """The same with what the model knows now; it may have been calibrated meanwhile."""
-        return replace(self, format=FORMAT, **_known_by(encoder))
+        return replace(self, format=INDEX_FORMAT, **_known_by(encoder))
 
     @property
     def shape(self) -> Shape:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 
 
-def passing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
-    """Those that do not count where somebody may have changed clothes."""
+def clothing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
+    """Groups of clothes and bags, which do not count where somebody may have changed clothes."""
     return [group for group in groups if group not in lasting]
 
 

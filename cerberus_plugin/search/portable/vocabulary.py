@@ -29,24 +29,29 @@ class Answer(NamedTuple):
 
     Attributes:
         value: the most probable class, in words.   probability: that it is right.
-        withheld: whether the probability is too low for the accuracy that was calibrated for: "cannot tell".
-        calibrated: whether the probability is fitted on labelled images; if not, nothing is withheld either.
+        abstained: whether the probability is too low for the calibrated accuracy; shown as "cannot tell".
+        calibrated: whether the probability is fitted on labelled images; if not, the model never abstains.
     """
 
     value: str
     probability: float
-    withheld: bool = False
+    abstained: bool = False
     calibrated: bool = True
 
     def __str__(self) -> str:
-        if self.withheld:
+        if self.abstained:
             return WITHHELD
         return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
+    @property
+    def withheld(self) -> bool:
+        """The former name of `abstained`."""
+        return self.abstained
 
-def told(value: str, probability: float, below: float | None) -> Answer:
-    """An answer, withheld below this probability; None: of a column that is not calibrated."""
-    return Answer(value, probability, below is not None and probability < below, below is not None)
+    @classmethod
+    def of(cls, value: str, probability: float, below: float | None) -> Answer:
+        """An answer that abstains below this probability; None for a column that is not calibrated."""
+        return cls(value, probability, below is not None and probability < below, below is not None)
 
 
 @dataclass(frozen=True)
@@ -251,8 +256,9 @@ class Vocabulary:
                 for row, probabilities in zip(classes.tolist(), sure.tolist())]
 
     def answer(self, column: str, value: str, probability: float) -> Answer:
-        """What is said where this class is the most probable one."""
-        return told(value, probability, self.withhold_below.get(column, 0.0) if column in self.temperatures else None)
+        """The answer where this class is the most probable one."""
+        below = self.withhold_below.get(column, 0.0) if column in self.temperatures else None
+        return Answer.of(value, probability, below)
 
     def describe(self, words: Mapping[str, str]) -> np.ndarray:
         """The block of each group that a description stands for: float32 (G, D), zeros for a group it leaves out.

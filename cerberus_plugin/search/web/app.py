@@ -1,4 +1,4 @@
-"""The page and what belongs to it: crops, pictures that are sent, and what was found as files."""
+"""The search page with its crops, uploads and downloads, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from starlette.routing import Route
 from ...utils.images import Limits, Unreadable, read_image
 from ..gallery import GalleryIndex, Hit, Query, contact_sheet
 from ..gallery.thumbnails import thumbnail
-from .limiter import Turns
+from .limiter import ConcurrencyLimiter
 from .login import LASTS, Login
-from .search_state import Asked, Groups, exact
+from .search_state import Groups, SearchState, exact
 from .security import Guard, with_query
 from .uploads import LIMITS, Uploads
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-SENDING, DECODING = 16, 4  # pictures at a time
-ASKING, SEARCHING = 32, 4  # searches at a time, those included that wait
-PATIENCE = 60  # seconds that what is sent may take to come
+SENDING, DECODING = 16, 4  # uploads at a time, and threads that decode them
+ASKING, SEARCHING = 32, 4  # searches at a time, running or waiting, and threads that run them
+PATIENCE = 60  # seconds for a request body to arrive
 FORM_BYTES = 4096  # of a login
-KEPT = 600  # seconds that browsers keep these files, which hold nothing of a gallery
-OTHER_NAMES = 16  # in an address, beside attributes and groups
+KEPT = 600  # seconds that browsers cache the static files
+OTHER_NAMES = 16  # parameters of an address beside attributes and groups
 TOPS = (12, 24, 48, 96, 200)
 
 
@@ -44,11 +44,11 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
     """The page of a gallery as an ASGI application.
 
     Args:
-        encoder: that of the index; without it no picture can be sent, all else works.
-        login: None lets everybody in who reaches the page.
-        limits: of pictures that are sent, `uploads.LIMITS` if None.
+        encoder: that of the index; without it no picture can be uploaded, all else works.
+        login: None lets in everybody who can reach the page.
+        limits: of uploaded pictures, `uploads.LIMITS` if None.
         hosts: names of this machine, see `Guard`.
-        secure: whether it is served by https, so that cookies go no other way.
+        secure: whether it is served by https, so that cookies are sent by https only.
     """
     pages = _Pages(index, encoder, login, limits or LIMITS, secure)
     routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
@@ -63,15 +63,17 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
 
 
 class _Pages:
-    """The endpoints. Those that are no coroutines run in the threads of all; searches and pictures that are sent have
-    a few of their own and wait for these, so that nobody is held up who does neither."""
+    """The endpoints. Functions that are not coroutines run in Starlette's threads. Searches and uploads have a few
+    threads of their own, so that they do not hold up other requests."""
 
     def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
                  secure: bool) -> None:
         self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
-        self.sending = Turns(DECODING, SENDING, f"{SENDING} pictures are being sent already; try again in a moment")
-        self.asking = Turns(SEARCHING, ASKING, f"{ASKING} searches are waiting already; try again in a moment")
+        self.sending = ConcurrencyLimiter(DECODING, SENDING,
+                                          f"{SENDING} pictures are being sent already; try again in a moment")
+        self.searching = ConcurrencyLimiter(SEARCHING, ASKING,
+                                            f"{ASKING} searches are waiting already; try again in a moment")
         self.templates = contact_sheet.templates(Path(__file__).parent)
         self.templates.globals["exact"] = exact
 
@@ -94,11 +96,11 @@ class _Pages:
 
     async def _in_turn(self, work: Callable[[Request], Response], request: Request) -> Response:
         self._check_count(request)
-        with self.asking.place():
-            return await self.asking.run(work, request)
+        with self.searching.slot():
+            return await self.searching.run(work, request)
 
     def _check_count(self, request: Request) -> None:
-        """Refuse more names than the form and its links have, before a page with a link for each is written."""
+        """Refuse more parameters than the form has, before a page with a link for each of them is written."""
         columns = self.index.vocabulary.columns if self.index.vocabulary else ()
         most = len(columns) + 2 * len(self.groups.all) + OTHER_NAMES
         given = len(request.query_params.multi_items())
@@ -107,55 +109,55 @@ class _Pages:
 
     def _search(self, request: Request) -> Response:
         given = request.query_params.multi_items()
-        asked, hits, error = Asked(), [], ""
+        state, hits, error = SearchState(), [], ""
         try:
-            asked = Asked.read(given)
+            state = SearchState.read(given)
             if any(not value.strip() for _, value in given):
-                return RedirectResponse(asked.address(), 303)  # what a form leaves empty does not stay in the address
-            hits = [] if asked.says_nothing else self._found(asked)[1]
+                return RedirectResponse(state.address(), 303)  # what a form leaves empty does not stay in the address
+            hits = [] if state.says_nothing else self._found(state)[1]
         except ValueError as refused:
             error = str(refused)
-        return self._page("page.html.j2", 400 if error else 200, asked=asked, hits=hits, error=error,
-                          **self._context(asked, hits, error))
+        return self._page("page.html.j2", 400 if error else 200, state=state, hits=hits, error=error,
+                          **self._context(state, hits, error))
 
     def _csv(self, request: Request) -> Response:
-        *_, hits = self._asked(request)
+        *_, hits = self._state(request)
         text = contact_sheet.csv_text(contact_sheet.rows_of(hits, self.index.images))
         return Response(text, media_type="text/csv", headers=_attached("cerberus.csv"))
 
     def _sheet(self, request: Request) -> Response:
-        asked, query, hits = self._asked(request)
-        told = contact_sheet.asked_for(query, self._name(asked), asked.prefilter, self.groups.clothes)
+        state, query, hits = self._state(request)
+        conditions = contact_sheet.conditions_of(query, self._name(state), state.prefilter, self.index.clothing_groups)
         notes = contact_sheet.notes_of(hits, self.index.prior)
-        text = contact_sheet.html_text(hits, told, self.index.images, self._jpeg(asked), notes)
+        text = contact_sheet.html_text(hits, conditions, self.index.images, self._jpeg(state), notes)
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
-    def _asked(self, request: Request) -> tuple[Asked, Query, list[Hit]]:
+    def _state(self, request: Request) -> tuple[SearchState, Query, list[Hit]]:
         try:
-            asked = Asked.read(request.query_params.multi_items())
-            if asked.says_nothing:
+            state = SearchState.read(request.query_params.multi_items())
+            if state.says_nothing:
                 raise ValueError("address: says nobody to search for; download from a page with results")
-            return asked, *self._found(asked)
+            return state, *self._found(state)
         except ValueError as refused:
             raise HTTPException(400, str(refused)) from refused
 
-    def _found(self, asked: Asked) -> tuple[Query, list[Hit]]:
+    def _found(self, state: SearchState) -> tuple[Query, list[Hit]]:
         try:
-            query = asked.query(self.groups, self._embedding(asked))
-            return query, self.index.search(query, asked.top, asked.prefilter)
+            query = state.query(self._embedding(state))
+            return query, self.index.search(query, state.top, state.prefilter)
         except (LookupError, FileNotFoundError) as changed:
             raise ValueError("search: the gallery was changed meanwhile; search again") from changed
 
-    def _embedding(self, asked: Asked):
-        """That of the picture that is searched for, if one is."""
-        if asked.picture:
-            return self._uploads().get(asked.picture).embedding
-        if asked.like is None:
+    def _embedding(self, state: SearchState):
+        """The embedding of the query's picture, if there is one."""
+        if state.picture:
+            return self._uploads().get(state.picture).embedding
+        if state.like is None:
             return None
         try:
-            return self.index.embedding(asked.like)
+            return self.index.embedding(state.like)
         except LookupError as gone:
-            raise ValueError(f"address: 'like={asked.like}' is no picture of this gallery, or none any more; choose "
+            raise ValueError(f"address: 'like={state.like}' is no picture of this gallery, or none any more; choose "
                              "another one") from gone
 
     def _uploads(self) -> Uploads:
@@ -164,54 +166,54 @@ class _Pages:
                              "--model, or choose a picture of the gallery")
         return self.uploads
 
-    def _name(self, asked: Asked) -> str:
-        return "the picture" if asked.like is None else self._names([asked.like]).get(asked.like, "the picture")
+    def _name(self, state: SearchState) -> str:
+        return "the picture" if state.like is None else self._names([state.like]).get(state.like, "the picture")
 
-    def _address(self, asked: Asked) -> str:
-        """That of the picture that is searched for, "" where none is or it is gone."""
-        if asked.picture:
-            return f"/picture/{asked.picture}" if self.uploads is not None and asked.picture in self.uploads else ""
-        return f"/crop/{asked.like}" if asked.like is not None and self._names([asked.like]) else ""
+    def _address(self, state: SearchState) -> str:
+        """The address of the query's picture, "" where there is none or it was deleted."""
+        if state.picture:
+            return f"/picture/{state.picture}" if self.uploads is not None and state.picture in self.uploads else ""
+        return f"/crop/{state.like}" if state.like is not None and self._names([state.like]) else ""
 
     def _names(self, rows: Sequence[int]) -> dict[int, str]:
-        """Names of pictures, without those that are gone."""
+        """File names of pictures, without deleted ones."""
         names = {}
         for row in rows:
             with contextlib.suppress(LookupError):
                 names[row] = self.index.path(row).name
         return names
 
-    def _jpeg(self, asked: Asked) -> bytes | None:
-        if asked.picture:
-            return self._uploads().get(asked.picture).jpeg
-        if asked.like is None:
+    def _jpeg(self, state: SearchState) -> bytes | None:
+        if state.picture:
+            return self._uploads().get(state.picture).jpeg
+        if state.like is None:
             return None
         try:
-            return thumbnail(read_image(self.index.path(asked.like)))
+            return thumbnail(read_image(self.index.path(state.like)))
         except (Unreadable, LookupError):
             return None
 
-    def _context(self, asked: Asked, hits: list[Hit], error: str) -> dict:
-        """What the page shows beside the hits."""
+    def _context(self, state: SearchState, hits: list[Hit], error: str) -> dict:
+        """Template variables beside the hits."""
         vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if asked.has_picture else {group_of.get(name) for name in asked.words}
-        gone = asked.left_out(self.groups)
+        compared = groups if state.has_picture else {group_of.get(name) for name in state.words}
+        gone = state.left_out(self.groups)
         counted = [group for group in groups if group in compared and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
                 "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
-                "gone": gone, "wanted": self._address(asked), "uploads": self.uploads is not None,
-                "wanted_name": self._name(asked), "counted": counted, "unknown": asked.unknown(self.groups),
+                "gone": gone, "wanted": self._address(state), "uploads": self.uploads is not None,
+                "wanted_name": self._name(state), "counted": counted, "unknown": state.unknown(self.groups),
                 "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
-                "login": self.login is not None, "tops": sorted({*TOPS, asked.top}), "group_of": group_of,
+                "login": self.login is not None, "tops": sorted({*TOPS, state.top}), "group_of": group_of,
                 "said_groups": [group for group in groups
-                                if group in compared or group in asked.out or group in asked.weights],
+                                if group in compared or group in state.out or group in state.weights],
                 "paths": [contact_sheet.shown_path(hit, self.index.images) for hit in hits],
                 "notes": contact_sheet.notes_of(hits, self.index.prior),
-                "sample": self._names(self.index.sample(asked.top)) if asked.says_nothing and not error else {}}
+                "sample": self._names(self.index.sample(state.top)) if state.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
         return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
@@ -234,11 +236,11 @@ class _Pages:
             return PlainTextResponse(str(error), 404)
 
     async def take(self, request: Request) -> Response:
-        """A picture as it is sent, the bytes of its file and no name."""
+        """Take an uploaded picture: the bytes of its file, without a name."""
         if self.uploads is None:
             raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
                                 "--run or --model")
-        with self.sending.place():
+        with self.sending.slot():
             data = await _body(request, self.uploads.limits.max_bytes)
             try:
                 token = await self.sending.run(self.uploads.add, data)
@@ -278,7 +280,7 @@ class _Pages:
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that gives a file from beside this one, read once: no request names what is read."""
+    """An endpoint for a file in the folder of this module, read once: no request names a path."""
     content = (Path(__file__).parent / name).read_bytes()
 
     async def answer(request: Request) -> Response:
@@ -288,8 +290,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """What is sent, counted while it comes; too much of it is not read to its end, and what is too slow not waited for.
-    """
+    """The body of a request; ends with status 413 as soon as it is too long, and with 408 if it takes too long."""
     too_much = HTTPException(413, f"what is sent has more than {most / 2**20:.2g} MiB; send less")
     if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
         raise too_much

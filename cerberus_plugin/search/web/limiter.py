@@ -1,4 +1,4 @@
-"""Work that takes a while, by turns: some at a time, some more that waits, and a word for whoever comes after those."""
+"""Limits on slow work: a few threads at a time, some requests that wait, and a refusal for the rest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 Result = TypeVar("Result")
 
 
-class Turns:
-    """One kind of work. Its threads are its own, so that however much of it waits, all else goes on.
+class ConcurrencyLimiter:
+    """Runs one kind of work in threads of its own, so that it holds up nothing else.
 
     Args:
-        at_once: how many threads.   most: how many may be at work or wait.
-        refusal: what those beyond are told.
+        at_once: number of threads.   most: requests that may run or wait.
+        refusal: the message for requests beyond these, answered with status 503.
     """
 
     def __init__(self, at_once: int, most: int, refusal: str) -> None:
@@ -31,8 +31,8 @@ class Turns:
         return anyio.CapacityLimiter(self._at_once)  # not before an event loop runs, older anyios have none without
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """One among those that work or wait. Called from the thread of the event loop alone."""
+    def slot(self) -> Iterator[None]:
+        """Count as one of the requests that run or wait. Called from the thread of the event loop only."""
         if self._taken >= self._most:
             raise HTTPException(503, self._refusal, {"Retry-After": "2"})
         self._taken += 1
@@ -42,5 +42,5 @@ class Turns:
             self._taken -= 1
 
     async def run(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """What a function gives, in a thread as soon as one is free."""
+        """Call a function in a thread as soon as one is free, and return its result."""
         return await run_sync(work, *arguments, limiter=self._threads)

@@ -1,8 +1,8 @@
-"""Who may see the page: one user with a password, sessions that end, and failed tries that cost time.
+"""Login for the page: one user with a password, sessions that expire, and delays after failed attempts.
 
-A session rather than HTTP Basic: a browser sends a Basic password along with every picture it loads, keeps it until it
-is closed, and cannot log out. A session's cookie holds nothing but a random token that is looked up here, so that there
-is nothing to sign; it dies with this process at the latest.
+Sessions and not HTTP Basic: a browser sends a Basic password with every picture it loads, keeps it until it is closed,
+and cannot log out. Sessions are kept here and not in a signed cookie as by Starlette's SessionMiddleware: after a
+logout a copy of such a cookie would still be valid. The cookie holds a random token only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A search as an address: what a page asks for, all of it, so that going back, bookmarks and links simply work.
+"""The state of a search as a web address, so that the back button, bookmarks and links work.
 
     /?a.gender=female&a.upper+colour=red      attributes
     &like=7 or &picture=TOKEN                 a row of the gallery, or a picture that was sent
@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from ..gallery import Prefilter, Query
-from ..portable.encoder import passing_groups
+from ..portable.encoder import clothing_groups
 
 TOP, MOST = 24, 200
 HEAVIEST = 16.0
@@ -32,12 +32,12 @@ class Groups(NamedTuple):
 
     @property
     def clothes(self) -> list[str]:
-        return passing_groups(self.all, self.lasting)
+        return clothing_groups(self.all, self.lasting)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an address asks for.
+class SearchState:
+    """The search of an address.
 
     Attributes:
         words: attributes, by column.   weights: of groups; 1 where not named.   out: groups that do not count.
@@ -58,8 +58,8 @@ class Asked:
     top: int = TOP
 
     @classmethod
-    def read(cls, pairs: Iterable[tuple[str, str]]) -> Asked:
-        """From the names and values of an address; empty values say nothing, as those of a form that is half filled.
+    def read(cls, pairs: Iterable[tuple[str, str]]) -> SearchState:
+        """From the names and values of an address; empty values, as of a form that is filled in part, are left out.
 
         A colour that is named twice counts once, so that an address that can be searched for is as short as its words.
         """
@@ -87,7 +87,7 @@ class Asked:
         return cls(words, weights, tuple(dict.fromkeys(out)), **single)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The inverse of `read`; what is not said is left out."""
+        """The inverse of `read`; defaults are left out."""
         return [*([("picture", self.picture)] if self.picture else []),
                 *([("like", str(self.like))] if self.like is not None else []),
                 *((f"a.{name}", value) for name, value in self.words.items()),
@@ -111,39 +111,38 @@ class Asked:
     def has_picture(self) -> bool:
         return bool(self.picture) or self.like is not None
 
-    def query(self, groups: Groups, embedding: np.ndarray | None) -> Query:
-        return Query(embedding, self.words, self.weights, self.left_out(groups), self.rate)
+    def query(self, embedding: np.ndarray | None) -> Query:
+        return Query(embedding, self.words, self.weights, self.out, self.rate, may_have_changed_clothes=self.changed)
 
     @property
     def prefilter(self) -> Prefilter | None:
         return None if self.reliable is None else Prefilter(self.reliable)
 
     def left_out(self, groups: Groups) -> list[str]:
-        """Groups that do not count, for one reason or the other, in the order of the model's."""
-        return [*(group for group in groups.all if group in self.out or (self.changed and group in groups.clothes)),
-                *(group for group in self.out if group not in groups.all)]  # unknown ones, for the search to refuse
+        """Groups of the model that do not count, for one reason or the other, in its order."""
+        return [group for group in groups.all if group in self.out or (self.changed and group in groups.clothes)]
 
     # Other searches, a click from this one.
 
-    def change(self, **fields) -> Asked:
+    def change(self, **fields) -> SearchState:
         return replace(self, **fields)
 
     def says(self, name: str, value: str) -> bool:
         return self.words.get(name) == value
 
-    def toggle(self, name: str, value: str) -> Asked:
+    def toggle(self, name: str, value: str) -> SearchState:
         """With this attribute, or without it if it has this value."""
         rest = {key: own for key, own in self.words.items() if key != name}
         return replace(self, words=rest if self.says(name, value) else {**self.words, name: value})
 
-    def more_like(self, row: int) -> Asked:
-        """A picture of the gallery in place of all that was said of the person, compared in the same way."""
+    def more_like(self, row: int) -> SearchState:
+        """A picture of the gallery in place of words and picture; groups, weights and the rest stay."""
         return replace(self, words={}, like=row, picture="")
 
-    def without_picture(self) -> Asked:
+    def without_picture(self) -> SearchState:
         return replace(self, like=None, picture="")
 
-    def weigh(self, group: str, factor: float) -> Asked | None:
+    def weigh(self, group: str, factor: float) -> SearchState | None:
         """With this group counting more or less; None where it cannot do so any further."""
         before = self.weights.get(group, 1.0)
         weight = min(max(before * factor, 1 / HEAVIEST), HEAVIEST)
@@ -153,12 +152,12 @@ class Asked:
         """Groups that are named, but that the model does not have."""
         return [group for group in dict.fromkeys((*self.out, *self.weights)) if group not in groups.all]
 
-    def without_group(self, group: str) -> Asked:
-        """With nothing said of it."""
+    def without_group(self, group: str) -> SearchState:
+        """Without this group's weight and exclusion."""
         return replace(self, out=tuple(own for own in self.out if own != group),
                        weights={name: weight for name, weight in self.weights.items() if name != group})
 
-    def switch(self, group: str, groups: Groups) -> Asked:
+    def switch(self, group: str, groups: Groups) -> SearchState:
         """With this group left out, or taken in again; the others stay as they are."""
         gone = self.left_out(groups)
         if group not in gone:
@@ -168,7 +167,7 @@ class Asked:
 
 
 def exact(number: float) -> str:
-    """As short as it can be said without loss."""
+    """The shortest text that reads back as this number."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 

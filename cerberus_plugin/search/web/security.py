@@ -1,4 +1,8 @@
-"""What stands before every page: whose requests are answered, and what a browser is told not to do."""
+"""Checks before every page (host name, origin, session) and the headers that restrict browsers.
+
+Starlette's TrustedHostMiddleware takes a fixed list of names; here every IP address is a valid host as well, since the
+addresses of a machine may change or be translated, and only a name can be pointed at it by somebody else.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ OPEN = ("/login", "/page.css", "/icon.svg")  # without a session
 
 
 class Guard:
-    """Answers a request only if it comes from the page itself, under a name of its own, and from who may.
+    """ASGI middleware that answers only requests for an own host name, from the page itself, with a valid session.
 
     Args:
         login: None where everybody may.

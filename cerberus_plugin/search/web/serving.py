@@ -1,4 +1,4 @@
-"""`cerberus serve`: where the page can be reached, by whom, and until when."""
+"""The web server of `cerberus serve`: its configuration, its socket, and its life."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MOST_CONNECTIONS = 512  # a browser keeps six
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the page is served; refuses one that lets strangers in.
+class ServerConfig:
+    """Where the page is served and who may see it; refuses a configuration that lets strangers in.
 
     Attributes:
         host, port: an address or a name of this machine, and a port; port 0 takes a free one.
@@ -64,7 +64,7 @@ class Place:
 
     @cached_property
     def addresses(self) -> list[tuple]:
-        """What the host stands for, asked once: what is listened on is what was judged."""
+        """Addresses of the host, resolved once, so that the one that was checked is the one that is listened on."""
         try:
             return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
@@ -72,7 +72,7 @@ class Place:
 
     @property
     def names(self) -> set[str]:
-        """What the page may be called, see `Guard`."""
+        """Host names of the page, see `Guard`."""
         return {self.host, socket.gethostname(), socket.getfqdn()}
 
     def login(self) -> Login | None:
@@ -88,7 +88,7 @@ class Place:
                           "program may have it: give another --port") from error
 
     def address(self, port: int) -> str:
-        """What to open in a browser."""
+        """The address to open in a browser."""
         host = self.host
         if host in ("0.0.0.0", "::", ""):
             host = socket.gethostname()
@@ -102,12 +102,12 @@ def check_packages() -> None:
             "'", '"'))
 
 
-def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Login | None = None,
+def serve(index: GalleryIndex, encoder: Encoder | None, config: ServerConfig, login: Login | None = None,
           open_browser: bool = False, verbose: bool = False) -> None:
     """Serve the page of a gallery until it is interrupted.
 
     Args:
-        login: that of `place`.
+        login: that of `config`.
         verbose: write every request to the terminal; addresses hold what is searched for.
     """
     import uvicorn
@@ -115,20 +115,20 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
     from .app import create_app
     from .connections import ImpatientProtocol, Listener
 
-    app = create_app(index, encoder, login=login, hosts=place.names, secure=bool(place.certificate))
+    app = create_app(index, encoder, login=login, hosts=config.names, secure=bool(config.certificate))
     # Forwarded-for headers are not believed: whoever sends them could try passwords under ever new addresses.
-    config = uvicorn.Config(app, log_level="info" if verbose else "warning", access_log=verbose, loop="asyncio",
-                            http=ImpatientProtocol, ws="none", lifespan="off", proxy_headers=False, server_header=False,
-                            ssl_certfile=place.certificate or None, ssl_keyfile=place.key or None,
-                            timeout_graceful_shutdown=5, limit_concurrency=MOST_CONNECTIONS)
+    server = uvicorn.Server(uvicorn.Config(
+        app, log_level="info" if verbose else "warning", access_log=verbose, loop="asyncio", http=ImpatientProtocol,
+        ws="none", lifespan="off", proxy_headers=False, server_header=False, ssl_certfile=config.certificate or None,
+        ssl_keyfile=config.key or None, timeout_graceful_shutdown=5, limit_concurrency=MOST_CONNECTIONS))
     try:
-        config.load()
+        server.config.load()
     except ssl.SSLError as error:
-        raise ValueError(f"--certificate {place.certificate} --key {place.key}: cannot be used ({error}); expected PEM "
-                         "files that belong together") from error
-    with Listener(place.listen()) as listening:
-        address = place.address(listening.getsockname()[1])
-        if not place.is_local and not place.certificate:
+        raise ValueError(f"--certificate {config.certificate} --key {config.key}: cannot be used ({error}); expected "
+                         "PEM files that belong together") from error
+    with Listener(config.listen()) as listening:
+        address = config.address(listening.getsockname()[1])
+        if not config.is_local and not config.certificate:
             print("over http others on the network can read passwords and pictures; --certificate and --key turn "
                   "https on", file=sys.stderr)
         print(f"{len(index):,} pictures: {address}   Ctrl-C stops it", flush=True)
@@ -137,5 +137,5 @@ def serve(index: GalleryIndex, encoder: Encoder | None, place: Place, login: Log
         # The server stops by itself when interrupted; the exception follows where Python handles the signal as well,
         # which it does not in a program that a script has started in the background.
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
         print("stopped")

@@ -1,4 +1,4 @@
-"""Pictures that were sent to be searched for: decoded with care, embedded once, and kept in memory alone."""
+"""Uploaded pictures: decoded within limits, embedded once, and kept in memory only."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 MOST = 64
-LIMITS = Limits(max_bytes=8 * 2**20, max_pixels=16_000_000)  # strangers send these, so less than of a gallery's
+LIMITS = Limits(max_bytes=8 * 2**20, max_pixels=16_000_000)  # less than in galleries: anybody may upload
 
 
 class Sent(NamedTuple):
-    """What is kept of a picture: its embedding, float32 (E,), and a small JPEG of its pixels."""
+    """The embedding of an uploaded picture, float32 (E,), and a small JPEG of its pixels."""
 
     embedding: np.ndarray
     jpeg: bytes
 
 
 class Uploads:
-    """Pictures by a token that nobody can guess; those not used for longest are forgotten.
+    """Uploaded pictures by unguessable tokens; the least recently used ones are removed.
 
     Args:
         most: how many are kept.

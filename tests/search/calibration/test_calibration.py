@@ -6,7 +6,7 @@ import math
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import ProbabilityReader, PrototypeReader, image_scores
 from cerberus_plugin.search import calibration
-from cerberus_plugin.search.calibration import Calibration, Pairs
+from cerberus_plugin.search.calibration import Calibration, ScoredPairs
 
 import pytest
 import torch
@@ -241,7 +241,8 @@ def test_intervals_of_rates_know_that_pairs_share_people():
 def test_the_bootstrap_draws_people_not_pairs():
     """Two people who are always taken for one another, among twenty: drawn both or not at all."""
     a, b = torch.triu_indices(20, 20, 1)
-    pairs = Pairs(torch.ones(20), torch.arange(20), ((a == 0) & (b == 1)).float(), torch.stack([a, b], dim=1), 190)
+    swapped = ((a == 0) & (b == 1)).float()
+    pairs = ScoredPairs(torch.ones(20), torch.arange(20), swapped, torch.stack([a, b], dim=1), 190)
     share, low, high = calibration.false_match_rate(pairs, 0.5)
     counts = calibration.draws(20)
     pairs_drawn = (counts.sum(dim=1)**2 - counts.square().sum(dim=1)) / 2

@@ -3,7 +3,7 @@
 import math
 
 from cerberus_plugin.search import calibration
-from cerberus_plugin.search.calibration import Pairs
+from cerberus_plugin.search.calibration import ScoredPairs
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pairs_of(scores: torch.Tensor, owners: torch.Tensor) -> Pairs:
-    return Pairs(torch.ones(1), torch.zeros(1).long(), scores, owners, len(scores))
+def pairs_of(scores: torch.Tensor, owners: torch.Tensor) -> ScoredPairs:
+    return ScoredPairs(torch.ones(1), torch.zeros(1).long(), scores, owners, len(scores))
 
 
-def drawn_pairs(people: int, own: float, draw: torch.Generator) -> Pairs:
+def drawn_pairs(people: int, own: float, draw: torch.Generator) -> ScoredPairs:
     """Scores of variance 1: `own` of it of the two persons, half each, most of the rest of the pair of them."""
     a, b = torch.triu_indices(people, people, 1)
     person, noise = torch.randn(people, generator=draw), torch.randn(len(a), IMAGES, generator=draw)

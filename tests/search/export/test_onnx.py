@@ -114,7 +114,7 @@ def test_an_exported_model_gives_the_runs_embeddings_and_attributes(exported, en
     for row, expected in zip(encoder.vocabulary.recognise(embeddings), predictor.answers(paths)):
         assert {name: answer._replace(probability=0) for name, answer in row.items()} == {
             name: answer._replace(probability=0) for name, answer in expected.items()}
-    assert {answer.withheld for answer in row.values()} == {True, False}
+    assert {answer.abstained for answer in row.values()} == {True, False}
 
 
 def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, images):

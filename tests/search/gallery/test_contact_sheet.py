@@ -60,19 +60,18 @@ def test_paths_are_shown_below_the_folder_of_pictures_where_they_lie_there(tmp_p
 
 def test_a_query_is_said_in_parts():
     query = Query(np.ones(20), {"hat": "no"}, {"upper": 2, "lower": 3, "head": 1}, ["lower"], 1e-3)
-    assert contact_sheet.asked_for(query, "0001.jpg") == ["like 0001.jpg", "hat: no", "upper counts 2 times",
+    assert contact_sheet.conditions_of(query, "0001.jpg") == ["like 0001.jpg", "hat: no", "upper counts 2 times",
                                                   "lower does not count", "false-match rate 0.001"]
 
 
 def test_a_filter_and_a_change_of_clothes_are_said_as_they_were_asked_for():
-    query = Query(np.ones(20), leave_out=["upper", "lower", "head"])
-    assert contact_sheet.asked_for(query, "the picture", Prefilter(0.9), ["lower", "upper"]) == [
+    query = Query(np.ones(20), weights={"upper": 2}, leave_out=["lower", "head"], may_have_changed_clothes=True)
+    assert contact_sheet.conditions_of(query, "the picture", Prefilter(0.9), ["lower", "upper"]) == [
         "like the picture", "may have changed clothes", "head does not count",
         "without what surely contradicts, from 0.9 on"]
-    for clothes in ((), ["lower", "carrying"]):  # carrying counts
-        said = contact_sheet.asked_for(query, "x", None, clothes)[1:]
-        assert said == ["upper does not count", "lower does not count",
-                                                                  "head does not count"]
+    query = Query(np.ones(20), leave_out=["upper", "lower"])
+    assert contact_sheet.conditions_of(query, "x", None, ["lower", "upper"]) == [
+        "like x", "upper does not count", "lower does not count"]
 
 
 @pytest.mark.parametrize(("probability", "words"), [
@@ -118,7 +117,7 @@ def test_the_sheet_holds_its_pictures_and_refers_to_nothing_outside(tmp_path):
         assert image.format == "JPEG"
     assert f"{paths[0].name} cannot be read any more" in text and str(tmp_path) not in text
     for each in hits:
-        assert f"{each.score:.3f}" in text and contact_sheet.said(each.attributes["head colour"]) in text
+        assert f"{each.score:.3f}" in text and contact_sheet.answer_text(each.attributes["head colour"]) in text
 
 
 def test_names_and_words_are_text_in_the_sheet_whatever_they_hold(tmp_path):
@@ -129,7 +128,7 @@ def test_names_and_words_are_text_in_the_sheet_whatever_they_hold(tmp_path):
 
 
 def test_what_is_withheld_is_not_told_and_what_is_not_calibrated_is_said_once():
-    answers = {"hat": Answer("no", 0.55, withheld=True), "hair": Answer("long", 0.9)}
+    answers = {"hat": Answer("no", 0.55, abstained=True), "hair": Answer("long", 0.9)}
     row = contact_sheet.rows_of([hit("a.jpg", attributes=answers)])[0]
     assert (row["hat"], row["hair"]) == ("cannot tell", "long (90%)")
     assert contact_sheet.notes_of([hit("a.jpg", attributes=answers)], 0.5) == []

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections import Counter
 
-from cerberus_plugin.search.gallery.folder import HIDDEN, LINKS, Naming, Picture, compare, told, walk
+from cerberus_plugin.search.gallery.folder import HIDDEN, LINKS, Naming, Picture, compare, counts_text, walk
 
 import pytest
 from support.galleries import RED, draw
@@ -116,4 +116,5 @@ def test_what_a_walk_passes_over_is_told_by_kind(tmp_path):
     assert list(walk(tmp_path, passed_over=passed_over)) == []
     parts = ["files ending in .tif (2)", f"{HIDDEN} (1)", "files ending in .txt (1)", "files without a suffix (1)",
              "broken links (1)"]
-    assert sorted(told(passed_over).split(", ")) == sorted(parts) and told(passed_over).startswith(parts[0])
+    text = counts_text(passed_over)
+    assert sorted(text.split(", ")) == sorted(parts) and text.startswith(parts[0])

@@ -176,7 +176,7 @@ def test_another_vocabulary_of_the_same_model_reads_the_attributes_anew_without_
     hit = index.search(Query(words={"head colour": "red"}), top=1)[0]
     told = Words(scale=2.0).recognise(stored(index)[Path(hit.path).name][None])[0]
     for name, answer in hit.attributes.items():
-        assert (answer.value, answer.withheld) == (told[name].value, told[name].withheld)
+        assert (answer.value, answer.abstained) == (told[name].value, told[name].abstained)
     assert json.loads((tmp_path / "index/index.json").read_text())["vocabulary"] == {"scale": 2.0}
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from support.data import random_labels
 from support.galleries import draw_many
-from support.processes import WITHOUT_TORCH
+from support.processes import WITHOUT_TORCH, command, imported
 
 D, COUNT = 16, 40
 DESCRIPTION = {"gender": "female", "upper colour": "red", "backpack": "yes"}
@@ -103,7 +103,7 @@ def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_tol
     index.update(encoder, pace=Pace(progress=False))
     assert [path.stat().st_mtime_ns for path in (index.folder / "parts").iterdir()] == kept
     after = index.search(Query(words={"gender": "male"}), 1)[0].attributes["gender"]
-    assert after.withheld and not before.withheld and after[:2] == before[:2]
+    assert after.abstained and not before.abstained and after[:2] == before[:2]
 
 
 def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
@@ -236,3 +236,8 @@ def test_an_index_from_before_log_probabilities_is_read_with_words_by_the_neares
     found, expected = ([(hit.path, hit.score) for hit in own.search(Query(words=DESCRIPTION), top=5)]
                        for own in (GalleryIndex.open(tmp_path / "index"), index))
     assert found == expected
+
+
+def test_the_command_searches_by_words_without_importing_torch(joined):
+    packages = imported(command("search", joined[0].folder, "upper colour=red", "gender=female"), "upper colour")
+    assert "faiss" in packages and not packages & {"torch", "torchvision", "fastreid"}

@@ -4,15 +4,15 @@ import json
 from dataclasses import replace
 
 from cerberus_plugin.search.gallery import GalleryIndex, Pace, Prefilter, Query
-from cerberus_plugin.search.gallery.engines import FaissEngine
-from cerberus_plugin.search.gallery.query import Shape, compile_query, least_score
+from cerberus_plugin.search.gallery.engines import Faiss, FaissEngine
+from cerberus_plugin.search.gallery.query import SearchedModel, Shape, compile_query
 from cerberus_plugin.search.portable import Verification
 
 import numpy as np
 import pytest
 from support.galleries import BLUE, GREEN, GROUPS, RED, BandEncoder, PlainEncoder, Words, draw, draw_many, read
 
-SHAPE = Shape(GROUPS, 20, "cosine")
+MODEL = SearchedModel(Shape(GROUPS, 20, "cosine"), Words(), None, ("head", "identity"))
 ALIKE = ("head", "identity")
 
 
@@ -44,7 +44,7 @@ def unit(*rows) -> np.ndarray:
 def test_a_query_vector_is_the_weighted_mean_of_its_blocks_by_hand():
     picture = np.tile(np.array([0.6, 0.8, 0, 0], np.float32), 5)
     query = Query(picture, {"upper colour": "blue"}, weights={"upper": 3, "head": 0.5}, leave_out=["lower"])
-    compiled = compile_query(query, SHAPE, Words())
+    compiled = compile_query(query, MODEL)
     weights = np.array([0.5, 3 * 2.5, 0, 1, 1]) / 10  # 2.5: the sum of the picture's groups
     blocks = np.array([[0.6, 0.8, 0, 0], [0, 0, 1, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0]])
     assert np.allclose(compiled.vector.reshape(5, 4), weights[:, None] * blocks)
@@ -54,17 +54,25 @@ def test_words_count_together_as_much_as_the_picture_beside_them():
     picture = np.ones(20, np.float32)
     for words in ({"upper colour": "blue"}, {"upper colour": "blue", "lower colour": "red", "head colour": "red"}):
         described = [f"{group} colour" in words for group in GROUPS]
-        weights = compile_query(Query(picture, words), SHAPE, Words()).weights
+        weights = compile_query(Query(picture, words), MODEL).weights
         assert weights[described].sum() == pytest.approx(0.5) and len(set(weights[described].tolist())) == 1
     whole = dict.fromkeys((f"{group} colour" for group in GROUPS), "red")
-    assert np.allclose(compile_query(Query(picture, whole), SHAPE, Words()).weights, 0.2)
-    out = compile_query(Query(picture, {"upper colour": "blue"}, leave_out=["upper"]), SHAPE, Words())
+    assert np.allclose(compile_query(Query(picture, whole), MODEL).weights, 0.2)
+    out = compile_query(Query(picture, {"upper colour": "blue"}, leave_out=["upper"]), MODEL)
     assert np.allclose(out.weights, [0.25, 0, 0.25, 0.25, 0.25])
 
 
 def test_words_describe_their_groups_alone_and_the_others_do_not_count():
-    compiled = compile_query(Query(words={"head colour": "red", "lower colour": "blue"}), SHAPE, Words())
+    compiled = compile_query(Query(words={"head colour": "red", "lower colour": "blue"}), MODEL)
     assert np.allclose(compiled.weights, [0.5, 0, 0.5, 0, 0]) and compiled.known.tolist() == [1, 0, 1, 0, 0]
+
+
+def test_where_clothes_may_have_changed_the_lasting_groups_of_the_model_count_alone():
+    compiled = compile_query(Query(np.ones(20), leave_out=["head"], may_have_changed_clothes=True), MODEL)
+    assert compiled.weights.tolist() == [0, 0, 0, 1, 0]
+    compiled = compile_query(Query(np.ones(20), may_have_changed_clothes=True),
+                             MODEL._replace(lasting_groups=("head", "carrying")))
+    assert compiled.weights.tolist() == [0.5, 0, 0, 0, 0.5]
 
 
 @pytest.mark.parametrize(("query", "message"), [
@@ -79,15 +87,17 @@ def test_words_describe_their_groups_alone_and_the_others_do_not_count():
 ])
 def test_a_query_that_says_nothing_or_nonsense_is_refused(query, message):
     with pytest.raises(ValueError, match=message):
-        compile_query(query, SHAPE, Words())
+        compile_query(query, MODEL)
 
 
 def test_a_model_without_words_or_groups_refuses_them():
-    plain = Shape((), 3, "euclidean")
+    plain = SearchedModel(Shape((), 3, "euclidean"))
     with pytest.raises(ValueError, match="knows no attributes; search by a picture"):
-        compile_query(Query(words={"head colour": "red"}), plain, None)
+        compile_query(Query(words={"head colour": "red"}), plain)
     with pytest.raises(ValueError, match="unknown group 'head', expected one of none: this model compares whole"):
-        compile_query(Query(np.ones(3), leave_out=["head"]), plain, None)
+        compile_query(Query(np.ones(3), leave_out=["head"]), plain)
+    with pytest.raises(ValueError, match="this model compares whole pictures, so clothes cannot be left out"):
+        compile_query(Query(np.ones(3), may_have_changed_clothes=True), plain)
 
 
 # Searching.
@@ -222,8 +232,22 @@ def test_the_engine_of_an_index_is_kept_with_it_and_its_recall_is_measured(tmp_p
     kept = list((tmp_path / "index/engines").iterdir())
     assert [path.name.split("-")[0] for path in kept] == ["int8"]
     before = kept[0].stat().st_mtime_ns
-    GalleryIndex.open(tmp_path / "index", Words()).faiss("int8")
+    GalleryIndex.open(tmp_path / "index", Words(), engine=Faiss("int8"))
     assert kept[0].stat().st_mtime_ns == before
+
+
+def test_an_index_is_opened_with_any_engine_or_with_what_makes_one_for_it(many):
+    index, rows = many
+    query = Query(rows[7].reshape(-1))
+    spaces, expected = [], index.search(query, 4)
+
+    def own(space):
+        spaces.append(space)
+        return FaissEngine(space.dim, metric=space.metric)
+
+    for engine in (FaissEngine(20), Faiss("float16"), own):
+        assert numbers(GalleryIndex.open(index.folder, Words(), engine=engine).search(query, 4)) == numbers(expected)
+    assert (spaces[0].folder, spaces[0].dim, spaces[0].metric) == (index.folder, 20, "cosine")
 
 
 def test_no_score_exceeds_one_and_the_order_is_that_of_the_stored_embeddings(tmp_path):
@@ -323,7 +347,7 @@ def test_no_calibration_speaks_of_words_weights_and_fewer_groups(judged, many, q
 
 def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
     some = replace(FITTED, groups=ALIKE)
-    whole, part = (compile_query(Query(np.ones(20), leave_out=out), SHAPE, Words())
+    whole, part = (compile_query(Query(np.ones(20), leave_out=out), MODEL)
                    for out in ((), [group for group in GROUPS if group not in ALIKE]))
     assert part.is_judged_by(some) and not whole.is_judged_by(some) and not part.is_judged_by(FITTED)
     assert not whole.is_judged_by(replace(FITTED, metric="euclidean")) and whole.is_judged_by(FITTED)
@@ -331,12 +355,11 @@ def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
 
 def test_a_calibration_of_distances_speaks_of_no_cosine_and_the_refusal_says_so():
     """A run with groups and TEST.METRIC euclidean: its index compares by cosine all the same."""
-    of_distances, query = replace(FITTED, metric="euclidean"), Query(np.ones(20), false_match_rate=0.1)
-    compiled = compile_query(query, SHAPE, Words())
-    assert least_score(query, compiled, FITTED) == FITTED.thresholds[0.1]
+    query = Query(np.ones(20), false_match_rate=0.1)
+    assert compile_query(query, MODEL._replace(verification=FITTED)).least_score == FITTED.thresholds[0.1]
     with pytest.raises(ValueError, match="calibrated on euclidean scores, but the index compares by cosine, .*; set "
                                          "TEST.METRIC cosine in the run's config.yaml, calibrate it again and index"):
-        least_score(query, compiled, of_distances)
+        compile_query(query, MODEL._replace(verification=replace(FITTED, metric="euclidean")))
 
 
 def test_a_calibration_survives_json():

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 from support.galleries import draw_many
-
-ROOT = Path(__file__).parents[3]
+from support.processes import command, imported
 
 
 @pytest.fixture
@@ -94,19 +91,10 @@ def test_a_graph_that_gives_nan_or_fails_is_named_with_what_to_do(tiny):
         encoder.encode([picture])
 
 
-def command(*arguments) -> subprocess.Popen:
-    """The `cerberus` command in a process of its own, which lists what it imports."""
-    return subprocess.Popen([sys.executable, "-X", "importtime", "-m", "cerberus_plugin.cli", *map(str, arguments)],
-                            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
-
-
-def imported(process: subprocess.Popen, said: str) -> set[str]:
-    """Packages that a finished command has imported; `said` is in what it printed."""
-    out, errors = process.communicate(timeout=120)
-    assert said in out + errors, errors[-2000:]
-    return {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()
-            if line.startswith("import time:")}
+def test_help_imports_nothing_that_takes_time():
+    packages = imported(command("--help"), "cerberus WORD --help")
+    assert "cerberus_plugin" in packages
+    assert not packages & {"torch", "torchvision", "fastreid", "numpy", "PIL", "faiss"}
 
 
 def test_the_command_imports_no_torch_for_an_exported_model(tiny, tmp_path):

@@ -75,7 +75,7 @@ def test_answers_come_in_words_of_the_schema(market_pair):
         assert [answer.value for answer in found.values()] == [
             column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row.tolist())]
         assert [answer.probability for answer in found.values()] == pytest.approx(sure.tolist(), abs=1e-6)
-        assert not any(answer.withheld or answer.calibrated for answer in found.values())
+        assert not any(answer.abstained or answer.calibrated for answer in found.values())
     assert list(found) == [column.name for column in MARKET1501.columns]
     assert [column.group for column in vocabulary.columns] == list(MARKET1501.column_groups)
 
@@ -148,16 +148,16 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     answers = vocabulary.calibrated({"age": 1.0, "hat": 1.0}, {"age": 0.5, "hat": math.inf}).recognise(embeddings)
     before = vocabulary.recognise(embeddings)
     ages = [row["age"] for row in answers]
-    assert [age.withheld for age in ages] == [row["age"].probability < 0.5 for row in before]
-    assert {True, False} == {age.withheld for age in ages}
-    assert all(row["hat"].withheld and str(row["hat"]) == "cannot tell" for row in answers)
+    assert [age.abstained for age in ages] == [row["age"].probability < 0.5 for row in before]
+    assert {True, False} == {age.abstained for age in ages}
+    assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
     with pytest.raises(ValueError, match="answers are withheld of hat, expected .* of the calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
 def test_an_answer_reads_as_it_is_meant():
-    assert str(Answer("red", 0.93)) == "red (93%)" and str(Answer("red", 0.4, withheld=True)) == "cannot tell"
+    assert str(Answer("red", 0.93)) == "red (93%)" and str(Answer("red", 0.4, abstained=True)) == "cannot tell"
     assert str(Answer("red", 0.93, calibrated=False)) == "red (93%, not calibrated)"
 
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from cerberus_plugin.search.gallery import GalleryIndex, Pace, Query
 from cerberus_plugin.search.web.app import create_app
 from cerberus_plugin.search.web.login import Login
-from cerberus_plugin.search.web.serving import Place
+from cerberus_plugin.search.web.serving import ServerConfig
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def run(app):
     """The address of a page that is served from a thread, and how to stop it."""
     import uvicorn
 
-    listening = Place(port=0).listen()
+    listening = ServerConfig(port=0).listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

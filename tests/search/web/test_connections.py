@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from cerberus_plugin.search.gallery import GalleryIndex
 from cerberus_plugin.search.web import connections, serving
 from cerberus_plugin.search.web.connections import ImpatientProtocol
-from cerberus_plugin.search.web.serving import Place
+from cerberus_plugin.search.web.serving import ServerConfig
 
 import pytest
 import uvicorn
@@ -38,7 +38,7 @@ def port(index, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: servers.append(self) or run(self, sockets))
     monkeypatch.setattr("webbrowser.open", opened.put)
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(serving.serve, GalleryIndex.open(index), None, Place(port=0), open_browser=True)
+        done = pool.submit(serving.serve, GalleryIndex.open(index), None, ServerConfig(port=0), open_browser=True)
         yield urlsplit(opened.get(timeout=20)).port
         servers[0].should_exit = True
         done.result(20)

@@ -3,7 +3,7 @@
 import re
 
 from cerberus_plugin.search.gallery import Query
-from cerberus_plugin.search.web.search_state import Asked, Groups
+from cerberus_plugin.search.web.search_state import Groups, SearchState
 
 import pytest
 from support.galleries import BandEncoder
@@ -24,33 +24,34 @@ def test_an_address_is_read_and_written_without_loss():
     pairs = [("picture", "token"), ("a.upper colour", "red and blue"), ("a.hat", "no"), ("w.head", "0.5"),
              ("out", "lower"), ("out", "upper"), ("changed", "1"), ("reliable", "0.9"), ("rate", "0.001"),
              ("top", "48")]
-    asked = Asked.read(pairs)
-    assert asked.pairs() == pairs and asked.words["upper colour"] == "red and blue"
-    assert asked.address() == ("/?picture=token&a.upper+colour=red+and+blue&a.hat=no&w.head=0.5&out=lower&out=upper"
+    state = SearchState.read(pairs)
+    assert state.pairs() == pairs and state.words["upper colour"] == "red and blue"
+    assert state.address() == ("/?picture=token&a.upper+colour=red+and+blue&a.hat=no&w.head=0.5&out=lower&out=upper"
                                "&changed=1&reliable=0.9&rate=0.001&top=48")
-    assert Asked().address() == "/"
+    assert SearchState().address() == "/"
     for name, number in (("rate", "0.00012345678"), ("reliable", "0.9999999"), ("w.head", "0.1234567"),
                          ("w.head", "3.0000000000000004"), ("rate", "1e-10")):
-        assert Asked.read([(name, number)]).pairs() == [(name, number)]
+        assert SearchState.read([(name, number)]).pairs() == [(name, number)]
 
 
 def test_an_attribute_of_a_hit_joins_the_query_and_leaves_it_again():
-    asked = Asked(words={"hat": "no"}, out=("lower",), top=48)
-    assert asked.toggle("upper colour", "red").words == {"hat": "no", "upper colour": "red"}
-    assert asked.toggle("hat", "yes").words == {"hat": "yes"}
-    assert asked.toggle("hat", "no") == Asked(out=("lower",), top=48)
+    state = SearchState(words={"hat": "no"}, out=("lower",), top=48)
+    assert state.toggle("upper colour", "red").words == {"hat": "no", "upper colour": "red"}
+    assert state.toggle("hat", "yes").words == {"hat": "yes"}
+    assert state.toggle("hat", "no") == SearchState(out=("lower",), top=48)
 
 
 def test_more_like_this_takes_the_place_of_all_that_was_said_of_the_person_and_is_compared_alike():
-    asked = Asked(words={"hat": "no"}, picture="token", weights={"head": 2.0}, out=("lower",), changed=True, top=48)
-    assert asked.more_like(7) == Asked(like=7, weights={"head": 2.0}, out=("lower",), changed=True, top=48)
+    kept = {"weights": {"head": 2.0}, "out": ("lower",), "changed": True, "top": 48}
+    state = SearchState(words={"hat": "no"}, picture="token", **kept)
+    assert state.more_like(7) == SearchState(like=7, **kept)
 
 
 def test_a_group_is_left_out_and_taken_in_whatever_left_it_out():
     groups = Groups(("head", "upper", "lower", "identity", "carrying"), ("head", "identity"))
-    assert Asked().switch("lower", groups).left_out(groups) == ["lower"]
-    assert Asked(out=("lower", "head")).switch("lower", groups).left_out(groups) == ["head"]
-    changed = Asked(changed=True, out=("head",))
+    assert SearchState().switch("lower", groups).left_out(groups) == ["lower"]
+    assert SearchState(out=("lower", "head")).switch("lower", groups).left_out(groups) == ["head"]
+    changed = SearchState(changed=True, out=("head",))
     assert changed.left_out(groups) == ["head", "upper", "lower", "carrying"]
     assert changed.switch("upper", groups).left_out(groups) == ["head", "lower", "carrying"]
     assert changed.switch("head", groups).left_out(groups) == ["upper", "lower", "carrying"]
@@ -59,8 +60,8 @@ def test_a_group_is_left_out_and_taken_in_whatever_left_it_out():
     (1, 0.5, 2), (10, 5, 16), (16, 8, None), (0.1, 0.0625, 0.2), (0.0625, None, 0.125), (0.01, None, 0.0625),
     (0, None, 0.0625)])
 def test_a_group_counts_less_or_more_by_a_click_and_there_is_none_that_would_not_do_so(weight, less, more):
-    asked = Asked(weights={"head": weight})
-    found = [asked.weigh("head", factor) for factor in (0.5, 2)]
+    state = SearchState(weights={"head": weight})
+    found = [state.weigh("head", factor) for factor in (0.5, 2)]
     assert [each and each.weights["head"] for each in found] == [less, more]
 
 
@@ -96,10 +97,10 @@ def test_the_links_of_a_page_lead_where_they_say(many, client):
     assert links(page, "head colour: red") == ["/?top=3"]  # a chip takes away what it names
     assert links(page, "CSV") == ["/results.csv?a.head+colour=red&top=3"]
     read = many.search(Query(words={"head colour": "red"}), 1)[0].attributes
-    told = {name: answer.value for name, answer in read.items() if not answer.withheld}
+    told = {name: answer.value for name, answer in read.items() if not answer.abstained}
     assert told
     for name, value in told.items():
-        target = Asked(words={"head colour": "red"}, top=3).toggle(name, value).address()
+        target = SearchState(words={"head colour": "red"}, top=3).toggle(name, value).address()
         assert target in links(page, value), name
 
 

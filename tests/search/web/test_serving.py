@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from cerberus_plugin import cli
 from cerberus_plugin.search.gallery import GalleryIndex, Pace
 from cerberus_plugin.search.web import serving
-from cerberus_plugin.search.web.serving import Place
+from cerberus_plugin.search.web.serving import ServerConfig
 
 import pytest
 import uvicorn
@@ -51,41 +51,41 @@ def index(tmp_path_factory):
     ({"host": "no such host"}, "--host no such host: is no address of this machine")])
 def test_a_place_that_cannot_be_or_lets_strangers_in_is_refused(options, message):
     with pytest.raises((ValueError, OSError), match=message):
-        Place(**options)
+        ServerConfig(**options)
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("127.8.8.8", True),
                                              ("::1", True), ("0.0.0.0", False), ("192.0.2.7", False)])
 def test_loopback_is_what_this_machine_alone_can_reach(host, local):
-    assert Place(host, without_login=True).is_local is local
+    assert ServerConfig(host, without_login=True).is_local is local
 
 
 def test_a_name_that_comes_to_mean_another_address_is_not_asked_again(monkeypatch):
     meant = iter(["127.0.0.1", "0.0.0.0"])
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **options: [(socket.AF_INET, 1, 6, "", (next(meant), 0))])
-    with Place("gallery.lab", port=0).listen() as listening:
+    with ServerConfig("gallery.lab", port=0).listen() as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
 def test_others_may_reach_it_where_somebody_logs_in_or_it_is_meant(monkeypatch):
-    assert Place("0.0.0.0", without_login=True).login() is None
+    assert ServerConfig("0.0.0.0", without_login=True).login() is None
     monkeypatch.setenv("CERBERUS_PASSWORD", "correct horse")
-    assert Place("0.0.0.0", user="anna").login().enter("10.0.0.1", "anna", "correct horse")
+    assert ServerConfig("0.0.0.0", user="anna").login().enter("10.0.0.1", "anna", "correct horse")
 
 
 def test_the_address_to_open_is_one_that_a_browser_takes(tmp_path):
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).touch()
-    assert Place().address(8000) == "http://127.0.0.1:8000/"
-    assert Place("::1").address(81) == "http://[::1]:81/"
-    assert Place("0.0.0.0", without_login=True).address(81) == f"http://{socket.gethostname()}:81/"
-    assert Place(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem")).address(443).startswith("https://")
+    assert ServerConfig().address(8000) == "http://127.0.0.1:8000/"
+    assert ServerConfig("::1").address(81) == "http://[::1]:81/"
+    assert ServerConfig("0.0.0.0", without_login=True).address(81) == f"http://{socket.gethostname()}:81/"
+    assert ServerConfig(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem")).address(443).startswith("https://")
 
 
 def test_a_port_that_is_taken_is_said_with_what_to_do(index):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(
             OSError, match=r"--port \d+: cannot be listened on .*give another --port"):
-        serving.serve(GalleryIndex.open(index), None, Place(port=taken.getsockname()[1]))
+        serving.serve(GalleryIndex.open(index), None, ServerConfig(port=taken.getsockname()[1]))
 
 
 @pytest.mark.parametrize(("options", "warned"), [({}, False), ({"host": "0.0.0.0", "without_login": True}, True)])
@@ -97,7 +97,7 @@ def test_the_page_is_opened_if_asked_and_passwords_on_an_open_wire_are_warned_of
     opened = []
     monkeypatch.setattr("uvicorn.Server.run", interrupted)
     monkeypatch.setattr("webbrowser.open", opened.append)
-    place = Place(port=0, **options)
+    place = ServerConfig(port=0, **options)
     serving.serve(GalleryIndex.open(index), None, place, open_browser=True)
     told = capsys.readouterr()
     assert len(opened) == 1 and told.out == f"3 pictures: {opened[0]}   Ctrl-C stops it\nstopped\n"
@@ -113,7 +113,7 @@ def test_connections_beyond_a_number_are_turned_away_and_told_so(index, monkeypa
     monkeypatch.setattr("webbrowser.open", opened.put)
     monkeypatch.setattr(serving, "MOST_CONNECTIONS", 3)
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(serving.serve, GalleryIndex.open(index), None, Place(port=0), open_browser=True)
+        done = pool.submit(serving.serve, GalleryIndex.open(index), None, ServerConfig(port=0), open_browser=True)
         port = urlsplit(opened.get(timeout=120)).port
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         until(lambda: len(servers[0].server_state.connections) == 2)
@@ -130,7 +130,7 @@ def test_connections_beyond_a_number_are_turned_away_and_told_so(index, monkeypa
 def test_files_that_are_no_certificate_are_refused(index, tmp_path):
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).write_text("no certificate")
-    place = Place(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem"), port=0)
+    place = ServerConfig(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem"), port=0)
     with pytest.raises(ValueError, match="cannot be used .*; expected PEM files that belong together"):
         serving.serve(GalleryIndex.open(index), None, place)
 

@@ -1,7 +1,12 @@
-"""Search engines: FAISS in this process, Milvus for galleries that outgrow it."""
+"""Search engines: FAISS in this process, Milvus for galleries that outgrow it.
 
-from .base import Engine, recall, synchronise
-from .faiss_engine import FORMS, FaissEngine
-from .milvus_engine import MilvusEngine
+`Faiss` and `Milvus` describe an engine and make it for the index that they are handed to. Any function that takes a
+`Space` and returns an `Engine` can stand in their place.
+"""
 
-__all__ = ["FORMS", "Engine", "FaissEngine", "MilvusEngine", "recall", "synchronise"]
+from .base import Engine, MakeEngine, Space, recall, synchronise
+from .faiss_engine import FORMS, Faiss, FaissEngine
+from .milvus_engine import Milvus, MilvusEngine
+
+__all__ = ["FORMS", "Engine", "Faiss", "FaissEngine", "MakeEngine", "Milvus", "MilvusEngine", "Space", "recall",
+           "synchronise"]

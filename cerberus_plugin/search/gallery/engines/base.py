@@ -1,4 +1,4 @@
-"""What a search engine is, and what goes for any: bringing it up to date with an index, and its recall.
+"""The interface of search engines, their synchronisation with an index, and their recall.
 
 Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
 """
@@ -6,39 +6,40 @@ Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-METRICS = ("cosine", "euclidean")
+from ...portable.verification import METRICS
 
 
 class Engine(Protocol):
-    """The nearest rows of a query, by inner product or by distance; rows are known by their ids.
+    """Nearest-neighbour search by inner product or distance, over rows with ids.
 
     Attributes:
-        exact: whether it compares with the embeddings themselves, so that it finds what comparing all would find.
-        most_hits: that it returns of one query.
+        exact: whether it compares with the embeddings themselves, without loss of recall.
+        most_hits: largest number of hits for one query.
     """
 
     exact: bool
     most_hits: int
 
     def wants_training(self, count: int) -> int:
-        """Rows it wants to learn from before it holds `count` of them; 0 where it needs none, or has had enough."""
+        """Number of rows to train on before it holds `count` of them; 0 where no training is needed."""
 
     def train(self, rows: np.ndarray) -> None:
-        """Learn how to compress from some rows, float32 (n, E); those that it holds are forgotten."""
+        """Train the compression on some rows, float32 (n, E); removes all rows that it holds."""
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
-        """Take rows, float32 (n, E), under new ids, int64 (n,)."""
+        """Add rows, float32 (n, E), under new ids, int64 (n,)."""
 
     def remove(self, ids: np.ndarray) -> None:
-        """Forget the rows of these ids."""
+        """Remove the rows of these ids."""
 
     def ids(self) -> np.ndarray:
-        """The ids it holds, int64 (N,), in any order; one that it holds twice comes twice."""
+        """The ids of all rows, int64 (N,), in any order, with duplicates where it holds a row twice."""
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The nearest k rows of queries, float32 (Q, E), or of those among these ids, int64.
@@ -49,11 +50,23 @@ class Engine(Protocol):
         """
 
     def save(self) -> None:
-        """Keep what it holds for the next process, where it has a place for it."""
+        """Write its state for the next process, where it has a file."""
+
+
+class Space(NamedTuple):
+    """What an engine has to know of an index: its id, its folder, E, and the metric, "cosine" or "euclidean"."""
+
+    id: str
+    folder: Path
+    dim: int
+    metric: str
+
+
+MakeEngine = Callable[[Space], Engine]
 
 
 class Rows(Protocol):
-    """Where the embeddings lie, `Store`."""
+    """The source of rows, see `Store`."""
 
     ids: np.ndarray
 
@@ -63,14 +76,14 @@ class Rows(Protocol):
 
 
 def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> bool:
-    """Give an engine the rows that it lacks and take those that are gone; whether there were any.
+    """Add missing rows to an engine and remove deleted ones; returns whether there were any.
 
-    Rows that it holds more than once are taken and given again: Milvus Lite reads rows twice that were being written to
-    its file when their process was killed.
+    Rows that it holds more than once are removed and added again: Milvus Lite reads rows twice that were being written
+    to its file when their process was killed.
 
     Args:
-        held: `engine.ids()` from before `rows` were looked at, where others fill the engine as well: whatever they have
-            given it was written before, so that it is among `rows` and is not taken for gone.
+        held: `engine.ids()` from before `rows` were read, where other processes fill the engine as well: their rows
+            were written to the index before, so they are among `rows` and are not removed.
     """
     held = engine.ids() if held is None else held
     wanted = engine.wants_training(len(rows.ids))
@@ -92,12 +105,13 @@ def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> b
 
 
 def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
-    """Share of the nearest k rows of queries, float32 (Q, E), that an engine finds among its own nearest k.
+    """Recall at k: the share of the exact k nearest rows of queries, float32 (Q, E), among the engine's k nearest.
 
-    NaN where there is nothing to find: no queries, or no other rows.
+    NaN without queries or other rows.
 
     Args:
-        own: int64 (Q,), the row of each query where it is one itself; that does not count, since any engine finds it.
+        own: int64 (Q,), the row of each query where it is in the gallery itself; it is left out, as every engine finds
+            it.
     """
     own = np.full(len(queries), -1) if own is None else own
     shares = []
@@ -109,7 +123,7 @@ def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own:
 
 
 def padded(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fill hits up to k columns with rows that are none."""
+    """Pad hits to k columns with id -1 and score minus infinity."""
     missing = ((0, 0), (0, k - ids.shape[1]))
     return np.pad(scores, missing, constant_values=-np.inf), np.pad(ids, missing, constant_values=-1)
 

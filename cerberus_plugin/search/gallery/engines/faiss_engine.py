@@ -9,13 +9,14 @@ import logging
 import os
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from ....utils.files import write_whole
-from .base import check_metric, padded
+from .base import Space, check_metric, padded
 
 FORMS = ("exact", "float16", "int8", "pq")
 PQ_VALUES, PQ_CODES = 8, 256  # values that one byte stands for, and the codes it chooses from
@@ -24,6 +25,17 @@ CHECKSUM_BYTES, CHUNK_BYTES = 4, 2**20
 GROWN = 4  # times the rows that a form has learnt from: then it learns anew, where these were few
 
 logger = logging.getLogger("cerberus.gallery")
+
+
+@dataclass(frozen=True)
+class Faiss:
+    """Search in memory by one of `FORMS`; compressed forms are kept in the folder of the index."""
+
+    form: str = "exact"
+
+    def __call__(self, space: Space) -> FaissEngine:
+        path = None if self.form == "exact" else space.folder / "engines" / f"{self.form}-{space.id}.faiss"
+        return FaissEngine(space.dim, self.form, space.metric, path)
 
 
 class FaissEngine:

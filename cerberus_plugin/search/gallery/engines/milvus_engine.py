@@ -5,16 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .base import check_metric, padded
+from .base import Space, check_metric, padded
 
 SENT_BYTES = 16 * 2**20  # of rows in one message; a cluster takes 64 MiB
 NAMED_IDS = 50_000  # ids in one expression
 MOST_HITS = 16_384  # what Milvus returns of one query
 MILVUS_METRICS = {"cosine": "IP", "euclidean": "L2"}
+
+
+@dataclass(frozen=True)
+class Milvus:
+    """Search by Milvus, see `MilvusEngine`; the collection is named after the index."""
+
+    address: str
+    kind: str = "FLAT"
+    token: str = field(default="", repr=False)
+    timeout: float = 30.0
+
+    def __call__(self, space: Space) -> MilvusEngine:
+        return MilvusEngine(self.address, f"cerberus_{space.id}", space.dim, space.metric, self.kind, self.token,
+                            self.timeout)
 
 
 class MilvusEngine:
