@@ -223,7 +223,7 @@ class CerberusPredictor:
                              "description instead")
         if groups and may_have_changed_clothes:
             raise ValueError("search: give groups, or may_have_changed_clothes for those of the run, not both")
-        labels = self._reader().schema.parse(query)[None] if isinstance(query, dict) else None
+        labels = torch.from_numpy(self._reader().schema.parse(query))[None] if isinstance(query, dict) else None
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
         if labels is not None:

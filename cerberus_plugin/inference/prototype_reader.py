@@ -222,8 +222,9 @@ class PrototypeReader(WithTemperatures):
         Probability: the sum of the log-probabilities of the described values, see `wanted_classes`.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open.
+            labels: int64 (Q, A), -1 where the description is open; a tensor, or an array as `schema.parse` gives.
         """
+        labels = torch.as_tensor(labels)
         if self.reading == "probability":
             wanted = self.wanted_classes(labels)
             if not wanted.any(dim=1).all():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...attributes.schema import NONE
 from ...inference import ConfidentReader
 from ...utils.files import file_sha256
 from ..portable import Answer
-from ..portable.vocabulary import NONE, told
+from ..portable.vocabulary import told
 from . import Calibration
 
 CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from .verification import Verification
-from .vocabulary import Vocabulary
+from .vocabulary import AttributeModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +42,7 @@ class Encoder(Protocol):
     dim: int
     groups: tuple[str, ...]
     metric: str
-    vocabulary: Vocabulary | None
+    vocabulary: AttributeModel | None
     lasting_groups: tuple[str, ...]
     verification: Verification | None
 
