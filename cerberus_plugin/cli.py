@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import cerberus_plugin
 
-from .search.portable.encoder import LASTING_GROUPS, passing_groups
+from .search.portable.encoder import passing_groups
 from .search.portable.vocabulary import WITHHELD
 from .utils.files import replace_unprintable, write_whole
 
@@ -96,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
     _add_model(search)
     search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that do not count")
     search.add_argument("--may-have-changed-clothes", action="store_true", help="only groups count that are not "
-                        f"clothes: those that the run has chosen, else {' and '.join(LASTING_GROUPS)}")
+                        "clothes: those that the run has chosen, else the lasting ones of its schema, such as head and "
+                        "identity")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="how much a group counts, 1 if not said; may be given several times")
     search.add_argument("--false-match-rate", type=float, metavar="RATE", help="only pictures that match at this rate, "

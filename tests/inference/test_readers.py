@@ -192,7 +192,7 @@ def test_all_eight_initialisers_are_offered_and_others_refused():
         SIDPrototypes((2, 2, 2, 2, 2), (1, 1, 1, 1, 1), 3, 8, init)
     with pytest.raises(ValueError, match="INIT is 'ones', expected one of he_normal"):
         SIDPrototypes((2, 2, 2, 2, 2), (1, 1, 1, 1, 1), 3, 8, "ones")
-    with pytest.raises(ValueError, match="NUM_SIDS is .*expected five numbers"):
+    with pytest.raises(ValueError, match="NUM_SIDS is .*expected 5 numbers"):
         SIDPrototypes((), (1, 1, 1, 1, 1), 3)
 
 

@@ -236,7 +236,9 @@ def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: AttributeM
     columns = encoder.vocabulary.columns
     if vocabulary is None or vocabulary.columns != columns:
         return {"answers": len(embeddings) * len(columns), "probability": 1.0}
-    answers = encoder.predictor.reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
+    reader, temperatures = encoder.predictor.reader, encoder.vocabulary.temperatures
+    reader = reader.calibrated(temperatures) if temperatures else reader  # they may change the most probable class
+    answers = reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
     answers = answers + np.array([column.is_colour for column in columns])
     if encoder.vocabulary.reading == "nearest":
         by_group = {group.name: _margin(cosine)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode, get_cfg
 from torch import Tensor, nn
 
-from ...attributes import GROUPS
 from ...config import add_cerberus_config, is_among, leaves
 from ...inference import PrototypeReader
+from ...modeling.checkpoint_tables import HELD
 from ...predictor import CerberusPredictor
 from ...utils.images import to_rgb
 from ..portable.vocabulary import AttributeModel, GroupTables
@@ -73,7 +73,7 @@ class TorchEncoder:
         self.predictor = predictor
         self.batch_size = batch_size
         self.metric: str = predictor.cfg.TEST.METRIC
-        self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
+        self.groups = predictor.groups
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
         calibration = predictor.calibration  # a damaged one names its own file
         try:
@@ -135,6 +135,8 @@ def fingerprint_of(predictor: CerberusPredictor) -> str:
     """
     digest = hashlib.sha256(json.dumps(_settings(predictor.cfg), sort_keys=True).encode())
     for name, value in sorted(predictor.model.state_dict().items()):
+        if name == HELD:  # what attributes are called changes no embedding, and earlier checkpoints have none
+            continue
         values = value.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.numpy().tobytes())

@@ -16,8 +16,6 @@ from .vocabulary import AttributeModel
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
-
 
 def passing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
     """Those that do not count where somebody may have changed clothes."""
