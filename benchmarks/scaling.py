@@ -11,7 +11,6 @@ import argparse
 import statistics
 from pathlib import Path
 
-from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.engine import CerberusTrainer
 from cerberus_plugin.inference import blocks
 from cerberus_plugin.metrics.ranking import reid_metrics_from_features
@@ -58,7 +57,7 @@ def step_cost(args, sids=SIDS, identities: int = 751, sampled: int = 0, **change
 @torch.no_grad()
 def read(model, batch) -> None:
     """Embeddings of a batch, and their cosines with every prototype."""
-    for group, block in zip(GROUPS, blocks(model(batch)).unbind(1)):
+    for group, block in zip(model.prototypes.groups, blocks(model(batch), len(model.groups)).unbind(1)):
         block @ F.normalize(model.prototypes.prototypes(group), dim=1).T
 
 

@@ -15,15 +15,13 @@ from fastreid.data.transforms import build_transforms
 from torch import Tensor
 from tqdm import tqdm
 
-from .attributes import GROUPS
 from .config import read_run_config
 from .inference import image_scores, of_groups
-from .modeling.build import load_model, reader_of
+from .modeling.build import groups_of, load_model, reader_of
 from .search.calibration import Calibration
 from .search.calibration.run_calibration import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
 from .search.gallery.query import Query, SearchedModel, Shape, compile_query, unit_blocks
 from .search.portable import Answer
-from .search.portable.encoder import LASTING_GROUPS
 from .search.portable.verification import METRICS
 from .utils.files import read_json
 from .utils.images import SUFFIXES, read_image
@@ -111,7 +109,7 @@ class CerberusPredictor:
 
     @torch.no_grad()
     def embed(self, pictures: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
-        """Embeddings of pictures, a path or many: float (N, E) on the CPU; Cerberus: five blocks of unit length.
+        """Embeddings of pictures, a path or many: float (N, E) on the CPU; Cerberus: a block of unit length a group.
 
         A bar shows the time left where there are more than a few batches.
         """
@@ -226,7 +224,7 @@ class CerberusPredictor:
                              "description instead")
         if groups and may_have_changed_clothes:
             raise ValueError("search: give groups, or may_have_changed_clothes for those of the run, not both")
-        labels = self._reader().schema.parse(query)[None] if isinstance(query, dict) else None
+        labels = torch.from_numpy(self._reader().schema.parse(query))[None] if isinstance(query, dict) else None
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
         if labels is not None:
@@ -234,6 +232,9 @@ class CerberusPredictor:
             order = scores.sort(descending=True, stable=True).indices[:top]
             return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
         chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups or self.cfg.TEST.GROUPS
+        if may_have_changed_clothes and not chosen:
+            raise ValueError(f"{self.run_folder}: no group of {', '.join(self.groups)} stays when clothes change; "
+                             "name groups to compare by `groups`")
         if chosen:
             self._check_groups()
         weights = dict.fromkeys(self.groups if chosen else (), 0.0) | dict.fromkeys(chosen, 1.0)
@@ -247,26 +248,26 @@ class CerberusPredictor:
         groups = groups or self.cfg.TEST.GROUPS
         if groups:
             self._check_groups()
-            queries, gallery = of_groups(queries, groups), of_groups(gallery, groups)
+            queries, gallery = (of_groups(side, groups, self.groups) for side in (queries, gallery))
         return image_scores(queries, gallery, self.cfg.TEST.METRIC)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the blocks of an embedding; () for a model whose embedding is one block."""
-        return tuple(GROUPS) if self.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
+        """Names of the groups of Cerberus, in the order of an embedding's blocks; () for other models."""
+        return groups_of(self.model)
 
     @property
     def groups_for_changed_clothes(self) -> tuple[str, ...]:
-        """What `experiments.groups` has chosen for this run; head and identity where it has not been asked."""
+        """What `experiments.groups` has chosen for this run; the lasting groups of the schema where it has not."""
         self._check_groups()
         path = self.run_folder / "groups" / GROUPS_FILE
         if not path.is_file():
-            return LASTING_GROUPS
+            return tuple(group.name for group in self.model.groups if group.lasting)
         remedy = f"choose groups again by python -m cerberus_plugin.experiments.groups {self.run_folder}, or delete it"
         record = read_json(path, remedy)
         chosen = record.get("chosen") if isinstance(record, dict) else None
-        if not (isinstance(chosen, list) and chosen and all(group in GROUPS for group in chosen)):
-            raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(GROUPS)}; {remedy}")
+        if not (isinstance(chosen, list) and chosen and all(group in self.groups for group in chosen)):
+            raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(self.groups)}; {remedy}")
         return tuple(chosen)
 
     def _check_groups(self) -> None:

@@ -5,11 +5,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .annotations import Annotations, find_annotations, read_annotations
-    from .schema import DUKEMTMC, GROUPS, MARKET1501, MISSING, SCHEMAS, AttributeSchema
+    from .schema import (
+        DUKEMTMC,
+        GROUPS,
+        MARKET1501,
+        MISSING,
+        PERSON_GROUPS,
+        SCHEMAS,
+        AttributeSchema,
+        Field,
+        Group,
+        find_schema,
+        register_schema,
+    )
     from .semantic_ids import SIDTable
 
-__all__ = ["Annotations", "AttributeSchema", "DUKEMTMC", "GROUPS", "MARKET1501", "MISSING", "SCHEMAS", "SIDTable",
-           "find_annotations", "read_annotations"]
+__all__ = ["Annotations", "AttributeSchema", "DUKEMTMC", "Field", "GROUPS", "Group", "MARKET1501", "MISSING",
+           "PERSON_GROUPS", "SCHEMAS", "SIDTable", "find_annotations", "find_schema", "read_annotations",
+           "register_schema"]
 
 
 def __getattr__(name: str):

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .schema import AttributeSchema
@@ -79,7 +80,8 @@ def _read_line(where: str, line: dict, names: list[str], schema: AttributeSchema
                          "separator")
     outfit = _outfit(where, *(line.pop(key).strip() for key in KEYS))
     try:
-        return outfit, schema.parse({name: word.strip() for name, word in line.items() if word.strip()})
+        words = {name: word.strip() for name, word in line.items() if word.strip()}
+        return outfit, torch.from_numpy(schema.parse(words))
     except ValueError as error:
         raise ValueError(f"{where}: {str(error).removeprefix('search: ')}") from error
 

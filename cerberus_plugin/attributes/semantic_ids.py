@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schema import GROUPS, MISSING, AttributeSchema
+from .schema import MISSING, AttributeSchema
 
 SID_SPACES = ("observed", "union", "product")
 
@@ -47,7 +47,7 @@ class SIDTable:
         if space == "union" and test is None:
             raise ValueError("MODEL.CERBERUS.SID_SPACE 'union' needs the labels of the test identities as well")
         labels, counts = [], []
-        for group in GROUPS:
+        for group in schema.group_names:
             rows = [_group_rows(schema, train, group)]
             if space == "union":
                 rows.append(_group_rows(schema, test, group))
@@ -65,8 +65,9 @@ class SIDTable:
         Raises:
             ValueError: bits that no labels of the schema have, or a negative count.
         """
-        table = cls(schema, tuple(schema.labels_from_bits(b, g) for b, g in zip(bits, GROUPS)), tuple(counts))
-        for group, given, own, count in zip(GROUPS, bits, table.bits(), counts):
+        groups = schema.group_names
+        table = cls(schema, tuple(schema.labels_from_bits(b, g) for b, g in zip(bits, groups)), tuple(counts))
+        for group, given, own, count in zip(groups, bits, table.bits(), counts):
             if not torch.equal(given.to(own.dtype), own) or (count < 0).any():
                 raise ValueError(f"semantic IDs of group '{group}' are none that {schema.name} has; the checkpoint is "
                                  "damaged, use another one")
@@ -86,15 +87,16 @@ class SIDTable:
 
     def bits(self) -> tuple[Tensor, ...]:
         """Per group uint8 (K, L): A^G of the paper."""
-        return tuple(self.schema.bits(rows, group) for rows, group in zip(self.labels, GROUPS))
+        return tuple(self.schema.bits(rows, group) for rows, group in zip(self.labels, self.schema.group_names))
 
     def lookup(self, labels: Tensor) -> Tensor:
-        """Numbers of labelled persons: int64 (N, A) -> int64 (N, 5).
+        """Numbers of labelled persons: int64 (N, A) -> int64 (N, G), G groups.
 
         -1 where a label of the group is missing or the combination is not in the table.
         """
+        labels = torch.as_tensor(labels)
         columns = []
-        for group, rows in zip(GROUPS, self.labels):
+        for group, rows in zip(self.schema.group_names, self.labels):
             fields = list(self.schema.group_fields(group))
             same = (labels[:, None, fields] == rows[None, :, fields]).all(dim=2)  # (N, K)
             columns.append(torch.where(same.any(dim=1), same.to(torch.uint8).argmax(dim=1), MISSING))
@@ -102,14 +104,16 @@ class SIDTable:
 
     def consistent(self, labels: Tensor, group: str) -> Tensor:
         """Which semantic IDs of a group agree with what is known of each person: (N, A) -> bool (N, K)."""
+        labels = torch.as_tensor(labels)
         fields = list(self.schema.group_fields(group))
-        wanted, rows = labels[:, None, fields], self.labels[GROUPS.index(group)][None, :, fields].to(labels.device)
+        own = self.labels[self.schema.group_names.index(group)]
+        wanted, rows = labels[:, None, fields], own[None, :, fields].to(labels.device)
         return ((wanted == rows) | (wanted == MISSING)).all(dim=2)
 
     def decode(self, sids: Tensor) -> Tensor:
-        """Numbers back to labels: int64 (N, 5) -> int64 (N, A); a group of number -1 comes out as -1."""
+        """Numbers back to labels: int64 (N, G) -> int64 (N, A); a group of number -1 comes out as -1."""
         decoded = torch.full((len(sids), len(self.schema.fields)), MISSING, dtype=torch.int64, device=sids.device)
-        for g, group in enumerate(GROUPS):
+        for g, group in enumerate(self.schema.group_names):
             fields = list(self.schema.group_fields(group))
             rows = self.labels[g].to(sids.device)[sids[:, g].clamp(min=0)][:, fields]  # (N, fields of the group)
             decoded[:, fields] = torch.where(sids[:, g, None] == MISSING, MISSING, rows)
@@ -122,7 +126,7 @@ class SIDTable:
             "fields": list(self.schema.field_names),
             "groups": {
                 group: {"labels": rows[:, list(self.schema.group_fields(group))].tolist(), "counts": count.tolist()}
-                for group, rows, count in zip(GROUPS, self.labels, self.counts)
+                for group, rows, count in zip(self.schema.group_names, self.labels, self.counts)
             },
         }
 
@@ -138,7 +142,7 @@ def _group_rows(schema: AttributeSchema, labels: Tensor, group: str) -> Tensor:
 
 def _product_rows(schema: AttributeSchema, group: str) -> Tensor:
     """Every combination of a group that can occur: colours of a garment and carrying exclude one another."""
-    exclusive = [tuple(c.fields) for c in schema.columns if c.is_colour and schema.fields[c.fields[0]].group == group]
+    exclusive = [tuple(c.fields) for c in schema.columns if c.is_colour and c.group == group]
     exclusive += [tuple(map(schema.index, names)) for names in schema.exclusive
                   if schema.fields[schema.index(names[0])].group == group]
     taken = {field for fields in exclusive for field in fields}

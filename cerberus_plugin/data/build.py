@@ -15,7 +15,7 @@ from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..attributes import Annotations
+from ..attributes import Annotations, AttributeSchema
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
 from ..utils.images import SUFFIXES
@@ -261,11 +261,15 @@ def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentL
         return loader
 
 
-def check_schema(schema_name: str, annotations: Annotations, dataset_name: str) -> None:
+def check_schema(schema: AttributeSchema, annotations: Annotations, dataset_name: str) -> None:
     """A model reads attributes of its own schema only."""
-    if schema_name != annotations.schema.name:
+    if schema.name == annotations.schema.name and schema != annotations.schema:
+        raise ValueError(f"DATASETS.TESTS: {dataset_name} has another schema '{schema.name}' than the one that the "
+                         "model was trained on: other groups, fields, values or columns. Train the model anew, or "
+                         "restore the schema.")
+    if schema.name != annotations.schema.name:
         raise ValueError(f"DATASETS.TESTS: {dataset_name} has the attributes of {annotations.schema.name}, the model "
-                         f"those of {schema_name}; it cannot read them. Test it on a data set with its own "
+                         f"those of {schema.name}; it cannot read them. Test it on a data set with its own "
                          "attributes, or on the host's data set of the same name for reID alone.")
 
 

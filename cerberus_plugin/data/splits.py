@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attributes import GROUPS, MISSING, AttributeSchema, SIDTable
+from ..attributes import MISSING, AttributeSchema, SIDTable
 
 HELD_OUT = "held-out"  # their name among DATASETS.TESTS
 
@@ -69,8 +69,8 @@ def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, 
         raise ValueError(f"DATASETS.LEAVE_OUT_SHARE is {share}, expected a share of the training people: above 0, at "
                          "most 1")
     table = SIDTable.build(schema, train, space="observed")
-    own, asked = table.lookup(train), table.lookup(test)  # (N, 5), (M, 5)
-    both = [(g, sid) for g in range(len(GROUPS)) for sid in asked[:, g].unique().tolist()
+    own, asked = table.lookup(train), table.lookup(test)  # (N, G), (M, G)
+    both = [(g, sid) for g in range(len(table.sizes)) for sid in asked[:, g].unique().tolist()
             if sid != MISSING and (own[:, g] == sid).sum() <= share * len(own)]
     if count > len(both):
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, but training and test share {len(both)} semantic IDs "
@@ -82,7 +82,7 @@ def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, 
     for g, sid in (both[place] for place in order):
         carried |= own[:, g] == sid
         said = ", ".join(f"{name} {value}" for name, value in schema.describe(table.labels[g][sid]).items())
-        names.append(f"{GROUPS[g]}: {said}")
+        names.append(f"{schema.group_names[g]}: {said}")
     return LeftOut(tuple(names), carried)
 
 

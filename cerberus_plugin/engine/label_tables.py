@@ -12,7 +12,7 @@ from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import nn
 
-from ..attributes import Annotations, SIDTable
+from ..attributes import PERSON_GROUPS, Annotations, SIDTable, register_schema
 from ..data.build import build_test_set, test_labels
 from ..data.loader import LEFT_OUT_PID, AttributeDataset
 from ..data.splits import HELD_OUT
@@ -36,8 +36,12 @@ def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
 
 def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
     """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
+    schema = train_set.annotations[0].schema if train_set.annotations else None
+    if schema:
+        register_schema(schema)  # the model is built from the name alone
     if not needs_labels(cfg):
-        return cfg
+        other_groups = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and schema and schema.groups != PERSON_GROUPS
+        return with_sizes(cfg, cfg.MODEL.HEADS.NUM_CLASSES, schema.name) if other_groups else cfg
     name = cfg.MODEL.META_ARCHITECTURE
     if not train_set.annotations:
         without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
@@ -45,7 +49,6 @@ def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
     table = build_sid_table(cfg, train_set) if needs_prototypes(cfg) else None
-    schema = train_set.annotations[0].schema
     outfits = len(train_set.labels) if train_set.by_outfit else 0
     logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
                 + (f" in {outfits} outfits" if outfits else ""))

@@ -20,6 +20,7 @@ from fastreid.utils.env import seed_all_rng
 from torch import nn
 
 from .. import host
+from ..attributes import GROUPS, AttributeSchema
 from ..config import add_cerberus_config, check_model_keys, merge_file
 from ..data.build import build_test_set, build_train_set, check_schema, check_test_set, resident_or_host
 from ..data.loader import SeededBatches, SeparateGenerators
@@ -30,7 +31,7 @@ from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_t
 from ..metrics import aps
 from ..metrics.outfits import SETTINGS
 from ..modeling import precision
-from ..modeling.build import load_model, needs_labels, reader_of, with_precision
+from ..modeling.build import groups_of, load_model, needs_labels, reader_of, with_precision
 from ..modeling.checkpoint_tables import begin_from_other_weights
 from ..utils import environment
 from ..utils.distributed import synchronise_batch_norm, unwrapped
@@ -62,10 +63,11 @@ class CerberusTrainer(DefaultTrainer):
         train_set = build_train_set(cfg)
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(train_set))
-        check_task_options(cfg)
+        schema = train_set.annotations[0].schema if train_set.annotations else None
+        check_task_options(cfg, schema.group_names if schema else GROUPS)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, train_set)
-        check_tests(cfg, train_set.annotations[0].schema.name if needs_labels(cfg) else None)
+        check_tests(cfg, schema if needs_labels(cfg) else None)
         super().__init__(cfg)
         fill_tables(self.model, self.cfg, self.data_loader.dataset)
 
@@ -127,12 +129,14 @@ class CerberusTrainer(DefaultTrainer):
         reader = reader_of(model)
         attributes = reader is not None and bool(loader.dataset.annotations)
         if attributes:
-            check_schema(reader.schema.name, loader.dataset.annotations[0], dataset_name)
+            check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
         if tasks is None:
-            groups = [DirectionTask()] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
-            tasks = [ReIDTask(cfg), *groups, *(attribute_tasks(reader, cfg) if attributes else [])]
+            groups = groups_of(model) or GROUPS
+            directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
+            reid = ReIDTask(cfg, all_groups=groups)
+            tasks = [reid, *directions, *(attribute_tasks(reader, cfg) if attributes else [])]
             if loader.dataset.settings:
-                tasks.insert(1, ClothesTask(ReIDTask(cfg).ranker, loader.dataset.settings))
+                tasks.insert(1, ClothesTask(reid.ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
         return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
 
@@ -357,7 +361,6 @@ def read_config(args) -> CfgNode:
 def evaluate(cfg: CfgNode) -> OrderedDict:
     """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
     host.use_device(cfg.MODEL.DEVICE)
-    check_task_options(cfg)
     if cfg.TEST.BEST_EPOCH:
         logger.info("TEST.BEST_EPOCH: an evaluation alone has one epoch; the best stands in the run's own results.txt")
     if os.path.basename(cfg.MODEL.WEIGHTS) == "model_best.pth":
@@ -365,7 +368,8 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
                        "other data; model_final.pth is the last epoch")
     model = load_model(cfg)
     reader = reader_of(model)
-    check_tests(cfg, reader.schema.name if reader else None)
+    check_task_options(cfg, groups_of(model) or (reader.schema.group_names if reader else GROUPS))
+    check_tests(cfg, reader.schema if reader else None)
     prototypes = getattr(model, "prototypes", None)
     if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
@@ -398,11 +402,11 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
                          f"called heads alone, and {type(model).__name__} has none. Set it to 1.0.")
 
 
-def check_tests(cfg: CfgNode, schema: str | None) -> None:
+def check_tests(cfg: CfgNode, schema: AttributeSchema | None) -> None:
     """Refuse test data sets that have nothing to evaluate, or whose attributes the model cannot read.
 
     Args:
-        schema: name of the model's attribute schema; None for a model without attributes.
+        schema: of the model's attributes; None for a model without attributes.
     """
     for name in cfg.DATASETS.TESTS:
         annotations = check_test_set(cfg, name)

@@ -15,7 +15,7 @@ import yaml
 from fastreid.config import CfgNode
 from torch import nn
 
-from ..attributes import GROUPS, SCHEMAS, Annotations
+from ..attributes import Annotations
 from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
@@ -79,7 +79,7 @@ def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
         if "mean direction" in served else None,
         "SID space": None if prototypes is None else {
             "name": cfg.MODEL.CERBERUS.SID_SPACE,
-            "sizes": dict(zip(GROUPS, prototypes.sizes))},
+            "sizes": dict(zip(prototypes.groups, prototypes.sizes))},
         "config sha256": config_sha256(cfg),
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),
@@ -153,7 +153,7 @@ def _reading(cfg: CfgNode, model: nn.Module) -> dict:
 
 def _scales(model: nn.Module) -> dict | None:
     """Of each column, and whether they were learned with the weights or measured after; None where neither."""
-    scales = model.prototypes.column_scales(SCHEMAS[model.schema_name])
+    scales = model.prototypes.column_scales(model.schema)
     if scales is None:
         return None
     return {"how": "learned" if model.prototypes.log_scales is None else "measured", **scales}

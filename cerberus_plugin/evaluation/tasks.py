@@ -38,10 +38,12 @@ class ReIDTask:
 
     Args:
         groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
+        all_groups: of the model, in the order of the blocks of its embeddings.
     """
 
     cfg: object
     groups: Sequence[str] | None = None
+    all_groups: Sequence[str] = GROUPS
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gathered = self._by_groups(gathered)
@@ -79,7 +81,9 @@ class ReIDTask:
 
     def _by_groups(self, gathered: Gathered) -> Gathered:
         groups = self.cfg.TEST.GROUPS if self.groups is None else self.groups
-        return replace(gathered, embeddings=of_groups(gathered.embeddings, groups)) if groups else gathered
+        if not groups:
+            return gathered
+        return replace(gathered, embeddings=of_groups(gathered.embeddings, groups, self.all_groups))
 
     def _ranked(self, query: Gathered, gallery: Gathered, distances: Callable[[slice], Tensor] | None,
                 outfits: Outfits | None = None) -> ranking.ReIDResult:
@@ -116,19 +120,25 @@ class DirectionTask:
 
     Near 0 where images point everywhere, 1 where all point the same way. Ranks of images survive a common direction
     longer than cosines with prototypes do, so reID may look fine where recognition is at chance; a warning says so.
+
+    Args:
+        groups: of the model, in the order of the blocks of its embeddings.
     """
 
+    groups: Sequence[str] = GROUPS
+
     def __call__(self, gathered: Gathered) -> dict[str, float]:
-        parts = [blocks(chunk).double().sum(dim=0) for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
+        parts = [blocks(chunk, len(self.groups)).double().sum(dim=0)
+                 for chunk in gathered.chunks(torch.arange(len(gathered.pids)))]
         lengths = (sum(parts) / len(gathered.pids)).norm(dim=1).tolist()
-        bad = [f"{group} {length:.2f}" for group, length in zip(GROUPS, lengths) if length > COLLAPSED]
+        bad = [f"{group} {length:.2f}" for group, length in zip(self.groups, lengths) if length > COLLAPSED]
         if bad:
             logger.warning(f"Embeddings have collapsed: the mean direction of {', '.join(bad)} is longer than "
                            f"{COLLAPSED}, so these blocks hardly differ between images and attributes are read at "
                            "chance. Likely causes: running statistics of batch normalisation that do not fit the "
                            "weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), or "
                            "another MODEL.HEADS.NORM than in training")
-        return {f"mean direction/{group}": length for group, length in zip(GROUPS, lengths)}
+        return {f"mean direction/{group}": length for group, length in zip(self.groups, lengths)}
 
 
 @dataclass(frozen=True)
@@ -257,7 +267,8 @@ class APSTask:
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
         unseen = torch.zeros(len(labels), dtype=torch.bool)
-        for fields in (list(self.reader.schema.group_fields(group)) for group in GROUPS):
+        schema = self.reader.schema
+        for fields in (list(schema.group_fields(group)) for group in schema.group_names):
             own, known = labels[:, fields], self.train_labels[:, fields].unique(dim=0)
             carried = (own[:, None] == known[None]).all(dim=2).any(dim=1)
             unseen |= ~carried & (own != MISSING).all(dim=1)
@@ -267,7 +278,7 @@ class APSTask:
                  pool_categories: Tensor) -> dict[str, float]:
         """Queries that describe some groups: relevance on the full category, and on the described groups."""
         schema = self.reader.schema
-        fields = [i for group in _groups_of(name) for i in schema.group_fields(group)]
+        fields = [i for group in _groups_of(name, schema.group_names) for i in schema.group_fields(group)]
         described = torch.full_like(labels, MISSING)
         described[:, fields] = labels[:, fields]
         full = self._run(gathered, pool, described, pool_categories)
@@ -310,8 +321,12 @@ def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
     return tasks
 
 
-def check_task_options(cfg) -> None:
-    """Refuse what would come up at the first evaluation only."""
+def check_task_options(cfg, groups: Sequence[str] = GROUPS) -> None:
+    """Refuse what would come up at the first evaluation only.
+
+    Args:
+        groups: of the model, or of the schema that it reads.
+    """
     if cfg.TEST.RERANK.ENABLED:
         check_reranking(**_reranking_options(cfg))
     if cfg.TEST.AQE.ENABLED and cfg.TEST.AQE.QE_K < 1:
@@ -319,8 +334,8 @@ def check_task_options(cfg) -> None:
     if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups: "
                          "only Cerberus does")
-    if not set(cfg.TEST.GROUPS) <= set(GROUPS):
-        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(GROUPS)}")
+    if not set(cfg.TEST.GROUPS) <= set(groups):
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(groups)}")
     if cfg.TEST.READING not in READINGS:
         raise ValueError(f"TEST.READING is '{cfg.TEST.READING}', expected one of {', '.join(READINGS)}")
     if not cfg.TEST.PAR.UNSEEN_PRIOR > 0 or cfg.TEST.PAR.TAU < 0:
@@ -331,7 +346,7 @@ def check_task_options(cfg) -> None:
     if cfg.TEST.APS.PARTIAL not in PARTIAL:
         raise ValueError(f"TEST.APS.PARTIAL is '{cfg.TEST.APS.PARTIAL}', expected one of {', '.join(PARTIAL)}")
     for name in cfg.TEST.APS.GROUPS:
-        _groups_of(name)
+        _groups_of(name, groups)
 
 
 def _reranking_options(cfg) -> dict:
@@ -347,12 +362,12 @@ def _whole(distances: Callable[[slice], Tensor], num_query: int, num_gallery: in
     return torch.cat([distances(slice(start, min(start + size, num_query))) for start in range(0, num_query, size)])
 
 
-def _groups_of(name: str) -> list[str]:
-    """'upper+lower' -> ['upper', 'lower']."""
-    groups = name.split("+")
-    if not set(groups) <= set(GROUPS):
-        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(GROUPS)}")
-    return groups
+def _groups_of(name: str, groups: Sequence[str]) -> list[str]:
+    """'upper+lower' -> ['upper', 'lower'], some of `groups`."""
+    chosen = name.split("+")
+    if not set(chosen) <= set(groups):
+        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(groups)}")
+    return chosen
 
 
 def _labelled(gathered: Gathered) -> Tensor:

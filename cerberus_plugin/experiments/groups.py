@@ -2,7 +2,7 @@
 
     python -m cerberus_plugin.experiments.groups runs/clothes/cerberus
 
-A model that is trained compares any of its five groups: clothes may be left out when asking, without another training.
+A model that is trained compares any of its groups: clothes may be left out when asking, without another training.
 Which to leave out is chosen by mAP and Rank-1 under "cloth-changing" on the run's held-out identities
 (DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; all figures are of test identities that were
 not chosen on. Writes groups.txt, groups.json and groups.png; and with held-out identities results.json of the choice,
@@ -38,14 +38,18 @@ from ..utils.files import replace_unprintable, write_figure, write_json, write_t
 from .gathering import gather, gather_with_account, halves, tested_on
 
 FIGURES = ("mAP", "Rank-1")
-CHOICES = tuple(choice for size in range(len(GROUPS), 0, -1) for choice in itertools.combinations(GROUPS, size))
 
 
-def measure(gathered: Gathered, cfg) -> dict[tuple[str, ...], dict[str, float]]:
-    """Figures under both settings for each choice of groups, all five first."""
+def choices(groups: Sequence[str] = GROUPS) -> tuple[tuple[str, ...], ...]:
+    """Every choice of groups, all of them first."""
+    return tuple(choice for size in range(len(groups), 0, -1) for choice in itertools.combinations(groups, size))
+
+
+def measure(gathered: Gathered, cfg, groups: Sequence[str] = GROUPS) -> dict[tuple[str, ...], dict[str, float]]:
+    """Figures under both settings for each choice of the model's groups, all of them first."""
     measured = {}
-    for choice in tqdm(CHOICES, desc="choices of groups", disable=None):
-        ranked = ReIDTask(cfg, choice).ranker(gathered)
+    for choice in tqdm(choices(groups), desc="choices of groups", disable=None):
+        ranked = ReIDTask(cfg, choice, groups).ranker(gathered)
         measured[choice] = {}
         for setting in CHANGES:
             result = ranked(setting)
@@ -66,16 +70,22 @@ def split_queries(gathered: Gathered) -> tuple[Gathered, Gathered]:
                  for half in halves(gathered.query.pids))
 
 
-def named(choice: Sequence[str]) -> str:
-    """'all' or what is compared: 'head, identity'."""
-    return "all" if len(choice) == len(GROUPS) else ", ".join(choice)
+def named(choice: Sequence[str], groups: int = len(GROUPS)) -> str:
+    """'all' of so many groups, or what is compared: 'head, identity'."""
+    return "all" if len(choice) == groups else ", ".join(choice)
+
+
+def _all_of(record: Mapping) -> list[str]:
+    """All groups of the model: the longest choice."""
+    return list(max((row["groups"] for row in record["choices"]), key=len))
 
 
 def table(record: Mapping) -> str:
     """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
-    marks = {tuple(GROUPS): "all", tuple(record["chosen"]): "chosen"}
-    lines = [[named(row["groups"]), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
+    groups = _all_of(record)
+    marks = {tuple(groups): "all", tuple(record["chosen"]): "chosen"}
+    lines = [[named(row["groups"], len(groups)), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
     headers = ["groups compared", *(f"{setting} {name}" for setting in CHANGES for name in FIGURES), ""]
     queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in CHANGES)
@@ -90,10 +100,11 @@ def plot(record: Mapping, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
-        emphasised = row["groups"] in (list(GROUPS), record["chosen"])
+        emphasised = row["groups"] in (_all_of(record), record["chosen"])
         axes.plot(x, y, "o", color="#d62728" if emphasised else "#1f77b4", markersize=7 if emphasised else 4)
         if emphasised or len(row["groups"]) == 1:
-            axes.annotate(named(row["groups"]), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(named(row["groups"], len(_all_of(record))), (x, y), xytext=(5, 4),
+                          textcoords="offset points", fontsize=8)
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
@@ -116,9 +127,10 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     if not held_out:
         choosing, measuring = split_queries(measuring)
     people = "held-out training identities" if held_out else "of the test identities"
-    tried, measured = measure(choosing, cfg), measure(measuring, cfg)
+    groups = predictor.groups
+    tried, measured = measure(choosing, cfg, groups), measure(measuring, cfg, groups)
     for of, figures in (("chosen on", tried), ("measured on", measured)):
-        if not figures[GROUPS]["cloth-changing/queries"]:
+        if not figures[groups]["cloth-changing/queries"]:
             raise SystemExit(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
                              "shows; raise DATASETS.HOLD_OUT for the training, or name another data set by --dataset.")
     chosen = best_of(tried)
@@ -140,9 +152,9 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
     cfg = predictor.cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.TEST.GROUPS, cfg.DATASETS.TESTS = str(output), list(chosen), [dataset]
-    if len(chosen) == len(GROUPS):
+    if len(chosen) == len(predictor.groups):
         cfg.TEST.GROUPS = []
-    task = ReIDTask(cfg)
+    task = ReIDTask(cfg, all_groups=predictor.groups)
     figures = manifest.Figures.of(task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered), tested)
     made = manifest.manifest(cfg, figures, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)
     write_results(cfg, figures, made=made)
@@ -163,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.makedirs(output, exist_ok=True)
     record = run(predictor, dataset, output)
     print(table(record))
-    print(f"Compare by {named(record['chosen'])} where clothes may have changed. In {output}: groups.txt, "
+    chosen = named(record["chosen"], len(predictor.groups))
+    print(f"Compare by {chosen} where clothes may have changed. In {output}: groups.txt, "
           f"{GROUPS_FILE}, groups.png (look at it)")
 
 

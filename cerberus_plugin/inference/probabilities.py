@@ -112,11 +112,12 @@ class ProbabilityReader(WithTemperatures):
         which no classifier knows, has the probability that the best guess is wrong.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open.
+            labels: int64 (Q, A), -1 where the description is open; a tensor, or an array as `schema.parse` gives.
 
         Returns:
             float (Q, N), 0 at most.
         """
+        labels = torch.as_tensor(labels)
         known = torch.stack([(labels[:, list(column.fields)] != MISSING).any(dim=1) for column in self.schema.columns])
         return mean_over_described(known, embeddings, lambda chunk: self._total(labels, known, chunk))
 

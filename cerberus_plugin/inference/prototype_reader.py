@@ -1,8 +1,8 @@
 """Recognition and search by the prototypes of semantic IDs, the way of Cerberus.
 
-An embedding is five L2-normalised representations side by side, (5 * D,), so the mean cosine over the groups
-is the cosine of two embeddings.
-Shapes: N images, Q queries, A label fields, M recognition columns, K semantic IDs of a group.
+An embedding is the L2-normalised representations of the groups side by side, (G * D,), so the mean cosine over the
+groups is the cosine of two embeddings.
+Shapes: G groups, N images, Q queries, A label fields, M recognition columns, K semantic IDs of a group.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ from .reader import chunks, mean_over_described
 PARTIAL = ("mean", "max")
 
 
-def blocks(embeddings: Tensor) -> Tensor:
-    """(N, 5 * D) -> (N, 5, D), each block of unit length (averaging over flips shortens it)."""
-    return F.normalize(embeddings.unflatten(1, (len(GROUPS), -1)), dim=2)
+def blocks(embeddings: Tensor, groups: int = len(GROUPS)) -> Tensor:
+    """(N, G * D) -> (N, G, D), each block of unit length (averaging over flips shortens it)."""
+    return F.normalize(embeddings.unflatten(1, (groups, -1)), dim=2)
 
 
-def of_groups(embeddings: Tensor, groups: Sequence[str]) -> Tensor:
-    """The blocks of some groups, so that a cosine is the mean over these: (N, 5 * D) -> (N, G * D)."""
-    unknown = [group for group in groups if group not in GROUPS]
-    if unknown or not groups:
-        raise ValueError(f"groups are {', '.join(groups) or 'none'}, expected one or more of {', '.join(GROUPS)}")
-    if embeddings.shape[1] % len(GROUPS):
-        raise ValueError(f"embeddings of {embeddings.shape[1]} values are not {len(GROUPS)} blocks, one a group; only "
+def of_groups(embeddings: Tensor, chosen: Sequence[str], groups: Sequence[str] = GROUPS) -> Tensor:
+    """The blocks of some groups, so that a cosine is the mean over these: (N, G * D) -> (N, len(chosen) * D).
+
+    Args:
+        groups: all of the model, in the order of the blocks.
+    """
+    unknown = [group for group in chosen if group not in groups]
+    if unknown or not chosen:
+        raise ValueError(f"groups are {', '.join(chosen) or 'none'}, expected one or more of {', '.join(groups)}")
+    if embeddings.shape[1] % len(groups):
+        raise ValueError(f"embeddings of {embeddings.shape[1]} values are not {len(groups)} blocks, one a group; only "
                          "Cerberus gives such")
-    return blocks(embeddings)[:, [GROUPS.index(group) for group in groups]].flatten(1)
+    return blocks(embeddings, len(groups))[:, [list(groups).index(group) for group in chosen]].flatten(1)
 
 
 class PrototypeReader(WithTemperatures):
@@ -73,6 +77,7 @@ class PrototypeReader(WithTemperatures):
             raise ValueError(f"TEST.READING is '{reading}', expected one of {', '.join(READINGS)}")
         self.table = table
         self.schema = table.schema
+        self.groups = table.schema.group_names
         self.train_labels = train_labels
         self.prototypes = [F.normalize(p.float(), dim=1, eps=1e-12) for p in prototypes]
         self.synthesise = synthesise
@@ -93,7 +98,7 @@ class PrototypeReader(WithTemperatures):
     def _marginals(self) -> Marginals:
         columns = []
         for column, group in zip(self.schema.columns, self.schema.column_groups):
-            g = GROUPS.index(group)
+            g = self.groups.index(group)
             labels = self.table.labels[g][:, list(column.fields)].cpu().numpy()
             columns.append((g, labels, len(column.classes) + column.is_colour, column.is_colour))
         counts = [count.cpu().numpy() for count in self.table.counts]
@@ -107,12 +112,16 @@ class PrototypeReader(WithTemperatures):
         reader.reading = reading
         return reader
 
+    def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        """Unit blocks of each group, (N, D)."""
+        return blocks(embeddings, len(self.groups)).unbind(1)
+
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
-        return [block @ p.to(block).T for block, p in zip(blocks(embeddings).unbind(1), self.prototypes)]
+        return [block @ p.to(block).T for block, p in zip(self._blocks(embeddings), self.prototypes)]
 
     def sids(self, embeddings: Tensor) -> Tensor:
-        """Nearest semantic ID of each group, ties to the lowest number: int64 (N, 5)."""
+        """Nearest semantic ID of each group, ties to the lowest number: int64 (N, G)."""
         return torch.cat([self._nearest(self.cosines(chunk)) for chunk in chunks(embeddings)])
 
     def _nearest(self, cosines: Sequence[Tensor]) -> Tensor:
@@ -125,11 +134,11 @@ class PrototypeReader(WithTemperatures):
         return torch.stack(nearest, dim=1)
 
     def recognise(self, embeddings: Tensor) -> Tensor:
-        """Attributes of images: (N, 5 * D) -> int64 (N, M), -1 for no listed colour."""
+        """Attributes of images: (N, G * D) -> int64 (N, M), -1 for no listed colour."""
         return torch.cat([self.decide(self.answer_scores(chunk)) for chunk in chunks(embeddings)])
 
     def recognise_balanced(self, embeddings: Tensor) -> Tensor:
-        """The answers that balanced accuracy expects, see `balanced_answers`: (N, 5 * D) -> int64 (N, M) on the CPU.
+        """The answers that balanced accuracy expects, see `balanced_answers`: (N, G * D) -> int64 (N, M) on the CPU.
 
         As `recognise` where the nearest are read.
         """
@@ -157,7 +166,7 @@ class PrototypeReader(WithTemperatures):
         return torch.from_numpy(np.stack(found, axis=1)) - colours
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Most probable class of each column and its probability: (N, 5 * D) -> int64 (N, M), float (N, M).
+        """Most probable class of each column and its probability: (N, G * D) -> int64 (N, M), float (N, M).
 
         A class has the probabilities of all semantic IDs that hold it, "no listed colour" (-1) included.
         """
@@ -206,7 +215,7 @@ class PrototypeReader(WithTemperatures):
         allowed = self._allowed()
         parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
         scores = [torch.cat(column) for column in zip(*parts)]
-        own = {group: self.schema.column_answers(rows) for group, rows in zip(GROUPS, self.table.labels)}
+        own = {group: self.schema.column_answers(rows) for group, rows in zip(self.groups, self.table.labels)}
         return [(scores[m], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
 
     def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> list[Tensor]:
@@ -222,8 +231,9 @@ class PrototypeReader(WithTemperatures):
         Probability: the sum of the log-probabilities of the described values, see `wanted_classes`.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open.
+            labels: int64 (Q, A), -1 where the description is open; a tensor, or an array as `schema.parse` gives.
         """
+        labels = torch.as_tensor(labels)
         if self.reading == "probability":
             wanted = self.wanted_classes(labels)
             if not wanted.any(dim=1).all():
@@ -232,7 +242,7 @@ class PrototypeReader(WithTemperatures):
             return torch.cat([wanted.to(chunk.device) @ torch.cat(self._searched(chunk), dim=1).T
                               for chunk in chunks(embeddings)], dim=1)
         given = torch.stack([(labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
-                             for group in GROUPS])  # (5, Q)
+                             for group in self.groups])  # (G, Q)
         return mean_over_described(given, embeddings, lambda chunk: self._total(labels, given, chunk))
 
     def wanted_classes(self, labels: Tensor) -> Tensor:
@@ -250,16 +260,16 @@ class PrototypeReader(WithTemperatures):
         return torch.cat(weights, dim=1)
 
     def _total(self, labels: Tensor, given: Tensor, embeddings: Tensor) -> Tensor:
-        """Sums over the described groups, `given` bool (5, Q), for one chunk: (Q, n)."""
+        """Sums over the described groups, `given` bool (G, Q), for one chunk: (Q, n)."""
         total = torch.zeros(len(labels), len(embeddings), device=embeddings.device)
-        for g, (some, block) in enumerate(zip(given, blocks(embeddings).unbind(1))):
+        for g, (some, block) in enumerate(zip(given, self._blocks(embeddings))):
             if some.any():
                 total[some] += self._group_scores(g, labels[some], block)
         return total
 
     def _group_scores(self, g: int, labels: Tensor, block: Tensor) -> Tensor:
         """Scores by one group: labels (q, A), block (N, D) -> (q, N)."""
-        group = GROUPS[g]
+        group = self.groups[g]
         agree = self.table.consistent(labels, group).to(block.device)  # (q, K)
         cosine = block @ self.prototypes[g].to(block).T  # (N, K)
         if self.partial == "mean":
@@ -286,7 +296,7 @@ class PrototypeReader(WithTemperatures):
         """Per group bool (K,): rows that may be recognised."""
         colours = [i for column in self.schema.columns if column.is_colour for i in column.fields]
         allowed = []
-        for group, rows in zip(GROUPS, self.table.labels):
+        for group, rows in zip(self.groups, self.table.labels):
             own = [i for i in colours if i in self.schema.group_fields(group)]
             named = (rows[:, own] == 1).any(dim=1) if own and self.force_colour else torch.ones(len(rows)).bool()
             allowed.append(named)

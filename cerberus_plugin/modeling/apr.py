@@ -17,15 +17,16 @@ from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..attributes import SCHEMAS, AttributeSchema
+from ..attributes import AttributeSchema, find_schema
 from ..inference import ProbabilityReader
-from .checkpoint_tables import ClassLabels
+from .checkpoint_tables import ClassLabels, HeldSchema
 from .losses import attribute_loss
 
 # Which classifiers each meta-architecture has: of identities, of attributes.
 PARTS = {"IDE": (True, False), "ARN": (False, True), "APR": (True, True)}
 NECK_FEATS = ("before", "after")
 SCORES = ("probabilities", "positive", "highest")
+SCHEMA = "MODEL.APR.SCHEMA"  # for errors
 
 
 class AttributeReweighting(nn.Linear):
@@ -108,7 +109,8 @@ class AttributeHead(EmbeddingHead):
                              f"'{name}'")
         identity, attributes = PARTS[name]
         return super().from_config(cfg) | {
-            "identity": identity, "attributes": attributes, "schema": _schema(node.SCHEMA) if attributes else None,
+            "identity": identity, "attributes": attributes,
+            "schema": find_schema(node.SCHEMA, SCHEMA) if attributes else None,
             "scores": node.SCORES, "reweighting": node.ARM, "block_dim": node.BLOCK_DIM, "dropout": node.DROPOUT}
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
@@ -151,6 +153,7 @@ class APR(Baseline):
     def __init__(self, *, schema: AttributeSchema | None, lambda_id: float, num_classes: int, **host) -> None:
         super().__init__(**host)
         self.schema = schema
+        self.held_schema = HeldSchema(schema) if schema else None
         self.lambda_id = lambda_id
         self.class_labels = ClassLabels(num_classes, len(schema.fields)) if schema else None
 
@@ -162,7 +165,8 @@ class APR(Baseline):
         if not 0 <= cfg.MODEL.APR.LAMBDA <= 1:
             raise ValueError(f"MODEL.APR.LAMBDA is {cfg.MODEL.APR.LAMBDA}, expected a share between 0 and 1")
         return super().from_config(cfg) | {
-            "schema": _schema(cfg.MODEL.APR.SCHEMA) if attributes else None, "lambda_id": cfg.MODEL.APR.LAMBDA,
+            "schema": find_schema(cfg.MODEL.APR.SCHEMA, SCHEMA) if attributes else None,
+            "lambda_id": cfg.MODEL.APR.LAMBDA,
             "num_classes": cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES}
 
     def forward(self, batched_inputs):
@@ -210,10 +214,3 @@ class IDE(APR):
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
         return Baseline.losses(self, outputs, targets)
-
-
-def _schema(name: str) -> AttributeSchema:
-    if name not in SCHEMAS:
-        raise ValueError(f"MODEL.APR.SCHEMA is '{name}', expected one of {', '.join(SCHEMAS)}. The trainer fills it "
-                         "from the data set, or from the checkpoint under --eval-only.")
-    return SCHEMAS[name]

@@ -6,6 +6,7 @@ from the training set (`engine.label_tables`), or from the checkpoint that is to
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -16,12 +17,13 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from ..attributes import GROUPS, SCHEMAS
+from ..attributes import SCHEMAS, AttributeSchema
 from ..host import read_tensors
 from ..inference import AttributeReader
 from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
+from .checkpoint_tables import HELD, schema_in
 from .sid_prototypes import has_prototypes
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -45,7 +47,8 @@ def load_model(cfg: CfgNode) -> nn.Module:
     state = _state_of(path)
     model = build_model(_with_checkpoint_sizes(cfg, state))
     wanted = {key: value.shape for key, value in model.state_dict().items()
-              if value.numel() and not key.endswith("num_batches_tracked")}  # no classes, no classifier: host's habit
+              if value.numel() and key != HELD  # no classes, no classifier; earlier checkpoints hold no schema
+              and not key.endswith("num_batches_tracked")}  # host's habit
     unmatched = [key for key, shape in wanted.items() if key not in state or state[key].shape != shape]
     if unmatched:
         raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
@@ -73,6 +76,11 @@ def reader_of(model: nn.Module | None) -> AttributeReader | None:
     return model.attribute_reader() if hasattr(model, "attribute_reader") else None
 
 
+def groups_of(model: nn.Module | None) -> tuple[str, ...]:
+    """Names of the groups whose blocks lie side by side in a model's embeddings; () for a model without groups."""
+    return tuple(group.name for group in getattr(unwrapped(model), "groups", ()))
+
+
 def _state_of(path: str) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name."""
     checkpoint = read_tensors(path, map_location="cpu")
@@ -92,7 +100,8 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     if not needs_labels(cfg):
-        return with_sizes(cfg, 0)
+        schema = _checked_schema(cfg, state)
+        return with_sizes(cfg, 0, _named(schema) if schema else "")
     name = cfg.MODEL.META_ARCHITECTURE
     table, what = ("prototypes.sid_of_class", "semantic IDs") if needs_prototypes(cfg) else (
         "class_labels.labels", "labels of training identities")
@@ -100,15 +109,29 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no {what}. It is no checkpoint of {name}, or of one trained "
                          "without them; evaluate it with the config.yaml of its run folder.")
     kind = "fingerprint" if needs_prototypes(cfg) else "column_fingerprint"
-    names = {getattr(schema, kind): name for name, schema in SCHEMAS.items()}
-    schema = names.get(int(state[f"{table.partition('.')[0]}.schema"]))
+    schema = _checked_schema(cfg, state, f"{table.partition('.')[0]}.schema", kind)
     if schema is None:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
-                         f"{', '.join(SCHEMAS)}")
-    sizes = [len(state[f"prototypes.bits_{group}"]) for group in GROUPS] if needs_prototypes(cfg) else ()
-    classifier = state.get("heads.classifiers.head.weight" if name == "Cerberus" else "heads.weight", state[table])
+                         f"{', '.join(SCHEMAS)}. Register it by cerberus_plugin.attributes.register_schema.")
+    names = schema.group_names
+    sizes = [len(state[f"prototypes.bits_{group}"]) for group in names] if needs_prototypes(cfg) else ()
+    weight = f"heads.classifiers.{names[0]}.weight" if name == "Cerberus" else "heads.weight"
+    classifier = state.get(weight, state[table])
     outfits = len(state[table]) if len(state[table]) != len(classifier) else 0
-    return with_sizes(cfg, len(classifier), schema, sizes, outfits)
+    return with_sizes(cfg, len(classifier), _named(schema), sizes, outfits)
+
+
+def _checked_schema(cfg: CfgNode, *args) -> AttributeSchema | None:
+    """`schema_in`, with the file's name in its errors."""
+    try:
+        return schema_in(*args)
+    except ValueError as error:
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
+
+
+def _named(schema: AttributeSchema) -> str:
+    """What a configuration calls a schema: its name, or all of it in JSON where another or none has the name."""
+    return schema.name if SCHEMAS.get(schema.name) == schema else json.dumps(schema.to_dict())
 
 
 def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfits: int = 0) -> CfgNode:
@@ -116,7 +139,7 @@ def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfi
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.NUM_OUTFITS = outfits
-    (cfg.MODEL.CERBERUS if needs_prototypes(cfg) else cfg.MODEL.APR).SCHEMA = schema
+    (cfg.MODEL.CERBERUS if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else cfg.MODEL.APR).SCHEMA = schema
     cfg.MODEL.CERBERUS.NUM_SIDS = [int(size) for size in sizes]
     cfg.freeze()
     return cfg

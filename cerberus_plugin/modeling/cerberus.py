@@ -1,4 +1,4 @@
-"""Cerberus: one trunk, a global and a local branch, five representations guided by prototypes of semantic IDs."""
+"""Cerberus: one trunk, a global and a local branch, a representation a group, guided by prototypes of semantic IDs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..attributes import GROUPS, SCHEMAS, SIDTable
+from ..attributes import PERSON_GROUPS, AttributeSchema, SIDTable, find_schema
 from ..inference import PrototypeReader, blocks
 from ..utils.distributed import gather_batch
 from .backbones import num_channels, resnet_parts
+from .checkpoint_tables import HeldSchema
 from .inputs import ImageModel
 from .losses import identity_loss, soft_triplet_loss
 from .sid_prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
@@ -25,13 +26,13 @@ ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the d
 
 @META_ARCH_REGISTRY.register()
 class Cerberus(ImageModel):
-    """The meta-architecture: training returns named losses, evaluation one embedding (B, 5 * D).
+    """The meta-architecture: training returns named losses, evaluation one embedding (B, G * D), G groups.
 
     Args:
         trunk: image -> (B, C', H, W), shared.   branch: the rest of the backbone; used twice, as two copies.
         heads: `CerberusHead`.
         prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
-        schema: name of the attribute schema, for reading the prototypes; "" without prototypes.
+        schema: of the attributes; None for a model without prototypes of the paper's groups.
         pixel_mean, pixel_std: of RGB in 0..255.
         by_outfit: images carry the semantic IDs of their outfit, not of their identity.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
@@ -48,8 +49,8 @@ class Cerberus(ImageModel):
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
-                 schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
-                 lambda_id: float = 1.0,
+                 schema: AttributeSchema | None, pixel_mean: list[float], pixel_std: list[float],
+                 by_outfit: bool = False, lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
                  softmax: float = 0.0, softmax_scale: float = 16.0, reading: Mapping | None = None,
                  synthesise: bool = False) -> None:
@@ -59,7 +60,9 @@ class Cerberus(ImageModel):
         self.local_branch = copy.deepcopy(branch)
         self.heads = heads
         self.prototypes = prototypes
-        self.schema_name = schema
+        self.schema = schema
+        self.groups = schema.groups if schema else PERSON_GROUPS
+        self.held_schema = HeldSchema(schema) if schema else None
         self.by_outfit = by_outfit
         self.lambda_id = lambda_id
         self.lambda_sem = lambda_sem
@@ -74,7 +77,9 @@ class Cerberus(ImageModel):
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.CERBERUS
         trunk, branch = split_after_conv4_1(build_backbone(cfg), cfg)
-        prototypes = None
+        prototypes, schema = None, None
+        if node.SCHEMA or has_prototypes(node):
+            schema = find_schema(node.SCHEMA, "MODEL.CERBERUS.SCHEMA")
         if node.PROTOTYPES not in PROTOTYPES:
             raise ValueError(f"MODEL.CERBERUS.PROTOTYPES is '{node.PROTOTYPES}', expected one of "
                              f"{', '.join(PROTOTYPES)}")
@@ -85,19 +90,16 @@ class Cerberus(ImageModel):
             raise ValueError("MODEL.CERBERUS.SOFTMAX_PRIOR is True, but SOFTMAX is 0: set its weight, such as 1, or "
                              "SOFTMAX_PRIOR to False")
         if has_prototypes(node):
-            schema = SCHEMAS.get(node.SCHEMA)
-            if schema is None:
-                raise ValueError(f"MODEL.CERBERUS.SCHEMA is '{node.SCHEMA}', expected one of {', '.join(SCHEMAS)}. "
-                                 "The trainer fills it from the data set, or from the checkpoint under --eval-only.")
             prototypes = PROTOTYPES[node.PROTOTYPES](
                 tuple(node.NUM_SIDS), schema.group_bits, cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES,
-                cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT, node.SOFTMAX_SCALE if node.SOFTMAX_PRIOR else None)
+                cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT, node.SOFTMAX_SCALE if node.SOFTMAX_PRIOR else None,
+                schema.group_names)
         return {
             "trunk": trunk,
             "branch": branch,
             "heads": build_heads(cfg),
             "prototypes": prototypes,
-            "schema": node.SCHEMA,
+            "schema": schema,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "by_outfit": prototypes is not None and cfg.MODEL.NUM_OUTFITS > 0,
@@ -138,16 +140,16 @@ class Cerberus(ImageModel):
         return self.heads(self.maps(images), targets)
 
     def losses(self, outputs: dict, targets: Tensor, labelled: Tensor) -> dict[str, Tensor]:
-        """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
+        """Named terms whose sum is the total loss (Eq. 2); each is a mean over the groups.
 
         Args:
             outputs: of `CerberusHead`; the representations may be those of all processes' batches.
             targets: int64 (B,), of the representations.   labelled: int64 (B,), their identities or outfits, whichever
                 has the labels.
         """
-        logits, representations = outputs["logits"], outputs["representations"]  # (5, B, C), (5, B, D)
+        logits, representations = outputs["logits"], outputs["representations"]  # (G, B, C), (G, B, D)
         # Groups of one size: the mean over their means is the mean over all rows.
-        identity = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(GROUPS)), self.label_smoothing)
+        identity = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(logits)), self.label_smoothing)
         terms = {"loss_id": self.lambda_id * identity,
                  "loss_triplet": self.lambda_id * soft_triplet_loss(outputs.get("before", representations), targets)}
         if self.prototypes is not None:
@@ -165,10 +167,11 @@ class Cerberus(ImageModel):
         """Recognition and search with the present prototypes; None for a model without them."""
         if self.prototypes is None or not (self.lambda_sem or self.softmax):
             return None
-        tables = [self.prototypes.bits(g).cpu() for g in GROUPS], [self.prototypes.counts(g).cpu() for g in GROUPS]
-        table = SIDTable.from_bits(SCHEMAS[self.schema_name], *map(tuple, tables))
+        names = self.schema.group_names
+        tables = [self.prototypes.bits(g).cpu() for g in names], [self.prototypes.counts(g).cpu() for g in names]
+        table = SIDTable.from_bits(self.schema, *map(tuple, tables))
         read = self.prototypes.with_synthesised if self.synthesise_unseen else self.prototypes.prototypes
-        rows = [read(group).detach() for group in GROUPS]
+        rows = [read(group).detach() for group in names]
 
         def synthesise(group: str, bits: Tensor) -> Tensor:
             return self.prototypes.synthesise(group, bits.to(self.device))
@@ -178,10 +181,9 @@ class Cerberus(ImageModel):
         options = self.reading | ({} if scales is None else {"cosine_scale": scales})
         return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **options)
 
-    @staticmethod
-    def finish_embeddings(embeddings: Tensor) -> Tensor:
-        """Blocks of unit length again, after the host has averaged over the flip test: (n, 5 * D)."""
-        return blocks(embeddings).flatten(1)
+    def finish_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Blocks of unit length again, after the host has averaged over the flip test: (n, G * D)."""
+        return blocks(embeddings, len(self.groups)).flatten(1)
 
     def _log_alignment(self, alignment: dict[str, Tensor]) -> None:
         """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""

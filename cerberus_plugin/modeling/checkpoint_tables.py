@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..attributes import MISSING, AttributeSchema
+from ..attributes import MISSING, SCHEMAS, AttributeSchema
+
+HELD = "held_schema.record"  # name of a checkpoint's tensor
+
+
+class HeldSchema(nn.Module):
+    """The whole attribute schema of a model, so that a checkpoint can be read where its schema is not registered.
+
+    Buffer: `record` uint8 (n,), JSON of `AttributeSchema.to_dict` in UTF-8. A model keeps its own: what a checkpoint
+    holds is read before the model is built, by `schema_in`.
+    """
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__()
+        self.register_buffer("record", torch.tensor(list(json.dumps(schema.to_dict()).encode()), dtype=torch.uint8))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict[f"{prefix}record"] = self.record  # earlier checkpoints have none
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def schema_in(state: Mapping[str, Tensor], fingerprint: str = "", kind: str = "fingerprint") -> AttributeSchema | None:
+    """The attribute schema that a checkpoint holds.
+
+    Args:
+        state: tensors by name.
+        fingerprint: name of the tensor with the schema's fingerprint, by which earlier checkpoints name one of the
+            registered schemas; "" if the checkpoint is of a model without such a table.
+        kind: which of the schema's fingerprints it is.
+
+    Returns:
+        the schema; None if the checkpoint holds none, or a fingerprint that no registered schema has.
+
+    Raises:
+        ValueError: if the record is damaged, or is not that of the fingerprint.
+    """
+    if HELD not in state:
+        number = int(state[fingerprint]) if fingerprint else None
+        return next((schema for schema in SCHEMAS.values() if getattr(schema, kind) == number), None)
+    try:
+        schema = AttributeSchema.from_dict(json.loads(bytes(state[HELD].tolist())))
+    except Exception as error:  # whatever it holds: any bytes can be in its place
+        raise ValueError(f"'{HELD}', the attribute schema of the checkpoint, is damaged ({error!r:.200}); use another "
+                         "checkpoint") from error
+    if fingerprint and getattr(schema, kind) != int(state[fingerprint]):
+        raise ValueError(f"'{HELD}' is the schema {schema.name}, but '{fingerprint}' is the number of another one; the "
+                         "checkpoint is damaged, use another one")
+    return schema
 
 
 class ClassLabels(nn.Module):

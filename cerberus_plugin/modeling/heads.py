@@ -1,9 +1,12 @@
-"""From feature maps to the five representations of a person: alignment, part pooling and the five heads.
+"""From feature maps to the representations of a person, one a group: alignment, part pooling and a head a group.
 
-Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), D dimensions of a representation (512).
+Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), G groups, S strips of the local map, D dimensions of
+a representation (512).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +15,8 @@ from fastreid.layers import get_norm
 from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..attributes import GROUPS
+from ..attributes import PERSON_GROUPS, Group, find_schema
 
-# Which map part each group reads: the strips of the local branch from the top down, or the global branch.
-PARTS = ("head", "upper", "lower")
 POOLS = ("mean", "max", "gem")
 GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
 
@@ -109,11 +110,11 @@ def pool_strips(feature_map: Tensor, strips: Tensor, p: Tensor | None = None) ->
 
 @REID_HEADS_REGISTRY.register()
 class CerberusHead(nn.Module):
-    """Five representations of a person from the maps of the two branches, and the identity classifiers.
+    """One representation a group from the maps of the two branches, and the identity classifiers.
 
-    Head, upper and lower come from three strips of the aligned local map, identity and carrying from the mean
-    of the global map; each passes its own fully connected layer and batch normalisation. Training returns the
-    representations with the logits of five identity classifiers, evaluation one embedding (B, 5 * D).
+    A group reads a strip of the aligned local map (head, upper and lower in the paper), or the mean of the global map
+    (identity and carrying); each passes its own fully connected layer and batch normalisation. Training returns the
+    representations with the logits of one identity classifier a group, evaluation one embedding (B, G * D).
 
     Args:
         feat_dim: C.   embedding_dim: D.   num_classes: training identities.
@@ -124,14 +125,21 @@ class CerberusHead(nn.Module):
         norm: the host's name of a normalisation ("BN", "syncBN").
         sampled_identities: classify each batch among its own identities and random others, this many together, as
             partial softmax does where there are very many; 0 takes all.
+        groups: G of them, some of a strip and some of the whole picture, so that both branches are trained.
     """
 
     @configurable
     def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
                  sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
                  norm: str = "BN", sampled_identities: int = 0, pool: str = "mean",
-                 split: bool = False) -> None:
+                 split: bool = False, groups: Sequence[Group] = PERSON_GROUPS) -> None:
         super().__init__()
+        self.strip_of_group = {group.name: group.strip for group in groups}
+        strips = [strip for strip in self.strip_of_group.values() if strip is not None]
+        self.num_strips = max(strips, default=-1) + 1
+        if not 0 < len(strips) < len(groups):
+            raise ValueError(f"CerberusHead: the groups read {list(self.strip_of_group.values())} (strips, or None for "
+                             "the whole picture), expected both kinds: else one of the two branches is never trained")
         if pool not in POOLS:
             raise ValueError(f"MODEL.CERBERUS.POOL is '{pool}', expected one of {', '.join(POOLS)}")
         self.pooling = pool
@@ -145,10 +153,10 @@ class CerberusHead(nn.Module):
         self.strip_overlap = strip_overlap
         self.num_classes = num_classes
         self.sampled_identities = sampled_identities
-        self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=False) for group in GROUPS})
-        self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in GROUPS})
-        self.classifiers = nn.ModuleDict({
-            group: nn.Linear(embedding_dim, num_classes, bias=False) for group in GROUPS})
+        names = list(self.strip_of_group)
+        self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=False) for group in names})
+        self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in names})
+        self.classifiers = nn.ModuleDict({group: nn.Linear(embedding_dim, num_classes, bias=False) for group in names})
         for fc in self.fc.values():
             nn.init.kaiming_normal_(fc.weight, mode="fan_out")
         for classifier in self.classifiers.values():
@@ -169,11 +177,12 @@ class CerberusHead(nn.Module):
             "sampled_identities": node.SAMPLED_IDENTITIES,
             "pool": node.POOL,
             "split": node.SPLIT,
+            "groups": find_schema(node.SCHEMA).groups if node.SCHEMA else PERSON_GROUPS,
         }
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Older checkpoints may have a bias in `fc`; without it, the mean in `bn` is smaller by as much."""
-        for group in GROUPS:
+        for group in self.strip_of_group:
             bias = state_dict.pop(f"{prefix}fc.{group}.bias", None)
             if bias is not None:
                 mean = f"{prefix}bn.{group}.running_mean"
@@ -181,17 +190,17 @@ class CerberusHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
-        """Global and local map, each (B, C, H, W), to the embedding (B, 5 * D), or in training to a dict.
+        """Global and local map, each (B, C, H, W), to the embedding (B, G * D), or in training to a dict.
 
-        {"representations": (5, B, D), "logits": (5, B, classes), "targets": (B,) among those classes,
-        "alignment": {"crop_ratio", "fallback"} of the batch, scalars; with `split` also "before": (5, B, D)}
+        {"representations": (G, B, D), "logits": (G, B, classes), "targets": (B,) among those classes,
+        "alignment": {"crop_ratio", "fallback"} of the batch, scalars; with `split` also "before": (G, B, D)}
         """
         pooled, alignment = self.pool(*features)
-        before = [self.fc[group](pooled[group]) for group in GROUPS]
-        representations = [self._normalised(group, x) for group, x in zip(GROUPS, before)]
+        before = [self.fc[group](pooled[group]) for group in self.strip_of_group]
+        representations = [self._normalised(group, x) for group, x in zip(self.strip_of_group, before)]
         if not self.training:
-            return torch.cat([F.normalize(f.float(), dim=1) for f in representations], dim=1)  # (B, 5 * D)
-        weights = [self.classifiers[group].weight for group in GROUPS]  # (classes, D) each
+            return torch.cat([F.normalize(f.float(), dim=1) for f in representations], dim=1)  # (B, G * D)
+        weights = [classifier.weight for classifier in self.classifiers.values()]  # (classes, D) each
         if 0 < self.sampled_identities < self.num_classes:
             classes, targets = self.sample(targets)
             weights = [weight[classes] for weight in weights]
@@ -214,21 +223,22 @@ class CerberusHead(nn.Module):
         """What each group's layer reads, (B, C), a strip of the aligned local map or the whole global map; and how the
         alignment went: the mean share of rows kept and the share of images in which no row exceeded sigma."""
         height = local_map.shape[2]
-        strips = strip_matrix(height, len(PARTS), self.strip_overlap, local_map.device)  # (3, H)
+        strips = strip_matrix(height, self.num_strips, self.strip_overlap, local_map.device)  # (S, H)
         alignment, resizing = {}, None
         if self.align:
             top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
             alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height, "fallback": fallback.float().mean()}
             resizing = resize_rows_matrix(top, bottom, height)  # (B, H, H)
         pooled = self._means if self.pooling == "mean" else self._maxima
-        parts, whole = pooled(global_map, local_map, strips, resizing)  # (3, B, C), (B, C)
-        return {group: parts[PARTS.index(group)] if group in PARTS else whole for group in GROUPS}, alignment
+        parts, whole = pooled(global_map, local_map, strips, resizing)  # (S, B, C), (B, C)
+        read = {group: whole if strip is None else parts[strip] for group, strip in self.strip_of_group.items()}
+        return read, alignment
 
     @staticmethod
     def _means(global_map: Tensor, local_map: Tensor, strips: Tensor, resizing: Tensor | None) -> tuple[Tensor, Tensor]:
-        # Alignment and pooling compose to one 3 x H matrix an image, so the aligned map is never made.
+        # Alignment and pooling compose to one S x H matrix an image, so the aligned map is never made.
         batch = local_map.shape[0]  # len() would fix it in an exported graph
-        weights = strips.expand(batch, -1, -1) if resizing is None else strips @ resizing  # (B, 3, H)
+        weights = strips.expand(batch, -1, -1) if resizing is None else strips @ resizing  # (B, S, H)
         rows = local_map.mean(dim=3)  # (B, C, H)
         return torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows), global_map.mean(dim=(2, 3))
 

@@ -1,7 +1,7 @@
 """Prototypes of semantic IDs, free or composed of the vectors of their values, with margins and who carries what.
 
-Shapes: K semantic IDs of a group, L bits of a group, D dimensions, C classes: training identities, or their outfits
-where the labels are those of outfits.
+Shapes: G groups, K semantic IDs of a group, L bits of a group, D dimensions, C classes: training identities, or their
+outfits where the labels are those of outfits.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class SIDPrototypes(nn.Module):
         sizes: K of each group.   bits: L of each group.   num_classes: C.   dim: D.
         init: initialiser of prototypes and residual vectors, a key of `INITIALISERS` (Table 7 of the paper).
         learned_scale: initial value of a learnable cosine scale for each group; None for none.
+        groups: names of the groups.
 
     Attributes:
-        learned_log_scales: float (5,), a parameter: natural logarithms of the cosine scales that training learns, by
+        learned_log_scales: float (G,), a parameter: natural logarithms of the cosine scales that training learns, by
             which cosines become probabilities; None where none are learned.
         log_scales: float (M,), a buffer: logarithms of the scales that were measured for the M columns of the schema
             with the weights as they are, see `set_scales`. They are read with in place of the learned ones; None until
@@ -47,25 +48,28 @@ class SIDPrototypes(nn.Module):
     """
 
     def __init__(self, sizes: tuple[int, ...], bits: tuple[int, ...], num_classes: int, dim: int = 512,
-                 init: str = "he_normal", learned_scale: float | None = None) -> None:
+                 init: str = "he_normal", learned_scale: float | None = None,
+                 groups: Sequence[str] = GROUPS) -> None:
         super().__init__()
+        self.groups = tuple(groups)
         if init not in INITIALISERS:
             raise ValueError(f"MODEL.CERBERUS.INIT is '{init}', expected one of {', '.join(INITIALISERS)}")
-        if len(sizes) != len(GROUPS) or min(sizes) < 1:
-            raise ValueError(f"MODEL.CERBERUS.NUM_SIDS is {tuple(sizes)}, expected five numbers of at least 1. The "
-                             "trainer fills it from the data set, or from the checkpoint under --eval-only.")
+        if len(sizes) != len(self.groups) or min(sizes) < 1:
+            raise ValueError(f"MODEL.CERBERUS.NUM_SIDS is {tuple(sizes)}, expected {len(self.groups)} numbers of at "
+                             "least 1. The trainer fills it from the data set, or from the checkpoint under "
+                             "--eval-only.")
         # Fan-in is D, so vectors are stored as rows; a transposed table would start at another scale.
         for table in self._make_tables(sizes, bits, dim):
             INITIALISERS[init](table)
         self.register_buffer("log_scales", None)  # not in the checkpoint until it is known
         self.learned_log_scales = None
         if learned_scale is not None:
-            self.learned_log_scales = nn.Parameter(torch.full((len(GROUPS),), math.log(learned_scale)))
-        for group, k, n in zip(GROUPS, sizes, bits):
+            self.learned_log_scales = nn.Parameter(torch.full((len(self.groups),), math.log(learned_scale)))
+        for group, k, n in zip(self.groups, sizes, bits):
             self.register_buffer(f"bits_{group}", torch.zeros(k, n, dtype=torch.uint8))
             self.register_buffer(f"counts_{group}", torch.zeros(k, dtype=torch.int64))
             self.register_buffer(f"margins_{group}", torch.zeros(k))
-        self.register_buffer("sid_of_class", torch.full((num_classes, len(GROUPS)), MISSING, dtype=torch.int64))
+        self.register_buffer("sid_of_class", torch.full((num_classes, len(self.groups)), MISSING, dtype=torch.int64))
         self.register_buffer("schema", torch.zeros((), dtype=torch.int64))
         # The groups' tables one after the other: where each starts, and which rows are whose.
         self.register_buffer("first_row", torch.tensor([0, *sizes[:-1]]).cumsum(dim=0), persistent=False)
@@ -73,8 +77,8 @@ class SIDPrototypes(nn.Module):
 
     def _make_tables(self, sizes: tuple[int, ...], bits: tuple[int, ...], dim: int) -> list[Tensor]:
         """Create the learnable vectors, to be initialised: each (rows, D)."""
-        self.rows = nn.ParameterDict({g: nn.Parameter(torch.empty(k, dim)) for g, k in zip(GROUPS, sizes)})
-        self.residuals = nn.ParameterDict({g: nn.Parameter(torch.empty(n, dim)) for g, n in zip(GROUPS, bits)})
+        self.rows = nn.ParameterDict({g: nn.Parameter(torch.empty(k, dim)) for g, k in zip(self.groups, sizes)})
+        self.residuals = nn.ParameterDict({g: nn.Parameter(torch.empty(n, dim)) for g, n in zip(self.groups, bits)})
         return [*self.rows.values(), *self.residuals.values()]
 
     @torch.no_grad()
@@ -82,10 +86,10 @@ class SIDPrototypes(nn.Module):
         """Write the tables of a data set into the buffers.
 
         Args:
-            sid_of_class: int64 (C, 5), by class index as the host numbers identities, or by outfit; -1 where missing.
+            sid_of_class: int64 (C, G), by class index as the host numbers identities, or by outfit; -1 where missing.
             margins: per group float (K,).
         """
-        for group, bits, counts, margin in zip(GROUPS, table.bits(), table.counts, margins):
+        for group, bits, counts, margin in zip(self.groups, table.bits(), table.counts, margins):
             getattr(self, f"bits_{group}").copy_(bits)
             getattr(self, f"counts_{group}").copy_(counts)
             getattr(self, f"margins_{group}").copy_(margin)
@@ -104,15 +108,15 @@ class SIDPrototypes(nn.Module):
     @property
     def sizes(self) -> tuple[int, ...]:
         """K of each group."""
-        return tuple(len(self.bits(group)) for group in GROUPS)
+        return tuple(len(self.bits(group)) for group in self.groups)
 
     def prototypes(self, group: str) -> Tensor:
         """Prototypes of a group, not normalised: float (K, D)."""
         return self.rows[group]
 
     def guidance(self, representations: Tensor, targets: Tensor) -> Tensor:
-        """`semantic_guidance_loss` of all groups: representations (5, B, D), classes int64 (B,)."""
-        margins = torch.cat([self.margins(group) for group in GROUPS])
+        """`semantic_guidance_loss` of all groups: representations (G, B, D), classes int64 (B,)."""
+        margins = torch.cat([self.margins(group) for group in self.groups])
         return semantic_guidance_loss(representations, self._all(), self._rows_of(targets), margins)
 
     def softmax(self, representations: Tensor, targets: Tensor, scale: float) -> Tensor:
@@ -124,7 +128,7 @@ class SIDPrototypes(nn.Module):
         Args:
             scale: of the cosines, where none is learned. A learned scale goes with the prior of training identities.
         """
-        counts = torch.cat([self.counts(group) for group in GROUPS])  # (K,)
+        counts = torch.cat([self.counts(group) for group in self.groups])  # (K,)
         log_prior = None
         if self.learned_log_scales is not None:
             scale = self.learned_log_scales.exp()
@@ -133,18 +137,18 @@ class SIDPrototypes(nn.Module):
                                       self.membership * (counts > 0), log_prior)
 
     def _rows_of(self, targets: Tensor) -> Tensor:
-        """Rows of all groups' tables one after the other: classes int64 (B,) -> int64 (5, B), -1 where missing."""
-        sids = self.sid_of_class[targets]  # (B, 5)
+        """Rows of all groups' tables one after the other: classes int64 (B,) -> int64 (G, B), -1 where missing."""
+        sids = self.sid_of_class[targets]  # (B, G)
         return torch.where(sids >= 0, sids + self.first_row, MISSING).T
 
     def regularisation(self) -> Tensor | None:
         """`prototype_regularisation` of all groups, which needs no batch; None where it holds by construction."""
-        bits = torch.block_diag(*(self.bits(group) for group in GROUPS))
-        residuals = torch.cat([self.residuals[group] for group in GROUPS])
+        bits = torch.block_diag(*(self.bits(group) for group in self.groups))
+        residuals = torch.cat([self.residuals[group] for group in self.groups])
         return prototype_regularisation(self._all(), residuals, bits, self.membership)
 
     def _all(self) -> Tensor:
-        return torch.cat([self.prototypes(group) for group in GROUPS])
+        return torch.cat([self.prototypes(group) for group in self.groups])
 
     @torch.no_grad()
     def synthesise(self, group: str, bits: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ class SIDPrototypes(nn.Module):
             return None
         scales = scales.detach().exp().tolist()
         if len(scales) != len(schema.columns):
-            scales = [scales[GROUPS.index(group)] for group in schema.column_groups]
+            scales = [scales[self.groups.index(group)] for group in schema.column_groups]
         return {column.name: scale for column, scale in zip(schema.columns, scales)}
 
     @torch.no_grad()
@@ -198,7 +202,7 @@ class SIDPrototypes(nn.Module):
         self.log_scales = None
         if f"{prefix}log_scales" in state_dict:
             self.set_scales([1.0] * len(state_dict[f"{prefix}log_scales"]))  # of the right size, to be loaded into
-        tables = ["schema", *(f"bits_{group}" for group in GROUPS), "sid_of_class"]
+        tables = ["schema", *(f"bits_{group}" for group in self.groups), "sid_of_class"]
         if self.beginning:
             leave(state_dict, prefix, self._without_meaning_here(state_dict, prefix))
         else:
@@ -232,8 +236,8 @@ class ComposedPrototypes(SIDPrototypes):
     """
 
     def _make_tables(self, sizes: tuple[int, ...], bits: tuple[int, ...], dim: int) -> list[Tensor]:
-        self.base = nn.ParameterDict({g: nn.Parameter(torch.empty(1, dim)) for g in GROUPS})
-        self.values = nn.ParameterDict({g: nn.Parameter(torch.empty(n, dim)) for g, n in zip(GROUPS, bits)})
+        self.base = nn.ParameterDict({g: nn.Parameter(torch.empty(1, dim)) for g in self.groups})
+        self.values = nn.ParameterDict({g: nn.Parameter(torch.empty(n, dim)) for g, n in zip(self.groups, bits)})
         return [*self.base.values(), *self.values.values()]
 
     def prototypes(self, group: str) -> Tensor:

@@ -1,6 +1,21 @@
 """Schemas and annotation files: bits, columns, words, and every way a file can be wrong."""
 
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, find_annotations, read_annotations
+import json
+import subprocess
+import sys
+
+from cerberus_plugin.attributes import (
+    DUKEMTMC,
+    GROUPS,
+    MARKET1501,
+    AttributeSchema,
+    Field,
+    Group,
+    find_annotations,
+    find_schema,
+    read_annotations,
+    register_schema,
+)
 
 import numpy as np
 import pytest
@@ -68,6 +83,83 @@ def test_two_colours_and_none_can_be_asked_for():
 def test_a_misspelt_search_names_the_word_and_what_is_allowed(query, message):
     with pytest.raises(ValueError, match=message):
         MARKET1501.parse(query)
+
+
+def test_an_attribute_is_asked_for_by_its_display_name_as_well():
+    assert (MARKET1501.parse({"sleeve length": "short sleeve"}) == MARKET1501.parse({"up": "short sleeve"})).all()
+    with pytest.raises(ValueError, match="'sleeve length' and 'up' are one attribute"):
+        MARKET1501.parse({"sleeve length": "short sleeve", "up": "long sleeve"})
+    with pytest.raises(ValueError, match="did you mean 'sleeve length'.*up .sleeve length."):
+        MARKET1501.parse({"sleeve lenght": "short sleeve"})
+
+
+def test_fingerprints_of_the_published_data_sets_are_those_of_earlier_checkpoints():
+    assert (MARKET1501.fingerprint, MARKET1501.column_fingerprint) == (44512744104892673, 16774655608537704)
+    assert (DUKEMTMC.fingerprint, DUKEMTMC.column_fingerprint) == (69975080036780562, 53366109114748887)
+
+
+OWN = AttributeSchema(
+    "own", (Field("red", "top", ("no", "yes"), "shirt", "red"), Field("age", "person", ("child", "adult", "old"),
+                                                                     display="stage of life")),
+    junk_pids=(9,), groups=(Group("top", 0), Group("person", lasting=True)))
+
+
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC, OWN])
+def test_a_schema_survives_json_and_equal_ones_have_one_fingerprint(schema):
+    copy = AttributeSchema.from_dict(json.loads(json.dumps(schema.to_dict())))
+    assert copy == schema and copy.fingerprint == schema.fingerprint and copy.junk_pids == schema.junk_pids
+    assert [column.display for column in copy.columns] == [column.display for column in schema.columns]
+    assert copy != AttributeSchema("other", schema.fields, groups=schema.groups)
+
+
+def test_another_region_of_a_group_is_another_schema():
+    moved = AttributeSchema("own", OWN.fields, junk_pids=(9,), groups=(Group("top", 1), Group("person", lasting=True)))
+    assert moved != OWN and moved.fingerprint != OWN.fingerprint
+
+
+def test_a_record_of_earlier_versions_gives_the_published_schema():
+    record = {key: value for key, value in MARKET1501.to_dict().items() if key != "layout"}
+    assert AttributeSchema.from_dict(record) is MARKET1501
+
+
+def test_one_colour_alone_is_a_colour():
+    column = OWN.column("shirt")
+    assert column.is_colour and column.answers == ("none", "red")
+    assert OWN.describe(OWN.parse({"shirt": "none", "stage of life": "old"})) == {"shirt": "none", "age": "old"}
+
+
+@pytest.mark.parametrize(("fields", "groups", "message"), [
+    ((Field("a", "legs", ("no", "yes")),), (Group("top"),), "field 'a' is of group 'legs', expected one of top"),
+    ((Field("a", "top", ("no",)),), (Group("top"),), "field 'a' has the values .*expected two or more"),
+    ((Field("a", "top", ("no", "yes")),) * 2, (Group("top"),), "field 'a' is there twice"),
+    ((Field("a", "top", ("no", "yes")),), (Group("top"), Group("legs")), "group 'legs' has no fields"),
+    ((Field("a", "class", ("no", "yes")),), (Group("class"),), "group 'class' is no name"),
+    ((Field("a", "top", ("no", "yes")),), (Group("top", "upper"),), "reads strip 'upper', expected 0"),
+    ((Field("a", "top", ("no", "yes"), "c", "red"), Field("c", "top", ("no", "yes"))), (Group("top"),),
+     "'c' is a field and a column"),
+    ((Field("a", "top", ("no", "yes")), Field("b", "top", ("no", "yes"), display="a")), (Group("top"),),
+     "two columns are called 'a'"),
+])
+def test_a_schema_that_contradicts_itself_is_refused(fields, groups, message):
+    with pytest.raises(ValueError, match=f"schema 'bad': .*{message}"):
+        AttributeSchema("bad", fields, groups=groups)
+
+
+def test_a_registered_schema_is_found_and_another_of_its_name_is_refused(monkeypatch):
+    monkeypatch.setattr("cerberus_plugin.attributes.schema.SCHEMAS", {"market1501": MARKET1501})
+    with pytest.raises(ValueError, match="KEY is 'own', expected one of market1501.*register_schema"):
+        find_schema("own", "KEY")
+    assert register_schema(OWN) is OWN and find_schema("own") is OWN and register_schema(OWN) is OWN
+    with pytest.raises(ValueError, match="another one of this name is registered; known: market1501, own"):
+        register_schema(AttributeSchema("own", OWN.fields[:1], groups=OWN.groups[:1]))
+    assert find_schema(json.dumps(DUKEMTMC.to_dict())) == DUKEMTMC
+
+
+@pytest.mark.parametrize("module", ["attributes.schema", "search.portable"])
+def test_it_loads_without_torch(module):
+    code = ("import sys; sys.modules['torch'] = sys.modules['fastreid'] = None\n"
+            f"import cerberus_plugin.{module}")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_file_reads_back_as_written_whatever_the_order_of_its_fields(tmp_path, people):

@@ -16,7 +16,7 @@ from cerberus_plugin.modeling.losses import prototype_softmax_loss
 from cerberus_plugin.modeling.sid_prototypes import ComposedPrototypes, SIDPrototypes
 from cerberus_plugin.search.calibration import fit_scale
 from cerberus_plugin.search.export.torch_encoder import vocabulary_of
-from cerberus_plugin.search.portable import Vocabulary
+from cerberus_plugin.search.portable import AttributeModel
 
 import numpy as np
 import pytest
@@ -54,7 +54,8 @@ def embeddings() -> torch.Tensor:
 def four_identities(**options) -> PrototypeReader:
     """(male, young), (male, adult), (female, young), (female, adult) along the axes; 6, 3, 1 and 0 training people."""
     people = [("male", "young")] * 6 + [("male", "adult")] * 3 + [("female", "young")]
-    labels = torch.stack([MARKET1501.parse({"gender": g, "age": a}) for g, a in [*people, ("female", "adult")]])
+    people = [*people, ("female", "adult")]
+    labels = torch.tensor(np.stack([MARKET1501.parse({"gender": gender, "age": age}) for gender, age in people]))
     labels[:, [i for i, field in enumerate(MARKET1501.fields) if field.group != "identity"]] = 0
     table = SIDTable.build(MARKET1501, labels[:-1], labels[-1:], space="union")
     rows = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
@@ -95,7 +96,7 @@ def test_prior_is_the_share_of_training_people_and_unseen_combinations_keep_a_li
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
 def test_the_probability_of_a_value_is_the_sum_over_the_semantic_ids_that_hold_it(schema, embeddings):
     labels = random_labels(schema, 20)
-    two = schema.parse({"lower colour": "black and white"})
+    two = torch.from_numpy(schema.parse({"lower colour": "black and white"}))
     labels[0] = torch.where(two >= 0, two, labels[0])  # one person with trousers of two colours
     table = SIDTable.build(schema, labels, space="observed")
     rows = [torch.randn(k, D, generator=torch.Generator().manual_seed(k)) for k in table.sizes]
@@ -166,20 +167,20 @@ def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_re
                              cosine_scale=SCALES, tau=0.8, unseen_prior=0.2)
     vocabulary = vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=module)))
     record = vocabulary.to_dict()
-    copy = Vocabulary.from_dict(record)
+    copy = AttributeModel.from_dict(record)
     rows = embeddings.numpy()
     assert (copy.log_probabilities(rows) == vocabulary.log_probabilities(rows)).all()
     assert (copy.answers(rows) == reader.recognise(embeddings).numpy() + np.array(reader.marginals.colours)).all()
     for group in record["groups"]:
         group["scale"] = 10.0 + GROUPS.index(group["name"])
     del record["scales"]
-    of_groups = Vocabulary.from_dict(record)  # as they were written when groups had the scales
+    of_groups = AttributeModel.from_dict(record)  # as they were written when groups had the scales
     assert of_groups.scales == {column.name: 10.0 + GROUPS.index(group)
                                 for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)}
     for group in record["groups"]:
         del group["counts"], group["scale"]
     del record["tau"], record["unseen_prior"], record["reading"]
-    old = Vocabulary.from_dict(record | {"cosine_scale": 16.0})
+    old = AttributeModel.from_dict(record | {"cosine_scale": 16.0})
     plain = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], tau=0)
     assert (old.answers(rows) == old.nearest(rows)).all()
     for shares, log_p in zip(old.probabilities(rows), plain.log_probabilities(embeddings)):

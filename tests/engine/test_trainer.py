@@ -134,7 +134,7 @@ def test_blocks_are_of_unit_length_after_the_flip_test(small_config, monkeypatch
     cfg = small_config("TEST.FLIP.ENABLED", True)
     trainer, seen = CerberusTrainer(cfg), []
     monkeypatch.setattr("cerberus_plugin.engine.trainer.ReIDTask",
-                        lambda cfg: lambda g: seen.append(g.embeddings) or {})
+                        lambda cfg, **_: lambda g: seen.append(g.embeddings) or {})
     trainer.test(trainer.cfg, trainer.model)
     assert torch.allclose(seen[0].unflatten(1, (5, -1)).norm(dim=2), torch.ones(25, 5), atol=1e-5)
 

@@ -151,7 +151,7 @@ def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, mo
 def test_strips_are_the_thirds_of_the_rows_kept():
     picture = np.arange(24, dtype=np.uint8)[:, None, None].repeat(4, axis=1).repeat(3, axis=2)
     _, axis = plt.subplots()
-    alignment._strips(axis, picture, top=0.25, end=0.5)
+    alignment._strips(axis, picture, ("head", "upper", "lower"), top=0.25, end=0.5)
     assert [image.get_array()[:, 0, 0].tolist() for image in axis.images] == [[6, 7], [8, 9], [10, 11]]
     starts = [image.get_extent()[3] for image in axis.images]
     assert starts[0] == 0 and axis.images[2].get_extent()[2] == pytest.approx(24)

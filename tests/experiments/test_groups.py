@@ -94,7 +94,7 @@ def test_every_choice_is_measured_and_the_one_that_lasts_is_chosen(small_config)
 
 def test_more_groups_win_among_equals():
     equal = {f"cloth-changing/{name}": 50.0 for name in ("mAP", "Rank-1")}
-    assert groups.best_of(dict.fromkeys(groups.CHOICES, equal)) == GROUPS
+    assert groups.best_of(dict.fromkeys(groups.choices(), equal)) == GROUPS
 
 
 def test_halves_ask_one_gallery_with_different_people():
@@ -190,6 +190,7 @@ def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_r
     predictor = CerberusPredictor(folder, device="cpu")
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
     predictor.cfg.MODEL.META_ARCHITECTURE = "Baseline"
+    monkeypatch.setattr(predictor, "model", torch.nn.Identity())
     with pytest.raises(SystemExit, match="Baseline has no groups to leave out"):
         groups.run(predictor, "PRCCAttributes", tmp_path)
     with pytest.raises(ValueError, match="Baseline compares whole pictures"):

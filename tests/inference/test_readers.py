@@ -48,7 +48,7 @@ def test_cosine_of_the_embedding_is_the_mean_of_five_cosines(embeddings):
 def four_identities() -> PrototypeReader:
     """Example P2: the identity group of four semantic IDs in two dimensions, other groups with one each."""
     wanted = [{"gender": gender, "age": age} for gender in ("male", "female") for age in ("young", "adult")]
-    labels = torch.stack([MARKET1501.parse(words) for words in wanted])
+    labels = torch.stack([torch.from_numpy(MARKET1501.parse(words)) for words in wanted])
     for i in range(len(MARKET1501.fields)):
         if MARKET1501.fields[i].group != "identity":
             labels[:, i] = 0
@@ -123,7 +123,7 @@ def test_a_half_described_group_scores_the_semantic_ids_that_agree(partial, scor
 
 def test_a_combination_outside_the_table_is_searched_by_a_synthesised_prototype(embeddings):
     reader = reader_of(DUKEMTMC)
-    query = DUKEMTMC.parse({"lower colour": "black and white", "boots": "no", "shoes": "dark"})[None]
+    query = torch.from_numpy(DUKEMTMC.parse({"lower colour": "black and white", "boots": "no", "shoes": "dark"}))[None]
     assert not reader.table.consistent(query, "lower").any()
     row = F.normalize(reader.synthesise("lower", DUKEMTMC.bits(query, "lower")), dim=1)
     assert torch.allclose(reader.search(query, embeddings), row @ blocks(embeddings)[:, 2].T, atol=1e-6)
@@ -192,7 +192,7 @@ def test_all_eight_initialisers_are_offered_and_others_refused():
         SIDPrototypes((2, 2, 2, 2, 2), (1, 1, 1, 1, 1), 3, 8, init)
     with pytest.raises(ValueError, match="INIT is 'ones', expected one of he_normal"):
         SIDPrototypes((2, 2, 2, 2, 2), (1, 1, 1, 1, 1), 3, 8, "ones")
-    with pytest.raises(ValueError, match="NUM_SIDS is .*expected five numbers"):
+    with pytest.raises(ValueError, match="NUM_SIDS is .*expected 5 numbers"):
         SIDPrototypes((), (1, 1, 1, 1, 1), 3)
 
 

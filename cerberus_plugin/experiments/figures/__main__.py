@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...attributes import GROUPS
 from ...utils.files import replace_unprintable
 from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
@@ -32,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"{args.name} is of one run, but two are named: {args.run} and {args.other}; only neighbours "
                          "sets two side by side.")
     runs = [Run.load(folder, args.dataset, args.device) for folder in (args.run, args.other) if folder]
+    known = runs[0].predictor.groups
+    unknown = {group for group in (args.group, *(args.groups or ())) if group} - set(known)
+    if unknown:
+        raise SystemExit(f"{args.run}: has no group {', '.join(unknown)}, expected some of "
+                         f"{', '.join(known) or 'none'}")
     options = {"output": args.output, "name": args.save_as or args.name}
     if args.people is not None:
         options["people"] = args.people
@@ -43,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif args.name == "neighbours":
             exhibit = neighbours.make(runs, group=args.group, sid=args.sid, **options)
         else:
-            exhibit = sheets.make(runs[0], modes=args.modes, groups=args.groups, top=args.top, **options)
+            groups = args.groups or [group for group in ("upper", "lower") if group in known] or known[:1]
+            exhibit = sheets.make(runs[0], modes=args.modes, groups=groups, top=args.top, **options)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.figures", *given])
     record = write(exhibit, runs, args.output, command)
     print(record["caption"])
@@ -60,13 +65,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--as", dest="save_as", help="name of the files; that of the figure if left out")
     parser.add_argument("--dataset", default="", help="test data set; the run's first if left out")
     parser.add_argument("--people", type=int, help="people, or lines of each sheet")
-    parser.add_argument("--group", choices=GROUPS, help="neighbours: group of the shared semantic ID")
+    parser.add_argument("--group", help="neighbours: group of the shared semantic ID")
     parser.add_argument("--sid", type=int, help="neighbours: its number in semantic_ids.json; the one with the most "
                         "people of the group if left out")
     parser.add_argument("--modes", nargs="+", choices=sheets.MODES, help="sheets: which; all that the model can do if "
                         "left out")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["upper", "lower"],
-                        help="sheets: what a partial search describes")
+    parser.add_argument("--groups", nargs="+", help="sheets: what a partial search describes; upper and lower, where "
+                        "the model has them, if left out")
     parser.add_argument("--top", type=int, default=8, help="sheets: images of each line")
     parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     return parser

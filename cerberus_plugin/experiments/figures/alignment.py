@@ -1,7 +1,9 @@
-"""Figure 7a: which rows of the map the alignment keeps, and what the three strips are with and without it."""
+"""Figure 7a: which rows of the map the alignment keeps, and what the strips are with and without it."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...modeling.heads import PARTS, person_rows, row_heat
+from ...modeling.heads import person_rows, row_heat
 from .exhibit import Exhibit, Picture, Run
 from .rank_list import WIDTH, save
 
 BATCH = 64
 PEOPLE_A_LINE = 2
 KEPT, LEFT, LIMIT = "#1b6ca8", "#c9c9c9", "#c04a00"
-PART_COLOURS = ("#cc79a7", "#e69f00", "#009e73")  # of the strips, from the top; told by their names as well
+STRIP_COLOURS = ("#cc79a7", "#e69f00", "#009e73")  # from the top, and again; told by their names as well
 GAP = 0.05  # between strips, of a picture's height
 
 
@@ -71,8 +73,11 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
                          "run that was trained with it.")
     rows = rows_of(run, [path for path, *_ in run.items])
     chosen = choose(run, rows, people)
-    sigma = run.predictor.model.heads.sigma
-    draw(run.seen([run.items[i][0] for i in chosen]), Rows(*(part[chosen] for part in rows)), sigma,
+    heads = run.predictor.model.heads
+    sigma = heads.sigma
+    strips = [", ".join(group for group, own in heads.strip_of_group.items() if own == strip)
+              for strip in range(heads.num_strips)]
+    draw(run.seen([run.items[i][0] for i in chosen]), Rows(*(part[chosen] for part in rows)), strips, sigma,
          output / "figures" / f"{name}.png")
     cropped = int((rows.kept < rows.height).sum())
     figures = {"images": len(run.items), "cropped": cropped, "no row above sigma": int(rows.fallback.sum()),
@@ -85,18 +90,20 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
     caption += ("Drawn are the images that are cropped most, one a person: " if cropped else
                 "So sigma does not fit the scale of this model's maps; drawn are two of them: ")
     caption += ("the picture, the largest norm of each row of the local map against sigma (dark: kept, from the first "
-                "row above sigma to the last), and the strips that head, upper and lower read, of the whole picture "
-                "and of the rows kept. Rows lie where their centres do; each also sees what is around it.")
+                f"row above sigma to the last), and the strips that {', '.join(filter(None, strips))} read, of the "
+                "whole picture and of the rows kept. Rows lie where their centres do; each also "
+                "sees what is around it.")
     return Exhibit(name, "Figure 7a: alignment", "Does the alignment find the person, and what does it change?",
                    caption, [Picture(f"{name}.png", "The rows kept, and the strips with and without alignment")],
                    figures)
 
 
-def draw(pictures: np.ndarray, rows: Rows, sigma: float, file: Path) -> None:
+def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float, file: Path) -> None:
     """Write the picture: four panels a person, two people a line.
 
     Args:
         pictures: as `Run.seen` gives them.   rows: of these pictures.
+        strips: what is read from each strip, from the top.
     """
     size = pictures.shape[1:3]
     lines = -(-len(pictures) // PEOPLE_A_LINE)
@@ -112,8 +119,8 @@ def draw(pictures: np.ndarray, rows: Rows, sigma: float, file: Path) -> None:
         top, end = rows.top[n].item() / rows.height, (rows.bottom[n].item() + 1) / rows.height
         _picture(line[0], picture, top, end)
         _heat(line[1], rows.heat[n], rows.top[n].item(), rows.bottom[n].item(), sigma, size)
-        _strips(line[2], picture, 0, 1, named=True)
-        _strips(line[3], picture, top, end)
+        _strips(line[2], picture, strips, 0, 1, named=True)
+        _strips(line[3], picture, strips, top, end)
         for axis, title in zip(line, ("picture", "norm of rows", "not aligned", "aligned")):
             axis.set_title(title, fontsize=8.5, pad=3)
     save(figure, file)
@@ -144,12 +151,12 @@ def _heat(axis, heat: Tensor, top: int, bottom: int, sigma: float, size: tuple[i
         axis.spines[side].set_visible(False)
 
 
-def _strips(axis, picture: np.ndarray, top: float, end: float, named: bool = False) -> None:
-    """Three strips of the rows from `top` to `end`, shares of the height, drawn at the height of the whole."""
+def _strips(axis, picture: np.ndarray, names: Sequence[str], top: float, end: float, named: bool = False) -> None:
+    """Strips, from the top, of the rows from `top` to `end`, shares of the height, drawn at the height of the whole."""
     height, width = picture.shape[:2]
-    edges = [round(height * (top + (end - top) * k / len(PARTS))) for k in range(len(PARTS) + 1)]
-    own = (1 - GAP * (len(PARTS) - 1)) / len(PARTS)
-    for k, (name, colour) in enumerate(zip(PARTS, PART_COLOURS)):
+    edges = [round(height * (top + (end - top) * k / len(names))) for k in range(len(names) + 1)]
+    own = (1 - GAP * (len(names) - 1)) / len(names)
+    for k, (name, colour) in enumerate(zip(names, itertools.cycle(STRIP_COLOURS))):
         start = k * (own + GAP) * height
         stop = start + own * height
         axis.imshow(picture[edges[k]:max(edges[k + 1], edges[k] + 1)], extent=(0, width, stop, start), aspect="auto")

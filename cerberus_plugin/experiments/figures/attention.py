@@ -11,6 +11,7 @@ Shapes: B images, C channels, H x W the map, D dimensions of a representation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...attributes import GROUPS
 from ...inference import blocks
-from ...modeling.heads import PARTS, person_rows, resize_rows_matrix, strip_matrix
+from ...modeling.heads import person_rows, resize_rows_matrix, strip_matrix
 from .exhibit import Exhibit, Picture, Run, spread
 from .rank_list import WIDTH, save
 
@@ -41,36 +41,35 @@ def weights_of_places(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
         images: as `CerberusPredictor.images` gives them.
 
     Returns:
-        weights: float (B, 5, H, W), 1 on the mean over what is read.
-        rows: float (B, 5, H), shares that add up to 1.
+        weights: float (B, G, H, W), G groups, 1 on the mean over what is read.
+        rows: float (B, G, H), shares that add up to 1.
     """
     heads = model.heads
     global_map, local_map = (m.float() for m in model.maps(model.preprocess_image(images)))
     batch, _, height, width = local_map.shape
-    strips = strip_matrix(height, len(PARTS), heads.strip_overlap, local_map.device)  # (3, H)
+    strips = strip_matrix(height, heads.num_strips, heads.strip_overlap, local_map.device)  # (S, H)
     if heads.align:
         top, bottom, _ = person_rows(local_map, heads.sigma, heads.squared_norm)
         strips = strips @ resize_rows_matrix(top, bottom, height)
     strips = strips.expand(batch, -1, -1)
     weights, rows, own = [], [], []
-    for group in GROUPS:
-        is_part = group in PARTS
-        read = strips[:, PARTS.index(group)] if is_part else torch.full_like(strips[:, 0], 1 / height)  # (B, H)
-        places = (local_map if is_part else global_map).permute(0, 2, 3, 1).flatten(0, 2)  # (B * H * W, C)
+    for group, strip in heads.strip_of_group.items():
+        read = torch.full_like(strips[:, 0], 1 / height) if strip is None else strips[:, strip]  # (B, H)
+        places = (global_map if strip is None else local_map).permute(0, 2, 3, 1).flatten(0, 2)  # (B * H * W, C)
         layered = heads.bn[group](heads.fc[group](places)[:, :, None, None]).view(batch, height, width, -1)
         mean = torch.einsum("bh,bhwd->bd", read, layered) / width
         weights.append(torch.einsum("bhwd,bd->bhw", layered, mean) / mean.square().sum(dim=1)[:, None, None])
         rows.append(read)
         own.append(mean)
-    _check_mean(torch.stack(own, dim=1), heads((global_map, local_map)))
+    _check_mean(torch.stack(own, dim=1), heads((global_map, local_map)), list(heads.strip_of_group))
     return torch.stack(weights, dim=1), torch.stack(rows, dim=1)
 
 
-def _check_mean(own: Tensor, embeddings: Tensor) -> None:
-    """Refuse a model whose representations are no means over places: (B, 5, D) against (B, 5 * D)."""
-    cosine = (F.normalize(own, dim=2) * blocks(embeddings.float())).sum(dim=2)  # (B, 5)
+def _check_mean(own: Tensor, embeddings: Tensor, groups: Sequence[str]) -> None:
+    """Refuse a model whose representations are no means over places: (B, G, D) against (B, G * D)."""
+    cosine = (F.normalize(own, dim=2) * blocks(embeddings.float(), len(groups))).sum(dim=2)  # (B, G)
     if cosine.min() < 1 - TOLERANCE:
-        group = GROUPS[cosine.amin(dim=0).argmin()]
+        group = groups[cosine.amin(dim=0).argmin()]
         raise SystemExit(f"attention: the mean over the map has a cosine of {cosine.min():.3f} to the model's own "
                          f"representation '{group}', expected 1: this model pools in another way, which cannot be "
                          "shared out among places. Name a run that pools by the mean.")
@@ -78,40 +77,44 @@ def _check_mean(own: Tensor, embeddings: Tensor) -> None:
 
 def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Exhibit:
     """Draw the figure of a run and say what it shows."""
-    run.require_groups("five representations")
+    run.require_groups("representations of groups")
+    groups = run.predictor.groups
     queries = [index for index in run.of_people() if index < run.num_query]
     paths = [run.items[index][0] for index in spread(run.first_images(queries), people)]
     weights, rows = weights_of_places(run.predictor.model, run.predictor.images(paths))
-    draw(run.seen(paths), weights.cpu(), rows.cpu(), output / "figures" / f"{name}.png")
+    draw(run.seen(paths), weights.cpu(), rows.cpu(), groups, output / "figures" / f"{name}.png")
     read = (rows > 0)[..., None].expand_as(weights)
-    figures = {group: weights[:, g][read[:, g]].max().item() for g, group in enumerate(GROUPS)}
-    caption = (f"{len(paths)} people of {run.dataset}, one a line, and where their five representations come from: "
-               "what a group's own layer makes of each place of its map, as far as it points where the whole "
-               "representation points. 1 is the mean of what the group reads; head, upper and lower read a strip of "
-               "the rows that the alignment keeps (framed), identity and carrying the whole picture. One scale for "
+    figures = {group: weights[:, g][read[:, g]].max().item() for g, group in enumerate(groups)}
+    strips = [group.name for group in run.predictor.model.groups if group.strip is not None]
+    others = [group for group in groups if group not in strips]
+    caption = (f"{len(paths)} people of {run.dataset}, one a line, and where their {len(groups)} representations come "
+               "from: what a group's own layer makes of each place of its map, as far as it points where the whole "
+               "representation points. 1 is the mean of what the group reads; "
+               f"{', '.join(strips)} read a strip of "
+               f"the rows that the alignment keeps (framed), {', '.join(others)} the whole picture. One scale for "
                "all; places below 0 are drawn as 0.")
     return Exhibit(name, "Figure 8: attention", "Does each representation look at its own part of a person?", caption,
                    [Picture(f"{name}.png", "Weights of places for each representation, a line a person")],
                    {"largest weight": figures})
 
 
-def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, file: Path) -> None:
-    """Write the picture: a line a person, the picture and its five maps.
+def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[str], file: Path) -> None:
+    """Write the picture: a line a person, the picture and a map of each group.
 
     Args:
         pictures: as `Run.seen` gives them.   weights, rows: as `weights_of_places` gives them.
     """
     ratio = pictures.shape[1] / pictures.shape[2]
-    panel = WIDTH / (1 + len(GROUPS)) - 0.25
-    figure, axes = plt.subplots(len(pictures), 1 + len(GROUPS), squeeze=False, layout="constrained",
+    panel = WIDTH / (1 + len(groups)) - 0.25
+    figure, axes = plt.subplots(len(pictures), 1 + len(groups), squeeze=False, layout="constrained",
                                 figsize=(WIDTH, len(pictures) * (panel * ratio + 0.1) + 0.3))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     limit = weights[(rows > 0)[..., None].expand_as(weights)].quantile(BRIGHTEST).clamp(min=1).item()
     for n, picture in enumerate(pictures):
         axes[n, 0].imshow(picture)
-        for g in range(len(GROUPS)):
+        for g in range(len(groups)):
             image = _overlaid(axes[n, 1 + g], picture, weights[n, g], rows[n, g], limit)
-    for axis, title in zip(axes[0], ("picture", *GROUPS)):
+    for axis, title in zip(axes[0], ("picture", *groups)):
         axis.set_title(title, fontsize=10, pad=4)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from ...attributes import GROUPS, AttributeSchema
+from ...attributes import AttributeSchema
 from ...inference import of_groups
 from .exhibit import Exhibit, Picture, Run
 from .rank_list import WIDTH, save
@@ -54,10 +54,10 @@ class Purity(NamedTuple):
 def shared_sid(run: Run, group: str | None = None, sid: int | None = None) -> Shared:
     """A semantic ID with those who carry it: of the most people where it is not named."""
     reader = run.predictor.reader
-    sids = reader.table.lookup(run.labels)  # (N, 5)
+    sids = reader.table.lookup(run.labels)  # (N, G)
     people = run.of_people()
     found: dict[tuple[str, int], dict[int, list[int]]] = {}
-    for g, name in enumerate(GROUPS):
+    for g, name in enumerate(reader.groups):
         if group in (None, name):
             for index in people:
                 number = sids[index, g].item()
@@ -66,7 +66,7 @@ def shared_sid(run: Run, group: str | None = None, sid: int | None = None) -> Sh
     (group, sid), images = max(found.items(), key=lambda entry: len(entry[1]), default=((group, sid), {}))
     if len(images) < 2:
         raise SystemExit(f"{run.dataset}: {len(images)} people carry semantic ID {sid} of {group}, expected at least 2;"
-                         f" name another by --sid, 0 to {reader.table.sizes[GROUPS.index(group)] - 1}, or none.")
+                         f" name another by --sid, 0 to {reader.table.sizes[reader.groups.index(group)] - 1}, or none.")
     labels = run.labels[next(iter(images.values()))[0]]
     return Shared(group, sid, _in_words(reader.schema, group, labels), images)
 
@@ -104,10 +104,11 @@ def nearest_is_same(embeddings: Tensor, pids: Tensor, camids: Tensor) -> tuple[f
 
 
 def purity(run: Run, shared: Shared, embeddings: Tensor, indices: Sequence[int]) -> Purity:
-    """`nearest_is_same` of images by the group alone and by all five."""
+    """`nearest_is_same` of images by the group alone and by all groups."""
     pids, camids = (torch.tensor([run.items[index][k] for index in indices]) for k in (1, 2))
-    group, chance, images = nearest_is_same(of_groups(embeddings, (shared.group,)), pids, camids)
-    whole, *_ = nearest_is_same(of_groups(embeddings, GROUPS), pids, camids)
+    groups = run.predictor.groups
+    group, chance, images = nearest_is_same(of_groups(embeddings, (shared.group,), groups), pids, camids)
+    whole, *_ = nearest_is_same(of_groups(embeddings, groups, groups), pids, camids)
     return Purity(group, whole, chance, images)
 
 
@@ -157,7 +158,7 @@ def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str
         embeddings = run.predictor.embed([run.items[index][0] for index in everyone])
         own = embeddings[[everyone.index(index) for index in indices]]
         of_drawn, of_all = purity(run, shared, own, indices), purity(run, shared, embeddings, everyone)
-        panels.append((title, embedded(of_groups(own, (shared.group,))), of_drawn))
+        panels.append((title, embedded(of_groups(own, (shared.group,), run.predictor.groups)), of_drawn))
         figures.append({"run": str(run.predictor.run_folder), "drawn": of_drawn._asdict(),
                         "all who share it": of_all._asdict()})
     pids = torch.tensor([runs[0].items[index][1] for index in indices])
@@ -192,7 +193,7 @@ def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, file: Path,
         axis.set_title(title, fontsize=11)
         axis.set(xticks=[], yticks=[], box_aspect=ASPECT)
         axis.set_xlabel(f"nearest neighbour is the same person:\n{figures.group:.1f} % by {group} alone,\n"
-                        f"{figures.whole:.1f} % by all five, {figures.chance:.1f} % by chance", fontsize=10)
+                        f"{figures.whole:.1f} % by all groups, {figures.chance:.1f} % by chance", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, title="identity", title_fontsize=9,
                   frameon=False)

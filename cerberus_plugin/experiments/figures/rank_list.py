@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from ...attributes import GROUPS, MISSING
+from ...attributes import MISSING
 from ...data.build import build_readable_test_set
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
@@ -97,7 +97,8 @@ class Gallery:
         order = scores.sort(descending=True, stable=True).indices[:top]
         fits = ((self.labels == labels) | (labels == MISSING)).all(dim=1)
         found = [(self.items[i][0], RIGHT if fits[i] else WRONG, f"{scores[i]:.2f}") for i in order.tolist()]
-        described = [group for group in GROUPS if (labels[list(schema.group_fields(group))] != MISSING).any()]
+        described = [group for group in schema.group_names
+                     if (labels[list(schema.group_fields(group))] != MISSING).any()]
         title = "search by " + ("attributes" if (labels != MISSING).all() else ", ".join(described))
         return Row(None, title, [(f"{k}: {v}", ASKED) for k, v in schema.describe(labels).items()], found)
 
@@ -111,14 +112,15 @@ class Gallery:
         step = max(len(chosen) // max(count, 1), 1)
         return chosen[::step][:count]
 
-    def searches(self, count: int, groups: Sequence[str] = GROUPS) -> list[torch.Tensor]:
+    def searches(self, count: int, groups: Sequence[str] = ()) -> list[torch.Tensor]:
         """Descriptions that gallery images fit, evenly over the difficulty of finding them.
 
         Args:
-            groups: what is described; the rest is left open.
+            groups: what is described, all if empty; the rest is left open.
         """
         schema = self.predictor.reader.schema
-        left_open = [field for group in GROUPS if group not in groups for field in schema.group_fields(group)]
+        left_open = [field for group in schema.group_names if groups and group not in groups
+                     for field in schema.group_fields(group)]
         known = self.labels.clone()
         known[:, left_open] = 0
         labelled = self.labels[(known != MISSING).all(dim=1)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...attributes.schema import NONE
 from ...inference import ConfidentReader
 from ...utils.files import file_sha256
 from ..portable import Answer
-from ..portable.vocabulary import NONE
 from . import Calibration
 
 CALIBRATION_FILE = "calibration/calibration.json"  # in the run folder, written by `experiments.calibrate`

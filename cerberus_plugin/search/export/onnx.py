@@ -33,7 +33,7 @@ from ...predictor import CerberusPredictor
 from ...utils.files import write_whole
 from ...utils.images import Unreadable, read_image
 from ..gallery.folder import walk
-from ..portable import ExportedEncoder, Vocabulary
+from ..portable import AttributeModel, ExportedEncoder
 from ..portable.exported import (
     ANSWERS,
     ATTRIBUTES_KEY,
@@ -104,7 +104,7 @@ class Graph(nn.Module):
     touch. With the vocabulary of the metadata all of them follow from the embedding.
     """
 
-    def __init__(self, embedder: Embedder, vocabulary: Vocabulary | None) -> None:
+    def __init__(self, embedder: Embedder, vocabulary: AttributeModel | None) -> None:
         super().__init__()
         self.embedder = embedder
         self.vocabulary = vocabulary
@@ -230,13 +230,15 @@ def places_out_of_order(scores: np.ndarray, expected: np.ndarray) -> int:
     return places
 
 
-def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: Vocabulary | None, encoder: TorchEncoder,
+def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: AttributeModel | None, encoder: TorchEncoder,
                        embeddings: np.ndarray) -> dict[str, float]:
     """`answers` and `probability` of `Agreement`: of the graph and of the file's vocabulary beside the run's reader."""
     columns = encoder.vocabulary.columns
     if vocabulary is None or vocabulary.columns != columns:
         return {"answers": len(embeddings) * len(columns), "probability": 1.0}
-    answers = encoder.predictor.reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
+    reader, temperatures = encoder.predictor.reader, encoder.vocabulary.temperatures
+    reader = reader.calibrated(temperatures) if temperatures else reader  # they may change the most probable class
+    answers = reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
     answers = answers + np.array([column.is_colour for column in columns])
     if encoder.vocabulary.reading == "nearest":
         by_group = {group.name: _margin(cosine)

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode, get_cfg
 from torch import Tensor, nn
 
-from ...attributes import GROUPS
 from ...config import add_cerberus_config, is_among, leaves
 from ...inference import PrototypeReader
+from ...modeling.checkpoint_tables import HELD
 from ...predictor import CerberusPredictor
 from ...utils.images import to_rgb
-from ..portable.vocabulary import Field, Group, Vocabulary
+from ..portable.vocabulary import AttributeModel, GroupTables
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ class TorchEncoder:
         self.predictor = predictor
         self.batch_size = batch_size
         self.metric: str = predictor.cfg.TEST.METRIC
-        self.groups = GROUPS if predictor.cfg.MODEL.META_ARCHITECTURE == "Cerberus" else ()
+        self.groups = predictor.groups
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
         calibration = predictor.calibration  # a damaged one names its own file
         try:
@@ -108,7 +108,7 @@ class TorchEncoder:
         return torch.cat(parts).numpy()
 
 
-def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None = None) -> Vocabulary | None:
+def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None = None) -> AttributeModel | None:
     """What a run's prototypes know of attributes, without torch; None for models that read attributes otherwise.
 
     It describes people by the mean over semantic IDs whatever TEST.APS.PARTIAL says: a maximum is no inner product.
@@ -116,17 +116,15 @@ def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None 
     reader = predictor.reader
     if not isinstance(reader, PrototypeReader):
         return None
-    schema, prototypes = reader.schema, predictor.model.prototypes
+    schema, table, prototypes = reader.schema, reader.table, predictor.model.prototypes
     groups = []
-    for group, labels, counts, rows in zip(GROUPS, reader.table.labels, reader.table.counts, reader.prototypes):
+    for group, labels, counts, rows in zip(schema.group_names, table.labels, table.counts, reader.prototypes):
         own = labels[:, list(schema.group_fields(group))]
         arrays = (rows, *prototypes.synthesis(group))
-        groups.append(Group(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
-                            counts.cpu().numpy()))
-    fields = tuple(Field(f.name, f.group, f.values, f.column, f.word) for f in schema.fields)
-    vocabulary = Vocabulary(schema.name, fields, tuple(column.name for column in schema.columns), tuple(groups),
-                            reader.scales, reader.reading, float(reader.tau), float(reader.unseen_prior),
-                            bool(reader.force_colour))
+        groups.append(GroupTables(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
+                                  counts.cpu().numpy()))
+    vocabulary = AttributeModel(schema, tuple(groups), reader.scales, reader.reading, float(reader.tau),
+                                float(reader.unseen_prior), bool(reader.force_colour))
     return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 
@@ -137,6 +135,8 @@ def fingerprint_of(predictor: CerberusPredictor) -> str:
     """
     digest = hashlib.sha256(json.dumps(_settings(predictor.cfg), sort_keys=True).encode())
     for name, value in sorted(predictor.model.state_dict().items()):
+        if name == HELD:  # what attributes are called changes no embedding, and earlier checkpoints have none
+            continue
         values = value.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.numpy().tobytes())

@@ -53,10 +53,13 @@ def picture_reader() -> Callable[[Path], Image]:
 
 
 def mark_of(vocabulary) -> str:
-    """A mark of what a vocabulary answers, "" for none; what it withholds is decided when answers are told."""
+    """A mark of what a vocabulary answers, "" for none.
+
+    What it withholds is decided when answers are told; names of attributes for people change no answer.
+    """
     if vocabulary is None:
         return ""
-    record = {name: value for name, value in vocabulary.to_dict().items() if name != "withhold_below"}
+    record = {name: value for name, value in vocabulary.to_dict().items() if name not in ("withhold_below", "layout")}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

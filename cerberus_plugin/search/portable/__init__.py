@@ -7,4 +7,5 @@ from .encoder import Encoder as Encoder
 from .exported import ExportedEncoder as ExportedEncoder
 from .verification import Verification as Verification
 from .vocabulary import Answer as Answer
+from .vocabulary import AttributeModel as AttributeModel
 from .vocabulary import Vocabulary as Vocabulary

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from .verification import Verification
-from .vocabulary import Vocabulary
+from .vocabulary import AttributeModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-LASTING_GROUPS = ("head", "identity")  # those that are not clothes or bags
 
 
 def clothing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
@@ -42,7 +40,7 @@ class Encoder(Protocol):
     dim: int
     groups: tuple[str, ...]
     metric: str
-    vocabulary: Vocabulary | None
+    vocabulary: AttributeModel | None
     lasting_groups: tuple[str, ...]
     verification: Verification | None
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...utils.images import to_array
 from .verification import Verification
-from .vocabulary import Vocabulary
+from .vocabulary import AttributeModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +29,7 @@ READABLE = ("1", FORMAT)  # 1 knows no prior of attributes and has no log-probab
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
-VOCABULARY_KEY = "cerberus.vocabulary"  # see `Vocabulary.to_dict`
+VOCABULARY_KEY = "cerberus.vocabulary"  # see `AttributeModel.to_dict`
 VERSIONS_KEY = "cerberus.versions"
 INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"
 LOG_PROBABILITIES = "log_probabilities"
@@ -75,7 +75,7 @@ class ExportedEncoder:
             self.size: tuple[int, int] = tuple(record["size"])
             self.architecture: str = record["architecture"]
             known = json.loads(metadata.get(VOCABULARY_KEY, "null"))
-            self.vocabulary = Vocabulary.from_dict(known) if known else None
+            self.vocabulary = AttributeModel.from_dict(known) if known else None
             self.lasting_groups: tuple[str, ...] = tuple(record["lasting_groups"])
             fitted = record["verification"]
             self.verification = Verification.from_dict(fitted) if fitted else None

@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from ...attributes.marginals import LOWEST, READINGS, Marginals, held_classes, prior_of
+from ...attributes.schema import MISSING, AttributeSchema, Column
 
-MISSING = -1
 WITHHELD = "cannot tell"
-NONE = "none"  # the answer of a garment that has no listed colour
 
 
 class Answer(NamedTuple):
@@ -54,34 +52,9 @@ class Answer(NamedTuple):
         return cls(value, probability, below is not None and probability < below, below is not None)
 
 
-@dataclass(frozen=True)
-class Field:
-    """One label: `values` are the words for 0, 1, ...; with `column` set it is one class, `word`, of that column."""
-
-    name: str
-    group: str
-    values: tuple[str, ...]
-    column: str = ""
-    word: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One attribute as people ask for it: its classes, "none" first for colours, and the fields it is made of."""
-
-    name: str
-    group: str
-    classes: tuple[str, ...]
-    fields: tuple[int, ...]
-
-    @property
-    def is_colour(self) -> bool:
-        return len(self.fields) > 1
-
-
 @dataclass(frozen=True, eq=False)
-class Group:
-    """The semantic IDs of one group.
+class GroupTables:
+    """The semantic IDs of one group, `name`.
 
     Attributes:
         labels: int64 (K, F), the values of the group's own fields, 0, 1, ...
@@ -102,13 +75,12 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class AttributeModel:
     """Attributes in words, read off embeddings and described as vectors that embeddings are compared with.
 
     Attributes:
-        schema: name of the attribute schema.   fields: all labels, group by group.
-        column_names: the columns, in the order in which answers are listed.
-        groups: in the order of an embedding's blocks.
+        schema: of the attributes; its groups are in the order of an embedding's blocks.
+        groups: the tables of each group, in the same order.
         scales: by column, s_m, what cosines are multiplied by to become logits.
         reading: how answers and searches are read off embeddings, "nearest" or "probability", see `PrototypeReader`.
         tau, unseen_prior: power of the prior of semantic IDs, and the identities that one counts as which no training
@@ -118,10 +90,8 @@ class Vocabulary:
         withhold_below: by column, the probability below which its answer is withheld; infinite: always.
     """
 
-    schema: str
-    fields: tuple[Field, ...]
-    column_names: tuple[str, ...]
-    groups: tuple[Group, ...]
+    schema: AttributeSchema
+    groups: tuple[GroupTables, ...]
     scales: Mapping[str, float]
     reading: str = "nearest"
     tau: float = 1.0
@@ -131,36 +101,36 @@ class Vocabulary:
     withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group in self.groups:
-            own = self._fields_of(group.name)
+        what = f"vocabulary of {self.schema.name}"
+        if self.schema.group_names != tuple(group.name for group in self.groups):
+            raise ValueError(f"{what}: has groups {', '.join(g.name for g in self.groups)}, "
+                             f"expected {', '.join(self.schema.group_names)}; export the model again")
+        for group, bits in zip(self.groups, self.schema.group_bits):
+            own = self.schema.group_fields(group.name)
             k, d = len(group.labels), len(group.mean_prototype)
-            bits = sum(_num_bits(self.fields[i]) for i in own)
             shapes = {"labels": (k, len(own)), "prototypes": (k, d), "residuals": (bits, d), "mean_bits": (bits,),
                       "counts": (k,)}
             wrong = [name for name, shape in shapes.items() if getattr(group, name).shape != shape]
             wrong += ["counts"] if (group.counts < 0).any() else []
             wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
-            if wrong or not k or any(not 0 <= value < len(self.fields[i].values) for i, column in
+            if wrong or not k or any(not 0 <= value < len(self.schema.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
-                raise ValueError(f"vocabulary of {self.schema}: {wrong[0] if wrong else 'labels'} of group "
+                raise ValueError(f"{what}: {wrong[0] if wrong else 'labels'} of group "
                                  f"'{group.name}' do not fit the schema; export the model again, or use "
                                  "another checkpoint")
-        if set(self.column_names) != {own.column or own.name for own in self.fields}:
-            raise ValueError(f"vocabulary of {self.schema}: columns {', '.join(map(str, self.column_names))} are not "
-                             "those of its fields; export the model again")
         if self.reading not in READINGS:
-            raise ValueError(f"vocabulary of {self.schema}: 'reading' is {self.reading!r}, expected one of "
+            raise ValueError(f"{what}: 'reading' is {self.reading!r}, expected one of "
                              f"{', '.join(READINGS)}; export the model again")
         if set(self.scales) != set(self.column_names):
-            raise ValueError(f"vocabulary of {self.schema}: scales of {', '.join(map(str, self.scales))}, expected one "
+            raise ValueError(f"{what}: scales of {', '.join(map(str, self.scales))}, expected one "
                              "of each column; export the model again")
         scales = {f"scale of column '{name}'": value for name, value in self.scales.items()}
         for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
             if not 0 < value < math.inf:
-                raise ValueError(f"vocabulary of {self.schema}: {name} is {value}, expected a number above 0; export "
+                raise ValueError(f"{what}: {name} is {value}, expected a number above 0; export "
                                  "the model again")
         if not 0 <= self.tau < math.inf:
-            raise ValueError(f"vocabulary of {self.schema}: tau is {self.tau}, expected a number of at least 0; export "
+            raise ValueError(f"{what}: tau is {self.tau}, expected a number of at least 0; export "
                              "the model again")
         unknown = set(self.temperatures) - set(self.column_names)
         if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
@@ -171,22 +141,23 @@ class Vocabulary:
                              f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
     def calibrated(self, temperatures: Mapping[str, float],
-                   withhold_below: Mapping[str, float] | None = None) -> Vocabulary:
+                   withhold_below: Mapping[str, float] | None = None) -> AttributeModel:
         """The same with calibrated probabilities."""
         return replace(self, temperatures=dict(temperatures), withhold_below=dict(withhold_below or {}))
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """What can be asked for and is answered."""
-        members: dict[str, list[int]] = {}
-        for i, own in enumerate(self.fields):
-            members.setdefault(own.column or own.name, []).append(i)
-        columns = []
-        for name in self.column_names:
-            first = self.fields[members[name][0]]
-            classes = (NONE, *(self.fields[i].word for i in members[name])) if first.column else first.values
-            columns.append(Column(name, first.group, classes, tuple(members[name])))
-        return tuple(columns)
+        """What can be asked for and is answered: the columns of the schema, "none" among the classes of colours."""
+        return tuple(replace(column, classes=column.answers) for column in self.schema.columns)
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the columns, in the order in which answers are listed."""
+        return tuple(column.name for column in self.columns)
+
+    def parse(self, words: Mapping[str, str]) -> np.ndarray:
+        """A description in words to labels, int64 (A,), see `AttributeSchema.parse`."""
+        return self.schema.parse(words)
 
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
@@ -238,7 +209,7 @@ class Vocabulary:
         columns = []
         for column in self.columns:
             g = names.index(column.group)
-            own = [self._fields_of(column.group).index(i) for i in column.fields]
+            own = self._places_of(column)
             columns.append((g, self.groups[g].labels[:, own], len(column.classes), column.is_colour))
         return Marginals.build(columns, [group.counts for group in self.groups],
                                [self.scales[name] for name in self.column_names], self.tau, self.unseen_prior)
@@ -267,28 +238,8 @@ class Vocabulary:
         description, or the cosine with a synthesised prototype where none does: what is left open then counts as no.
         """
         labels = self.parse(words)
-        return np.stack([self._describe(group, labels[self._fields_of(group.name)]) for group in self.groups])
-
-    def parse(self, words: Mapping[str, str]) -> np.ndarray:
-        """A description in words to labels: int64 (A,), -1 where it is open.
-
-        Naming one colour says no to the other colours of that garment; two colours are joined by " and ".
-        """
-        by_name = {column.name: column for column in self.columns}
-        labels = np.full(len(self.fields), MISSING, dtype=np.int64)
-        for name, value in words.items():
-            column = by_name.get(name)
-            if column is None:
-                raise ValueError(f"search: unknown attribute '{name}' of {self.schema}{_nearest(name, by_name)}")
-            parts = str(value).split(" and ") if column.is_colour else [value]
-            for part in parts:
-                if part not in column.classes or (len(parts) > 1 and part == NONE):
-                    raise ValueError(f"search: '{name}' cannot be '{value}'{_nearest(part, column.classes)}")
-            if column.is_colour:
-                labels[list(column.fields)] = [word in parts for word in column.classes[1:]]
-            else:
-                labels[column.fields[0]] = column.classes.index(value)
-        return labels
+        return np.stack([self._describe(group, labels[list(self.schema.group_fields(group.name))])
+                         for group in self.groups])
 
     @property
     def num_values(self) -> int:
@@ -326,27 +277,27 @@ class Vocabulary:
         groups = [{"name": group.name, "labels": group.labels.tolist(), "counts": group.counts.tolist(),
                    **{name: _pack(getattr(group, name)) for name in _ARRAYS}}
                   for group in self.groups]
-        return {"schema": self.schema, "fields": [asdict(own) for own in self.fields],
-                "columns": list(self.column_names), "groups": groups, "scales": dict(self.scales),
+        return {**self.schema.to_dict(), "groups": groups, "scales": dict(self.scales),
                 "reading": self.reading, "tau": self.tau, "unseen_prior": self.unseen_prior,
                 "force_colour": self.force_colour, "temperatures": dict(self.temperatures),
                 "withhold_below": {name: None if value == math.inf else value  # JSON has no infinity
                                    for name, value in self.withhold_below.items()}}
 
     @classmethod
-    def from_dict(cls, record: Mapping) -> Vocabulary:
+    def from_dict(cls, record: Mapping) -> AttributeModel:
         """The inverse of `to_dict`. Older records have one scale a group, or one of all and no prior."""
         known = "cosine_scale" not in record
-        groups = tuple(Group(own["name"], np.array(own["labels"], dtype=np.int64),
-                             **{name: _unpack(own[name]) for name in _ARRAYS},
-                             counts=np.array(own["counts"] if known else [0] * len(own["labels"]), dtype=np.int64))
+        groups = tuple(GroupTables(own["name"], np.array(own["labels"], dtype=np.int64),
+                                   **{name: _unpack(own[name]) for name in _ARRAYS},
+                                   counts=np.array(own["counts"] if known else [0] * len(own["labels"]),
+                                                   dtype=np.int64))
                        for own in record["groups"])
-        fields = tuple(Field(**(own | {"values": tuple(own["values"])})) for own in record["fields"])
-        group_of = {own.column or own.name: own.group for own in fields}
+        schema = AttributeSchema.from_dict(record)
         of_groups = {own["name"]: own.get("scale", record.get("cosine_scale")) for own in record["groups"]}
-        scales = record.get("scales") or {name: of_groups[group_of[name]] for name in record["columns"]}
+        scales = record.get("scales") or {name: of_groups[schema.column(name).group]
+                                             for name in record["columns"]}
         prior = (record["reading"], record["tau"], record["unseen_prior"]) if known else ("nearest", 0.0, 1.0)
-        return cls(record["schema"], fields, tuple(record["columns"]), groups, scales, *prior,
+        return cls(schema, groups, scales, *prior,
                    record["force_colour"], record["temperatures"],
                    {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 
@@ -355,7 +306,8 @@ class Vocabulary:
         """Per group bool (K,): semantic IDs that may be named."""
         allowed = []
         for group in self.groups:
-            colours = [i for i, f in enumerate(self._fields_of(group.name)) if self.fields[f].column]
+            own = self.schema.group_fields(group.name)
+            colours = [place for place, i in enumerate(own) if self.schema.fields[i].column]
             forced = self.force_colour and colours
             allowed.append((group.labels[:, colours] == 1).any(axis=1) if forced else np.ones(len(group.labels), bool))
         return tuple(allowed)
@@ -366,37 +318,31 @@ class Vocabulary:
         labels = {group.name: group.labels for group in self.groups}
         classes = []
         for column in self.columns:
-            own = [self._fields_of(column.group).index(i) for i in column.fields]
+            own = self._places_of(column)
             values = labels[column.group][:, own]  # (K, fields of the column)
             yes = values == 1
             classes.append(np.where(yes.any(axis=1), yes.argmax(axis=1) + 1, 0) if column.is_colour else values[:, 0])
         return tuple(classes)
 
-    def _describe(self, group: Group, wanted: np.ndarray) -> np.ndarray:
+    def _describe(self, group: GroupTables, wanted: np.ndarray) -> np.ndarray:
         """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
         if (wanted == MISSING).all():
             return np.zeros_like(group.mean_prototype)
         agree = ((group.labels == wanted) | (wanted == MISSING)).all(axis=1)  # (K,)
         if agree.any():
             return group.prototypes[agree].mean(axis=0)
-        bits = self._bits(group.name, np.maximum(wanted, 0))
+        filled = np.zeros((1, len(self.schema.fields)), dtype=np.int64)
+        filled[:, list(self.schema.group_fields(group.name))] = np.maximum(wanted, 0)
+        bits = self.schema.bits(filled, group.name)[0].astype(np.float32)  # (L,)
         return _unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
 
-    def _bits(self, group: str, labels: np.ndarray) -> np.ndarray:
-        """One bit for a field of two values, one-hot for more: (F,) -> float32 (L,)."""
-        parts = [[value] if _num_bits(self.fields[i]) == 1 else np.arange(_num_bits(self.fields[i])) == value
-                 for i, value in zip(self._fields_of(group), labels)]
-        return np.concatenate(parts).astype(np.float32)
-
-    def _fields_of(self, group: str) -> list[int]:
-        return [i for i, own in enumerate(self.fields) if own.group == group]
+    def _places_of(self, column: Column) -> list[int]:
+        """Where the fields of a column are among those of its group."""
+        own = self.schema.group_fields(column.group)
+        return [own.index(i) for i in column.fields]
 
 
 _ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
-
-
-def _num_bits(own: Field) -> int:
-    return 1 if len(own.values) == 2 else len(own.values)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -412,8 +358,4 @@ def _unpack(record: Mapping) -> np.ndarray:
     return data.reshape(record["shape"]).astype(np.float32)
 
 
-def _nearest(word: str, allowed) -> str:
-    """The end of an error about a misspelt word: the nearest allowed one, then all of them."""
-    near = get_close_matches(str(word), list(allowed), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"{hint} Allowed: {', '.join(allowed)}"
+Vocabulary = AttributeModel  # the old name, for one version

@@ -8,7 +8,7 @@ from pathlib import Path
 from cerberus_plugin.search.gallery import GalleryIndex, Query
 from cerberus_plugin.search.gallery.engines import FaissEngine
 from cerberus_plugin.search.gallery.store import Store
-from cerberus_plugin.search.portable import Verification, Vocabulary
+from cerberus_plugin.search.portable import AttributeModel, Verification
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def crops(tmp_path):
 
 
 def test_a_reader_that_stays_open_learns_what_the_model_knows_by_now(tmp_path, crops, monkeypatch):
-    monkeypatch.setattr(Vocabulary, "from_dict", Words.from_dict)
+    monkeypatch.setattr(AttributeModel, "from_dict", Words.from_dict)
     writer = build(tmp_path, BandEncoder())
     reader = GalleryIndex.open(tmp_path / "index")
     assert (reader.search(RED_HEAD)[0].same_person, reader.vocabulary.scale) == (None, 16.0)

@@ -15,7 +15,7 @@ from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.sid_prototypes import SIDPrototypes
 from cerberus_plugin.search.export.torch_encoder import vocabulary_of
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
-from cerberus_plugin.search.portable import Answer, Vocabulary
+from cerberus_plugin.search.portable import Answer, AttributeModel
 from cerberus_plugin.utils.images import Limits, Unreadable, read_image, read_size, to_array, to_rgb
 
 import cv2
@@ -33,7 +33,7 @@ D = 16
 ROOT = Path(__file__).parents[3]
 
 
-def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[PrototypeReader, Vocabulary]:
+def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[PrototypeReader, AttributeModel]:
     """Random prototypes of the semantic IDs of 8 people, seen or all that can occur, read with torch and without."""
     torch.manual_seed(0)
     table = SIDTable.build(schema, random_labels(schema, 8), space=space)
@@ -115,8 +115,8 @@ def test_a_description_reads_as_the_schema_reads_it(market_pair):
 def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
     _, vocabulary = market_pair
     vocabulary = vocabulary.calibrated({"age": 1.7, "hat": 0.4}, {"age": 0.75, "hat": math.inf})
-    copy = Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
-    for name in ("schema", "fields", "columns", "temperatures", "withhold_below"):
+    copy = AttributeModel.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    for name in ("schema", "columns", "temperatures", "withhold_below"):
         assert getattr(copy, name) == getattr(vocabulary, name)
     embeddings = random_embeddings().numpy()
     for one, other in zip(copy.probabilities(embeddings), vocabulary.probabilities(embeddings)):
@@ -170,7 +170,7 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
     else:
         group[part] = record["groups"][2][part]
     with pytest.raises(ValueError, match=f"vocabulary of market1501: {part} of group 'upper' do not fit the schema"):
-        Vocabulary.from_dict(record)
+        AttributeModel.from_dict(record)
 
 
 @pytest.mark.parametrize(("key", "value"), [("reading", "by ear"), ("tau", -1.0), ("unseen_prior", 0.0),
@@ -186,7 +186,7 @@ def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value)
         group = record["groups"][1]
         group[key] = [value] * len(group["counts"]) if key == "counts" else value
     with pytest.raises(ValueError, match=f"vocabulary of market1501: .*{key}.*export the model again"):
-        Vocabulary.from_dict(record)
+        AttributeModel.from_dict(record)
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (12, 20), mode: str = "RGB", **options) -> bytes:
