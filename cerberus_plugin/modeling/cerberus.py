@@ -33,7 +33,6 @@ class Cerberus(ImageModel):
         prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
         schema: name of the attribute schema, for reading the prototypes; "" without prototypes.
         pixel_mean, pixel_std: of RGB in 0..255.
-        by_outfit: images carry the semantic IDs of their outfit, not of their identity.
         lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
         label_smoothing: of the identity classifiers; 0 in the paper.
         softmax, softmax_scale: weight of a softmax loss over the prototypes beside the hinge, 0 in the paper, and what
@@ -48,8 +47,7 @@ class Cerberus(ImageModel):
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
-                 schema: str, pixel_mean: list[float], pixel_std: list[float], by_outfit: bool = False,
-                 lambda_id: float = 1.0,
+                 schema: str, pixel_mean: list[float], pixel_std: list[float], lambda_id: float = 1.0,
                  lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
                  softmax: float = 0.0, softmax_scale: float = 16.0, reading: Mapping | None = None,
                  synthesise: bool = False) -> None:
@@ -60,7 +58,6 @@ class Cerberus(ImageModel):
         self.heads = heads
         self.prototypes = prototypes
         self.schema_name = schema
-        self.by_outfit = by_outfit
         self.lambda_id = lambda_id
         self.lambda_sem = lambda_sem
         self.lambda_reg = lambda_reg
@@ -100,7 +97,6 @@ class Cerberus(ImageModel):
             "schema": node.SCHEMA,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "by_outfit": prototypes is not None and cfg.MODEL.NUM_OUTFITS > 0,
             "lambda_id": node.LAMBDA_ID,
             "lambda_sem": node.LAMBDA_SEM,
             "lambda_reg": node.LAMBDA_REG,
@@ -121,12 +117,13 @@ class Cerberus(ImageModel):
         targets = self.training_targets(batched_inputs)
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
-        numbers = [targets, self.training_outfits(batched_inputs)] if self.by_outfit else [targets]
+        sids = None if self.prototypes is None else self.training_sids(batched_inputs, len(GROUPS))
         # Triplets are mined, and labels counted, over the batches of all processes.
-        outputs["representations"], *numbers = gather_batch(outputs["representations"], *numbers)
+        labels = [targets] if sids is None else [targets, sids]
+        outputs["representations"], *labels = gather_batch(outputs["representations"], *labels)
         if "before" in outputs:
             outputs["before"], = gather_batch(outputs["before"])
-        return self.losses(outputs, numbers[0], numbers[-1])
+        return self.losses(outputs, *labels)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Global and local map, each (B, C, H, W), of normalised images."""
@@ -137,13 +134,13 @@ class Cerberus(ImageModel):
         """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""
         return self.heads(self.maps(images), targets)
 
-    def losses(self, outputs: dict, targets: Tensor, labelled: Tensor) -> dict[str, Tensor]:
+    def losses(self, outputs: dict, targets: Tensor, sids: Tensor | None = None) -> dict[str, Tensor]:
         """Named terms whose sum is the total loss (Eq. 2); each is a mean over the five groups.
 
         Args:
             outputs: of `CerberusHead`; the representations may be those of all processes' batches.
-            targets: int64 (B,), of the representations.   labelled: int64 (B,), their identities or outfits, whichever
-                has the labels.
+            targets: int64 (B,), identities of the representations.
+            sids: int64 (B, 5), their semantic IDs, -1 where missing; None without prototypes.
         """
         logits, representations = outputs["logits"], outputs["representations"]  # (5, B, C), (5, B, D)
         # Groups of one size: the mean over their means is the mean over all rows.
@@ -151,13 +148,13 @@ class Cerberus(ImageModel):
         terms = {"loss_id": self.lambda_id * identity,
                  "loss_triplet": self.lambda_id * soft_triplet_loss(outputs.get("before", representations), targets)}
         if self.prototypes is not None:
-            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, labelled)
+            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, sids)
             # Also at a weight of 0: distributed training wants every parameter in every step's loss.
             regularisation = self.prototypes.regularisation()
             if regularisation is not None:
                 terms["loss_reg"] = self.lambda_reg * regularisation
         if self.softmax:
-            softmax = self.prototypes.softmax(representations, labelled, self.softmax_scale)
+            softmax = self.prototypes.softmax(representations, sids, self.softmax_scale)
             terms["loss_softmax"] = self.softmax * softmax
         return terms
 

@@ -95,7 +95,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     assert terms["loss_id"].item() == pytest.approx(identity.item(), rel=1e-5)
     guidance = 0
     for g, group in enumerate(GROUPS):
-        sids = model.prototypes.sid_of_class[y][:, g]
+        sids = batch["sids"][:, g]
         known = sids >= 0
         cosine = F.cosine_similarity(outputs["representations"][g][known], model.prototypes.rows[group][sids[known]])
         guidance = guidance + (1 - 0.6 - cosine).clamp(min=0).mean() / 5
@@ -122,7 +122,7 @@ def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_b
     terms, y = model(batch), batch["targets"]
     softmax = 0
     for g, group in enumerate(GROUPS):
-        sids = model.prototypes.sid_of_class[y][:, g]
+        sids = batch["sids"][:, g]
         rows = model.prototypes.rows[group][:4]  # no class carries a semantic ID beyond
         cosines = F.normalize(outputs["representations"][g], dim=1) @ F.normalize(rows, dim=1).T
         softmax = softmax + F.cross_entropy(16 * cosines, sids, ignore_index=-1) / 5
@@ -166,14 +166,18 @@ def test_precise_bn_batches_with_targets_of_minus_one_pass():
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     batch["targets"] = torch.full_like(batch["targets"], -1)
+    del batch["sids"]
     assert all(term.isfinite() for term in model(batch).values())
     assert (batch["targets"] == -1).all()
 
 
-def test_a_training_batch_without_identities_is_refused():
+@pytest.mark.parametrize("key", ["targets", "sids"])
+def test_a_training_batch_without_identities_or_semantic_ids_is_refused(key):
     model = model_of(*SMALL).train()
-    with pytest.raises(ValueError, match="training batch without 'targets'"):
-        model({"images": torch.rand(2, 3, 96, 48)})
+    batch = small_batch(model)
+    del batch[key]
+    with pytest.raises(ValueError, match=f"training batch without '{key}'"):
+        model(batch)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.name}")
