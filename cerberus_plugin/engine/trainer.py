@@ -82,10 +82,6 @@ class CerberusTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        channels = getattr(model, "feat_dim", cfg.MODEL.BACKBONE.FEAT_DIM)  # of a model that takes it from its backbone
-        if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
-            raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {cfg.MODEL.BACKBONE.NAME} "
-                             f"at depth {cfg.MODEL.BACKBONE.DEPTH} gives {channels} channels; set it to {channels}.")
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
         missing = cfg.MODEL.COMPILE and precision.missing_for_compilation(model)

@@ -5,7 +5,8 @@ import inspect
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.config import check_model_keys
-from cerberus_plugin.modeling.losses import soft_triplet_loss, total_loss
+from cerberus_plugin.modeling.backbones import SPLITTERS, Split, register_split
+from cerberus_plugin.modeling.losses import soft_triplet_loss
 
 import pytest
 import torch
@@ -76,12 +77,35 @@ def test_resnet_family_backbones_split_alike(name, depth, dim, ibn):
     (("MODEL.BACKBONE.FEAT_DIM", 512), "FEAT_DIM is 512, but build_resnet_backbone at depth 50x gives 2048"),
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks"),
     (("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0", "MODEL.BACKBONE.FEAT_DIM", 512),
-     "'build_osnet_backbone' has no .*layer1"),
+     "'build_osnet_backbone', expected one of build_resnet_backbone, .* register a function .*register_split"),
     (("MODEL.CERBERUS.SCHEMA", ""), "SCHEMA is '', expected one of market1501, dukemtmc"),
 ])
 def test_what_cannot_be_split_or_read_is_refused_by_key(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(*options)
+
+
+def test_a_backbone_of_another_kind_trains_once_its_split_is_registered(monkeypatch):
+    monkeypatch.setattr("cerberus_plugin.modeling.backbones.SPLITTERS", dict(SPLITTERS))
+
+    @register_split("build_osnet_backbone")
+    def split_osnet(backbone, options, cut):
+        assert cut == "conv4_2"
+        return Split(nn.Sequential(backbone.conv1, backbone.maxpool, backbone.conv2, backbone.conv3),
+                     nn.Sequential(backbone.conv4, backbone.conv5), 512)
+
+    model = model_of("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0",
+                     "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.EMBEDDING_DIM", 16).train()
+    sum(model(small_batch(model)).values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_loss_of_ones_own_is_appended_to_the_list():
+    model = model_of(*SMALL).train()
+    model.criteria.append(lambda outputs, targets: {"loss_norm": outputs["representations"].norm() / len(targets.sids)})
+    terms = model(small_batch(model))
+    assert list(terms) == ["loss_id", "loss_triplet", "loss_sem", "loss_reg", "loss_norm"]
+    assert terms["loss_norm"].item() > 0
 
 
 def test_losses_are_weighted_means_over_the_five_groups():
@@ -103,7 +127,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     regularisation = model.prototypes.regularisation()
     assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
     triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
-    expected = total_loss(identity + triplet, guidance, regularisation)
+    expected = identity + triplet + 5 * guidance + 0.001 * regularisation
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
