@@ -20,6 +20,7 @@ import time
 
 from cerberus_plugin import CerberusTrainer, add_cerberus_config, host
 from cerberus_plugin.data import resident
+from cerberus_plugin.data.build import build_train_loader
 from cerberus_plugin.host.data import usable_cores
 from cerberus_plugin.synthetic.dataset import draw_dataset
 from cerberus_plugin.utils.environment import hardware, versions
@@ -101,7 +102,7 @@ def measure_loading(args, scratch: str) -> list[dict]:
                      "DATALOADER.RESIDENT", workers is None)
         seed_all_rng(1)
         started = time.perf_counter()
-        loader = CerberusTrainer.build_train_loader(cfg)
+        loader = build_train_loader(cfg)
         start = time.perf_counter() - started
         check_kind(loader, workers is None)
         batches = iter(loader)

@@ -30,11 +30,11 @@ def step_cost(args, sids=SIDS, identities: int = 751, sampled: int = 0, **change
         **FAST, "MODEL.COMPILE": ON_GPU, "MODEL.HEADS.NUM_CLASSES": identities, "MODEL.CERBERUS.SCHEMA": "market1501",
         "MODEL.CERBERUS.NUM_SIDS": sids, "MODEL.CERBERUS.SAMPLED_IDENTITIES": sampled, **changes})
     model = CerberusTrainer.build_model(cfg).train()
-    model.prototypes.sid_of_class.copy_(torch.stack([torch.randint(k, (identities,)) for k in sids], dim=1))
     optimizer, _ = CerberusTrainer.build_optimizer(cfg, model)
     height, width = cfg.INPUT.SIZE_TRAIN
     batch = {"images": torch.randint(256, (args.batch, 3, height, width), device=model.device).float(),
-             "targets": torch.arange(args.batch, device=model.device) // 4}
+             "targets": torch.arange(args.batch, device=model.device) // 4,
+             "sids": torch.stack([torch.randint(k, (args.batch,)) for k in sids], dim=1).to(model.device)}
 
     def step():
         optimizer.zero_grad()

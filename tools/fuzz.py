@@ -39,7 +39,7 @@ from cerberus_plugin import CerberusPredictor, cli  # noqa: E402
 from cerberus_plugin.attributes import MARKET1501, read_annotations  # noqa: E402
 from cerberus_plugin.attributes.outfits import read_outfits, write_outfits  # noqa: E402
 from cerberus_plugin.config import add_cerberus_config, merge_file  # noqa: E402
-from cerberus_plugin.data.build import build_train_set  # noqa: E402
+from cerberus_plugin.data.build import build_training_data  # noqa: E402
 from cerberus_plugin.engine.label_tables import fill_tables, with_attributes  # noqa: E402
 from cerberus_plugin.search.export.torch_encoder import vocabulary_of  # noqa: E402
 from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT, FORMAT_KEY, VOCABULARY_KEY  # noqa: E402
@@ -297,10 +297,10 @@ def make_run(folder: Path) -> None:
                          "MODEL.CERBERUS.SID_SPACE", "observed"])
     host_build._root = str(folder / "data")
     (folder / "run").mkdir()
-    train_set = build_train_set(cfg)
-    cfg = with_attributes(cfg, train_set)
+    data = build_training_data(cfg, semantic_ids=True)
+    cfg = with_attributes(cfg, data)
     model = build_model(cfg)
-    fill_tables(model, cfg, train_set)
+    fill_tables(model, cfg, data)
     Checkpointer(model, str(folder / "run")).save("model_final")
     predictor = CerberusPredictor(folder / "run")
     columns = {column.name: {"temperature": 1.5, "withhold below": 0.4} for column in MARKET1501.columns}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,11 @@ from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..attributes import Annotations, AttributeSchema
+from ..attributes import Annotations, AttributeSchema, SIDTable
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
 from ..utils.images import SUFFIXES
-from .loader import AttributeDataset
+from .loader import AttributeDataset, SeededBatches, SeparateGenerators
 from .resident import NotResident, ResidentLoader
 from .splits import HELD_OUT, at_random, leave_out, query_and_gallery, split_identities
 
@@ -32,15 +33,64 @@ def build_dataset(cfg: CfgNode, name: str):
     return DATASET_REGISTRY.get(name)(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from, built once at its start and passed to whatever needs it.
+
+    Attributes:
+        dataset: the training images; their items carry labels, and semantic IDs where there is a `sid_table`.
+        schema: attribute schema of the labels; None without labels.
+        sid_table: semantic IDs of the training identities, or of their outfits; None for a model without prototypes.
+        held_out: test set of the held-out identities, with the number of its queries; None where nobody is held out.
+    """
+
+    dataset: AttributeDataset
+    schema: AttributeSchema | None
+    sid_table: SIDTable | None
+    held_out: tuple[AttributeDataset, int] | None
+
+
+def build_training_data(cfg: CfgNode, semantic_ids: bool) -> TrainingData:
+    """Read the training set of a configuration.
+
+    Args:
+        semantic_ids: number the semantic IDs of a labelled training set and add them to its items.
+    """
+    items, known = _training_items(cfg)
+    dataset = _train_set(cfg, items, known)
+    schema, table = dataset.annotations[0].schema if dataset.annotations else None, None
+    if semantic_ids and schema is not None:
+        table = SIDTable.build(schema, dataset.labels, test_labels(dataset.annotations), cfg.MODEL.CERBERUS.SID_SPACE)
+        dataset.sids = table.lookup(dataset.labels)
+    held_out = _test_set(cfg, *_held_out(cfg, items, known)) if cfg.DATASETS.HOLD_OUT else None
+    return TrainingData(dataset, schema, table, held_out)
+
+
 def build_train_set(cfg: CfgNode) -> AttributeDataset:
     """Training images of all DATASETS.NAMES, without the identities that are held out or carry what is left out.
 
     They are labelled where every data set is, by one schema.
     """
+    return _train_set(cfg, *_training_items(cfg))
+
+
+def build_train_loader(cfg: CfgNode, train_set: AttributeDataset | None = None) -> DataLoader | ResidentLoader:
+    """Endless batches that depend on the seed and their number alone; without SEED, on a seed drawn now.
+
+    Args:
+        train_set: built from the configuration where None.
+    """
+    train_set = build_train_set(cfg) if train_set is None else train_set
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
+        loader = host_build.build_reid_train_loader(cfg, train_set=train_set)
+    return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
+
+
+def _train_set(cfg: CfgNode, items: list[tuple], known: Known) -> AttributeDataset:
     if cfg.DATASETS.HOLD_OUT and cfg.DATASETS.COMBINEALL:
         raise ValueError("DATASETS.HOLD_OUT with DATASETS.COMBINEALL would hold out people of the test as well, and "
                          "test on people trained on; set one of them to its default")
-    items, known = _training_items(cfg)
     items, _ = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     without = None
     if cfg.DATASETS.LEAVE_OUT_SIDS:
@@ -51,22 +101,20 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
 
 def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
-    query, gallery, known, settings = _test_items(cfg, name, show=True)
-    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
-                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings,
-                            **known._asdict()), len(query)
+    return _test_set(cfg, *_test_items(cfg, name))
 
 
-def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
-    """Refuse a test data set that reID cannot be evaluated on; its annotations otherwise, none without labels.
+def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, int]) -> None:
+    """Refuse a test data set that reID cannot be evaluated on.
 
     Raises:
         ValueError: if there is no query or gallery image, no more of both than TEST.AQE.QE_K, or if no query has a
             match: a gallery image of its identity under another camera. A setting of outfits under which no query
             has one is a warning, because the others have figures.
     """
-    query, gallery, known, settings = _test_items(cfg, name)
-    where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{known.folders[0]}'")
+    dataset, num_query = test_set
+    query, gallery, settings = dataset.img_items[:num_query], dataset.img_items[num_query:], dataset.settings
+    where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{dataset.folders[0]}'")
     for what, items in (("query", query), ("gallery", gallery)):
         if not items:
             raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
@@ -76,7 +124,7 @@ def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
 
     def distinct(items: list[tuple]) -> Tensor:
         """Rows (pid, camid, outfit) of images, int64 (n, 3)."""
-        return torch.tensor(sorted({(pid, camid, known.outfit_of(path) if settings else 0)
+        return torch.tensor(sorted({(pid, camid, dataset.outfit_of(path) if settings else 0)
                                     for path, pid, camid in items}))
 
     asked, searched = distinct(query), distinct(gallery)
@@ -96,28 +144,27 @@ def check_test_set(cfg: CfgNode, name: str) -> list[Annotations]:
         if not counted.match.any() and comm.is_main_process():
             logger.warning(f"{where}: no query has a match that counts under the setting '{setting}', so there will be "
                            "no figures of it; check the outfits if this is the whole data set")
-    return known.annotations
 
 
-def _test_items(cfg: CfgNode, name: str, show: bool = False) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
-    """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits.
-
-    Args:
-        show: log the counts.
-    """
+def _test_items(cfg: CfgNode, name: str) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+    """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits."""
     if name == HELD_OUT:
-        query, gallery, known = _held_out(cfg)
-        settings = CHANGES
-        if show:
-            logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of "
-                        f"{cfg.DATASETS.HOLD_OUT} training identities")
-    else:
-        dataset = build_dataset(cfg, name)
-        if show and comm.is_main_process():
-            dataset.show_test()
-        query, gallery, known = dataset.query, dataset.gallery, _known_of([dataset])
-        settings = tuple(getattr(dataset, "settings", ()))
-    return query, gallery, known, settings if known.outfit_of else ()
+        if not cfg.DATASETS.HOLD_OUT:
+            raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out "
+                             "of training")
+        return _held_out(cfg, *_training_items(cfg))
+    dataset = build_dataset(cfg, name)
+    if comm.is_main_process():
+        dataset.show_test()
+    known = _known_of([dataset])
+    return dataset.query, dataset.gallery, known, tuple(getattr(dataset, "settings", ())) if known.outfit_of else ()
+
+
+def _test_set(cfg: CfgNode, query: list[tuple], gallery: list[tuple], known: Known,
+              settings: tuple[str, ...]) -> tuple[AttributeDataset, int]:
+    return AttributeDataset(query + gallery, build_transforms(cfg, is_train=False), relabel=False,
+                            on_unreadable=cfg.DATALOADER.ON_UNREADABLE, settings=settings,
+                            **known._asdict()), len(query)
 
 
 def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
@@ -234,19 +281,22 @@ def test_labels(annotations: list[Annotations]) -> Tensor:
     return torch.cat([torch.stack(list(a.test.values())) for a in annotations])
 
 
-def _held_out(cfg: CfgNode) -> tuple[list[tuple], list[tuple], Known]:
-    """Query, gallery and what is known of the held-out identities, numbered from 1 as in a test."""
-    if not cfg.DATASETS.HOLD_OUT:
-        raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out of "
-                         "training")
-    items, known = _training_items(cfg)
+def _held_out(cfg: CfgNode, items: list[tuple],
+              known: Known) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+    """`_test_items` of the held-out identities, numbered from 1 as in a test.
+
+    Args:
+        items, known: of `_training_items`.
+    """
     _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
     query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
                                         for path, pid, camid in items])
     if known.labels_of and not known.by_outfit:
         known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
-    return query, gallery, known
+    logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {cfg.DATASETS.HOLD_OUT} training "
+                "identities")
+    return query, gallery, known, CHANGES if known.outfit_of else ()
 
 
 def resident_or_host(loader: DataLoader, cfg: CfgNode) -> DataLoader | ResidentLoader:

@@ -5,6 +5,7 @@ Items have the host's batch keys, and `attributes` where the data set has labels
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import random
@@ -110,9 +111,10 @@ class AttributeDataset(CommDataset):
     Images are read by `utils.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
     CMYK and 16-bit grey unconverted.
 
-    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), and "outfits" int,
-    the number of the outfit among those of this data set.
+    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), their semantic IDs
+    "sids" int64 (G,), and "outfits" int, the number of the outfit among those of this data set.
     `labels` are int64 (rows, A), or None: a row a class index, as the host numbers identities, or a row an outfit.
+    `sids` are int64 (rows, G), the semantic IDs of the labels; None until they are set.
 
     Args:
         img_items: 3-tuples (path, pid, camid).
@@ -148,7 +150,8 @@ class AttributeDataset(CommDataset):
         labelled = outfits if by_outfit else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}
         self._label_rows = {key: row for row, key in enumerate(labelled)}
-        self.labels = torch.stack([labels_of(key) for key in labelled]) if labels_of else None
+        self.labels = torch.stack([labels_of(key) for key in labelled]) if labels_of and labelled else None
+        self.sids: Tensor | None = None
         self.num_unreadable = torch.zeros(1, dtype=torch.int64).share_memory_()  # counted by loader processes
         self._items_of: dict = {}
         for index, (_, pid, _) in enumerate(img_items):
@@ -178,15 +181,25 @@ class AttributeDataset(CommDataset):
             return [self[index] for index in indices]
 
     def known_of(self, path: str, pid: str | int) -> dict:
-        """What is known of an image beside the host's fields: "attributes" and "outfits", as far as there are any.
+        """What is known of an image beside the host's fields: "attributes", "sids" and "outfits", where there are any.
 
         Args:
             path: of the image itself where another stands in for an unreadable one.   pid: its identity.
         """
         known = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
         if self.labels is not None:
-            known["attributes"] = self.labels[self._label_rows[self.outfit_of(path) if self.by_outfit else pid]]
+            row = self._label_rows[self.outfit_of(path) if self.by_outfit else pid]
+            known["attributes"] = self.labels[row]
+            if self.sids is not None:
+                known["sids"] = self.sids[row]
         return known
+
+    def under(self, transform) -> AttributeDataset:
+        """The same images under another transform; images that cannot be read are counted apart."""
+        other = copy.copy(self)
+        other.transform = transform
+        other.num_unreadable = torch.zeros_like(self.num_unreadable).share_memory_()
+        return other
 
     def _read(self, index: int) -> dict:
         """The host's fields of an item; raises `Unreadable`."""

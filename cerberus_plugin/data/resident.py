@@ -6,7 +6,6 @@ host's own transforms, so that one place says it.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import time
@@ -222,10 +221,8 @@ def free_bytes(device: torch.device) -> int:
 
 def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
              threads: ThreadPoolExecutor) -> Resident:
-    dataset = copy.copy(loader.dataset)  # its own way with images that cannot be read, under another transform
-    dataset.transform = _as_stored(recipe)
+    dataset = loader.dataset.under(_as_stored(recipe))  # its own way with images that cannot be read
     dataset.labels = dataset.outfit_of = None
-    dataset.num_unreadable = torch.zeros_like(dataset.num_unreadable)
     quiet = not comm.is_main_process() or len(items) < 1000
     decoded = list(tqdm(threads.map(dataset.__getitem__, items), total=len(items), desc=f"decoding to {device}",
                         unit=" images", disable=quiet))

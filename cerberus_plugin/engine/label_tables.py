@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 
@@ -12,11 +11,10 @@ from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import nn
 
-from ..attributes import PERSON_GROUPS, Annotations, SIDTable, register_schema
-from ..data.build import build_test_set, test_labels
-from ..data.loader import LEFT_OUT_PID, AttributeDataset
-from ..data.splits import HELD_OUT
-from ..modeling.build import needs_labels, needs_prototypes, with_sizes
+from ..attributes import PERSON_GROUPS, register_schema
+from ..data.build import TrainingData
+from ..data.loader import LEFT_OUT_PID
+from ..modeling.build import needs_labels, with_sizes
 from ..modeling.sid_prototypes import margins_from_counts
 from ..search.calibration import fit_scale, right_answers
 from ..utils.distributed import unwrapped
@@ -27,28 +25,20 @@ logger = logging.getLogger("fastreid.cerberus")
 SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a group
 
 
-def build_sid_table(cfg: CfgNode, train_set: AttributeDataset) -> SIDTable:
-    """Semantic IDs of the training identities, or outfits, that have images, in the space of the configuration."""
-    annotations: list[Annotations] = train_set.annotations
-    return SIDTable.build(annotations[0].schema, train_set.labels, test_labels(annotations),
-                          cfg.MODEL.CERBERUS.SID_SPACE)
-
-
-def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
     """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
-    schema = train_set.annotations[0].schema if train_set.annotations else None
+    train_set, schema, table = data.dataset, data.schema, data.sid_table
     if schema:
         register_schema(schema)  # the model is built from the name alone
     if not needs_labels(cfg):
         other_groups = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and schema and schema.groups != PERSON_GROUPS
         return with_sizes(cfg, cfg.MODEL.HEADS.NUM_CLASSES, schema.name) if other_groups else cfg
     name = cfg.MODEL.META_ARCHITECTURE
-    if not train_set.annotations:
+    if schema is None:
         without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
-    table = build_sid_table(cfg, train_set) if needs_prototypes(cfg) else None
     outfits = len(train_set.labels) if train_set.by_outfit else 0
     logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
                 + (f" in {outfits} outfits" if outfits else ""))
@@ -60,28 +50,27 @@ def with_attributes(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
     return cfg
 
 
-def fill_tables(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+def fill_tables(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     """Write what a model keeps of its training set into its buffers."""
     model = unwrapped(model)
     if getattr(model, "prototypes", None) is not None:
-        _fill_prototypes(model.prototypes, cfg, train_set)
+        _fill_prototypes(model.prototypes, cfg, data)
     if getattr(model, "class_labels", None) is not None:
-        model.class_labels.fill(train_set.annotations[0].schema, train_set.labels)
+        model.class_labels.fill(data.schema, data.dataset.labels)
 
 
-def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     """Tables of the training set, and margins of the configuration."""
     node = cfg.MODEL.CERBERUS
     if node.MARGIN not in ("adaptive", "constant"):
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
-    table = build_sid_table(cfg, train_set)
     constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
-    margins = margins_from_counts(table.counts, len(train_set.labels), node.ALPHA, node.BETA, constant)
-    prototypes.fill(table, table.lookup(train_set.labels), margins)
+    margins = margins_from_counts(data.sid_table.counts, len(data.dataset.labels), node.ALPHA, node.BETA, constant)
+    prototypes.fill(data.sid_table, data.dataset.sids, margins)
 
 
 @torch.no_grad()
-def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) -> None:
+def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     """Fit the cosine scale of each column by likelihood and keep it with the prototypes.
 
     On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
@@ -92,13 +81,9 @@ def measure_scales(model: nn.Module, cfg: CfgNode, train_set: AttributeDataset) 
     prototypes = getattr(model, "prototypes", None)
     if prototypes is None or model.attribute_reader() is None:
         return
-    if prototypes.learned_log_scales is not None and not cfg.DATASETS.HOLD_OUT:
+    if prototypes.learned_log_scales is not None and data.held_out is None:
         return
-    images = copy.copy(train_set)
-    images.transform = build_transforms(cfg, is_train=False)
-    images.num_unreadable = torch.zeros_like(train_set.num_unreadable)  # the training counts its own
-    if cfg.DATASETS.HOLD_OUT:
-        images, _ = build_test_set(cfg, HELD_OUT)
+    images = data.held_out[0] if data.held_out else data.dataset.under(build_transforms(cfg, is_train=False))
     was_training, step = model.training, max(1, -(-len(images) // SCALE_IMAGES))
     model.eval()
     try:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from fastreid.config import CfgNode, get_cfg
-from fastreid.data.build import build_reid_test_loader, build_reid_train_loader
+from fastreid.data.build import build_reid_test_loader
 from fastreid.engine import DefaultTrainer, default_setup, hooks
-from fastreid.evaluation import DatasetEvaluator, inference_on_dataset
+from fastreid.evaluation import inference_on_dataset
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from torch import nn
@@ -22,8 +22,16 @@ from torch import nn
 from .. import host
 from ..attributes import GROUPS, AttributeSchema
 from ..config import add_cerberus_config, check_model_keys, merge_file
-from ..data.build import build_test_set, build_train_set, check_schema, check_test_set, resident_or_host
-from ..data.loader import SeededBatches, SeparateGenerators
+from ..data.build import (
+    build_test_set,
+    build_train_loader,
+    build_training_data,
+    check_schema,
+    check_test_set,
+    resident_or_host,
+)
+from ..data.loader import AttributeDataset
+from ..data.splits import HELD_OUT
 from ..evaluation import manifest, report
 from ..evaluation.clothes_task import ClothesTask
 from ..evaluation.evaluators import Task, TaskEvaluator
@@ -31,7 +39,7 @@ from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_t
 from ..metrics import aps
 from ..metrics.outfits import SETTINGS
 from ..modeling import precision
-from ..modeling.build import groups_of, load_model, needs_labels, reader_of, with_precision
+from ..modeling.build import groups_of, load_model, needs_labels, needs_prototypes, reader_of, with_precision
 from ..modeling.checkpoint_tables import begin_from_other_weights
 from ..utils import environment
 from ..utils.distributed import synchronise_batch_norm, unwrapped
@@ -52,6 +60,8 @@ from .label_tables import fill_tables, measure_scales, with_attributes
 
 logger = logging.getLogger("fastreid.cerberus")
 
+TestSets = Mapping[str, tuple[AttributeDataset, int]]  # images, queries first, and how many are queries, by name
+
 
 class CerberusTrainer(DefaultTrainer):
     """The host's trainer; a model without attributes (BoT, AGW, SBS, MGN) trains through it as well."""
@@ -60,24 +70,19 @@ class CerberusTrainer(DefaultTrainer):
         host.use_device(cfg.MODEL.DEVICE)
         check_model_keys(cfg)
         precision.check_autocast(cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST, cfg.SOLVER.AMP.ENABLED)
-        train_set = build_train_set(cfg)
+        self.data = build_training_data(cfg, needs_prototypes(cfg))
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
-        host.check_config(cfg, len(train_set))
-        schema = train_set.annotations[0].schema if train_set.annotations else None
-        check_task_options(cfg, schema.group_names if schema else GROUPS)
+        host.check_config(cfg, len(self.data.dataset))
+        check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
-        cfg = with_attributes(cfg, train_set)
-        check_tests(cfg, schema if needs_labels(cfg) else None)
+        cfg = with_attributes(cfg, self.data)
+        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out)
         super().__init__(cfg)
-        fill_tables(self.model, self.cfg, self.data_loader.dataset)
+        fill_tables(self.model, self.cfg, self.data)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        channels = getattr(model, "feat_dim", cfg.MODEL.BACKBONE.FEAT_DIM)  # of a model that takes it from its backbone
-        if channels != cfg.MODEL.BACKBONE.FEAT_DIM:
-            raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}, but {cfg.MODEL.BACKBONE.NAME} "
-                             f"at depth {cfg.MODEL.BACKBONE.DEPTH} gives {channels} channels; set it to {channels}.")
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
         missing = cfg.MODEL.COMPILE and precision.missing_for_compilation(model)
@@ -105,27 +110,27 @@ class CerberusTrainer(DefaultTrainer):
         host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        """Endless batches that depend on the seed and their number alone; without SEED, on a seed drawn now."""
-        train_set = build_train_set(cfg)
-        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
-            loader = build_reid_train_loader(cfg, train_set=train_set)
-        return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
+    def build_train_loader(self, cfg: CfgNode):
+        """Of the run's own training set; of another one for the host's PreciseBN on another data set."""
+        if not hasattr(self, "cfg"):  # the host builds the run's own loader first
+            return build_train_loader(cfg, self.data.dataset)
+        same = tuple(cfg.DATASETS.NAMES) == tuple(self.cfg.DATASETS.NAMES)
+        return build_train_loader(cfg, self.data.dataset.under(self.data.dataset.transform) if same else None)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        test_set, num_query = build_test_set(cfg, dataset_name)
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, test_set: tuple[AttributeDataset, int] | None = None):
+        """The host's loader of a test data set, which is built from the configuration where it is not given."""
+        test_set, num_query = test_set or build_test_set(cfg, dataset_name)
         loader, num_query = build_reid_test_loader(test_set, test_batch_size=cfg.TEST.IMS_PER_BATCH,
                                                    num_query=num_query, num_workers=cfg.DATALOADER.NUM_WORKERS)
         return resident_or_host(loader, cfg), num_query
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None,
-                        model: nn.Module | None = None, tasks: Sequence[Task] | None = None):
+                        model: nn.Module | None = None, tasks: Sequence[Task] | None = None,
+                        test_set: tuple[AttributeDataset, int] | None = None):
         """The given tasks; or reID, its settings by outfits where the data set has any, PAR and APS for attributes."""
-        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
         reader = reader_of(model)
         attributes = reader is not None and bool(loader.dataset.annotations)
         if attributes:
@@ -143,15 +148,25 @@ class CerberusTrainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Figures of each test data set; the bare dict where there is one, as the host returns them."""
-        results = OrderedDict()
+        return as_the_host(cls.run_tests(cfg, model)[0])
+
+    @classmethod
+    def run_tests(cls, cfg: CfgNode, model: nn.Module, test_sets: TestSets | None = None) -> tuple[dict, dict]:
+        """Figures of each test data set by name, and on the main process its account, `manifest.of_test`.
+
+        Args:
+            test_sets: by name; those that are missing are built from the configuration.
+        """
+        results, accounts = OrderedDict(), {}
         for name in cfg.DATASETS.TESTS:
-            loader, evaluator = cls.build_evaluator(cfg, name, model=model)
+            loader, evaluator = cls.build_evaluator(cfg, name, model=model, test_set=(test_sets or {}).get(name))
             results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
-                results[name] = with_account(results[name], loader, evaluator)
+                if isinstance(evaluator, TaskEvaluator):  # a user's own may not count its images
+                    accounts[name] = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
                 floor = report.read_floor(cfg.OUTPUT_DIR).get(name)
                 logger.info(f"Results on {name}:\n{report.results_table(results[name], floor)}")
-        return results[cfg.DATASETS.TESTS[0]] if len(results) == 1 else results
+        return results, accounts
 
     def resume_or_load(self, resume: bool = True):
         """As the host's, but a run resumes with all of its state or not at all, and MODEL.WEIGHTS gives what fits.
@@ -193,7 +208,7 @@ class CerberusTrainer(DefaultTrainer):
             logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
                            f"says now: {', '.join(kept)}")
         precision.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
-        fill_tables(self.model, self.cfg, self.data_loader.dataset)
+        fill_tables(self.model, self.cfg, self.data)
         test = self.cfg.TEST
         if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
             logger.warning(f"{path}: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here on")
@@ -213,7 +228,7 @@ class CerberusTrainer(DefaultTrainer):
         self.epoch = self.start_epoch  # the host's hooks read it after a loop that may have nothing to do
         if self.start_epoch >= self.max_epoch:
             logger.info(f"Already trained for {self.max_epoch} epochs: evaluating")
-            results = self.test(self.cfg, self.model)
+            results = self._test()
             evaluations.remember(self.start_epoch, report.by_dataset(self.cfg.DATASETS.TESTS, results))
         else:
             if self.start_epoch == 0:
@@ -222,15 +237,21 @@ class CerberusTrainer(DefaultTrainer):
             self._warn_about_the_run()
         if comm.is_main_process():
             clock = self.checkpointer.checkpointables["clock"]
-            made = manifest.manifest(self.cfg, results, self.model, self.data_loader.dataset,
+            made = manifest.manifest(self.cfg, results, self.accounts, self.model, self.data.dataset,
                                      self.checkpointer.get_checkpoint_file())
             write_results(self.cfg, results, clock, evaluations.figures, made)
         return results
 
+    def _test(self) -> OrderedDict:
+        """`test` on the run's own test sets; the host keeps what was found last."""
+        results, self.accounts = self.run_tests(self.cfg, self.model, self.test_sets)
+        self._last_eval_results = as_the_host(results)
+        return self._last_eval_results
+
     def build_hooks(self) -> list:
         clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
         self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations,
-                                              "identities": TrainingIdentities(self.data_loader.dataset.pids)}
+                                              "identities": TrainingIdentities(self.data.dataset.pids)}
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
         built = [SeedEpochs(), clock, *super().build_hooks()]
@@ -238,9 +259,10 @@ class CerberusTrainer(DefaultTrainer):
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data_loader.dataset),
+        measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data),
                                     (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        built[place:place + 1] = [AgreeOnStatistics(), measure, built[place], evaluations]
+        evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test)
+        built[place:place + 1] = [AgreeOnStatistics(), measure, evaluate, evaluations]
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.LayerFreeze):
                 model = unwrapped(self.model)
@@ -256,12 +278,12 @@ class CerberusTrainer(DefaultTrainer):
             report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:
             logger.info("Evaluating the model before the first step, the floor of the result table")
-            floor = report.by_dataset(self.cfg.DATASETS.TESTS, self.test(self.cfg, self.model))
+            floor, _ = self.run_tests(self.cfg, self.model, self.test_sets)
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
 
     def _warn_about_the_run(self) -> None:
-        num_unreadable = int(self.data_loader.dataset.num_unreadable)
+        num_unreadable = int(self.data.dataset.num_unreadable)
         if num_unreadable:
             logger.warning(f"{num_unreadable} times a training image could not be read and was replaced")
         latest = {name: value for name, (value, _) in self.storage.latest().items()}
@@ -369,26 +391,24 @@ def evaluate(cfg: CfgNode) -> OrderedDict:
     model = load_model(cfg)
     reader = reader_of(model)
     check_task_options(cfg, groups_of(model) or (reader.schema.group_names if reader else GROUPS))
-    check_tests(cfg, reader.schema if reader else None)
+    test_sets = build_test_sets(cfg, reader.schema if reader else None)
     prototypes = getattr(model, "prototypes", None)
     if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
                     f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
     if comm.is_main_process():
         report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
-    results = CerberusTrainer.test(cfg, model)
+    results, accounts = CerberusTrainer.run_tests(cfg, model, test_sets)
+    results = as_the_host(results)
     if comm.is_main_process():
-        made = manifest.manifest(cfg, results, model, checkpoint=cfg.MODEL.WEIGHTS)
+        made = manifest.manifest(cfg, results, accounts, model, checkpoint=cfg.MODEL.WEIGHTS)
         write_results(cfg, results, made=made)
     return results
 
 
-def with_account(figures: Mapping[str, float], loader, evaluator: DatasetEvaluator) -> Mapping[str, float]:
-    """Figures with the account of the images they are of; as they are where the evaluator is not the plugin's."""
-    if not isinstance(evaluator, TaskEvaluator):
-        return figures
-    tested = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
-    return manifest.Figures.of(figures, tested)
+def as_the_host(results: OrderedDict) -> OrderedDict:
+    """Figures by test data set; the bare figures where there is one."""
+    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
@@ -402,16 +422,22 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
                          f"called heads alone, and {type(model).__name__} has none. Set it to 1.0.")
 
 
-def check_tests(cfg: CfgNode, schema: AttributeSchema | None) -> None:
-    """Refuse test data sets that have nothing to evaluate, or whose attributes the model cannot read.
+def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
+                    held_out: tuple[AttributeDataset, int] | None = None) -> TestSets:
+    """DATASETS.TESTS; refuses those that have nothing to evaluate, or whose attributes the model cannot read.
 
     Args:
         schema: of the model's attributes; None for a model without attributes.
+        held_out: of `TrainingData`; read again where None.
     """
+    test_sets = {}
     for name in cfg.DATASETS.TESTS:
-        annotations = check_test_set(cfg, name)
+        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name)
+        check_test_set(cfg, name, test_sets[name])
+        annotations = test_sets[name][0].annotations
         if schema is not None and annotations:
             check_schema(schema, annotations[0], name)
+    return test_sets
 
 
 def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
@@ -37,35 +36,23 @@ PERSON = ("an identity, in one outfit where the data set has outfits, by the mea
           "APS, of the gallery for PAR")
 
 
-class Figures(OrderedDict):
-    """Figures by name, as an evaluator returns them, and in `tested` what they were taken on: `of_test`."""
-
-    tested: Mapping | None = None
-
-    @classmethod
-    def of(cls, figures: Mapping[str, float], tested: Mapping) -> Figures:
-        own = cls(figures)
-        own.tested = tested
-        return own
-
-
-def manifest(cfg: CfgNode, results: Mapping, model: nn.Module | None = None,
+def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model: nn.Module | None = None,
              train_set: AttributeDataset | None = None, checkpoint: str | None = None) -> dict:
     """What stands under "manifest" in results.json.
 
     Args:
-        results: `Figures`, or `Figures` by test data set where there are several, as `CerberusTrainer.test` returns
-            them; plain figures leave their data set out of "tests".
+        results: figures, or figures by test data set where there are several, as `CerberusTrainer.test` returns them.
+        tests: `of_test` of the test data sets, by name.
         model: that has been evaluated, for the sizes of its tables.
         train_set: of the training behind the results; None for an evaluation alone.
         checkpoint: the file that has been evaluated, or the one that the training has written.
     """
-    tests = cfg.DATASETS.TESTS
-    by_name = {tests[0]: results} if len(tests) == 1 else results
+    names = cfg.DATASETS.TESTS
+    by_name = {names[0]: results} if len(names) == 1 else results
     served = {key.split("/")[0] for figures in by_name.values() for key in figures}
     prototypes = getattr(unwrapped(model), "prototypes", None)
     return {
-        "tests": {name: figures.tested for name, figures in by_name.items() if getattr(figures, "tested", None)},
+        "tests": dict(tests),
         "training": None if train_set is None else of_training(cfg, train_set),
         "AP": "rectangle",
         "ranking": ranking_rules(cfg),

@@ -155,8 +155,8 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
     if len(chosen) == len(predictor.groups):
         cfg.TEST.GROUPS = []
     task = ReIDTask(cfg, all_groups=predictor.groups)
-    figures = manifest.Figures.of(task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered), tested)
-    made = manifest.manifest(cfg, figures, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)
+    figures = task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered)
+    made = manifest.manifest(cfg, figures, {dataset: tested}, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)
     write_results(cfg, figures, made=made)
 
 

@@ -33,6 +33,7 @@ def adapt() -> None:
     launching.join_or_launch()
     launching.wrap_models_on_cpu()
     training.keep_flat_gradients()
+    training.compute_losses_in_float32()
     training.name_bad_losses()
     training.print_an_iteration_once()
     checkpoints.write_whole_files()

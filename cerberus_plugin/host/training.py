@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,32 @@ def keep_flat_gradients() -> None:
         return build_optimizer
 
     replace(fastreid.solver.build, "build_optimizer", build)
+
+
+def compute_losses_in_float32() -> None:
+    """Let the host's models compute their losses in float32, outside autocast.
+
+    On a CPU autocast leaves softmax and the distances of triplets in bfloat16. The plugin's own losses do the same.
+    """
+    from fastreid.modeling.meta_arch import MGN, Baseline, Distiller, MoCo
+
+    def build(host_losses):
+        def losses(self, *outputs, **named):
+            with torch.autocast(self.device.type, enabled=False):
+                return host_losses(self, *map(_float32, outputs), **_float32(named))
+
+        return losses
+
+    for model in (Baseline, Distiller, MGN, MoCo):
+        replace(model, "losses", build)
+
+
+def _float32(outputs: Any) -> Any:
+    """A model's outputs, nested by name as MGN's are, in float32."""
+    if isinstance(outputs, Mapping):
+        return {name: _float32(value) for name, value in outputs.items()}
+    half = isinstance(outputs, torch.Tensor) and outputs.dtype in (torch.float16, torch.bfloat16)
+    return outputs.float() if half else outputs
 
 
 def name_bad_losses() -> None:

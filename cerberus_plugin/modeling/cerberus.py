@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastreid.config import configurable
 from fastreid.modeling.backbones import build_backbone
@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from ..attributes import PERSON_GROUPS, AttributeSchema, SIDTable, find_schema
 from ..inference import PrototypeReader, blocks
 from ..utils.distributed import gather_batch
-from .backbones import num_channels, resnet_parts
+from .backbones import split_backbone
 from .checkpoint_tables import HeldSchema
 from .inputs import ImageModel
-from .losses import identity_loss, soft_triplet_loss
+from .losses import (
+    GuidanceLoss,
+    IdentityLoss,
+    Loss,
+    PrototypeSoftmaxLoss,
+    RegularisationLoss,
+    Targets,
+    TripletLoss,
+    terms_of,
+)
 from .sid_prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
 
 ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
@@ -34,13 +43,9 @@ class Cerberus(ImageModel):
         prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
         schema: of the attributes; None for a model without prototypes of the paper's groups.
         pixel_mean, pixel_std: of RGB in 0..255.
-        by_outfit: images carry the semantic IDs of their outfit, not of their identity.
-        lambda_id, lambda_sem, lambda_reg: weights of the losses (Eq. 2).
-        label_smoothing: of the identity classifiers; 0 in the paper.
-        softmax, softmax_scale: weight of a softmax loss over the prototypes beside the hinge, 0 in the paper, and what
-            its cosines are multiplied with where no scale is learned.
+        criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`; more may be appended.
         reading: how attributes are read, arguments of `PrototypeReader`. A cosine scale is used where the prototypes
-            have neither learned nor measured one.
+            have neither learned nor measured one. None where no loss ties representations to prototypes.
         synthesise: read prototypes that no training identity carries as `SIDPrototypes.synthesise` makes them.
     """
 
@@ -50,10 +55,7 @@ class Cerberus(ImageModel):
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
                  schema: AttributeSchema | None, pixel_mean: list[float], pixel_std: list[float],
-                 by_outfit: bool = False, lambda_id: float = 1.0,
-                 lambda_sem: float = 5.0, lambda_reg: float = 0.001, label_smoothing: float = 0.0,
-                 softmax: float = 0.0, softmax_scale: float = 16.0, reading: Mapping | None = None,
-                 synthesise: bool = False) -> None:
+                 criteria: Sequence[Loss], reading: Mapping | None = None, synthesise: bool = False) -> None:
         super().__init__(pixel_mean, pixel_std)
         self.trunk = trunk
         self.global_branch = branch
@@ -63,23 +65,18 @@ class Cerberus(ImageModel):
         self.schema = schema
         self.groups = schema.groups if schema else PERSON_GROUPS
         self.held_schema = HeldSchema(schema) if schema else None
-        self.by_outfit = by_outfit
-        self.lambda_id = lambda_id
-        self.lambda_sem = lambda_sem
-        self.lambda_reg = lambda_reg
-        self.label_smoothing = label_smoothing
-        self.softmax = softmax
-        self.softmax_scale = softmax_scale
+        self.criteria = list(criteria)
         self.synthesise_unseen = synthesise
-        self.reading = dict(reading or {})
+        self.reading = reading
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.CERBERUS
-        trunk, branch = split_after_conv4_1(build_backbone(cfg), cfg)
-        prototypes, schema = None, None
+        trunk, branch, _ = split_backbone(build_backbone(cfg), cfg, "conv4_2")
+        prototypes, reading, schema = None, None, None
         if node.SCHEMA or has_prototypes(node):
             schema = find_schema(node.SCHEMA, "MODEL.CERBERUS.SCHEMA")
+        criteria = [IdentityLoss(node.LAMBDA_ID, cfg.MODEL.LOSSES.CE.EPSILON), TripletLoss(node.LAMBDA_ID)]
         if node.PROTOTYPES not in PROTOTYPES:
             raise ValueError(f"MODEL.CERBERUS.PROTOTYPES is '{node.PROTOTYPES}', expected one of "
                              f"{', '.join(PROTOTYPES)}")
@@ -94,6 +91,13 @@ class Cerberus(ImageModel):
                 tuple(node.NUM_SIDS), schema.group_bits, cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES,
                 cfg.MODEL.HEADS.EMBEDDING_DIM, node.INIT, node.SOFTMAX_SCALE if node.SOFTMAX_PRIOR else None,
                 schema.group_names)
+            criteria += [GuidanceLoss(node.LAMBDA_SEM), RegularisationLoss(node.LAMBDA_REG)]
+            if node.SOFTMAX:
+                criteria.append(PrototypeSoftmaxLoss(node.SOFTMAX, node.SOFTMAX_SCALE))
+            if node.LAMBDA_SEM or node.SOFTMAX:
+                reading = {"reading": cfg.TEST.READING, "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
+                           "partial": cfg.TEST.APS.PARTIAL, "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
+                           "tau": cfg.TEST.PAR.TAU, "unseen_prior": cfg.TEST.PAR.UNSEEN_PRIOR}
         return {
             "trunk": trunk,
             "branch": branch,
@@ -102,16 +106,8 @@ class Cerberus(ImageModel):
             "schema": schema,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "by_outfit": prototypes is not None and cfg.MODEL.NUM_OUTFITS > 0,
-            "lambda_id": node.LAMBDA_ID,
-            "lambda_sem": node.LAMBDA_SEM,
-            "lambda_reg": node.LAMBDA_REG,
-            "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
-            "softmax": node.SOFTMAX,
-            "softmax_scale": node.SOFTMAX_SCALE,
-            "reading": {"reading": cfg.TEST.READING, "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
-                        "partial": cfg.TEST.APS.PARTIAL, "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
-                        "tau": cfg.TEST.PAR.TAU, "unseen_prior": cfg.TEST.PAR.UNSEEN_PRIOR},
+            "criteria": criteria,
+            "reading": reading,
             "synthesise": cfg.TEST.APS.SYNTHESISE,
         }
 
@@ -123,12 +119,13 @@ class Cerberus(ImageModel):
         targets = self.training_targets(batched_inputs)
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
-        numbers = [targets, self.training_outfits(batched_inputs)] if self.by_outfit else [targets]
+        sids = None if self.prototypes is None else self.training_sids(batched_inputs, len(self.groups))
         # Triplets are mined, and labels counted, over the batches of all processes.
-        outputs["representations"], *numbers = gather_batch(outputs["representations"], *numbers)
+        labels = [targets] if sids is None else [targets, sids]
+        outputs["representations"], *labels = gather_batch(outputs["representations"], *labels)
         if "before" in outputs:
             outputs["before"], = gather_batch(outputs["before"])
-        return self.losses(outputs, numbers[0], numbers[-1])
+        return self.losses(outputs, *labels)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Global and local map, each (B, C, H, W), of normalised images."""
@@ -139,33 +136,19 @@ class Cerberus(ImageModel):
         """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""
         return self.heads(self.maps(images), targets)
 
-    def losses(self, outputs: dict, targets: Tensor, labelled: Tensor) -> dict[str, Tensor]:
-        """Named terms whose sum is the total loss (Eq. 2); each is a mean over the groups.
+    def losses(self, outputs: dict, targets: Tensor, sids: Tensor | None = None) -> dict[str, Tensor]:
+        """Named terms whose sum is the total loss (Eq. 2); each of the paper's is a mean over the groups.
 
         Args:
             outputs: of `CerberusHead`; the representations may be those of all processes' batches.
-            targets: int64 (B,), of the representations.   labelled: int64 (B,), their identities or outfits, whichever
-                has the labels.
+            targets: int64 (B,), identities of the representations.
+            sids: int64 (B, G), their semantic IDs, -1 where missing; None without prototypes.
         """
-        logits, representations = outputs["logits"], outputs["representations"]  # (G, B, C), (G, B, D)
-        # Groups of one size: the mean over their means is the mean over all rows.
-        identity = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(logits)), self.label_smoothing)
-        terms = {"loss_id": self.lambda_id * identity,
-                 "loss_triplet": self.lambda_id * soft_triplet_loss(outputs.get("before", representations), targets)}
-        if self.prototypes is not None:
-            terms["loss_sem"] = self.lambda_sem * self.prototypes.guidance(representations, labelled)
-            # Also at a weight of 0: distributed training wants every parameter in every step's loss.
-            regularisation = self.prototypes.regularisation()
-            if regularisation is not None:
-                terms["loss_reg"] = self.lambda_reg * regularisation
-        if self.softmax:
-            softmax = self.prototypes.softmax(representations, labelled, self.softmax_scale)
-            terms["loss_softmax"] = self.softmax * softmax
-        return terms
+        return terms_of(self.criteria, outputs | {"prototypes": self.prototypes}, Targets(targets, sids))
 
     def attribute_reader(self) -> PrototypeReader | None:
         """Recognition and search with the present prototypes; None for a model without them."""
-        if self.prototypes is None or not (self.lambda_sem or self.softmax):
+        if self.prototypes is None or self.reading is None:
             return None
         names = self.schema.group_names
         tables = [self.prototypes.bits(g).cpu() for g in names], [self.prototypes.counts(g).cpu() for g in names]
@@ -178,7 +161,7 @@ class Cerberus(ImageModel):
 
         train_labels = table.decode(self.prototypes.sid_of_class.cpu())
         scales = self.prototypes.column_scales(table.schema)
-        options = self.reading | ({} if scales is None else {"cosine_scale": scales})
+        options = dict(self.reading) | ({} if scales is None else {"cosine_scale": scales})
         return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **options)
 
     def finish_embeddings(self, embeddings: Tensor) -> Tensor:
@@ -194,14 +177,3 @@ class Cerberus(ImageModel):
         if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
             for name, value in alignment.items():
                 storage.put_scalar(f"alignment/{name}", value.item())
-
-
-def split_after_conv4_1(backbone: nn.Module, cfg) -> tuple[nn.Module, nn.Module]:
-    """Trunk up to the first block of layer3, and a branch of the rest (golden: 24 x 8 maps at 384x128)."""
-    options = cfg.MODEL.BACKBONE
-    parts = resnet_parts(backbone, options, "Cerberus")
-    channels = num_channels(backbone.layer4)
-    if channels != options.FEAT_DIM:
-        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {options.FEAT_DIM}, but {options.NAME} at depth {options.DEPTH} "
-                         f"gives {channels} channels; set it to {channels}.")
-    return nn.Sequential(*parts[:6], backbone.layer3[0]), nn.Sequential(*backbone.layer3[1:], backbone.layer4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from fastreid.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..utils.distributed import gather_batch
-from .backbones import num_channels, resnet_parts
+from .backbones import split_backbone
 from .inputs import ImageModel
-from .losses import identity_loss, margin_triplet_loss
+from .losses import IdentityLoss, Loss, Targets, TripletLoss, terms_of
 
 logger = logging.getLogger("fastreid.cerberus")
 
 POOLINGS = ("average", "max")  # SMR-C, content, and SMR-S, salient
+FEATURES = 5
 STRIPES = 8
 REDUCTION = 16  # channels to the width of the gate's hidden layer
 STRIPE_SHARE = 8  # channels to what each stripe gives the classifier
@@ -109,12 +111,13 @@ class CSSC(ImageModel):
         trunk: image -> (B, C', H', W'), shared.
         last_layer: blocks of the backbone's last layer: all but the last go into both branches, as two copies, the
             last one takes the sum of the branches' maps.
+        channels: C.
         num_classes: K; 0 for a model that only embeds.
         norm: see `SMR`.
         pixel_mean, pixel_std: of RGB in 0..255.
-        label_smoothing: epsilon, spread evenly over all K identities as in the paper's code. The host's loss spreads
-            it over the K - 1 others, which at epsilon * (K - 1) / K is the same.
-        margin: of the triplet losses.
+        criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`. Label smoothing spreads
+            its epsilon evenly over all K identities as in the paper's code. The host's loss spreads it over the K - 1
+            others, which at epsilon * (K - 1) / K is the same.
         triplet_epoch: the first epoch that has them, from 1 on.
         flip_sum: embed image and mirror image, and add the two.
     """
@@ -125,21 +128,18 @@ class CSSC(ImageModel):
                                   for blocks in ("first", "rest")), "shared")
 
     @configurable
-    def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, num_classes: int, norm: str = "BN",
-                 pixel_mean: list[float], pixel_std: list[float], label_smoothing: float = 0.1, margin: float = 0.3,
+    def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, channels: int, num_classes: int,
+                 norm: str = "BN", pixel_mean: list[float], pixel_std: list[float], criteria: Sequence[Loss],
                  triplet_epoch: int = 36, flip_sum: bool = True) -> None:
         super().__init__(pixel_mean, pixel_std)
-        channels = num_channels(last_layer)
         smr = {"channels": channels, "num_classes": num_classes, "norm": norm}
-        self.feat_dim = channels
         self.trunk = trunk
         self.content_branch = Branch(last_layer[:-1], ("average", "max"), **smr)
         self.salient_branch = Branch(copy.deepcopy(last_layer[:-1]), ("max", "average"), **smr)
         self.shared = last_layer[-1]
         self.bn = get_norm(norm, channels, bias_freeze=True)
         self.classifier = _classifier(channels, num_classes)
-        self.label_smoothing = label_smoothing
-        self.margin = margin
+        self.criteria = list(criteria)
         self.triplet_epoch = triplet_epoch
         self.flip_sum = flip_sum
         self.ignored_rows = 0  # of the maps seen last
@@ -150,16 +150,18 @@ class CSSC(ImageModel):
         if node.FLIP_SUM and cfg.TEST.FLIP.ENABLED:
             raise ValueError("MODEL.CSSC.FLIP_SUM and TEST.FLIP.ENABLED are both True: mirror images would be embedded "
                              "twice. Set one of them to False; FLIP_SUM is the paper's.")
-        *trunk, last_layer = resnet_parts(build_backbone(cfg), cfg.MODEL.BACKBONE, "CSSC")
+        trunk, last_layer, channels = split_backbone(build_backbone(cfg), cfg, "conv5_1")
         return {
-            "trunk": nn.Sequential(*trunk),
+            "trunk": trunk,
             "last_layer": last_layer,
+            "channels": channels,
             "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "norm": cfg.MODEL.HEADS.NORM,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "label_smoothing": cfg.MODEL.LOSSES.CE.EPSILON,
-            "margin": cfg.MODEL.LOSSES.TRI.MARGIN,
+            # The paper sums over the features; the losses are means.
+            "criteria": [IdentityLoss(FEATURES, cfg.MODEL.LOSSES.CE.EPSILON),
+                         TripletLoss(FEATURES, cfg.MODEL.LOSSES.TRI.MARGIN)],
             "triplet_epoch": node.TRIPLET_EPOCH,
             "flip_sum": node.FLIP_SUM,
         }
@@ -173,12 +175,12 @@ class CSSC(ImageModel):
                 feature = feature + self.pool(images.flip(3))[0].float()
             return F.normalize(feature, dim=1)
         targets = self.training_targets(batched_inputs)
-        outputs = self.represent(images)
+        outputs = self.represent(images) | {"targets": targets}
         self._log_ignored_rows(outputs.pop("rows"))
         mined = None
         if self.mines_triplets():  # over the batches of all processes
-            outputs["features"], mined = gather_batch(outputs["features"], targets)
-        return self.losses(outputs, targets, mined)
+            outputs["representations"], mined = gather_batch(outputs["representations"], targets)
+        return self.losses(outputs, mined)
 
     def pool(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]], int]:
         """The feature (B, C) of normalised images, features and logits of the refinements, rows of their maps."""
@@ -189,24 +191,19 @@ class CSSC(ImageModel):
         return refined.amax(dim=(2, 3)), of_content + of_salient, refined.shape[2]
 
     def represent(self, images: Tensor) -> dict:
-        """{"features": (5, B, C), "logits": (5, B, K), "rows": H} of normalised training images."""
+        """{"representations": (5, B, C), "logits": (5, B, K), "rows": H} of normalised training images."""
         feature, refinements, rows = self.pool(images)
         features, logits = zip(*refinements, (feature, F.linear(_normalised(self.bn, feature), self.classifier)))
-        return {"features": torch.stack(features), "logits": torch.stack(logits), "rows": rows}
+        return {"representations": torch.stack(features), "logits": torch.stack(logits), "rows": rows}
 
-    def losses(self, outputs: dict, targets: Tensor, mined: Tensor | None) -> dict[str, Tensor]:
-        """Named terms whose sum is the objective; each is a sum over the five features.
+    def losses(self, outputs: dict, mined: Tensor | None) -> dict[str, Tensor]:
+        """Named terms whose sum is the objective; each of the paper's is a sum over the five features.
 
         Args:
-            outputs: of `represent`.   targets: int64 (B,), of the logits.
-            mined: int64, of the features, which may be those of all processes' batches; None without triplets.
+            outputs: of `represent`, with "targets" int64 (B,), identities of the logits.
+            mined: int64, of the representations, which may be those of all processes' batches; None without triplets.
         """
-        logits, features = outputs["logits"], outputs["features"]
-        # All have B rows: the sum of their means is five times the mean over all.
-        identity = identity_loss(logits.flatten(0, 1), targets.repeat(len(logits)), self.label_smoothing)
-        # 0 while off: the host logs terms by name only where there is more than one.
-        triplet = margin_triplet_loss(features, mined, self.margin) if mined is not None else identity.new_zeros(())
-        return {"loss_id": len(logits) * identity, "loss_triplet": len(features) * triplet}
+        return terms_of(self.criteria, outputs, Targets(mined))
 
     def mines_triplets(self) -> bool:
         """Whether the trainer's epoch, a resumed one's too, has triplet losses; always outside a trainer."""

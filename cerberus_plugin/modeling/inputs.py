@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..attributes import MISSING
+
 
 class ImageModel(nn.Module):
     """Images of a batch, normalised; identities of a training batch.
@@ -34,12 +36,13 @@ class ImageModel(nn.Module):
         # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
         return batched_inputs["targets"].to(self.device).clamp(min=0)
 
-    def training_outfits(self, batched_inputs: dict) -> Tensor:
-        """Outfits of a training batch: int64 (B,)."""
+    def training_sids(self, batched_inputs: dict, num_groups: int) -> Tensor:
+        """Semantic IDs of the images of a training batch: int64 (B, G), -1 where missing."""
+        if "sids" in batched_inputs:
+            return batched_inputs["sids"].to(self.device)
         targets = batched_inputs["targets"]
         if (targets < 0).all():  # of another data set, by the host's PreciseBN
-            return torch.zeros_like(targets, device=self.device)
-        if "outfits" not in batched_inputs:
-            raise ValueError("training batch without 'outfits', but the labels are those of outfits: DATASETS.NAMES "
-                             "must be data sets such as PRCCAttributes")
-        return batched_inputs["outfits"].to(self.device)
+            return torch.full((len(targets), num_groups), MISSING, device=self.device)
+        raise ValueError("training batch without 'sids', the semantic IDs of each image: take the batches of "
+                         "CerberusTrainer.build_train_loader, for a data set with annotations such as "
+                         "Market1501Attributes")

@@ -1,12 +1,16 @@
-"""The losses of Cerberus (Eq. 2 to 8) and beyond, APR and CSSC: pure functions of tensors, float32 under autocast.
+"""The losses of Cerberus (Eq. 2 to 8) and beyond, APR and CSSC.
 
-Shapes: B images, D dimensions of a representation, K semantic IDs of a group, L bits of a group, C identities.
+The functions are pure, of tensors, and compute in float32 under autocast. The classes at the end weigh them: a model
+holds a list of such losses, each `loss(outputs, targets) -> {name: scalar}`, and the trainer minimises the sum.
+Shapes: B images, D dimensions of a representation, G groups, K semantic IDs of a group, L bits of it, C identities.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +35,6 @@ def _float32(function):
             return function(*args, **kwargs)
 
     return wrapped
-
-
-def total_loss(identification: Tensor, guidance: Tensor, regularisation: Tensor, lambda_id: float = 1.0,
-               lambda_sem: float = 5.0, lambda_reg: float = 0.001) -> Tensor:
-    """Weighted sum of the three losses (Eq. 2): what the host's sum over a model's named terms comes to."""
-    return lambda_sem * guidance + lambda_id * identification + lambda_reg * regularisation
 
 
 @_float32
@@ -184,3 +182,98 @@ def prototype_regularisation(prototypes: Tensor, residuals: Tensor, bits: Tensor
     means = membership @ q / sizes[:, None]  # (G, D)
     spread = (q - membership.T @ means).square().sum(dim=1)  # (K,)
     return (2 * sizes * (membership @ spread)).mean()
+
+
+class Targets(NamedTuple):
+    """What the representations of a batch are compared with.
+
+    identities: int64 (B,), or None where triplets are off.   sids: int64 (B, G), semantic IDs, -1 where missing; None
+    for a model without prototypes.
+    """
+
+    identities: Tensor | None
+    sids: Tensor | None = None
+
+
+Loss = Callable[[Mapping[str, Any], Targets], dict[str, Tensor]]
+
+
+def terms_of(losses: Sequence[Loss], outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+    """Terms of all losses by name. The total loss (Eq. 2) is their sum.
+
+    Args:
+        outputs: "representations" float (G, B, D), which may be those of all processes' batches; "logits" float
+            (G, B', C) and "targets" int64 (B',), their identities, of this process alone; "before" as the
+            representations, where triplets are mined before batch normalisation; "prototypes", `SIDPrototypes` or None.
+        targets: of the representations.
+    """
+    terms = {}
+    for loss in losses:
+        terms |= loss(outputs, targets)
+    return terms
+
+
+@dataclass(frozen=True)
+class IdentityLoss:
+    """`identity_loss`, the mean over the groups' classifiers."""
+
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+        logits = outputs["logits"]
+        # Groups of one size: the mean over their means is the mean over all rows.
+        loss = identity_loss(logits.flatten(0, 1), outputs["targets"].repeat(len(logits)), self.label_smoothing)
+        return {"loss_id": self.weight * loss}
+
+
+@dataclass(frozen=True)
+class TripletLoss:
+    """`soft_triplet_loss`, or with a margin `margin_triplet_loss`, the mean over groups."""
+
+    weight: float = 1.0
+    margin: float | None = None
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+        representations = outputs.get("before", outputs["representations"])
+        if targets.identities is None:  # 0 while off: the host logs terms by name only where there is more than one
+            loss = representations.new_zeros((), dtype=torch.float32)
+        elif self.margin is None:
+            loss = soft_triplet_loss(representations, targets.identities)
+        else:
+            loss = margin_triplet_loss(representations, targets.identities, self.margin)
+        return {"loss_triplet": self.weight * loss}
+
+
+@dataclass(frozen=True)
+class GuidanceLoss:
+    """`semantic_guidance_loss` of the model's prototypes."""
+
+    weight: float = 5.0
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+        return {"loss_sem": self.weight * outputs["prototypes"].guidance(outputs["representations"], targets.sids)}
+
+
+@dataclass(frozen=True)
+class RegularisationLoss:
+    """`prototype_regularisation` of the model's prototypes; no term where it holds by construction."""
+
+    weight: float = 0.001
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+        loss = outputs["prototypes"].regularisation()
+        # Also at a weight of 0: distributed training wants every parameter in every step's loss.
+        return {} if loss is None else {"loss_reg": self.weight * loss}
+
+
+@dataclass(frozen=True)
+class PrototypeSoftmaxLoss:
+    """`prototype_softmax_loss` of the model's prototypes, at this cosine scale where they have learned none."""
+
+    weight: float = 1.0
+    scale: float = 16.0
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
+        loss = outputs["prototypes"].softmax(outputs["representations"], targets.sids, self.scale)
+        return {"loss_softmax": self.weight * loss}

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sysconfig
-from collections.abc import Mapping
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -25,38 +25,36 @@ CHANNELS_LAST = "channels_last"  # how an optimiser's groups remember the order 
 def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", channels_last: bool = False) -> None:
     """Let `model` run under autocast, and on images in channels-last order; called with the host's batches as before.
 
-    bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses that
-    need float32 leave autocast by themselves (`losses.py`); the host's, which would stay in half precision on a CPU,
-    are given float32.
+    bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses leave
+    autocast by themselves (`losses.py`, `host.training`).
 
     Args:
         training, evaluation: a key of `AUTOCAST`; "" leaves the precision to the host.
     """
-    forward, device = model.forward, model.device
-
-    def cast(batched_inputs, *args, **kwargs):
-        dtype = AUTOCAST[training if model.training else evaluation]
-        if channels_last:
-            batched_inputs = _in_channels_last(batched_inputs)
-        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
-            return forward(batched_inputs, *args, **kwargs)
-
-    model.forward = cast
-    if hasattr(model, "loss_kwargs"):  # the host's Baseline and its relatives
-        losses = model.losses
-
-        def in_float32(outputs, *args):
-            with torch.autocast(device.type, enabled=False):
-                return losses(_float32(outputs), *args)
-
-        model.losses = in_float32
+    hooks = _ForwardHooks(training, evaluation, channels_last)
+    model.register_forward_pre_hook(hooks.before)
+    model.register_forward_hook(hooks.after, always_call=True)
 
 
-def _float32(outputs):
-    """A model's outputs, nested by name as MGN's are, in float32."""
-    if isinstance(outputs, Mapping):
-        return {name: _float32(value) for name, value in outputs.items()}
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+class _ForwardHooks:
+    """Enter autocast before a forward pass and leave it after; see `cast_forward`."""
+
+    def __init__(self, training: str, evaluation: str, channels_last: bool) -> None:
+        self.training, self.evaluation, self.channels_last = AUTOCAST[training], AUTOCAST[evaluation], channels_last
+        self.entered: dict[int, list] = {}  # contexts by thread, since autocast is a state of the thread
+
+    def before(self, model: nn.Module, inputs: tuple) -> tuple:
+        batch, *others = inputs
+        if self.channels_last:
+            batch = _in_channels_last(batch)
+        dtype = self.training if model.training else self.evaluation
+        context = torch.autocast(model.device.type, dtype) if dtype else contextlib.nullcontext()
+        context.__enter__()
+        self.entered.setdefault(threading.get_ident(), []).append(context)
+        return batch, *others
+
+    def after(self, model: nn.Module, inputs: tuple, output) -> None:
+        self.entered[threading.get_ident()].pop().__exit__(None, None, None)
 
 
 def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:

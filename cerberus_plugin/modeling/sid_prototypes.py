@@ -114,18 +114,19 @@ class SIDPrototypes(nn.Module):
         """Prototypes of a group, not normalised: float (K, D)."""
         return self.rows[group]
 
-    def guidance(self, representations: Tensor, targets: Tensor) -> Tensor:
-        """`semantic_guidance_loss` of all groups: representations (G, B, D), classes int64 (B,)."""
+    def guidance(self, representations: Tensor, sids: Tensor) -> Tensor:
+        """`semantic_guidance_loss` of all groups: representations (G, B, D), semantic IDs int64 (B, G)."""
         margins = torch.cat([self.margins(group) for group in self.groups])
-        return semantic_guidance_loss(representations, self._all(), self._rows_of(targets), margins)
+        return semantic_guidance_loss(representations, self._all(), self._rows_of(sids), margins)
 
-    def softmax(self, representations: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def softmax(self, representations: Tensor, sids: Tensor, scale: float) -> Tensor:
         """`prototype_softmax_loss` of all groups, among the semantic IDs that training carries.
 
         The others have no image to be pulled by: as competitors they would be pushed away from everyone, and never be
         found in a test. Their attributes alone place them.
 
         Args:
+            representations: float (G, B, D).   sids: int64 (B, G), -1 where missing.
             scale: of the cosines, where none is learned. A learned scale goes with the prior of training identities.
         """
         counts = torch.cat([self.counts(group) for group in self.groups])  # (K,)
@@ -133,12 +134,11 @@ class SIDPrototypes(nn.Module):
         if self.learned_log_scales is not None:
             scale = self.learned_log_scales.exp()
             log_prior = (counts / (self.membership.T @ (self.membership @ counts.float()))).clamp(min=1e-12).log()
-        return prototype_softmax_loss(representations, self._all(), self._rows_of(targets), scale,
+        return prototype_softmax_loss(representations, self._all(), self._rows_of(sids), scale,
                                       self.membership * (counts > 0), log_prior)
 
-    def _rows_of(self, targets: Tensor) -> Tensor:
-        """Rows of all groups' tables one after the other: classes int64 (B,) -> int64 (G, B), -1 where missing."""
-        sids = self.sid_of_class[targets]  # (B, G)
+    def _rows_of(self, sids: Tensor) -> Tensor:
+        """Rows of all groups' tables one after the other: int64 (B, G) -> int64 (G, B), -1 where missing."""
         return torch.where(sids >= 0, sids + self.first_row, MISSING).T
 
     def regularisation(self) -> Tensor | None:

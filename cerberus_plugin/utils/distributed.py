@@ -35,11 +35,16 @@ class _Gather(torch.autograd.Function):
 
 @torch.compiler.disable
 def gather_batch(representations: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
-    """The batches of all processes as one: (G, B, D) and any (B,) -> (G, W * B, D) and (W * B,); gradients pass."""
+    """The batches of all processes as one; gradients pass.
+
+    Args:
+        representations: float (G, B, D); returned as (G, W * B, D).
+        numbers: (B, ...) each; returned as (W * B, ...).
+    """
     if num_processes() == 1:
         return representations, *numbers
     gathered = _Gather.apply(representations)  # (W, G, B, D)
-    return gathered.transpose(0, 1).flatten(1, 2), *(_Gather.apply(each).flatten() for each in numbers)
+    return gathered.transpose(0, 1).flatten(1, 2), *(_Gather.apply(each).flatten(0, 1) for each in numbers)
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

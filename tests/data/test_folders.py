@@ -3,7 +3,7 @@
 import shutil
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.data.build import build_test_set, build_train_set
+from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data
 from cerberus_plugin.data.splits import HELD_OUT
 from cerberus_plugin.engine.label_tables import measure_scales
 from cerberus_plugin.engine.trainer import setup
@@ -112,15 +112,15 @@ def test_cosine_scales_are_measured_on_images_that_can_be_read(own_folder, monke
     seen = []
     monkeypatch.setattr("cerberus_plugin.engine.label_tables.fit_scale",
                         lambda cosines, *_: seen.append(cosines) or 5.0)
-    train_set = build_train_set(cfg)
-    measure_scales(trainer.model, trainer.cfg, train_set)
+    data = build_training_data(cfg, semantic_ids=True)
+    measure_scales(trainer.model, trainer.cfg, data)
     if learned and not held_out:  # learned scales are better than those of training images
         assert not seen and trainer.model.prototypes.log_scales is None
         return
     assert trainer.model.prototypes.log_scales.exp().tolist() == pytest.approx([5.0] * 12)
     # In training another image of the person stands in for it; a test leaves it out.
     assert [len(cosines) for cosines in seen] == [len(whole) - bool(held_out)] * 12
-    assert train_set.num_unreadable.item() == 0
+    assert data.dataset.num_unreadable.item() == 0
 
 
 def test_an_unreadable_test_image_is_left_out_of_the_evaluation(own_folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer, host
 from cerberus_plugin.data import resident
-from cerberus_plugin.data.build import build_train_set
+from cerberus_plugin.data.build import build_train_loader, build_train_set
 from cerberus_plugin.data.resident import ResidentLoader, recipe_of
 from cerberus_plugin.engine.trainer import evaluate
 
@@ -37,11 +37,8 @@ def own_folder(market_root, use_root, tmp_path, small_config):
     return tmp_path / "data" / "Market-1501-v15.09.15"
 
 
-train_loader = CerberusTrainer.build_train_loader
-
-
 def train_batches(cfg, count: int = 4) -> list[dict]:
-    loader = train_loader(cfg)
+    loader = build_train_loader(cfg)
     assert isinstance(loader, ResidentLoader) == cfg.DATALOADER.RESIDENT
     return list(itertools.islice(loader, count))
 
@@ -118,7 +115,7 @@ def test_images_are_augmented_anew_each_time(small_config):
 def test_what_cannot_be_kept_goes_through_the_hosts_loader_with_one_line_that_says_why(
         small_config, caplog, options, reason):
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
-        loader = train_loader(small_config("DATALOADER.RESIDENT", True, *options))
+        loader = build_train_loader(small_config("DATALOADER.RESIDENT", True, *options))
     assert isinstance(loader, host.data.DeviceLoader)
     assert caplog.text.count("the host's loader reads the training images: ") == 1 and reason in caplog.text
 
@@ -134,7 +131,7 @@ def test_a_set_larger_than_half_of_the_free_memory_goes_through_the_hosts_loader
 def test_all_sets_of_a_process_share_the_limit(small_config, caplog):
     cfg = small_config("DATALOADER.RESIDENT", True, "DATALOADER.RESIDENT_GIB", 0.00016)  # 0.16 MiB; one takes 0.1
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
-        train_loader(cfg)
+        build_train_loader(cfg)
         loader, _ = CerberusTrainer.build_test_loader(cfg, TESTS)
     assert isinstance(loader, host.data.DeviceLoader) and "beside 0.1 MiB of other data sets" in caplog.text
     resident.release()
@@ -182,15 +179,15 @@ def test_an_unreadable_training_image_stops_or_is_replaced_by_the_same_persons_n
     broken = own_folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(RuntimeError, match="0007_c2s1_000002_00.jpg: is broken.*ON_UNREADABLE skip"):
-        train_loader(config("stop"))
+        build_train_loader(config("stop"))
     cfg = config("skip")
-    loader = train_loader(cfg)
+    loader = build_train_loader(cfg)
     item = [path == str(broken) for path, _, _ in loader.dataset.img_items].index(True)
     row = loader.row_of[item]
     path = loader.fields["img_paths"][row]
     assert "0007_" in path and path != str(broken)
     assert loader.dataset.num_unreadable.item() == 1
-    assert train_loader(cfg).dataset.num_unreadable.item() == 1  # not decoded again, and yet counted
+    assert build_train_loader(cfg).dataset.num_unreadable.item() == 1  # not decoded again, and yet counted
     theirs = build_train_set(cfg)[item]
     assert path == theirs["img_paths"]
     assert loader.fields["targets"][row] == theirs["targets"]

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.data.build import build_train_loader
 from cerberus_plugin.data.loader import SeparateGenerators
 from cerberus_plugin.engine.label_tables import measure_scales
 from cerberus_plugin.engine.trainer import setup
@@ -98,7 +99,7 @@ def test_measuring_scales_draws_no_random_numbers_and_repeats_itself(run, small_
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
     before, scales, training = states(), run.model.prototypes.log_scales.tolist(), run.model.training
-    measure_scales(run.model, small_config(), run.data_loader.dataset)
+    measure_scales(run.model, small_config(), run.data)
     assert states() == before and run.model.prototypes.log_scales.tolist() == scales and run.model.training == training
 
 
@@ -111,17 +112,17 @@ def images_of(loader, first: int, count: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_batch_depends_on_the_seed_and_its_number_alone(small_config, sampler, resident):
     options = (*RANDOM, "DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.RESIDENT", resident)
-    whole = images_of(CerberusTrainer.build_train_loader(small_config(*options)), 0, 5)
+    whole = images_of(build_train_loader(small_config(*options)), 0, 5)
     torch.rand(3), np.random.rand(3), random.random()  # what else draws must not matter
-    later = images_of(CerberusTrainer.build_train_loader(small_config(*options)), 2, 3)
+    later = images_of(build_train_loader(small_config(*options)), 2, 3)
     assert all(map(torch.equal, later, whole[2:]))
     assert not torch.equal(later[0], later[1])
-    other = images_of(CerberusTrainer.build_train_loader(small_config(*options, "SEED", 2)), 0, 1)
+    other = images_of(build_train_loader(small_config(*options, "SEED", 2)), 0, 1)
     assert not torch.equal(other[0], whole[0])
 
 
 def test_loader_processes_and_their_number_change_no_batch(small_config):
-    alone, two = (images_of(CerberusTrainer.build_train_loader(small_config(
+    alone, two = (images_of(build_train_loader(small_config(
         *RANDOM, "DATALOADER.RESIDENT", False, "DATALOADER.NUM_WORKERS", workers)), 1, 3) for workers in (0, 2))
     assert all(map(torch.equal, alone, two))
 
@@ -133,7 +134,7 @@ def test_processes_share_the_order_of_images_and_draw_their_own_augmentation(sma
         monkeypatch.setattr("fastreid.utils.comm.get_rank", lambda rank=rank: rank)
         monkeypatch.setattr("fastreid.utils.comm.get_world_size", lambda: 2)
         monkeypatch.setattr("fastreid.utils.comm.shared_random_seed", lambda: np.random.randint(2**31))
-        batches.append(next(iter(CerberusTrainer.build_train_loader(cfg).batch_sampler)))
+        batches.append(next(iter(build_train_loader(cfg).batch_sampler)))
     assert set(batches[0]).isdisjoint(batches[1]) and batches[0].seed != batches[1].seed
 
 

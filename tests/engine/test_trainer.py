@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, SIDTable
+from cerberus_plugin.data import build
 from cerberus_plugin.data.build import build_train_set
 from cerberus_plugin.engine.trainer import evaluate
 from cerberus_plugin.evaluation import report
@@ -362,6 +363,24 @@ def test_an_evaluation_checks_its_test_sets_before_it_reads_an_image(run, tmp_pa
     cfg = run.cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/model_final.pth", str(tmp_path / "evaluation")
-    monkeypatch.setattr(CerberusTrainer, "test", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(CerberusTrainer, "run_tests", lambda *_: pytest.fail("evaluated"))
     with pytest.raises(ValueError, match="no query has a gallery image of its identity under another camera"):
         evaluate(cfg)
+
+
+def test_a_start_reads_each_data_set_and_numbers_semantic_ids_once(small_config, monkeypatch):
+    read, numbered = [], []
+    build_dataset, build_table = build.build_dataset, SIDTable.build
+    monkeypatch.setattr(build, "build_dataset", lambda cfg, name: read.append(name) or build_dataset(cfg, name))
+    monkeypatch.setattr(SIDTable, "build", lambda *args: numbered.append(args) or build_table(*args))
+    trainer = CerberusTrainer(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", [TESTS, "held-out"]))
+    trainer.resume_or_load(resume=False)
+    trainer._test()
+    trainer._test()
+    assert read == [TESTS, TESTS] and len(numbered) == 1  # to train on, and to test on
+
+
+def test_batches_carry_the_labels_of_each_image_and_their_semantic_ids(run):
+    batch = next(iter(run.data_loader))
+    assert torch.equal(batch["attributes"], run.data.dataset.labels[batch["targets"]])
+    assert torch.equal(batch["sids"], run.data.sid_table.lookup(batch["attributes"]))

@@ -9,7 +9,7 @@ from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, Annotations
 from cerberus_plugin.data.build import build_test_set, build_train_set
 from cerberus_plugin.data.loader import AttributeDataset
-from cerberus_plugin.engine.trainer import evaluate, with_account
+from cerberus_plugin.engine.trainer import evaluate
 from cerberus_plugin.evaluation.manifest import config_sha256, manifest, of_test, of_training, ranking_rules
 from cerberus_plugin.experiments.manifest_diff import differences, main, read
 from cerberus_plugin.utils.files import file_sha256
@@ -150,14 +150,14 @@ def test_images_that_could_not_be_read_are_counted_in_every_evaluation_anew(run,
     for name in ("bounding_box_test/0003_c2s1_000002_00.jpg", "query/0004_c1s1_000001_00.jpg"):
         (moved / "Market-1501-v15.09.15" / name).write_bytes(b"not a picture")
     for _ in range(2):
-        tested = CerberusTrainer.test(evaluation, run.model).tested
+        tested = CerberusTrainer.run_tests(evaluation, run.model)[1][NAME]
         assert tested["left out"] == 2
         assert tested["query"]["images"] == 6 and tested["gallery"]["images"] == 19
 
 
 def test_each_of_several_test_data_sets_has_its_account(run, evaluation, tmp_path):
     evaluation.DATASETS.TESTS, evaluation.OUTPUT_DIR = (NAME, "Market1501"), str(tmp_path)
-    made = manifest(evaluation, CerberusTrainer.test(evaluation, run.model), run.model)
+    made = manifest(evaluation, *CerberusTrainer.run_tests(evaluation, run.model), run.model)
     assert list(made["tests"]) == [NAME, "Market1501"]
     assert made["tests"][NAME]["labels"] and made["tests"]["Market1501"]["labels"] is None
     assert made["checkpoint"] is made["checkpoint sha256"] is None
@@ -165,13 +165,11 @@ def test_each_of_several_test_data_sets_has_its_account(run, evaluation, tmp_pat
 
 def test_other_processes_make_no_account(run, evaluation, monkeypatch):
     monkeypatch.setattr("cerberus_plugin.engine.trainer.comm.is_main_process", lambda: False)
-    assert not hasattr(CerberusTrainer.test(evaluation, run.model), "tested")
+    assert CerberusTrainer.run_tests(evaluation, run.model)[1] == {}
 
 
-def test_figures_of_another_evaluator_have_no_account_and_are_written_all_the_same(small_config):
-    figures = {"mAP": 1.0, "metric": 1.0}
-    assert with_account(figures, None, object()) is figures
-    made = manifest(small_config(file=BOT), figures)
+def test_figures_without_an_account_are_written_all_the_same(small_config):
+    made = manifest(small_config(file=BOT), {"mAP": 1.0, "metric": 1.0}, {})
     assert made["tests"] == {} and "outfit" not in made["junk"]
     assert made["colours"] is made["pool"] is made["SID space"] is None
 

@@ -5,7 +5,8 @@ import inspect
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.config import check_model_keys
-from cerberus_plugin.modeling.losses import soft_triplet_loss, total_loss
+from cerberus_plugin.modeling.backbones import SPLITTERS, Split, register_split
+from cerberus_plugin.modeling.losses import soft_triplet_loss
 
 import pytest
 import torch
@@ -76,12 +77,35 @@ def test_resnet_family_backbones_split_alike(name, depth, dim, ibn):
     (("MODEL.BACKBONE.FEAT_DIM", 512), "FEAT_DIM is 512, but build_resnet_backbone at depth 50x gives 2048"),
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks"),
     (("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0", "MODEL.BACKBONE.FEAT_DIM", 512),
-     "'build_osnet_backbone' has no .*layer1"),
+     "'build_osnet_backbone', expected one of build_resnet_backbone, .* register a function .*register_split"),
     (("MODEL.CERBERUS.SCHEMA", ""), "SCHEMA is '', expected one of market1501, dukemtmc"),
 ])
 def test_what_cannot_be_split_or_read_is_refused_by_key(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(*options)
+
+
+def test_a_backbone_of_another_kind_trains_once_its_split_is_registered(monkeypatch):
+    monkeypatch.setattr("cerberus_plugin.modeling.backbones.SPLITTERS", dict(SPLITTERS))
+
+    @register_split("build_osnet_backbone")
+    def split_osnet(backbone, options, cut):
+        assert cut == "conv4_2"
+        return Split(nn.Sequential(backbone.conv1, backbone.maxpool, backbone.conv2, backbone.conv3),
+                     nn.Sequential(backbone.conv4, backbone.conv5), 512)
+
+    model = model_of("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0",
+                     "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.EMBEDDING_DIM", 16).train()
+    sum(model(small_batch(model)).values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_loss_of_ones_own_is_appended_to_the_list():
+    model = model_of(*SMALL).train()
+    model.criteria.append(lambda outputs, targets: {"loss_norm": outputs["representations"].norm() / len(targets.sids)})
+    terms = model(small_batch(model))
+    assert list(terms) == ["loss_id", "loss_triplet", "loss_sem", "loss_reg", "loss_norm"]
+    assert terms["loss_norm"].item() > 0
 
 
 def test_losses_are_weighted_means_over_the_five_groups():
@@ -95,7 +119,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     assert terms["loss_id"].item() == pytest.approx(identity.item(), rel=1e-5)
     guidance = 0
     for g, group in enumerate(GROUPS):
-        sids = model.prototypes.sid_of_class[y][:, g]
+        sids = batch["sids"][:, g]
         known = sids >= 0
         cosine = F.cosine_similarity(outputs["representations"][g][known], model.prototypes.rows[group][sids[known]])
         guidance = guidance + (1 - 0.6 - cosine).clamp(min=0).mean() / 5
@@ -103,7 +127,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     regularisation = model.prototypes.regularisation()
     assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
     triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
-    expected = total_loss(identity + triplet, guidance, regularisation)
+    expected = identity + triplet + 5 * guidance + 0.001 * regularisation
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -122,7 +146,7 @@ def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_b
     terms, y = model(batch), batch["targets"]
     softmax = 0
     for g, group in enumerate(GROUPS):
-        sids = model.prototypes.sid_of_class[y][:, g]
+        sids = batch["sids"][:, g]
         rows = model.prototypes.rows[group][:4]  # no class carries a semantic ID beyond
         cosines = F.normalize(outputs["representations"][g], dim=1) @ F.normalize(rows, dim=1).T
         softmax = softmax + F.cross_entropy(16 * cosines, sids, ignore_index=-1) / 5
@@ -166,14 +190,18 @@ def test_precise_bn_batches_with_targets_of_minus_one_pass():
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     batch["targets"] = torch.full_like(batch["targets"], -1)
+    del batch["sids"]
     assert all(term.isfinite() for term in model(batch).values())
     assert (batch["targets"] == -1).all()
 
 
-def test_a_training_batch_without_identities_is_refused():
+@pytest.mark.parametrize("key", ["targets", "sids"])
+def test_a_training_batch_without_identities_or_semantic_ids_is_refused(key):
     model = model_of(*SMALL).train()
-    with pytest.raises(ValueError, match="training batch without 'targets'"):
-        model({"images": torch.rand(2, 3, 96, 48)})
+    batch = small_batch(model)
+    del batch[key]
+    with pytest.raises(ValueError, match=f"training batch without '{key}'"):
+        model(batch)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -196,7 +196,7 @@ def test_the_objective_is_the_plain_sum_of_five_classifications_and_five_triplet
     losses = model.losses
     model.losses = lambda given, *args: losses(outputs.setdefault("given", given), *args)
     terms = losses_of(model)
-    logits, features, y = outputs["given"]["logits"], outputs["given"]["features"], batch()["targets"]
+    logits, features, y = outputs["given"]["logits"], outputs["given"]["representations"], batch()["targets"]
     assert logits.shape == (5, 8, 10) and features.shape == (5, 8, 512)
     classification = sum(F.cross_entropy(scores, y, label_smoothing=0.1) for scores in logits)
     triplets = sum(triplet_loss(feature, y, 0.3, norm_feat=False, hard_mining=True) for feature in features)
@@ -285,9 +285,9 @@ def test_an_embedding_is_the_sum_over_image_and_mirror_image_before_normalisatio
     (("MODEL.BACKBONE.STEM_POOL", "floor"), "STEM_POOL is 'floor', expected 'ceil' or 'padding'"),
     (("MODEL.BACKBONE.STEM_POOL", "padding", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
       "MODEL.BACKBONE.DEPTH", "50x"), "'padding', which is for build_resnet_backbone alone"),
-    (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks.* lost in CSSC"),
+    (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks.* would be lost"),
     (("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x1_0"),
-     "'build_osnet_backbone' has no .*layer1.*CSSC takes a ResNet-like backbone apart")])
+     "'build_osnet_backbone', expected one of build_resnet_backbone.*CSSC splits its backbone.*register_split")])
 def test_what_cannot_be_is_refused_by_key(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(*options)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, check_model_keys
+from cerberus_plugin.modeling.backbones import register_split, split_resnet
 from cerberus_plugin.modeling.build import load_model
 
 import pytest
@@ -44,6 +45,9 @@ class Block(nn.Module):
         return self.bn2(self.conv(x)).relu()
 
 
+register_split("build_tiny_backbone")(split_resnet)
+
+
 @BACKBONE_REGISTRY.register()
 def build_tiny_backbone(cfg):
     """A backbone with the parts of a ResNet, 16 channels and no keys."""
@@ -73,7 +77,8 @@ def outcome(cfg: CfgNode) -> list:
         model = build_model(cfg)
         torch.manual_seed(1)
         images = 255 * torch.rand(8, 3, 32, 8)
-        batch = {"images": images.clone(), "targets": torch.arange(8) // 2, "attributes": random_labels(MARKET1501, 8)}
+        batch = {"images": images.clone(), "targets": torch.arange(8) // 2, "attributes": random_labels(MARKET1501, 8),
+                 "sids": torch.randint(4, (8, 5))}
         with EventStorage(0), torch.no_grad():
             losses = {name: value.item() for name, value in model(batch).items()}
             layers = [type(layer) for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]

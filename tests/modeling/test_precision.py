@@ -1,5 +1,7 @@
 """Every switch for speed leaves what is computed alone, on the plugin's model and on the host's."""
 
+import copy
+
 from cerberus_plugin.modeling import precision as acceleration
 from cerberus_plugin.modeling.build import load_model
 
@@ -80,6 +82,25 @@ def test_bfloat16_convolves_in_half_and_keeps_losses_weights_and_evaluation_in_f
     assert seen == [torch.bfloat16, torch.float32]
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_copy_of_a_model_under_autocast_computes_with_its_own_weights():
+    model = model_of(*SMALL).eval()
+    acceleration.cast_forward(model, evaluation="bfloat16")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.trunk.parameters():
+            parameter.add_(1)
+        images = 255 * torch.rand(2, 3, 96, 48)
+        assert not torch.equal(model(images), other(images))
+
+
+def test_autocast_ends_with_a_forward_pass_that_fails():
+    model = model_of(*SMALL).train()
+    acceleration.cast_forward(model, training="bfloat16")
+    with pytest.raises(ValueError, match="without 'targets'"):
+        model({"images": torch.rand(2, 3, 96, 48)})
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_bfloat16_losses_are_those_of_float32_to_its_three_digits(plain):

@@ -27,6 +27,7 @@ def model_of(*options) -> nn.Module:
 
 
 def small_batch(model: nn.Module, size: int = 8) -> dict:
+    """Random pixels of `size` / 2 identities and their semantic IDs, one of which is missing; fills the tables."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.prototypes.sid_of_class.copy_(torch.randint(4, (751, 5), generator=generator))
@@ -35,7 +36,9 @@ def small_batch(model: nn.Module, size: int = 8) -> dict:
             model.prototypes.margins(group).fill_(0.6)
             carried, counts = model.prototypes.sid_of_class[:, g], model.prototypes.counts(group)
             counts.copy_(carried[carried >= 0].bincount(minlength=len(counts)))
-    return {"images": torch.rand(size, 3, 96, 48, generator=generator) * 255, "targets": torch.arange(size) // 2}
+    targets = torch.arange(size) // 2
+    return {"images": torch.rand(size, 3, 96, 48, generator=generator) * 255, "targets": targets,
+            "sids": model.prototypes.sid_of_class[targets]}
 
 
 def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
