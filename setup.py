@@ -67,7 +67,9 @@ if __name__ == "__main__":
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
-        package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
+        license="Apache-2.0",
+        package_data={"cerberus_plugin": ["py.typed"],  # its annotations are for type checkers of other projects too
+                      "cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
                       "cerberus_plugin.search.gallery": ["*.j2", "*.css"],  # and sheets of what was found
                       "cerberus_plugin.search.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and `cerberus serve`
         python_requires=">=3.10",
