@@ -49,6 +49,7 @@ EXTRAS_REQUIRE = {
             "httpx2>=2,<3; python_version >= '3.11'",  # starlette's test client speaks through it
             "httpx>=0.27,<0.29; python_version < '3.11'",  # as older ones do
             "pytest>=8,<10", "ruff>=0.6",
+            "mypy>=1.15,<3",  # checks the types of the rooms that pyproject.toml lists
             "pytest-xdist>=3.6,<4",  # runs the tests in several processes
             "nbformat>=5.9,<6", "nbclient>=0.9,<1",  # read and run the tutorial, for its test
             "ipykernel>=6.29,<8",  # the kernel it runs in, wherever it is opened

@@ -339,8 +339,9 @@ class Vocabulary:
         group_of = {own.column or own.name: own.group for own in fields}
         of_groups = {own["name"]: own.get("scale", record.get("cosine_scale")) for own in record["groups"]}
         scales = record.get("scales") or {name: of_groups[group_of[name]] for name in record["columns"]}
-        prior = (record["reading"], record["tau"], record["unseen_prior"]) if known else ("nearest", 0.0, 1.0)
-        return cls(record["schema"], fields, tuple(record["columns"]), groups, scales, *prior,
+        reading, tau, unseen = (record["reading"], record["tau"], record["unseen_prior"]) if known else (
+            "nearest", 0.0, 1.0)
+        return cls(record["schema"], fields, tuple(record["columns"]), groups, scales, reading, tau, unseen,
                    record["force_colour"], record["temperatures"],
                    {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 
