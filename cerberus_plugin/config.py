@@ -84,21 +84,24 @@ def merge_file(cfg: CN, path: str | Path) -> CN:
                          "version that wrote it, or train again") from error
 
 
-def _check_files(path: Path) -> None:
-    """Refuse a file, or one that it is based on, that is too large or based on itself, without an end."""
-    seen = []
-    while path.is_file() and path.resolve() not in seen:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
-        seen.append(path.resolve())
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds {type(values).__name__}, expected KEY: VALUE")
-        if BASE_KEY not in values:
-            return
-        path = path.parent / Path(values[BASE_KEY]).expanduser()
-    if path.resolve() in seen:
+def _check_files(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse a file, or one that it is based on, that is too large or based on itself, without an end.
+
+    Args:
+        above: the files that are based on this one.
+    """
+    if path.resolve() in above:
         raise ValueError(f"{BASE_KEY} leads back to {path}")
+    if not path.is_file():
+        return
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected KEY: VALUE")
+    bases = values.get(BASE_KEY, [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        _check_files(path.parent / Path(base).expanduser(), (*above, path.resolve()))
 
 
 def _value(values: Mapping, key: str) -> object:
