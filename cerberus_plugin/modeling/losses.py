@@ -33,12 +33,6 @@ def _float32(function):
     return wrapped
 
 
-def total_loss(identification: Tensor, guidance: Tensor, regularisation: Tensor, lambda_id: float = 1.0,
-               lambda_sem: float = 5.0, lambda_reg: float = 0.001) -> Tensor:
-    """Weighted sum of the three losses (Eq. 2): what the host's sum over a model's named terms comes to."""
-    return lambda_sem * guidance + lambda_id * identification + lambda_reg * regularisation
-
-
 @_float32
 def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, margins: Tensor) -> Tensor:
     """Pull representations towards their semantic ID's prototype until the cosine exceeds 1 - margin (Eq. 3).

@@ -5,7 +5,7 @@ import inspect
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.config import check_model_keys
-from cerberus_plugin.modeling.losses import soft_triplet_loss, total_loss
+from cerberus_plugin.modeling.losses import soft_triplet_loss
 
 import pytest
 import torch
@@ -103,7 +103,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     regularisation = model.prototypes.regularisation()
     assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
     triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
-    expected = total_loss(identity + triplet, guidance, regularisation)
+    expected = identity + triplet + 5 * guidance + 0.001 * regularisation  # Eq. 2
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -10,7 +10,6 @@ from cerberus_plugin.modeling.losses import (
     prototype_softmax_loss,
     semantic_guidance_loss,
     soft_triplet_loss,
-    total_loss,
 )
 
 import pytest
@@ -163,10 +162,6 @@ def test_regulariser_equals_the_double_loop_in_value_and_gradient(rows, bits, di
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     for got, want in zip(torch.autograd.grad(loss, (p, v)), torch.autograd.grad(expected, (p, v))):
         assert torch.allclose(got, want, rtol=1e-11, atol=1e-9)
-
-
-def test_total_weighs_the_terms_as_the_paper_does():
-    assert total_loss(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)).item() == pytest.approx(11.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
