@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from cerberus_plugin import add_cerberus_config
-from cerberus_plugin.config import check_model_keys, leaves, merge_file
+from cerberus_plugin.config import check_model_keys, flat, merge_file
 
 import pytest
 from fastreid.config import get_cfg
@@ -25,8 +25,8 @@ def read(path: Path):
 
 def changes(path: Path, base: Path) -> dict:
     """Keys whose values differ between two files, with those of the first."""
-    others = dict(leaves(read(base)))
-    return {key: value for key, value in leaves(read(path)) if value != others[key]}
+    others = flat(read(base))
+    return {key: value for key, value in flat(read(path)).items() if value != others[key]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
