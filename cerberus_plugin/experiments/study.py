@@ -20,9 +20,9 @@ from fastreid.config import CfgNode
 
 from ..config import FILLED, changed, flat
 from ..engine import trainer
-from ..evaluation import report
+from ..evaluation import report, spread
 from ..utils.files import json_sha256, write_json, write_text
-from . import compare, spread
+from . import compare
 from .running import FREE, check_same_images, check_same_run, is_finished, train_once
 
 logger = logging.getLogger("fastreid.cerberus")
