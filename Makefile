@@ -21,7 +21,7 @@ help:
 	@echo "              STUDIES=\"plus unseen\" for others than parts and margins"
 	@echo "make test     the test suite"
 	@echo "make test-slow  the tests that make test leaves out for time"
-	@echo "make lint     ruff"
+	@echo "make lint     ruff and mypy"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
@@ -53,6 +53,7 @@ test-slow: install
 
 lint: install
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 smoke: install
 	rm -rf runs/smoke

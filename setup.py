@@ -49,6 +49,7 @@ EXTRAS_REQUIRE = {
             "httpx2>=2,<3; python_version >= '3.11'",  # starlette's test client speaks through it
             "httpx>=0.27,<0.29; python_version < '3.11'",  # as older ones do
             "pytest>=8,<10", "ruff>=0.6",
+            "mypy>=1.15,<3",  # checks the types of the rooms that pyproject.toml lists
             "pytest-xdist>=3.6,<4",  # runs the tests in several processes
             "nbformat>=5.9,<6", "nbclient>=0.9,<1",  # read and run the tutorial, for its test
             "ipykernel>=6.29,<8",  # the kernel it runs in, wherever it is opened
@@ -67,7 +68,9 @@ if __name__ == "__main__":
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
-        package_data={"cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
+        license="Apache-2.0",
+        package_data={"cerberus_plugin": ["py.typed"],  # its annotations are for type checkers of other projects too
+                      "cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
                       "cerberus_plugin.search.gallery": ["*.j2", "*.css"],  # and sheets of what was found
                       "cerberus_plugin.search.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and `cerberus serve`
         python_requires=">=3.10",

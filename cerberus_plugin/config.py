@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -55,7 +57,8 @@ def read_run_config(path: str | Path) -> CN:
     host, cfg = get_cfg(), get_cfg()
     add_cerberus_config(cfg)
     written = merge_file(cfg, path)
-    absent = [key for key, value in leaves(host) if _value(written, key) is None and value is not None]
+    given = flat(written)
+    absent = [key for key, value in flat(host).items() if given.get(key) is None and value is not None]
     if absent:
         raise ValueError(f"{path}: has no value for {', '.join(absent[:3])}"
                          f"{f' and {len(absent) - 3} other keys' if len(absent) > 3 else ''}, which every training run "
@@ -84,28 +87,24 @@ def merge_file(cfg: CN, path: str | Path) -> CN:
                          "version that wrote it, or train again") from error
 
 
-def _check_files(path: Path) -> None:
-    """Refuse a file, or one that it is based on, that is too large or based on itself, without an end."""
-    seen = []
-    while path.is_file() and path.resolve() not in seen:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
-        seen.append(path.resolve())
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds {type(values).__name__}, expected KEY: VALUE")
-        if BASE_KEY not in values:
-            return
-        path = path.parent / Path(values[BASE_KEY]).expanduser()
-    if path.resolve() in seen:
+def _check_files(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse a file, or one that it is based on, that is too large or based on itself, without an end.
+
+    Args:
+        above: the files that are based on this one.
+    """
+    if path.resolve() in above:
         raise ValueError(f"{BASE_KEY} leads back to {path}")
-
-
-def _value(values: Mapping, key: str) -> object:
-    """The value of a dotted name; None where there is none."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
+    if not path.is_file():
+        return
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected KEY: VALUE")
+    bases = values.get(BASE_KEY, [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        _check_files(path.parent / Path(base).expanduser(), (*above, path.resolve()))
 
 
 def add_cerberus_config(cfg: CN) -> None:
@@ -307,11 +306,9 @@ def check_model_keys(cfg: CN) -> None:
     if "LOSSES.NAME" not in read and "LOSSES.CE.EPSILON" in read and not 0 <= losses.CE.EPSILON <= 1:
         raise ValueError(f"MODEL.LOSSES.CE.EPSILON is {losses.CE.EPSILON}, expected 0 to 1: {name} has no adaptive "
                          "label smoothing")
-    defaults = get_cfg()
-    add_cerberus_config(defaults)
-    defaults = dict(leaves(defaults.MODEL))
-    wrong = [f"MODEL.{key} is {value!r} (default: {defaults[key]!r})" for key, value in leaves(cfg.MODEL)
-             if value != defaults[key] and (is_among(key, unused) or not is_among(key, read))]
+    own = {key.removeprefix("MODEL."): value for key, value in changed(cfg).items() if key.startswith("MODEL.")}
+    wrong = [f"MODEL.{key} is {value!r} (default: {defaults().get(f'MODEL.{key}')!r})" for key, value in own.items()
+             if is_among(key, unused) or not is_among(key, read)]
     if wrong:
         known = ", ".join(key for key in read if key.startswith(("HEADS", "LOSSES")) and key not in unused)
         raise ValueError(f"keys without effect on {name}, as the rest of the configuration stands: {'; '.join(wrong)}. "
@@ -349,10 +346,29 @@ def is_among(key: str, sections: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
-def leaves(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and values, lists as tuples."""
-    for key, value in node.items():
-        if isinstance(value, CN):
-            yield from leaves(value, f"{prefix}{key}.")
+def flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Values of a configuration by dotted key; tuples as lists, as JSON and YAML have them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, tuple(value) if isinstance(value, list) else value
+            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """Values of an unset configuration by dotted key."""
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    return MappingProxyType(flat(cfg))
+
+
+def changed(cfg: Mapping) -> dict[str, Any]:
+    """What a configuration has otherwise than by default, by dotted key.
+
+    Keys that the defaults lack count; those of a later version at their defaults do not.
+    """
+    usual = defaults()
+    return {key: value for key, value in flat(cfg).items() if key not in usual or usual[key] != value}

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 INSTALL = ROOT / "tools" / "install.py"
@@ -48,6 +49,11 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
              if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert found and found <= shipped
     assert {"pandas", "Jinja2"} <= {item.split(">")[0] for item in asked["install_requires"]}
+
+
+def test_the_workflow_runs_what_a_change_must_pass():
+    job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
 
 
 def test_versions_that_run_code_from_weights_or_hold_known_flaws_are_refused():

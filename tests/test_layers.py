@@ -1,6 +1,7 @@
 """The house rules that a program can check: imports point down only."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def test_imports_point_down(path):
         if is_in(own, FREE_OF_TORCH):
             assert not is_in(name, ("torch", "torchvision")), f"{own} imports {name}"
             assert inside is None or is_in(inside, FREE_OF_TORCH), f"{own} imports {inside}"
+
+
+def test_no_two_rooms_import_each_other():
+    _, arrows = runpy.run_path(str(ROOT / "tools" / "structure.py"))["arrows_of"](ROOT)
+    assert not {arrow for arrow in arrows if arrow[::-1] in arrows}
 
 
 def test_no_test_module_imports_another():

@@ -1,18 +1,22 @@
-"""What the README shows is run here, and what it names exists."""
+"""What README and CONTRIBUTING show is run here, and what they name exists."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from fastreid.evaluation import inference_on_dataset
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "projects/Cerberus/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "projects/Cerberus/README.md"]
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.S)
+def python_blocks(page: str = README) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, flags=re.S)
 
 
 def test_the_notebook_lines_run_on_a_run_folder(run, market_root, tmp_path, monkeypatch):
@@ -37,7 +41,7 @@ def test_the_evaluator_for_a_model_of_ones_own_is_built_as_shown(run):
     assert {"mAP", "PAR/mA_official", "APS/mAP"} <= set(results)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_linked_and_named_files_exist(page):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
@@ -46,7 +50,7 @@ def test_linked_and_named_files_exist(page):
         assert (ROOT / config).is_file(), config
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_keys_that_the_pages_name_exist(page, small_config):
     cfg = small_config()
     for key in set(re.findall(r"\b(?:MODEL|TEST|SOLVER|DATALOADER|DATASETS|INPUT)(?:\.[A-Z_]+)+\b", page.read_text())):
@@ -54,3 +58,53 @@ def test_keys_that_the_pages_name_exist(page, small_config):
         for part in key.split("."):
             assert part in node, key
             node = node[part]
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions, classes, methods as `Class.method`, and assigned names of a module's top level."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return names
+
+
+def rows_of_files() -> list[tuple[str, str, str]]:
+    """Rows of the README's tables of what is in which file, as (what, files, names)."""
+    tables = re.findall(r"\|[^\n]*\| file of `cerberus_plugin/` \| name \|\n\|[-|]+\|\n((?:\|[^\n]*\|\n)+)", README)
+    return [tuple(cell.strip() for cell in row.strip("|").split("|")) for table in tables for row in table.splitlines()]
+
+
+@pytest.mark.parametrize("row", rows_of_files(), ids=lambda row: row[0])
+def test_equations_and_figures_are_in_the_files_that_the_readme_names(row):
+    _, files, names = (re.findall("`(.*?)`", cell) for cell in row)
+    assert files and names
+    found = set().union(*(definitions(ROOT / "cerberus_plugin" / file) for file in files))
+    assert set(names) <= found
+
+
+def test_the_readme_names_files_for_the_equations_of_the_losses():
+    numbers = set()
+    for what, _, _ in rows_of_files():
+        for first, last in re.findall(r"Eq\. (\d)(?: to (\d))?", what):
+            numbers |= set(range(int(first), int(last or first) + 1))
+    assert numbers == set(range(2, 9))
+
+
+def test_the_model_backbone_schema_and_data_set_of_the_contributing_page_work(small_config):
+    names: dict = {}
+    for block in python_blocks((ROOT / "CONTRIBUTING.md").read_text()):
+        exec(block, names)
+    try:
+        cfg = small_config("MODEL.META_ARCHITECTURE", "ShortFeatures", "MODEL.BACKBONE.NAME", "build_small_backbone",
+                           "MODEL.HEADS.NUM_CLASSES", 2, file="configs/Market1501/bot_demo.yml")
+        batch = {"images": torch.rand(4, 3, 32, 32), "targets": torch.tensor([0, 0, 1, 1])}
+        with EventStorage(0):
+            losses = build_model(cfg)(batch)
+        assert set(losses) == {"loss_cls", "loss_triplet", "loss_length"}
+        assert names["Street"].schema.group_bits == (1, 1, 1, 1, 1)
+    finally:
+        del names["SCHEMAS"]["street"]

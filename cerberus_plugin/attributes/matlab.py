@@ -102,8 +102,8 @@ def _matrix(data: bytes, order: str, depth: int = 0) -> tuple[str, object]:
     name = _text(*_next(parts), order)
     if not len(flags) or {flags.dtype.kind, shape.dtype.kind} & {"f"} or len(shape) < 2 or (shape < 0).any():
         raise ValueError("the head of a variable is damaged")
-    flags, shape = int(flags[0]), shape.tolist()
-    count, kind = math.prod(shape), flags & 0xFF
+    flag, shape = int(flags[0]), shape.tolist()
+    count, kind = math.prod(shape), flag & 0xFF
     if kind == STRUCT and count == 1:
         return name, _struct(parts, order, depth)
     if kind == CELL:
@@ -118,9 +118,9 @@ def _matrix(data: bytes, order: str, depth: int = 0) -> tuple[str, object]:
     if kind not in NUMERIC:
         return name, None
     values = _whole(parts, count, order)
-    if flags & COMPLEX:
+    if flag & COMPLEX:
         values = values + 1j * _whole(parts, count, order)
-    elif flags & LOGICAL:
+    elif flag & LOGICAL:
         values = values.astype(bool)
     return name, values.item() if count == 1 else values.reshape(shape, order="F").squeeze()
 
@@ -151,7 +151,7 @@ def _next(parts: Iterator) -> tuple[int, bytes]:
 
 
 def _numbers(kind: int, content: bytes, order: str) -> np.ndarray:
-    dtype = np.dtype(NUMBERS.get(kind, "V1")).newbyteorder(order)
+    dtype = np.dtype(order + NUMBERS.get(kind, "V1"))
     if kind not in NUMBERS or len(content) % dtype.itemsize:
         raise ValueError(f"an element of {len(content)} bytes has the type {kind}, which holds no numbers of that size")
     return np.frombuffer(content, dtype).astype(dtype.newbyteorder("="))

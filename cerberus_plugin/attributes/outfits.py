@@ -13,7 +13,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,10 +40,11 @@ def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tens
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     labels: dict[Outfit, Tensor] = {}
     try:
-        _check_columns(path, reader.fieldnames or [], schema)
+        names = reader.fieldnames or []
+        _check_columns(path, names, schema)
         for line in reader:
             if any(line.values()):  # spreadsheets write empty lines as separators alone
-                outfit, row = _read_line(f"{path}, line {reader.line_num}", line, reader.fieldnames, schema)
+                outfit, row = _read_line(f"{path}, line {reader.line_num}", line, names, schema)
                 if outfit in labels:
                     raise ValueError(f"{path}, line {reader.line_num}: outfit '{outfit[2]}' of person {outfit[1]} "
                                      f"({outfit[0]}) is there twice; remove one")
@@ -74,7 +75,7 @@ def decode_text(path: str | Path, data: bytes) -> str:
     return text
 
 
-def _read_line(where: str, line: dict, names: list[str], schema: AttributeSchema) -> tuple[Outfit, Tensor]:
+def _read_line(where: str, line: dict, names: Sequence[str], schema: AttributeSchema) -> tuple[Outfit, Tensor]:
     if None in line or None in line.values():
         raise ValueError(f"{where}: expected {len(names)} values, as in the first line; quote a value that has a "
                          "separator")
@@ -101,7 +102,7 @@ def outfit_name(name: str) -> str:
     return name.lstrip("0") or "0" if re.fullmatch("[0-9]+", name) else name
 
 
-def _check_columns(path: Path, names: list[str], schema: AttributeSchema) -> None:
+def _check_columns(path: Path, names: Sequence[str], schema: AttributeSchema) -> None:
     wanted = [*KEYS, *(column.name for column in schema.columns)]
     if len(names) == 1:
         raise ValueError(f"{path}: the first line has one column, '{names[0][:40]}'; columns are separated by commas, "

@@ -46,12 +46,11 @@ class SIDTable:
             raise ValueError(f"MODEL.CERBERUS.SID_SPACE is '{space}', expected one of {', '.join(SID_SPACES)}")
         if space == "union" and test is None:
             raise ValueError("MODEL.CERBERUS.SID_SPACE 'union' needs the labels of the test identities as well")
+        others = test if space == "union" and test is not None else train[:0]
         labels, counts = [], []
         for group in schema.group_names:
-            rows = [_group_rows(schema, train, group)]
-            if space == "union":
-                rows.append(_group_rows(schema, test, group))
-            elif space == "product":
+            rows = [_group_rows(schema, train, group), _group_rows(schema, others, group)]
+            if space == "product":
                 rows.append(_product_rows(schema, group))
             distinct = torch.unique(torch.cat(rows), dim=0)  # sorted rows, (K, A)
             labels.append(distinct)

@@ -99,12 +99,6 @@ def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
     return Draws(top, left, flip, torch.cat([corner, sides], dim=1) * erased[:, None])
 
 
-def no_draws(recipe: Recipe, count: int) -> Draws:
-    """The draws that leave the resized image as it is."""
-    centre, zero = torch.full((count,), recipe.padding), torch.zeros(count, dtype=torch.int64)
-    return Draws(centre, centre, zero, zero[:, None].expand(-1, 4))
-
-
 def bicubic_taps(size: int, target: int) -> tuple[Tensor, Tensor]:
     """Pillow's bicubic weights from `size` pixels to `target`, not fewer.
 

@@ -6,7 +6,6 @@ Paths of the machine enter no hash: images are named from their data set's own f
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,7 +18,7 @@ from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 from ..utils.distributed import unwrapped
-from ..utils.files import file_sha256
+from ..utils.files import file_sha256, json_sha256
 
 # Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
@@ -124,7 +123,7 @@ def config_sha256(cfg: CfgNode) -> str:
     for key in FILE_KEYS:
         node, last = _node_of(values, key)
         node[last] = os.path.basename(node.get(last) or "")
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_sha256(values)
 
 
 def _reading(cfg: CfgNode, model: nn.Module) -> dict:

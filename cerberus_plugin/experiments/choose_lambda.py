@@ -3,7 +3,7 @@
     python -m cerberus_plugin.experiments.choose_lambda --config-file configs/Market1501/apr_R50.yml \\
         OUTPUT_DIR logs/market1501/apr_lambda
 
-One training run a lambda in OUTPUT_DIR/lambda_<value>, all from one seed and without 100 training identities
+A study (`experiments.study`) with one run per lambda, all from one seed and without 100 training identities
 (DATASETS.HOLD_OUT), on which each is evaluated; no test image is looked at. The same command goes on after a kill and
 repeats no finished run. Several GPUs may share the work: start it on each with some of --lambdas and one SEED, then
 once with all of them.
@@ -12,10 +12,8 @@ once with all of them.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +21,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import yaml
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
@@ -31,9 +28,8 @@ from ..data.splits import HELD_OUT
 from ..engine.trainer import read_config, start
 from ..evaluation import report
 from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from .running import check_same_run, is_finished, train_once
-
-logger = logging.getLogger("fastreid.cerberus")
+from . import study
+from .study import Study, Variant
 
 LAMBDAS = tuple(tenths / 10 for tenths in range(11))
 HOLD_OUT = 100  # of the 751 of Market-1501, as in the paper
@@ -42,30 +38,35 @@ COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "PAR/mA_official": "PAR mA off
 FIGURES = (*report.REID, *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/mAP", "APS/Rank-1")  # more is better
 
 
+def study_of(lambdas: Sequence[float]) -> Study:
+    """A variant per lambda."""
+    variants = tuple(Variant(f"lambda {value:g}", {"MODEL.APR.LAMBDA": float(value)}, curve="lambda", x=value)
+                     for value in lambdas)
+    return Study("lambdas", "APR: lambda, the share of the identity losses",
+                 "Which lambda serves held-out people best?", variants, FIGURES, against=variants[-1].name)
+
+
 def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") -> float:
     """Train APR with each lambda, and write lambda.txt, lambda.json and lambda.png; the best one.
 
     Args:
-        cfg: of APR, with DATASETS.HOLD_OUT and a SEED; runs lie in folders of its OUTPUT_DIR.
+        cfg: of APR, with DATASETS.HOLD_OUT and a SEED; the study and its runs lie in its OUTPUT_DIR.
         by: name of the figure on the held-out identities that is to be highest; of equal ones the larger lambda.
     """
-    runs = {value: _with_lambda(cfg, value) for value in lambdas}
-    for run in runs.values():  # before hours of training, not after
-        check_same_run(run)
-    num_waiting, seconds, figures = sum(not is_finished(run) for run in runs.values()), [], {}
-    for place, (value, run) in enumerate(runs.items(), start=1):
-        finished, begun = is_finished(run), time.monotonic()
-        figures[value] = train_once(run)["results"][HELD_OUT]
-        took = "finished before"
-        if not finished:
-            seconds.append(time.monotonic() - begun)
-            left = sum(seconds) / len(seconds) * (num_waiting - len(seconds))
-            took = f"{seconds[-1] / 60:.1f} minutes, about {left / 60:.0f} minutes to go"
-        found = ", ".join(f"{COLUMNS[key]} {report.percent(figures[value][key])}" for key in ("mAP", "PAR/mA_official"))
-        logger.info(f"lambda {value:g}, run {place} of {len(runs)}: {found}; {took}")
+    def read(variant: Variant, seed: int) -> CfgNode:
+        own = cfg.clone()
+        own.defrost()
+        own.SEED, own.MODEL.APR.LAMBDA = seed, variant.options["MODEL.APR.LAMBDA"]
+        own.freeze()
+        return own
+
+    chosen = study_of(lambdas)
+    study.run(chosen, read, [cfg.SEED], cfg.OUTPUT_DIR)
+    folders = {run.variant.x: run.cfg.OUTPUT_DIR for run in study.plan(chosen, read, [cfg.SEED], cfg.OUTPUT_DIR)}
+    figures = {value: report.read_results(folder)["results"][HELD_OUT] for value, folder in folders.items()}
     best = best_lambda({value: row[by] for value, row in figures.items()}, by)
     conclusion = _conclusion(cfg, best, by, figures)
-    _write(cfg, best, by, figures, conclusion)
+    _write(cfg, best, by, figures, folders, conclusion)
     print(f"{table(figures)}\n\n{conclusion}")
     return best
 
@@ -109,8 +110,8 @@ def prepare(cfg: CfgNode) -> CfgNode:
     cfg.DATASETS.HOLD_OUT = cfg.DATASETS.HOLD_OUT or HOLD_OUT
     cfg.DATASETS.TESTS = (HELD_OUT,)
     if cfg.SEED < 0:
-        earlier = sorted(Path(cfg.OUTPUT_DIR).glob("lambda_*/config.yaml"))
-        cfg.SEED = yaml.safe_load(earlier[0].read_text())["SEED"] if earlier else cfg.SEED
+        earlier = sorted(Path(cfg.OUTPUT_DIR, study.RUNS).glob("lambda_*/seed_*"))
+        cfg.SEED = int(earlier[0].name.removeprefix("seed_")) if earlier else cfg.SEED
     return cfg
 
 
@@ -137,15 +138,6 @@ def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, b
     plt.close(figure)
 
 
-def _with_lambda(cfg: CfgNode, value: float) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.APR.LAMBDA = value
-    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, f"lambda_{value:g}")
-    cfg.freeze()
-    return cfg
-
-
 def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapping[str, float]]) -> str:
     others = {value: row[by] for value, row in figures.items() if value != best}
     found = f"{report.percent(figures[best][by])}"
@@ -156,7 +148,7 @@ def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapp
             f"each, seed {cfg.SEED})")
 
 
-def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, conclusion: str) -> None:
+def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, folders: Mapping, conclusion: str) -> None:
     def path(suffix: str) -> str:
         return os.path.join(cfg.OUTPUT_DIR, f"lambda.{suffix}")
 
@@ -164,7 +156,7 @@ def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, conclusion: str
     write_json(path("json"), {
         "chosen": best, "by": by, "held-out identities": cfg.DATASETS.HOLD_OUT,
         "hold-out seed": cfg.DATASETS.HOLD_OUT_SEED, "seed": cfg.SEED,
-        "runs": [{"lambda": value, "folder": f"lambda_{value:g}", "results": row}
+        "runs": [{"lambda": value, "folder": os.path.relpath(folders[value], cfg.OUTPUT_DIR), "results": row}
                  for value, row in sorted(figures.items())]})
     draw(path("png"), figures, best, by)
 

@@ -24,9 +24,9 @@ from tabulate import tabulate
 
 from ..config import merge_file
 from ..engine.trainer import read_config, start
-from ..evaluation import report
+from ..evaluation import report, spread
 from ..utils.files import replace_unprintable
-from . import catalogue, page, spread, study
+from . import catalogue, page, study
 from .compare import COLUMNS
 from .costs import costs
 from .study import Study, Variant

@@ -6,11 +6,10 @@ import gc
 import os
 from collections.abc import Iterable, Mapping
 
-import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.env import seed_all_rng
 
-from ..config import FILLED, add_cerberus_config, merge_file
+from ..config import FILLED, add_cerberus_config, flat, merge_file
 from ..data.build import build_test_set, build_train_set
 from ..engine.trainer import CerberusTrainer
 from ..evaluation import report
@@ -54,7 +53,7 @@ def check_same_run(cfg: CfgNode) -> None:
     found = get_cfg()
     add_cerberus_config(found)
     merge_file(found, path)
-    found, asked = by_key(yaml.safe_load(found.dump())), by_key(yaml.safe_load(cfg.dump()))
+    found, asked = flat(found), flat(cfg)
     different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE]
     if different:
         named = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in different[:5])
@@ -82,11 +81,3 @@ def check_same_images(cfgs: Iterable[CfgNode]) -> None:
 
 def _hashes(account: Mapping) -> tuple[str, str | None]:
     return account["list sha256"], (account.get("labels") or {}).get("sha256")
-
-
-def by_key(node: dict, prefix: str = "") -> dict:
-    """A configuration's values by dotted key."""
-    values = {}
-    for key, value in node.items():
-        values |= by_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values

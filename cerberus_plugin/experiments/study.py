@@ -7,8 +7,6 @@ is trained once, and a study that was stopped goes on.
 from __future__ import annotations
 
 import datetime
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -18,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastreid.config import CfgNode, get_cfg
+from fastreid.config import CfgNode
 
-from ..config import add_cerberus_config
+from ..config import FILLED, changed, flat
 from ..engine import trainer
-from ..evaluation import report
-from ..utils.files import write_json, write_text
-from . import compare, spread
-from .running import FILLED, FREE, by_key, check_same_images, check_same_run, is_finished, train_once
+from ..evaluation import report, spread
+from ..utils.files import json_sha256, write_json, write_text
+from . import compare
+from .running import FREE, check_same_images, check_same_run, is_finished, train_once
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -208,33 +206,17 @@ def fingerprint(cfg: CfgNode) -> str:
 
     Keys at their defaults are left out, so that the keys of a later version leave it as it is.
     """
-    usual = defaults()
-    own = {key: value for key, value in _plain(cfg).items()
-           if key not in FILLED + FREE + ("SEED",) and (key not in usual or value != usual[key])}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return json_sha256({key: value for key, value in changed(cfg).items() if key not in (*FILLED, *FREE, "SEED")})
 
 
 def check_keys(study: Study, cfg: CfgNode) -> None:
     """Refuse a study that sets what the configuration does not have."""
-    known = by_key(cfg)
+    known = flat(cfg)
     for name, options in [("all variants", study.options), *((f"'{v.name}'", v.options) for v in study.variants)]:
         unknown = [key for key in options if key not in known]
         if unknown:
             raise ValueError(f"study '{study.name}': {name} set{'' if name == 'all variants' else 's'} {unknown[0]}, "
                              "which is no key of the configuration; the keys are in cerberus_plugin/config.py")
-
-
-@functools.cache
-def defaults() -> dict:
-    """Values of an unset configuration by dotted key."""
-    cfg = get_cfg()
-    add_cerberus_config(cfg)
-    return _plain(cfg)
-
-
-def _plain(cfg: CfgNode) -> dict:
-    """Values by dotted key, as JSON has them: a tuple is a list."""
-    return json.loads(json.dumps(by_key(cfg)))
 
 
 def _folder(output: Path, variant: Variant, sha256: str) -> Path:

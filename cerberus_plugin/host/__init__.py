@@ -8,7 +8,7 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import checkpoints, data, evaluation, imports, launching, pretrained, training, weights
+from . import bases, checkpoints, data, evaluation, imports, launching, pretrained, training, weights
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .data import use_listing as use_listing
@@ -25,6 +25,7 @@ def version() -> str:
 def adapt() -> None:
     """Apply every adaptation; a second call finds the host's originals again and changes nothing."""
     imports.prepare()
+    bases.accept_several_bases()
     data.replace_loader()
     data.refuse_endless_samplers()
     data.accept_affine()

@@ -77,7 +77,11 @@ class AttributeFilter:
         bits = self._bits.to(reliable.device)[attribute, predictions.classes + 1] * reliable
         others = self._bits.sum(dim=1).to(reliable.device) * reliable - bits
         words = [self._words == word for word in range(1 + self._words[-1])]
-        return tuple(torch.stack([each[:, own].sum(dim=1) for own in words], dim=1) for each in (bits, others))
+
+        def in_words(each: Tensor) -> Tensor:
+            return torch.stack([each[:, own].sum(dim=1) for own in words], dim=1)
+
+        return in_words(bits), in_words(others)
 
 
 class AcceleratedGallery:

@@ -102,7 +102,7 @@ class PrototypeReader(WithTemperatures):
             labels = self.table.labels[g][:, list(column.fields)].cpu().numpy()
             columns.append((g, labels, len(column.classes) + column.is_colour, column.is_colour))
         counts = [count.cpu().numpy() for count in self.table.counts]
-        return Marginals.build(columns, counts, self.scales.values(), self.tau, self.unseen_prior)
+        return Marginals.build(columns, counts, list(self.scales.values()), self.tau, self.unseen_prior)
 
     def read_by(self, reading: str) -> PrototypeReader:
         """The same reader with another reading."""

@@ -75,8 +75,9 @@ def aps_metrics(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
-    people = (representative_pids, representative_camids, gallery_pids, gallery_camids)
-    if protocol == "sal" and any(ids is None for ids in people):
+    people = [ids for ids in (representative_pids, representative_camids, gallery_pids, gallery_camids)
+              if ids is not None]
+    if protocol == "sal" and len(people) < 4:
         raise ValueError("aps: protocol 'sal' needs representative_pids, representative_camids, gallery_pids and "
                          "gallery_camids")
     num_queries = len(query_categories)

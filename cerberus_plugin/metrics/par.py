@@ -16,36 +16,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PARResult:
-    """Shares of 1, never percent; tensors are float64 (M,) unless said otherwise, NaN where nothing defines them.
+    """Shares of 1, never percent; tensors are float64 (M,), NaN where nothing defines them.
 
     * `official`: share of the known images whose answer is true (Market-1501-attribute tool). Of several listed
       colours any counts; where no colour is listed no answer can be right;
     * `binary`: a colour column is the mean of its per-colour yes/no accuracies, any other column as `official`;
     * `balanced`: mean of (TPR + TNR) / 2 over the column's yes/no questions, as RAP and PETA define mA;
-    * `ceiling`: the most that `official` can reach, the share of images for which some answer is true;
-    * `labelled_only`: `official` among the images for which some answer is true;
-    * `none_as_class`: as `official`, but -1 is right where no colour is listed;
-    * `class_accuracy`: one float64 (C_m,) a column, the yes/no accuracy of each class;
-    * `num_correct`, `num_known`: int64 (M,), the two counts behind `official`.
+    * `ceiling`: the most that `official` can reach, the share of images for which some answer is true.
 
     `mA_official` and `mA_binary` are plain means of the columns, `mA_balanced` of all yes/no questions of all columns.
-    `num_undefined` counts columns without a known image, `num_undefined_bits` those of the `num_bits` yes/no questions
-    that have no yes or no no among the images: both are left out of the means.
+    Columns without a known image are left out of the means. `num_undefined_bits` counts those of the `num_bits` yes/no
+    questions that have no yes or no no among the images, and are left out as well.
     """
 
     official: Tensor
     binary: Tensor
     balanced: Tensor
     ceiling: Tensor
-    labelled_only: Tensor
-    none_as_class: Tensor
-    class_accuracy: tuple[Tensor, ...]
-    num_correct: Tensor
-    num_known: Tensor
     mA_official: float
     mA_binary: float
     mA_balanced: float
-    num_undefined: int
     num_undefined_bits: int
     num_bits: int
 
@@ -62,36 +52,27 @@ def par_metrics(
         is_colour: M flags, columns with a yes/no truth a class.
     """
     _check(predictions, truth, known, is_colour)
-    rows = []
-    class_accuracy, bits = [], []
+    rows, bits = [], []
     for m, colour in enumerate(is_colour):
         keep = known[:, m].cpu()
         answer, true = predictions[:, m].cpu()[keep], truth[m].cpu()[keep]  # (n,), (n, C_m)
         said = answer[:, None] == torch.arange(true.shape[1])  # (n, C_m)
         right = (said & true).any(dim=1)  # (n,)
-        listed = true.any(dim=1)
-        class_accuracy.append(_share(said == true))
         bits.append(_balanced_bits(said, true, colour))
         official = _share(right)
         rows.append({
             "official": official,
-            "binary": class_accuracy[m].mean() if colour else official,
+            "binary": _share(said == true).mean() if colour else official,
             "balanced": bits[m].nanmean(),
-            "ceiling": _share(listed),
-            "labelled_only": _share(right[listed]),
-            "none_as_class": _share(right | (~listed & (answer < 0))),
-            "num_correct": right.sum(),
-            "num_known": keep.sum(),
+            "ceiling": _share(true.any(dim=1)),
         })
     columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}  # (M,) each
     all_bits = torch.cat(bits)
     return PARResult(
         **columns,
-        class_accuracy=tuple(class_accuracy),
         mA_official=columns["official"].nanmean().item(),
         mA_binary=columns["binary"].nanmean().item(),
         mA_balanced=all_bits.nanmean().item(),
-        num_undefined=int((columns["num_known"] == 0).sum()),
         num_undefined_bits=int(all_bits.isnan().sum()),
         num_bits=len(all_bits),
     )

@@ -198,8 +198,8 @@ def reid_metrics_from_features(
     """
     ids = query_pids, query_camids, gallery_pids, gallery_camids
     device = query_features.device if device is None else torch.device(device)
-    at_hand = isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
-    if not at_hand or block_rows(len(gallery_features)) < MIN_ROWS:
+    if not (isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
+            and block_rows(len(gallery_features)) >= MIN_ROWS):
         return reid_metrics_streamed(query_features, gallery_features, *ids, metric=metric, max_rank=max_rank,
                                      device=device, outfits=outfits)
     protocol = _Protocol((len(query_features), len(gallery_features)), *ids, outfits)

@@ -104,10 +104,10 @@ def _nearest(distances: Callable[[slice], Tensor], num_images: int, k: int) -> t
     """
     size = max(1, BLOCK_ENTRIES // num_images)
     # Made once: results of each block, kept among blocks that are freed, would hold on to the memory of these.
-    nearest, largest = np.empty((num_images, k), dtype=np.int64), None
+    nearest, largest = np.empty((num_images, k), dtype=np.int64), torch.empty(0)
     for start in range(0, num_images, size):
         block = distances(slice(start, start + size))  # (B, n)
-        if largest is None:
+        if not len(largest):
             largest = block.new_empty(num_images)
         highest = block.amax(dim=1)
         if highest.isnan().any():

@@ -118,4 +118,4 @@ def _let_pages_go(gallery: Gallery) -> None:
     """Take a mapped file out of this process's resident memory, which it would fill; its pages can be read again."""
     # Not of a copy on write, mode "c": what was written to it would be lost.
     if isinstance(gallery, np.memmap) and gallery.mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):
-        gallery._mmap.madvise(mmap.MADV_DONTNEED)
+        gallery._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy's stubs leave it out

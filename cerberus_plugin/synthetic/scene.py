@@ -38,7 +38,6 @@ _CAMERAS = (
 class Camera:
     """A camera and its place. `matrix` float32 (3, 3) acts on RGB; `place` is uint8 (192, 720, 3)."""
 
-    number: int
     difficulty: float
     tilt: float
     matrix: np.ndarray
@@ -88,7 +87,7 @@ def make_camera(number: int, seed: int = 0, difficulty: float = 0.0) -> Camera:
     mixing = rng.uniform(-0.10, 0.10, (3, 3)) * amount
     gray = 0.35 * amount * rng.random()  # faded colours
     matrix = np.diag(cast) @ (np.eye(3) * (1 - gray) + gray / 3 + mixing - np.diag(mixing.sum(axis=1)))
-    return Camera(number, difficulty, tilt, matrix.astype(np.float32), 1 + amount * (gamma - 1), blur * (0.4 + amount),
+    return Camera(difficulty, tilt, matrix.astype(np.float32), 1 + amount * (gamma - 1), blur * (0.4 + amount),
                   1 - 0.75 * amount * (1 - resolution), noise * (0.25 + amount), light,
                   draw_place(place, horizon, generator(seed, "place", number)))
 

@@ -98,6 +98,11 @@ def file_sha256(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
+def json_sha256(record: object) -> str:
+    """Of a record as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: str, record) -> None:
     # NaN is not JSON; an undefined figure is null.
     write_text(path, json.dumps(_without_nan(record), indent=1))

@@ -2,7 +2,7 @@
 
 import math
 
-from cerberus_plugin.data.augment import Augmentation, Draws, Recipe, bicubic_taps, draw, no_draws, pack
+from cerberus_plugin.data.augment import Augmentation, Draws, Recipe, bicubic_taps, draw, pack
 
 import numpy as np
 import pytest
@@ -25,6 +25,12 @@ def pictures(*sizes, seed: int = 0) -> list[Image.Image]:
 
 def packed(images, recipe, device="cpu"):
     return pack([torch.from_numpy(np.asarray(image).transpose(0, 2, 1).copy()) for image in images], recipe, device)
+
+
+def no_draws(recipe: Recipe, count: int) -> Draws:
+    """The draws that leave the resized image as it is."""
+    centre, zero = torch.full((count,), recipe.padding), torch.zeros(count, dtype=torch.int64)
+    return Draws(centre, centre, zero, zero[:, None].expand(-1, 4))
 
 
 def batch(images, recipe, draws=None, **options):

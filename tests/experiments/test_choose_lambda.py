@@ -39,6 +39,11 @@ def command(market_root, tmp_path_factory):
     return start
 
 
+def run_folder(command, value: float) -> Path:
+    record = json.loads((command.folder / "lambda.json").read_text())
+    return command.folder / next(run["folder"] for run in record["runs"] if run["lambda"] == value)
+
+
 @pytest.mark.slow
 def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
     record = json.loads((command.folder / "lambda.json").read_text())
@@ -49,18 +54,17 @@ def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
     text = (command.folder / "lambda.txt").read_text()
     assert text.splitlines()[-1] == last and "PAR mA official" in text
     assert (command.folder / "lambda.png").stat().st_size > 10_000
-    for value in (0, 1):
-        config = (command.folder / f"lambda_{value}" / "config.yaml").read_text()
-        assert f"LAMBDA: {value}.0" in config and f"SEED: {record['seed']}" in config and record["seed"] >= 0
-        tested = json.loads((command.folder / f"lambda_{value}" / "results.json").read_text())
+    for run in record["runs"]:
+        config = (command.folder / run["folder"] / "config.yaml").read_text()
+        assert f"LAMBDA: {run['lambda']:.1f}" in config and f"SEED: {record['seed']}" in config and record["seed"] >= 0
+        tested = json.loads((command.folder / run["folder"] / "results.json").read_text())
         assert set(tested["results"]) == {"held-out"} and tested["training"]["seed"] == record["seed"]
-    assert re.search(r"lambda 0, run 1 of 2: reID mAP [\d.]+, PAR mA official [\d.]+; [\d.]+ minutes, about \d+ min",
-                     command.output)
+    assert re.search(r"lambda 0, seed \d+, run 1 of 2: [\d.]+ minutes, about \d+ minutes to go", command.output)
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
-    finished, killed = command.folder / "lambda_0", command.folder / "lambda_1"
+    finished, killed = (run_folder(command, value) for value in (0, 1))
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     record = (command.folder / "lambda.json").read_text()
     (killed / "results.json").unlink()  # as after a kill between the last checkpoint and the evaluation
@@ -74,11 +78,11 @@ def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
 def test_a_folder_with_a_run_of_another_configuration_is_refused(command):
     cfg = read_config()
     cfg.defrost()
-    cfg.merge_from_file(str(command.folder / "lambda_0" / "config.yaml"))
+    cfg.merge_from_file(str(run_folder(command, 0) / "config.yaml"))
     cfg.LOG_PERIOD, cfg.MODEL.APR.SCHEMA = 7, ""  # neither changes a figure
     check_same_run(cfg)
     cfg.SOLVER.BASE_LR = 1.0
-    with pytest.raises(ValueError, match="lambda_0/config.yaml: .*SOLVER.BASE_LR .* in place of 1.0; choose another"):
+    with pytest.raises(ValueError, match="lambda_0.*/config.yaml: .*SOLVER.BASE_LR .* in place of 1.0; choose another"):
         check_same_run(cfg)
 
 
@@ -121,8 +125,7 @@ def test_a_hundred_identities_are_held_out_unless_said_otherwise_and_a_drawn_see
     cfg = prepare(small_config("SEED", -1, file=APR))
     assert (cfg.DATASETS.HOLD_OUT, cfg.DATASETS.TESTS, cfg.SEED) == (100, ("held-out",), -1)
     assert prepare(small_config("DATASETS.HOLD_OUT", 3, file=APR)).DATASETS.HOLD_OUT == 3
-    (tmp_path / "run" / "lambda_0.5").mkdir(parents=True)
-    (tmp_path / "run" / "lambda_0.5" / "config.yaml").write_text("SEED: 77\n")
+    (tmp_path / "run" / "runs" / "lambda_0.5-0123abcd" / "seed_77").mkdir(parents=True)
     assert prepare(small_config("SEED", -1, file=APR)).SEED == 77
 
 

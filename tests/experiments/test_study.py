@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from cerberus_plugin import config
 from cerberus_plugin.experiments import study
 from cerberus_plugin.experiments.catalogue import MAIN, STUDIES
 from cerberus_plugin.experiments.reproduce import text
@@ -167,8 +168,8 @@ def test_keys_of_a_later_version_at_their_defaults_leave_the_hash_as_it_is(monke
     later = read(LAST, 1).clone()
     later.defrost()
     later.MODEL.CERBERUS.LATER_KEY = 1
-    known = study.defaults() | {"MODEL.CERBERUS.LATER_KEY": 1}
-    monkeypatch.setattr(study, "defaults", lambda: known)
+    known = {**config.defaults(), "MODEL.CERBERUS.LATER_KEY": 1}
+    monkeypatch.setattr(config, "defaults", lambda: known)
     assert fingerprint(later) == first
 
 

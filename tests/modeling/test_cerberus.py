@@ -127,7 +127,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     regularisation = model.prototypes.regularisation()
     assert terms["loss_reg"].item() == pytest.approx(0.001 * regularisation.item(), rel=1e-6)
     triplet = sum(soft_triplet_loss(f, y) for f in outputs["representations"]) / 5
-    expected = identity + triplet + 5 * guidance + 0.001 * regularisation
+    expected = identity + triplet + 5 * guidance + 0.001 * regularisation  # Eq. 2
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 

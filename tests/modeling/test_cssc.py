@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer, add_cerberus_config
+from cerberus_plugin.config import flat
 from cerberus_plugin.engine.trainer import evaluate
-from cerberus_plugin.experiments.running import by_key
 from cerberus_plugin.modeling import precision
 from cerberus_plugin.modeling.build import load_model
 from cerberus_plugin.modeling.cssc import CSSC, SMR
@@ -354,7 +354,7 @@ def test_the_official_recipe_differs_in_what_the_published_code_has_otherwise_al
         cfg = get_cfg()
         add_cerberus_config(cfg)
         cfg.merge_from_file(str(CONFIGS / name / file))
-        return by_key(cfg)
+        return flat(cfg)
 
     ours, official = values("cssc_R50.yml"), values("cssc_official_R50.yml")
     assert {key: value for key, value in official.items() if value != ours[key]} == {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ...evaluation import report
-from ..spread import tells_apart
+from ...evaluation.spread import tells_apart
 from .records import StudyRecord, VariantRecord
 
 HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}

@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...evaluation.spread import tells_apart
 from ...utils.files import replace_unprintable, write_text
-from ..spread import tells_apart
 from . import plots, tables
 from .differences import Differences, differences
 from .records import PICTURES, Folder, StudyRecord, flat, read_folder, slug

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode, get_cfg
+from fastreid.config import CfgNode
 from torch import Tensor, nn
 
-from ...config import add_cerberus_config, is_among, leaves
+from ...config import changed, is_among
 from ...inference import PrototypeReader
 from ...modeling.checkpoint_tables import HELD
 from ...predictor import CerberusPredictor
@@ -145,16 +145,7 @@ def fingerprint_of(predictor: CerberusPredictor) -> str:
 
 def _settings(cfg: CfgNode) -> dict:
     """By dotted name, what differs from the defaults among what changes embeddings."""
-    defaults = get_cfg()
-    add_cerberus_config(defaults)
-    default = _flat(defaults)
     by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
     with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
-    return {name: value for name, value in _flat(cfg).items()
-            if is_among(name, with_effect) and not is_among(name, WITHOUT_EFFECT)
-            and (name not in default or default[name] != value)}
-
-
-def _flat(cfg: CfgNode) -> dict:
-    """Values by dotted name, as JSON has them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in leaves(cfg)}
+    return {name: value for name, value in changed(cfg).items()
+            if is_among(name, with_effect) and not is_among(name, WITHOUT_EFFECT)}

@@ -294,10 +294,10 @@ class AttributeModel:
                        for own in record["groups"])
         schema = AttributeSchema.from_dict(record)
         of_groups = {own["name"]: own.get("scale", record.get("cosine_scale")) for own in record["groups"]}
-        scales = record.get("scales") or {name: of_groups[schema.column(name).group]
-                                             for name in record["columns"]}
-        prior = (record["reading"], record["tau"], record["unseen_prior"]) if known else ("nearest", 0.0, 1.0)
-        return cls(schema, groups, scales, *prior,
+        scales = record.get("scales") or {name: of_groups[schema.column(name).group] for name in record["columns"]}
+        reading, tau, unseen = (record["reading"], record["tau"], record["unseen_prior"]) if known else (
+            "nearest", 0.0, 1.0)
+        return cls(schema, groups, scales, reading, tau, unseen,
                    record["force_colour"], record["temperatures"],
                    {name: math.inf if value is None else value for name, value in record["withhold_below"].items()})
 

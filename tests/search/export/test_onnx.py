@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from cerberus_plugin import CerberusPredictor, add_cerberus_config, cli
+from cerberus_plugin import CerberusPredictor, cli, config
 from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.modeling import precision
 from cerberus_plugin.search.calibration import Calibration
@@ -171,12 +171,6 @@ def test_the_file_is_one_and_names_no_folder_of_the_machine_that_made_it(exporte
         assert word.encode() not in exported[0].read_bytes()
 
 
-def add_one_key_more(cfg) -> None:
-    if "CERBERUS" not in cfg.MODEL:
-        add_cerberus_config(cfg)
-    cfg.MODEL.LATER_KEY = 0
-
-
 def test_a_fingerprint_is_of_weights_and_of_settings_that_change_embeddings(predictor, monkeypatch):
     before = fingerprint_of(predictor)
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
@@ -185,8 +179,9 @@ def test_a_fingerprint_is_of_weights_and_of_settings_that_change_embeddings(pred
     predictor.cfg.TEST.AUTOCAST, predictor.cfg.SOLVER.MAX_EPOCH = "bfloat16", 99
     assert fingerprint_of(predictor) == before
     with monkeypatch.context() as later:  # a version that knows one key more
-        later.setattr("cerberus_plugin.search.export.torch_encoder.add_cerberus_config", add_one_key_more)
-        add_one_key_more(predictor.cfg)
+        known = {**config.defaults(), "MODEL.LATER_KEY": 0}
+        later.setattr(config, "defaults", lambda: known)
+        predictor.cfg.MODEL.LATER_KEY = 0
         assert fingerprint_of(predictor) == before
         predictor.cfg.MODEL.LATER_KEY = 1
         assert fingerprint_of(predictor) != before

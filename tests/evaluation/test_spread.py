@@ -2,7 +2,7 @@
 
 import math
 
-from cerberus_plugin.experiments.spread import claims, difference, mean_and_deviation, spread
+from cerberus_plugin.evaluation.spread import claims, difference, mean_and_deviation, spread
 
 import pytest
 

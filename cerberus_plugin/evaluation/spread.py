@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t
 
-from ..evaluation import report
+from . import report
 
 CONFIDENCE = 0.95
 _ORDER = " above "  # of a sentence that tells two variants apart, and of no other
