@@ -20,12 +20,16 @@ class HeldSchema(nn.Module):
     holds is read before the model is built, by `schema_in`.
     """
 
+    beginning = False  # see `begin_from_other_weights`
+
     def __init__(self, schema: AttributeSchema) -> None:
         super().__init__()
         self.register_buffer("record", torch.tensor(list(json.dumps(schema.to_dict()).encode()), dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        state_dict[f"{prefix}record"] = self.record  # earlier checkpoints have none
+        found = state_dict.pop(f"{prefix}record", None)
+        if not self.beginning or found is not None and torch.equal(found.cpu(), self.record.cpu()):
+            state_dict[f"{prefix}record"] = self.record  # earlier checkpoints have none
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

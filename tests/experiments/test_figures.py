@@ -220,7 +220,7 @@ def test_sheets_mark_right_what_is_as_described(run, tmp_path, monkeypatch):
     schema, label_of = run.predictor.reader.schema, dict(zip([path for path, *_ in run.items], run.labels))
     pid_of = {path: pid for path, pid, _ in run.items}
     for row in drawn["sheets_partial.png"]:
-        described = schema.parse(dict(text.split(": ") for text, _ in row.words))
+        described = torch.from_numpy(schema.parse(dict(text.split(": ") for text, _ in row.words)))
         assert {f.group for f, value in zip(schema.fields, described) if value != MISSING} == {"head", "carrying"}
         for path, verdict, _ in row.found:
             known = described != MISSING
@@ -311,7 +311,8 @@ def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, mon
         sheets.make(without, tmp_path, modes=("partial",))
 
 
-@pytest.mark.parametrize(("make", "what"), [(alignment.make, "alignment of strips"), (attention.make, "five repr"),
+@pytest.mark.parametrize(("make", "what"), [(alignment.make, "alignment of strips"),
+                                            (attention.make, "representations of groups"),
                                             (lambda run, path: neighbours.make([run], path), "semantic IDs")])
 def test_a_model_without_groups_is_refused(run, tmp_path, make, what):
     with pytest.raises(SystemExit, match=f"Baseline has no {what}.*; name a run of Cerberus"):

@@ -45,6 +45,10 @@ class Words:
     def answer(self, column, value, probability):
         return Answer(value, probability, abstained=probability < 0.5)
 
+    @staticmethod
+    def canonical(words):
+        return dict(words)
+
     def describe(self, words):
         blocks = np.zeros((5, 4), np.float32)
         for name, value in words.items():

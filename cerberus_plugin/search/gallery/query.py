@@ -391,7 +391,7 @@ def _constraints(query: Query, compiled: CompiledQuery, vocabulary: Vocabulary,
 
     Those of the words, and of a picture what is reliably recognised in the groups that are compared with it.
     """
-    values = {column: tuple(str(value).split(" and ")) for column, value in query.words.items()}
+    values = {column: tuple(str(value).split(" and ")) for column, value in vocabulary.canonical(query.words).items()}
     if query.embedding is None:
         return values
     described = vocabulary.describe(query.words).any(axis=1) if query.words else np.zeros(len(compiled.known), bool)

@@ -159,6 +159,10 @@ class AttributeModel:
         """A description in words to labels, int64 (A,), see `AttributeSchema.parse`."""
         return self.schema.parse(words)
 
+    def canonical(self, words: Mapping[str, str]) -> dict[str, str]:
+        """A description with the columns' own names in place of display names."""
+        return {self.schema.column(name).name: value for name, value in words.items()}
+
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
         blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
