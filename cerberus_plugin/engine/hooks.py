@@ -187,14 +187,6 @@ class WeightAverage(hooks.HookBase):
                        for name, parameter in self.parameters.items()}
 
 
-class WithoutAverage:
-    """Takes the place of `WeightAverage` when a run without one resumes: refuses a checkpoint that has one."""
-
-    def load_state_dict(self, state: dict) -> None:
-        raise ValueError("the checkpoint's weights are an average, and its optimiser's moments are of the raw weights; "
-                         "this run has SOLVER.EMA 0: resume with the SOLVER.EMA that it began with")
-
-
 class TrainingIdentities:
     """Refuses to resume on other identities: a classifier of as many of them would load, row by row.
 

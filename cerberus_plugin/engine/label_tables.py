@@ -10,6 +10,7 @@ from fastreid.config import CfgNode
 from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 
 from ..attributes import PERSON_GROUPS, register_schema
 from ..data.build import TrainingData
@@ -88,19 +89,20 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     model.eval()
     try:
         rows, labels = [], []
-        for part in torch.arange(0, len(images), step).split(cfg.TEST.IMS_PER_BATCH):
-            items = [item for item in (images[int(i)] for i in part) if item["targets"] != LEFT_OUT_PID]
-            if not items:  # none of them can be read
-                continue
-            rows.append(model({"images": torch.stack([item["images"] for item in items]).to(model.device)}).float())
-            labels += [item["attributes"] for item in items]
+        # A generator of its own: torch's loader draws a seed, and training goes on with the global generator.
+        for batch in DataLoader(Subset(images, range(0, len(images), step)), cfg.TEST.IMS_PER_BATCH,
+                                generator=torch.Generator()):
+            readable = batch["targets"] != LEFT_OUT_PID
+            rows.append(model(batch)[readable.to(model.device)].float())
+            labels.append(batch["attributes"][readable])
     finally:
         model.train(was_training)
-    if not rows:
+    rows, labels = torch.cat(rows), torch.cat(labels)
+    if not len(rows):  # none of them can be read
         return
     reader = model.attribute_reader()
-    cosines = [own.cpu() for own in reader.cosines(torch.cat(rows))]
-    truth, known = reader.schema.column_truth(torch.stack(labels))
+    cosines = [own.cpu() for own in reader.cosines(rows)]
+    truth, known = reader.schema.column_truth(labels)
     scales = []
     for m, column in enumerate(reader.schema.columns):
         g, held = reader.marginals.column_groups[m], torch.from_numpy(reader.marginals.held[m])

@@ -53,7 +53,6 @@ from .hooks import (
     TrainingClock,
     TrainingIdentities,
     WeightAverage,
-    WithoutAverage,
     frozen_layers,
 )
 from .label_tables import fill_tables, measure_scales, with_attributes
@@ -182,8 +181,6 @@ class CerberusTrainer(DefaultTrainer):
             host.checkpoints.remove_partial_files(self.cfg.OUTPUT_DIR)
         evaluations = self.checkpointer.checkpointables["evaluations"]
         evaluations.figures = {}
-        if not self.cfg.SOLVER.EMA:
-            self.checkpointer.checkpointables["average"] = WithoutAverage()
         settings = self._step_settings()
         begin_from_other_weights(unwrapped(self.model), not own)
         watch = unwrapped(self.model).register_load_state_dict_post_hook(
@@ -191,17 +188,16 @@ class CerberusTrainer(DefaultTrainer):
         if own:
             self.checkpointer.checkpointables["clock"].seconds = math.nan  # unless the checkpoint tells
         try:
-            super().resume_or_load(resume)
+            # As the host's method, which keeps to itself what a checkpoint holds beside the state of this run.
+            rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+            if own:
+                self.start_epoch = rest.get("epoch", -1) + 1
+                self._check_average(rest)
             precision.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         finally:
             watch.remove()
-            if not self.cfg.SOLVER.EMA:
-                del self.checkpointer.checkpointables["average"]  # checkpoints name it only where there is one
-        if own and self.cfg.SOLVER.EMA and not self.checkpointer.checkpointables["average"].beside:
-            raise ValueError(f"{path}: the checkpoint has no average of the weights, this run has SOLVER.EMA "
-                             f"{self.cfg.SOLVER.EMA}; resume with SOLVER.EMA 0, as it began")
         kept = [f"{name} {value} (not {settings.get(name)})" for name, value in self._step_settings().items()
                 if settings.get(name) != value]
         if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
@@ -212,6 +208,19 @@ class CerberusTrainer(DefaultTrainer):
         test = self.cfg.TEST
         if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
             logger.warning(f"{path}: holds no figures of evaluated epochs; TEST.BEST_EPOCH is of those from here on")
+
+    def _check_average(self, rest: Mapping) -> None:
+        """Refuse to resume with an average of the weights a run that began without one, and the other way round.
+
+        Args:
+            rest: what the checkpoint holds that nothing of this run has loaded.
+        """
+        if not self.cfg.SOLVER.EMA and "average" in rest:
+            raise ValueError("the checkpoint's weights are an average, and its optimiser's moments are of the raw "
+                             "weights; this run has SOLVER.EMA 0: resume with the SOLVER.EMA that it began with")
+        if self.cfg.SOLVER.EMA and not self.checkpointer.checkpointables["average"].beside:
+            raise ValueError(f"the checkpoint has no average of the weights, this run has SOLVER.EMA "
+                             f"{self.cfg.SOLVER.EMA}; resume with SOLVER.EMA 0, as it began")
 
     def _step_settings(self) -> dict[str, object]:
         """What the optimiser and the schedules were built with, as far as a checkpoint brings its own."""
@@ -313,7 +322,12 @@ def _check_loaded(model: nn.Module, missing: Sequence[str], path: str, own: bool
 
 
 def setup(args) -> CfgNode:
-    """Configuration from the command line, the host's logging and output folder, device and seed."""
+    """Configuration from the command line, the host's logging and output folder, device and seed.
+
+    Raises:
+        FileNotFoundError, ValueError: the command line names no configuration file, or keys that do not exist or do
+            not fit this machine.
+    """
     replace_unprintable()
     cfg = read_config(args)
     if args.eval_only:
@@ -346,7 +360,7 @@ def _seed_of_run(folder: str) -> int | None:
 def start(cfg: CfgNode, args) -> CfgNode:
     """The host's logging and output folder, and the seed, drawn where there is none; the configuration, frozen."""
     if cfg.DATASETS.LEAVE_OUT_SIDS and cfg.SEED < 0 and cfg.DATASETS.LEAVE_OUT_SEED < 0:
-        raise SystemExit("DATASETS.LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too: a run that is resumed "
+        raise ValueError("DATASETS.LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too: a run that is resumed "
                          "would leave out others. Set one of them to a number from 0.")
     if cfg.SEED < 0:
         cfg.SEED = comm.all_gather(int.from_bytes(os.urandom(3), "big"))[0]  # one for all processes
@@ -358,22 +372,22 @@ def start(cfg: CfgNode, args) -> CfgNode:
 
 
 def read_config(args) -> CfgNode:
-    """Configuration of --config-file and the options after it, for the device that there is."""
+    """Configuration of --config-file and the options after it, for the device that there is; raises as `setup`."""
     if not os.path.isfile(args.config_file):
-        raise SystemExit(f"--config-file '{args.config_file}' is not a file; for example "
-                         "configs/Market1501/cerberus_R50.yml")
+        raise FileNotFoundError(f"--config-file '{args.config_file}' is not a file; for example "
+                                "configs/Market1501/cerberus_R50.yml")
     cfg = get_cfg()
     add_cerberus_config(cfg)
     try:
         merge_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
-        raise SystemExit(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
+        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
                          "go before KEY value.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
+        raise ValueError("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
-        raise SystemExit("MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs; hide them: "
+        raise ValueError("MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs; hide them: "
                          "CUDA_VISIBLE_DEVICES= (empty) before the command.")
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs

@@ -182,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.opts = options + args.opts
     check_lambdas(lambdas)
     check_by(args.by)
-    cfg = start(prepare(read_config(args)), args)
+    try:
+        cfg = start(prepare(read_config(args)), args)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     choose(cfg, lambdas, args.by)
 
 

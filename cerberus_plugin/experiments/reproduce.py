@@ -222,11 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(dry_run(studies, base, seeds, args.output, options))
         return
-    readers = [reader(each, base, options) for each in studies]  # refuses before the first training
     args.opts = options
-    cfg = read_config(args)
-    cfg.OUTPUT_DIR = str(args.output)
-    start(cfg, args)
+    try:
+        readers = [reader(each, base, options) for each in studies]  # refuses before the first training
+        cfg = read_config(args)
+        cfg.OUTPUT_DIR = str(args.output)
+        start(cfg, args)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.reproduce",
                           *(sys.argv[1:] if arguments is None else arguments)])
     for each, read in zip(studies, readers):

@@ -51,6 +51,7 @@ def keep_flat_gradients() -> None:
         def build_optimizer(cfg, model, contiguous=True):
             optimizer, params = host_build(cfg, model, contiguous)
             if isinstance(params, ContiguousParams):
+                # torch has no hook for zero_grad, and the host chooses the class: this object must change it.
                 optimizer.__class__ = _flat_class(type(optimizer))
             return optimizer, params
 

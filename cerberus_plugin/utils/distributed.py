@@ -55,6 +55,7 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            # In place: a new module would have to copy what the host's subclasses keep beside torch's arguments.
             module.__class__ = _SyncBatchNormOnCPU
     return model
 

@@ -17,7 +17,10 @@ from fastreid.engine import default_argument_parser, launch  # noqa: E402
 
 
 def main(args):
-    cfg = setup(args)
+    try:
+        cfg = setup(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"{error}")
     if args.eval_only:
         return evaluate(cfg)
     trainer = CerberusTrainer(cfg)

@@ -35,12 +35,12 @@ def test_a_missing_data_set_says_where_it_was_looked_for_and_how_to_draw_one(sma
 
 def test_a_missing_config_file_and_a_missing_gpu_are_said_before_anything_starts(monkeypatch):
     parse = default_argument_parser().parse_args
-    with pytest.raises(SystemExit, match="--config-file '' is not a file; for example"):
+    with pytest.raises(FileNotFoundError, match="--config-file '' is not a file; for example"):
         setup(parse([]))
-    with pytest.raises(SystemExit, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*switches such as --eval-only go"):
+    with pytest.raises(ValueError, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*switches such as --eval-only go"):
         setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml", "MODEL.CERBERUS.SIGMMA", "5"]))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
+    with pytest.raises(ValueError, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
         setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml"]))
 
 

@@ -69,7 +69,7 @@ def test_several_seeds_of_training_are_several_draws(small_config):
 
 def test_a_draw_by_a_seed_that_is_drawn_itself_is_refused(small_config):
     cfg = small_config("DATASETS.LEAVE_OUT_SIDS", 1, "DATASETS.LEAVE_OUT_SEED", -1, "SEED", -1)
-    with pytest.raises(SystemExit, match="LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too"):
+    with pytest.raises(ValueError, match="LEAVE_OUT_SEED is -1, to draw by SEED, but SEED is -1 too"):
         start(cfg, None)
 
 

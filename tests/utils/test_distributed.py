@@ -207,5 +207,5 @@ def test_processes_that_met_on_gpus_do_not_train_on_cpus(monkeypatch, market_roo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     args = ["--config-file", str(ROOT / "configs/Market1501/cerberus_demo.yml")]
-    with pytest.raises(SystemExit, match="MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs"):
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs"):
         setup(default_argument_parser().parse_args(args))
