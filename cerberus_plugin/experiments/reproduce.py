@@ -22,7 +22,7 @@ from pathlib import Path
 from fastreid.config import CfgNode
 from tabulate import tabulate
 
-from ..config import merge_file
+from ..config import defaults, merge_file
 from ..engine.trainer import read_config, start
 from ..evaluation import report, spread
 from ..utils.files import replace_unprintable
@@ -151,7 +151,7 @@ def _circumstances(found: Mapping) -> str:
 
 def listing(num_seeds: int) -> str:
     """Every study with the work that it asks for."""
-    rows, usual = [], study.defaults()
+    rows, usual = [], defaults()
     for each in catalogue.STUDIES.values():
         distinct = {(variant.file, *(f"{key} {value}" for key, value in variant.options.items()
                                      if usual.get(key) != value))

@@ -150,7 +150,7 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
     for each in planned:  # before hours of training, not after
         if each.source is None:
             check_same_run(each.cfg)
-    check_same_images([each.cfg for each in planned + _other_seeds(study, read, seeds, output)])
+    check_same_images([each.cfg for each in planned + other_seeds(study, read, seeds, output)])
     waiting, took = len({each.cfg.OUTPUT_DIR for each in planned if not each.finished}), []
     logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them to do")
     found = record(study, planned, output, command, config)
@@ -164,7 +164,7 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
         if measure is not None and each.source is None and not _costs_path(each).is_file():
             write_json(str(_costs_path(each)), measure(each.cfg))
         # Another process may have finished its seeds by now.
-        found = record(study, planned + _other_seeds(study, read, seeds, output), output, command, config)
+        found = record(study, planned + other_seeds(study, read, seeds, output), output, command, config)
         write_json(os.path.join(output, f"{study.name}.json"), found)
         logger.info(f"{study.name}, {each.variant.name}, seed {each.seed}, run {place} of {len(planned)}: {said}")
     return found
@@ -243,7 +243,7 @@ def _evaluated(run: Run) -> str | None:
     return (report.read_results(run.cfg.OUTPUT_DIR).get("manifest") or {}).get("checkpoint sha256")
 
 
-def _other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int],
+def other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int],
                  output: str | Path) -> list[Run]:
     """Runs of other seeds that are finished for every variant, so that all means are over the same seeds."""
     names = {path.name.removeprefix("seed_") for path in (Path(output) / RUNS).glob("*/seed_*")}

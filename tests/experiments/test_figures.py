@@ -108,13 +108,13 @@ def test_a_model_that_pools_in_another_way_cannot_be_shared_out_among_places(run
         return pooled | {"identity": global_map.amax(dim=(2, 3))}, how
 
     monkeypatch.setattr(heads, "pool", maximum)
-    with pytest.raises(SystemExit, match="representation 'identity', expected 1: this model pools in another way"):
+    with pytest.raises(ValueError, match="representation 'identity', expected 1: this model pools in another way"):
         attention.weights_of_places(run.predictor.model, run.predictor.images(paths_of(run)))
 
 
 def test_a_strip_is_drawn_as_high_as_what_is_read_of_it():
-    assert attention._extent(torch.tensor([0.0, 0.5, 0.5, 0.0])) == (0.25, 0.75)
-    start, end = attention._extent(torch.tensor([0.0, 0.2, 0.4, 0.0]))
+    assert attention.extent(torch.tensor([0.0, 0.5, 0.5, 0.0])) == (0.25, 0.75)
+    start, end = attention.extent(torch.tensor([0.0, 0.2, 0.4, 0.0]))
     assert (start, end) == (pytest.approx(0.375), pytest.approx(0.75))
 
 
@@ -130,9 +130,9 @@ def test_the_most_cropped_images_are_chosen_one_a_person(run):
     assert alignment.choose(run, rows, 1) == [of_three[0]]
 
 
-def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, monkeypatch, tmp_path):
+def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, monkeypatch):
     monkeypatch.setattr(alignment, "draw", lambda *_: None)
-    shown = alignment.make(run, tmp_path, people=3)
+    shown = alignment.make(run, people=3)
     model = run.predictor.model
     with torch.no_grad():
         alone = (model.preprocess_image(run.predictor.images([path])) for path, *_ in run.items)
@@ -143,7 +143,7 @@ def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, mo
     assert shown.figures["rows kept, mean %"] == pytest.approx(100 * sum(ratios) / len(ratios), abs=1e-3)
     assert f"{cropped} of {len(run.items)} test images" in shown.caption and "cropped most" in shown.caption
     monkeypatch.setattr(run.predictor.model.heads, "sigma", 1e9)
-    shown = alignment.make(run, tmp_path)
+    shown = alignment.make(run)
     assert shown.figures["no row above sigma"] == len(run.items)
     assert "0 of" in shown.caption and "sigma does not fit" in shown.caption
 
@@ -151,7 +151,7 @@ def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, mo
 def test_strips_are_the_thirds_of_the_rows_kept():
     picture = np.arange(24, dtype=np.uint8)[:, None, None].repeat(4, axis=1).repeat(3, axis=2)
     _, axis = plt.subplots()
-    alignment._strips(axis, picture, ("head", "upper", "lower"), top=0.25, end=0.5)
+    alignment.draw_strips(axis, picture, ("head", "upper", "lower"), top=0.25, end=0.5)
     assert [image.get_array()[:, 0, 0].tolist() for image in axis.images] == [[6, 7], [8, 9], [10, 11]]
     starts = [image.get_extent()[3] for image in axis.images]
     assert starts[0] == 0 and axis.images[2].get_extent()[2] == pytest.approx(24)
@@ -184,7 +184,7 @@ def test_the_semantic_id_of_the_most_people_is_taken_unless_one_is_named(run):
     named = neighbours.shared_sid(run, *other)
     assert (named.group, named.sid) == other
     alone = next(key for key, count in counts.items() if count == 1)
-    with pytest.raises(SystemExit, match=f"1 people carry semantic ID {alone[1]} of {alone[0]}, expected at least 2"):
+    with pytest.raises(ValueError, match=f"1 people carry semantic ID {alone[1]} of {alone[0]}, expected at least 2"):
         neighbours.shared_sid(run, *alone)
 
 
@@ -197,11 +197,11 @@ def test_people_of_the_most_images_are_drawn_first():
     assert neighbours.most_seen({5: [1], 2: [3, 4], 1: [2]}, 2) == [2, 1]
 
 
-def test_two_runs_show_the_same_people(run, tmp_path, monkeypatch):
+def test_two_runs_show_the_same_people(run, monkeypatch):
     other = changed(run, "MODEL.CERBERUS.MARGIN", "constant")
     drawn = []
-    monkeypatch.setattr(neighbours, "draw", lambda panels, pids, file, group: drawn.append((panels, pids)))
-    shown = neighbours.make([run, other], tmp_path, people=2)
+    monkeypatch.setattr(neighbours, "draw", lambda panels, pids, group: drawn.append((panels, pids)))
+    shown = neighbours.make(run, other, people=2)
     (panels, pids), = drawn
     assert [title.split()[0] for title, *_ in panels] == ["adaptive", "margin"]
     assert len(pids.unique()) == 2 and [len(places) for _, places, _ in panels] == [len(pids)] * 2
@@ -211,28 +211,28 @@ def test_two_runs_show_the_same_people(run, tmp_path, monkeypatch):
     assert [name.split(":")[0] for name in neighbours.names_of([run, run])] == ["run", "run"]
 
 
-def test_sheets_mark_right_what_is_as_described(run, tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(sheets, "draw", lambda rows, path, top: drawn.__setitem__(path.name, rows))
-    monkeypatch.setattr(sheets, "draw_cards", lambda cards, path: None)
-    shown = sheets.make(run, tmp_path, people=3, groups=("head", "carrying"), top=5)
-    assert [picture.file for picture in shown.pictures] == [f"sheets_{mode}.png" for mode in sheets.MODES]
+def test_sheets_mark_right_what_is_as_described(run, monkeypatch):
+    monkeypatch.setattr(sheets, "sheet", lambda rows, top: rows)
+    monkeypatch.setattr(sheets, "draw_cards", lambda cards: None)
+    shown = sheets.make(run, people=3, groups=("head", "carrying"), top=5)
+    assert [picture.suffix for picture in shown.pictures] == [f"_{mode}" for mode in sheets.MODES]
+    drawn = dict(zip(sheets.MODES, (picture.figure for picture in shown.pictures)))
     schema, label_of = run.predictor.reader.schema, dict(zip([path for path, *_ in run.items], run.labels))
     pid_of = {path: pid for path, pid, _ in run.items}
-    for row in drawn["sheets_partial.png"]:
+    for row in drawn["partial"]:
         described = torch.from_numpy(schema.parse(dict(text.split(": ") for text, _ in row.words)))
         assert {f.group for f, value in zip(schema.fields, described) if value != MISSING} == {"head", "carrying"}
         for path, verdict, _ in row.found:
             known = described != MISSING
             assert (verdict == RIGHT) == torch.equal(label_of[path][known], described[known])
-    for row in drawn["sheets_reid.png"]:
+    for row in drawn["reid"]:
         assert all((verdict == RIGHT) == (pid_of[path] == pid_of[row.picture]) for path, verdict, _ in row.found)
         assert row.words == []
     for mode in ("reid", "aps", "partial"):
-        verdicts = [verdict for row in drawn[f"sheets_{mode}.png"] for _, verdict, _ in row.found]
+        verdicts = [verdict for row in drawn[mode] for _, verdict, _ in row.found]
         assert shown.figures[mode] == {"right": verdicts.count(RIGHT), "shown": len(verdicts)}
         assert set(verdicts) <= {RIGHT, WRONG} and f"{verdicts.count(RIGHT)} of the" in next(
-            picture.caption for picture in shown.pictures if mode in picture.file)
+            picture.caption for picture in shown.pictures if mode in picture.suffix)
 
 
 def test_wrong_answers_stand_beside_the_label(run):
@@ -258,7 +258,7 @@ def test_right_and_wrong_differ_in_more_than_colour(run):
     plt.close()
 
 
-@pytest.mark.parametrize("name", command.NAMES)
+@pytest.mark.parametrize("name", command.MAKE)
 def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder, tmp_path, monkeypatch, capsys):
     sizes, original = [], rank_list.save
 
@@ -267,8 +267,7 @@ def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder
                      and text.get_visible())
         original(figure, path)
 
-    for module in (rank_list, alignment, attention, neighbours, sheets):
-        monkeypatch.setattr(module, "save", save)
+    monkeypatch.setattr(exhibit, "save", save)
     monkeypatch.setattr(exhibit.Run, "load", lambda *_: run)
     command.main([name, str(folder), "--output", str(tmp_path), "--people", "2", "--top", "3", "--as", f"my_{name}"])
     record = json.loads((tmp_path / "figures" / f"my_{name}.json").read_text())
@@ -289,34 +288,34 @@ def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder
 def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="attention is of one run, but two are named"):
         command.main(["attention", str(folder), str(folder), "--output", str(tmp_path)])
-    with pytest.raises(SystemExit, match="MODEL.CERBERUS.ALIGN is False, so nothing is aligned"):
-        alignment.make(changed(run, "MODEL.CERBERUS.ALIGN", False), tmp_path)
+    with pytest.raises(ValueError, match="MODEL.CERBERUS.ALIGN is False, so nothing is aligned"):
+        alignment.make(changed(run, "MODEL.CERBERUS.ALIGN", False))
     fewer = exhibit.Run(run.predictor, run.dataset)
     fewer.items.pop()
-    with pytest.raises(SystemExit, match="is tested on other images than"):
-        neighbours.make([run, fewer], tmp_path)
+    with pytest.raises(ValueError, match="is tested on other images than"):
+        neighbours.make(run, fewer)
     monkeypatch.setattr(neighbours, "shared_sid", lambda *_: neighbours.Shared("head", 0, "", {1: [0, 1, 2]}))
-    with pytest.raises(SystemExit, match="has 3 images of 1 people, expected at least 4 to draw"):
-        neighbours.make([run], tmp_path)
+    with pytest.raises(ValueError, match="has 3 images of 1 people, expected at least 4 to draw"):
+        neighbours.make(run)
     without = exhibit.Run(copy.copy(run.predictor), run.dataset)
     without.images.labels = None
-    with pytest.raises(SystemExit, match="Market1501Attributes: has no attributes, so that nobody is known"):
-        neighbours.make([without], tmp_path)
-    with pytest.raises(SystemExit, match="no sheet of par, aps, because Market1501Attributes has no attributes"):
-        sheets.make(without, tmp_path, modes=("par", "aps"))
+    with pytest.raises(ValueError, match="Market1501Attributes: has no attributes, so that nobody is known"):
+        neighbours.make(without)
+    with pytest.raises(ValueError, match="no sheet of par, aps, because Market1501Attributes has no attributes"):
+        sheets.make(without, modes=("par", "aps"))
     without.predictor.reader = None
-    with pytest.raises(SystemExit, match="has no prototypes .MODEL.CERBERUS.LAMBDA_SEM is"):
-        neighbours.make([without], tmp_path)
-    with pytest.raises(SystemExit, match="no sheet of partial, because the model reads no attributes"):
-        sheets.make(without, tmp_path, modes=("partial",))
+    with pytest.raises(ValueError, match="has no prototypes .MODEL.CERBERUS.LAMBDA_SEM is"):
+        neighbours.make(without)
+    with pytest.raises(ValueError, match="no sheet of partial, because the model reads no attributes"):
+        sheets.make(without, modes=("partial",))
 
 
 @pytest.mark.parametrize(("make", "what"), [(alignment.make, "alignment of strips"),
                                             (attention.make, "representations of groups"),
-                                            (lambda run, path: neighbours.make([run], path), "semantic IDs")])
-def test_a_model_without_groups_is_refused(run, tmp_path, make, what):
-    with pytest.raises(SystemExit, match=f"Baseline has no {what}.*; name a run of Cerberus"):
-        make(changed(run, "MODEL.META_ARCHITECTURE", "Baseline"), tmp_path)
+                                            (neighbours.make, "semantic IDs")])
+def test_a_model_without_groups_is_refused(run, make, what):
+    with pytest.raises(ValueError, match=f"Baseline has no {what}.*; name a run of Cerberus"):
+        make(changed(run, "MODEL.META_ARCHITECTURE", "Baseline"))
 
 
 def test_a_run_is_shown_its_own_first_test_set_unless_one_is_named(folder):
@@ -324,7 +323,7 @@ def test_a_run_is_shown_its_own_first_test_set_unless_one_is_named(folder):
     assert exhibit.Run.load(folder, "DukeMTMCAttributes", "cpu").dataset == "DukeMTMCAttributes"
 
 
-def test_a_model_that_reads_no_attributes_has_a_sheet_of_pictures_alone(run, tmp_path):
+def test_a_model_that_reads_no_attributes_has_a_sheet_of_pictures_alone(run):
     run.predictor.reader = None
-    shown = sheets.make(run, tmp_path, people=1, top=2)
-    assert [picture.file for picture in shown.pictures] == ["sheets_reid.png"]
+    shown = sheets.make(run, people=1, top=2)
+    assert [picture.suffix for picture in shown.pictures] == ["_reid"]

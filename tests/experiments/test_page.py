@@ -92,27 +92,6 @@ def test_every_inner_link_leads_somewhere_and_no_place_is_named_twice(outline):
     assert {"summary", "parts", "figure-attention", "figure-lost"} <= links
 
 
-def test_tables_are_sorted_by_buttons_that_the_keyboard_reaches(html, outline):
-    columns = [attrs for attrs in outline.attributes("th") if attrs.get("scope") == "col"]
-    assert columns and all(attrs["aria-sort"] == "none" for attrs in columns)
-    heads = re.findall(r"<th scope=\"col\".*?</th>", html, re.S)
-    assert all('<button type="button">' in head for head in heads)
-
-
-def test_a_cell_with_a_deviation_is_sorted_by_its_mean(html):
-    assert re.search(r'<td data-value="89\.75" class="number">89\.75 ± 0\.25</td>', html)
-
-
-def test_tables_and_pictures_scroll_in_boxes_of_their_own(html):
-    assert html.count("<table>") == len(re.findall(r'<div class="scroll"[^>]*tabindex="0">\s*<table>', html))
-    assert html.count("<img ") == len(re.findall(r'<div class="scroll"[^>]*tabindex="0">\s*<img ', html))
-
-
-def test_dark_and_light_follow_the_reader_and_paper_is_light(html):
-    assert "@media (prefers-color-scheme: dark)" in html and '[data-theme="dark"]' in html and 'id="theme"' in html
-    assert html.index("@media print") > html.index('[data-theme="dark"]')
-
-
 def test_pictures_stand_in_the_page_and_beside_the_markdown(folder, outline):
     sources = [attrs["src"] for attrs in outline.attributes("img")]
     assert sorted(source.split(";")[0] for source in sources) == ["data:image/png", "data:image/svg+xml"]

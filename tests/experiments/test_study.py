@@ -224,7 +224,7 @@ def test_seeds_that_were_trained_before_stay_in_the_record(ablation):
 def test_a_seed_that_only_some_variants_have_is_left_out_of_the_record(ablation):
     output, *_ = ablation
     alone = dataclasses.replace(PARTS, variants=(LAST, Variant("other", {"MODEL.CERBERUS.SIGMA": 3.0})))
-    assert study._other_seeds(PARTS, read, (1,), output) and not study._other_seeds(alone, read, (1,), output)
+    assert study.other_seeds(PARTS, read, (1,), output) and not study.other_seeds(alone, read, (1,), output)
 
 
 def test_of_a_finished_run_the_last_checkpoint_stays_alone(ablation):

@@ -10,6 +10,7 @@ picture and by words, right and wrong marked. Writes OUTPUT/figures/NAME.png, or
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
 from .rank_list import advised
 
-NAMES = ("alignment", "attention", "neighbours", "sheets")
+OPTIONS = ("people", "group", "sid", "modes", "groups", "top")  # of which each figure takes some
+MAKE = {"alignment": alignment.make, "attention": attention.make, "neighbours": neighbours.make, "sheets": sheets.make}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,21 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         raise SystemExit(f"{args.run}: has no group {', '.join(unknown)}, expected some of "
                          f"{', '.join(known) or 'none'}")
-    options = {"output": args.output, "name": args.save_as or args.name}
-    if args.people is not None:
-        options["people"] = args.people
-    with advised(args.run):
-        if args.name == "alignment":
-            exhibit = alignment.make(runs[0], **options)
-        elif args.name == "attention":
-            exhibit = attention.make(runs[0], **options)
-        elif args.name == "neighbours":
-            exhibit = neighbours.make(runs, group=args.group, sid=args.sid, **options)
-        else:
-            groups = args.groups or [group for group in ("upper", "lower") if group in known] or known[:1]
-            exhibit = sheets.make(runs[0], modes=args.modes, groups=groups, top=args.top, **options)
+    make = MAKE[args.name]
+    options = {name: getattr(args, name) for name in OPTIONS
+               if name in inspect.signature(make).parameters and getattr(args, name) is not None}
+    try:
+        with advised(args.run):
+            exhibit = make(*runs, **options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.figures", *given])
-    record = write(exhibit, runs, args.output, command)
+    record = write(exhibit, runs, args.output, args.save_as or args.name, command)
     print(record["caption"])
     print("wrote " + ", ".join(str(args.output / picture["file"]) for picture in record["pictures"]))
 
@@ -58,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.experiments.figures", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=NAMES, help="the figure")
+    parser.add_argument("name", choices=MAKE, help="the figure")
     parser.add_argument("run", type=Path, help="folder of a trained run")
     parser.add_argument("other", type=Path, nargs="?", help="neighbours: a second run, beside the first")
     parser.add_argument("--output", type=Path, required=True, help="folder of the report")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -13,12 +12,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from ...modeling.heads import person_rows, row_heat
 from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH, save
+from .rank_list import WIDTH
 
 BATCH = 64
 PEOPLE_A_LINE = 2
@@ -65,11 +65,11 @@ def choose(run: Run, rows: Rows, count: int) -> list[int]:
     return run.first_images(cropped)[:count] or run.first_images(people)[:PEOPLE_A_LINE]
 
 
-def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Exhibit:
+def make(run: Run, people: int = 6) -> Exhibit:
     """Draw the figure of a run and say what it shows."""
     run.require_groups("alignment of strips")
     if not run.predictor.cfg.MODEL.CERBERUS.ALIGN:
-        raise SystemExit(f"{run.predictor.run_folder}: MODEL.CERBERUS.ALIGN is False, so nothing is aligned; name a "
+        raise ValueError(f"{run.predictor.run_folder}: MODEL.CERBERUS.ALIGN is False, so nothing is aligned; name a "
                          "run that was trained with it.")
     rows = rows_of(run, [path for path, *_ in run.items])
     chosen = choose(run, rows, people)
@@ -77,8 +77,7 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
     sigma = heads.sigma
     strips = [", ".join(group for group, own in heads.strip_of_group.items() if own == strip)
               for strip in range(heads.num_strips)]
-    draw(run.seen([run.items[i][0] for i in chosen]), Rows(*(part[chosen] for part in rows)), strips, sigma,
-         output / "figures" / f"{name}.png")
+    figure = draw(run.seen([run.items[i][0] for i in chosen]), Rows(*(part[chosen] for part in rows)), strips, sigma)
     cropped = int((rows.kept < rows.height).sum())
     figures = {"images": len(run.items), "cropped": cropped, "no row above sigma": int(rows.fallback.sum()),
                "rows kept, mean %": 100 * rows.kept.float().mean().item() / rows.height, "rows of the map": rows.height,
@@ -93,13 +92,12 @@ def make(run: Run, output: Path, name: str = "alignment", people: int = 6) -> Ex
                 f"row above sigma to the last), and the strips that {', '.join(filter(None, strips))} read, of the "
                 "whole picture and of the rows kept. Rows lie where their centres do; each also "
                 "sees what is around it.")
-    return Exhibit(name, "Figure 7a: alignment", "Does the alignment find the person, and what does it change?",
-                   caption, [Picture(f"{name}.png", "The rows kept, and the strips with and without alignment")],
-                   figures)
+    return Exhibit("Figure 7a: alignment", "Does the alignment find the person, and what does it change?", caption,
+                   [Picture(figure, "The rows kept, and the strips with and without alignment")], figures)
 
 
-def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float, file: Path) -> None:
-    """Write the picture: four panels a person, two people a line.
+def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float) -> Figure:
+    """Four panels a person, two people a line.
 
     Args:
         pictures: as `Run.seen` gives them.   rows: of these pictures.
@@ -119,11 +117,11 @@ def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float, 
         top, end = rows.top[n].item() / rows.height, (rows.bottom[n].item() + 1) / rows.height
         _picture(line[0], picture, top, end)
         _heat(line[1], rows.heat[n], rows.top[n].item(), rows.bottom[n].item(), sigma, size)
-        _strips(line[2], picture, strips, 0, 1, named=True)
-        _strips(line[3], picture, strips, top, end)
+        draw_strips(line[2], picture, strips, 0, 1, named=True)
+        draw_strips(line[3], picture, strips, top, end)
         for axis, title in zip(line, ("picture", "norm of rows", "not aligned", "aligned")):
             axis.set_title(title, fontsize=8.5, pad=3)
-    save(figure, file)
+    return figure
 
 
 def _picture(axis, picture: np.ndarray, top: float, end: float) -> None:
@@ -151,7 +149,7 @@ def _heat(axis, heat: Tensor, top: int, bottom: int, sigma: float, size: tuple[i
         axis.spines[side].set_visible(False)
 
 
-def _strips(axis, picture: np.ndarray, names: Sequence[str], top: float, end: float, named: bool = False) -> None:
+def draw_strips(axis, picture: np.ndarray, names: Sequence[str], top: float, end: float, named: bool = False) -> None:
     """Strips, from the top, of the rows from `top` to `end`, shares of the height, drawn at the height of the whole."""
     height, width = picture.shape[:2]
     edges = [round(height * (top + (end - top) * k / len(names))) for k in range(len(names) + 1)]

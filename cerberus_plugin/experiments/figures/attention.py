@@ -12,7 +12,6 @@ Shapes: B images, C channels, H x W the map, D dimensions of a representation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -21,12 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ...inference import blocks
 from ...modeling.heads import person_rows, resize_rows_matrix, strip_matrix
 from .exhibit import Exhibit, Picture, Run, spread
-from .rank_list import WIDTH, save
+from .rank_list import WIDTH
 
 TOLERANCE = 1e-2  # of a cosine; half precision stays within
 COLOURS = "inferno"
@@ -70,19 +70,19 @@ def _check_mean(own: Tensor, embeddings: Tensor, groups: Sequence[str]) -> None:
     cosine = (F.normalize(own, dim=2) * blocks(embeddings.float(), len(groups))).sum(dim=2)  # (B, G)
     if cosine.min() < 1 - TOLERANCE:
         group = groups[cosine.amin(dim=0).argmin()]
-        raise SystemExit(f"attention: the mean over the map has a cosine of {cosine.min():.3f} to the model's own "
+        raise ValueError(f"attention: the mean over the map has a cosine of {cosine.min():.3f} to the model's own "
                          f"representation '{group}', expected 1: this model pools in another way, which cannot be "
                          "shared out among places. Name a run that pools by the mean.")
 
 
-def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Exhibit:
+def make(run: Run, people: int = 5) -> Exhibit:
     """Draw the figure of a run and say what it shows."""
     run.require_groups("representations of groups")
     groups = run.predictor.groups
     queries = [index for index in run.of_people() if index < run.num_query]
     paths = [run.items[index][0] for index in spread(run.first_images(queries), people)]
     weights, rows = weights_of_places(run.predictor.model, run.predictor.images(paths))
-    draw(run.seen(paths), weights.cpu(), rows.cpu(), groups, output / "figures" / f"{name}.png")
+    figure = draw(run.seen(paths), weights.cpu(), rows.cpu(), groups)
     read = (rows > 0)[..., None].expand_as(weights)
     figures = {group: weights[:, g][read[:, g]].max().item() for g, group in enumerate(groups)}
     strips = [group.name for group in run.predictor.model.groups if group.strip is not None]
@@ -93,13 +93,13 @@ def make(run: Run, output: Path, name: str = "attention", people: int = 5) -> Ex
                f"{', '.join(strips)} read a strip of "
                f"the rows that the alignment keeps (framed), {', '.join(others)} the whole picture. One scale for "
                "all; places below 0 are drawn as 0.")
-    return Exhibit(name, "Figure 8: attention", "Does each representation look at its own part of a person?", caption,
-                   [Picture(f"{name}.png", "Weights of places for each representation, a line a person")],
+    return Exhibit("Figure 8: attention", "Does each representation look at its own part of a person?", caption,
+                   [Picture(figure, "Weights of places for each representation, a line a person")],
                    {"largest weight": figures})
 
 
-def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[str], file: Path) -> None:
-    """Write the picture: a line a person, the picture and a map of each group.
+def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[str]) -> Figure:
+    """A line a person, the picture and a map of each group.
 
     Args:
         pictures: as `Run.seen` gives them.   weights, rows: as `weights_of_places` gives them.
@@ -123,7 +123,7 @@ def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[s
     bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=30, pad=0.01, extend="max")
     bar.set_label("weight of a place (mean 1)", fontsize=9)
     bar.ax.tick_params(labelsize=9)
-    save(figure, file)
+    return figure
 
 
 def _overlaid(axis, picture: np.ndarray, weights: Tensor, rows: Tensor, limit: float):
@@ -134,7 +134,7 @@ def _overlaid(axis, picture: np.ndarray, weights: Tensor, rows: Tensor, limit: f
     read = (rows > 0).nonzero().flatten()
     inside = torch.arange(len(rows)).clamp(read[0].item(), read[-1].item())  # nothing from beyond the strip shines in
     fine = F.interpolate(weights[inside][None, None], size=(height, width), mode="bicubic", align_corners=False)[0, 0]
-    start, stop = _extent(rows)
+    start, stop = extent(rows)
     first, last = round(start * height), max(round(stop * height), round(start * height) + 1)
     opacity = np.zeros((height, width))
     opacity[first:last] = 0.72
@@ -144,7 +144,7 @@ def _overlaid(axis, picture: np.ndarray, weights: Tensor, rows: Tensor, limit: f
     return matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, limit), COLOURS)
 
 
-def _extent(rows: Tensor) -> tuple[float, float]:
+def extent(rows: Tensor) -> tuple[float, float]:
     """Where the rows that are read, (H,), begin and end, in shares of the height.
 
     A row at an end counts by its share of the one that is read most, so that a strip is as high as in the picture.

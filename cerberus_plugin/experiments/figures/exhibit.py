@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data.build import build_readable_test_set
@@ -22,6 +23,7 @@ from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
 from ...utils.files import file_sha256, write_json
+from .rank_list import save
 
 FOLDER = "figures"  # in the folder of the report
 
@@ -85,22 +87,22 @@ class Run:
         """Refuse a model without the five representations."""
         name = self.predictor.cfg.MODEL.META_ARCHITECTURE
         if name != "Cerberus":
-            raise SystemExit(f"{self.predictor.run_folder}: {name} has no {what}; name a run of Cerberus.")
+            raise ValueError(f"{self.predictor.run_folder}: {name} has no {what}; name a run of Cerberus.")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file of the report's figures, under its name alone, with what it shows."""
+    """A drawn picture with what it shows; `suffix` follows the exhibit's name in the name of its file."""
 
-    file: str
+    figure: Figure
     caption: str
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
 class Exhibit:
     """A figure of the report: its pictures, and in `figures` the numbers that its captions name."""
 
-    name: str
     title: str
     question: str
     caption: str
@@ -114,13 +116,17 @@ def spread(values: Sequence, count: int) -> list:
     return list(values[::step][:count])
 
 
-def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, command: str) -> dict:
-    """The record of a figure whose pictures are drawn, beside them; returns what it holds."""
-    pictures = [{"file": f"{FOLDER}/{picture.file}", "caption": picture.caption} for picture in exhibit.pictures]
-    record = {"exhibit": exhibit.name, "title": exhibit.title, "question": exhibit.question,
+def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, name: str, command: str) -> dict:
+    """Write the pictures of a figure, and its record beside them; returns what the record holds."""
+    pictures = []
+    for picture in exhibit.pictures:
+        file = f"{FOLDER}/{name}{picture.suffix}.png"
+        save(picture.figure, output / file)
+        pictures.append({"file": file, "caption": picture.caption})
+    record = {"exhibit": name, "title": exhibit.title, "question": exhibit.question,
               "caption": exhibit.caption, "pictures": pictures, "figures": exhibit.figures,
               "made by": made_by(runs, command)}
-    write_json(str(output / FOLDER / f"{exhibit.name}.json"), record)
+    write_json(str(output / FOLDER / f"{name}.json"), record)
     return record
 
 

@@ -8,7 +8,6 @@ Shapes: N images, D dimensions of a representation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -17,13 +16,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
 from ...attributes import AttributeSchema
 from ...inference import of_groups
 from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH, save
+from .rank_list import WIDTH
 
 SEED = 0
 ASPECT = 0.9  # of a panel
@@ -65,7 +65,7 @@ def shared_sid(run: Run, group: str | None = None, sid: int | None = None) -> Sh
                     found.setdefault((name, number), {}).setdefault(run.items[index][1], []).append(index)
     (group, sid), images = max(found.items(), key=lambda entry: len(entry[1]), default=((group, sid), {}))
     if len(images) < 2:
-        raise SystemExit(f"{run.dataset}: {len(images)} people carry semantic ID {sid} of {group}, expected at least 2;"
+        raise ValueError(f"{run.dataset}: {len(images)} people carry semantic ID {sid} of {group}, expected at least 2;"
                          f" name another by --sid, 0 to {reader.table.sizes[reader.groups.index(group)] - 1}, or none.")
     labels = run.labels[next(iter(images.values()))[0]]
     return Shared(group, sid, _in_words(reader.schema, group, labels), images)
@@ -130,26 +130,25 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return [f"{run.predictor.run_folder.name}: {name}" for run, name in zip(runs, names)]
 
 
-def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str | None = None,
-         sid: int | None = None, people: int = 11) -> Exhibit:
+def make(*runs: Run, group: str | None = None, sid: int | None = None, people: int = 11) -> Exhibit:
     """Draw the figure of one run, or of two side by side, and say what it shows."""
     for run in runs:
         run.require_groups("semantic IDs")
         if run.predictor.reader is None:
-            raise SystemExit(f"{run.predictor.run_folder}: has no prototypes (MODEL.CERBERUS.LAMBDA_SEM is "
+            raise ValueError(f"{run.predictor.run_folder}: has no prototypes (MODEL.CERBERUS.LAMBDA_SEM is "
                              f"{run.predictor.cfg.MODEL.CERBERUS.LAMBDA_SEM:g}), so that no semantic ID guides it; "
                              "name a run with semantic guidance.")
     if runs[0].labels is None:
-        raise SystemExit(f"{runs[0].dataset}: has no attributes, so that nobody is known to share any; name a data "
+        raise ValueError(f"{runs[0].dataset}: has no attributes, so that nobody is known to share any; name a data "
                          "set with attributes by --dataset.")
     if [item[1:] for item in runs[0].items] != [item[1:] for item in runs[-1].items]:
-        raise SystemExit(f"{runs[-1].predictor.run_folder}: is tested on other images than "
+        raise ValueError(f"{runs[-1].predictor.run_folder}: is tested on other images than "
                          f"{runs[0].predictor.run_folder}; name one data set for both by --dataset.")
     shared = shared_sid(runs[0], group, sid)
     drawn = most_seen(shared.images, people)
     indices = [index for pid in drawn for index in shared.images[pid]]
     if len(indices) < FEWEST:
-        raise SystemExit(f"{runs[0].dataset}: semantic ID {shared.sid} of {shared.group} has {len(indices)} images of "
+        raise ValueError(f"{runs[0].dataset}: semantic ID {shared.sid} of {shared.group} has {len(indices)} images of "
                          f"{len(drawn)} people, expected at least {FEWEST} to draw; name another by --sid.")
     everyone = [index for images in shared.images.values() for index in images]
     panels, figures = [], []
@@ -162,7 +161,7 @@ def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str
         figures.append({"run": str(run.predictor.run_folder), "drawn": of_drawn._asdict(),
                         "all who share it": of_all._asdict()})
     pids = torch.tensor([runs[0].items[index][1] for index in indices])
-    draw(panels, pids, output / "figures" / f"{name}.png", shared.group)
+    figure = draw(panels, pids, shared.group)
     caption = (f"{len(drawn)} of the {len(shared.images)} people of {runs[0].dataset} who share semantic ID "
                f"{shared.sid} of {shared.group} ({shared.words}), those of the most images, a colour and a marker a "
                f"person: t-SNE of the representation '{shared.group}' alone (cosine, seed {SEED}), {len(indices)} "
@@ -170,14 +169,14 @@ def make(runs: Sequence[Run], output: Path, name: str = "neighbours", group: str
                "another camera, by cosine in the full space, is the same person. ")
     measured = [f"{title} {values['all who share it']['group']:.1f} %" for title, values in zip(names, figures)]
     caption += f"Among all {len(shared.images)} people and by '{shared.group}' alone: {'; '.join(measured)}."
-    return Exhibit(name, "Figure 9: people who share one semantic ID",
+    return Exhibit("Figure 9: people who share one semantic ID",
                    "Are people with the same attributes still told apart?", caption,
-                   [Picture(f"{name}.png", "t-SNE of people who share one semantic ID")],
+                   [Picture(figure, "t-SNE of people who share one semantic ID")],
                    {"group": shared.group, "sid": shared.sid, "runs": figures})
 
 
-def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, file: Path, group: str) -> None:
-    """Write the picture: a panel a run, the same people in the same colours.
+def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, group: str) -> Figure:
+    """A panel a run, the same people in the same colours.
 
     Args:
         panels: title, places float (N, 2) and figures of each run.   pids: int64 (N,).
@@ -197,4 +196,4 @@ def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, file: Path,
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, title="identity", title_fontsize=9,
                   frameon=False)
-    save(figure, file)
+    return figure

@@ -3,59 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ...utils.images import read_image
 from .exhibit import Exhibit, Picture, Run
-from .rank_list import LINE, RIGHT, WIDTH, Gallery, Row, draw, save, show_picture, show_words
+from .rank_list import LINE, RIGHT, WIDTH, Gallery, Row, sheet, show_picture, show_words
 
 MODES = ("reid", "par", "aps", "partial")
 CARDS_A_LINE = 3
 CARD = (1, 1.9)  # widths of a picture and its words
 
 
-def make(run: Run, output: Path, name: str = "sheets", people: int = 5, modes: Sequence[str] | None = None,
-         groups: Sequence[str] = ("upper", "lower"), top: int = 8) -> Exhibit:
+def make(run: Run, people: int = 5, modes: Sequence[str] | None = None, groups: Sequence[str] | None = None,
+         top: int = 8) -> Exhibit:
     """Draw a sheet a mode and say what they show.
 
     Args:
         people: lines of a sheet.   modes: some of `MODES`; None for all that the model can do.
-        groups: what a partial search describes.   top: images of each line.
+        groups: what a partial search describes; upper and lower, or else the first group, if None.   top: images of each line.
     """
+    known = run.predictor.groups
+    groups = groups or [group for group in ("upper", "lower") if group in known] or known[:1]
     predictor = run.predictor
     reads = predictor.reader is not None and run.labels is not None
     unable = [mode for mode in modes or () if mode != "reid"] if not reads else []
     if unable:
         why = "the model reads no attributes" if predictor.reader is None else f"{run.dataset} has no attributes"
-        raise SystemExit(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
+        raise ValueError(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
                          "reid, or name another run or data set.")
     modes = modes or (MODES if reads else MODES[:1])
     gallery = Gallery(predictor, name=run.dataset)
     figures, pictures = {}, []
     for mode in modes:
-        file = f"{name}_{mode}.png"
-        path = output / "figures" / file
         if mode == "par":
             cards = [(gallery.queries[index][0], f"identity {gallery.queries[index][1]}", gallery.words(index))
                      for index in gallery.spread_queries(CARDS_A_LINE * people)]
-            draw_cards(cards, path)
+            figure = draw_cards(cards)
             verdicts = [verdict for *_, words in cards for _, verdict in words]
         else:
             rows = rows_of(gallery, mode, people, groups, top)
-            draw(rows, path, top)
+            figure = sheet(rows, top)
             verdicts = [verdict for row in rows for _, verdict, _ in row.found]
         figures[mode] = {"right": verdicts.count(RIGHT), "shown": len(verdicts)}
-        pictures.append(Picture(file, f"{_caption(mode, groups)} {figures[mode]['right']} of the {len(verdicts)} "
-                                      f"{'answers' if mode == 'par' else 'images'} shown are right."))
+        pictures.append(Picture(figure, f"{_caption(mode, groups)} {figures[mode]['right']} of the {len(verdicts)} "
+                                        f"{'answers' if mode == 'par' else 'images'} shown are right.", f"_{mode}"))
     caption = (f"Sheets of {run.dataset}, queries taken evenly over the list and not by how they did: a tick and a "
                "full frame are right, a cross and a dashed frame wrong.")
-    return Exhibit(name, "Figure 6: retrieval and recognition", "What does the model find, and where does it err?",
-                   caption, pictures, figures)
+    return Exhibit("Figure 6: retrieval and recognition", "What does the model find, and where does it err?", caption,
+                   pictures, figures)
 
 
 def rows_of(gallery: Gallery, mode: str, count: int, groups: Sequence[str], top: int) -> list[Row]:
@@ -78,8 +78,8 @@ def _caption(mode: str, groups: Sequence[str]) -> str:
     }[mode]
 
 
-def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]], path: Path) -> None:
-    """Write a sheet of pictures with the words read off them: (path, title, words) each."""
+def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> Figure:
+    """A sheet of pictures with the words read off them: (path, title, words) each."""
     lines = -(-len(cards) // CARDS_A_LINE)
     unit = WIDTH / (sum(CARD) * CARDS_A_LINE)
     height = max(2.4 * unit, LINE * (2 + max(len(words) for *_, words in cards)))
@@ -92,4 +92,4 @@ def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]], path: Pa
         left, right = axes.reshape(-1, 2)[n]
         show_picture(left, read_image(picture))
         show_words(right, words, title)
-    save(figure, path)
+    return figure
