@@ -25,7 +25,8 @@ def make(run: Run, people: int = 5, modes: Sequence[str] | None = None, groups: 
 
     Args:
         people: lines of a sheet.   modes: some of `MODES`; None for all that the model can do.
-        groups: what a partial search describes; upper and lower, or else the first group, if None.   top: images of each line.
+        groups: what a partial search describes; upper and lower, or else the first group, if None.
+        top: images of each line.
     """
     known = run.predictor.groups
     groups = groups or [group for group in ("upper", "lower") if group in known] or known[:1]
