@@ -276,7 +276,7 @@ def test_the_softmax_adds_the_log_share_of_training_people_to_scaled_cosines():
         logits = learned[g].item() * cosines + (counts[seen] / counts.sum()).log()
         rank = seen.cumsum(0) - 1
         expected = expected + F.cross_entropy(logits, rank[module.sid_of_class[targets, g]]) / 5
-    loss = module.softmax(f, targets, scale=99.0)
+    loss = module.softmax(f, module.sid_of_class[targets], scale=99.0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
@@ -377,7 +377,7 @@ def found_among_unseen(kind, seed: int) -> float:
         classes = torch.randint(16, (64,), generator=generator)
         f = truth[module.sid_of_class[classes, 1]] + 0.3 * torch.randn(64, 32, generator=generator)
         optimiser.zero_grad()
-        module.softmax(f.expand(5, -1, -1), classes, 16.0).backward()
+        module.softmax(f.expand(5, -1, -1), module.sid_of_class[classes], 16.0).backward()
         optimiser.step()
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
                              reading="probability", cosine_scale=module.column_scales(MARKET1501))
