@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from ..metrics.outfits import CHANGES, SETTINGS
 from ..utils.files import read_json, write_json, write_text
-
-if TYPE_CHECKING:
-    pass
 
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
