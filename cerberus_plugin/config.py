@@ -165,6 +165,9 @@ def add_cerberus_config(cfg: CN) -> None:
     # the scale of each group is learned, from SOFTMAX_SCALE on. Under DATASETS.HOLD_OUT, columns are read with scales
     # that are fitted on the held-out people.
     node.SOFTMAX_PRIOR = False
+    # Weight of each image in the softmax by how well it agrees with the other images of its person in the batch,
+    # exp(cosine / AGREEMENT): an attribute that a view does not show counts less. 0 counts all images alike.
+    node.AGREEMENT = 0.0
     # Pooling of the strips and of the global map: "mean" as in the paper, "max", or "gem", the generalised mean with a
     # learnable exponent a branch, from 3 on.
     node.POOL = "mean"

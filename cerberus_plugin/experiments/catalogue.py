@@ -21,8 +21,8 @@ COLUMNS = {  # of the paper's PAR tables, in its order
              "lower colour", "clothes"),
     DUKE: ("gender", "backpack", "handbag", "bag", "hat", "top", "upper colour", "lower colour", "shoes", "boots")}
 ZOO = "published by FastReID's model zoo"
-SEM, REG, ALIGN, SOFTMAX, PRIOR = (f"MODEL.CERBERUS.{key}" for key in (
-    "LAMBDA_SEM", "LAMBDA_REG", "ALIGN", "SOFTMAX", "SOFTMAX_PRIOR"))
+SEM, REG, ALIGN, SOFTMAX, PRIOR, AGREEMENT = (f"MODEL.CERBERUS.{key}" for key in (
+    "LAMBDA_SEM", "LAMBDA_REG", "ALIGN", "SOFTMAX", "SOFTMAX_PRIOR", "AGREEMENT"))
 LEFT_OUT = (0, 2, 4, 8)
 RARE = 0.05  # of the training people; some semantic IDs are carried by half of them
 CERBERUS, PLUS = "Cerberus", "cerberus_plus"  # PLUS: also what its configuration files begin with
@@ -158,10 +158,8 @@ def _plus() -> Study:
 
 def _choices() -> Study:
     """What `cerberus_plus` sets, one at a time, on held-out people."""
-    grids = {"softmax weight": (SOFTMAX, (1.0, 2.0, 4.0)),
-             "first scale": ("MODEL.CERBERUS.SOFTMAX_SCALE", (8.0, 12.0, 16.0, 24.0)),
-             "hinge weight": (SEM, (0.0, 1.0, 5.0))}
-    chosen = {SOFTMAX: 1.0, "MODEL.CERBERUS.SOFTMAX_SCALE": 16.0, SEM: 0.0}
+    grids = {"softmax weight": (SOFTMAX, (1.0, 2.0, 4.0)), "agreement": (AGREEMENT, (0.0, 0.2))}
+    chosen = {SOFTMAX: 2.0, AGREEMENT: 0.2}
     variants, pairs = [Variant(PLUS, file=PLUS)], []
     for name, (key, values) in grids.items():
         others = [Variant(f"{name} {value:g}", {key: value}, PLUS) for value in values if value != chosen[key]]

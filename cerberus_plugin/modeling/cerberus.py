@@ -83,6 +83,9 @@ class Cerberus(ImageModel):
         if node.SOFTMAX < 0 or node.SOFTMAX_SCALE <= 0:
             raise ValueError(f"MODEL.CERBERUS.SOFTMAX is {node.SOFTMAX} and SOFTMAX_SCALE {node.SOFTMAX_SCALE}, "
                              "expected a weight of at least 0 (off) and a scale above 0, such as 16")
+        if node.AGREEMENT < 0 or node.AGREEMENT and not node.SOFTMAX:
+            raise ValueError(f"MODEL.CERBERUS.AGREEMENT is {node.AGREEMENT} and SOFTMAX {node.SOFTMAX}, expected a "
+                             "temperature above 0, such as 0.2, with a weight SOFTMAX above 0; or AGREEMENT 0 (off)")
         if node.SOFTMAX_PRIOR and not node.SOFTMAX:
             raise ValueError("MODEL.CERBERUS.SOFTMAX_PRIOR is True, but SOFTMAX is 0: set its weight, such as 1, or "
                              "SOFTMAX_PRIOR to False")
@@ -93,7 +96,7 @@ class Cerberus(ImageModel):
                 schema.group_names)
             criteria += [GuidanceLoss(node.LAMBDA_SEM), RegularisationLoss(node.LAMBDA_REG)]
             if node.SOFTMAX:
-                criteria.append(PrototypeSoftmaxLoss(node.SOFTMAX, node.SOFTMAX_SCALE))
+                criteria.append(PrototypeSoftmaxLoss(node.SOFTMAX, node.SOFTMAX_SCALE, node.AGREEMENT))
             if node.LAMBDA_SEM or node.SOFTMAX:
                 reading = {"reading": cfg.TEST.READING, "force_colour": cfg.TEST.PAR.FORCE_COLOUR,
                            "partial": cfg.TEST.APS.PARTIAL, "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,

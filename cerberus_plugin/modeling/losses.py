@@ -62,7 +62,8 @@ def semantic_guidance_loss(representations: Tensor, prototypes: Tensor, sids: Te
 
 @_float32
 def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Tensor, scale: float | Tensor = 16.0,
-                           competing: Tensor | None = None, log_prior: Tensor | None = None) -> Tensor:
+                           competing: Tensor | None = None, log_prior: Tensor | None = None,
+                           weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the semantic ID among the prototypes of a group; not in the paper.
 
     The logits are `scale` times the cosines, plus `log_prior` (logit adjustment, Menon et al., arXiv 2007.07314). Where
@@ -75,9 +76,11 @@ def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Te
             prototypes are of one group, all of whose rows compete.
         log_prior: float (K,), natural logarithm of how frequent each semantic ID is in its group; ignored for rows that
             do not compete. None for a uniform prior.
+        weights: float (G, B), how much each image counts, above 0, such as `agreement_weights`. None for all alike.
 
     Returns:
-        Mean over the labelled images of the batch, then over groups; 0, with a gradient of 0, where none is labelled.
+        Weighted mean over the labelled images of the batch, then mean over groups; 0, with a gradient of 0, where none
+        is labelled.
     """
     if isinstance(scale, Tensor):
         scale = scale.view(-1, 1, 1)
@@ -89,7 +92,35 @@ def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Te
         logits = logits.masked_fill(competing[:, None] == 0, float("-inf"))
     each = F.cross_entropy(logits.flatten(end_dim=-2), sids.flatten().clamp(min=-1), ignore_index=-1,
                            reduction="none").view(sids.shape)
-    return (each.sum(dim=-1) / (sids >= 0).sum(dim=-1).clamp(min=1)).mean()
+    known = (sids >= 0).to(each.dtype)
+    if weights is not None:
+        each, known = each * weights, known * weights
+    total = known.sum(dim=-1)
+    return (each.sum(dim=-1) / torch.where(total > 0, total, 1.0)).mean()
+
+
+@torch.no_grad()
+@_float32
+def agreement_weights(representations: Tensor, identities: Tensor, sids: Tensor, temperature: float = 0.2) -> Tensor:
+    """How much each image should count, by how well it agrees with the other images of its person in the batch.
+
+    An attribute that a view does not show, such as a backpack from the front, should pull its representation less than
+    one that it shows. The weight is exp(c / temperature), c the cosine of an image's representation with the sum of
+    the others' unit representations, over its mean within the person. Not in the paper.
+
+    Args:
+        representations: float (G, B, D).   identities: int64 (B,).
+        sids: int64 (G, B). Images with another semantic ID, as in another outfit, do not count as the same person's.
+
+    Returns:
+        float (G, B), mean 1 over the images of a person; 1 for a person's only image.
+    """
+    unit = F.normalize(representations, dim=-1, eps=COSINE_EPS)
+    same = (identities[:, None] == identities) & (sids[..., None] == sids[:, None])  # (G, B, B)
+    others = same.to(unit.dtype) @ unit - unit
+    agreement = F.cosine_similarity(unit, others, dim=-1, eps=COSINE_EPS) / temperature  # (G, B)
+    total = agreement[:, None].masked_fill(~same, float("-inf")).logsumexp(dim=-1)
+    return (agreement - total).exp() * same.sum(dim=-1)
 
 
 def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, beta: float = 1.8) -> Tensor:
@@ -269,11 +300,20 @@ class RegularisationLoss:
 
 @dataclass(frozen=True)
 class PrototypeSoftmaxLoss:
-    """`prototype_softmax_loss` of the model's prototypes, at this cosine scale where they have learned none."""
+    """`prototype_softmax_loss` of the model's prototypes.
+
+    Attributes:
+        scale: of the cosines, where the prototypes have learned none.
+        agreement: temperature of `agreement_weights`; 0 counts all images alike.
+    """
 
     weight: float = 1.0
     scale: float = 16.0
+    agreement: float = 0.0
 
     def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
-        loss = outputs["prototypes"].softmax(outputs["representations"], targets.sids, self.scale)
+        representations, weights = outputs["representations"], None
+        if self.agreement:
+            weights = agreement_weights(representations, targets.identities, targets.sids.T, self.agreement)
+        loss = outputs["prototypes"].softmax(representations, targets.sids, self.scale, weights)
         return {"loss_softmax": self.weight * loss}

@@ -119,7 +119,7 @@ class SIDPrototypes(nn.Module):
         margins = torch.cat([self.margins(group) for group in self.groups])
         return semantic_guidance_loss(representations, self._all(), self._rows_of(sids), margins)
 
-    def softmax(self, representations: Tensor, sids: Tensor, scale: float) -> Tensor:
+    def softmax(self, representations: Tensor, sids: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
         """`prototype_softmax_loss` of all groups, among the semantic IDs that training carries.
 
         The others have no image to be pulled by: as competitors they would be pushed away from everyone, and never be
@@ -128,6 +128,7 @@ class SIDPrototypes(nn.Module):
         Args:
             representations: float (G, B, D).   sids: int64 (B, G), -1 where missing.
             scale: of the cosines, where none is learned. A learned scale goes with the prior of training identities.
+            weights: float (G, B), of the images; None for all alike.
         """
         counts = torch.cat([self.counts(group) for group in self.groups])  # (K,)
         log_prior = None
@@ -135,7 +136,7 @@ class SIDPrototypes(nn.Module):
             scale = self.learned_log_scales.exp()
             log_prior = (counts / (self.membership.T @ (self.membership @ counts.float()))).clamp(min=1e-12).log()
         return prototype_softmax_loss(representations, self._all(), self._rows_of(sids), scale,
-                                      self.membership * (counts > 0), log_prior)
+                                      self.membership * (counts > 0), log_prior, weights)
 
     def _rows_of(self, sids: Tensor) -> Tensor:
         """Rows of all groups' tables one after the other: int64 (B, G) -> int64 (G, B), -1 where missing."""

@@ -4,6 +4,7 @@ import math
 
 from cerberus_plugin.modeling.losses import (
     adaptive_margins,
+    agreement_weights,
     identity_loss,
     margin_triplet_loss,
     prototype_regularisation,
@@ -129,6 +130,33 @@ def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negati
     soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).backward()
     assert f.grad.isfinite().all()
     assert soft_triplet_loss(f, torch.zeros(4, dtype=torch.int64)).item() == 0
+
+
+def test_an_images_weight_is_its_agreement_with_the_other_images_of_its_person():
+    torch.manual_seed(0)
+    f, identities = torch.randn(2, 7, 5), torch.tensor([4, 4, 4, 9, 9, 4, 2])
+    sids = torch.tensor([[0, 0, 0, 1, 1, 0, 1], [0, 0, 3, 1, 1, 3, 1]])  # in the second group of two outfits
+    weights = agreement_weights(f, identities, sids, 0.3)
+    for g in range(2):
+        for i in range(7):
+            own = [j for j in range(7) if identities[j] == identities[i] and sids[g, j] == sids[g, i]]
+            agreement = {}
+            for j in own:
+                others = sum((F.normalize(f[g, k], dim=0) for k in own if k != j), torch.zeros(5))
+                agreement[j] = math.exp(F.cosine_similarity(f[g, j], others, dim=0).item() / 0.3)
+            assert weights[g, i].item() == pytest.approx(agreement[i] * len(own) / sum(agreement.values()), rel=1e-5)
+    assert weights[:, 6].tolist() == pytest.approx([1, 1])
+    assert agreement_weights(f, identities, sids, 1e-3).isfinite().all()
+
+
+def test_the_softmax_counts_images_by_their_weights():
+    torch.manual_seed(0)
+    f, prototypes, sids = torch.randn(1, 3, 4), torch.randn(5, 4), torch.tensor([[2, -1, 0]])
+    alone = [prototype_softmax_loss(f[:, [i]], prototypes, sids[:, [i]]).item() for i in (0, 2)]
+    weighted = prototype_softmax_loss(f, prototypes, sids, weights=torch.tensor([[3.0, 9.0, 1.0]]))
+    assert weighted.item() == pytest.approx((3 * alone[0] + alone[1]) / 4, rel=1e-5)
+    nobody = prototype_softmax_loss(f, prototypes, torch.full((1, 3), -1), weights=torch.ones(1, 3))
+    assert nobody.item() == 0
 
 
 def test_identity_loss_is_minus_log_p_without_smoothing():
