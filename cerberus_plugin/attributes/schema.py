@@ -204,9 +204,9 @@ class AttributeSchema:
                 refuse(f"the fields of column '{column.name}' are of several groups")
         if self._column_order and sorted(self._column_order) != sorted(self._merged):
             refuse(f"column_order is {', '.join(self._column_order)}, expected each of {', '.join(self._merged)} once")
-        for own in (word for words in self.exclusive for word in words):
-            if own not in self.field_names:
-                refuse(f"exclusive holds '{own}', expected names of fields")
+        for name in (name for names in self.exclusive for name in names):
+            if name not in self.field_names:
+                refuse(f"exclusive holds '{name}', expected names of fields")
         self._by_name  # noqa: B018 - raises where two columns share a name
 
     @property
@@ -405,8 +405,9 @@ class AttributeSchema:
         schema = cls(record["schema"], fields, layout.get("exclusive", ()), tuple(record["columns"]),
                      layout.get("junk_pids", ()), groups)
         known = SCHEMAS.get(schema.name)
-        same = known is not None and not layout and (known.fields, known.columns) == (schema.fields, schema.columns)
-        return known if same else schema
+        if known is not None and not layout and (known.fields, known.columns) == (schema.fields, schema.columns):
+            return known
+        return schema
 
 
 def _fingerprint(words: Sequence[str]) -> int:

@@ -77,7 +77,8 @@ def frozen_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
     modules = dict(model.named_modules())
     unknown = [name for name in names if not name or name not in modules | aliases]
     if unknown:
-        known = [*aliases, *(name for name, _ in model.named_children() if name not in aliases)]
+        known = [*aliases, *(name for name, child in model.named_children()
+                             if name not in aliases and next(child.parameters(), None) is not None)]
         raise ValueError(f"MODEL.FREEZE_LAYERS has {', '.join(map(repr, unknown))}, but {type(model).__name__} has no "
                          f"such module; expected any of {', '.join(known)}, or the full path of a module in one of "
                          "them.")

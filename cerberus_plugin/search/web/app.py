@@ -200,7 +200,8 @@ class _Pages:
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if state.has_picture else {group_of.get(name) for name in state.words}
+        compared = groups if state.has_picture else {
+            group_of.get(name) for name in (vocabulary.canonical(state.words) if vocabulary else ())}
         gone = state.left_out(self.groups)
         counted = [group for group in groups if group in compared and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
