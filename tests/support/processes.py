@@ -1,7 +1,9 @@
 """Programs that tests run beside themselves, and how they are stopped."""
 
+import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,10 +27,14 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def command(*arguments) -> subprocess.Popen:
-    """The `cerberus` command in a process of its own, which lists what it imports."""
+    """The `cerberus` command in a process of its own, which lists what it imports.
+
+    It can be interrupted even where the tests run in the background, whose children ignore interrupts.
+    """
     return subprocess.Popen([sys.executable, "-X", "importtime", "-m", "cerberus_plugin.cli", *map(str, arguments)],
                             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+                            stderr=subprocess.PIPE,
+                            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
 
 
 def imported(process: subprocess.Popen, said: str) -> set[str]:
