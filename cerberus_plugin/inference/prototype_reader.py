@@ -149,7 +149,7 @@ class PrototypeReader(WithTemperatures):
         if self.reading == "nearest":
             return torch.cat(self.cosines(embeddings), dim=1)
         logits = self._logits(embeddings) if balanced else self._scores(embeddings, self._allowed())
-        found = self._log_probabilities(embeddings, logits, None if balanced else self.temperatures)
+        found = self._log_probabilities(logits, None if balanced else self.temperatures)
         return torch.cat(found, dim=1)
 
     def decide(self, scores: Tensor, balanced: bool = False) -> Tensor:
@@ -174,7 +174,7 @@ class PrototypeReader(WithTemperatures):
         best = []
         for chunk in chunks(embeddings):
             logits = self._scores(chunk, allowed)
-            best.append([log_p.max(dim=1) for log_p in self._log_probabilities(chunk, logits, self.temperatures)])
+            best.append([log_p.max(dim=1) for log_p in self._log_probabilities(logits, self.temperatures)])
         colours = torch.tensor(self.marginals.colours, dtype=torch.int64, device=embeddings.device)
         classes = torch.cat([torch.stack([own.indices for own in part], dim=1) for part in best])
         return classes - colours, torch.cat([torch.stack([own.values.exp() for own in part], dim=1) for part in best])
@@ -189,7 +189,7 @@ class PrototypeReader(WithTemperatures):
 
     def _searched(self, embeddings: Tensor) -> list[Tensor]:
         """`log_probabilities` of one chunk."""
-        return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(embeddings, self._logits(embeddings))]
+        return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(self._logits(embeddings))]
 
     def _logits(self, embeddings: Tensor) -> list[Tensor]:
         """Per column s_m cos + tau log pi: float (N, K)."""
@@ -198,7 +198,7 @@ class PrototypeReader(WithTemperatures):
         return [scale * cosines[g] + priors[g]
                 for scale, g in zip(self.marginals.scales, self.marginals.column_groups)]
 
-    def _log_probabilities(self, embeddings: Tensor, logits: Sequence[Tensor],
+    def _log_probabilities(self, logits: Sequence[Tensor],
                            temperatures: Mapping[str, float] | None = None) -> list[Tensor]:
         """Per column the log-probability of each class, from its logits: float (N, C)."""
         found = []
