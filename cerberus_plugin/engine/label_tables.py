@@ -23,7 +23,7 @@ from ..utils.files import write_json, write_text
 
 logger = logging.getLogger("fastreid.cerberus")
 
-SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a group
+SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a column
 
 
 def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
@@ -107,7 +107,7 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     for m, column in enumerate(reader.schema.columns):
         g, held = reader.marginals.column_groups[m], torch.from_numpy(reader.marginals.held[m])
         own = right_answers(truth[m]) if column.is_colour else truth[m]  # (N, C)
-        right = (own[:, None] & held).any(dim=2) & known[:, m, None]  # (N, K), the semantic IDs with a true value
+        right = (own.float() @ held.float().T > 0) & known[:, m, None]  # (N, K), the semantic IDs with a true value
         scales.append(fit_scale(cosines[g], right, torch.from_numpy(reader.marginals.log_priors[g]),
                                 cfg.TEST.PAR.COSINE_SCALE))
     prototypes.set_scales(scales)
