@@ -196,7 +196,7 @@ class APR(Baseline):
         if attributes is None:
             raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
                              "such as Market1501Attributes")
-        answers = self.schema.column_answers(attributes.to(self.device))
+        answers = self.schema.column_answers(attributes).to(self.device)  # in numpy, where the loader has left them
         return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
 
 
