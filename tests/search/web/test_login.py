@@ -17,12 +17,6 @@ def index(tmp_path_factory):
     return drawn_gallery(tmp_path_factory.mktemp("login"), 4)
 
 
-@pytest.fixture
-def row(index):
-    """A picture of the gallery."""
-    return index.sample(1)[0]
-
-
 class Clock:
     now = 1000.0
 

@@ -27,12 +27,6 @@ def index(tmp_path_factory):
 
 
 @pytest.fixture
-def row(index):
-    """A picture of the gallery."""
-    return index.sample(1)[0]
-
-
-@pytest.fixture
 def client(index):
     return client_of(index, BandEncoder(), limits=Limits(max_bytes=100_000, max_pixels=100_000))
 
