@@ -1,4 +1,4 @@
-"""Tables of the training set that ride in a model's checkpoint, so that a checkpoint alone can be read and refused."""
+"""Label tables stored in the checkpoint: it loads without the training set, and other tables are refused."""
 
 from __future__ import annotations
 
