@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cerberus_plugin.config import flat
 from cerberus_plugin.experiments import catalogue, reproduce, study
 from cerberus_plugin.experiments.catalogue import STUDIES
 from cerberus_plugin.experiments.reproduce import available, file_of, main, reader, split_words
@@ -46,6 +47,13 @@ def test_parts_are_those_of_table_6_with_its_figures():
     assert [(v.name, v.published["Market1501"]["mAP"]) for v in STUDIES["parts"].variants] == [
         ("identity loss", 88.34), ("+ alignment", 89.47), ("+ semantic guidance", 89.68), ("+ regulariser", 89.83)]
     assert [variant.name for variant in STUDIES["initialisers"].variants] == list(INITIALISERS)
+
+
+def test_the_last_step_to_cerberus_plus_is_label_smoothing_alone():
+    read = reader(STUDIES["plus"], DEMO, [])
+    before, last = (flat(read(variant, 0)) for variant in STUDIES["plus"].trained[-2:])
+    assert {key for key in last if last[key] != before[key]} == {
+        "MODEL.LOSSES.CE.EPSILON", "TEST.READING", "OUTPUT_DIR"}  # every evaluation has both readings
 
 
 def test_columns_have_the_published_mean():
