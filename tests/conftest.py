@@ -11,7 +11,7 @@ import cerberus_plugin  # noqa: F401  adapts the host before any test imports it
 import numpy as np
 import pytest
 import torch
-from support.data import random_labels, write_market_folder
+from support.data import market_labels, write_market_folder
 from support.processes import BROWSER
 from support.training import read_config, trained
 
@@ -77,11 +77,7 @@ def duke(real_data):
 
 @pytest.fixture(scope="session")
 def market_people() -> tuple[dict, dict]:
-    """Labels of 8 training and 6 test identities; training ids in an order that is not that of their strings."""
-    from cerberus_plugin.attributes import MARKET1501
-
-    labels = random_labels(MARKET1501, 14, seed=3)
-    return dict(zip((2, 7, 10, 11, 23, 100, 101, 700), labels)), dict(zip((1, 3, 4, 5, 6, 1500), labels[8:]))
+    return market_labels()
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,10 @@ def test_another_engine_finds_the_same(gallery, tmp_path, capsys, engine):
 
 
 def test_an_interrupt_ends_without_a_traceback(gallery, monkeypatch):
-    monkeypatch.setattr(cli, "_search", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GalleryIndex, "open", interrupted)
     with pytest.raises(SystemExit, match="stopped; an index goes on where it was"):
         cli.main(["search", str(gallery / "index"), "gender=female"])
 

@@ -30,11 +30,12 @@ def changes(path: Path, base: Path) -> dict:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_configuration_names_a_model_and_data_sets_that_exist_and_has_no_key_without_effect(path):
+def test_a_configuration_has_the_data_set_of_its_folder_and_no_key_without_effect(path):
     cfg = read(path)
     check_model_keys(cfg)
-    for name in (*cfg.DATASETS.NAMES, *cfg.DATASETS.TESTS):
-        assert DATASET_REGISTRY.get(name)
+    (name,) = cfg.DATASETS.NAMES
+    assert cfg.DATASETS.TESTS == (name,) and DATASET_REGISTRY.get(name)
+    assert name.removesuffix("Attributes").lower() == path.parent.name.lower()
     assert len(path.read_text().splitlines()) <= 12, "what several files share belongs in a base"
 
 

@@ -5,18 +5,15 @@ from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, check_model_keys
-from cerberus_plugin.modeling.backbones import register_split, split_resnet
 from cerberus_plugin.modeling.build import load_model
 
 import pytest
 import torch
 from fastreid.config import CfgNode
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from support.data import random_labels
 from support.training import read_config
-from torch import nn
 
 # What the trainer reads and a model alone does not show; tests of the trainer cover it.
 OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "SYNC_BN"}
@@ -34,30 +31,6 @@ OTHER_VALUES = {"HEADS.NAME": "ClasHead", "HEADS.NORM": "syncBN", "HEADS.NECK_FE
                 "HEADS.POOL_LAYER": "GlobalMaxPool", "HEADS.CLS_LAYER": "CircleSoftmax",
                 "LOSSES.NAME": ["CrossEntropyLoss", "CircleLoss"], "LOSSES.CE.EPSILON": 0.25,
                 "PIXEL_MEAN": [1.0, 2.0, 3.0], "PIXEL_STD": [1.0, 2.0, 3.0]}
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.conv, self.bn2 = nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out)
-
-    def forward(self, x):
-        return self.bn2(self.conv(x)).relu()
-
-
-register_split("build_tiny_backbone")(split_resnet)
-
-
-@BACKBONE_REGISTRY.register()
-def build_tiny_backbone(cfg):
-    """A backbone with the parts of a ResNet, 16 channels and no keys."""
-    parts = {"conv1": nn.Conv2d(3, 16, 3, padding=1), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(),
-             "maxpool": nn.MaxPool2d(2)}
-    parts |= {f"layer{i}": nn.Sequential(Block(16, 16), Block(16, 16)) for i in (1, 2, 3, 4)}
-    backbone = nn.Sequential()
-    for name, part in parts.items():
-        backbone.add_module(name, part)
-    return backbone
 
 
 def config_of(case: str, *options) -> CfgNode:

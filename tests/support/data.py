@@ -1,5 +1,6 @@
 """Labels, annotation files and folders of pictures in the forms of the data sets."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,28 @@ def write_annotations(path: Path, schema, train: dict, test: dict, root: str = "
         first.pop(name) if value is None else first.__setitem__(name, value)
     savemat(path, {root: {"train": first, "test": split(test)}})
     return path
+
+
+def market_labels() -> tuple[dict, dict]:
+    """Labels of 8 training and 6 test identities; training ids in an order that is not that of their strings."""
+    from cerberus_plugin.attributes import MARKET1501
+
+    labels = random_labels(MARKET1501, 14, seed=3)
+    return dict(zip((2, 7, 10, 11, 23, 100, 101, 700), labels)), dict(zip((1, 3, 4, 5, 6, 1500), labels[8:]))
+
+
+def write_bands(folder: Path, count: int) -> list[Path]:
+    """Pictures of four bands in random colours and some noise, the same bytes with every version of Pillow."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    paths = [folder / f"{pid:04d}_c{pid}s1_{pid:06d}_00.bmp" for pid in range(1, count + 1)]
+    for pid, path in enumerate(paths, start=1):
+        rng = np.random.default_rng(pid)
+        pixels = rng.integers(40, 216, (4, 1, 3)).repeat(12, axis=0) + rng.integers(-30, 30, (48, 24, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        os.utime(path, ns=(10**18, 10**18))  # an index knows pictures by size and time of change
+    return paths
 
 
 def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) -> Path:

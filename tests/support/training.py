@@ -4,12 +4,16 @@ from pathlib import Path
 
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.attributes import GROUPS
+from cerberus_plugin.modeling.backbones import register_split, split_resnet
 
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.meta_arch import build_model
 from torch import nn
 
+from support import backbones  # noqa: F401  registers the tiny backbone
+
+register_split("build_tiny_backbone")(split_resnet)
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.EMBEDDING_DIM", 16)
 PLUS = ("MODEL.CERBERUS.SOFTMAX", 2.0, "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True,

@@ -231,14 +231,17 @@ def test_rows_that_another_has_put_into_the_engine_are_not_searched_for_in_vain(
 def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, monkeypatch):
     index = build(tmp_path, BandEncoder())
     index.search(RED_HEAD)
-    before, sweep = index.store.embeddings(index.store.ids), Store.sweep
+    before, sweep, searches = index.store.embeddings(index.store.ids), Store.sweep, []
 
     def watched(store):
-        with ThreadPoolExecutor(1) as pool:
-            assert not pool.submit(index._lock.acquire, timeout=0.05).result()  # a search would wait
+        searches.append(pool.submit(index.search, RED_HEAD))
+        with pytest.raises(TimeoutError):  # it waits
+            searches[-1].result(timeout=0.05)
         sweep(store)
         assert np.array_equal(store.embeddings(store.ids), before)
 
     monkeypatch.setattr(Store, "sweep", watched)
-    index.compact(part_rows=50)
+    with ThreadPoolExecutor(1) as pool:
+        index.compact(part_rows=50)
+        assert [each.result() for each in searches] == [index.search(RED_HEAD)]
     assert len(list((tmp_path / "index/parts").glob("*.embeddings.npy"))) == 1
