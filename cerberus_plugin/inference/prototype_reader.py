@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
 from ..attributes.marginals import LOWEST, READINGS, Marginals, balanced_answers, held_classes
+from ..search.portable.vocabulary import AttributeModel, GroupTables
 from .probabilities import WithTemperatures, check_temperatures, summing_to_one
 from .reader import chunks, mean_over_described
 
@@ -111,6 +112,22 @@ class PrototypeReader(WithTemperatures):
         reader = copy.copy(self)
         reader.reading = reading
         return reader
+
+    def attribute_model(self, synthesis: Callable[[str], tuple[Tensor, Tensor, Tensor]]) -> AttributeModel:
+        """The same without torch, as galleries and exported models use it.
+
+        It describes people by the mean over semantic IDs whatever `partial` says: a maximum is no inner product.
+
+        Args:
+            synthesis: of a group's name V (L, D), p (D,) and A (L,), see `SIDPrototypes.synthesis`.
+        """
+        groups = []
+        for group, labels, counts, rows in zip(self.groups, self.table.labels, self.table.counts, self.prototypes):
+            own = labels[:, list(self.schema.group_fields(group))]
+            arrays = (array.float().cpu().numpy() for array in (rows, *synthesis(group)))
+            groups.append(GroupTables(group, own.cpu().numpy(), *arrays, counts.cpu().numpy()))
+        return AttributeModel(self.schema, tuple(groups), self.scales, self.reading, float(self.tau),
+                              float(self.unseen_prior), bool(self.force_colour))
 
     def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         """Unit blocks of each group, (N, D)."""

@@ -71,7 +71,7 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
     """
     from tqdm import tqdm
 
-    shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
+    shape, mark = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
     batches = read_ahead(folder, pictures, pace.batch_size, pace.workers, read)

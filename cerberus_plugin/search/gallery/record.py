@@ -52,7 +52,7 @@ class Record:
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
         """That of an index which is begun; values that have no unit length may not fit into the half of 32 bits."""
-        shape = Shape.of(encoder)
+        shape = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary)
         dtype = dtype or ("float32" if shape.metric == "euclidean" else "float16")
         return cls(uuid.uuid4().hex[:12], encoder.fingerprint, str(images), pattern, shape.dim, list(shape.groups),
                    shape.metric, dtype, **_known_by(encoder), values=shape.values)

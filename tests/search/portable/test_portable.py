@@ -8,12 +8,10 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.sid_prototypes import SIDPrototypes
-from cerberus_plugin.search.export.torch_encoder import vocabulary_of
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
 from cerberus_plugin.search.portable import Answer, AttributeModel
 from cerberus_plugin.utils.images import Limits, Unreadable, read_image, read_size, to_array, to_rgb
@@ -40,7 +38,7 @@ def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[Pr
     prototypes = SIDPrototypes(table.sizes, schema.group_bits, num_classes=1, dim=D)
     prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
     reader = PrototypeReader(table, [prototypes.rows[g].detach() for g in GROUPS], prototypes.synthesise, **reading)
-    return reader, vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes)))
+    return reader, reader.attribute_model(prototypes.synthesis)
 
 
 def random_embeddings(count: int = 200) -> torch.Tensor:
