@@ -29,7 +29,7 @@ from .utils.files import replace_unprintable, write_whole
 
 if TYPE_CHECKING:
     from .search.gallery import GalleryIndex, Hit, Prefilter, Query
-    from .search.portable import Encoder, Vocabulary
+    from .search.portable import AttributeModel, Encoder
 
 BATCH = 64
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
@@ -330,12 +330,12 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
 
 def _answers_text(answers: dict[str, str]) -> str:
     """Answers by column, with the columns that the model abstains from at the end."""
-    from .search.portable.vocabulary import WITHHELD
+    from .search.portable.vocabulary import ABSTAINED
 
-    abstained = [name for name, answer in answers.items() if answer == WITHHELD]
+    abstained = [name for name, answer in answers.items() if answer == ABSTAINED]
     return "; ".join(filter(None, [
-        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != WITHHELD),
-        abstained and f"{WITHHELD}: {_listed(abstained)}"]))
+        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != ABSTAINED),
+        abstained and f"{ABSTAINED}: {_listed(abstained)}"]))
 
 
 def _print_table(rows: Sequence[dict[str, str]]) -> None:
@@ -386,7 +386,7 @@ def _number(name: str, value: str) -> float:
         raise ValueError(f"--weight {name}={value}: expected a number, such as {name}=2") from None
 
 
-def _known(vocabulary: Vocabulary) -> str:
+def _known(vocabulary: AttributeModel) -> str:
     return "; ".join(f"{column.name}: {_listed(column.classes)}" for column in vocabulary.columns)
 
 

@@ -171,7 +171,7 @@ class CerberusPredictor:
                              "`recognise`")
         if not (self.calibration and self.calibration.temperatures):
             logger.warning(f"{self.run_folder}: attributes are not calibrated, so their probabilities are those of the "
-                           f"bare softmax and nothing is withheld; calibrate by {COMMAND} {self.run_folder}")
+                           f"bare softmax and the model never abstains; calibrate by {COMMAND} {self.run_folder}")
         return answers_of(reader, self.embed(pictures), self.calibration)
 
     def same_person(self, first: str | Path, second: str | Path, prior: float | None = None) -> float:

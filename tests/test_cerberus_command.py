@@ -105,7 +105,7 @@ def test_words_search_without_a_model(gallery, tmp_path, capsys):
     rows = found(tmp_path / "found.csv")
     told = capsys.readouterr()
     assert len(rows) == 3 and rows[0]["picture"] in told.out
-    assert told.err.count("nothing is withheld: calibrate by") == 1
+    assert told.err.count("the model never abstains: calibrate by") == 1
     assert rows[0]["gender"].split(" ")[0] in ("male", "female")  # each attribute has a column
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
     # gender belongs to identity; nothing was said of head, lower and carrying
@@ -153,7 +153,7 @@ def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gall
     assert len(rows) == len(list((gallery / "crops").glob("*_c*.jpg")))
     assert rows[0]["gender"].split(" ")[0] in ("male", "female") and rows[0]["gender"].endswith("%)")
     said = capsys.readouterr().err
-    assert "skipped" in said and "nothing is withheld: calibrate by" in said
+    assert "skipped" in said and "the model never abstains: calibrate by" in said
 
 
 def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monkeypatch, capsys):

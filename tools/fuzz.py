@@ -42,7 +42,7 @@ from cerberus_plugin.config import add_cerberus_config, merge_file  # noqa: E402
 from cerberus_plugin.data.build import build_training_data  # noqa: E402
 from cerberus_plugin.engine.label_tables import fill_tables, with_attributes  # noqa: E402
 from cerberus_plugin.search.export.torch_encoder import TorchEncoder  # noqa: E402
-from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT, FORMAT_KEY, VOCABULARY_KEY  # noqa: E402
+from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT_KEY, METADATA_FORMAT, VOCABULARY_KEY  # noqa: E402
 from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
 from cerberus_plugin.utils.files import file_sha256  # noqa: E402
 from cerberus_plugin.utils.images import read_image  # noqa: E402
@@ -333,7 +333,7 @@ def make_onnx(folder: Path) -> None:
     record = {"fingerprint": "0" * 64, "dim": dim, "groups": [group.name for group in vocabulary.groups],
               "metric": "cosine", "lasting_groups": ["head", "identity"], "size": [8, 4], "architecture": "Cerberus",
               "verification": predictor.calibration.verification.to_dict()}
-    helper.set_model_props(model, {FORMAT_KEY: FORMAT, ENCODER_KEY: json.dumps(record),
+    helper.set_model_props(model, {FORMAT_KEY: METADATA_FORMAT, ENCODER_KEY: json.dumps(record),
                                    VOCABULARY_KEY: json.dumps(vocabulary.to_dict())})
     onnx.save(model, folder / "model.onnx")
 

@@ -39,10 +39,10 @@ from ..portable.exported import (
     ATTRIBUTES_KEY,
     EMBEDDING,
     ENCODER_KEY,
-    FORMAT,
     FORMAT_KEY,
     INPUT,
     LOG_PROBABILITIES,
+    METADATA_FORMAT,
     PROBABILITIES,
     VERSIONS_KEY,
     VOCABULARY_KEY,
@@ -322,7 +322,7 @@ def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
 
     versions = {name: importlib.metadata.version(name) for name in ("torch", *NEEDED)}
     record = {
-        FORMAT_KEY: FORMAT,
+        FORMAT_KEY: METADATA_FORMAT,
         ENCODER_KEY: {"fingerprint": encoder.fingerprint, "dim": encoder.dim, "groups": list(encoder.groups),
                       "metric": encoder.metric, "lasting_groups": list(encoder.lasting_groups),
                       "verification": encoder.verification.to_dict() if encoder.verification else None,

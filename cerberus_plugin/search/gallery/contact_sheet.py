@@ -17,7 +17,7 @@ from .thumbnails import thumbnail
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-UNCALIBRATED = ("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
+UNCALIBRATED = ("probabilities are those of the bare softmax and the model never abstains: calibrate by "
                 "python -m cerberus_plugin.experiments.calibrate RUN")
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # spreadsheets run a cell that begins with one of these
 

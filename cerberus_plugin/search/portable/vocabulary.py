@@ -19,7 +19,7 @@ import numpy as np
 from ...attributes.marginals import LOWEST, READINGS, Marginals, held_classes, prior_of
 from ...attributes.schema import MISSING, AttributeSchema, Column
 
-WITHHELD = "cannot tell"
+ABSTAINED = "cannot tell"
 
 
 class Answer(NamedTuple):
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         if self.abstained:
-            return WITHHELD
+            return ABSTAINED
         return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
     @property
@@ -87,7 +87,7 @@ class AttributeModel:
             identity carries; see `marginals`.
         force_colour: name a colour wherever there is one to name, in place of "none".
         temperatures: by column, what its logits are divided by before the softmax; those left out are not calibrated.
-        withhold_below: by column, the probability below which its answer is withheld; infinite: always.
+        withhold_below: by column, the probability below which it abstains; infinite: always.
     """
 
     schema: AttributeSchema
@@ -101,7 +101,7 @@ class AttributeModel:
     withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        what = f"vocabulary of {self.schema.name}"
+        what = f"attribute model of {self.schema.name}"
         if self.schema.group_names != tuple(group.name for group in self.groups):
             raise ValueError(f"{what}: has groups {', '.join(g.name for g in self.groups)}, "
                              f"expected {', '.join(self.schema.group_names)}; export the model again")
@@ -137,7 +137,7 @@ class AttributeModel:
             raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
                              f"{', '.join(self.column_names)}")
         if set(self.withhold_below) - set(self.temperatures) or not all(v >= 0 for v in self.withhold_below.values()):
-            raise ValueError(f"answers are withheld of {', '.join(self.withhold_below)}, expected numbers from 0 for "
+            raise ValueError(f"withhold_below names {', '.join(self.withhold_below)}, expected numbers from 0 for "
                              f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
     def calibrated(self, temperatures: Mapping[str, float],

@@ -150,7 +150,7 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     assert {True, False} == {age.abstained for age in ages}
     assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
-    with pytest.raises(ValueError, match="answers are withheld of hat, expected .* of the calibrated columns: age"):
+    with pytest.raises(ValueError, match="withhold_below names hat, expected .* of the calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
@@ -167,7 +167,7 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
         group["labels"] = [row[1:] for row in group["labels"]]
     else:
         group[part] = record["groups"][2][part]
-    with pytest.raises(ValueError, match=f"vocabulary of market1501: {part} of group 'upper' do not fit the schema"):
+    with pytest.raises(ValueError, match=f"attribute model of market1501: {part} of group 'upper' do not fit"):
         AttributeModel.from_dict(record)
 
 
@@ -183,7 +183,7 @@ def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value)
     else:
         group = record["groups"][1]
         group[key] = [value] * len(group["counts"]) if key == "counts" else value
-    with pytest.raises(ValueError, match=f"vocabulary of market1501: .*{key}.*export the model again"):
+    with pytest.raises(ValueError, match=f"attribute model of market1501: .*{key}.*export the model again"):
         AttributeModel.from_dict(record)
 
 
