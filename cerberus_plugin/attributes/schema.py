@@ -233,6 +233,11 @@ class AttributeSchema:
         """Indices of the fields of one group."""
         return tuple(i for i, own in enumerate(self.fields) if own.group == group)
 
+    def places(self, column: Column) -> list[int]:
+        """Where the fields of a column are among those of its group."""
+        own = self.group_fields(column.group)
+        return [own.index(i) for i in column.fields]
+
     @property
     def num_bits(self) -> int:
         return sum(own.num_bits for own in self.fields)

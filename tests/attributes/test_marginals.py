@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
-from cerberus_plugin.attributes.marginals import balanced_answers, held_classes, prior_of
+from cerberus_plugin.attributes.marginals import LOWEST, balanced_answers, held_classes, prior_of
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.tasks import DirectionTask
 from cerberus_plugin.inference import PrototypeReader, blocks
@@ -157,6 +157,16 @@ def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is
         parts = value.split(" and ")
         brute = brute + sum(log_p[:, classes.index(part)] for part in parts) / len(parts)
     assert scores == pytest.approx(brute.numpy(), abs=1e-5)
+
+
+def test_probabilities_that_float32_rounds_to_0_are_alike_with_numpy_and_torch(embeddings):
+    module, table = filled(MARKET1501)
+    reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
+                             reading="probability", cosine_scale=80.0)
+    found = torch.cat(reader.log_probabilities(embeddings), dim=1).numpy()
+    assert ((found > LOWEST) & (found < -90)).any()
+    without_torch = reader.attribute_model(module.synthesis).log_probabilities(embeddings.numpy())
+    assert without_torch == pytest.approx(found, abs=1e-3)
 
 
 def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_reads_as_before(embeddings):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...attributes.marginals import LOWEST, READINGS, Marginals, held_classes, prior_of
+from ...attributes.marginals import LOWEST, READINGS, Marginals, nameable, prior_of, wanted_classes
 from ...attributes.schema import MISSING, AttributeSchema, Column
 
 ABSTAINED = "cannot tell"
@@ -209,14 +209,8 @@ class AttributeModel:
 
     @cached_property
     def marginals(self) -> Marginals:
-        names = [group.name for group in self.groups]
-        columns = []
-        for column in self.columns:
-            g = names.index(column.group)
-            own = self._places_of(column)
-            columns.append((g, self.groups[g].labels[:, own], len(column.classes), column.is_colour))
-        return Marginals.build(columns, [group.counts for group in self.groups],
-                               [self.scales[name] for name in self.column_names], self.tau, self.unseen_prior)
+        return Marginals.build(self.schema, [group.labels for group in self.groups],
+                               [group.counts for group in self.groups], self.scales, self.tau, self.unseen_prior)
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
         """Attributes of images in words: (N, G * D) -> one dict an image, by column.
@@ -263,18 +257,11 @@ class AttributeModel:
         return np.log(np.maximum(found, np.exp(LOWEST)))
 
     def wanted_classes(self, words: Mapping[str, str]) -> np.ndarray:
-        """A description as weights of all columns' classes side by side: float32 (V,).
+        """A description as weights of all columns' classes side by side, see `marginals.wanted_classes`: (V,).
 
-        Its inner product with `log_probabilities` is the score of a search by probability: 1 for the described class of
-        a column; several colours of one garment share the 1, so that an image must show each of them.
+        Its inner product with `log_probabilities` is the score of a search by probability.
         """
-        labels = self.parse(words)
-        weights = []
-        for column in self.columns:
-            own = labels[None, list(column.fields)]
-            held = held_classes(own, len(column.classes), column.is_colour)[0].astype(np.float32)
-            weights.append(held / max(held.sum(), 1) * (own != MISSING).all())
-        return np.concatenate(weights)
+        return wanted_classes(self.schema, self.parse(words)[None])[0]
 
     def to_dict(self) -> dict:
         """A record of plain values, for JSON; arrays are float32 in base64."""
@@ -308,25 +295,12 @@ class AttributeModel:
     @cached_property
     def allowed(self) -> tuple[np.ndarray, ...]:
         """Per group bool (K,): semantic IDs that may be named."""
-        allowed = []
-        for group in self.groups:
-            own = self.schema.group_fields(group.name)
-            colours = [place for place, i in enumerate(own) if self.schema.fields[i].column]
-            forced = self.force_colour and colours
-            allowed.append((group.labels[:, colours] == 1).any(axis=1) if forced else np.ones(len(group.labels), bool))
-        return tuple(allowed)
+        return tuple(nameable(self.schema, group.name, group.labels, self.force_colour) for group in self.groups)
 
     @cached_property
     def classes_of_sids(self) -> tuple[np.ndarray, ...]:
         """Per column int64 (K,): the class that each semantic ID of its group holds, the first of several colours."""
-        labels = {group.name: group.labels for group in self.groups}
-        classes = []
-        for column in self.columns:
-            own = self._places_of(column)
-            values = labels[column.group][:, own]  # (K, fields of the column)
-            yes = values == 1
-            classes.append(np.where(yes.any(axis=1), yes.argmax(axis=1) + 1, 0) if column.is_colour else values[:, 0])
-        return tuple(classes)
+        return tuple(held.argmax(axis=1) for held in self.marginals.held)
 
     def _describe(self, group: GroupTables, wanted: np.ndarray) -> np.ndarray:
         """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
@@ -339,11 +313,6 @@ class AttributeModel:
         filled[:, list(self.schema.group_fields(group.name))] = np.maximum(wanted, 0)
         bits = self.schema.bits(filled, group.name)[0].astype(np.float32)  # (L,)
         return _unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
-
-    def _places_of(self, column: Column) -> list[int]:
-        """Where the fields of a column are among those of its group."""
-        own = self.schema.group_fields(column.group)
-        return [own.index(i) for i in column.fields]
 
 
 _ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
