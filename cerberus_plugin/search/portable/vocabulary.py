@@ -160,7 +160,8 @@ class AttributeModel:
         return self.schema.parse(words)
 
     def canonical(self, words: Mapping[str, str]) -> dict[str, str]:
-        """A description with the columns' own names in place of display names."""
+        """A description with the columns' own names in place of display names; refuses what `parse` refuses."""
+        self.parse(words)
         return {self.schema.column(name).name: value for name, value in words.items()}
 
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
