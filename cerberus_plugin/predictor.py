@@ -254,20 +254,16 @@ class CerberusPredictor:
 
     def _picture_query(self, picture: str | Path, groups: Sequence[str], may_have_changed_clothes: bool) -> Query:
         """A search by a picture, compared by these groups, or by those that `search` chooses."""
-        chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups or self.cfg.TEST.GROUPS
+        chosen = self.groups_for_changed_clothes if may_have_changed_clothes else self._compared_groups(groups)
         if may_have_changed_clothes and not chosen:
             raise ValueError(f"{self.run_folder}: no group of {', '.join(self.groups)} stays when clothes change; "
                              "name groups to compare by `groups`")
-        if chosen:
-            self._check_groups()
         weights = dict.fromkeys(self.groups if chosen else (), 0.0) | dict.fromkeys(chosen, 1.0)
         return Query(self.embed(picture)[0].numpy(), weights=weights)
 
     def picture_scores(self, queries: Tensor, gallery: Tensor, groups: Sequence[str] = ()) -> Tensor:
         """How near embeddings are, higher is nearer, by some groups or all: (Q, E), (N, E) -> (Q, N)."""
-        groups = groups or self.cfg.TEST.GROUPS
-        if groups:
-            self._check_groups()
+        if groups := self._compared_groups(groups):
             queries, gallery = (of_groups(side, groups, self.groups) for side in (queries, gallery))
         return image_scores(queries, gallery, self.cfg.TEST.METRIC)
 
@@ -289,6 +285,13 @@ class CerberusPredictor:
         if not (isinstance(chosen, list) and chosen and all(group in self.groups for group in chosen)):
             raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(self.groups)}; {remedy}")
         return tuple(chosen)
+
+    def _compared_groups(self, groups: Sequence[str]) -> Sequence[str]:
+        """These groups, or those of TEST.GROUPS if none are given; () for whole embeddings."""
+        chosen = groups or self.cfg.TEST.GROUPS
+        if chosen:
+            self._check_groups()
+        return chosen
 
     def _check_groups(self) -> None:
         if not self.groups:

@@ -120,8 +120,8 @@ class PrototypeReader(WithTemperatures):
         """
         groups = []
         for group, labels, counts, rows in zip(self.groups, self._labels(), self.table.counts, self.prototypes):
-            arrays = (array.float().cpu().numpy() for array in (rows, *synthesis(group)))
-            groups.append(GroupTables(group, labels, *arrays, counts.cpu().numpy()))
+            own, residuals, mean, bits = (array.float().cpu().numpy() for array in (rows, *synthesis(group)))
+            groups.append(GroupTables(group, labels, own, residuals, mean, bits, counts.cpu().numpy()))
         return AttributeModel(self.schema, tuple(groups), self.scales, self.reading, float(self.tau),
                               float(self.unseen_prior), bool(self.force_colour))
 

@@ -115,7 +115,7 @@ class GalleryIndex:
         index = cls(folder, vocabulary, images)
         try:
             index.store.check_sizes()
-        except Damaged:  # unless another process has just put other files in their place
+        except (LookupError, Damaged):  # unless another process has just put other files in their place
             index.store.reload()
             index.store.check_sizes()
         if engine is not None:

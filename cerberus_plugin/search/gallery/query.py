@@ -23,7 +23,7 @@ import numpy as np
 
 from ...attributes.marginals import check_threshold, is_reliable
 from ..portable.encoder import clothing_groups
-from ..portable.vocabulary import Answer
+from ..portable.vocabulary import Answer, unit
 from .store import Store
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
     rows = np.asarray(embeddings, dtype=np.float32)
     if shape.metric == "euclidean":
         return rows
-    blocks = rows.reshape(len(rows), max(1, len(shape.groups)), -1)
-    return (blocks / np.maximum(np.linalg.norm(blocks, axis=2, keepdims=True), 1e-12)).reshape(rows.shape)
+    return unit(rows.reshape(len(rows), max(1, len(shape.groups)), -1)).reshape(rows.shape)
 
 
 class SearchedModel(NamedTuple):
@@ -391,9 +390,8 @@ def _constraints(query: Query, compiled: CompiledQuery, vocabulary: AttributeMod
     values = {column: tuple(str(value).split(" and ")) for column, value in vocabulary.canonical(query.words).items()}
     if query.embedding is None:
         return values
-    described = vocabulary.describe(query.words).any(axis=1) if query.words else np.zeros(len(compiled.known), bool)
-    compared = {group for group, weight, replaced in zip(compiled.shape.groups, compiled.weights, described)
-                if weight > 0 and not replaced}
+    compared = {group for group, weight, own in zip(compiled.shape.groups, compiled.weights, compiled.of_picture)
+                if weight > 0 and own}
     group_of = {column.name: column.group for column in vocabulary.columns}
     for column, own in vocabulary.recognise(query.embedding[None])[0].items():
         if group_of[column] in compared and is_reliable(own.probability, threshold):

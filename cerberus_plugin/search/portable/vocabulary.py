@@ -166,9 +166,13 @@ class AttributeModel:
 
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
-        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
-        return [np.where(allowed, blocks[:, g] @ group.prototypes.T, -np.inf).astype(np.float32)
-                for g, (group, allowed) in enumerate(zip(self.groups, self.allowed))]
+        return [np.where(allowed, own, -np.inf).astype(np.float32)
+                for own, allowed in zip(self._cosines(embeddings), self.allowed)]
+
+    def _cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        """`cosines` with all semantic IDs."""
+        blocks = unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
+        return [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
 
     def nearest(self, embeddings: np.ndarray) -> np.ndarray:
         """The classes of the nearest semantic IDs, the answer of PAR: int64 (N, M)."""
@@ -204,8 +208,7 @@ class AttributeModel:
 
     def _logits(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per column (N, K)."""
-        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
-        cosines = [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
+        cosines = self._cosines(embeddings)
         return [self.marginals.logits(m, cosines[g]) for m, g in enumerate(self.marginals.column_groups)]
 
     @cached_property
@@ -313,13 +316,14 @@ class AttributeModel:
         filled = np.zeros((1, len(self.schema.fields)), dtype=np.int64)
         filled[:, list(self.schema.group_fields(group.name))] = np.maximum(wanted, 0)
         bits = self.schema.bits(filled, group.name)[0].astype(np.float32)  # (L,)
-        return _unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
+        return unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
 
 
 _ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of unit length along the last axis; zeros stay zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
