@@ -415,6 +415,14 @@ class AttributeSchema:
         return schema
 
 
+def agreeing(rows, wanted):
+    """Which labels agree with what is known of each wanted person: (K, F) and (Q, F), -1 where open, to bool (Q, K).
+
+    Of arrays or of tensors.
+    """
+    return ((wanted[:, None] == rows[None]) | (wanted[:, None] == MISSING)).all(2)
+
+
 def _fingerprint(words: Sequence[str]) -> int:
     return int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:7], "big")
 

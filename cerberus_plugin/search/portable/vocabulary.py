@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...attributes.marginals import LOWEST, READINGS, Marginals, nameable, prior_of, wanted_classes
-from ...attributes.schema import MISSING, AttributeSchema, Column
+from ...attributes.schema import MISSING, AttributeSchema, Column, agreeing
 
 ABSTAINED = "cannot tell"
 
@@ -310,7 +310,7 @@ class AttributeModel:
         """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
         if (wanted == MISSING).all():
             return np.zeros_like(group.mean_prototype)
-        agree = ((group.labels == wanted) | (wanted == MISSING)).all(axis=1)  # (K,)
+        agree = agreeing(group.labels, wanted[None])[0]  # (K,)
         if agree.any():
             return group.prototypes[agree].mean(axis=0)
         filled = np.zeros((1, len(self.schema.fields)), dtype=np.int64)
