@@ -149,6 +149,16 @@ class Marginals:
         return self.backend.log(self.backend.clip(shares, TINY, 1))
 
 
+def check_temperatures(schema: AttributeSchema, temperatures: Mapping[str, float]) -> None:
+    """Refuse temperatures of what is no column, and those that are no positive number."""
+    names = [column.name for column in schema.columns]
+    for name, value in temperatures.items():
+        if name not in names:
+            raise ValueError(f"temperatures: '{name}' is no column of {schema.name}; there are {', '.join(names)}")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"temperatures: that of '{name}' is {value}, expected a positive number")
+
+
 def check_threshold(threshold: float) -> None:
     """Refuse a threshold of `is_reliable` that is no probability."""
     if not 0 <= threshold <= 1:

@@ -17,9 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
-from ..attributes.marginals import LOWEST, READINGS, Marginals, balanced_answers, nameable, wanted_classes
+from ..attributes.marginals import (
+    LOWEST,
+    READINGS,
+    Marginals,
+    balanced_answers,
+    check_temperatures,
+    nameable,
+    wanted_classes,
+)
 from ..search.portable.vocabulary import AttributeModel, GroupTables
-from .probabilities import WithTemperatures, check_temperatures, summing_to_one
+from .probabilities import WithTemperatures, summing_to_one
 from .reader import chunks, mean_over_described
 
 PARTIAL = ("mean", "max")
@@ -93,7 +101,8 @@ class PrototypeReader(WithTemperatures):
                              "checkpoint (prototypes.log_scales), which is damaged then, or TEST.PAR.COSINE_SCALE")
         self.tau = tau
         self.unseen_prior = unseen_prior
-        self.temperatures = check_temperatures(self.schema, temperatures)
+        self.temperatures = dict(temperatures or {})
+        check_temperatures(self.schema, self.temperatures)
         counts = [count.cpu().numpy() for count in self.table.counts]
         self.marginals = Marginals.build(self.schema, self._labels(), counts, self.scales, tau, unseen_prior)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...attributes.marginals import LOWEST, READINGS, Marginals, nameable, prior_of, wanted_classes
+from ...attributes.marginals import LOWEST, READINGS, Marginals, check_temperatures, nameable, prior_of, wanted_classes
 from ...attributes.schema import MISSING, AttributeSchema, Column, agreeing
 
 ABSTAINED = "cannot tell"
@@ -101,10 +101,12 @@ class AttributeModel:
     withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        what = f"attribute model of {self.schema.name}"
-        if self.schema.group_names != tuple(group.name for group in self.groups):
-            raise ValueError(f"{what}: has groups {', '.join(g.name for g in self.groups)}, "
-                             f"expected {', '.join(self.schema.group_names)}; export the model again")
+        def refuse(reason: str):
+            raise ValueError(f"attribute model of {self.schema.name}: {reason}; export the model again")
+
+        names = tuple(group.name for group in self.groups)
+        if self.schema.group_names != names:
+            refuse(f"has groups {', '.join(names)}, expected {', '.join(self.schema.group_names)}")
         for group, bits in zip(self.groups, self.schema.group_bits):
             own = self.schema.group_fields(group.name)
             k, d = len(group.labels), len(group.mean_prototype)
@@ -115,27 +117,19 @@ class AttributeModel:
             wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
             if wrong or not k or any(not 0 <= value < len(self.schema.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
-                raise ValueError(f"{what}: {wrong[0] if wrong else 'labels'} of group "
-                                 f"'{group.name}' do not fit the schema; export the model again, or use "
-                                 "another checkpoint")
+                refuse(f"{wrong[0] if wrong else 'labels'} of group '{group.name}' do not fit the schema, the "
+                       "checkpoint or the file is damaged")
         if self.reading not in READINGS:
-            raise ValueError(f"{what}: 'reading' is {self.reading!r}, expected one of "
-                             f"{', '.join(READINGS)}; export the model again")
+            refuse(f"'reading' is {self.reading!r}, expected one of {', '.join(READINGS)}")
         if set(self.scales) != set(self.column_names):
-            raise ValueError(f"{what}: scales of {', '.join(map(str, self.scales))}, expected one "
-                             "of each column; export the model again")
+            refuse(f"scales of {', '.join(map(str, self.scales))}, expected one of each column")
         scales = {f"scale of column '{name}'": value for name, value in self.scales.items()}
         for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
             if not 0 < value < math.inf:
-                raise ValueError(f"{what}: {name} is {value}, expected a number above 0; export "
-                                 "the model again")
+                refuse(f"{name} is {value}, expected a number above 0")
         if not 0 <= self.tau < math.inf:
-            raise ValueError(f"{what}: tau is {self.tau}, expected a number of at least 0; export "
-                             "the model again")
-        unknown = set(self.temperatures) - set(self.column_names)
-        if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
-            raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
-                             f"{', '.join(self.column_names)}")
+            refuse(f"tau is {self.tau}, expected a number of at least 0")
+        check_temperatures(self.schema, self.temperatures)
         if set(self.withhold_below) - set(self.temperatures) or not all(v >= 0 for v in self.withhold_below.values()):
             raise ValueError(f"withhold_below names {', '.join(self.withhold_below)}, expected numbers from 0 for "
                              f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
