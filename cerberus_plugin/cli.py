@@ -29,7 +29,7 @@ from .utils.files import replace_unprintable, write_whole
 
 if TYPE_CHECKING:
     from .search.gallery import GalleryIndex, Hit, Prefilter, Query
-    from .search.portable import Encoder, Vocabulary
+    from .search.portable import AttributeModel, Encoder
 
 BATCH = 64
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
@@ -217,14 +217,17 @@ def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilt
     from .search.gallery.thumbnails import thumbnail
     from .utils.images import read_image
 
+    names = contact_sheet.display_names(index.vocabulary)
+    shown = contact_sheet.with_display_names(hits, names)
     notes = contact_sheet.notes_of(hits, index.prior if query.prior is None else query.prior)
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
         picture = thumbnail(read_image(args.picture)) if args.picture else None
-        conditions = contact_sheet.conditions_of(query, Path(args.picture or "").name, prefilter, index.clothing_groups)
-        _write(args.html, contact_sheet.html_text(hits, conditions, picture=picture, notes=notes))
-    _print_table([_row(place, hit) for place, hit in enumerate(hits, start=1)])
+        conditions = contact_sheet.conditions_of(query, Path(args.picture or "").name, prefilter, index.clothing_groups,
+                                                 names)
+        _write(args.html, contact_sheet.html_text(shown, conditions, picture=picture, notes=notes))
+    _print_table([_row(place, hit) for place, hit in enumerate(shown, start=1)])
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
 
 
@@ -306,7 +309,9 @@ def _recognise(args: argparse.Namespace) -> None:
                          **{name: contact_sheet.answer_text(answer) for name, answer in answers.items()}})
     if args.csv:
         _write(args.csv, contact_sheet.csv_text(rows))
-    _print_table([{"picture": row.pop("picture"), "recognised": _answers_text(row)} for row in map(dict, rows)])
+    names = contact_sheet.display_names(encoder.vocabulary)
+    _print_table([{"picture": row["picture"], "recognised": _answers_text({names[name]: row[name] for name in names})}
+                  for row in rows])
     if refused & named:  # one in a folder is no failure
         raise SystemExit(1)
 
@@ -330,12 +335,12 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
 
 def _answers_text(answers: dict[str, str]) -> str:
     """Answers by column, with the columns that the model abstains from at the end."""
-    from .search.portable.vocabulary import WITHHELD
+    from .search.portable.vocabulary import ABSTAINED
 
-    abstained = [name for name, answer in answers.items() if answer == WITHHELD]
+    abstained = [name for name, answer in answers.items() if answer == ABSTAINED]
     return "; ".join(filter(None, [
-        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != WITHHELD),
-        abstained and f"{WITHHELD}: {_listed(abstained)}"]))
+        _listed(f"{name} {answer}" for name, answer in answers.items() if answer != ABSTAINED),
+        abstained and f"{ABSTAINED}: {_listed(abstained)}"]))
 
 
 def _print_table(rows: Sequence[dict[str, str]]) -> None:
@@ -386,8 +391,8 @@ def _number(name: str, value: str) -> float:
         raise ValueError(f"--weight {name}={value}: expected a number, such as {name}=2") from None
 
 
-def _known(vocabulary: Vocabulary) -> str:
-    return "; ".join(f"{column.name}: {_listed(column.classes)}" for column in vocabulary.columns)
+def _known(vocabulary: AttributeModel) -> str:
+    return "; ".join(f"{column.display}: {_listed(column.classes)}" for column in vocabulary.columns)
 
 
 def _listed(words: Iterable[str]) -> str:

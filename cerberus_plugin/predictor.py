@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import read_run_config
-from .inference import image_scores, of_groups
+from .inference import PrototypeReader, image_scores, of_groups
 from .modeling.build import groups_of, load_model, reader_of
 from .search.calibration import Calibration
 from .search.calibration.run_calibration import CALIBRATION_FILE, COMMAND, answers_of, read_calibration
-from .search.gallery.query import Query, SearchedModel, Shape, compile_query, unit_blocks
-from .search.portable import Answer
+from .search.gallery.query import Query, SearchedModel, Shape, compile_query, stored_rows
+from .search.portable import Answer, AttributeModel
 from .search.portable.verification import METRICS
 from .utils.files import read_json
 from .utils.images import SUFFIXES, read_image
@@ -88,6 +88,9 @@ class CerberusPredictor:
             raise ValueError(f"{config}: the model that it describes cannot be made with {self.cfg.MODEL.WEIGHTS} "
                              f"({type(error).__name__}: {error}). Correct the value or use the config.yaml that "
                              "training wrote, or use another checkpoint") from error
+        if isinstance(self.reader, PrototypeReader) and self.reader.partial != "mean":
+            logger.warning(f"{self.run_folder}: TEST.APS.PARTIAL {self.reader.partial} is of the evaluation alone; "
+                           "searches take the mean over the semantic IDs that agree with a description")
 
     @staticmethod
     def _find_weights(folder: Path) -> Path:
@@ -168,7 +171,7 @@ class CerberusPredictor:
                              "`recognise`")
         if not (self.calibration and self.calibration.temperatures):
             logger.warning(f"{self.run_folder}: attributes are not calibrated, so their probabilities are those of the "
-                           f"bare softmax and nothing is withheld; calibrate by {COMMAND} {self.run_folder}")
+                           f"bare softmax and the model never abstains; calibrate by {COMMAND} {self.run_folder}")
         return answers_of(reader, self.embed(pictures), self.calibration)
 
     def same_person(self, first: str | Path, second: str | Path, prior: float | None = None) -> float:
@@ -201,6 +204,16 @@ class CerberusPredictor:
                              f"some of {', '.join(columns) or 'none'}; calibrate again by {COMMAND} {self.run_folder}")
         return calibration
 
+    @cached_property
+    def attribute_model(self) -> AttributeModel | None:
+        """What the prototypes know of attributes, not calibrated; None for a model that reads attributes otherwise."""
+        if not isinstance(self.reader, PrototypeReader):
+            return None
+        try:
+            return self.reader.attribute_model(self.model.prototypes.synthesis)
+        except ValueError as error:
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: {error}") from error
+
     @property
     def settings(self) -> dict:
         """What probabilities depend on beside the checkpoint and may be set in config.yaml: by name, plain values."""
@@ -224,30 +237,33 @@ class CerberusPredictor:
                              "description instead")
         if groups and may_have_changed_clothes:
             raise ValueError("search: give groups, or may_have_changed_clothes for those of the run, not both")
-        labels = torch.from_numpy(self._reader().schema.parse(query))[None] if isinstance(query, dict) else None
+        labels = self._reader().schema.parse(query) if isinstance(query, dict) else None  # refused before the work
         paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
-        if labels is not None:
-            scores = self._reader().search(labels, embeddings)[0]
+        known = None if labels is None else self.attribute_model
+        if labels is not None and known is None:  # no index of such a model has words, so the reader itself compares
+            scores = self._reader().search(torch.from_numpy(labels)[None], embeddings)[0]
             order = scores.sort(descending=True, stable=True).indices[:top]
             return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
-        chosen = self.groups_for_changed_clothes if may_have_changed_clothes else groups or self.cfg.TEST.GROUPS
+        compared = Query(words=query) if isinstance(query, dict) else self._picture_query(
+            query, groups, may_have_changed_clothes)
+        shape = Shape.of(self.groups, embeddings.shape[1], self.cfg.TEST.METRIC, known)
+        compiled = compile_query(compared, SearchedModel(shape, known))
+        rows = stored_rows(embeddings.numpy(), shape, known)
+        return [Match(str(paths[i]), score) for i, score, _ in compiled.best(rows, np.arange(len(paths)), top)]
+
+    def _picture_query(self, picture: str | Path, groups: Sequence[str], may_have_changed_clothes: bool) -> Query:
+        """A search by a picture, compared by these groups, or by those that `search` chooses."""
+        chosen = self.groups_for_changed_clothes if may_have_changed_clothes else self._compared_groups(groups)
         if may_have_changed_clothes and not chosen:
             raise ValueError(f"{self.run_folder}: no group of {', '.join(self.groups)} stays when clothes change; "
                              "name groups to compare by `groups`")
-        if chosen:
-            self._check_groups()
         weights = dict.fromkeys(self.groups if chosen else (), 0.0) | dict.fromkeys(chosen, 1.0)
-        shape = Shape(self.groups, embeddings.shape[1], "cosine" if self.groups else self.cfg.TEST.METRIC)
-        compiled = compile_query(Query(self.embed(query)[0].numpy(), weights=weights), SearchedModel(shape))
-        rows = unit_blocks(embeddings.numpy(), shape)
-        return [Match(str(paths[i]), score) for i, score, _ in compiled.best(rows, np.arange(len(paths)), top)]
+        return Query(self.embed(picture)[0].numpy(), weights=weights)
 
     def picture_scores(self, queries: Tensor, gallery: Tensor, groups: Sequence[str] = ()) -> Tensor:
         """How near embeddings are, higher is nearer, by some groups or all: (Q, E), (N, E) -> (Q, N)."""
-        groups = groups or self.cfg.TEST.GROUPS
-        if groups:
-            self._check_groups()
+        if groups := self._compared_groups(groups):
             queries, gallery = (of_groups(side, groups, self.groups) for side in (queries, gallery))
         return image_scores(queries, gallery, self.cfg.TEST.METRIC)
 
@@ -269,6 +285,13 @@ class CerberusPredictor:
         if not (isinstance(chosen, list) and chosen and all(group in self.groups for group in chosen)):
             raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(self.groups)}; {remedy}")
         return tuple(chosen)
+
+    def _compared_groups(self, groups: Sequence[str]) -> Sequence[str]:
+        """These groups, or those of TEST.GROUPS if none are given; () for whole embeddings."""
+        chosen = groups or self.cfg.TEST.GROUPS
+        if chosen:
+            self._check_groups()
+        return chosen
 
     def _check_groups(self) -> None:
         if not self.groups:

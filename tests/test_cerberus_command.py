@@ -14,6 +14,7 @@ from cerberus_plugin.search.calibration import Calibration
 from cerberus_plugin.search.gallery import GalleryIndex
 
 import pytest
+from support.galleries import QUIET, BandEncoder, draw_many, market_words
 from support.processes import WITHOUT_TORCH
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +106,25 @@ def test_words_search_without_a_model(gallery, tmp_path, capsys):
     rows = found(tmp_path / "found.csv")
     told = capsys.readouterr()
     assert len(rows) == 3 and rows[0]["picture"] in told.out
-    assert told.err.count("nothing is withheld: calibrate by") == 1
+    assert told.err.count("the model never abstains: calibrate by") == 1
     assert rows[0]["gender"].split(" ")[0] in ("male", "female")  # each attribute has a column
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
     # gender belongs to identity; nothing was said of head, lower and carrying
     assert {"upper", "identity"} <= set(rows[0]) and not {"head", "lower", "carrying"} & set(rows[0])
+
+
+def test_attributes_have_display_names_in_the_terminal_and_those_of_the_annotation_file_in_csv(tmp_path, capsys):
+    draw_many(tmp_path / "crops", 4)
+    encoder = BandEncoder()
+    encoder.vocabulary = market_words()
+    GalleryIndex.build(tmp_path / "index", tmp_path / "crops", encoder, pace=QUIET).close()
+    cli.main(["search", str(tmp_path / "index"), "sleeve length=short sleeve", "--csv", str(tmp_path / "found.csv"),
+              "--html", str(tmp_path / "found.html")])
+    assert "sleeve length" in " ".join(capsys.readouterr().out.split())
+    assert {"up", "clothes"} <= set(found(tmp_path / "found.csv")[0])
+    assert "<dt>trousers or dress</dt>" in (tmp_path / "found.html").read_text()
+    with pytest.raises(SystemExit, match="attributes: gender: male, female.*sleeve length: long sleeve, short sleeve"):
+        cli.main(["search", str(tmp_path / "index")])
 
 
 def test_a_picture_finds_itself_and_says_by_which_groups(gallery, run, tmp_path):
@@ -153,7 +168,7 @@ def test_attributes_are_recognised_with_probabilities_and_bad_files_skipped(gall
     assert len(rows) == len(list((gallery / "crops").glob("*_c*.jpg")))
     assert rows[0]["gender"].split(" ")[0] in ("male", "female") and rows[0]["gender"].endswith("%)")
     said = capsys.readouterr().err
-    assert "skipped" in said and "nothing is withheld: calibrate by" in said
+    assert "skipped" in said and "the model never abstains: calibrate by" in said
 
 
 def test_a_calibrated_run_says_where_it_cannot_tell(gallery, run, tmp_path, monkeypatch, capsys):

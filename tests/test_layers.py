@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cerberus_plugin"
 # Rooms and modules of the root from the bottom up; each imports from lower lines only.
-LAYERS = (("attributes", "utils", "config", "host"),
+LAYERS = (("utils",),
+          ("attributes", "config", "host"),
           ("metrics", "search.portable", "synthetic"),
           ("inference",),
           ("data", "modeling", "search.calibration"),

@@ -76,6 +76,26 @@ def test_a_predictor_and_an_index_of_its_run_give_the_same_scores(predictor, cro
         predictor.search(picture, crops, groups=("legs",))
 
 
+@pytest.mark.parametrize("reading", ["nearest", "probability"])
+def test_words_score_and_rank_alike_in_a_predictor_and_an_index_of_its_run(run, crops, tmp_path, log, reading):
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.READING, cfg.TEST.APS.PARTIAL = reading, "max"
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    predictor = CerberusPredictor(tmp_path, weights=Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
+    assert "TEST.APS.PARTIAL max is of the evaluation alone" in log.text
+    index = GalleryIndex.build(tmp_path / "index", crops, TorchEncoder(predictor), dtype="float32",
+                               pace=Pace(progress=False))
+    full = predictor.recognise(predictor.pictures(crops)[0])[0]
+    for words in (full, {"gender": "female", "hat": "yes"}, {"upper colour": "none"},
+                  {"upper colour": "red and blue", "age": "old"}, {"sleeve length": "short sleeve"}):
+        matches = predictor.search(words, crops, top=1000)
+        hits = index.search(Query(words=words), 1000)
+        found = {match.path: match.score for match in matches}
+        assert [hit.score for hit in hits] == pytest.approx([match.score for match in matches], abs=1e-4)
+        assert [found[hit.path] for hit in hits] == pytest.approx([match.score for match in matches], abs=1e-4)
+
+
 def test_misuse_is_named(predictor, tmp_path, run):
     with pytest.raises(FileNotFoundError, match="config.yaml: not found; give the OUTPUT_DIR"):
         CerberusPredictor(tmp_path)

@@ -41,8 +41,8 @@ from cerberus_plugin.attributes.outfits import read_outfits, write_outfits  # no
 from cerberus_plugin.config import add_cerberus_config, merge_file  # noqa: E402
 from cerberus_plugin.data.build import build_training_data  # noqa: E402
 from cerberus_plugin.engine.label_tables import fill_tables, with_attributes  # noqa: E402
-from cerberus_plugin.search.export.torch_encoder import vocabulary_of  # noqa: E402
-from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT, FORMAT_KEY, VOCABULARY_KEY  # noqa: E402
+from cerberus_plugin.search.export.torch_encoder import TorchEncoder  # noqa: E402
+from cerberus_plugin.search.portable.exported import ENCODER_KEY, FORMAT_KEY, METADATA_FORMAT, VOCABULARY_KEY  # noqa: E402
 from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
 from cerberus_plugin.utils.files import file_sha256  # noqa: E402
 from cerberus_plugin.utils.images import read_image  # noqa: E402
@@ -318,7 +318,7 @@ def make_onnx(folder: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     predictor = CerberusPredictor(folder / "run")
-    vocabulary = vocabulary_of(predictor, predictor.calibration)
+    vocabulary = TorchEncoder(predictor).vocabulary
     dim = len(vocabulary.groups) * len(vocabulary.groups[0].mean_prototype)
     weights = np.random.default_rng(0).normal(size=(3 * 8 * 4, dim)).astype(np.float32)
     nodes = [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -333,7 +333,7 @@ def make_onnx(folder: Path) -> None:
     record = {"fingerprint": "0" * 64, "dim": dim, "groups": [group.name for group in vocabulary.groups],
               "metric": "cosine", "lasting_groups": ["head", "identity"], "size": [8, 4], "architecture": "Cerberus",
               "verification": predictor.calibration.verification.to_dict()}
-    helper.set_model_props(model, {FORMAT_KEY: FORMAT, ENCODER_KEY: json.dumps(record),
+    helper.set_model_props(model, {FORMAT_KEY: METADATA_FORMAT, ENCODER_KEY: json.dumps(record),
                                    VOCABULARY_KEY: json.dumps(vocabulary.to_dict())})
     onnx.save(model, folder / "model.onnx")
 

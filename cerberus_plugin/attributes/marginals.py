@@ -12,17 +12,21 @@ Shapes: N images, K semantic IDs of a group, F label fields of a column, C class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+
+from .schema import MISSING, AttributeSchema
 
 READINGS = ("nearest", "probability")
 
 # The least log-probability that a search adds up: of a value that no semantic ID of the table holds, which then ranks
 # nothing. Probabilities of others do not come near it.
 LOWEST = -100.0
+TINY = 1e-300  # the probability of what cannot be, so that its logarithm is finite
 
 
 def held_classes(labels: np.ndarray, num_classes: int, is_colour: bool) -> np.ndarray:
@@ -62,61 +66,97 @@ def balanced_answers(probabilities: np.ndarray, prior: np.ndarray, none_first: b
     return gains.argmax(axis=1)
 
 
+def nameable(schema: AttributeSchema, group: str, labels: np.ndarray, force_colour: bool) -> np.ndarray:
+    """Semantic IDs of a group that recognition may name, by the labels of its own fields: (K, F) -> bool (K,).
+
+    All of them, or with `force_colour` those that show a colour where the group has colours.
+    """
+    colours = [place for place, i in enumerate(schema.group_fields(group)) if schema.fields[i].column]
+    return (labels[:, colours] == 1).any(axis=1) if force_colour and colours else np.ones(len(labels), bool)
+
+
+def wanted_classes(schema: AttributeSchema, labels: np.ndarray) -> np.ndarray:
+    """Descriptions as weights of all columns' classes side by side: int (Q, A), -1 where open, to float32 (Q, V).
+
+    The inner product with the log-probabilities of an image is its score: 1 for the described class of a column.
+    Several colours of one garment share the 1, so that their geometric mean counts: an image must show each of them. A
+    column counts where one of its values is yes or all are known.
+    """
+    weights = []
+    for column in schema.columns:
+        own = labels[:, list(column.fields)]
+        known = (own != MISSING).all(axis=1) | (column.is_colour & (own == 1).any(axis=1))
+        held = held_classes(own, len(column.answers), column.is_colour).astype(np.float32)
+        weights.append(held / np.maximum(held.sum(axis=1, keepdims=True), 1) * known[:, None])
+    return np.concatenate(weights, axis=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Marginals:
-    """The tables behind probabilities of a set of attributes.
+    """The tables behind probabilities of a set of attributes, and how these are computed, by numpy or by torch.
 
     Attributes:
         scales: s_m of each column.
-        log_priors: per group float32 (K,), tau log pi_k.
-        held: per column bool (K, C).
+        log_priors: per group float64 (K,), tau log pi_k.
+        held: per column float64 (K, C), 1 where a semantic ID holds a class and 0 elsewhere.
         priors: per column float64 (C,), the share of training identities with each class, 0 where none has it.
         column_groups: per column the index of its group.   colours: per column whether it is of colours.
+        backend: numpy, or torch where the tables are tensors.
     """
 
     scales: tuple[float, ...]
-    log_priors: tuple[np.ndarray, ...]
-    held: tuple[np.ndarray, ...]
+    log_priors: tuple[Any, ...]
+    held: tuple[Any, ...]
     priors: tuple[np.ndarray, ...]
     column_groups: tuple[int, ...]
     colours: tuple[bool, ...]
+    backend: ModuleType = np
 
     @classmethod
-    def build(cls, columns: Sequence[tuple[int, np.ndarray, int, bool]], counts: Sequence[np.ndarray],
-              scales: Sequence[float], tau: float, unseen: float) -> Marginals:
+    def build(cls, schema: AttributeSchema, labels: Sequence[np.ndarray], counts: Sequence[np.ndarray],
+              scales: Mapping[str, float], tau: float, unseen: float) -> Marginals:
         """From the semantic IDs and how many training identities carry each.
 
         Args:
-            columns: of each its group's index, the labels of its fields by semantic ID, int (K, F), its number of
-                classes, and whether it is of colours.
-            counts: per group int (K,).   scales: s_m of each column.   tau, unseen: see `prior_of`.
+            labels: per group int (K, F), of its own fields.   counts: per group int (K,).
+            scales: s_m by a column's name.   tau, unseen: see `prior_of`.
         """
-        held = tuple(held_classes(labels, classes, colour) for _, labels, classes, colour in columns)
-        groups = tuple(group for group, *_ in columns)
+        groups = tuple(schema.group_names.index(column.group) for column in schema.columns)
+        held = tuple(held_classes(labels[g][:, schema.places(column)], len(column.answers), column.is_colour)
+                     .astype(np.float64) for g, column in zip(groups, schema.columns))
         shares = [own / max(own.sum(), 1) for own in counts]
-        return cls(tuple(map(float, scales)),
-                   tuple((tau * np.log(prior_of(own, unseen))).astype(np.float32) for own in counts), held,
+        return cls(tuple(float(scales[column.name]) for column in schema.columns),
+                   tuple(tau * np.log(prior_of(own, unseen)) for own in counts), held,
                    tuple(shares[g] @ own for g, own in zip(groups, held)), groups,
-                   tuple(colour for *_, colour in columns))
+                   tuple(column.is_colour for column in schema.columns))
 
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """Where the classes of each column begin among the V of all: int64 (M + 1,)."""
-        return np.cumsum([0, *(own.shape[1] for own in self.held)])
+    def computed_by(self, backend: ModuleType, log_priors: Iterable, held: Iterable) -> Marginals:
+        """The same computed by another module, torch, with these tables as its tensors."""
+        return replace(self, backend=backend, log_priors=tuple(log_priors), held=tuple(held))
 
-    def logits(self, m: int, cosines: np.ndarray) -> np.ndarray:
+    def logits(self, m: int, cosines):
         """s_m cos + tau log pi of the semantic IDs of a column's group, float (N, K) -> float64 (N, K)."""
-        return self.scales[m] * cosines.astype(np.float64) + self.log_priors[self.column_groups[m]]
+        return self.scales[m] * cosines + self.log_priors[self.column_groups[m]]
 
-    def log_probabilities(self, m: int, logits: np.ndarray) -> np.ndarray:
+    def log_probabilities(self, m: int, logits):
         """Of the classes of one column, from its logits, (N, K) -> float64 (N, C).
 
-        Minus infinity where nothing that may be answered holds a class.
+        The logarithm of `TINY` where nothing that may be answered holds a class. float64 keeps probabilities that
+        float32 would round to 0.
         """
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        with np.errstate(divide="ignore"):
-            found = np.log((weights @ self.held[m]) / weights.sum(axis=1, keepdims=True))
-        return np.minimum(found, 0)
+        weights = self.backend.exp(logits - self.backend.amax(logits, 1)[:, None])
+        shares = (weights @ self.held[m]) / weights.sum(1)[:, None]
+        return self.backend.log(self.backend.clip(shares, TINY, 1))
+
+
+def check_temperatures(schema: AttributeSchema, temperatures: Mapping[str, float]) -> None:
+    """Refuse temperatures of what is no column, and those that are no positive number."""
+    names = [column.name for column in schema.columns]
+    for name, value in temperatures.items():
+        if name not in names:
+            raise ValueError(f"temperatures: '{name}' is no column of {schema.name}; there are {', '.join(names)}")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"temperatures: that of '{name}' is {value}, expected a positive number")
 
 
 def check_threshold(threshold: float) -> None:

@@ -233,6 +233,11 @@ class AttributeSchema:
         """Indices of the fields of one group."""
         return tuple(i for i, own in enumerate(self.fields) if own.group == group)
 
+    def places(self, column: Column) -> list[int]:
+        """Where the fields of a column are among those of its group."""
+        own = self.group_fields(column.group)
+        return [own.index(i) for i in column.fields]
+
     @property
     def num_bits(self) -> int:
         return sum(own.num_bits for own in self.fields)
@@ -408,6 +413,14 @@ class AttributeSchema:
         if known is not None and not layout and (known.fields, known.columns) == (schema.fields, schema.columns):
             return known
         return schema
+
+
+def agreeing(rows, wanted):
+    """Which labels agree with what is known of each wanted person: (K, F) and (Q, F), -1 where open, to bool (Q, K).
+
+    Of arrays or of tensors.
+    """
+    return ((wanted[:, None] == rows[None]) | (wanted[:, None] == MISSING)).all(2)
 
 
 def _fingerprint(words: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schema import MISSING, AttributeSchema
+from .schema import MISSING, AttributeSchema, agreeing
 
 SID_SPACES = ("observed", "union", "product")
 
@@ -106,8 +106,7 @@ class SIDTable:
         labels = torch.as_tensor(labels)
         fields = list(self.schema.group_fields(group))
         own = self.labels[self.schema.group_names.index(group)]
-        wanted, rows = labels[:, None, fields], own[None, :, fields].to(labels.device)
-        return ((wanted == rows) | (wanted == MISSING)).all(dim=2)
+        return agreeing(own[:, fields].to(labels.device), labels[:, fields])
 
     def decode(self, sids: Tensor) -> Tensor:
         """Numbers back to labels: int64 (N, G) -> int64 (N, A); a group of number -1 comes out as -1."""

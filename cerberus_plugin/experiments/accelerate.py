@@ -53,15 +53,15 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CriticalPairs:
     """True matches under different cameras: the threshold from which each survives, float (P,), and whose they are."""
 
     critical: Tensor
     identities: Tensor
 
-    def of(self, identities: Tensor) -> Pairs:
+    def of(self, identities: Tensor) -> CriticalPairs:
         chosen = torch.isin(self.identities, identities)
-        return Pairs(self.critical[chosen], self.identities[chosen])
+        return CriticalPairs(self.critical[chosen], self.identities[chosen])
 
     def kept(self, threshold: float) -> tuple[float, float, float]:
         """Share that survives: mean over identities, its standard error, and mean over pairs."""
@@ -95,7 +95,7 @@ class Retrieval:
         chosen = AttributeFilter(self.known, self.sizes, threshold)
         return filtered_metrics(self.distances, lambda rows: chosen.keep(self.asked.rows(rows)), *self.ids)
 
-    def matches(self) -> Pairs:
+    def matches(self) -> CriticalPairs:
         """All true matches."""
         query_pids, query_camids, gallery_pids, gallery_camids = self.ids
         critical, identities = [], []
@@ -106,7 +106,7 @@ class Retrieval:
             q, g = match.nonzero(as_tuple=True)
             critical.append(critical_thresholds(self.asked.rows(q + start), self.known.rows(g)))
             identities.append(gallery_pids[g])
-        return Pairs(torch.cat(critical), torch.cat(identities))
+        return CriticalPairs(torch.cat(critical), torch.cat(identities))
 
     def seconds(self, threshold: float | None) -> tuple[float, float]:
         """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
@@ -145,7 +145,7 @@ def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
     return rows
 
 
-def promises(held_out: Pairs, test: Pairs, survival: list[float]) -> list[dict]:
+def promises(held_out: CriticalPairs, test: CriticalPairs, survival: list[float]) -> list[dict]:
     """For each wanted survival the threshold that was chosen, and what it keeps of identities it was not chosen on."""
     rows = []
     available = len(held_out.identities.unique())
@@ -181,7 +181,7 @@ def tables(record: dict) -> str:
     return "\n\n".join([*parts, tabulate(lines, head, disable_numparse=True, stralign="right")]) + "\n"
 
 
-def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
+def plot(record: dict, held_out: CriticalPairs, test: CriticalPairs, path: Path) -> None:
     """Left: what speed costs. Right: the survival of true matches, and the promises."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     rows = [row for row in record["sweep"] if row["threshold"] is not None]

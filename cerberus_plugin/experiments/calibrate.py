@@ -25,7 +25,7 @@ from ..evaluation.embeddings import Gathered
 from ..evaluation.manifest import config_sha256
 from ..predictor import CerberusPredictor
 from ..search import calibration
-from ..search.calibration.record import FORMAT
+from ..search.calibration.record import CALIBRATION_FORMAT
 from ..search.calibration.run_calibration import CALIBRATION_FILE
 from ..search.calibration.run_calibration import read_calibration as read_calibration
 from ..utils.files import file_sha256, replace_unprintable, write_json, write_text
@@ -215,7 +215,8 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
         raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
                          "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
     cfg = predictor.cfg
-    record = {"format": FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE, "dataset": dataset,
+    record = {"format": CALIBRATION_FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE,
+              "dataset": dataset,
               "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "checkpoint sha256": file_sha256(cfg.MODEL.WEIGHTS),
               "config sha256": config_sha256(cfg), "settings": predictor.settings,
               "schema": predictor.reader.schema.name if columns else None,

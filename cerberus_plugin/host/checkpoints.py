@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, the best one kept over a resume, wrong files and states refused."""
 
 import contextlib
-import errno
 import glob
+import io
 import itertools
 import logging
 import os
@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from ..utils.files import ENDING, open_whole
 from .patching import replace
 from .weights import read_tensors
 
@@ -20,32 +21,23 @@ logger = logging.getLogger("fastreid.cerberus.host")
 
 @contextlib.contextmanager
 def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
-    """Open a file for writing that takes the place of `path` only once all of it is on the disk."""
-    partial = f"{path}.tmp"
+    """Open a file for writing, text or binary, that takes the place of `path` only once all of it is on the disk."""
     try:
-        with open(partial, mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        # torch's zip writer hides the disk's error behind a RuntimeError about positions.
-        reason = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(
-            reason.errno or errno.EIO,
-            f"writing failed ({reason.strerror or reason}); it was not replaced: the previous checkpoint and "
-            "last_checkpoint are intact. Free space in that folder, then run again with --resume",
-            path,
-        ) from error
+        with open_whole(path) as file:
+            if "b" in mode:
+                yield file
+                return
+            text = io.TextIOWrapper(file, **kwargs)
+            yield text
+            text.detach()  # flushes, and leaves the file open
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; the previous checkpoint and last_checkpoint are intact. Free "
+                      "space in that folder, then run again with --resume", path) from error
 
 
 def remove_partial_files(folder: str) -> None:
     """Remove what a killed training has left of the checkpoint that it was writing."""
-    for name in ("*.pth.tmp", "last_checkpoint.tmp"):
+    for name in (f"*.pth*{ENDING}", f"last_checkpoint*{ENDING}"):
         for path in glob.glob(os.path.join(glob.escape(folder), name)):
             logger.info(f"{path}: removed; a training was stopped while it wrote this file")
             os.remove(path)
@@ -65,7 +57,7 @@ def write_whole_files() -> None:
             remote = any(path.startswith(prefix) for prefix in file_io.PathManager._PATH_HANDLERS)
             if remote or "w" not in mode:
                 return file_io.PathManager.open(path, mode, buffering, **kwargs)
-            return whole_file(path, mode, buffering=buffering, **kwargs)
+            return whole_file(path, mode, **kwargs)
 
     checkpoint.PathManager = WholeFiles
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema
-from ..attributes.marginals import balanced_answers
+from ..attributes.marginals import balanced_answers, check_temperatures
 from .reader import mean_over_described
 
 
@@ -27,20 +27,9 @@ class WithTemperatures:
     def calibrated(self, temperatures: Mapping[str, float]):
         """The same reader with these temperatures, by a column's name."""
         reader = copy.copy(self)
-        reader.temperatures = check_temperatures(self.schema, temperatures)
+        check_temperatures(self.schema, temperatures)
+        reader.temperatures = dict(temperatures)
         return reader
-
-
-def check_temperatures(schema: AttributeSchema, temperatures: Mapping[str, float] | None) -> dict[str, float]:
-    """Temperatures by a column's name, none where None; refuses other columns and what is no positive number."""
-    temperatures = dict(temperatures or {})
-    names = [column.name for column in schema.columns]
-    for name, value in temperatures.items():
-        if name not in names:
-            raise ValueError(f"temperatures: '{name}' is no column of {schema.name}; there are {', '.join(names)}")
-        if not 0 < value < float("inf"):
-            raise ValueError(f"temperatures: that of '{name}' is {value}, expected a positive number")
-    return temperatures
 
 
 class ProbabilityReader(WithTemperatures):
@@ -58,7 +47,8 @@ class ProbabilityReader(WithTemperatures):
         self.schema = schema
         self.weight, self.bias = weight.float(), bias.float()
         self.train_labels = train_labels
-        self.temperatures = check_temperatures(schema, temperatures)
+        self.temperatures = dict(temperatures or {})
+        check_temperatures(schema, self.temperatures)
 
     def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
         """Per column float (N, C_m), natural logarithms."""

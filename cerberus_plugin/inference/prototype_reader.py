@@ -17,8 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
-from ..attributes.marginals import LOWEST, READINGS, Marginals, balanced_answers, held_classes
-from .probabilities import WithTemperatures, check_temperatures, summing_to_one
+from ..attributes.marginals import (
+    LOWEST,
+    READINGS,
+    Marginals,
+    balanced_answers,
+    check_temperatures,
+    nameable,
+    wanted_classes,
+)
+from ..search.portable.vocabulary import AttributeModel, GroupTables
+from .probabilities import WithTemperatures, summing_to_one
 from .reader import chunks, mean_over_described
 
 PARTIAL = ("mean", "max")
@@ -92,17 +101,15 @@ class PrototypeReader(WithTemperatures):
                              "checkpoint (prototypes.log_scales), which is damaged then, or TEST.PAR.COSINE_SCALE")
         self.tau = tau
         self.unseen_prior = unseen_prior
-        self.temperatures = check_temperatures(self.schema, temperatures)
-        self.marginals = self._marginals()
-
-    def _marginals(self) -> Marginals:
-        columns = []
-        for column, group in zip(self.schema.columns, self.schema.column_groups):
-            g = self.groups.index(group)
-            labels = self.table.labels[g][:, list(column.fields)].cpu().numpy()
-            columns.append((g, labels, len(column.classes) + column.is_colour, column.is_colour))
+        self.temperatures = dict(temperatures or {})
+        check_temperatures(self.schema, self.temperatures)
         counts = [count.cpu().numpy() for count in self.table.counts]
-        return Marginals.build(columns, counts, list(self.scales.values()), self.tau, self.unseen_prior)
+        self.marginals = Marginals.build(self.schema, self._labels(), counts, self.scales, tau, unseen_prior)
+
+    def _labels(self) -> list[np.ndarray]:
+        """Per group int64 (K, F), the labels of its own fields."""
+        return [rows[:, list(self.schema.group_fields(group))].cpu().numpy()
+                for group, rows in zip(self.groups, self.table.labels)]
 
     def read_by(self, reading: str) -> PrototypeReader:
         """The same reader with another reading."""
@@ -111,6 +118,21 @@ class PrototypeReader(WithTemperatures):
         reader = copy.copy(self)
         reader.reading = reading
         return reader
+
+    def attribute_model(self, synthesis: Callable[[str], tuple[Tensor, Tensor, Tensor]]) -> AttributeModel:
+        """The same without torch, as galleries and exported models use it.
+
+        It describes people by the mean over semantic IDs whatever `partial` says: a maximum is no inner product.
+
+        Args:
+            synthesis: of a group's name V (L, D), p (D,) and A (L,), see `SIDPrototypes.synthesis`.
+        """
+        groups = []
+        for group, labels, counts, rows in zip(self.groups, self._labels(), self.table.counts, self.prototypes):
+            own, residuals, mean, bits = (array.float().cpu().numpy() for array in (rows, *synthesis(group)))
+            groups.append(GroupTables(group, labels, own, residuals, mean, bits, counts.cpu().numpy()))
+        return AttributeModel(self.schema, tuple(groups), self.scales, self.reading, float(self.tau),
+                              float(self.unseen_prior), bool(self.force_colour))
 
     def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         """Unit blocks of each group, (N, D)."""
@@ -191,30 +213,30 @@ class PrototypeReader(WithTemperatures):
         """`log_probabilities` of one chunk."""
         return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(self._logits(embeddings))]
 
+    def _on(self, device: torch.device) -> Marginals:
+        """The tables of probabilities as tensors."""
+        log_priors, held = ([torch.from_numpy(own).to(device) for own in tables]
+                            for tables in (self.marginals.log_priors, self.marginals.held))
+        return self.marginals.computed_by(torch, log_priors, held)
+
     def _logits(self, embeddings: Tensor) -> list[Tensor]:
-        """Per column s_m cos + tau log pi: float (N, K)."""
-        cosines = self.cosines(embeddings)
-        priors = [torch.from_numpy(prior).to(cosine) for prior, cosine in zip(self.marginals.log_priors, cosines)]
-        return [scale * cosines[g] + priors[g]
-                for scale, g in zip(self.marginals.scales, self.marginals.column_groups)]
+        """Per column s_m cos + tau log pi: float64 (N, K)."""
+        cosines, marginals = self.cosines(embeddings), self._on(embeddings.device)
+        return [marginals.logits(m, cosines[g]) for m, g in enumerate(marginals.column_groups)]
 
     def _log_probabilities(self, logits: Sequence[Tensor],
                            temperatures: Mapping[str, float] | None = None) -> list[Tensor]:
         """Per column the log-probability of each class, from its logits: float (N, C)."""
-        found = []
-        for column, own, held in zip(self.schema.columns, logits, self.marginals.held):
-            log_p = (own / (temperatures or {}).get(column.name, 1.0)).log_softmax(dim=1)  # (N, K)
-            outside = ~torch.from_numpy(held).to(log_p.device)
-            found.append(torch.stack([log_p.masked_fill(row, float("-inf")).logsumexp(dim=1) for row in outside.T],
-                                     dim=1).clamp(max=0))
-        return found
+        marginals = self._on(logits[0].device)
+        return [marginals.log_probabilities(m, own / (temperatures or {}).get(column.name, 1.0)).float()
+                for m, (column, own) in enumerate(zip(self.schema.columns, logits))]
 
     def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What temperatures are fitted on: logits, float (N, K), minus infinity where a semantic ID may not be
         recognised, and the answer that each gives, int64 (K,)."""
         allowed = self._allowed()
         parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
-        scores = [torch.cat(column) for column in zip(*parts)]
+        scores = [torch.cat(column).float() for column in zip(*parts)]
         own = {group: self.schema.column_answers(rows) for group, rows in zip(self.groups, self.table.labels)}
         return [(scores[m], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
 
@@ -235,7 +257,7 @@ class PrototypeReader(WithTemperatures):
         """
         labels = torch.as_tensor(labels)
         if self.reading == "probability":
-            wanted = self.wanted_classes(labels)
+            wanted = torch.from_numpy(wanted_classes(self.schema, labels.cpu().numpy()))
             if not wanted.any(dim=1).all():
                 raise ValueError(f"search: query {int((~wanted.any(dim=1)).nonzero()[0])} describes nothing; give at "
                                  "least one attribute.")
@@ -244,20 +266,6 @@ class PrototypeReader(WithTemperatures):
         given = torch.stack([(labels[:, list(self.schema.group_fields(group))] != MISSING).any(dim=1)
                              for group in self.groups])  # (G, Q)
         return mean_over_described(given, embeddings, lambda chunk: self._total(labels, given, chunk))
-
-    def wanted_classes(self, labels: Tensor) -> Tensor:
-        """Descriptions as weights of all columns' classes, side by side: int64 (Q, A) -> float (Q, V).
-
-        1 for the described class of a column. Several colours of one garment share the 1, so that their geometric mean
-        counts: an image must show each of them. A column counts where one of its values is yes or all are known.
-        """
-        weights = []
-        for column, size in zip(self.schema.columns, self.marginals.held):
-            own = labels[:, list(column.fields)].cpu()
-            known = ((own != MISSING).all(dim=1) | (own == 1).any(dim=1) if column.is_colour else own[:, 0] != MISSING)
-            held = torch.from_numpy(held_classes(own.numpy(), size.shape[1], column.is_colour)).float()
-            weights.append(held / held.sum(dim=1, keepdim=True).clamp(min=1) * known[:, None])
-        return torch.cat(weights, dim=1)
 
     def _total(self, labels: Tensor, given: Tensor, embeddings: Tensor) -> Tensor:
         """Sums over the described groups, `given` bool (G, Q), for one chunk: (Q, n)."""
@@ -294,10 +302,5 @@ class PrototypeReader(WithTemperatures):
 
     def _allowed(self) -> list[Tensor]:
         """Per group bool (K,): rows that may be recognised."""
-        colours = [i for column in self.schema.columns if column.is_colour for i in column.fields]
-        allowed = []
-        for group, rows in zip(self.groups, self.table.labels):
-            own = [i for i in colours if i in self.schema.group_fields(group)]
-            named = (rows[:, own] == 1).any(dim=1) if own and self.force_colour else torch.ones(len(rows)).bool()
-            allowed.append(named)
-        return allowed
+        return [torch.from_numpy(nameable(self.schema, group, labels, self.force_colour))
+                for group, labels in zip(self.groups, self._labels())]

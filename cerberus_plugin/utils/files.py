@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,17 +22,17 @@ ENDING = ".tmp"  # of temporary files
 STALE = 3600.0  # seconds since the last write to a temporary file after which its process is taken for dead
 
 
-def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
-    """Replace a file atomically: readers and a killed process see the old file or the new one, never a mixture.
+@contextlib.contextmanager
+def open_whole(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces `path` atomically when the block ends without an error.
 
-    The content goes to a temporary file beside `path` under a name of its own, so that several processes and threads
-    can write the same path at once; the last one to finish wins. If writing fails, the temporary file is removed and
-    the old file stays. A later write of the path removes temporary files that killed processes left behind, once they
-    are an hour old.
+    Readers and a killed process see the old file or the new one, never a mixture. The content goes to a temporary file
+    beside `path` under a name of its own, so that several processes and threads can write the same path at once; the
+    last one to finish wins. If writing fails, the temporary file is removed and the old file stays. A later write of
+    the path removes temporary files that killed processes left behind, once they are an hour old.
 
     Args:
         path: the file to replace; missing parent folders are created.
-        write: writes the content to the binary file that it is given.
         sync: wait until the content is on the disk, so that it also survives a power failure.
 
     Raises:
@@ -45,7 +45,7 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: boo
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{ENDING}")
     try:
         with open(temporary, "xb") as file:
-            write(file)
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -53,10 +53,18 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: boo
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if not isinstance(error, OSError) or error.filename not in (None, str(temporary)):  # of another file
+        # torch's zip writer hides the disk's error behind a RuntimeError about positions.
+        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(reason, OSError) or reason.filename not in (None, str(temporary)):  # of another file
             raise
-        raise OSError(error.errno or errno.EIO, f"could not be written ({error.strerror or error}); a file that was "
+        raise OSError(reason.errno or errno.EIO, f"could not be written ({reason.strerror or reason}); a file that was "
                       "there before is unchanged", str(path)) from error
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
+    """Replace a file by what `write` writes to the binary file that it is given, see `open_whole`."""
+    with open_whole(path, sync) as file:
+        write(file)
 
 
 def _remove_stale(path: Path) -> None:

@@ -3,10 +3,9 @@
 import itertools
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
-from cerberus_plugin.attributes.marginals import balanced_answers, held_classes, prior_of
+from cerberus_plugin.attributes.marginals import LOWEST, balanced_answers, held_classes, prior_of
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.tasks import DirectionTask
 from cerberus_plugin.inference import PrototypeReader, blocks
@@ -15,7 +14,6 @@ from cerberus_plugin.modeling.checkpoint_tables import begin_from_other_weights
 from cerberus_plugin.modeling.losses import prototype_softmax_loss
 from cerberus_plugin.modeling.sid_prototypes import ComposedPrototypes, SIDPrototypes
 from cerberus_plugin.search.calibration import fit_scale
-from cerberus_plugin.search.export.torch_encoder import vocabulary_of
 from cerberus_plugin.search.portable import AttributeModel
 
 import numpy as np
@@ -145,7 +143,7 @@ def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
                              reading="probability", cosine_scale=SCALES)
-    vocabulary = vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=module)))
+    vocabulary = reader.attribute_model(module.synthesis)
     scores = reader.search(MARKET1501.parse(words)[None], embeddings)[0].numpy()
     stored = vocabulary.log_probabilities(embeddings.numpy())
     assert stored.shape[1] == 41
@@ -161,11 +159,21 @@ def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is
     assert scores == pytest.approx(brute.numpy(), abs=1e-5)
 
 
+def test_probabilities_that_float32_rounds_to_0_are_alike_with_numpy_and_torch(embeddings):
+    module, table = filled(MARKET1501)
+    reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
+                             reading="probability", cosine_scale=80.0)
+    found = torch.cat(reader.log_probabilities(embeddings), dim=1).numpy()
+    assert ((found > LOWEST) & (found < -90)).any()
+    without_torch = reader.attribute_model(module.synthesis).log_probabilities(embeddings.numpy())
+    assert without_torch == pytest.approx(found, abs=1e-3)
+
+
 def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_reads_as_before(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
                              cosine_scale=SCALES, tau=0.8, unseen_prior=0.2)
-    vocabulary = vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=module)))
+    vocabulary = reader.attribute_model(module.synthesis)
     record = vocabulary.to_dict()
     copy = AttributeModel.from_dict(record)
     rows = embeddings.numpy()

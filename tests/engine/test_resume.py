@@ -274,7 +274,7 @@ def test_what_a_kill_has_left_of_a_checkpoint_is_removed_by_the_next_run_in_the_
     cfg = small_config(*RANDOM, *TINY, file=IDE)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()
-    for name in ("model_0000.pth.tmp", "last_checkpoint.tmp", "notes.tmp"):
+    for name in ("model_0000.pth.tmp", "model_0001.pth.5ae2.tmp", "last_checkpoint.tmp", "notes.tmp"):
         (folder / name).write_bytes(b"half")
     CerberusTrainer(cfg).resume_or_load(resume=True)
     assert [path.name for path in folder.glob("*.tmp")] == ["notes.tmp"]

@@ -4,7 +4,7 @@ import json
 
 from cerberus_plugin import CerberusPredictor
 from cerberus_plugin.experiments import accelerate
-from cerberus_plugin.experiments.accelerate import Pairs, Retrieval
+from cerberus_plugin.experiments.accelerate import CriticalPairs, Retrieval
 from cerberus_plugin.experiments.gathering import gather, halves
 
 import pytest
@@ -57,7 +57,7 @@ def test_held_out_identities_of_the_run_are_chosen_on(small_config, tmp_path):
 
 
 def test_survival_is_a_mean_over_identities_and_over_pairs():
-    pairs = Pairs(torch.tensor([0.1, 0.9, 0.9, 0.9, 0.2]), torch.tensor([1, 2, 2, 2, 3]))
+    pairs = CriticalPairs(torch.tensor([0.1, 0.9, 0.9, 0.9, 0.2]), torch.tensor([1, 2, 2, 2, 3]))
     assert pairs.kept(0.5) == pytest.approx((2 / 3, 1 / 3, 2 / 5))
     assert pairs.of(torch.tensor([1, 2])).kept(0.5) == pytest.approx((1 / 2, 1 / 2, 1 / 4))
     mine, others = halves(torch.tensor([5, 5, 7, 8, 9]))

@@ -6,22 +6,24 @@ Each of the five groups sees one band of a picture; its block is the band's colo
 from collections import namedtuple
 from pathlib import Path
 
+from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.search.gallery import GalleryIndex, Pace
-from cerberus_plugin.search.portable import Answer
+from cerberus_plugin.search.portable import Answer, AttributeModel
+from cerberus_plugin.search.portable.vocabulary import GroupTables
 
 import numpy as np
 from PIL import Image
 
 GROUPS = ("head", "upper", "lower", "identity", "carrying")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-Column = namedtuple("Column", "name group classes")
+Column = namedtuple("Column", "name group classes display")
 QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
 
 
 class Words:
     """A vocabulary: a column a group, whose values are the first three directions of its block."""
 
-    columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue")) for group in GROUPS)
+    columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue"), f"{group} colour") for group in GROUPS)
     values = columns[0].classes
     reading = "nearest"
 
@@ -75,6 +77,16 @@ class BandEncoder:
         bands = np.stack([np.asarray(image.resize((1, 5), Image.Resampling.NEAREST)) for image in images])
         blocks = np.concatenate([bands[:, :, 0] / 255, np.full((len(images), 5, 1), 0.1)], axis=2)  # (N, 5, 4)
         return (blocks / np.linalg.norm(blocks, axis=2, keepdims=True)).reshape(len(images), 20).astype(np.float32)
+
+
+def market_words() -> AttributeModel:
+    """Words of Market-1501 for the blocks of a `BandEncoder`: two semantic IDs a group, all 0 and all 1."""
+    groups = []
+    for group, bits in zip(GROUPS, MARKET1501.group_bits):
+        labels = np.repeat([[0], [1]], len(MARKET1501.group_fields(group)), axis=1)
+        groups.append(GroupTables(group, labels, np.eye(2, 4, dtype=np.float32), np.zeros((bits, 4), np.float32),
+                                  np.ones(4, np.float32), np.zeros(bits, np.float32), np.array([1, 1])))
+    return AttributeModel(MARKET1501, tuple(groups), {column.name: 16.0 for column in MARKET1501.columns})
 
 
 class PlainEncoder:

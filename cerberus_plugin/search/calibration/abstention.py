@@ -17,7 +17,7 @@ from .bounds import CONFIDENCE, ROUNDING, chance_of_so_few, needed
 def identities_to_vouch(accuracy: float, confidence: float = CONFIDENCE) -> int:
     """Identities that a wanted accuracy takes, if none of their answers is wrong: 22 for 0.9, 45 for 0.95."""
     if not 0 < accuracy < 1:
-        raise ValueError(f"withholding: the wanted accuracy is {accuracy}, expected a share between 0 and 1, without "
+        raise ValueError(f"abstention: the wanted accuracy is {accuracy}, expected a share between 0 and 1, without "
                          "both")
     return needed(1 - accuracy, confidence)
 
@@ -42,7 +42,7 @@ def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor,
     least_people = identities_to_vouch(accuracy, confidence)
     available = len(identities.unique())
     if available < least_people:
-        raise ValueError(f"withholding: {available} identities cannot vouch for an accuracy of {accuracy} with a "
+        raise ValueError(f"abstention: {available} identities cannot vouch for an accuracy of {accuracy} with a "
                          f"confidence of {confidence}; it takes {least_people} at least, and so few vouch for "
                          f"{(1 - confidence)**(1 / available):.3f} at most")
     values, order = probabilities.double().cpu().sort(descending=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...utils.files import read_json
 from ..portable.verification import Verification, finite_number
 
-FORMAT = 2  # of the file; 1 did not keep the settings, and vouched for less
+CALIBRATION_FORMAT = 2  # of the file; 1 did not keep the settings, and vouched for less
 REMEDY = "write it again by python -m cerberus_plugin.experiments.calibrate RUN, or delete it"
 
 
@@ -20,7 +20,7 @@ class Calibration:
 
     Attributes:
         temperatures: of each recognition column, by its name; they divide scores. Empty for a run without attributes.
-        withhold_below: the probability below which a column's answer is withheld; infinite: always.
+        withhold_below: the probability below which a column abstains; infinite: always.
         verification: of pairs of images.
         record: everything in the file.
     """
@@ -35,8 +35,8 @@ class Calibration:
         """The calibration of a file that `experiments.calibrate` wrote; a ValueError names one that is damaged."""
         record = read_json(path, REMEDY)
         try:
-            if record["format"] != FORMAT:
-                raise ValueError(f"its format is {record['format']}, expected {FORMAT}")
+            if record["format"] != CALIBRATION_FORMAT:
+                raise ValueError(f"its format is {record['format']}, expected {CALIBRATION_FORMAT}")
             columns, pairs = record["columns"], record["same person"]
             temperatures = {name: finite_number("temperature", column["temperature"])
                             for name, column in columns.items()}

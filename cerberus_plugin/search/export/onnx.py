@@ -39,10 +39,10 @@ from ..portable.exported import (
     ATTRIBUTES_KEY,
     EMBEDDING,
     ENCODER_KEY,
-    FORMAT,
     FORMAT_KEY,
     INPUT,
     LOG_PROBABILITIES,
+    METADATA_FORMAT,
     PROBABILITIES,
     VERSIONS_KEY,
     VOCABULARY_KEY,
@@ -115,8 +115,7 @@ class Graph(nn.Module):
             self.register_buffer(f"log_prior_{g}", torch.from_numpy(vocabulary.marginals.log_priors[g]))
             self.register_buffer(f"penalty_{g}", torch.from_numpy(np.where(allowed, 0, -np.inf).astype(np.float32)))
         for m, (held, classes) in enumerate(zip(vocabulary.marginals.held, vocabulary.classes_of_sids)):
-            self.register_buffer(f"held_{m}", torch.from_numpy(held.astype(np.float32)))
-            self.register_buffer(f"log_held_{m}", torch.from_numpy(np.where(held, 0, -1e4).astype(np.float32)))
+            self.register_buffer(f"held_{m}", torch.from_numpy(held))
             self.register_buffer(f"classes_{m}", torch.from_numpy(classes.astype(np.int64)))
 
     def forward(self, images: Tensor):
@@ -126,16 +125,16 @@ class Graph(nn.Module):
             return embedding
         blocks = embedding.unflatten(1, (len(self.vocabulary.groups), -1)).unbind(1)
         cosines = [block @ getattr(self, f"prototypes_{g}").T for g, block in enumerate(blocks)]
+        marginals = self.vocabulary.marginals.computed_by(
+            torch, [getattr(self, f"log_prior_{g}") for g in range(len(blocks))],
+            [getattr(self, f"held_{m}") for m in range(len(self.vocabulary.columns))])
         probabilities, answers, searched = [], [], []
-        for m, (column, g) in enumerate(zip(self.vocabulary.columns, self.vocabulary.marginals.column_groups)):
-            logits = self.vocabulary.marginals.scales[m] * cosines[g] + getattr(self, f"log_prior_{g}")  # (N, K)
-            allowed = getattr(self, f"penalty_{g}")
+        for m, (column, g) in enumerate(zip(self.vocabulary.columns, marginals.column_groups)):
+            logits, allowed = marginals.logits(m, cosines[g]), getattr(self, f"penalty_{g}")  # (N, K), (K,)
             temperature = self.vocabulary.temperatures.get(column.name, 1.0)
-            sids = ((logits + allowed) / temperature).softmax(dim=1)  # (N, K)
-            shares = (sids @ getattr(self, f"held_{m}")).clamp(max=1)
+            shares = marginals.log_probabilities(m, (logits + allowed) / temperature).exp().float()  # (N, C)
             probabilities.append(shares)
-            searched.append((logits.log_softmax(dim=1)[:, :, None] + getattr(self, f"log_held_{m}")).logsumexp(dim=1)
-                            .clamp(LOWEST, 0.0))
+            searched.append(marginals.log_probabilities(m, logits).clamp(min=LOWEST).float())
             answers.append(shares.argmax(dim=1) if self.vocabulary.reading == "probability" else
                            getattr(self, f"classes_{m}")[(cosines[g] + allowed).argmax(dim=1)])
         return embedding, torch.cat(probabilities, dim=1), torch.stack(answers, dim=1), torch.cat(searched, dim=1)
@@ -322,7 +321,7 @@ def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
 
     versions = {name: importlib.metadata.version(name) for name in ("torch", *NEEDED)}
     record = {
-        FORMAT_KEY: FORMAT,
+        FORMAT_KEY: METADATA_FORMAT,
         ENCODER_KEY: {"fingerprint": encoder.fingerprint, "dim": encoder.dim, "groups": list(encoder.groups),
                       "metric": encoder.metric, "lasting_groups": list(encoder.lasting_groups),
                       "verification": encoder.verification.to_dict() if encoder.verification else None,

@@ -18,16 +18,14 @@ from fastreid.config import CfgNode
 from torch import Tensor, nn
 
 from ...config import changed, is_among
-from ...inference import PrototypeReader
 from ...modeling.checkpoint_tables import HELD
 from ...predictor import CerberusPredictor
 from ...utils.images import to_rgb
-from ..portable.vocabulary import AttributeModel, GroupTables
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..calibration import Calibration
+    from ..portable import AttributeModel
 
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
@@ -76,10 +74,9 @@ class TorchEncoder:
         self.groups = predictor.groups
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
         calibration = predictor.calibration  # a damaged one names its own file
-        try:
-            self.vocabulary = vocabulary_of(predictor, calibration)
-        except ValueError as error:
-            raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: {error}") from error
+        self.vocabulary: AttributeModel | None = predictor.attribute_model
+        if self.vocabulary is not None and calibration is not None:
+            self.vocabulary = self.vocabulary.calibrated(calibration.temperatures, calibration.withhold_below)
         self.verification = calibration.verification if calibration else None
         self.embedder = Embedder(predictor.model, max(1, len(self.groups)), self.metric).eval()
 
@@ -106,26 +103,6 @@ class TorchEncoder:
                 parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu())
             self.predictor.check_finite(parts[-1], [f"picture {start + i}" for i in range(len(batch))])
         return torch.cat(parts).numpy()
-
-
-def vocabulary_of(predictor: CerberusPredictor, calibration: Calibration | None = None) -> AttributeModel | None:
-    """What a run's prototypes know of attributes, without torch; None for models that read attributes otherwise.
-
-    It describes people by the mean over semantic IDs whatever TEST.APS.PARTIAL says: a maximum is no inner product.
-    """
-    reader = predictor.reader
-    if not isinstance(reader, PrototypeReader):
-        return None
-    schema, table, prototypes = reader.schema, reader.table, predictor.model.prototypes
-    groups = []
-    for group, labels, counts, rows in zip(schema.group_names, table.labels, table.counts, reader.prototypes):
-        own = labels[:, list(schema.group_fields(group))]
-        arrays = (rows, *prototypes.synthesis(group))
-        groups.append(GroupTables(group, own.cpu().numpy(), *(array.float().cpu().numpy() for array in arrays),
-                                  counts.cpu().numpy()))
-    vocabulary = AttributeModel(schema, tuple(groups), reader.scales, reader.reading, float(reader.tau),
-                                float(reader.unseen_prior), bool(reader.force_colour))
-    return vocabulary.calibrated(calibration.temperatures, calibration.withhold_below) if calibration else vocabulary
 
 
 def fingerprint_of(predictor: CerberusPredictor) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...utils.files import json_sha256
 from .folder import Naming, Picture
 from .image_reader import read_ahead
 from .query import Shape, stored_rows
@@ -55,12 +54,12 @@ def picture_reader() -> Callable[[Path], Image]:
 def mark_of(vocabulary) -> str:
     """A mark of what a vocabulary answers, "" for none.
 
-    What it withholds is decided when answers are told; names of attributes for people change no answer.
+    When it abstains is decided when answers are shown; names of attributes for people change no answer.
     """
     if vocabulary is None:
         return ""
     record = {name: value for name, value in vocabulary.to_dict().items() if name not in ("withhold_below", "layout")}
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return json_sha256(record)
 
 
 def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encoder, naming: Naming,
@@ -71,7 +70,7 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
     """
     from tqdm import tqdm
 
-    shape, mark = Shape.of(encoder), mark_of(encoder.vocabulary)
+    shape, mark = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
     bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
     batches = read_ahead(folder, pictures, pace.batch_size, pace.workers, read)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,26 @@ from .thumbnails import thumbnail
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-UNCALIBRATED = ("probabilities are those of the bare softmax and nothing is withheld: calibrate by "
+    from ..portable.vocabulary import AttributeModel
+
+UNCALIBRATED = ("probabilities are those of the bare softmax and the model never abstains: calibrate by "
                 "python -m cerberus_plugin.experiments.calibrate RUN")
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # spreadsheets run a cell that begins with one of these
 
 
+def display_names(vocabulary: AttributeModel | None) -> dict[str, str]:
+    """Names of attributes for people, by those of the annotation file."""
+    return {column.name: column.display for column in vocabulary.columns} if vocabulary is not None else {}
+
+
+def with_display_names(hits: Sequence[Hit], names: Mapping[str, str]) -> list[Hit]:
+    """Hits with these names of attributes, see `display_names`."""
+    return [replace(hit, attributes={names.get(name, name): answer for name, answer in hit.attributes.items()})
+            for hit in hits]
+
+
 def rows_of(hits: Sequence[Hit], below: Path | None = None) -> list[dict[str, str]]:
-    """A line a hit: that of `line_of`, and each attribute.
+    """A line a hit: that of `line_of`, and each attribute by its name in the annotation file.
 
     Args:
         below: shows paths below this folder in place of whole ones.
@@ -82,18 +96,19 @@ def templates(*folders: Path) -> Environment:
 
 
 def conditions_of(query: Query, picture: str = "", prefilter: Prefilter | None = None,
-              clothes: Collection[str] = ()) -> list[str]:
+              clothes: Collection[str] = (), names: Mapping[str, str] | None = None) -> list[str]:
     """A query in words to show, one item for each condition.
 
     Args:
         picture: the name of the query's picture, where it has one.
         clothes: groups that are left out where clothes may have been changed; they are not listed again then.
+        names: of attributes, see `display_names`.
     """
     changed = query.may_have_changed_clothes
     gone = {*query.leave_out, *(clothes if changed else ())}
     weights = {group: weight for group, weight in query.weights.items() if weight != 1 and group not in gone}
     return [*([f"like {picture}"] if query.embedding is not None else []),
-            *(f"{name}: {value}" for name, value in query.words.items()),
+            *(f"{(names or {}).get(name, name)}: {value}" for name, value in query.words.items()),
             *(["may have changed clothes"] if changed else []),
             *(f"{group} counts {weight:g} times" for group, weight in weights.items()),
             *(f"{group} does not count" for group in query.leave_out if not (changed and group in clothes)),

@@ -31,12 +31,11 @@ class Picture(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What an index has to do to agree with its folder; `unchanged` counts what it need not touch."""
+    """What an index has to do to agree with its folder."""
 
     new: list[Picture]
     changed: list[Picture]
     deleted: list[str]
-    unchanged: int
 
 
 class Named(NamedTuple):
@@ -176,7 +175,7 @@ def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]], refu
             changed.append(picture)
     folders = tuple(path for path in refused if path.endswith("/"))
     deleted = [path for path in known if path not in seen and path not in refused and not path.startswith(folders)]
-    return Changes(new, changed, deleted, len(seen) - len(new) - len(changed))
+    return Changes(new, changed, deleted)
 
 
 class Naming:

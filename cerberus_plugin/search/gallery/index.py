@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..portable.encoder import Encoder
-    from ..portable.vocabulary import Answer, Vocabulary
+    from ..portable.vocabulary import Answer, AttributeModel
 
 UNREADABLE = "unreadable.tsv"
 BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process killed before RECORD was written
@@ -82,7 +82,7 @@ class GalleryIndex:
     >>> index = GalleryIndex.open("gallery/", engine=Faiss("int8"))                   # doctest: +SKIP
     """
 
-    def __init__(self, folder: str | Path, vocabulary: Vocabulary | None = None,
+    def __init__(self, folder: str | Path, vocabulary: AttributeModel | None = None,
                  images: str | Path | None = None) -> None:
         self.folder = Path(folder)
         self._state = record.state(self.folder)  # before it is read, so that what is written meanwhile is read again
@@ -99,7 +99,7 @@ class GalleryIndex:
         self._lock = threading.RLock()  # engines cannot be searched while rows are added
 
     @classmethod
-    def open(cls, folder: str | Path, vocabulary: Vocabulary | None = None, images: str | Path | None = None,
+    def open(cls, folder: str | Path, vocabulary: AttributeModel | None = None, images: str | Path | None = None,
              engine: Engine | MakeEngine | None = None) -> GalleryIndex:
         """An existing index.
 
@@ -115,7 +115,7 @@ class GalleryIndex:
         index = cls(folder, vocabulary, images)
         try:
             index.store.check_sizes()
-        except Damaged:  # unless another process has just put other files in their place
+        except (LookupError, Damaged):  # unless another process has just put other files in their place
             index.store.reload()
             index.store.check_sizes()
         if engine is not None:
@@ -190,12 +190,12 @@ class GalleryIndex:
         return self._record.fingerprint
 
     @property
-    def vocabulary(self) -> Vocabulary | None:
+    def vocabulary(self) -> AttributeModel | None:
         """What the model knows of attributes; None where it knows none."""
         if self._vocabulary is None and self._record.vocabulary is not None:
-            from ..portable.vocabulary import Vocabulary
+            from ..portable.vocabulary import AttributeModel
 
-            self._vocabulary = Vocabulary.from_dict(self._record.vocabulary)
+            self._vocabulary = AttributeModel.from_dict(self._record.vocabulary)
         return self._vocabulary
 
     @property

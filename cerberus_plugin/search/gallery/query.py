@@ -23,13 +23,12 @@ import numpy as np
 
 from ...attributes.marginals import check_threshold, is_reliable
 from ..portable.encoder import clothing_groups
-from ..portable.vocabulary import Answer
+from ..portable.vocabulary import Answer, unit
 from .store import Store
 
 if TYPE_CHECKING:
-    from ..portable.encoder import Encoder
     from ..portable.verification import Verification
-    from ..portable.vocabulary import Vocabulary
+    from ..portable.vocabulary import AttributeModel
 
 
 # Log-odds that a difference of 1 in the mean cosine of two pictures stands for, where no calibration has measured it.
@@ -122,12 +121,10 @@ class Shape(NamedTuple):
     values: int = 0
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Shape:
-        """That of an encoder; blocks of unit length rank by distance as they do by cosine, so that one way does."""
-        known = encoder.vocabulary
-        count = known.num_values if known is not None and known.reading == "probability" else 0
-        return cls(tuple(encoder.groups), encoder.dim, "cosine" if encoder.groups else encoder.metric,
-                   -(-count // VALUES_STEP) * VALUES_STEP)
+    def of(cls, groups: Sequence[str], dim: int, metric: str, vocabulary: AttributeModel | None) -> Shape:
+        """That of a model, see `Encoder`. Blocks of unit length rank by distance as by cosine, so cosine is used."""
+        count = vocabulary.num_values if vocabulary is not None and vocabulary.reading == "probability" else 0
+        return cls(tuple(groups), dim, "cosine" if groups else metric, -(-count // VALUES_STEP) * VALUES_STEP)
 
     @property
     def width(self) -> int:
@@ -135,7 +132,7 @@ class Shape(NamedTuple):
         return self.dim + self.values
 
 
-def stored_rows(embeddings: np.ndarray, shape: Shape, vocabulary: Vocabulary | None) -> np.ndarray:
+def stored_rows(embeddings: np.ndarray, shape: Shape, vocabulary: AttributeModel | None) -> np.ndarray:
     """Embeddings, and log-probabilities where there are any, side by side: (N, E) -> float32 (N, E + V)."""
     rows = unit_blocks(embeddings, shape)
     if not shape.values:
@@ -149,15 +146,14 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
     rows = np.asarray(embeddings, dtype=np.float32)
     if shape.metric == "euclidean":
         return rows
-    blocks = rows.reshape(len(rows), max(1, len(shape.groups)), -1)
-    return (blocks / np.maximum(np.linalg.norm(blocks, axis=2, keepdims=True), 1e-12)).reshape(rows.shape)
+    return unit(rows.reshape(len(rows), max(1, len(shape.groups)), -1)).reshape(rows.shape)
 
 
 class SearchedModel(NamedTuple):
     """What a query is compiled for: the model of an index, see `Encoder`."""
 
     shape: Shape
-    vocabulary: Vocabulary | None = None
+    vocabulary: AttributeModel | None = None
     verification: Verification | None = None
     lasting_groups: tuple[str, ...] = ()
 
@@ -304,7 +300,7 @@ def _compared(query: Query, model: SearchedModel) -> CompiledQuery:
     return CompiledQuery(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
 
 
-def _with_log_probabilities(query: Query, shape: Shape, vocabulary: Vocabulary, blocks: np.ndarray,
+def _with_log_probabilities(query: Query, shape: Shape, vocabulary: AttributeModel, blocks: np.ndarray,
                             of_picture: np.ndarray, fitted: Verification | None) -> CompiledQuery:
     """A query with words that are read by probability; blocks (G, D) of a picture, bool (G,) where there is one."""
     own = vocabulary.wanted_classes(query.words)  # (V',)
@@ -385,7 +381,7 @@ def _weights(query: Query, shape: Shape) -> np.ndarray:
     return np.array([named.get(group, 1.0) for group in shape.groups] or [1.0])
 
 
-def _constraints(query: Query, compiled: CompiledQuery, vocabulary: Vocabulary,
+def _constraints(query: Query, compiled: CompiledQuery, vocabulary: AttributeModel,
                  threshold: float) -> dict[str, tuple[str, ...]]:
     """By column, the values that a row must not reliably contradict.
 
@@ -394,9 +390,8 @@ def _constraints(query: Query, compiled: CompiledQuery, vocabulary: Vocabulary,
     values = {column: tuple(str(value).split(" and ")) for column, value in vocabulary.canonical(query.words).items()}
     if query.embedding is None:
         return values
-    described = vocabulary.describe(query.words).any(axis=1) if query.words else np.zeros(len(compiled.known), bool)
-    compared = {group for group, weight, replaced in zip(compiled.shape.groups, compiled.weights, described)
-                if weight > 0 and not replaced}
+    compared = {group for group, weight, own in zip(compiled.shape.groups, compiled.weights, compiled.of_picture)
+                if weight > 0 and own}
     group_of = {column.name: column.group for column in vocabulary.columns}
     for column, own in vocabulary.recognise(query.embedding[None])[0].items():
         if group_of[column] in compared and is_reliable(own.probability, threshold):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...utils.files import write_json
+from ...utils.files import json_sha256, write_json
 from .parts import BUILD_AGAIN, Damaged
 from .query import Shape
 
@@ -52,7 +51,7 @@ class Record:
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
         """That of an index which is begun; values that have no unit length may not fit into the half of 32 bits."""
-        shape = Shape.of(encoder)
+        shape = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary)
         dtype = dtype or ("float32" if shape.metric == "euclidean" else "float16")
         return cls(uuid.uuid4().hex[:12], encoder.fingerprint, str(images), pattern, shape.dim, list(shape.groups),
                    shape.metric, dtype, **_known_by(encoder), values=shape.values)
@@ -70,7 +69,7 @@ class Record:
         if made_by not in (INDEX_FORMAT, OLDER):
             raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {INDEX_FORMAT}; build "
                              "the index anew")
-        if made_by != OLDER and checksum != _checksum(values):
+        if made_by != OLDER and checksum != json_sha256(values):
             raise Damaged(path, "is altered", BUILD_AGAIN)
         values = {"follow_links": False, "values": 0} | values
         if set(values) != {field.name for field in fields(cls)}:
@@ -79,7 +78,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         values = asdict(self)
-        write_json(folder / RECORD, {**values, "checksum": _checksum(values)})
+        write_json(folder / RECORD, {**values, "checksum": json_sha256(values)})
 
     def knowing(self, encoder: Encoder) -> Record:
         """The same with what the model knows now; it may have been calibrated meanwhile."""
@@ -88,10 +87,6 @@ class Record:
     @property
     def shape(self) -> Shape:
         return Shape(tuple(self.groups), self.dim, self.metric, self.values)
-
-
-def _checksum(values: dict) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def state(folder: Path) -> tuple[int, int, int] | None:

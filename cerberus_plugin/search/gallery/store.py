@@ -94,10 +94,10 @@ class Store:
             self._by_id = np.argsort(self.ids)
             self.columns = tuple(str(name) for name, in self._ask("SELECT name FROM columns ORDER BY number"))
             self._words = [str(word) for word, in self._ask("SELECT word FROM words ORDER BY code")]
-            self._recorded = {}  # name and size by part and what it holds
+            self._recorded = {}  # names of files by part and what it holds
             if self._ask("SELECT name FROM sqlite_master WHERE name = 'files'"):  # none in indexes of format 2
-                self._recorded = {(part, what): (str(name), size) for part, what, name, size in
-                                  self._ask("SELECT part, what, name, size FROM files")}
+                self._recorded = {(part, what): str(name)
+                                  for part, what, name in self._ask("SELECT part, what, name FROM files")}
             self._files.clear()
             self._answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -229,8 +229,7 @@ class Store:
 
     def _path(self, part: int, what: str) -> Path:
         """Where a file lies, as it is recorded, or else where it was written before files were recorded."""
-        name = self._recorded.get((part, what), (_name(part, what),))[0]
-        return self.folder / "parts" / name
+        return self.folder / "parts" / self._recorded.get((part, what), _name(part, what))
 
     def _open(self, part: int, what: str) -> PartFile:
         key = int(part), what
@@ -256,19 +255,10 @@ class Store:
         return [(part, what) for what in (("embeddings", "answers") if self.columns else ("embeddings",))]
 
     def check_sizes(self) -> None:
-        """Raise Damaged where a file of a part is missing or has not the size that it should have."""
+        """Raise Damaged where a file of a part is missing, or has not the size or the header that it should have."""
         for part in np.unique(self._parts).tolist():
             for key in self._files_of(part):
-                if key not in self._recorded:
-                    self._open(*key)
-                    continue
-                path, size = self._path(*key), self._recorded[key][1]
-                try:
-                    found = path.stat().st_size
-                except FileNotFoundError:
-                    raise Damaged(path, "is missing") from None
-                if found != size:
-                    raise Damaged(path, f"has {found} bytes, expected {size}")
+                self._open(*key)
 
     # Writing; the caller holds `files.only_writer`, and calls `reload` at the end.
 
@@ -288,14 +278,13 @@ class Store:
                 self._record(self._write(number, "embeddings", embeddings.astype(self.dtype, copy=False)))
                 if answers:
                     self._record(self._write(number, "answers", self._coded(answers)))
-            self._forget([picture.path for picture in pictures])
-            self._forget([picture.path for picture, _ in unreadable])
+            self.forget([picture.path for picture in (*pictures, *(picture for picture, _ in unreadable))])
             self._base.executemany(
                 "INSERT INTO rows (id, path, size, mtime_ns, identity, camera, time, part, place) "
                 "VALUES (?,?,?,?,?,?,?,?,?)",
                 [(i, *picture, *naming.read(picture.path), number, place)
                  for place, (i, picture) in enumerate(zip(self._new_ids(pictures), pictures))])
-            self._refuse(unreadable)
+            self.refuse(unreadable)
 
     def _create_tables(self) -> None:
         """Those that an index of another format lacks."""
@@ -319,20 +308,14 @@ class Store:
 
     def forget(self, paths: Sequence[str]) -> None:
         with self._transaction():
-            self._forget(paths)
-
-    def _forget(self, paths: Sequence[str]) -> None:
-        for table in ("rows", "unreadable"):
-            self._base.executemany(f"DELETE FROM {table} WHERE path = ?", [(path,) for path in paths])
+            for table in ("rows", "unreadable"):
+                self._base.executemany(f"DELETE FROM {table} WHERE path = ?", [(path,) for path in paths])
 
     def refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
         """List pictures with the reason; their rows, where there are any, stay."""
         with self._transaction():
-            self._refuse(unreadable)
-
-    def _refuse(self, unreadable: Sequence[tuple[Picture, str]]) -> None:
-        self._base.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?, ?)",
-                               [(*picture, reason) for picture, reason in unreadable])
+            self._base.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?, ?)",
+                                   [(*picture, reason) for picture, reason in unreadable])
 
     def forget_passing(self) -> None:
         """Forget those unreadable pictures of which size and time say nothing, so that they are tried again."""
@@ -473,8 +456,11 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All statements inside, or none."""
+        """All statements inside, or none; one inside another is part of it."""
         with self._lock, self._named():
+            if self._base.in_transaction:
+                yield
+                return
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # and an identifier of the machine. A search for people tells nobody, unless its user has set this otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-FORMAT = "2"  # of the metadata; raised where an older reader would misread it
-READABLE = ("1", FORMAT)  # 1 knows no prior of attributes and has no log-probabilities
+METADATA_FORMAT = "2"  # of the metadata; raised where an older reader would misread it
+READABLE = ("1", METADATA_FORMAT)  # 1 knows no prior of attributes and has no log-probabilities
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
@@ -64,7 +64,8 @@ class ExportedEncoder:
         except Exception as error:  # text that is none
             raise ValueError(f"{path}: its metadata is damaged ({error!r}); export the model again") from error
         if found not in READABLE:
-            what = "was not exported from a run" if found is None else f"has metadata of format {found}, not {FORMAT}"
+            what = ("was not exported from a run" if found is None else
+                    f"has metadata of format {found}, not {METADATA_FORMAT}")
             raise ValueError(f"{path}: {what}; make one by the `cerberus export` of this version")
         try:
             record = json.loads(metadata[ENCODER_KEY])

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...attributes.marginals import LOWEST, READINGS, Marginals, held_classes, prior_of
-from ...attributes.schema import MISSING, AttributeSchema, Column
+from ...attributes.marginals import LOWEST, READINGS, Marginals, check_temperatures, nameable, prior_of, wanted_classes
+from ...attributes.schema import MISSING, AttributeSchema, Column, agreeing
 
-WITHHELD = "cannot tell"
+ABSTAINED = "cannot tell"
 
 
 class Answer(NamedTuple):
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         if self.abstained:
-            return WITHHELD
+            return ABSTAINED
         return f"{self.value} ({self.probability:.0%}{'' if self.calibrated else ', not calibrated'})"
 
     @property
@@ -87,7 +87,7 @@ class AttributeModel:
             identity carries; see `marginals`.
         force_colour: name a colour wherever there is one to name, in place of "none".
         temperatures: by column, what its logits are divided by before the softmax; those left out are not calibrated.
-        withhold_below: by column, the probability below which its answer is withheld; infinite: always.
+        withhold_below: by column, the probability below which it abstains; infinite: always.
     """
 
     schema: AttributeSchema
@@ -101,10 +101,12 @@ class AttributeModel:
     withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        what = f"vocabulary of {self.schema.name}"
-        if self.schema.group_names != tuple(group.name for group in self.groups):
-            raise ValueError(f"{what}: has groups {', '.join(g.name for g in self.groups)}, "
-                             f"expected {', '.join(self.schema.group_names)}; export the model again")
+        def refuse(reason: str):
+            raise ValueError(f"attribute model of {self.schema.name}: {reason}; export the model again")
+
+        names = tuple(group.name for group in self.groups)
+        if self.schema.group_names != names:
+            refuse(f"has groups {', '.join(names)}, expected {', '.join(self.schema.group_names)}")
         for group, bits in zip(self.groups, self.schema.group_bits):
             own = self.schema.group_fields(group.name)
             k, d = len(group.labels), len(group.mean_prototype)
@@ -115,29 +117,21 @@ class AttributeModel:
             wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
             if wrong or not k or any(not 0 <= value < len(self.schema.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
-                raise ValueError(f"{what}: {wrong[0] if wrong else 'labels'} of group "
-                                 f"'{group.name}' do not fit the schema; export the model again, or use "
-                                 "another checkpoint")
+                refuse(f"{wrong[0] if wrong else 'labels'} of group '{group.name}' do not fit the schema, the "
+                       "checkpoint or the file is damaged")
         if self.reading not in READINGS:
-            raise ValueError(f"{what}: 'reading' is {self.reading!r}, expected one of "
-                             f"{', '.join(READINGS)}; export the model again")
+            refuse(f"'reading' is {self.reading!r}, expected one of {', '.join(READINGS)}")
         if set(self.scales) != set(self.column_names):
-            raise ValueError(f"{what}: scales of {', '.join(map(str, self.scales))}, expected one "
-                             "of each column; export the model again")
+            refuse(f"scales of {', '.join(map(str, self.scales))}, expected one of each column")
         scales = {f"scale of column '{name}'": value for name, value in self.scales.items()}
         for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
             if not 0 < value < math.inf:
-                raise ValueError(f"{what}: {name} is {value}, expected a number above 0; export "
-                                 "the model again")
+                refuse(f"{name} is {value}, expected a number above 0")
         if not 0 <= self.tau < math.inf:
-            raise ValueError(f"{what}: tau is {self.tau}, expected a number of at least 0; export "
-                             "the model again")
-        unknown = set(self.temperatures) - set(self.column_names)
-        if unknown or not all(0 < value < math.inf for value in self.temperatures.values()):
-            raise ValueError(f"temperatures are {dict(self.temperatures)}, expected numbers above 0 for some of "
-                             f"{', '.join(self.column_names)}")
+            refuse(f"tau is {self.tau}, expected a number of at least 0")
+        check_temperatures(self.schema, self.temperatures)
         if set(self.withhold_below) - set(self.temperatures) or not all(v >= 0 for v in self.withhold_below.values()):
-            raise ValueError(f"answers are withheld of {', '.join(self.withhold_below)}, expected numbers from 0 for "
+            raise ValueError(f"withhold_below names {', '.join(self.withhold_below)}, expected numbers from 0 for "
                              f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
     def calibrated(self, temperatures: Mapping[str, float],
@@ -160,14 +154,19 @@ class AttributeModel:
         return self.schema.parse(words)
 
     def canonical(self, words: Mapping[str, str]) -> dict[str, str]:
-        """A description with the columns' own names in place of display names."""
+        """A description with the columns' own names in place of display names; refuses what `parse` refuses."""
+        self.parse(words)
         return {self.schema.column(name).name: value for name, value in words.items()}
 
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
-        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
-        return [np.where(allowed, blocks[:, g] @ group.prototypes.T, -np.inf).astype(np.float32)
-                for g, (group, allowed) in enumerate(zip(self.groups, self.allowed))]
+        return [np.where(allowed, own, -np.inf).astype(np.float32)
+                for own, allowed in zip(self._cosines(embeddings), self.allowed)]
+
+    def _cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
+        """`cosines` with all semantic IDs."""
+        blocks = unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
+        return [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
 
     def nearest(self, embeddings: np.ndarray) -> np.ndarray:
         """The classes of the nearest semantic IDs, the answer of PAR: int64 (N, M)."""
@@ -203,20 +202,13 @@ class AttributeModel:
 
     def _logits(self, embeddings: np.ndarray) -> list[np.ndarray]:
         """Per column (N, K)."""
-        blocks = _unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
-        cosines = [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
+        cosines = self._cosines(embeddings)
         return [self.marginals.logits(m, cosines[g]) for m, g in enumerate(self.marginals.column_groups)]
 
     @cached_property
     def marginals(self) -> Marginals:
-        names = [group.name for group in self.groups]
-        columns = []
-        for column in self.columns:
-            g = names.index(column.group)
-            own = self._places_of(column)
-            columns.append((g, self.groups[g].labels[:, own], len(column.classes), column.is_colour))
-        return Marginals.build(columns, [group.counts for group in self.groups],
-                               [self.scales[name] for name in self.column_names], self.tau, self.unseen_prior)
+        return Marginals.build(self.schema, [group.labels for group in self.groups],
+                               [group.counts for group in self.groups], self.scales, self.tau, self.unseen_prior)
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
         """Attributes of images in words: (N, G * D) -> one dict an image, by column.
@@ -263,18 +255,11 @@ class AttributeModel:
         return np.log(np.maximum(found, np.exp(LOWEST)))
 
     def wanted_classes(self, words: Mapping[str, str]) -> np.ndarray:
-        """A description as weights of all columns' classes side by side: float32 (V,).
+        """A description as weights of all columns' classes side by side, see `marginals.wanted_classes`: (V,).
 
-        Its inner product with `log_probabilities` is the score of a search by probability: 1 for the described class of
-        a column; several colours of one garment share the 1, so that an image must show each of them.
+        Its inner product with `log_probabilities` is the score of a search by probability.
         """
-        labels = self.parse(words)
-        weights = []
-        for column in self.columns:
-            own = labels[None, list(column.fields)]
-            held = held_classes(own, len(column.classes), column.is_colour)[0].astype(np.float32)
-            weights.append(held / max(held.sum(), 1) * (own != MISSING).all())
-        return np.concatenate(weights)
+        return wanted_classes(self.schema, self.parse(words)[None])[0]
 
     def to_dict(self) -> dict:
         """A record of plain values, for JSON; arrays are float32 in base64."""
@@ -308,48 +293,31 @@ class AttributeModel:
     @cached_property
     def allowed(self) -> tuple[np.ndarray, ...]:
         """Per group bool (K,): semantic IDs that may be named."""
-        allowed = []
-        for group in self.groups:
-            own = self.schema.group_fields(group.name)
-            colours = [place for place, i in enumerate(own) if self.schema.fields[i].column]
-            forced = self.force_colour and colours
-            allowed.append((group.labels[:, colours] == 1).any(axis=1) if forced else np.ones(len(group.labels), bool))
-        return tuple(allowed)
+        return tuple(nameable(self.schema, group.name, group.labels, self.force_colour) for group in self.groups)
 
     @cached_property
     def classes_of_sids(self) -> tuple[np.ndarray, ...]:
         """Per column int64 (K,): the class that each semantic ID of its group holds, the first of several colours."""
-        labels = {group.name: group.labels for group in self.groups}
-        classes = []
-        for column in self.columns:
-            own = self._places_of(column)
-            values = labels[column.group][:, own]  # (K, fields of the column)
-            yes = values == 1
-            classes.append(np.where(yes.any(axis=1), yes.argmax(axis=1) + 1, 0) if column.is_colour else values[:, 0])
-        return tuple(classes)
+        return tuple(held.argmax(axis=1) for held in self.marginals.held)
 
     def _describe(self, group: GroupTables, wanted: np.ndarray) -> np.ndarray:
         """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
         if (wanted == MISSING).all():
             return np.zeros_like(group.mean_prototype)
-        agree = ((group.labels == wanted) | (wanted == MISSING)).all(axis=1)  # (K,)
+        agree = agreeing(group.labels, wanted[None])[0]  # (K,)
         if agree.any():
             return group.prototypes[agree].mean(axis=0)
         filled = np.zeros((1, len(self.schema.fields)), dtype=np.int64)
         filled[:, list(self.schema.group_fields(group.name))] = np.maximum(wanted, 0)
         bits = self.schema.bits(filled, group.name)[0].astype(np.float32)  # (L,)
-        return _unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
-
-    def _places_of(self, column: Column) -> list[int]:
-        """Where the fields of a column are among those of its group."""
-        own = self.schema.group_fields(column.group)
-        return [own.index(i) for i in column.fields]
+        return unit(group.mean_prototype + (bits - group.mean_bits) @ group.residuals)
 
 
 _ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of unit length along the last axis; zeros stay zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 

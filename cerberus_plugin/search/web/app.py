@@ -112,6 +112,7 @@ class _Pages:
         state, hits, error = SearchState(), [], ""
         try:
             state = SearchState.read(given)
+            state = self._with_own_names(state)
             if any(not value.strip() for _, value in given):
                 return RedirectResponse(state.address(), 303)  # what a form leaves empty does not stay in the address
             hits = [] if state.says_nothing else self._found(state)[1]
@@ -127,19 +128,27 @@ class _Pages:
 
     def _sheet(self, request: Request) -> Response:
         state, query, hits = self._state(request)
-        conditions = contact_sheet.conditions_of(query, self._name(state), state.prefilter, self.index.clothing_groups)
+        names = contact_sheet.display_names(self.index.vocabulary)
+        conditions = contact_sheet.conditions_of(query, self._name(state), state.prefilter, self.index.clothing_groups,
+                                                 names)
         notes = contact_sheet.notes_of(hits, self.index.prior)
+        hits = contact_sheet.with_display_names(hits, names)
         text = contact_sheet.html_text(hits, conditions, self.index.images, self._jpeg(state), notes)
         return Response(text, media_type="text/html", headers=_attached("cerberus.html"))
 
     def _state(self, request: Request) -> tuple[SearchState, Query, list[Hit]]:
         try:
-            state = SearchState.read(request.query_params.multi_items())
+            state = self._with_own_names(SearchState.read(request.query_params.multi_items()))
             if state.says_nothing:
                 raise ValueError("address: says nobody to search for; download from a page with results")
             return state, *self._found(state)
         except ValueError as refused:
             raise HTTPException(400, str(refused)) from refused
+
+    def _with_own_names(self, state: SearchState) -> SearchState:
+        """With the annotation file's names of attributes, which the form and the links have, for display names."""
+        known = self.index.vocabulary
+        return state.change(words=known.canonical(state.words)) if known and state.words else state
 
     def _found(self, state: SearchState) -> tuple[Query, list[Hit]]:
         try:
@@ -200,8 +209,7 @@ class _Pages:
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if state.has_picture else {
-            group_of.get(name) for name in (vocabulary.canonical(state.words) if vocabulary else ())}
+        compared = groups if state.has_picture else {group_of.get(name) for name in state.words}
         gone = state.left_out(self.groups)
         counted = [group for group in groups if group in compared and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
@@ -214,6 +222,7 @@ class _Pages:
                                 if group in compared or group in state.out or group in state.weights],
                 "paths": [contact_sheet.shown_path(hit, self.index.images) for hit in hits],
                 "notes": contact_sheet.notes_of(hits, self.index.prior),
+                "names": contact_sheet.display_names(vocabulary),
                 "sample": self._names(self.index.sample(state.top)) if state.says_nothing and not error else {}}
 
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:

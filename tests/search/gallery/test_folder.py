@@ -25,7 +25,7 @@ def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
     known = {"same": (1, 10), "longer": (1, 10), "later": (1, 10), "gone": (1, 10)}
     found = [Picture("same", 1, 10), Picture("longer", 2, 10), Picture("later", 1, 11), Picture("fresh", 1, 10)]
     changes = compare(found, known)
-    assert changes == ([found[3]], [found[1], found[2]], ["gone"], 1)
+    assert changes == ([found[3]], [found[1], found[2]], ["gone"])
 
 
 @pytest.mark.parametrize(("path", "named"), [

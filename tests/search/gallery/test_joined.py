@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader
@@ -44,8 +43,6 @@ class RandomEncoder:
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     """An index opened from its files alone, the reader with torch, and the embeddings by name."""
-    from cerberus_plugin.search.export.torch_encoder import vocabulary_of
-
     torch.manual_seed(0)
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 8), space="observed")
     prototypes = SIDPrototypes(table.sizes, MARKET1501.group_bits, num_classes=1, dim=D)
@@ -54,7 +51,7 @@ def joined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joined")
     draw_many(folder / "crops", COUNT)
     (folder / "crops/broken.jpg").write_bytes(b"\xff\xd8\xff cut")
-    encoder = RandomEncoder(vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes))))
+    encoder = RandomEncoder(reader.attribute_model(prototypes.synthesis))
     index = GalleryIndex.build(folder / "index", folder / "crops", encoder, dtype="float32",
                                pace=Pace(progress=False))
     index.close()
@@ -134,7 +131,6 @@ WORDS = [DESCRIPTION, {"hat": "no"}, {"upper colour": "none", "age": "old"}, {"l
 def by_probability(tmp_path_factory):
     """An index whose model reads attributes by probability, its reader with torch, and the embeddings by name."""
     from cerberus_plugin.modeling.sid_prototypes import ComposedPrototypes
-    from cerberus_plugin.search.export.torch_encoder import vocabulary_of
 
     torch.manual_seed(0)
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 30))
@@ -145,7 +141,7 @@ def by_probability(tmp_path_factory):
                              reading="probability", cosine_scale=scales)
     folder = tmp_path_factory.mktemp("by_probability")
     draw_many(folder / "crops", COUNT)
-    encoder = RandomEncoder(vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes))))
+    encoder = RandomEncoder(reader.attribute_model(prototypes.synthesis))
     GalleryIndex.build(folder / "index", folder / "crops", encoder, dtype="float32", pace=Pace(progress=False)).close()
     index = GalleryIndex.open(folder / "index")
     ids = index.store.ids

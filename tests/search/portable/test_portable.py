@@ -8,12 +8,10 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.sid_prototypes import SIDPrototypes
-from cerberus_plugin.search.export.torch_encoder import vocabulary_of
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
 from cerberus_plugin.search.portable import Answer, AttributeModel
 from cerberus_plugin.utils.images import Limits, Unreadable, read_image, read_size, to_array, to_rgb
@@ -40,7 +38,7 @@ def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[Pr
     prototypes = SIDPrototypes(table.sizes, schema.group_bits, num_classes=1, dim=D)
     prototypes.fill(table, torch.zeros(1, 5, dtype=torch.int64), tuple(torch.zeros(k) for k in table.sizes))
     reader = PrototypeReader(table, [prototypes.rows[g].detach() for g in GROUPS], prototypes.synthesise, **reading)
-    return reader, vocabulary_of(SimpleNamespace(reader=reader, model=SimpleNamespace(prototypes=prototypes)))
+    return reader, reader.attribute_model(prototypes.synthesis)
 
 
 def random_embeddings(count: int = 200) -> torch.Tensor:
@@ -138,7 +136,7 @@ def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
         else:
             assert (shares == before).all()
     for wrong in ({"ages": 1.0}, {"age": 0.0}, {"age": math.inf}):
-        with pytest.raises(ValueError, match="expected numbers above 0 for some of gender, age"):
+        with pytest.raises(ValueError, match="is no column of market1501|expected a positive number"):
             vocabulary.calibrated(wrong)
 
 
@@ -152,7 +150,7 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     assert {True, False} == {age.abstained for age in ages}
     assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
-    with pytest.raises(ValueError, match="answers are withheld of hat, expected .* of the calibrated columns: age"):
+    with pytest.raises(ValueError, match="withhold_below names hat, expected .* of the calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
@@ -169,7 +167,7 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
         group["labels"] = [row[1:] for row in group["labels"]]
     else:
         group[part] = record["groups"][2][part]
-    with pytest.raises(ValueError, match=f"vocabulary of market1501: {part} of group 'upper' do not fit the schema"):
+    with pytest.raises(ValueError, match=f"attribute model of market1501: {part} of group 'upper' do not fit"):
         AttributeModel.from_dict(record)
 
 
@@ -185,7 +183,7 @@ def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value)
     else:
         group = record["groups"][1]
         group[key] = [value] * len(group["counts"]) if key == "counts" else value
-    with pytest.raises(ValueError, match=f"vocabulary of market1501: .*{key}.*export the model again"):
+    with pytest.raises(ValueError, match=f"attribute model of market1501: .*{key}.*export the model again"):
         AttributeModel.from_dict(record)
 
 

@@ -18,7 +18,7 @@ from cerberus_plugin.search.web.app import create_app
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from support.galleries import BLUE, GREEN, RED, BandEncoder, PlainEncoder, draw, draw_many
+from support.galleries import BLUE, GREEN, RED, BandEncoder, PlainEncoder, draw, draw_many, market_words
 from support.pages import ADDRESS, OWN, client_of, drawn_gallery, found, gallery, links, send
 from support.processes import WITHOUT_TORCH
 
@@ -46,6 +46,24 @@ def expected(hits) -> list[tuple[int, str]]:
 
 
 # What is asked for.
+
+
+def test_attributes_have_display_names_on_the_page_and_both_names_in_its_address(tmp_path):
+    draw_many(tmp_path / "crops", 4)
+    encoder = BandEncoder()
+    encoder.vocabulary = market_words()
+    client = client_of(gallery(tmp_path, encoder))
+    pages = [client.get(f"/?a.{name}=short+sleeve") for name in ("up", "sleeve+length")]
+    assert pages[0].text == pages[1].text and len(found(pages[1])) == 4
+    assert re.search(r'<span>sleeve length</span>\s*<select name="a.up" class="set">', pages[1].text)
+    assert "sleeve length: short sleeve" in pages[1].text
+    assert links(pages[1], "sleeve length: short sleeve")[0] == "/"  # a click takes it away
+    assert "sleeve length: short sleeve" in client.get("/sheet.html?a.up=short+sleeve").text
+    assert '"up"' in client.get("/results.csv?a.up=short+sleeve").text.splitlines()[0]
+    for address, reason in (("a.sleeves=long", "unknown attribute &#39;sleeves&#39;"),
+                            ("a.up=short+sleeve&a.sleeve+length=long+sleeve", "are one attribute")):
+        answer = client.get(f"/?{address}")
+        assert answer.status_code == 400 and reason in answer.text
 
 
 @pytest.mark.parametrize(("address", "query", "top"), [
