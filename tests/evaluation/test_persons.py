@@ -159,3 +159,24 @@ def test_a_person_is_an_identity_in_one_outfit_and_with_one_set_of_labels(seen):
 def test_a_reader_without_scores_of_answers_has_persons_in_its_search_alone(seen):
     assert not [key for key in PARTask(OwnReader())(seen) if "person" in key]
     assert APSTask(OwnReader())(seen)["APS/person/persons"] == PEOPLE - 1
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_image_is_scored_once_for_itself_and_its_person(seen, name, monkeypatch):
+    reader, scored = READERS[name](), {}
+
+    def counted(method):
+        original = getattr(reader, method)
+
+        def count(*args):
+            key = method, *(arg for arg in args if isinstance(arg, bool))
+            scored[key] = scored.get(key, 0) + len(args[method == "search"])
+            return original(*args)
+
+        monkeypatch.setattr(reader, method, count)
+
+    for method in ("answer_scores", "search"):
+        counted(method)
+    PARTask(reader)(seen), APSTask(reader)(seen)
+    in_gallery, in_pool = ((seen.pids[start:] != 0).sum().item() for start in (seen.num_query, 0))
+    assert scored == {("answer_scores", False): in_gallery, ("answer_scores", True): in_gallery, ("search",): in_pool}
