@@ -113,8 +113,9 @@ class PrototypeReader(WithTemperatures):
         return reader
 
     def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Unit blocks of each group, (N, D)."""
-        return blocks(embeddings, len(self.groups)).unbind(1)
+        """Unit blocks of each group, (N, D), in float32 at least: a scale multiplies what half precision rounds."""
+        exact = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        return blocks(exact, len(self.groups)).unbind(1)
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""
@@ -293,11 +294,11 @@ class PrototypeReader(WithTemperatures):
         return F.normalize(self.synthesise(group, self.schema.bits(filled, group)).float(), dim=1, eps=1e-12)
 
     def _allowed(self) -> list[Tensor]:
-        """Per group bool (K,): rows that may be recognised."""
+        """Per group bool (K,): rows that may be recognised; all of them where a colour is wanted and none names one."""
         colours = [i for column in self.schema.columns if column.is_colour for i in column.fields]
         allowed = []
         for group, rows in zip(self.groups, self.table.labels):
             own = [i for i in colours if i in self.schema.group_fields(group)]
             named = (rows[:, own] == 1).any(dim=1) if own and self.force_colour else torch.ones(len(rows)).bool()
-            allowed.append(named)
+            allowed.append(named | ~named.any())
         return allowed

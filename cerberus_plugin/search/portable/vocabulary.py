@@ -307,13 +307,13 @@ class AttributeModel:
 
     @cached_property
     def allowed(self) -> tuple[np.ndarray, ...]:
-        """Per group bool (K,): semantic IDs that may be named."""
+        """Per group bool (K,): semantic IDs that may be named; all where a colour is wanted and none names one."""
         allowed = []
         for group in self.groups:
             own = self.schema.group_fields(group.name)
             colours = [place for place, i in enumerate(own) if self.schema.fields[i].column]
-            forced = self.force_colour and colours
-            allowed.append((group.labels[:, colours] == 1).any(axis=1) if forced else np.ones(len(group.labels), bool))
+            named = (group.labels[:, colours] == 1).any(axis=1)
+            allowed.append(named if self.force_colour and named.any() else np.ones(len(group.labels), bool))
         return tuple(allowed)
 
     @cached_property
