@@ -143,11 +143,13 @@ def _plus() -> Study:
     """From the paper's model to `cerberus_plus`, one change after the other."""
     softmax = {SOFTMAX: 1.0}
     prior = {**softmax, PRIOR: True, SEM: 0.0}
+    composed = {**prior, "MODEL.CERBERUS.PROTOTYPES": "composed", REG: 0.0}
     variants = (Variant(CERBERUS, published=OURS, rule="binary", note="attributes read by the nearest prototype"),
                 Variant(BY_PROBABILITY, reading="probability", note="the same weights"),
                 Variant("+ softmax", softmax, reading="probability"),
                 Variant("+ prior and learned scale, no hinge", prior, reading="probability"),
-                Variant("+ composed prototypes", {**prior, "MODEL.CERBERUS.PROTOTYPES": "composed", REG: 0.0},
+                Variant("+ composed prototypes", composed, reading="probability"),
+                Variant("+ twice the weight, agreement", {**composed, SOFTMAX: 2.0, AGREEMENT: 0.2},
                         reading="probability"),
                 Variant(f"+ label smoothing ({PLUS})", file=PLUS, reading="probability"))
     return Study("plus", "Beyond the paper: from Cerberus to cerberus_plus",

@@ -1,7 +1,9 @@
 """The studies of the paper: their variants, what is published of them, and the command that trains and tells them."""
 
+from itertools import pairwise
 from pathlib import Path
 
+from cerberus_plugin.config import flat
 from cerberus_plugin.experiments import catalogue, reproduce, study
 from cerberus_plugin.experiments.catalogue import STUDIES
 from cerberus_plugin.experiments.reproduce import available, file_of, main, reader, split_words
@@ -46,6 +48,16 @@ def test_parts_are_those_of_table_6_with_its_figures():
     assert [(v.name, v.published["Market1501"]["mAP"]) for v in STUDIES["parts"].variants] == [
         ("identity loss", 88.34), ("+ alignment", 89.47), ("+ semantic guidance", 89.68), ("+ regulariser", 89.83)]
     assert [variant.name for variant in STUDIES["initialisers"].variants] == list(INITIALISERS)
+
+
+def test_each_row_from_the_paper_to_cerberus_plus_changes_what_it_names_and_nothing_else():
+    read = reader(STUDIES["plus"], DEMO, [])
+    rows = [flat(read(variant, 1)) for variant in STUDIES["plus"].trained]
+    node, same = "MODEL.CERBERUS.", {"OUTPUT_DIR", "TEST.READING"}  # the first two are one run, read in both ways
+    assert [{key for key in row if row[key] != above[key]} - same for above, row in pairwise(rows)] == [
+        set(), {f"{node}SOFTMAX"}, {f"{node}SOFTMAX_PRIOR", f"{node}LAMBDA_SEM"},
+        {f"{node}PROTOTYPES", f"{node}LAMBDA_REG"}, {f"{node}SOFTMAX", f"{node}AGREEMENT"},
+        {"MODEL.LOSSES.CE.EPSILON"}]
 
 
 def test_columns_have_the_published_mean():
