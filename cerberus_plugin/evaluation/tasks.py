@@ -253,7 +253,7 @@ class APSTask:
         pool_categories, labels = aps.categories(gathered.attributes[pool])
         person, of_persons = _persons(gathered, pool)
         person_scores: list[Tensor] = []
-        result = self._run(gathered, pool, labels, pool_categories, person, person_scores)
+        result = self._run(gathered, pool, labels, pool_categories, person=person, person_scores=person_scores)
         figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
                    "images": len(pool)}
         if self.train_labels is not None:
@@ -282,40 +282,47 @@ class APSTask:
 
     def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
                  pool_categories: Tensor) -> dict[str, float]:
-        """Queries that describe some groups: relevance on the full category, and on the described groups."""
+        """Queries that describe some groups: relevance on the full category, and on the described groups.
+
+        Persons of whom nothing in these groups is known are no queries.
+        """
         schema = self.reader.schema
         fields = [i for group in _groups_of(name, schema.group_names) for i in schema.group_fields(group)]
-        described = torch.full_like(labels, MISSING)
-        described[:, fields] = labels[:, fields]
-        full = self._run(gathered, pool, described, pool_categories)
         own_categories, own = aps.categories(gathered.attributes[pool][:, fields])
-        queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
-        queries[:, fields] = own
-        given = self._run(gathered, pool, queries, own_categories)
         figures = {}
-        for reading, result in (("full", full), ("given", given)):
+        for reading, values, categories in (("full", labels[:, fields], pool_categories),
+                                            ("given", own, own_categories)):
+            queries = torch.full((len(values), labels.shape[1]), MISSING, dtype=torch.int64)
+            queries[:, fields] = values
+            described = (values != MISSING).any(dim=1).nonzero()[:, 0]
+            if not len(described):
+                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no test image has a label in these groups")
+            result = self._run(gathered, pool, queries, categories, described)
             figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
         return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor,
-             person: Tensor | None = None, person_scores: list[Tensor] | None = None) -> aps.APSResult:
+             chosen: Tensor | None = None, person: Tensor | None = None,
+             person_scores: list[Tensor] | None = None) -> aps.APSResult:
         """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,).
 
         Args:
+            chosen: int64 (Q,), the queries to run; None for all.
             person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
             person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
                 time. They take the same scores as the images do, so nothing is computed twice.
         """
         pids, camids = gathered.pids[pool], gathered.camids[pool]
+        chosen = torch.arange(len(queries)) if chosen is None else chosen
         representative = {}
         if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
             from_query = pool < gathered.num_query
-            first = [_first(pool_categories == k, from_query) for k in range(len(queries))]
+            first = [_first(pool_categories == k, from_query) for k in chosen]
             representative = {"representative_pids": pids[first], "representative_camids": camids[first],
                               "gallery_pids": pids, "gallery_camids": camids}
 
         def scores(rows: slice) -> Tensor:
-            parts = [self.reader.search(queries[rows], chunk) for chunk in gathered.chunks(pool)]
+            parts = [self.reader.search(queries[chosen[rows]], chunk) for chunk in gathered.chunks(pool)]
             if person_scores is not None:
                 total = _Means(person)
                 for part in parts:
@@ -323,8 +330,7 @@ class APSTask:
                 person_scores.append(total.means().T)
             return torch.cat(parts, dim=1)
 
-        return aps.aps_metrics(scores, torch.arange(len(queries)), pool_categories, protocol=self.protocol,
-                               **representative)
+        return aps.aps_metrics(scores, chosen, pool_categories, protocol=self.protocol, **representative)
 
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
