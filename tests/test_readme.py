@@ -52,10 +52,13 @@ def test_the_evaluator_for_a_model_of_ones_own_is_built_as_shown(run):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_linked_and_named_files_exist(page):
+def test_linked_and_named_files_and_sections_exist(page):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", text):
+        headings = re.findall(r"^#+ (.*)", ((page.parent / target) if target else page).read_text(), flags=re.M)
+        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
     for config in re.findall(r"configs/(?:Market1501|DukeMTMC|PRCC|LTCC|CelebreID)/\w+\.yml", text):
         assert (ROOT / config).is_file(), config
 
