@@ -56,23 +56,34 @@ def balanced_answers(probabilities: np.ndarray, prior: np.ndarray, none_first: b
     Naming class c gains p_c / pi_c in the true positive rate of its question and loses (1 - p_c) / (1 - pi_c) in the
     true negative rate: it pays where p_c > pi_c, most where (p_c - pi_c) / (pi_c (1 - pi_c)) is largest. "None", the
     first class of a colour column, is no question of its own, so it is the answer where no colour pays. Of two classes
-    this is the one of larger p / pi. Classes without a training identity have no rate to gain, and are not named.
+    this is the one of larger p / pi. A class without a training identity has no true positive rate, and is not named;
+    one of all training identities has no true negative rate, and gains its p. Where there is no class to name, or no
+    training identity is labelled, the answer is the most probable class.
+
+    Args:
+        none_first: whether the first class is "none".   never_none: answer another class in its place.
     """
-    usable = (prior > 0) & (prior < 1)
-    spread = np.where(usable, prior * (1 - prior), 1.0)
-    gains = np.where(usable, (probabilities - prior) / spread, -np.inf)
+    of_all = prior > 1 - 1e-9
+    usable = (prior > 0) & ~of_all
+    gains = np.where(usable, (probabilities - prior) / np.where(usable, prior * (1 - prior), 1.0), -np.inf)
+    gains = np.where(of_all, probabilities, gains)
     if none_first:
         gains[:, 0] = -np.inf if never_none else 0
+    if not (prior > 0).any() or np.isneginf(gains).all():
+        gains = np.array(probabilities)
+        if none_first and never_none:
+            gains[:, 0] = -np.inf
     return gains.argmax(axis=1)
 
 
 def nameable(schema: AttributeSchema, group: str, labels: np.ndarray, force_colour: bool) -> np.ndarray:
     """Semantic IDs of a group that recognition may name, by the labels of its own fields: (K, F) -> bool (K,).
 
-    All of them, or with `force_colour` those that show a colour where the group has colours.
+    All of them, or with `force_colour` those that show a colour, where there are any.
     """
     colours = [place for place, i in enumerate(schema.group_fields(group)) if schema.fields[i].column]
-    return (labels[:, colours] == 1).any(axis=1) if force_colour and colours else np.ones(len(labels), bool)
+    coloured = (labels[:, colours] == 1).any(axis=1)
+    return coloured if force_colour and coloured.any() else np.ones(len(labels), bool)
 
 
 def wanted_classes(schema: AttributeSchema, labels: np.ndarray) -> np.ndarray:

@@ -76,7 +76,8 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
 
     On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
     evenly spread, as a test reads them. Scales that training learns are kept where nobody is held out: training images
-    lie nearer to their prototypes than those of other people do, so that a scale fitted on them is too large.
+    lie nearer to their prototypes than those of other people do, so that a scale fitted on them is too large. A column
+    in which none of these images is labelled keeps the scale that it was read with.
     """
     model = unwrapped(model)
     prototypes = getattr(model, "prototypes", None)
@@ -109,5 +110,5 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
         own = right_answers(truth[m]) if column.is_colour else truth[m]  # (N, C)
         right = (own.float() @ held.float().T > 0) & known[:, m, None]  # (N, K), the semantic IDs with a true value
         scales.append(fit_scale(cosines[g], right, torch.from_numpy(reader.marginals.log_priors[g]),
-                                cfg.TEST.PAR.COSINE_SCALE))
+                                reader.scales[column.name]))
     prototypes.set_scales(scales)

@@ -6,7 +6,7 @@ PAR and APS attach to a model of a user's own as soon as it offers an `Attribute
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -165,14 +165,19 @@ class PARTask:
         if self.query_identities_only:
             chosen = chosen[torch.isin(gallery.pids[chosen], gathered.query.pids)]
         schema, labels = self.reader.schema, gallery.attributes[chosen]
-        kinds = [kind for kind in ("recognise", "recognise_balanced") if hasattr(self.reader, kind)]
-        result = self._scored(labels, *(self._answers(getattr(self.reader, kind), gallery, chosen) for kind in kinds))
-        figures = self._figures(self.name, result)
         if hasattr(self.reader, "answer_scores"):
             person, of_persons = _persons(gallery, chosen)
-            answers = [self._of_persons(gallery, chosen, person, balanced) for balanced in (False, True)]
-            figures |= self._figures(f"{self.name}/person", self._scored(of_persons, *answers))
+            answers, of_each = self._answers_and_persons(gallery, chosen, person)
+            result = self._scored(labels, *answers)
+            figures = self._figures(self.name, result)
+            figures |= self._figures(f"{self.name}/person", self._scored(of_persons, *of_each))
             figures[f"{self.name}/person/persons"] = len(of_persons)
+        else:
+            kinds = [getattr(self.reader, kind) for kind in ("recognise", "recognise_balanced")
+                     if hasattr(self.reader, kind)]
+            result = self._scored(labels, *(torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)])
+                                            for kind in kinds))
+            figures = self._figures(self.name, result)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
@@ -183,15 +188,23 @@ class PARTask:
                     f"{self.name}/undefined_questions": result.num_undefined_bits}
         return figures
 
-    @staticmethod
-    def _answers(recognise: Callable[[Tensor], Tensor], gallery: Gathered, chosen: Tensor) -> Tensor:
-        """Answers for some rows, int64 (K, M)."""
-        return torch.cat([recognise(chunk).cpu() for chunk in gallery.chunks(chosen)])
+    def _answers_and_persons(self, gallery: Gathered, chosen: Tensor,
+                             person: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Answers for some rows and for the persons in them, each plain and balanced: int64 (K, M) and (P, M).
 
-    def _of_persons(self, gallery: Gathered, chosen: Tensor, person: Tensor, balanced: bool) -> Tensor:
-        """Answers for the persons of some rows, int64 (P, M)."""
-        scores = (self.reader.answer_scores(chunk, balanced) for chunk in gallery.chunks(chosen))
-        return self.reader.decide(_means(scores, person), balanced).cpu()
+        The scores of an image are computed once, for its own answers and for its person's mean.
+
+        Args:
+            person: int64 (K,), the person of each row.
+        """
+        answers, totals = ([], []), (_Means(person), _Means(person))
+        for chunk in gallery.chunks(chosen):
+            for balanced, own, total in zip((False, True), answers, totals):
+                scores = self.reader.answer_scores(chunk, balanced)
+                own.append(self.reader.decide(scores, balanced).cpu())
+                total.add(scores)
+        return ([torch.cat(own) for own in answers],
+                [self.reader.decide(total.means(), balanced).cpu() for balanced, total in zip((False, True), totals)])
 
     def _scored(self, labels: Tensor, answers: Tensor, balanced: Tensor | None = None) -> par.PARResult:
         """Figures of answers, int64 (K, M), to labels, int64 (K, A); balanced ones of answers of their own."""
@@ -238,7 +251,9 @@ class APSTask:
         pool = _labelled(gathered)
         pool = torch.cat([pool[pool >= gathered.num_query], pool[pool < gathered.num_query]])
         pool_categories, labels = aps.categories(gathered.attributes[pool])
-        result = self._run(gathered, pool, labels, pool_categories)
+        person, of_persons = _persons(gathered, pool)
+        person_scores: list[Tensor] = []
+        result = self._run(gathered, pool, labels, pool_categories, person=person, person_scores=person_scores)
         figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
                    "images": len(pool)}
         if self.train_labels is not None:
@@ -247,22 +262,13 @@ class APSTask:
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
-        figures |= {f"person/{key}": value for key, value in self._of_persons(gathered, pool, labels).items()}
+        # Queries, the categories of the pool, are to find the persons of their category.
+        by_person = aps.aps_metrics(torch.cat(person_scores), torch.arange(len(labels)), aps.categories(of_persons)[0])
+        figures |= {f"person/{key}": value for key, value in _percentages(by_person).items()}
+        figures |= {"person/queries": len(labels), "person/persons": len(of_persons)}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return {f"{self.name}/{key}": value for key, value in figures.items()}
-
-    def _of_persons(self, gathered: Gathered, pool: Tensor, labels: Tensor) -> dict[str, float]:
-        """Queries, the categories of the pool, are to find the persons of their category."""
-        person, of_persons = _persons(gathered, pool)
-
-        def scores(rows: slice) -> Tensor:
-            found = (self.reader.search(labels[rows], chunk).T for chunk in gathered.chunks(pool))
-            return _means(found, person).T
-
-        result = aps.aps_metrics(scores, torch.arange(len(labels)), aps.categories(of_persons)[0],
-                                 block_size=ranking.block_rows(len(pool)))
-        return {**_percentages(result), "queries": len(labels), "persons": len(of_persons)}
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
@@ -276,36 +282,55 @@ class APSTask:
 
     def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
                  pool_categories: Tensor) -> dict[str, float]:
-        """Queries that describe some groups: relevance on the full category, and on the described groups."""
+        """Queries that describe some groups: relevance on the full category, and on the described groups.
+
+        Persons of whom nothing in these groups is known are no queries.
+        """
         schema = self.reader.schema
         fields = [i for group in _groups_of(name, schema.group_names) for i in schema.group_fields(group)]
-        described = torch.full_like(labels, MISSING)
-        described[:, fields] = labels[:, fields]
-        full = self._run(gathered, pool, described, pool_categories)
         own_categories, own = aps.categories(gathered.attributes[pool][:, fields])
-        queries = torch.full((len(own), labels.shape[1]), MISSING, dtype=torch.int64)
-        queries[:, fields] = own
-        given = self._run(gathered, pool, queries, own_categories)
         figures = {}
-        for reading, result in (("full", full), ("given", given)):
+        for reading, values, categories in (("full", labels[:, fields], pool_categories),
+                                            ("given", own, own_categories)):
+            queries = torch.full((len(values), labels.shape[1]), MISSING, dtype=torch.int64)
+            queries[:, fields] = values
+            described = (values != MISSING).any(dim=1).nonzero()[:, 0]
+            if not len(described):
+                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no test image has a label in these groups")
+            result = self._run(gathered, pool, queries, categories, described)
             figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
         return figures
 
-    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor) -> aps.APSResult:
-        """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,)."""
+    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor,
+             chosen: Tensor | None = None, person: Tensor | None = None,
+             person_scores: list[Tensor] | None = None) -> aps.APSResult:
+        """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,).
+
+        Args:
+            chosen: int64 (Q,), the queries to run; None for all.
+            person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
+            person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
+                time. They take the same scores as the images do, so nothing is computed twice.
+        """
         pids, camids = gathered.pids[pool], gathered.camids[pool]
+        chosen = torch.arange(len(queries)) if chosen is None else chosen
         representative = {}
         if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
             from_query = pool < gathered.num_query
-            first = [_first(pool_categories == k, from_query) for k in range(len(queries))]
+            first = [_first(pool_categories == k, from_query) for k in chosen]
             representative = {"representative_pids": pids[first], "representative_camids": camids[first],
                               "gallery_pids": pids, "gallery_camids": camids}
 
         def scores(rows: slice) -> Tensor:
-            return torch.cat([self.reader.search(queries[rows], chunk) for chunk in gathered.chunks(pool)], dim=1)
+            parts = [self.reader.search(queries[chosen[rows]], chunk) for chunk in gathered.chunks(pool)]
+            if person_scores is not None:
+                total = _Means(person)
+                for part in parts:
+                    total.add(part.T)
+                person_scores.append(total.means().T)
+            return torch.cat(parts, dim=1)
 
-        return aps.aps_metrics(scores, torch.arange(len(queries)), pool_categories, protocol=self.protocol,
-                               **representative)
+        return aps.aps_metrics(scores, chosen, pool_categories, protocol=self.protocol, **representative)
 
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
@@ -394,15 +419,28 @@ def _persons(gathered: Gathered, rows: Tensor) -> tuple[Tensor, Tensor]:
     return person, distinct[:, len(ids):]
 
 
-def _means(parts: Iterable[Tensor], numbers: Tensor) -> Tensor:
-    """Means over the rows of equal number: float (N, V) in parts, int64 (N,) within range(P) -> float64 (P, V)."""
-    counts, start, total = numbers.bincount(), 0, None
-    for part in parts:
-        if total is None:
-            total = part.new_zeros(len(counts), part.shape[1], dtype=torch.float64)
-        total.index_add_(0, numbers[start:start + len(part)].to(part.device), part.double())
-        start += len(part)
-    return total / counts[:, None].to(total.device)
+class _Means:
+    """Means over the rows of equal number, of rows that come in parts.
+
+    Args:
+        numbers: int64 (N,), the number of each row, within range(P).
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.counts = numbers, numbers.bincount()
+        self.start, self.total = 0, None
+
+    def add(self, part: Tensor) -> None:
+        """Add the next rows, float (n, V)."""
+        if self.total is None:
+            self.total = part.new_zeros(len(self.counts), part.shape[1], dtype=torch.float64)
+        rows = self.numbers[self.start:self.start + len(part)].to(part.device)
+        self.total.index_add_(0, rows, part.double())
+        self.start += len(part)
+
+    def means(self) -> Tensor:
+        """float64 (P, V), after all rows."""
+        return self.total / self.counts[:, None].to(self.total.device)
 
 
 def _first(members: Tensor, preferred: Tensor) -> int:

@@ -135,8 +135,9 @@ class PrototypeReader(WithTemperatures):
                               float(self.unseen_prior), bool(self.force_colour))
 
     def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Unit blocks of each group, (N, D)."""
-        return blocks(embeddings, len(self.groups)).unbind(1)
+        """Unit blocks of each group, (N, D), in float32 at least: a scale multiplies what half precision rounds."""
+        exact = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        return blocks(exact, len(self.groups)).unbind(1)
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
         """Per group the cosine of each image with each prototype: (N, K)."""

@@ -134,7 +134,8 @@ class SIDPrototypes(nn.Module):
         log_prior = None
         if self.learned_log_scales is not None:
             scale = self.learned_log_scales.exp()
-            log_prior = (counts / (self.membership.T @ (self.membership @ counts.float()))).clamp(min=1e-12).log()
+            shares = [own / own.sum().clamp(min=1) for own in counts.split(self.sizes)]
+            log_prior = torch.cat(shares).clamp(min=1e-12).log()
         return prototype_softmax_loss(representations, self._all(), self._rows_of(sids), scale,
                                       self.membership * (counts > 0), log_prior, weights)
 
@@ -165,9 +166,10 @@ class SIDPrototypes(nn.Module):
         """V (L, D), p (D,) and A (L,), from which `synthesise` makes prototypes.
 
         With everything else fixed, p_u = mean(p) + V^T (A_u - mean(A)) minimises the regulariser for an unseen row; the
-        means are over the rows that training identities carry.
+        means are over the rows that training identities carry, or over all rows where none of them is carried.
         """
         seen = self.counts(group) > 0
+        seen = seen | ~seen.any()
         bits = self.bits(group)[seen].float()
         return self.residuals[group].detach(), self.prototypes(group)[seen].mean(dim=0), bits.mean(dim=0)
 
@@ -182,11 +184,12 @@ class SIDPrototypes(nn.Module):
 
         None where neither. Older checkpoints have measured scales of groups.
         """
-        scales = self.learned_log_scales if self.log_scales is None else self.log_scales
+        measured = self.log_scales is not None
+        scales = self.log_scales if measured else self.learned_log_scales
         if scales is None:
             return None
         scales = scales.detach().exp().tolist()
-        if len(scales) != len(schema.columns):
+        if not measured or len(scales) != len(schema.columns):
             scales = [scales[self.groups.index(group)] for group in schema.column_groups]
         return {column.name: scale for column, scale in zip(schema.columns, scales)}
 
@@ -243,7 +246,8 @@ class ComposedPrototypes(SIDPrototypes):
 
     def prototypes(self, group: str) -> Tensor:
         values = self.values[group]
-        return self.base[group] + self.bits(group).to(values.dtype) @ values
+        with torch.autocast(values.device.type, enabled=False):  # as the losses are
+            return self.base[group] + self.bits(group).to(values.dtype) @ values
 
     def regularisation(self) -> None:
         return None

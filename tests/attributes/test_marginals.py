@@ -3,15 +3,17 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, Field, Group, SIDTable
 from cerberus_plugin.attributes.marginals import LOWEST, balanced_answers, held_classes, prior_of
+from cerberus_plugin.engine.label_tables import measure_scales
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.tasks import DirectionTask
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.build import load_model
 from cerberus_plugin.modeling.checkpoint_tables import begin_from_other_weights
-from cerberus_plugin.modeling.losses import prototype_softmax_loss
+from cerberus_plugin.modeling.losses import agreement_weights, prototype_softmax_loss
 from cerberus_plugin.modeling.sid_prototypes import ComposedPrototypes, SIDPrototypes
 from cerberus_plugin.search.calibration import fit_scale
 from cerberus_plugin.search.portable import AttributeModel
@@ -133,7 +135,20 @@ def test_balanced_answers_have_the_highest_expected_balanced_accuracy():
             assert answer == int(np.argmax(gain))
             if size == 2 and not none_first:
                 assert answer == int(np.argmax(row / prior))
-    assert balanced_answers(np.array([[0.1, 0.9]]), np.array([1.0, 0.0]), False).tolist() == [0]
+
+
+@pytest.mark.parametrize(("p", "prior", "options", "answer"), [
+    ((0.1, 0.9), (1, 0), (False,), 0),  # nobody in training has the second value
+    ((0.9, 0.1), (0, 1), (False,), 1),
+    ((0.1, 0.9, 0), (0, 1, 0), (True,), 1),  # everybody has the first colour
+    ((0.9, 0.1, 0), (0, 1, 0), (True, True), 1),
+    ((0.1, 0.3, 0.6), (1, 0, 0), (True,), 0),  # nobody has a listed colour
+    ((0.5, 0.1, 0.4), (1, 0, 0), (True, True), 2),
+    ((0.1, 0.3, 0.6), (math.nan,) * 3, (False,), 2),  # nobody is labelled
+    ((0.1, 0.3, 0.6), (0, 0, 0), (True,), 2)])
+def test_a_column_of_one_value_in_training_is_answered_by_it_and_one_without_labels_by_the_most_probable(
+        p, prior, options, answer):
+    assert balanced_answers(np.array([p]), np.array(prior, dtype=float), *options).tolist() == [answer]
 
 
 @pytest.mark.parametrize("words", [
@@ -294,6 +309,18 @@ def test_the_softmax_adds_the_log_share_of_training_people_to_scaled_cosines():
                                   log_prior=torch.zeros(4)).item() == pytest.approx(flat.item())
 
 
+@pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
+def test_the_softmax_computes_in_float32_under_autocast(kind):
+    module, _ = filled(MARKET1501, kind, learned_scale=16.0)
+    f, found = torch.randn(5, 6, D, generator=torch.Generator().manual_seed(2)), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = module.softmax(f, module.sid_of_class[:6], 16.0)
+        found.append([loss, *torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)])
+    for plain, cast in zip(*found):
+        assert plain is cast is None or torch.equal(plain, cast)
+
+
 def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
     generator = torch.Generator().manual_seed(0)
     cosines, prior = 2 * torch.rand(4000, 5, generator=generator) - 1, torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).log()
@@ -405,3 +432,103 @@ def test_colours_are_held_by_every_semantic_id_that_shows_them():
     held = held_classes(np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1]]), 4, True)
     assert held.tolist() == [[True, False, False, False], [False, True, False, False], [False, True, False, True]]
     assert held_classes(np.array([[1], [0]]), 2, False).tolist() == [[False, True], [True, False]]
+
+
+# Degenerate training sets.
+
+
+def module_of(labels: torch.Tensor, kind, space: str = "product"):
+    table = SIDTable.build(MARKET1501, labels, space=space)
+    torch.manual_seed(0)
+    module = kind(table.sizes, MARKET1501.group_bits, len(labels), D, learned_scale=16.0)
+    module.fill(table, table.lookup(labels), tuple(torch.zeros(k) for k in table.sizes))
+    return module, table
+
+
+@pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
+def test_a_group_in_which_nobody_is_labelled_has_finite_losses_gradients_and_answers(kind, embeddings):
+    labels = random_labels(MARKET1501, 10)
+    labels[:, list(MARKET1501.group_fields("upper"))] = -1
+    module, table = module_of(labels, kind)
+    f = torch.randn(5, 10, D, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    weights = agreement_weights(f, torch.arange(10), module.sid_of_class.T)  # one image a person
+    assert torch.equal(weights, torch.ones(5, 10))
+    loss = module.softmax(f, module.sid_of_class, 16.0, weights)
+    loss.backward()
+    assert loss.isfinite() and f.grad.isfinite().all() and f.grad[1].abs().max() == 0
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+    reader = PrototypeReader(table, [module.with_synthesised(g).detach() for g in GROUPS], module.synthesise,
+                             reading="probability")
+    assert torch.cat(reader.log_probabilities(embeddings), dim=1).isfinite().all()
+    upper = [m for m, group in enumerate(MARKET1501.column_groups) if group == "upper"]
+    assert torch.equal(reader.recognise_balanced(embeddings)[:, upper], reader.recognise(embeddings)[:, upper])
+
+
+def test_people_who_are_all_alike_are_answered_as_what_they_are(embeddings):
+    labels = random_labels(MARKET1501, 1).expand(4, -1)
+    module, table = module_of(labels, ComposedPrototypes, "observed")
+    reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability")
+    assert table.sizes == (1,) * 5
+    for recognise in (reader.recognise, reader.recognise_balanced):
+        assert (recognise(embeddings) == MARKET1501.column_answers(labels[:1])).all()
+    assert torch.equal(reader.confidences(embeddings)[1], torch.ones(30, 12))
+
+
+@pytest.mark.parametrize("reading", ["nearest", "probability"])
+def test_where_no_semantic_id_names_a_colour_there_is_none_to_force(reading, embeddings):
+    labels = random_labels(MARKET1501, 20)
+    labels[:, [i for column in MARKET1501.columns if column.is_colour for i in column.fields]] = 0
+    module, table = module_of(labels, ComposedPrototypes, "observed")
+    forced, free = (PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
+                                    reading=reading, force_colour=force) for force in (True, False))
+    assert torch.equal(forced.recognise(embeddings), free.recognise(embeddings))
+    assert torch.equal(forced.confidences(embeddings)[1], free.confidences(embeddings)[1])
+    vocabulary = forced.attribute_model(module.synthesis)
+    colours = np.array(forced.marginals.colours)
+    assert (vocabulary.answers(embeddings.numpy()) == free.recognise(embeddings).numpy() + colours).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_embeddings_in_half_precision_are_read_in_float32(dtype, embeddings):
+    reader, half = reader_of(cosine_scale=30.0), embeddings.to(dtype)
+    words = MARKET1501.parse({"hat": "yes", "upper colour": "red"})[None]
+    assert torch.equal(reader.search(words, half), reader.search(words, half.float()))
+    for found, expected in zip(reader.log_probabilities(half), reader.log_probabilities(half.float())):
+        assert torch.equal(found, expected)
+
+
+def test_learned_scales_are_those_of_groups_where_there_are_as_many_columns_in_another_order():
+    schema = AttributeSchema("two", (Field("a", "x", ("no", "yes")), Field("b", "y", ("no", "yes"))),
+                             column_order=("b", "a"), groups=(Group("x", 0), Group("y")))
+    module = ComposedPrototypes((2, 2), schema.group_bits, 2, D, learned_scale=16.0, groups=schema.group_names)
+    module.learned_log_scales.data = torch.tensor([2.0, 3.0]).log()
+    assert module.column_scales(schema) == pytest.approx({"a": 2, "b": 3})
+    module.set_scales([4.0, 5.0])  # of the columns b and a
+    assert module.column_scales(schema) == pytest.approx({"b": 4, "a": 5})
+
+
+class Embeds(torch.nn.Module):
+    """A model whose images are embeddings."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, prototypes, table) -> None:
+        super().__init__()
+        self.prototypes, self.table = prototypes, table
+
+    def forward(self, batch):
+        return batch["images"]
+
+    def attribute_reader(self):
+        return PrototypeReader(self.table, [self.prototypes.prototypes(g).detach() for g in GROUPS],
+                               cosine_scale=self.prototypes.column_scales(MARKET1501))
+
+
+def test_a_column_without_a_labelled_image_keeps_its_learned_scale(small_config, embeddings):
+    module, table = filled(MARKET1501, learned_scale=9.0)
+    labels = random_labels(MARKET1501, 30)
+    labels[:, MARKET1501.index("age")] = -1
+    held_out = [{"images": embeddings[i], "targets": i, "attributes": labels[i]} for i in range(30)]
+    measure_scales(Embeds(module, table), small_config(), SimpleNamespace(held_out=(held_out, 10)))
+    found = module.column_scales(MARKET1501)
+    assert found["age"] == pytest.approx(9) and found["gender"] != pytest.approx(9, rel=0.01)

@@ -159,3 +159,50 @@ def test_a_person_is_an_identity_in_one_outfit_and_with_one_set_of_labels(seen):
 def test_a_reader_without_scores_of_answers_has_persons_in_its_search_alone(seen):
     assert not [key for key in PARTask(OwnReader())(seen) if "person" in key]
     assert APSTask(OwnReader())(seen)["APS/person/persons"] == PEOPLE - 1
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_image_is_scored_once_for_itself_and_its_person(seen, name, monkeypatch):
+    reader, scored = READERS[name](), {}
+
+    def counted(method):
+        original = getattr(reader, method)
+
+        def count(*args):
+            key = method, *(arg for arg in args if isinstance(arg, bool))
+            scored[key] = scored.get(key, 0) + len(args[method == "search"])
+            return original(*args)
+
+        monkeypatch.setattr(reader, method, count)
+
+    for method in ("answer_scores", "search"):
+        counted(method)
+    PARTask(reader)(seen), APSTask(reader)(seen)
+    in_gallery, in_pool = ((seen.pids[start:] != 0).sum().item() for start in (seen.num_query, 0))
+    assert scored == {("answer_scores", False): in_gallery, ("answer_scores", True): in_gallery, ("search",): in_pool}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_partial_search_leaves_out_people_of_whom_nothing_in_these_groups_is_known(seen, name):
+    upper = list(MARKET1501.group_fields("upper"))
+    labels = seen.attributes.clone()
+    labels[seen.pids == 2] = labels[seen.pids == 2].index_fill(1, torch.tensor(upper), -1)
+    images = Gathered(seen.embeddings, seen.pids, seen.camids, labels, 12)
+    figures = APSTask(READERS[name](), groups=("upper",))(images)
+    # By hand: the described persons' categories are queries, all labelled images the pool.
+    kept = labels[seen.pids != 0]
+    order = torch.cat([torch.arange(len(seen.pids))[12:], torch.arange(12)])
+    order = order[seen.pids[order] != 0]
+    of_upper = labels[order][:, upper]
+    aps_of, queries = [], kept[:, upper][(kept[:, upper] >= 0).any(dim=1)].unique(dim=0)
+    for query in queries:
+        asked = torch.full((1, labels.shape[1]), -1)
+        asked[:, upper] = query
+        scores = READERS[name]().search(asked, seen.embeddings[order])[0]
+        right = (of_upper == query).all(dim=1)[scores.argsort(descending=True, stable=True)].nonzero()[:, 0]
+        aps_of.append(sum((n + 1) / (place + 1) for n, place in enumerate(right.tolist())) / len(right))
+    assert figures["APS/upper/mAP_given"] == pytest.approx(100 * sum(aps_of) / len(queries))
+    assert 0 < figures["APS/upper/mAP_full"] < 100
+    labels[:, upper] = -1
+    with pytest.raises(ValueError, match="TEST.APS.GROUPS holds 'upper', but no test image has a label"):
+        APSTask(READERS[name](), groups=("upper",))(images)

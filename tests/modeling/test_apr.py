@@ -252,6 +252,15 @@ def test_many_descriptions_at_once_score_as_each_by_itself():
     assert torch.allclose(read.search(labels, embeddings), each, atol=1e-6)
 
 
+def test_balanced_answers_without_labelled_training_people_are_the_most_probable():
+    draw = torch.Generator().manual_seed(0)
+    size = sum(MARKET1501.column_sizes)
+    reader = ProbabilityReader(MARKET1501, torch.randn(size, 8, generator=draw), torch.zeros(size),
+                               train_labels=torch.full((5, len(MARKET1501.fields)), -1))
+    embeddings = torch.randn(6, 8, generator=draw)
+    assert torch.equal(reader.recognise_balanced(embeddings), reader.recognise(embeddings))
+
+
 def test_answers_are_the_most_probable_classes_with_their_probability():
     embeddings = torch.randn(5, 6)
     read = reader()

@@ -20,6 +20,9 @@ from fastreid.engine import launch
 from fastreid.utils import comm
 from support.training import PLUS, SMALL, model_of, small_batch
 
+COMPOSED = ("MODEL.CERBERUS.PROTOTYPES", "composed", "MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.SOFTMAX", 2.0,
+            "MODEL.CERBERUS.SOFTMAX_PRIOR", True, "MODEL.CERBERUS.AGREEMENT", 0.2)
+
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 
@@ -34,6 +37,9 @@ def build(options=()):
     """In float64, so that what differs is not rounding. The semantic ID of one class is unknown."""
     model = synchronise_batch_norm(model_of(*SMALL, *options)).train()
     batch = small_batch(model, 16)
+    if options == COMPOSED:  # an image of each person in either share, as agreement is between them
+        batch = {name: value.view(8, 2, *value.shape[1:]).transpose(0, 1).flatten(0, 1)
+                 for name, value in batch.items()}
     return model.double(), {**batch, "images": batch["images"].double()}
 
 
@@ -42,8 +48,8 @@ def share(value: torch.Tensor) -> torch.Tensor:
 
 
 def train_one_step(folder: Path) -> None:
-    """One step on this process's share of a batch, of two models; what each process got goes to a file."""
-    records = [one_step(options) for options in ((), PLUS)]
+    """One step on this process's share of a batch, of each model; what each process got goes to a file."""
+    records = [one_step(options) for options in ((), PLUS, COMPOSED)]
     norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     norm[0].running_mean.fill_(comm.get_rank())
     norm[0].running_var.fill_(1 + 2 * comm.get_rank())
@@ -63,14 +69,14 @@ def one_step(options) -> dict:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """What one process of 16 images, and two of 8, make of one step of two models."""
+    """What one process of 16 images, and two of 8, make of one step of each model."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, PROCESSES):
         launch(train_one_step, processes, dist_url="auto", args=(folder,))
     return torch.load(folder / "1_0.pth"), [torch.load(folder / f"2_{rank}.pth") for rank in range(PROCESSES)]
 
 
-@pytest.fixture(params=[0, 1], ids=["paper", "plus"])
+@pytest.fixture(params=[0, 1, 2], ids=["paper", "options", "composed"])
 def steps(request, written):
     one, two = written
     return one[request.param], [records[request.param] for records in two]

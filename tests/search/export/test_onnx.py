@@ -133,6 +133,8 @@ def test_the_graph_itself_gives_attributes_to_programs_without_the_vocabulary(ex
     assert (outputs["answers"] == encoder.vocabulary.nearest(outputs["embedding"])).all()
     shares = np.concatenate(encoder.vocabulary.probabilities(outputs["embedding"]), axis=1)
     assert outputs["attributes"] == pytest.approx(shares, abs=1e-5)
+    searched = encoder.vocabulary.log_probabilities(outputs["embedding"])
+    assert outputs["log_probabilities"] == pytest.approx(searched, abs=1e-4)
     columns = json.loads(encoder.session.get_modelmeta().custom_metadata_map["cerberus.attributes"])
     assert [column["name"] for column in columns] == [column.name for column in MARKET1501.columns]
     assert sum(len(column["classes"]) for column in columns) == shares.shape[1]

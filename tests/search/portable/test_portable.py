@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.attributes.marginals import LOWEST
 from cerberus_plugin.inference import PrototypeReader, blocks
 from cerberus_plugin.modeling.sid_prototypes import SIDPrototypes
+from cerberus_plugin.search.export.onnx import Graph
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
 from cerberus_plugin.search.portable import Answer, AttributeModel
 from cerberus_plugin.utils.images import Limits, Unreadable, read_image, read_size, to_array, to_rgb
@@ -64,6 +66,25 @@ def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema,
         assert (shares.argmax(axis=1) - colours[m] == best[:, m].numpy()).all()
         assert shares.max(axis=1) == pytest.approx(probability[:, m].numpy(), abs=1e-6)
         assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperatures", [{}, {"gender": 0.5, "upper colour": 2.0}], ids=["plain", "calibrated"])
+@pytest.mark.parametrize("force_colour", [False, True])
+@pytest.mark.parametrize("reading", ["nearest", "probability"])
+def test_the_graph_that_is_exported_gives_the_readers_answers_probabilities_and_log_probabilities(
+        reading, force_colour, temperatures):
+    reader, vocabulary = (each.calibrated(temperatures) for each in reader_and_vocabulary(
+        MARKET1501, "observed", reading=reading, force_colour=force_colour, tau=0.7))
+    embeddings = random_embeddings()
+    same, shares, answers, searched = Graph(torch.nn.Identity(), vocabulary)(embeddings)
+    colours = torch.tensor([column.is_colour for column in MARKET1501.columns], dtype=torch.int64)
+    assert same is embeddings and torch.equal(answers - colours, reader.recognise(embeddings))
+    assert torch.allclose(searched, torch.cat(reader.log_probabilities(embeddings), dim=1), atol=1e-4)
+    assert searched.min() == LOWEST  # of values that no semantic ID holds
+    best, sure = reader.confidences(embeddings)
+    for own, found, probability in zip(shares.split([h.shape[1] for h in reader.marginals.held], dim=1),
+                                       (best + colours).T, sure.T):
+        assert torch.equal(own.argmax(dim=1), found) and torch.allclose(own.amax(dim=1), probability, atol=1e-5)
 
 
 def test_answers_come_in_words_of_the_schema(market_pair):

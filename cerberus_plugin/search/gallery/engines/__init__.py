@@ -4,9 +4,9 @@
 `Space` and returns an `Engine` can stand in their place.
 """
 
-from .base import Engine, MakeEngine, Space, recall, synchronise
+from .base import Engine, MakeEngine, Space, padded, recall, synchronise
 from .faiss_engine import FORMS, Faiss, FaissEngine
 from .milvus_engine import Milvus, MilvusEngine
 
-__all__ = ["FORMS", "Engine", "Faiss", "FaissEngine", "MakeEngine", "Milvus", "MilvusEngine", "Space", "recall",
-           "synchronise"]
+__all__ = ["FORMS", "Engine", "Faiss", "FaissEngine", "MakeEngine", "Milvus", "MilvusEngine", "Space", "padded",
+           "recall", "synchronise"]
