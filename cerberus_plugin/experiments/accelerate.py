@@ -9,18 +9,13 @@ promise holds is measured on the test identities that were not chosen on. Writes
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
@@ -40,8 +35,9 @@ from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
 from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
-from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from .gathering import gather, halves, tested_on
+from ..utils.commands import run_command
+from ..utils.files import write_figure, write_json, write_text
+from .gathering import gather, halves, opened, run_parser
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
@@ -183,7 +179,8 @@ def tables(record: dict) -> str:
 
 def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
     """Left: what speed costs. Right: the survival of true matches, and the promises."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure((11, 4.2), layout="constrained")  # not pyplot's: its backend is a notebook's
+    left, right = figure.subplots(1, 2)
     rows = [row for row in record["sweep"] if row["threshold"] is not None]
     for name, colour in (("Rank-1", "#1f77b4"), ("mAP", "#d62728")):
         left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
@@ -205,14 +202,13 @@ def plot(record: dict, held_out: Pairs, test: Pairs, path: Path) -> None:
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
     right.legend(loc="upper left", fontsize=8)
     write_figure(path, figure, 110)
-    plt.close(figure)
 
 
 def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], survival: list[float],
         output: Path) -> dict:
     """The whole experiment; returns what acceleration.json holds."""
     if not hasattr(predictor.reader, "confidences"):
-        raise SystemExit(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
+        raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
                          "nothing can be filtered; use a run of Cerberus, APR or ARN.")
     metric = predictor.cfg.TEST.METRIC
     retrieval = Retrieval(gather(predictor, dataset), predictor.reader, metric)
@@ -247,16 +243,10 @@ def _timed(function) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a trained Cerberus, APR or ARN")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help="test data set; the run's first if left out")
+    parser = run_parser(__doc__, "Cerberus, APR or ARN", "acceleration")
     parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU")
     parser.add_argument("--survival", type=float, nargs="+", default=list(SURVIVAL), metavar="P",
                         help="wanted probabilities that a true match survives")
-    parser.add_argument("--output", type=Path, help="folder of the results; RUN/acceleration if left out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
     bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
     if bad:
@@ -264,14 +254,11 @@ def main(arguments: list[str] | None = None) -> None:
     bad = [wanted for wanted in args.survival if not 0 < wanted < 1]
     if bad:
         parser.error(f"--survival {bad[0]:g}: expected probabilities between 0 and 1, without both")
-    predictor = CerberusPredictor(args.run, args.weights, args.device)
-    dataset = tested_on(predictor, args.dataset, parser)
-    output = args.output or args.run / "acceleration"
-    os.makedirs(output, exist_ok=True)
+    predictor, dataset, output = opened(args)
     record = run(predictor, dataset, args.thresholds, args.survival, output)
     print(tables(record))
     print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png (look at it)")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

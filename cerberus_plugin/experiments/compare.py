@@ -22,7 +22,8 @@ from ..config import merge_file
 from ..data.splits import HELD_OUT
 from ..evaluation import report
 from ..metrics.outfits import CHANGES
-from ..utils.files import replace_unprintable, write_json, write_text
+from ..utils.commands import run_command
+from ..utils.files import write_json, write_text
 from .manifest_diff import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
@@ -180,7 +181,6 @@ def to_json(runs: Sequence[Run]) -> list[Mapping]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
     parser.add_argument("--output", help="folder for comparison.md and comparison.json")
@@ -195,4 +195,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

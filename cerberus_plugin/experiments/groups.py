@@ -11,17 +11,12 @@ for `experiments.compare`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -34,8 +29,9 @@ from ..evaluation.embeddings import Gathered
 from ..evaluation.tasks import ReIDTask
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
-from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from .gathering import gather, gather_with_account, halves, tested_on
+from ..utils.commands import run_command
+from ..utils.files import write_figure, write_json, write_text
+from .gathering import gather, gather_with_account, halves, opened, run_parser
 
 FIGURES = ("mAP", "Rank-1")
 
@@ -97,7 +93,8 @@ def table(record: Mapping) -> str:
 def plot(record: Mapping, path: Path) -> None:
     """What each choice keeps of both settings; up is better for those who have changed, right for those who have not.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    figure = Figure((6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
         emphasised = row["groups"] in (_all_of(record), record["chosen"])
@@ -109,18 +106,17 @@ def plot(record: Mapping, path: Path) -> None:
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
     write_figure(path, figure, 110)
-    plt.close(figure)
 
 
 def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     """The whole experiment; returns what groups.json holds."""
     cfg = predictor.cfg
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
-        raise SystemExit(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
+        raise ValueError(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
                          "Cerberus.")
     measuring, tested = gather_with_account(predictor, dataset)
     if measuring.outfits is None:
-        raise SystemExit(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
+        raise ValueError(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
                          "has some by --dataset, such as PRCC or LTCC.")
     choosing = gather(predictor, HELD_OUT) if cfg.DATASETS.HOLD_OUT else None
     held_out = choosing is not None and choosing.outfits is not None
@@ -131,7 +127,7 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     tried, measured = measure(choosing, cfg, groups), measure(measuring, cfg, groups)
     for of, figures in (("chosen on", tried), ("measured on", measured)):
         if not figures[groups]["cloth-changing/queries"]:
-            raise SystemExit(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
+            raise ValueError(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
                              "shows; raise DATASETS.HOLD_OUT for the training, or name another data set by --dataset.")
     chosen = best_of(tried)
     record = {"run": cfg.OUTPUT_DIR, "dataset": dataset, "chosen": list(chosen),
@@ -161,18 +157,8 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a trained Cerberus")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help="test data set with outfits; the run's first if left out")
-    parser.add_argument("--output", type=Path, help="folder of the results; RUN/groups if left out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
-    args = parser.parse_args(arguments)
-    predictor = CerberusPredictor(args.run, args.weights, args.device)
-    dataset = tested_on(predictor, args.dataset, parser)
-    output = args.output or args.run / "groups"
-    os.makedirs(output, exist_ok=True)
+    parser = run_parser(__doc__, "Cerberus", "groups", "test data set with outfits")
+    predictor, dataset, output = opened(parser.parse_args(arguments))
     record = run(predictor, dataset, output)
     print(table(record))
     chosen = named(record["chosen"], len(predictor.groups))
@@ -181,4 +167,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

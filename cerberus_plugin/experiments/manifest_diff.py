@@ -17,7 +17,7 @@ import yaml
 from tabulate import tabulate
 
 from ..evaluation import report
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
 
 SHOWN = 16  # digits of a hash in tables and messages
 
@@ -71,16 +71,12 @@ def _cell(name: str, value) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.experiments.manifest_diff", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder with the results.json of a finished run or an evaluation")
     parser.add_argument("other", nargs="?", metavar="run2", help="another: print what differs")
     args = parser.parse_args(arguments)
-    try:
-        manifests = [read(folder) for folder in (args.run, args.other) if folder]
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    manifests = [read(folder) for folder in (args.run, args.other) if folder]
     if args.other:
         print(difference_table((args.run, args.other), differences(*manifests)))
     else:
@@ -88,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from ..config import defaults, merge_file
 from ..engine.trainer import read_config, start
 from ..evaluation import report, spread
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
 from . import catalogue, page, study
 from .compare import COLUMNS
 from .costs import costs
@@ -200,7 +200,6 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
                         "configuration at the end of the command")
@@ -223,13 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(dry_run(studies, base, seeds, args.output, options))
         return
     args.opts = options
-    try:
-        readers = [reader(each, base, options) for each in studies]  # refuses before the first training
-        cfg = read_config(args)
-        cfg.OUTPUT_DIR = str(args.output)
-        start(cfg, args)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    readers = [reader(each, base, options) for each in studies]  # refuses before the first training
+    cfg = read_config(args)
+    cfg.OUTPUT_DIR = str(args.output)
+    start(cfg, args)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.reproduce",
                           *(sys.argv[1:] if arguments is None else arguments)])
     for each, read in zip(studies, readers):
@@ -249,4 +245,4 @@ def _costs_of_run(cfg: CfgNode) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import json
 import re
-import sys
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from scipy.io import savemat
 from ..attributes.annotations import read_annotations
 from ..attributes.outfits import decode_text
 from ..attributes.schema import MARKET1501
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
 from .clothes import OUTFITS, draw_clothes, table
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
@@ -244,7 +243,6 @@ def _market_table(counts: dict[str, int], root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m cerberus_plugin.synthetic", argument_default=argparse.SUPPRESS,
         description="Draw people, with labels, in the form of a published data set.")
@@ -268,17 +266,11 @@ def main(arguments: list[str] | None = None) -> None:
                                                    "needs --annotations")
     options = vars(parser.parse_args(arguments))
     form, output = options.pop("form"), options["output"]
-    try:
-        _check_options(form, options)
-        if form == "market1501":
-            report = _market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER)
-        else:
-            report = table(form, draw_clothes(form=form, progress=True, **options), output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
-    print(report)
+    _check_options(form, options)
+    if form == "market1501":
+        print(_market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER))
+    else:
+        print(table(form, draw_clothes(form=form, progress=True, **options), output))
 
 
 def _check_options(form: str, given) -> None:
@@ -288,4 +280,4 @@ def _check_options(form: str, given) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

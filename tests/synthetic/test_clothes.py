@@ -273,7 +273,7 @@ def test_bad_numbers_are_named_with_their_option(tmp_path, change, message):
     ("--form prcc --outfits 3", "--form prcc takes no --outfits"),
     ("--images-per-camera 3", "--form market1501 takes no --images-per-camera")])
 def test_options_of_another_form_are_refused_by_name(tmp_path, given, named):
-    with pytest.raises(SystemExit, match=f"^error: synthetic: {named}; leave that out"):
+    with pytest.raises(ValueError, match=f"^synthetic: {named}; leave that out"):
         dataset.main(["--output", str(tmp_path), *given.split()])
     assert not list(tmp_path.iterdir())
 

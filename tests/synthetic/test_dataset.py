@@ -245,7 +245,7 @@ def test_command_draws_and_prints_counts(tmp_path, capsys):
 
 
 def test_command_ends_with_the_message_of_an_error(tmp_path):
-    with pytest.raises(SystemExit, match="^error: synthetic: difficulty is 3.0"):
+    with pytest.raises(ValueError, match="^synthetic: difficulty is 3.0"):
         dataset.main(f"--output {tmp_path} --difficulty 3".split())
 
 

@@ -22,8 +22,8 @@ from ...data.splits import HELD_OUT
 from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
-from ...utils.files import file_sha256, write_json
-from .rank_list import save
+from ...utils.files import file_sha256, write_figure, write_json
+from .rank_list import DPI
 
 FOLDER = "figures"  # in the folder of the report
 
@@ -121,7 +121,7 @@ def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, name: str, comman
     pictures = []
     for picture in exhibit.pictures:
         file = f"{FOLDER}/{name}{picture.suffix}.png"
-        save(picture.figure, output / file)
+        write_figure(output / file, picture.figure, DPI)
         pictures.append({"file": file, "caption": picture.caption})
     record = {"exhibit": name, "title": exhibit.title, "question": exhibit.question,
               "caption": exhibit.caption, "pictures": pictures, "figures": exhibit.figures,

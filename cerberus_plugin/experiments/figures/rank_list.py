@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
@@ -22,7 +21,8 @@ from ...attributes import MISSING
 from ...data.build import build_readable_test_set
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
-from ...utils.files import replace_unprintable, write_figure
+from ...utils.commands import run_command
+from ...utils.files import write_figure
 from ...utils.images import Unreadable, read_image
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Gallery:
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
     """Write the picture of `sheet`."""
-    save(sheet(rows, top), path)
+    write_figure(path, sheet(rows, top), DPI)
 
 
 def sheet(rows: list[Row], top: int) -> Figure:
@@ -178,7 +178,7 @@ def sheet(rows: list[Row], top: int) -> Figure:
     tallest = max(image.height / image.width for image in images.values())
     height = max(tallest * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
     figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
-    axes = figure.subplots(len(rows), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
@@ -215,24 +215,17 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
                       color=COLOURS[verdict], fontsize=7.5, annotation_clip=False).set_in_layout(False)
 
 
-def save(figure, path: str | Path) -> None:
-    """Write a figure atomically, in the format of its suffix."""
-    write_figure(path, figure, DPI)
-    plt.close(figure)
-
-
 @contextmanager
 def advised(run_folder: str | Path) -> Iterator[None]:
-    """End the program with advice where a test image cannot be read and the run does not skip it."""
+    """Add advice to the error where a test image cannot be read and the run does not skip it."""
     try:
         yield
     except Unreadable as error:
-        raise SystemExit(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
+        raise ValueError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
                          f"{Path(run_folder) / 'config.yaml'} to go on without it.") from error
 
 
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder")
     parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")
@@ -255,4 +248,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

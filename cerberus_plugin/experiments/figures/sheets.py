@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ...utils.images import read_image
@@ -84,8 +80,8 @@ def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> Figur
     lines = -(-len(cards) // CARDS_A_LINE)
     unit = WIDTH / (sum(CARD) * CARDS_A_LINE)
     height = max(2.4 * unit, LINE * (2 + max(len(words) for *_, words in cards)))
-    figure, axes = plt.subplots(lines, 2 * CARDS_A_LINE, figsize=(WIDTH, height * lines), squeeze=False,
-                                layout="constrained", gridspec_kw={"width_ratios": CARD * CARDS_A_LINE})
+    figure = Figure((WIDTH, height * lines), layout="constrained")
+    axes = figure.subplots(lines, 2 * CARDS_A_LINE, squeeze=False, width_ratios=CARD * CARDS_A_LINE)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...evaluation.spread import tells_apart
-from ...utils.files import replace_unprintable, write_text
+from ...utils.files import write_text
 from . import plots, tables
 from .differences import Differences, differences
 from .records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
@@ -146,7 +146,6 @@ def _svg_uri(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
     args = parser.parse_args(arguments)
