@@ -24,7 +24,7 @@ from ..engine.trainer import read_config, start
 from ..evaluation import report
 from ..utils.commands import run_command
 from ..utils.files import write_json
-from . import page, reproduce, study
+from . import page, study
 from .study import Study, Variant
 
 LAMBDAS = tuple(tenths / 10 for tenths in range(11))
@@ -66,7 +66,7 @@ def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") ->
         "runs": [{"lambda": value, "folder": runs[value]["folder"], "results": row}
                  for value, row in sorted(figures.items())]})
     page.write(cfg.OUTPUT_DIR)
-    print(f"{reproduce.table(found, HELD_OUT)}\n\n{_conclusion(cfg, best, by, figures)}")
+    print(f"{page.text(Path(cfg.OUTPUT_DIR, 'lambdas.json'))}\n\n{_conclusion(cfg, best, by, figures)}")
     return best
 
 

@@ -51,7 +51,7 @@ def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
     assert set(figures) == {0, 1} and figures[record["chosen"]] == max(figures.values())
     last = command.output.splitlines()[-1]
     assert last.startswith(f"chosen: lambda = {record['chosen']:g} (highest PAR/mA_binary on 2 held-out identities; ")
-    assert "PAR mA official" in command.output
+    assert "PAR mA (official)" in command.output
     text = (command.folder / "report.md").read_text()
     assert "| lambda 0 |" in text and "PAR mA (official)" in text and "Each option alone" in text
     for run in record["runs"]:

@@ -149,7 +149,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLErr
 def read_folder(path: Path) -> Folder:
     """Read studies and pictures; files that are neither are passed over, damaged ones named in `unreadable`."""
     folder = Folder(path)
-    for pattern, key, read, found in (("*.json", "study", _study, folder.studies),
+    for pattern, key, read, found in (("*.json", "study", read_study, folder.studies),
                                       ("figures/*.json", "exhibit", _exhibit, folder.exhibits)):
         for file in sorted(path.glob(pattern)):
             try:
@@ -187,7 +187,7 @@ def in_words(value) -> str:
     return "none" if value is None else str(value)
 
 
-def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
+def read_study(folder: Folder, file: Path, record: dict) -> StudyRecord:
     anchor = slug(file.stem)
     variants = [_variant(folder, f"{anchor}-{place}", item)
                 for place, item in enumerate(_take(record, "variants", list, "the study"))]

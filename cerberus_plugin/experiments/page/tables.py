@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+from tabulate import tabulate
 
 from ...evaluation import report
 from ...evaluation.spread import tells_apart
@@ -43,6 +44,13 @@ class Table:
     def numeric(self, place: int) -> bool:
         """Whether a column, counted behind the names, holds numbers."""
         return any(row.cells[place].value is not None for row in self.all_rows)
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        rows = [[f"{row.name} ({row.mark})" if row.mark else row.name, *(cell.text for cell in row.cells)]
+                for row in self.all_rows]
+        return tabulate(rows, self.headers, disable_numparse=True,
+                        colalign=("left", *["right"] * (len(self.headers) - 1)))
 
 
 def heading(key: str) -> str:
@@ -86,9 +94,14 @@ def figures_of(study: StudyRecord, data: str) -> list[str]:
     return [key for key in dict.fromkeys([*study.figures, *published]) if key in known or key in published]
 
 
-def table(study: StudyRecord, data: str) -> Table:
-    """A row a variant with means over its seeds; published rows apart, marked with their rule."""
+def table(study: StudyRecord, data: str, attributes: bool = True) -> Table:
+    """A row a variant with means over its seeds; published rows apart, marked with their rule.
+
+    Args:
+        attributes: with the columns of single attributes.
+    """
     keys, figures = figures_of(study, data), spread(study, data)
+    keys = [key for key in keys if attributes or not any(f"/{rule}/" in key for rule in report.MEANS)]
     rows = []
     for variant in study.variants:
         runs = [run for run in variant.runs if data in run.results]
