@@ -6,12 +6,12 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...evaluation.spread import mean_and_deviation
 from .records import StudyRecord
-from .tables import figures_of, frame, heading, spread
+from .tables import figures_of, heading, over_seeds
 
 GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
 COLOURS = ("#3987d6", "#d9772b", "#2b9f77", "#b564c4", "#c9a227", "#d2504f", "#5aa9b8", "#8b8f3a")
@@ -60,7 +60,7 @@ def curves(study: StudyRecord) -> Curves:
 
 def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
     """A panel a figure, a line a variant, the first on top."""
-    figures, single = spread(study, data), frame(study)
+    figures = over_seeds(study, data)
     shown = [variant for variant in study.variants
              if any(key in row for key in keys
                     for row in (variant.published.get(data, {}), *(run.results.get(data, {}) for run in variant.runs)))]
@@ -68,11 +68,10 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
     for axis, key in zip(axes, keys):
         for place, variant in enumerate(shown):
             colour = COLOURS[place % len(COLOURS)]
-            values = single[(single["variant"] == variant.name) & (single["data"] == data) & (single["figure"] == key)]
-            axis.plot(values["value"], [place + 0.22] * len(values), ".", color=colour, markersize=4, alpha=0.7)
-            if (variant.name, key) in figures.index:
-                row = figures.loc[(variant.name, key)]
-                axis.errorbar(row["mean"], place, xerr=_deviation(row), fmt="o", color=colour, capsize=3, markersize=6)
+            if values := figures.get((variant.name, key)):
+                axis.plot(values, [place + 0.22] * len(values), ".", color=colour, markersize=4, alpha=0.7)
+                mean, deviation = mean_and_deviation(values)
+                axis.errorbar(mean, place, xerr=deviation or 0, fmt="o", color=colour, capsize=3, markersize=6)
             if (figure_of_paper := variant.published.get(data, {}).get(key)) is not None:
                 axis.plot(figure_of_paper, place - 0.22, "D", markerfacecolor="none", color=GREY, markersize=6)
         axis.set(xlabel=f"{heading(key)} (%)", yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.6))
@@ -84,7 +83,7 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
 
 def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
     """A panel a figure, all curves in it."""
-    figures = spread(study, data)
+    figures = over_seeds(study, data)
     figure, axes = _panels(len(keys), 2.9)
     for axis, key in zip(axes, keys):
         for place, (label, points) in enumerate(lines.items()):
@@ -99,7 +98,7 @@ def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) 
 
 def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
     """A column a curve, a row a figure."""
-    figures = spread(study, data)
+    figures = over_seeds(study, data)
     figure = Figure((2.5 * len(lines), 2.2 * len(keys)), layout="constrained")
     axes = figure.subplots(len(keys), len(lines), squeeze=False, sharey="row", sharex="col")
     for column, (name, points) in enumerate(lines.items()):
@@ -118,15 +117,12 @@ def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) ->
     return figure
 
 
-def _curve(axis: Axes, figures: pd.DataFrame, key: str, along: dict[str, float], colour: str, label: str) -> None:
-    points = sorted((value, name) for name, value in along.items() if (name, key) in figures.index)
-    rows = [figures.loc[(name, key)] for _, name in points]
-    axis.errorbar([value for value, _ in points], [row["mean"] for row in rows], yerr=[_deviation(row) for row in rows],
-                  marker="o", markersize=4, capsize=3, color=colour, label=label)
-
-
-def _deviation(row: pd.Series) -> float:
-    return 0.0 if pd.isna(row["deviation"]) else row["deviation"]
+def _curve(axis: Axes, figures: dict[tuple[str, str], list[float]], key: str, along: dict[str, float], colour: str,
+           label: str) -> None:
+    points = sorted((x, *mean_and_deviation(figures[name, key])) for name, x in along.items() if (name, key) in figures)
+    axis.errorbar([x for x, *_ in points], [mean for _, mean, _ in points],
+                  yerr=[deviation or 0 for *_, deviation in points], marker="o", markersize=4, capsize=3, color=colour,
+                  label=label)
 
 
 def _panels(count: int, height: float, **options) -> tuple[Figure, list[Axes]]:
