@@ -101,7 +101,7 @@ def test_every_command_replaces_what_the_console_cannot_show():
         assert "run_command(main)\n" in path.read_text() or path.name == "cli.py", path
 
 
-def test_what_a_command_refuses_is_its_message_and_a_fault_of_ours_a_traceback():
+def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
     def raising(error):
         raise error
 

@@ -10,7 +10,6 @@ promise holds is measured on the test identities that were not chosen on. Writes
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +30,12 @@ from ..inference import (
     critical_thresholds,
     identities_needed,
 )
+from ..metrics.counting import Identities
 from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
-from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
 from ..utils.commands import run_command
+from ..utils.environment import timed
 from ..utils.files import write_figure, write_json, write_text
 from .gathering import gather, halves, opened, run_parser
 
@@ -93,16 +93,9 @@ class Retrieval:
 
     def matches(self) -> Pairs:
         """All true matches."""
-        query_pids, query_camids, gallery_pids, gallery_camids = self.ids
-        critical, identities = [], []
-        rows = block_rows(len(gallery_pids))
-        for start in range(0, len(query_pids), rows):
-            block = slice(start, start + rows)
-            match = (query_pids[block, None] == gallery_pids) & (query_camids[block, None] != gallery_camids)
-            q, g = match.nonzero(as_tuple=True)
-            critical.append(critical_thresholds(self.asked.rows(q + start), self.known.rows(g)))
-            identities.append(gallery_pids[g])
-        return Pairs(torch.cat(critical), torch.cat(identities))
+        pairs = Identities(self.gallery.pids, self.gallery.camids).pairs(self.query.pids, self.query.camids)
+        query, column = pairs.query[pairs.match], pairs.column[pairs.match]
+        return Pairs(critical_thresholds(self.asked.rows(query), self.known.rows(column)), self.gallery.pids[column])
 
     def seconds(self, threshold: float | None) -> tuple[float, float]:
         """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
@@ -125,8 +118,8 @@ class Retrieval:
             def search(rows: slice) -> None:
                 accelerated.search(embeddings[rows], self.asked.rows(rows), TOP)
 
-        each = [_timed(lambda q=q: search(slice(q, q + 1))) for q in some]
-        return torch.tensor(each).median().item(), _timed(lambda: search(slice(None)))
+        each = [timed(search, slice(q, q + 1))[0] for q in some]
+        return torch.tensor(each).median().item(), timed(search, slice(None))[0]
 
 
 def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
@@ -232,14 +225,6 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
     write_json(str(output / "acceleration.json"), record)
     plot(record, held_out, test, output / "acceleration.png")
     return record
-
-
-def _timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main(arguments: list[str] | None = None) -> None:

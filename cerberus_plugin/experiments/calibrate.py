@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..evaluation.embeddings import Gathered
 from ..evaluation.manifest import config_sha256
@@ -53,8 +54,7 @@ def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gath
         raise ValueError(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
                          "name a test data set")
     bare = copy.copy(predictor)
-    bare.cfg = predictor.cfg.clone()
-    bare.cfg.TEST.FLIP.ENABLED = False
+    bare.cfg = with_values(predictor.cfg, {"TEST.FLIP.ENABLED": False})
     test = gather(bare, dataset)
     people = test.query.pids.unique()
     if predictor.cfg.DATASETS.HOLD_OUT:

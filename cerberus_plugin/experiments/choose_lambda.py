@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastreid.config import CfgNode
 
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..engine.trainer import read_config, start
 from ..evaluation import report
@@ -50,11 +51,7 @@ def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") ->
         by: name of the figure on the held-out identities that is to be highest; of equal ones the larger lambda.
     """
     def read(variant: Variant, seed: int) -> CfgNode:
-        own = cfg.clone()
-        own.defrost()
-        own.SEED, own.MODEL.APR.LAMBDA = seed, variant.options["MODEL.APR.LAMBDA"]
-        own.freeze()
-        return own
+        return with_values(cfg, variant.options)
 
     found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR)
     runs = {row["x"]: run for row in found["variants"] for run in row["runs"] if run["seed"] == cfg.SEED}
@@ -96,9 +93,7 @@ def prepare(cfg: CfgNode) -> CfgNode:
     if name != "APR":
         raise ValueError(f"MODEL.META_ARCHITECTURE is '{name}', which has no lambda; expected APR, as in "
                          "configs/Market1501/apr_R50.yml")
-    if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        raise ValueError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds a training run, whose config.yaml would be overwritten; "
-                         "append `OUTPUT_DIR another/folder` to the command")
+    study.check_output(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.HOLD_OUT = cfg.DATASETS.HOLD_OUT or HOLD_OUT

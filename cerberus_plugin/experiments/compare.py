@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastreid.config import CfgNode
-from tabulate import tabulate
 
 from ..config import merge_file
 from ..data.splits import HELD_OUT
@@ -159,8 +158,7 @@ def table(runs: Sequence[Run], form: str = "simple") -> str:
     """The runs under each other; a table a test data set, with its name above it where there are several."""
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
-    tables = [tabulate(rows_of(runs, test), headers, tablefmt=form, disable_numparse=True,
-                       colalign=("left", *["right"] * (len(headers) - 1))) for test in tests]
+    tables = [report.aligned(rows_of(runs, test), headers, form) for test in tests]
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
 
 

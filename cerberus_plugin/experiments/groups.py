@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from tabulate import tabulate
 from tqdm import tqdm
 
 from ..attributes import GROUPS
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..engine.trainer import write_results
 from ..evaluation import manifest, report
@@ -71,23 +71,17 @@ def named(choice: Sequence[str], groups: int = len(GROUPS)) -> str:
     return "all" if len(choice) == groups else ", ".join(choice)
 
 
-def _all_of(record: Mapping) -> list[str]:
-    """All groups of the model: the longest choice."""
-    return list(max((row["groups"] for row in record["choices"]), key=len))
-
-
 def table(record: Mapping) -> str:
     """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
-    groups = _all_of(record)
+    groups = record["choices"][0]["groups"]  # all of them
     marks = {tuple(groups): "all", tuple(record["chosen"]): "chosen"}
     lines = [[named(row["groups"], len(groups)), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
     headers = ["groups compared", *(f"{setting} {name}" for setting in CHANGES for name in FIGURES), ""]
     queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in CHANGES)
     return (f"{record['dataset']}: {queries} queries of {record['measured on']}; groups chosen on "
-            f"{record['chosen on']}\n" + tabulate(lines, headers, disable_numparse=True,
-                                                  colalign=("left", *["right"] * 4, "left"))) + "\n"
+            f"{record['chosen on']}\n{report.aligned(lines, headers)}\n")
 
 
 def plot(record: Mapping, path: Path) -> None:
@@ -95,13 +89,14 @@ def plot(record: Mapping, path: Path) -> None:
     """
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
+    groups = record["choices"][0]["groups"]  # all of them
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
-        emphasised = row["groups"] in (_all_of(record), record["chosen"])
+        emphasised = row["groups"] in (groups, record["chosen"])
         axes.plot(x, y, "o", color="#d62728" if emphasised else "#1f77b4", markersize=7 if emphasised else 4)
         if emphasised or len(row["groups"]) == 1:
-            axes.annotate(named(row["groups"], len(_all_of(record))), (x, y), xytext=(5, 4),
-                          textcoords="offset points", fontsize=8)
+            axes.annotate(named(row["groups"], len(groups)), (x, y), xytext=(5, 4), textcoords="offset points",
+                          fontsize=8)
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
@@ -145,11 +140,8 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
 def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str, ...], gathered: Gathered,
                    tested: Mapping, output: Path) -> None:
     """results.json of the test data set by the chosen groups."""
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.TEST.GROUPS, cfg.DATASETS.TESTS = str(output), list(chosen), [dataset]
-    if len(chosen) == len(predictor.groups):
-        cfg.TEST.GROUPS = []
+    groups = [] if len(chosen) == len(predictor.groups) else list(chosen)
+    cfg = with_values(predictor.cfg, {"OUTPUT_DIR": str(output), "TEST.GROUPS": groups, "DATASETS.TESTS": [dataset]})
     task = ReIDTask(cfg, all_groups=predictor.groups)
     figures = task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered)
     made = manifest.manifest(cfg, figures, {dataset: tested}, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)

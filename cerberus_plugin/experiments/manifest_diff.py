@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
+from ..config import flat
 from ..evaluation import report
 from ..utils.commands import run_command
 
@@ -46,7 +47,7 @@ def show(manifest: Mapping) -> str:
 
 def differences(first: Mapping, second: Mapping) -> list[tuple[str, object, object]]:
     """Entries that are not the same, by their way through the manifest; None where one has no such entry."""
-    one, other = _entries(first), _entries(second)
+    one, other = flat(first, ": "), flat(second, ": ")
     return [(name, one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
@@ -55,13 +56,6 @@ def difference_table(folders: tuple[str, str], different: list[tuple[str, object
         return f"{folders[0]} and {folders[1]}: nothing differs"
     return tabulate([(name, _cell(name, one), _cell(name, other)) for name, one, other in different],
                     ["", *folders], disable_numparse=True)
-
-
-def _entries(node: Mapping, way: str = "") -> dict[str, object]:
-    entries: dict[str, object] = {}
-    for key, value in node.items():
-        entries |= _entries(value, f"{way}{key}: ") if isinstance(value, Mapping) else {f"{way}{key}": value}
-    return entries
 
 
 def _cell(name: str, value) -> str:

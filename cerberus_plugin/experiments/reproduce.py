@@ -136,9 +136,7 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
            or any(key in catalogue.STUDIES[name].options for name in names)]
     if own:
         raise ValueError(f"{own[0]} is given by a study itself; for seeds and folders use --seeds and --output")
-    if (output / "last_checkpoint").is_file():
-        raise ValueError(f"--output '{output}' holds a training run, whose config.yaml would be overwritten; choose "
-                         "another folder")
+    study.check_output(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

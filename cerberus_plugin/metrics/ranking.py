@@ -249,23 +249,17 @@ def reid_metrics_streamed(
     return protocol.result(_joined(rank, protocol.slices_of_pairs()), max_rank)
 
 
-def evaluate_rank(
-    distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50, use_metric_cuhk03=False, use_cython=True
-):
-    """NumPy twin of `fastreid.evaluation.rank.evaluate_rank`, with its arguments and its three results.
+def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
+    """NumPy twin of `fastreid.evaluation.rank.evaluate_rank` for the Market-1501 protocol.
 
     Two differences, both on purpose: ties are stable, and CMC has `max_rank` entries whatever the gallery's size.
 
     Args:
         distmat: float (Q, N).   q_pids, q_camids: int (Q,).   g_pids, g_camids: int (N,).
-        use_cython: without effect, kept for the host's callers.
 
     Returns:
         CMC float64 (max_rank,), and AP and INP float64 (queries with a match,).
     """
-    if use_metric_cuhk03:
-        raise ValueError("evaluate_rank: the CUHK03 protocol draws random galleries and is not offered here; "
-                         "use the host's fastreid.evaluation.rank.eval_cuhk03")
     arrays = (distmat, q_pids, q_camids, g_pids, g_camids)
     result = reid_metrics(*(torch.as_tensor(array) for array in arrays), max_rank=max_rank)
     found = result.queries.num_matches > 0

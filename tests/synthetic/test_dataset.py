@@ -156,7 +156,7 @@ def test_number_out_of_range_is_named_with_its_option(tmp_path, name, value):
 
 
 def test_more_identities_than_the_host_reads_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="more than 1501"):
+    with pytest.raises(ValueError, match="test_ids is 1000, expected 1 to 501; change --test-ids"):
         draw_dataset(tmp_path, train_ids=1000, test_ids=1000)
 
 

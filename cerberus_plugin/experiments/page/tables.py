@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tabulate import tabulate
-
 from ...evaluation import report
 from ...evaluation.spread import mean_and_deviation, spread, tells_apart
 from .records import StudyRecord, VariantRecord
@@ -48,8 +46,7 @@ class Table:
         """The table for a terminal."""
         rows = [[f"{row.name} ({row.mark})" if row.mark else row.name, *(cell.text for cell in row.cells)]
                 for row in self.all_rows]
-        return tabulate(rows, self.headers, disable_numparse=True,
-                        colalign=("left", *["right"] * (len(self.headers) - 1)))
+        return report.aligned(rows, self.headers)
 
 
 def heading(key: str) -> str:
