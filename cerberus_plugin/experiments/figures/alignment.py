@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...modeling.heads import person_rows, row_heat
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run
 
 BATCH = 64
 PEOPLE_A_LINE = 2

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from ...inference import blocks
 from ...modeling.heads import person_rows, resize_rows_matrix, strip_matrix
-from .exhibit import Exhibit, Picture, Run, spread
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run, spread
 
 TOLERANCE = 1e-2  # of a cosine; half precision stays within
 COLOURS = "inferno"

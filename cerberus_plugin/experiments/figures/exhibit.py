@@ -23,9 +23,9 @@ from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
 from ...utils.files import file_sha256, write_figure, write_json
-from .rank_list import DPI
 
 FOLDER = "figures"  # in the folder of the report
+WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ...attributes import AttributeSchema
 from ...inference import of_groups
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run
 
 SEED = 0
 ASPECT = 0.9  # of a panel

@@ -18,12 +18,12 @@ import torch
 from matplotlib.figure import Figure
 
 from ...attributes import MISSING
-from ...data.build import build_readable_test_set
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
 from ...utils.commands import run_command
 from ...utils.files import write_figure
 from ...utils.images import Unreadable, read_image
+from .exhibit import DPI, WIDTH, Run, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,6 @@ RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts 
 COLOURS = {RIGHT: "#00795a", WRONG: "#c04a00", UNKNOWN: "#707070", ASKED: "black"}
 MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
 FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
-WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
 LINE = 0.135  # inches from one line of words to the next
 WORDS_WIDTH = 1.9  # inches of the column of words
 
@@ -56,23 +55,23 @@ class Gallery:
 
     Args:
         groups: compare pictures by these groups of Cerberus alone; all where empty.
-        name: of the test data set; the run's first if left out.
+        run: with the test data set; the predictor's first one if None.
     """
 
-    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), name: str = "") -> None:
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), run: Run | None = None) -> None:
+        run = run or Run(predictor, predictor.cfg.DATASETS.TESTS[0])
         self.predictor = predictor
         self.groups = groups
-        self.dataset, self.queries, self.items = build_readable_test_set(predictor.cfg,
-                                                                         name or predictor.cfg.DATASETS.TESTS[0])
+        self.dataset, self.queries, self.items = run.images, run.items[:run.num_query], run.items[run.num_query:]
         self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
         self.outfits = None
         if groups and self.dataset.outfit_of:
             self.outfits = torch.tensor([self.dataset.outfit_of(path) for path, *_ in self.items])
         self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
         self.embeddings = predictor.embed([path for path, _, _ in self.items])
-        self.labels = None
-        if predictor.reader is not None and self.dataset.labels is not None:
-            self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
+        self.query_labels = self.labels = None
+        if predictor.reader is not None and run.labels is not None:
+            self.query_labels, self.labels = run.labels[:run.num_query], run.labels[run.num_query:]
 
     def query_row(self, index: int, top: int) -> Row:
         """A query, the attributes read off it, and its nearest images from other cameras.
@@ -108,9 +107,7 @@ class Gallery:
         for index, (_, pid, _) in enumerate(self.queries):
             if pid not in first and ((self.pids == pid) & ~self._ignored(index)).any():
                 first[pid] = index
-        chosen = list(first.values())
-        step = max(len(chosen) // max(count, 1), 1)
-        return chosen[::step][:count]
+        return spread(list(first.values()), count)
 
     def searches(self, count: int, groups: Sequence[str] = ()) -> list[torch.Tensor]:
         """Descriptions that gallery images fit, evenly over the difficulty of finding them.
@@ -134,8 +131,7 @@ class Gallery:
 
     def words(self, index: int) -> list[tuple[str, str]]:
         """The attributes read off a query, with verdicts; in brackets the label where it is another."""
-        path, pid, _ = self.queries[index]
-        labels = self._labels_of(path, pid)
+        labels = self.query_labels[index]
         schema = self.predictor.reader.schema
         answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
         truth, known = schema.column_truth(labels[None])
@@ -155,9 +151,6 @@ class Gallery:
         if self.outfits is not None:
             alike |= self.outfits == self.dataset.outfit_of(path)
         return (self.pids == pid) & alike
-
-    def _labels_of(self, path: str, pid: int) -> torch.Tensor:
-        return self.dataset.known_of(path, pid)["attributes"]
 
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:

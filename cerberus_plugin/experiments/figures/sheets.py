@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ...utils.images import read_image
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import LINE, RIGHT, WIDTH, Gallery, Row, sheet, show_picture, show_words
+from .exhibit import WIDTH, Exhibit, Picture, Run
+from .rank_list import LINE, RIGHT, Gallery, Row, sheet, show_picture, show_words
 
 MODES = ("reid", "par", "aps", "partial")
 CARDS_A_LINE = 3
@@ -34,7 +34,7 @@ def make(run: Run, people: int = 5, modes: Sequence[str] | None = None, groups: 
         raise ValueError(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
                          "reid, or name another run or data set.")
     modes = modes or (MODES if reads else MODES[:1])
-    gallery = Gallery(predictor, name=run.dataset)
+    gallery = Gallery(predictor, run=run)
     figures, pictures = {}, []
     for mode in modes:
         if mode == "par":
