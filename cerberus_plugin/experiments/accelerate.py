@@ -37,7 +37,7 @@ from ..predictor import CerberusPredictor
 from ..utils.commands import run_command
 from ..utils.environment import timed
 from ..utils.files import write_figure, write_json, write_text
-from .gathering import gather, halves, opened, run_parser
+from .gathering import gather, halves, opened, run_parser, share
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
@@ -230,15 +230,12 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
 def main(arguments: list[str] | None = None) -> None:
     parser = run_parser(__doc__, "Cerberus, APR or ARN", "acceleration")
     parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU")
-    parser.add_argument("--survival", type=float, nargs="+", default=list(SURVIVAL), metavar="P",
+    parser.add_argument("--survival", type=share, nargs="+", default=list(SURVIVAL), metavar="P",
                         help="wanted probabilities that a true match survives")
     args = parser.parse_args(arguments)
     bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
     if bad:
         parser.error(f"--thresholds {bad[0]:g}: expected probabilities between 0 and 1")
-    bad = [wanted for wanted in args.survival if not 0 < wanted < 1]
-    if bad:
-        parser.error(f"--survival {bad[0]:g}: expected probabilities between 0 and 1, without both")
     predictor, dataset, output = opened(args)
     record = run(predictor, dataset, args.thresholds, args.survival, output)
     print(tables(record))

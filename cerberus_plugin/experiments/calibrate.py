@@ -31,7 +31,7 @@ from ..search.calibration.run_calibration import read_calibration as read_calibr
 from ..utils.commands import run_command
 from ..utils.files import file_sha256, write_json, write_text
 from .calibration_page import Curves, plot, table
-from .gathering import gather, halves, opened, run_parser
+from .gathering import gather, halves, opened, run_parser, share
 
 FALSE_MATCH_RATES = (1e-2, 1e-3, 1e-4)
 ACCURACY = 0.95
@@ -229,23 +229,18 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser(__doc__, "model", os.path.dirname(CALIBRATION_FILE))
-    parser.add_argument("--false-match-rate", type=float, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
+    parser.add_argument("--false-match-rate", type=share, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
                         help="shares of pairs of two persons that may be taken for one; %(default)s if left out")
-    parser.add_argument("--accuracy", type=float, default=ACCURACY,
+    parser.add_argument("--accuracy", type=share, default=ACCURACY,
                         help="wanted of the answers that are given; the others are \"cannot tell\"; %(default)s if "
                              "left out")
-    parser.add_argument("--confidence", type=float, default=calibration.CONFIDENCE,
+    parser.add_argument("--confidence", type=share, default=calibration.CONFIDENCE,
                         help="that what is fitted holds on other people: of so large a share of samples of people like "
                              "those it is fitted on; %(default)s if left out. Less takes fewer people, and more luck")
-    parser.add_argument("--prior", type=float, default=PRIOR,
+    parser.add_argument("--prior", type=share, default=PRIOR,
                         help="probability that two pictures show the same person before looking at them; %(default)s "
                              "if left out")
     args = parser.parse_args(arguments)
-    for option, values in (("--false-match-rate", args.false_match_rate), ("--accuracy", [args.accuracy]),
-                           ("--confidence", [args.confidence]), ("--prior", [args.prior])):
-        bad = [value for value in values if not 0 < value < 1]
-        if bad:
-            parser.error(f"{option} {bad[0]:g}: expected a share between 0 and 1, without both")
     predictor, dataset, output = opened(args)
     record = run(predictor, dataset, sorted(set(args.false_match_rate), reverse=True), args.accuracy, args.prior,
                  output, args.confidence)

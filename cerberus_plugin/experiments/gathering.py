@@ -28,6 +28,14 @@ def run_parser(description: str, model: str, folder: str, data: str = "test data
     return parser
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1, without both, for `add_argument`."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share between 0 and 1, without both")
+    return value
+
+
 def opened(args: argparse.Namespace) -> tuple[CerberusPredictor, str, Path]:
     """The run of `run_parser`, its test data set, and the folder of the results, which is made."""
     predictor = CerberusPredictor(args.run, args.weights, args.device)

@@ -70,7 +70,7 @@ def test_a_model_without_attributes_and_numbers_that_are_no_probabilities_are_re
     with pytest.raises(ValueError, match="this model predicts no attributes with a probability"):
         accelerate.main([cfg.OUTPUT_DIR, "--device", "cpu"])
     for option, value, message in (("--thresholds", "1.5", "--thresholds 1.5: expected probabilities"),
-                                   ("--survival", "1", "--survival 1: expected probabilities")):
+                                   ("--survival", "1", "--survival: 1: expected a share")):
         with pytest.raises(SystemExit):
             accelerate.main([cfg.OUTPUT_DIR, option, value])
         assert message in capsys.readouterr().err

@@ -263,7 +263,7 @@ def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
 def test_numbers_that_are_no_shares_are_refused(folder, capsys, option, value):
     with pytest.raises(SystemExit):
         calibrate.main([str(folder), option, value])
-    assert f"{option} {value}: expected a share between 0 and 1, without both" in capsys.readouterr().err
+    assert f"{option}: {value}: expected a share between 0 and 1, without both" in capsys.readouterr().err
 
 
 def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):

@@ -241,8 +241,8 @@ def test_batches_without_outfits_and_unknown_settings_are_refused():
     given = prcc()
     with pytest.raises(ValueError, match="needs batches with 'outfits'.*such as PRCC or LTCC"):
         task()(Gathered(given.embeddings, given.pids, given.camids, None, given.num_query))
-    with pytest.raises(ValueError, match="setting is 'naked', expected of standard, cloth-changing"):
-        task(settings=("naked",))
+    with pytest.raises(ValueError, match="setting is 'naked', expected one of standard, cloth-changing"):
+        task(settings=("naked",))(given)
 
 
 def test_one_table_shows_all_settings_with_the_floor_beneath():
