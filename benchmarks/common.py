@@ -3,21 +3,12 @@
 import json
 import pathlib
 import sys
-import time
 
 from cerberus_plugin.utils.environment import hardware, versions
+from cerberus_plugin.utils.environment import timed as timed
 
 import torch
 from tabulate import tabulate
-
-
-def timed(function, *args, **kwargs):
-    """Seconds, result; what a CUDA device was asked for is waited for."""
-    start = time.perf_counter()
-    result = function(*args, **kwargs)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def table(headers, rows) -> str:

@@ -82,12 +82,10 @@ def compared(values: dict[str, list[float]], apart: list[float]) -> list[str]:
 
 
 def draw(path: Path, curves: dict) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure((7, 3.5), layout="constrained")
+    axes = figure.subplots()
     for (name, runs), colour in zip(curves.items(), ("tab:blue", "tab:orange")):
         for i, losses in enumerate(runs):
             axes.plot(losses, color=colour, alpha=0.6, linewidth=1, label=name if i == 0 else None)

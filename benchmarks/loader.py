@@ -23,7 +23,6 @@ from cerberus_plugin.data import resident
 from cerberus_plugin.data.build import build_train_loader
 from cerberus_plugin.host.data import usable_cores
 from cerberus_plugin.synthetic.dataset import draw_dataset
-from cerberus_plugin.utils.environment import hardware, versions
 
 import torch
 from common import table, write
@@ -73,8 +72,7 @@ def main() -> None:
                   f"{100 * r['waiting_share']:.2f}", f"{100 * r['input_share']:.2f}"] for r in training]))
     if args.output:
         write(args.output, {"device": args.device, "size": args.size, "batch": args.batch, "loading": loading,
-                            "training": training, "config": args.config.name, "train_batch": args.train_batch,
-                            "hardware": hardware(), "versions": versions()})
+                            "training": training, "config": args.config.name, "train_batch": args.train_batch})
 
 
 def draw(root: pathlib.Path, ids: int) -> pathlib.Path:

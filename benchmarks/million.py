@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 from cerberus_plugin.metrics.distances import pairwise
-from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, PART_ENTRIES, reid_metrics, reid_metrics_streamed
+from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, PART_ENTRIES, reid_metrics, reid_metrics_from_features
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def rank(folder: pathlib.Path, metric: str, device: str) -> None:
 
     torch.zeros(1, device=device)
     before = peak_resident_bytes()
-    total, result = timed(reid_metrics_streamed, *read(folder), metric=metric, device=device, report=report)
+    total, result = timed(reid_metrics_from_features, *read(folder), metric=metric, device=device, report=report)
     np.savez(folder / "figures.npz", **{name: getattr(result.queries, name).numpy() for name in FIGURES})
     (folder / "record.json").write_text(json.dumps({
         "seconds": seconds | {"both": total}, "resident_bytes_before": before,

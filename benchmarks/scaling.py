@@ -123,13 +123,11 @@ def main() -> None:
 
 
 def draw(path: Path, cost: dict) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = ("image height", "backbone", "identities", "semantic IDs", "gallery")
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 2.8), layout="constrained")
+    figure = Figure((13, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels))
     for name, axis in zip(panels, axes):
         for label in (name, f"{name}, sampled"):
             rows = cost.get(label)

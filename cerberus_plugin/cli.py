@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 # Modules that import numpy are imported inside the jobs, so that `cerberus --help` starts quickly.
 import cerberus_plugin
 
-from .utils.files import replace_unprintable, write_whole
+from .utils.commands import replace_unprintable
+from .utils.files import write_whole
 
 if TYPE_CHECKING:
     from .search.gallery import GalleryIndex, Hit, Prefilter, Query

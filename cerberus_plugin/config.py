@@ -349,15 +349,26 @@ def is_among(key: str, sections: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
-def flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Values of a configuration by dotted key; tuples as lists, as JSON and YAML have them."""
+def flat(values: Mapping, separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Values of a configuration or another nested record by dotted key; tuples as lists, as JSON and YAML have them."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flat(value, separator, f"{prefix}{key}{separator}")
         else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def with_values(cfg: CN, values: Mapping[str, Any]) -> CN:
+    """A frozen copy of a configuration with other values, by dotted key."""
+    copy = cfg.clone()
+    copy.defrost()
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, copy)[last] = value
+    copy.freeze()
+    return copy
 
 
 @functools.cache

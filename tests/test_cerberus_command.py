@@ -12,6 +12,7 @@ from pathlib import Path
 from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.search.calibration import Calibration
 from cerberus_plugin.search.gallery import GalleryIndex
+from cerberus_plugin.utils.commands import run_command
 
 import pytest
 from support.galleries import QUIET, BandEncoder, draw_many, market_words
@@ -93,11 +94,25 @@ def test_a_console_of_another_encoding_shows_every_row_with_question_marks(galle
 
 
 def test_every_command_replaces_what_the_console_cannot_show():
-    """Each module of the package with a `main` prints through `replace_unprintable`."""
-    commands = [path for path in (ROOT / "cerberus_plugin").rglob("*.py") if "\ndef main(" in path.read_text()]
+    """Modules that are run go through `run_command`; the `cerberus` command has messages of its own."""
+    commands = [path for path in (ROOT / "cerberus_plugin").rglob("*.py")
+                if path.name == "__main__.py" or '\nif __name__ == "__main__":' in path.read_text()]
     assert len(commands) > 8
     for path in commands:
-        assert "    replace_unprintable()\n" in path.read_text(), path
+        assert "run_command(main)\n" in path.read_text() or path.name == "cli.py", path
+
+
+def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
+    def raising(error):
+        raise error
+
+    for error in (ValueError("--top is 0"), FileNotFoundError("runs/demo: not found")):
+        with pytest.raises(SystemExit, match=f"^error: {error}$"):
+            run_command(lambda error=error: raising(error))
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)
+    with pytest.raises(SystemExit, match="^stopped; the same command goes on"):
+        run_command(lambda: raising(KeyboardInterrupt()))
 
 
 def test_words_search_without_a_model(gallery, tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
     found = {path for path in (ROOT / "cerberus_plugin").rglob("*")
              if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert found and found <= shipped
-    assert {"pandas", "Jinja2"} <= {item.split(">")[0] for item in asked["install_requires"]}
+    assert "Jinja2" in {item.split(">")[0] for item in asked["install_requires"]}
 
 
 def test_the_workflow_runs_what_a_change_must_pass():

@@ -42,8 +42,8 @@ from ..modeling import precision
 from ..modeling.build import groups_of, load_model, needs_labels, needs_prototypes, reader_of, with_precision
 from ..modeling.checkpoint_tables import begin_from_other_weights
 from ..utils import environment
+from ..utils.commands import replace_unprintable
 from ..utils.distributed import synchronise_batch_norm, unwrapped
-from ..utils.files import replace_unprintable
 from .hooks import (
     AgreeOnStatistics,
     BeforeEvaluations,

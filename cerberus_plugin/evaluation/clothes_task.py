@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..metrics.outfits import SETTINGS, draw_single_shot
+from ..metrics.outfits import draw_single_shot
 from ..metrics.ranking import ReIDResult
 from .embeddings import Gathered
 
@@ -39,12 +39,6 @@ class ClothesTask:
     settings: Sequence[str]
     draws: int = 10
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        unknown = [setting for setting in self.settings if setting not in (*SETTINGS, SINGLE_SHOT)]
-        if unknown:
-            raise ValueError(f"ClothesTask: the setting is '{unknown[0]}', expected of "
-                             f"{', '.join((*SETTINGS, SINGLE_SHOT))}")
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         if gathered.outfits is None:

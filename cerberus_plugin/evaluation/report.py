@@ -197,6 +197,12 @@ def _format(header: str, value) -> str:
     return f"{value:.0f}" if header == "queries" and value is not None else percent(value)
 
 
+def aligned(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str = "simple") -> str:
+    """A table with names at the left and figures at the right."""
+    return tabulate(rows, headers, tablefmt=form, disable_numparse=True,
+                    colalign=("left", *["right"] * (len(headers) - 1)))
+
+
 def percent(value: float | None) -> str:
     """A figure as tables show it; nothing where there is none."""
     if value is None:

@@ -34,15 +34,13 @@ class Difference:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and the sample's standard deviation where there are two values or more."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Mean of the values that are defined, NaN of none; and their sample deviation, where there are two or more."""
+    values = [value for value in values if not math.isnan(value)]
+    return (statistics.fmean(values) if values else math.nan), statistics.stdev(values) if len(values) > 1 else None
 
 
 def spread(values: Sequence[float]) -> str:
-    """"89.83 ± 0.12", percent; the mean alone of one value, nothing of none."""
-    values = [value for value in values if value is not None and not math.isnan(value)]
-    if not values:
-        return ""
+    """"89.83 ± 0.12", percent; the mean alone of one value, "undefined" of none."""
     mean, deviation = mean_and_deviation(values)
     return report.percent(mean) if deviation is None else f"{report.percent(mean)} ± {report.percent(deviation)}"
 

@@ -9,18 +9,12 @@ promise holds is measured on the test identities that were not chosen on. Writes
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
@@ -36,12 +30,14 @@ from ..inference import (
     critical_thresholds,
     identities_needed,
 )
+from ..metrics.counting import Identities
 from ..metrics.distances import between, pairwise, prepare, squares
 from ..metrics.filtered import FilteredResult, filtered_metrics
-from ..metrics.ranking import block_rows
 from ..predictor import CerberusPredictor
-from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from .gathering import gather, halves, tested_on
+from ..utils.commands import run_command
+from ..utils.environment import timed
+from ..utils.files import write_figure, write_json, write_text
+from .gathering import gather, halves, opened, run_parser, share
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
@@ -97,16 +93,9 @@ class Retrieval:
 
     def matches(self) -> CriticalPairs:
         """All true matches."""
-        query_pids, query_camids, gallery_pids, gallery_camids = self.ids
-        critical, identities = [], []
-        rows = block_rows(len(gallery_pids))
-        for start in range(0, len(query_pids), rows):
-            block = slice(start, start + rows)
-            match = (query_pids[block, None] == gallery_pids) & (query_camids[block, None] != gallery_camids)
-            q, g = match.nonzero(as_tuple=True)
-            critical.append(critical_thresholds(self.asked.rows(q + start), self.known.rows(g)))
-            identities.append(gallery_pids[g])
-        return CriticalPairs(torch.cat(critical), torch.cat(identities))
+        pairs = Identities(self.gallery.pids, self.gallery.camids).pairs(self.query.pids, self.query.camids)
+        query, column = pairs.query[pairs.match], pairs.column[pairs.match]
+        return CriticalPairs(critical_thresholds(self.asked.rows(query), self.known.rows(column)), self.gallery.pids[column])
 
     def seconds(self, threshold: float | None) -> tuple[float, float]:
         """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
@@ -129,8 +118,8 @@ class Retrieval:
             def search(rows: slice) -> None:
                 accelerated.search(embeddings[rows], self.asked.rows(rows), TOP)
 
-        each = [_timed(lambda q=q: search(slice(q, q + 1))) for q in some]
-        return torch.tensor(each).median().item(), _timed(lambda: search(slice(None)))
+        each = [timed(search, slice(q, q + 1))[0] for q in some]
+        return torch.tensor(each).median().item(), timed(search, slice(None))[0]
 
 
 def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
@@ -183,7 +172,8 @@ def tables(record: dict) -> str:
 
 def plot(record: dict, held_out: CriticalPairs, test: CriticalPairs, path: Path) -> None:
     """Left: what speed costs. Right: the survival of true matches, and the promises."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure((11, 4.2), layout="constrained")  # not pyplot's: its backend is a notebook's
+    left, right = figure.subplots(1, 2)
     rows = [row for row in record["sweep"] if row["threshold"] is not None]
     for name, colour in (("Rank-1", "#1f77b4"), ("mAP", "#d62728")):
         left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
@@ -205,14 +195,13 @@ def plot(record: dict, held_out: CriticalPairs, test: CriticalPairs, path: Path)
     right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
     right.legend(loc="upper left", fontsize=8)
     write_figure(path, figure, 110)
-    plt.close(figure)
 
 
 def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], survival: list[float],
         output: Path) -> dict:
     """The whole experiment; returns what acceleration.json holds."""
     if not hasattr(predictor.reader, "confidences"):
-        raise SystemExit(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
+        raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
                          "nothing can be filtered; use a run of Cerberus, APR or ARN.")
     metric = predictor.cfg.TEST.METRIC
     retrieval = Retrieval(gather(predictor, dataset), predictor.reader, metric)
@@ -238,40 +227,20 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
     return record
 
 
-def _timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a trained Cerberus, APR or ARN")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help="test data set; the run's first if left out")
+    parser = run_parser(__doc__, "Cerberus, APR or ARN", "acceleration")
     parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU")
-    parser.add_argument("--survival", type=float, nargs="+", default=list(SURVIVAL), metavar="P",
+    parser.add_argument("--survival", type=share, nargs="+", default=list(SURVIVAL), metavar="P",
                         help="wanted probabilities that a true match survives")
-    parser.add_argument("--output", type=Path, help="folder of the results; RUN/acceleration if left out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
     bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
     if bad:
         parser.error(f"--thresholds {bad[0]:g}: expected probabilities between 0 and 1")
-    bad = [wanted for wanted in args.survival if not 0 < wanted < 1]
-    if bad:
-        parser.error(f"--survival {bad[0]:g}: expected probabilities between 0 and 1, without both")
-    predictor = CerberusPredictor(args.run, args.weights, args.device)
-    dataset = tested_on(predictor, args.dataset, parser)
-    output = args.output or args.run / "acceleration"
-    os.makedirs(output, exist_ok=True)
+    predictor, dataset, output = opened(args)
     record = run(predictor, dataset, args.thresholds, args.survival, output)
     print(tables(record))
     print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png (look at it)")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,7 +10,6 @@ that were not fitted on. Writes calibration.txt, calibration.png, and calibratio
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..evaluation.embeddings import Gathered
 from ..evaluation.manifest import config_sha256
@@ -28,9 +28,10 @@ from ..search import calibration
 from ..search.calibration.record import CALIBRATION_FORMAT
 from ..search.calibration.run_calibration import CALIBRATION_FILE
 from ..search.calibration.run_calibration import read_calibration as read_calibration
-from ..utils.files import file_sha256, replace_unprintable, write_json, write_text
+from ..utils.commands import run_command
+from ..utils.files import file_sha256, write_json, write_text
 from .calibration_page import Curves, plot, table
-from .gathering import gather, halves, tested_on
+from .gathering import gather, halves, opened, run_parser, share
 
 FALSE_MATCH_RATES = (1e-2, 1e-3, 1e-4)
 ACCURACY = 0.95
@@ -50,11 +51,10 @@ def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gath
     Without the flip test, as `CerberusPredictor` embeds pictures.
     """
     if dataset == HELD_OUT:
-        raise SystemExit(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
+        raise ValueError(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
                          "name a test data set")
     bare = copy.copy(predictor)
-    bare.cfg = predictor.cfg.clone()
-    bare.cfg.TEST.FLIP.ENABLED = False
+    bare.cfg = with_values(predictor.cfg, {"TEST.FLIP.ENABLED": False})
     test = gather(bare, dataset)
     people = test.query.pids.unique()
     if predictor.cfg.DATASETS.HOLD_OUT:
@@ -212,7 +212,7 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
             columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy, confidence)
         pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior, confidence)
     except ValueError as error:
-        raise SystemExit(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
+        raise ValueError(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
                          "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
     cfg = predictor.cfg
     record = {"format": CALIBRATION_FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE,
@@ -229,35 +229,20 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a trained model")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help="test data set; the run's first if left out")
-    parser.add_argument("--false-match-rate", type=float, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
+    parser = run_parser(__doc__, "model", os.path.dirname(CALIBRATION_FILE))
+    parser.add_argument("--false-match-rate", type=share, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
                         help="shares of pairs of two persons that may be taken for one; %(default)s if left out")
-    parser.add_argument("--accuracy", type=float, default=ACCURACY,
+    parser.add_argument("--accuracy", type=share, default=ACCURACY,
                         help="wanted of the answers that are given; the others are \"cannot tell\"; %(default)s if "
                              "left out")
-    parser.add_argument("--confidence", type=float, default=calibration.CONFIDENCE,
+    parser.add_argument("--confidence", type=share, default=calibration.CONFIDENCE,
                         help="that what is fitted holds on other people: of so large a share of samples of people like "
                              "those it is fitted on; %(default)s if left out. Less takes fewer people, and more luck")
-    parser.add_argument("--prior", type=float, default=PRIOR,
+    parser.add_argument("--prior", type=share, default=PRIOR,
                         help="probability that two pictures show the same person before looking at them; %(default)s "
                              "if left out")
-    parser.add_argument("--output", type=Path, help="folder of the results; RUN/calibration, where it is used, if left "
-                                                    "out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
     args = parser.parse_args(arguments)
-    for option, values in (("--false-match-rate", args.false_match_rate), ("--accuracy", [args.accuracy]),
-                           ("--confidence", [args.confidence]), ("--prior", [args.prior])):
-        bad = [value for value in values if not 0 < value < 1]
-        if bad:
-            parser.error(f"{option} {bad[0]:g}: expected a share between 0 and 1, without both")
-    predictor = CerberusPredictor(args.run, args.weights, args.device)
-    dataset = tested_on(predictor, args.dataset, parser)
-    output = args.output or (args.run / CALIBRATION_FILE).parent
-    os.makedirs(output, exist_ok=True)
+    predictor, dataset, output = opened(args)
     record = run(predictor, dataset, sorted(set(args.false_match_rate), reverse=True), args.accuracy, args.prior,
                  output, args.confidence)
     print(table(record))
@@ -265,4 +250,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 
+from ..evaluation.report import aligned
 from ..search import calibration
 from ..utils.files import write_figure
 
@@ -55,7 +56,7 @@ def _columns_table(record: Mapping) -> str:
     mean += ["", f"{sum(100 * row['answered']['share'] for row in rows) / len(rows):.1f}", ""]
     headers = ["attribute", "temperature", "right % before", "after", "ECE % before", "after", "by chance",
                "Brier before", "after", "NLL before", "after", "withheld below", "answered %", "right of those %"]
-    return tabulate([*lines, mean], headers, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1)))
+    return aligned([*lines, mean], headers)
 
 
 def _columns_notes(record: Mapping) -> str:

@@ -6,7 +6,7 @@
 A study (`experiments.study`) with one run per lambda, all from one seed and without 100 training identities
 (DATASETS.HOLD_OUT), on which each is evaluated; no test image is looked at. The same command goes on after a kill and
 repeats no finished run. Several GPUs may share the work: start it on each with some of --lambdas and one SEED, then
-once with all of them.
+once with all of them. Writes lambda.json with the choice, and the report of the study: report.html and report.md.
 """
 
 from __future__ import annotations
@@ -17,25 +17,22 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from fastreid.config import CfgNode
-from tabulate import tabulate
 
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..engine.trainer import read_config, start
 from ..evaluation import report
-from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from . import study
+from ..utils.commands import run_command
+from ..utils.files import write_json
+from . import page, study
 from .study import Study, Variant
 
 LAMBDAS = tuple(tenths / 10 for tenths in range(11))
 HOLD_OUT = 100  # of the 751 of Market-1501, as in the paper
-COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "PAR/mA_official": "PAR mA official", "PAR/mA_binary": "binary",
-           "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP (rectangle)"}
-FIGURES = (*report.REID, *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/mAP", "APS/Rank-1")  # more is better
+# More is better; the picture of the report shows the first three.
+FIGURES = tuple(dict.fromkeys(("mAP", "PAR/mA_official", "APS/mAP", *report.REID,
+                               *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/Rank-1")))
 
 
 def study_of(lambdas: Sequence[float]) -> Study:
@@ -47,27 +44,26 @@ def study_of(lambdas: Sequence[float]) -> Study:
 
 
 def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") -> float:
-    """Train APR with each lambda, and write lambda.txt, lambda.json and lambda.png; the best one.
+    """Train APR with each lambda, and write lambda.json and the report; the best one.
 
     Args:
         cfg: of APR, with DATASETS.HOLD_OUT and a SEED; the study and its runs lie in its OUTPUT_DIR.
         by: name of the figure on the held-out identities that is to be highest; of equal ones the larger lambda.
     """
     def read(variant: Variant, seed: int) -> CfgNode:
-        own = cfg.clone()
-        own.defrost()
-        own.SEED, own.MODEL.APR.LAMBDA = seed, variant.options["MODEL.APR.LAMBDA"]
-        own.freeze()
-        return own
+        return with_values(cfg, variant.options)
 
-    chosen = study_of(lambdas)
-    study.run(chosen, read, [cfg.SEED], cfg.OUTPUT_DIR)
-    folders = {run.variant.x: run.cfg.OUTPUT_DIR for run in study.plan(chosen, read, [cfg.SEED], cfg.OUTPUT_DIR)}
-    figures = {value: report.read_results(folder)["results"][HELD_OUT] for value, folder in folders.items()}
+    found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR)
+    runs = {row["x"]: run for row in found["variants"] for run in row["runs"] if run["seed"] == cfg.SEED}
+    figures = {value: run["results"][HELD_OUT] for value, run in runs.items()}
     best = best_lambda({value: row[by] for value, row in figures.items()}, by)
-    conclusion = _conclusion(cfg, best, by, figures)
-    _write(cfg, best, by, figures, folders, conclusion)
-    print(f"{table(figures)}\n\n{conclusion}")
+    write_json(os.path.join(cfg.OUTPUT_DIR, "lambda.json"), {
+        "chosen": best, "by": by, "held-out identities": cfg.DATASETS.HOLD_OUT,
+        "hold-out seed": cfg.DATASETS.HOLD_OUT_SEED, "seed": cfg.SEED,
+        "runs": [{"lambda": value, "folder": runs[value]["folder"], "results": row}
+                 for value, row in sorted(figures.items())]})
+    page.write(cfg.OUTPUT_DIR)
+    print(f"{page.text(Path(cfg.OUTPUT_DIR, 'lambdas.json'))}\n\n{_conclusion(cfg, best, by, figures)}")
     return best
 
 
@@ -91,20 +87,13 @@ def check_lambdas(lambdas: Sequence[float]) -> None:
         raise ValueError(f"--lambdas has {', '.join(twice)} more than once; give each lambda once")
 
 
-def check_by(by: str) -> None:
-    if by not in FIGURES:
-        raise ValueError(f"--by is '{by}', expected one of {', '.join(FIGURES)}")
-
-
 def prepare(cfg: CfgNode) -> CfgNode:
     """The configuration with identities held out and tested on alone, and the seed of runs that are there already."""
     name = cfg.MODEL.META_ARCHITECTURE
     if name != "APR":
         raise ValueError(f"MODEL.META_ARCHITECTURE is '{name}', which has no lambda; expected APR, as in "
                          "configs/Market1501/apr_R50.yml")
-    if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        raise ValueError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds a training run, whose config.yaml would be overwritten; "
-                         "append `OUTPUT_DIR another/folder` to the command")
+    study.check_output(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.HOLD_OUT = cfg.DATASETS.HOLD_OUT or HOLD_OUT
@@ -113,29 +102,6 @@ def prepare(cfg: CfgNode) -> CfgNode:
         earlier = sorted(Path(cfg.OUTPUT_DIR, study.RUNS).glob("lambda_*/seed_*"))
         cfg.SEED = int(earlier[0].name.removeprefix("seed_")) if earlier else cfg.SEED
     return cfg
-
-
-def table(figures: Mapping[float, Mapping[str, float]]) -> str:
-    """Lambda against the figures, percent."""
-    rows = [[f"{value:g}", *(report.percent(row[key]) for key in COLUMNS)] for value, row in sorted(figures.items())]
-    return tabulate(rows, headers=["lambda", *COLUMNS.values()], disable_numparse=True, stralign="right")
-
-
-def draw(path: str, figures: Mapping[float, Mapping[str, float]], best: float, by: str) -> None:
-    """Both tasks against lambda, one above the other, as their ranges differ."""
-    values = sorted(figures)
-    figure, axes = plt.subplots(2, 1, figsize=(6.5, 5.5), sharex=True, layout="constrained")
-    for axis, key, label, colour in zip(axes, ("mAP", "PAR/mA_official"), ("reID mAP (%)", "PAR mA, official (%)"),
-                                        ("tab:blue", "tab:orange")):
-        axis.plot(values, [figures[value][key] for value in values], marker="o", color=colour)
-        axis.axvline(best, color="0.4", linestyle="--", linewidth=1)
-        axis.set_ylabel(label, fontsize=12)
-        axis.grid(alpha=0.3)
-    axes[0].set_title(f"dashed: lambda {best:g}, highest {by} on held-out identities", fontsize=12)
-    axes[1].set_xlabel("lambda: share of the identity losses", fontsize=12)
-    axes[1].set_xticks(values, [f"{value:g}" for value in values])
-    write_figure(path, figure, 150)
-    plt.close(figure)
 
 
 def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapping[str, float]]) -> str:
@@ -148,19 +114,6 @@ def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapp
             f"each, seed {cfg.SEED})")
 
 
-def _write(cfg: CfgNode, best: float, by: str, figures: Mapping, folders: Mapping, conclusion: str) -> None:
-    def path(suffix: str) -> str:
-        return os.path.join(cfg.OUTPUT_DIR, f"lambda.{suffix}")
-
-    write_text(path("txt"), f"{table(figures)}\n\n{conclusion}\n")
-    write_json(path("json"), {
-        "chosen": best, "by": by, "held-out identities": cfg.DATASETS.HOLD_OUT,
-        "hold-out seed": cfg.DATASETS.HOLD_OUT_SEED, "seed": cfg.SEED,
-        "runs": [{"lambda": value, "folder": os.path.relpath(folders[value], cfg.OUTPUT_DIR), "results": row}
-                 for value, row in sorted(figures.items())]})
-    draw(path("png"), figures, best, by)
-
-
 def _split(words: Sequence[str]) -> tuple[list[float], list[str]]:
     """Numbers, and the KEY VALUE that argparse takes for more of them."""
     first = next((place for place, word in enumerate(words) if word[:1].isalpha()), len(words))
@@ -168,11 +121,10 @@ def _split(words: Sequence[str]) -> tuple[list[float], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="of APR, such as configs/Market1501/apr_R50.yml")
     parser.add_argument("--lambdas", nargs="+", default=list(map(str, LAMBDAS)), help="0 0.1 ... 1 if not given")
-    parser.add_argument("--by", default="mAP", help=f"figure on held-out identities: {', '.join(FIGURES)}")
+    parser.add_argument("--by", default="mAP", choices=FIGURES, help="figure on held-out identities")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the configuration, last")
     args = parser.parse_args(arguments)
     try:
@@ -181,13 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--lambdas: {error}")
     args.opts = options + args.opts
     check_lambdas(lambdas)
-    check_by(args.by)
-    try:
-        cfg = start(prepare(read_config(args)), args)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    choose(cfg, lambdas, args.by)
+    choose(start(prepare(read_config(args)), args), lambdas, args.by)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

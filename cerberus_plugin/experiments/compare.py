@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastreid.config import CfgNode
-from tabulate import tabulate
 
 from ..config import merge_file
 from ..data.splits import HELD_OUT
 from ..evaluation import report
 from ..metrics.outfits import CHANGES
-from ..utils.files import replace_unprintable, write_json, write_text
+from ..utils.commands import run_command
+from ..utils.files import write_json, write_text
 from .manifest_diff import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
@@ -158,8 +158,7 @@ def table(runs: Sequence[Run], form: str = "simple") -> str:
     """The runs under each other; a table a test data set, with its name above it where there are several."""
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
-    tables = [tabulate(rows_of(runs, test), headers, tablefmt=form, disable_numparse=True,
-                       colalign=("left", *["right"] * (len(headers) - 1))) for test in tests]
+    tables = [report.aligned(rows_of(runs, test), headers, form) for test in tests]
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
 
 
@@ -180,7 +179,6 @@ def to_json(runs: Sequence[Run]) -> list[Mapping]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
     parser.add_argument("--output", help="folder for comparison.md and comparison.json")
@@ -195,4 +193,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attributes import MARKET1501, MISSING, SIDTable
+from ..config import with_values
 from ..engine.trainer import CerberusTrainer
 from ..modeling import precision
 from ..utils import environment
@@ -64,7 +64,7 @@ def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float
     precisions and the machine that they hang on. The run's own folder is left as it is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        found = _times(_in(folder, cfg), warm, steps)
+        found = _times(with_values(cfg, {"OUTPUT_DIR": folder}), warm, steps)
     gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
     hardware = environment.hardware(cfg.MODEL.DEVICE)
     half = precision.computes_in_half(torch.device(cfg.MODEL.DEVICE))
@@ -83,7 +83,7 @@ def _times(cfg: CfgNode, warm: int, steps: int) -> dict[str, float | int]:
             trainer.run_step()
             trainer.storage.step()
 
-        step_seconds = _median(step, cfg.MODEL.DEVICE, warm, steps)
+        step_seconds = _median(step, warm, steps)
     height, width = cfg.INPUT.SIZE_TEST
     model = trainer.model.eval()
     images = torch.rand(cfg.TEST.IMS_PER_BATCH, 3, height, width, device=cfg.MODEL.DEVICE) * 255
@@ -94,27 +94,13 @@ def _times(cfg: CfgNode, warm: int, steps: int) -> dict[str, float | int]:
 
     return {"seconds a training step": step_seconds, "images a step": cfg.SOLVER.IMS_PER_BATCH,
             "milliseconds a training image": 1000 * step_seconds / cfg.SOLVER.IMS_PER_BATCH,
-            "images a second, extraction": len(images) / _median(extract, cfg.MODEL.DEVICE, warm, steps),
+            "images a second, extraction": len(images) / _median(extract, warm, steps),
             "images a batch, extraction": len(images)}
 
 
-def _in(folder: str, cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = folder
-    cfg.freeze()
-    return cfg
-
-
-def _median(work: Callable[[], None], device: str, warm: int, steps: int) -> float:
+def _median(work: Callable[[], None], warm: int, steps: int) -> float:
     """Seconds that `work` takes."""
-    seconds = []
-    for _ in range(warm + steps):
-        begun = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+    seconds = [environment.timed(work)[0] for _ in range(warm + steps)]
     return torch.tensor(seconds[warm:]).median().item()
 
 

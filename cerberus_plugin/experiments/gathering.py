@@ -1,8 +1,9 @@
-"""What an experiment on a finished run asks first: one pass over a test data set, and identities to choose on."""
+"""What experiments on a finished run share: their options, one pass over a test data set, identities to choose on."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from fastreid.evaluation import inference_on_dataset
@@ -15,12 +16,35 @@ from ..evaluation.manifest import of_test
 from ..predictor import CerberusPredictor
 
 
-def tested_on(predictor: CerberusPredictor, asked: str | None, parser: argparse.ArgumentParser) -> str:
-    """The test data set that was asked for, or the run's first: its held-out identities are to choose on."""
-    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
-    if not (asked or tests):
-        parser.error("the run was tested on held-out identities alone; name a test data set by --dataset")
-    return asked or tests[0]
+def run_parser(description: str, model: str, folder: str, data: str = "test data set") -> argparse.ArgumentParser:
+    """Options of every experiment on a run of some model, which writes to a folder in it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help=f"folder of a trained {model}")
+    parser.add_argument("--weights", help="another checkpoint of it")
+    parser.add_argument("--dataset", help=f"{data}; the run's first if left out")
+    parser.add_argument("--output", type=Path, help=f"folder of the results; RUN/{folder} if left out")
+    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
+    parser.set_defaults(folder=folder)
+    return parser
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, without both, for `add_argument`."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share between 0 and 1, without both")
+    return value
+
+
+def opened(args: argparse.Namespace) -> tuple[CerberusPredictor, str, Path]:
+    """The run of `run_parser`, its test data set, and the folder of the results, which is made."""
+    predictor = CerberusPredictor(args.run, args.weights, args.device)
+    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]  # those identities are to choose on
+    if not (args.dataset or tests):
+        raise ValueError(f"{args.run}: tested on held-out identities alone; name a test data set by --dataset")
+    output = args.output or args.run / args.folder
+    output.mkdir(parents=True, exist_ok=True)
+    return predictor, args.dataset or tests[0], output
 
 
 def gather(predictor: CerberusPredictor, name: str) -> Gathered:

@@ -11,21 +11,16 @@ for `experiments.compare`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from tabulate import tabulate
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..attributes import GROUPS
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..engine.trainer import write_results
 from ..evaluation import manifest, report
@@ -34,8 +29,9 @@ from ..evaluation.embeddings import Gathered
 from ..evaluation.tasks import ReIDTask
 from ..metrics.outfits import CHANGES
 from ..predictor import GROUPS_FILE, CerberusPredictor
-from ..utils.files import replace_unprintable, write_figure, write_json, write_text
-from .gathering import gather, gather_with_account, halves, tested_on
+from ..utils.commands import run_command
+from ..utils.files import write_figure, write_json, write_text
+from .gathering import gather, gather_with_account, halves, opened, run_parser
 
 FIGURES = ("mAP", "Rank-1")
 
@@ -75,52 +71,47 @@ def named(choice: Sequence[str], groups: int = len(GROUPS)) -> str:
     return "all" if len(choice) == groups else ", ".join(choice)
 
 
-def _all_of(record: Mapping) -> list[str]:
-    """All groups of the model: the longest choice."""
-    return list(max((row["groups"] for row in record["choices"]), key=len))
-
-
 def table(record: Mapping) -> str:
     """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
-    groups = _all_of(record)
+    groups = record["choices"][0]["groups"]  # all of them
     marks = {tuple(groups): "all", tuple(record["chosen"]): "chosen"}
     lines = [[named(row["groups"], len(groups)), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
     headers = ["groups compared", *(f"{setting} {name}" for setting in CHANGES for name in FIGURES), ""]
     queries = ", ".join(f"{record['choices'][0][f'{setting}/queries']:.0f} {setting}" for setting in CHANGES)
     return (f"{record['dataset']}: {queries} queries of {record['measured on']}; groups chosen on "
-            f"{record['chosen on']}\n" + tabulate(lines, headers, disable_numparse=True,
-                                                  colalign=("left", *["right"] * 4, "left"))) + "\n"
+            f"{record['chosen on']}\n{report.aligned(lines, headers)}\n")
 
 
 def plot(record: Mapping, path: Path) -> None:
     """What each choice keeps of both settings; up is better for those who have changed, right for those who have not.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    figure = Figure((6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    groups = record["choices"][0]["groups"]  # all of them
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
-        emphasised = row["groups"] in (_all_of(record), record["chosen"])
+        emphasised = row["groups"] in (groups, record["chosen"])
         axes.plot(x, y, "o", color="#d62728" if emphasised else "#1f77b4", markersize=7 if emphasised else 4)
         if emphasised or len(row["groups"]) == 1:
-            axes.annotate(named(row["groups"], len(_all_of(record))), (x, y), xytext=(5, 4),
-                          textcoords="offset points", fontsize=8)
+            axes.annotate(named(row["groups"], len(groups)), (x, y), xytext=(5, 4), textcoords="offset points",
+                          fontsize=8)
     axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
              title="Groups compared: each alone, all, and the chosen (red)")
     axes.margins(0.12)
     write_figure(path, figure, 110)
-    plt.close(figure)
 
 
 def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     """The whole experiment; returns what groups.json holds."""
     cfg = predictor.cfg
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
-        raise SystemExit(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
+        raise ValueError(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
                          "Cerberus.")
     measuring, tested = gather_with_account(predictor, dataset)
     if measuring.outfits is None:
-        raise SystemExit(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
+        raise ValueError(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
                          "has some by --dataset, such as PRCC or LTCC.")
     choosing = gather(predictor, HELD_OUT) if cfg.DATASETS.HOLD_OUT else None
     held_out = choosing is not None and choosing.outfits is not None
@@ -131,7 +122,7 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     tried, measured = measure(choosing, cfg, groups), measure(measuring, cfg, groups)
     for of, figures in (("chosen on", tried), ("measured on", measured)):
         if not figures[groups]["cloth-changing/queries"]:
-            raise SystemExit(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
+            raise ValueError(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
                              "shows; raise DATASETS.HOLD_OUT for the training, or name another data set by --dataset.")
     chosen = best_of(tried)
     record = {"run": cfg.OUTPUT_DIR, "dataset": dataset, "chosen": list(chosen),
@@ -149,11 +140,8 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
 def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str, ...], gathered: Gathered,
                    tested: Mapping, output: Path) -> None:
     """results.json of the test data set by the chosen groups."""
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.TEST.GROUPS, cfg.DATASETS.TESTS = str(output), list(chosen), [dataset]
-    if len(chosen) == len(predictor.groups):
-        cfg.TEST.GROUPS = []
+    groups = [] if len(chosen) == len(predictor.groups) else list(chosen)
+    cfg = with_values(predictor.cfg, {"OUTPUT_DIR": str(output), "TEST.GROUPS": groups, "DATASETS.TESTS": [dataset]})
     task = ReIDTask(cfg, all_groups=predictor.groups)
     figures = task(gathered) | ClothesTask(task.ranker, CHANGES)(gathered)
     made = manifest.manifest(cfg, figures, {dataset: tested}, predictor.model, checkpoint=cfg.MODEL.WEIGHTS)
@@ -161,18 +149,8 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a trained Cerberus")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help="test data set with outfits; the run's first if left out")
-    parser.add_argument("--output", type=Path, help="folder of the results; RUN/groups if left out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
-    args = parser.parse_args(arguments)
-    predictor = CerberusPredictor(args.run, args.weights, args.device)
-    dataset = tested_on(predictor, args.dataset, parser)
-    output = args.output or args.run / "groups"
-    os.makedirs(output, exist_ok=True)
+    parser = run_parser(__doc__, "Cerberus", "groups", "test data set with outfits")
+    predictor, dataset, output = opened(parser.parse_args(arguments))
     record = run(predictor, dataset, output)
     print(table(record))
     chosen = named(record["chosen"], len(predictor.groups))
@@ -181,4 +159,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,8 +16,9 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
+from ..config import flat
 from ..evaluation import report
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
 
 SHOWN = 16  # digits of a hash in tables and messages
 
@@ -46,7 +47,7 @@ def show(manifest: Mapping) -> str:
 
 def differences(first: Mapping, second: Mapping) -> list[tuple[str, object, object]]:
     """Entries that are not the same, by their way through the manifest; None where one has no such entry."""
-    one, other = _entries(first), _entries(second)
+    one, other = flat(first, ": "), flat(second, ": ")
     return [(name, one.get(name), other.get(name)) for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
@@ -57,13 +58,6 @@ def difference_table(folders: tuple[str, str], different: list[tuple[str, object
                     ["", *folders], disable_numparse=True)
 
 
-def _entries(node: Mapping, way: str = "") -> dict[str, object]:
-    entries: dict[str, object] = {}
-    for key, value in node.items():
-        entries |= _entries(value, f"{way}{key}: ") if isinstance(value, Mapping) else {f"{way}{key}": value}
-    return entries
-
-
 def _cell(name: str, value) -> str:
     if value is None:
         return "none"
@@ -71,16 +65,12 @@ def _cell(name: str, value) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(prog="python -m cerberus_plugin.experiments.manifest_diff", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder with the results.json of a finished run or an evaluation")
     parser.add_argument("other", nargs="?", metavar="run2", help="another: print what differs")
     args = parser.parse_args(arguments)
-    try:
-        manifests = [read(folder) for folder in (args.run, args.other) if folder]
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    manifests = [read(folder) for folder in (args.run, args.other) if folder]
     if args.other:
         print(difference_table((args.run, args.other), differences(*manifests)))
     else:
@@ -88,4 +78,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

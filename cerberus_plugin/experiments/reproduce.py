@@ -24,19 +24,14 @@ from tabulate import tabulate
 
 from ..config import defaults, merge_file
 from ..engine.trainer import read_config, start
-from ..evaluation import report, spread
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
 from . import catalogue, page, study
-from .compare import COLUMNS
 from .costs import costs
 from .study import Study, Variant
 
 logger = logging.getLogger("fastreid.cerberus")
 
 BASE = "cerberus_"  # what names of base files begin with
-COSTS = {"parameters": "parameters", "multiply-adds, paper": "multiply-adds", "operations, torch": "operations, torch",
-         "seconds a training step": "s a step", "milliseconds a training image": "ms an image",
-         "images a second, extraction": "images a second"}
 
 
 def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Variant, int], CfgNode]:
@@ -96,59 +91,6 @@ def _flat(options: Mapping[str, object]) -> list:
     return [item for pair in options.items() for item in pair]
 
 
-def table(found: Mapping, test: str) -> str:
-    """A record's figures on a test data set, without those of single attributes, published rows beneath their own."""
-    keys = [key for key in found["figures"] if key in COLUMNS]
-    figures, rows = study.figures_of(found["variants"], test), []
-    for row in found["variants"]:
-        own = figures[row["name"]]
-        if own:
-            rows.append([f"{row['name']} ({len(own)} seed{'s' if len(own) > 1 else ''})",
-                         *(spread.spread([each.get(key) for each in own.values()]) for key in keys)])
-        published = row["published"].get(test)
-        if published:
-            rule = f"published, {row['rule']}" if row["rule"] else "published"
-            rows.append([f"{row['name']} ({rule})", *(report.percent(published.get(key)) for key in keys)])
-    return tabulate(rows, ["", *(COLUMNS[key] for key in keys)], disable_numparse=True,
-                    colalign=("left", *["right"] * len(keys)))
-
-
-def costs_table(found: Mapping) -> str:
-    rows = [[row["name"], *(f"{row['costs'][key]:,.3f}".rstrip("0").rstrip(".") if key in row["costs"] else ""
-                            for key in COSTS)]
-            for row in found["variants"] if "costs" in row]
-    return tabulate(rows, ["", *COSTS.values()], disable_numparse=True,
-                    colalign=("left", *["right"] * len(COSTS))) if rows else ""
-
-
-def text(found: Mapping) -> str:
-    """A record as it is printed: figures and claims of each test data set, then costs and what is missing.
-
-    Of runs that were tested by different rules the reason why there is no table.
-    """
-    parts = [f"{found['title']}\n{found['question']}"]
-    if found["refused"]:
-        return f"{parts[0]}\n\nNo table: {found['refused']}"
-    for test, sentences in found["claims"].items():
-        said = "".join(f"\n- {sentence}" for sentence in sentences)
-        parts.append(f"{test}\n{table(found, test)}" + (f"\n{said}" if said else ""))
-    parts += [part for part in (costs_table(found), _circumstances(found), found["note"]) if part]
-    if found["missing"]:
-        parts.append(f"missing: {len(found['missing'])} runs")
-    return "\n\n".join(parts)
-
-
-def _circumstances(found: Mapping) -> str:
-    """How the measured figures came about; what differs from the published ones is said on the page."""
-    runs = [each for row in found["variants"] for each in row["runs"]]
-    epochs = sorted({str(each["training"]["epochs"]) for each in runs if each["training"]})
-    sizes = sorted({"x".join(map(str, each["image size"])) for each in runs})
-    machines = sorted({each["hardware"].get("gpu") or each["hardware"]["processor"] for each in runs
-                       if each["hardware"]})
-    return (f"Measured: {', '.join(epochs)} epochs, images of {', '.join(sizes)}, on {', '.join(machines)}; what "
-            "differs from published figures is on the page.") if runs else ""
-
-
 def listing(num_seeds: int) -> str:
     """Every study with the work that it asks for."""
     rows, usual = [], defaults()
@@ -194,13 +136,10 @@ def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Seq
            or any(key in catalogue.STUDIES[name].options for name in names)]
     if own:
         raise ValueError(f"{own[0]} is given by a study itself; for seeds and folders use --seeds and --output")
-    if (output / "last_checkpoint").is_file():
-        raise ValueError(f"--output '{output}' holds a training run, whose config.yaml would be overwritten; choose "
-                         "another folder")
+    study.check_output(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
                         "configuration at the end of the command")
@@ -223,19 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(dry_run(studies, base, seeds, args.output, options))
         return
     args.opts = options
-    try:
-        readers = [reader(each, base, options) for each in studies]  # refuses before the first training
-        cfg = read_config(args)
-        cfg.OUTPUT_DIR = str(args.output)
-        start(cfg, args)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    readers = [reader(each, base, options) for each in studies]  # refuses before the first training
+    cfg = read_config(args)
+    cfg.OUTPUT_DIR = str(args.output)
+    start(cfg, args)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.reproduce",
                           *(sys.argv[1:] if arguments is None else arguments)])
     for each, read in zip(studies, readers):
-        found = study.run(each, read, seeds, args.output, command=command, config=str(base),
-                          measure=_costs_of_run if each.costs else None)
-        print(f"\n{text(found)}\n")
+        study.run(each, read, seeds, args.output, command=command, config=str(base),
+                  measure=_costs_of_run if each.costs else None)
+        print(f"\n{page.text(args.output / f'{each.name}.json')}\n")
     print("Report: " + ", ".join(str(path) for path in page.write(args.output)))
 
 
@@ -249,4 +185,4 @@ def _costs_of_run(cfg: CfgNode) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

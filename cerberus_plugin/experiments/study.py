@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastreid.config import CfgNode
 
-from ..config import FILLED, changed, flat
+from ..config import FILLED, changed, flat, with_values
 from ..engine import trainer
 from ..evaluation import report, spread
 from ..utils.files import json_sha256, write_json, write_text
@@ -127,12 +127,10 @@ def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[
     runs, folders = [], {}
     for seed in seeds:
         for variant in study.trained:
-            cfg = read(variant, seed).clone()
+            cfg = read(variant, seed)
             sha256 = fingerprint(cfg)
             folder = folders.setdefault(sha256, _folder(Path(output), variant, sha256))
-            cfg.defrost()
-            cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder / f"seed_{seed}")
-            cfg.freeze()
+            cfg = with_values(cfg, {"SEED": seed, "OUTPUT_DIR": str(folder / f"seed_{seed}")})
             runs.append(Run(variant, seed, cfg, sha256))
     return [_with_weights(run, runs) for run in runs]
 
@@ -219,6 +217,13 @@ def check_keys(study: Study, cfg: CfgNode) -> None:
                              "which is no key of the configuration; the keys are in cerberus_plugin/config.py")
 
 
+def check_output(output: str | Path) -> None:
+    """Refuse a folder that is that of a run."""
+    if Path(output, "last_checkpoint").is_file():
+        raise ValueError(f"{output}: holds a training run, whose config.yaml would be overwritten; choose another "
+                         "folder")
+
+
 def _folder(output: Path, variant: Variant, sha256: str) -> Path:
     """Where a configuration has been trained under whatever name, or else is to be."""
     earlier = sorted((output / RUNS).glob(f"*-{sha256[:8]}"))
@@ -231,10 +236,7 @@ def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
     if not run.variant.weights_of:
         return run
     source = next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
-    cfg = run.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = os.path.join(source.cfg.OUTPUT_DIR, WEIGHTS)
-    cfg.freeze()
+    cfg = with_values(run.cfg, {"MODEL.WEIGHTS": os.path.join(source.cfg.OUTPUT_DIR, WEIGHTS)})
     return Run(run.variant, run.seed, cfg, run.sha256, source)
 
 

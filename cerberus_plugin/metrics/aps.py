@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, block_rows, cmc_curve, rank_in_blocks
+from .ranking import Ranking, block_rows, rank_in_blocks
 
 PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle"}  # the rule of the AP in each protocol's own paper and code
 PROTOCOLS = tuple(PUBLISHED_AP)
@@ -25,13 +25,12 @@ class APSResult:
     """Figures of an attribute search, as shares of 1; means run over queries, each counting once.
 
     `num_unmatched` counts the queries without a relevant image: "asmr" counts them as zeros, "sal" leaves them out.
-    `cmc` is float64 (max_rank,), `queries` holds the figures of each of the Q queries.
+    `queries` holds the figures of each of the Q queries.
     """
 
     rank1: float
     mAP: float
     mAP_trapezoid: float
-    cmc: Tensor
     num_unmatched: int
     queries: Ranking
 
@@ -50,13 +49,11 @@ def aps_metrics(
     query_categories: Tensor,
     gallery_categories: Tensor,
     *,
-    relevant: Tensor | None = None,
     protocol: str = "asmr",
     representative_pids: Tensor | None = None,
     representative_camids: Tensor | None = None,
     gallery_pids: Tensor | None = None,
     gallery_camids: Tensor | None = None,
-    max_rank: int = 10,
     block_size: int | None = None,
 ) -> APSResult:
     """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
@@ -68,7 +65,6 @@ def aps_metrics(
     Args:
         scores: float (Q, N), larger is better; or a function from rows, a slice of range(Q), to those rows of it.
         query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
-        relevant: bool (Q, N), where relevance is not equality of category.
         representative_pids, representative_camids: int64 (Q,), for "sal".
         gallery_pids, gallery_camids: int64 (N,), for "sal".
         block_size: queries ranked at a time; None for as many as `ranking.BLOCK_ENTRIES` allows.
@@ -81,8 +77,8 @@ def aps_metrics(
         raise ValueError("aps: protocol 'sal' needs representative_pids, representative_camids, gallery_pids and "
                          "gallery_camids")
     num_queries = len(query_categories)
-    for name, given in (("scores", scores), ("relevant", relevant)):
-        _check_shape(name, given, num_queries, len(gallery_categories))
+    if isinstance(scores, Tensor):
+        _check_shape("scores", scores, num_queries, len(gallery_categories))
 
     def block(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         block_scores = scores(rows) if callable(scores) else scores[rows]  # (B, N)
@@ -90,10 +86,7 @@ def aps_metrics(
         def equal(of_queries: Tensor, of_gallery: Tensor) -> Tensor:
             return of_queries[rows, None].to(block_scores.device) == of_gallery.to(block_scores.device)  # (B, N)
 
-        if relevant is not None:
-            wanted = relevant[rows].to(block_scores.device)
-        else:
-            wanted = equal(query_categories, gallery_categories)
+        wanted = equal(query_categories, gallery_categories)
         _check_shape("a block of scores", block_scores, *wanted.shape)
         if protocol == "asmr":
             return -block_scores, wanted, None
@@ -105,19 +98,16 @@ def aps_metrics(
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "
                          "and gallery categories come from one numbering")
     denominator = num_queries if protocol == "asmr" else num_matched
-    cmc = cmc_curve(queries.first_match, max_rank, denominator)
     return APSResult(
-        rank1=cmc[0].item(),
+        rank1=int((queries.first_match == 1).sum()) / denominator,
         mAP=queries.ap.nansum().item() / denominator,
         mAP_trapezoid=queries.ap_trapezoid.nansum().item() / denominator,
-        cmc=cmc,
         num_unmatched=num_queries - num_matched,
         queries=queries,
     )
 
 
-def _check_shape(name: str, given: object, num_queries: int, num_gallery: int) -> None:
-    """Refuse a matrix of another size; functions and None have none to check."""
-    if isinstance(given, Tensor) and given.shape != (num_queries, num_gallery):
+def _check_shape(name: str, given: Tensor, num_queries: int, num_gallery: int) -> None:
+    if given.shape != (num_queries, num_gallery):
         raise ValueError(f"aps: {name} has the shape {tuple(given.shape)}, expected ({num_queries}, {num_gallery}): "
                          "queries, gallery images")

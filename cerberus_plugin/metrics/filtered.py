@@ -11,31 +11,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import block_rows, cmc_curve, rank_in_blocks
+from .ranking import block_rows, rank_in_blocks
 
 
 @dataclass(frozen=True)
 class FilteredResult:
     """Figures of the Market-1501 protocol behind a filter, as shares of 1; means run over queries that had a match.
 
-    A removed match counts as a miss: AP divides by the matches there were, INP is 0 where one is missing, and a query
-    that lost all of them counts as 0.
+    A removed match counts as a miss: AP divides by the matches there were, and a query that lost all of them counts as
+    0.
 
-    * `rank1`, `mAP`, `mAP_trapezoid`, `mINP`;
+    * `rank1`, `mAP`;
     * `speed_up`: candidates before the filter / after it, both means over queries;
     * `survivors`: int64 (Q,), candidates after it. Images of the query's own identity and camera are no candidates;
-    * `kept_matches`: share of all true matches that survived;
-    * `ap`: float64 (Q,), of each query; NaN for one that had no match.
+    * `kept_matches`: share of all true matches that survived.
     """
 
     rank1: float
     mAP: float
-    mAP_trapezoid: float
-    mINP: float
     speed_up: float
     survivors: Tensor
     kept_matches: float
-    ap: Tensor
 
 
 def filtered_metrics(
@@ -75,19 +71,11 @@ def filtered_metrics(
     if not had.any():
         raise ValueError("filter: no query has a match under another camera; check that pids and camids of query and "
                          "gallery have one numbering")
-    share = queries.num_matches / matches  # 0 / 0 is the NaN of a query without a match
-
-    def mean(values: Tensor) -> float:
-        return values[had].mean().item()
-
-    ap = queries.ap.nan_to_num(0) * share
+    ap = queries.ap.nan_to_num(0) * (queries.num_matches / matches)  # 0 / 0 is the NaN of a query without a match
     return FilteredResult(
-        rank1=cmc_curve(queries.first_match[had], 1, int(had.sum())).item(),
-        mAP=mean(ap),
-        mAP_trapezoid=mean(queries.ap_trapezoid.nan_to_num(0) * share),
-        mINP=mean(torch.where(share == 1, queries.inp, 0)),
+        rank1=(queries.first_match[had] == 1).double().mean().item(),
+        mAP=ap[had].mean().item(),
         speed_up=(candidates.double().mean() / survivors.double().mean()).item(),
         survivors=survivors,
         kept_matches=(queries.num_matches.sum() / matches.sum()).item(),
-        ap=ap,
     )

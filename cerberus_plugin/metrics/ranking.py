@@ -180,92 +180,57 @@ def reid_metrics_from_features(
     *,
     metric: str = "cosine",
     max_rank: int = 50,
-    block_size: int | None = None,
-    device: torch.device | str | None = None,
-    outfits: Outfits | None = None,
-) -> ReIDResult:
-    """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
-
-    A gallery that lies elsewhere than on `device`, or whose rows are too long to be ranked some dozens at a time, is
-    handed to `reid_metrics_streamed`.
-
-    Args:
-        query_features: float (Q, D).   gallery_features: float (N, D); below float32 both are raised to it.
-        metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
-        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
-        device: where to rank; None for that of the queries.
-        outfits: as of `reid_metrics`.
-    """
-    ids = query_pids, query_camids, gallery_pids, gallery_camids
-    device = query_features.device if device is None else torch.device(device)
-    if not (isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
-            and block_rows(len(gallery_features)) >= MIN_ROWS):
-        return reid_metrics_streamed(query_features, gallery_features, *ids, metric=metric, max_rank=max_rank,
-                                     device=device, outfits=outfits)
-    protocol = _Protocol((len(query_features), len(gallery_features)), *ids, outfits)
-    distances = pairwise(query_features.to(device), gallery_features, metric)
-    return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
-
-
-def reid_metrics_streamed(
-    query_features: Tensor,
-    gallery: Gallery,
-    query_pids: Tensor,
-    query_camids: Tensor,
-    gallery_pids: Tensor,
-    gallery_camids: Tensor,
-    *,
-    metric: str = "cosine",
-    max_rank: int = 50,
     device: torch.device | str | None = None,
     part_size: int | None = None,
     block_size: int | None = None,
     report: Callable[[str, float], None] | None = None,
     outfits: Outfits | None = None,
 ) -> ReIDResult:
-    """`reid_metrics_from_features` with a part of the gallery in memory at a time; every part is read twice.
+    """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
+
+    A gallery that lies elsewhere than on `device`, or whose rows are too long to be ranked some dozens at a time, is
+    taken in parts: one of them is in memory at a time, and every part is read twice.
 
     Args:
         query_features: float (Q, D).
-        gallery: float (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or any object whose slices
-            are such.
+        gallery_features: float (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or any object whose
+            slices are such. Below float32 both are raised to it.
+        metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
         device: where to rank; None for that of the queries.
-        part_size: gallery images of a part; None for as many as `PART_ENTRIES` allows.
+        part_size: gallery images of a part, to take any gallery in parts; None for as many as `PART_ENTRIES` allows
+            where parts are needed.
         block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
-        report: told the name of each pass, "distances" or "ranks", and its seconds.
+        report: told the name of each pass over the parts, "distances" or "ranks", and its seconds.
         outfits: as of `reid_metrics`.
     """
-    protocol = _Protocol((len(query_features), len(gallery)), query_pids, query_camids, gallery_pids, gallery_camids,
-                         outfits)
-    part_size = part_size or max(1, PART_ENTRIES // query_features.shape[1])
-    part_size = min(part_size, len(gallery))
-    device = query_features.device if device is None else device
+    protocol = _Protocol((len(query_features), len(gallery_features)), query_pids, query_camids, gallery_pids,
+                         gallery_camids, outfits)
+    device = query_features.device if device is None else torch.device(device)
+    if (part_size is None and isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
+            and block_rows(len(gallery_features)) >= MIN_ROWS):
+        distances = pairwise(query_features.to(device), gallery_features, metric)
+        return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
+    part_size = min(part_size or max(1, PART_ENTRIES // query_features.shape[1]), len(gallery_features))
 
     def rank(rows: slice) -> Ranking:
-        stream = Stream(query_features[rows], gallery, metric, device, part_size,
+        stream = Stream(query_features[rows], gallery_features, metric, device, part_size,
                         block_size or block_rows(part_size), report)
         return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
 
     return protocol.result(_joined(rank, protocol.slices_of_pairs()), max_rank)
 
 
-def evaluate_rank(
-    distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50, use_metric_cuhk03=False, use_cython=True
-):
-    """NumPy twin of `fastreid.evaluation.rank.evaluate_rank`, with its arguments and its three results.
+def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
+    """NumPy twin of `fastreid.evaluation.rank.evaluate_rank` for the Market-1501 protocol.
 
     Two differences, both on purpose: ties are stable, and CMC has `max_rank` entries whatever the gallery's size.
 
     Args:
         distmat: float (Q, N).   q_pids, q_camids: int (Q,).   g_pids, g_camids: int (N,).
-        use_cython: without effect, kept for the host's callers.
 
     Returns:
         CMC float64 (max_rank,), and AP and INP float64 (queries with a match,).
     """
-    if use_metric_cuhk03:
-        raise ValueError("evaluate_rank: the CUHK03 protocol draws random galleries and is not offered here; "
-                         "use the host's fastreid.evaluation.rank.eval_cuhk03")
     arrays = (distmat, q_pids, q_camids, g_pids, g_camids)
     result = reid_metrics(*(torch.as_tensor(array) for array in arrays), max_rank=max_rank)
     found = result.queries.num_matches > 0

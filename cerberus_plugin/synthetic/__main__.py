@@ -1,6 +1,7 @@
 """`python -m cerberus_plugin.synthetic`: draw a data set."""
 
+from ..utils.commands import run_command
 from .dataset import main
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,8 +8,6 @@ Build, face, hair, skin and gait stay with a person, gender and age too; clothes
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from functools import partial
 from math import pi
@@ -21,6 +19,7 @@ import torch
 
 from ..attributes.outfits import FILE_NAME, Outfit, write_outfits
 from ..attributes.schema import MARKET1501
+from ..utils.files import json_sha256
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator
 from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view
@@ -28,7 +27,7 @@ from .wardrobe import MOST_OUTFITS, Labels, sample_wardrobes
 
 ROOTS = {"prcc": Path("prcc", "rgb"), "ltcc": Path("LTCC_ReID")}
 OUTFITS = 4
-_LAST_PID = 999  # three digits
+_LAST_PID = 999  # three digits; training and test share the numbers
 _MOST_IMAGES = 600
 _PRCC_CAMERAS = {"A": 2, "B": 5, "C": 6}  # shop, hall and wall of the six
 _TRACK = 3  # images of one walk past a camera
@@ -82,18 +81,15 @@ def draw_clothes(
     if form == "prcc" and outfits is not None:
         raise ValueError("synthetic: --form prcc takes no --outfits, its people have two; leave that out.")
     outfits = OUTFITS if outfits is None else outfits
-    check_numbers(train_ids=(train_ids, 1, _LAST_PID), test_ids=(test_ids, 1, _LAST_PID),
+    check_numbers(train_ids=(train_ids, 1, _LAST_PID - 1), test_ids=(test_ids, 1, _LAST_PID - train_ids),
                   images_per_camera=(images_per_camera, 1, _MOST_IMAGES), outfits=(outfits, 2, MOST_OUTFITS))
     check_common(seed, difficulty, workers)
-    if train_ids + test_ids > _LAST_PID:
-        raise ValueError(f"synthetic: {train_ids} training and {test_ids} test persons make more than {_LAST_PID}, the "
-                         "last number of three digits; ask for fewer (--train-ids, --test-ids).")
     people = _sampled_people(form, train_ids, test_ids, outfits, seed)
     shots = _prcc(people, images_per_camera) if form == "prcc" else _ltcc(people, images_per_camera, seed)
     shots = dict(sorted(shots.items()))
     counts = _counts(form, people, shots)
     settings = {"version": VERSION, "form": form, "seed": seed, "difficulty": float(difficulty), **counts,
-                "people_and_names": _digest(shots)}
+                "people_and_names": json_sha256(list(shots.items()))[:16]}
     files = _files(form, people)
     folders = sorted({name.rpartition("/")[0] for name in (*shots, *files)})
     fill(Path(output) / ROOTS[form], settings, folders, files, shots,
@@ -178,10 +174,6 @@ def _counts(form: str, people: dict[str, Wardrobes], shots: dict[str, Shot]) -> 
         counts["queries"] = sum(name.startswith("query/") for name in shots)
         counts["changing"] = sum(len(outfits) > 1 for wardrobes in people.values() for outfits in wardrobes.values())
     return counts | {"images": len(shots)}
-
-
-def _digest(shots: dict[str, Shot]) -> str:
-    return hashlib.sha256(json.dumps(list(shots.items())).encode()).hexdigest()[:16]
 
 
 def _files(form: str, people: dict[str, Wardrobes]) -> dict:

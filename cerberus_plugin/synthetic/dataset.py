@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
-import json
 import re
-import sys
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +26,8 @@ from scipy.io import savemat
 from ..attributes.annotations import read_annotations
 from ..attributes.outfits import decode_text
 from ..attributes.schema import MARKET1501
-from ..utils.files import replace_unprintable
+from ..utils.commands import run_command
+from ..utils.files import json_sha256
 from .clothes import OUTFITS, draw_clothes, table
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
@@ -41,7 +39,7 @@ TRAIN, GALLERY, QUERY = FOLDERS = ("bounding_box_train", "bounding_box_test", "q
 # One published name of Market-1501 ends in .jpg twice.
 _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(\d)_\d{{6}}_\d{{2}}(?:\.jpg)+)")
 _DISTRACTOR, _JUNK = 0, -1
-_LAST_PID = 1501
+_LAST_PID = 1501  # that the host's Market1501 accepts; training and test share the numbers
 # Options that not every form takes.
 _OPTIONS = {"market1501": ("images_per_id", "distractors", "junk", "annotations", "names"),
             "prcc": ("images_per_camera",), "ltcc": ("images_per_camera", "outfits")}
@@ -58,8 +56,7 @@ class Plan:
     names: tuple[str, ...]
 
     def digest(self) -> str:
-        content = json.dumps([sorted(self.train.items()), sorted(self.test.items()), self.names])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return json_sha256([sorted(self.train.items()), sorted(self.test.items()), self.names])[:16]
 
     def counts(self) -> dict[str, int]:
         """Images by folder and kind, and identities by split."""
@@ -103,15 +100,12 @@ def draw_dataset(
     Returns:
         how many images and identities the folder holds.
     """
-    check_numbers(train_ids=(train_ids, 1, _LAST_PID), test_ids=(test_ids, 1, _LAST_PID),
+    check_numbers(train_ids=(train_ids, 1, _LAST_PID - 1), test_ids=(test_ids, 1, _LAST_PID - train_ids),
                   images_per_id=(images_per_id, 2, 999), distractors=(distractors, 0, 99999), junk=(junk, 0, 99999))
     check_common(seed, difficulty, workers)
     if names and annotations is None:
         raise ValueError("synthetic: names were given without annotations; people of given names need labels: "
                          "pass the annotation file too (--annotations market_attribute.mat).")
-    if annotations is None and train_ids + test_ids > _LAST_PID:
-        raise ValueError(f"synthetic: {train_ids} training and {test_ids} test identities make more than {_LAST_PID}, "
-                         "the last number that FastReID's Market1501 accepts; ask for fewer (--train-ids, --test-ids).")
     if annotations is not None:
         train, test = _given_people(annotations)
     else:
@@ -244,7 +238,6 @@ def _market_table(counts: dict[str, int], root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m cerberus_plugin.synthetic", argument_default=argparse.SUPPRESS,
         description="Draw people, with labels, in the form of a published data set.")
@@ -268,17 +261,11 @@ def main(arguments: list[str] | None = None) -> None:
                                                    "needs --annotations")
     options = vars(parser.parse_args(arguments))
     form, output = options.pop("form"), options["output"]
-    try:
-        _check_options(form, options)
-        if form == "market1501":
-            report = _market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER)
-        else:
-            report = table(form, draw_clothes(form=form, progress=True, **options), output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
-    print(report)
+    _check_options(form, options)
+    if form == "market1501":
+        print(_market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER))
+    else:
+        print(table(form, draw_clothes(form=form, progress=True, **options), output))
 
 
 def _check_options(form: str, given) -> None:
@@ -288,4 +275,4 @@ def _check_options(form: str, given) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Write files atomically, read JSON files, and print to consoles of any encoding."""
+"""Write files atomically, and read JSON files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import math
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -74,16 +73,6 @@ def _remove_stale(path: Path) -> None:
                 temporary = path.with_name(other)
                 if time.time() - temporary.stat().st_mtime > STALE:
                     temporary.unlink()
-
-
-def replace_unprintable() -> None:
-    """Print a question mark for characters that the encoding of the console lacks, where Python would end the command.
-
-    For the entry points of commands: it changes `sys.stdout` of the process.
-    """
-    reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
-    if reconfigure and sys.stdout.errors in ("strict", "surrogateescape"):  # the latter in the C and POSIX locales
-        reconfigure(errors="replace")
 
 
 def read_json(path: str | os.PathLike, remedy: str) -> Any:

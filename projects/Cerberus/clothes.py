@@ -18,6 +18,7 @@ os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it i
 from cerberus_plugin.experiments import compare, groups  # noqa: E402
 from cerberus_plugin.experiments.figures import rank_list  # noqa: E402
 from cerberus_plugin.synthetic.clothes import draw_clothes  # noqa: E402
+from cerberus_plugin.utils.commands import run_command  # noqa: E402
 
 from trainings import CONFIGS, minutes, train_each  # noqa: E402
 
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

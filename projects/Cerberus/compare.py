@@ -10,6 +10,7 @@ from pathlib import Path
 
 import demo  # before the plugin: it tells the host where the demo's people are
 from cerberus_plugin.experiments import accelerate, compare
+from cerberus_plugin.utils.commands import run_command
 
 from trainings import CONFIGS, minutes, train_each
 
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

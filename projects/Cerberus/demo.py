@@ -17,6 +17,7 @@ os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it i
 import train_net  # noqa: E402
 from cerberus_plugin.experiments.figures import rank_list  # noqa: E402
 from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
+from cerberus_plugin.utils.commands import run_command  # noqa: E402
 
 from fastreid.engine import default_argument_parser  # noqa: E402
 
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 import demo  # before the plugin: it tells the host where the demo's people are
 from cerberus_plugin.experiments import page, reproduce
 from cerberus_plugin.experiments.figures import __main__ as figures
+from cerberus_plugin.utils.commands import run_command
 
 from trainings import CONFIGS, HERE, minutes
 
@@ -56,4 +57,4 @@ def folder_of(study: str, variant: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(lambda: main(sys.argv[1:]))

@@ -243,9 +243,9 @@ def test_a_record_from_before_manifests_is_named_with_what_to_do(run, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="results.json: has no manifest; .* --eval-only writes RUN/evaluation"):
         read(tmp_path)
-    with pytest.raises(SystemExit, match="has no manifest"):
+    with pytest.raises(ValueError, match="has no manifest"):
         main([run.cfg.OUTPUT_DIR, str(tmp_path)])
-    with pytest.raises(SystemExit, match="results.json: not found"):
+    with pytest.raises(FileNotFoundError, match="results.json: not found"):
         main([str(tmp_path / "nowhere")])
 
 

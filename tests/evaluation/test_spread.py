@@ -17,8 +17,8 @@ def figures(**by_variant):
 def test_mean_and_deviation_are_those_of_the_sample():
     assert mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert mean_and_deviation([4.0]) == (4.0, None)
-    assert [spread(values) for values in ([1.0, 2.0, 3.0], [4.0], [math.nan, 4.0, None], [])] == [
-        "2.00 ± 1.00", "4.00", "4.00", ""]
+    assert [spread(values) for values in ([1.0, 2.0, 3.0], [4.0], [math.nan, 4.0], [math.nan], [])] == [
+        "2.00 ± 1.00", "4.00", "4.00", "undefined", "undefined"]
 
 
 def test_the_interval_of_three_differences_is_that_worked_by_hand():

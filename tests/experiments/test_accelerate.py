@@ -67,10 +67,10 @@ def test_survival_is_a_mean_over_identities_and_over_pairs():
 def test_a_model_without_attributes_and_numbers_that_are_no_probabilities_are_refused(small_config, capsys):
     cfg = small_config("SOLVER.MAX_EPOCH", 1, file="configs/Market1501/bot_R18_cpu.yml")
     trained(cfg)
-    with pytest.raises(SystemExit, match="this model predicts no attributes with a probability"):
+    with pytest.raises(ValueError, match="this model predicts no attributes with a probability"):
         accelerate.main([cfg.OUTPUT_DIR, "--device", "cpu"])
     for option, value, message in (("--thresholds", "1.5", "--thresholds 1.5: expected probabilities"),
-                                   ("--survival", "1", "--survival 1: expected probabilities")):
+                                   ("--survival", "1", "--survival: 1: expected a share")):
         with pytest.raises(SystemExit):
             accelerate.main([cfg.OUTPUT_DIR, option, value])
         assert message in capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_held_out_identities_are_fitted_on(altered):
 
 def test_nothing_is_measured_on_the_held_out_identities(altered):
     altered.cfg.DATASETS.HOLD_OUT = 4
-    with pytest.raises(SystemExit, match="--dataset held-out: these identities are fitted on, so nothing can be meas"):
+    with pytest.raises(ValueError, match="--dataset held-out: these identities are fitted on, so nothing can be meas"):
         calibrate.fit_and_measure_on(altered, "held-out")
 
 
@@ -247,14 +247,14 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
 
 
 def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
+    with pytest.raises(ValueError, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
                                          "accuracy of 0.95 with a confidence of 0.9; it takes 45 .* 0.464 at most. "
                                          "More people to fit on"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
     monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (one, measuring, named))
-    with pytest.raises(SystemExit, match="same person: 6 pairs of one person and 0 of two"):
+    with pytest.raises(ValueError, match="same person: 6 pairs of one person and 0 of two"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path, 0.4)
 
 
@@ -263,7 +263,7 @@ def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
 def test_numbers_that_are_no_shares_are_refused(folder, capsys, option, value):
     with pytest.raises(SystemExit):
         calibrate.main([str(folder), option, value])
-    assert f"{option} {value}: expected a share between 0 and 1, without both" in capsys.readouterr().err
+    assert f"{option}: {value}: expected a share between 0 and 1, without both" in capsys.readouterr().err
 
 
 def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):

@@ -158,6 +158,7 @@ def test_the_command_runs_each_study_with_its_options_and_writes_the_page(tmp_pa
 
     monkeypatch.setattr(study, "run", fake)
     monkeypatch.setattr(reproduce, "start", lambda cfg, args: cfg)
+    monkeypatch.setattr(reproduce.page, "text", lambda file: f"text of {file.name}")
     monkeypatch.setattr(reproduce.page, "write", lambda output: (output / "report.html", output / "report.md"))
     arguments = ["margins", "comparison", "--config-file", str(DEMO), "--seeds", "1", "2", "--output", str(tmp_path),
                  "SOLVER.MAX_EPOCH", "12"]
@@ -165,19 +166,5 @@ def test_the_command_runs_each_study_with_its_options_and_writes_the_page(tmp_pa
     assert [each[:3] for each in asked] == [("margins", [1, 2], 12), ("comparison", [1, 2], 12)]
     assert [each[3]["measure"] is None for each in asked] == [True, False]
     assert asked[0][3]["command"].endswith(f"--output {tmp_path} SOLVER.MAX_EPOCH 12")
-    assert f"Report: {tmp_path}/report.html, {tmp_path}/report.md" in capsys.readouterr().out
-
-
-def test_a_record_is_told_with_published_rows_and_their_rule():
-    results = {"Market1501": {"mAP": 50.0, "PAR/mA_binary": 80.0}}
-    row = {"name": "Cerberus", "published": catalogue.OURS, "rule": "binary", "runs": [
-        {"seed": seed, "results": results, "training": {"epochs": 12}, "image size": [96, 48],
-         "hardware": {"processor": "a processor"}} for seed in (0, 1)], "costs": dict.fromkeys(reproduce.COSTS, 1234.5)}
-    record = {"title": "Table", "question": "Why?", "figures": ["mAP", "PAR/mA_binary", "PAR/binary/age"], "note": "",
-              "variants": [row], "claims": {"Market1501": ["a claim"]}, "missing": [{}], "refused": ""}
-    lines = reproduce.text(record).splitlines()
-    assert [line.split() for line in lines if line.startswith("Cerberus")] == [
-        ["Cerberus", "(2", "seeds)", "50.00", "±", "0.00", "80.00", "±", "0.00"],
-        ["Cerberus", "(published,", "binary)", "89.80", "91.10"], ["Cerberus", *["1,234.5"] * 6]]
-    assert "- a claim" in lines and lines[-1] == "missing: 1 runs"
-    assert any(line.startswith("Measured: 12 epochs, images of 96x48, on a processor; what differs ") for line in lines)
+    shown = capsys.readouterr().out
+    assert "text of margins.json" in shown and f"Report: {tmp_path}/report.html, {tmp_path}/report.md" in shown

@@ -260,14 +260,14 @@ def test_right_and_wrong_differ_in_more_than_colour(run):
 
 @pytest.mark.parametrize("name", command.MAKE)
 def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder, tmp_path, monkeypatch, capsys):
-    sizes, original = [], rank_list.save
+    sizes, original = [], exhibit.write_figure
 
-    def save(figure, path):
+    def save(path, figure, dpi):
         sizes.extend((text.get_fontsize(), text.get_text()) for text in figure.findobj(Text) if text.get_text().strip()
                      and text.get_visible())
-        original(figure, path)
+        original(path, figure, dpi)
 
-    monkeypatch.setattr(exhibit, "save", save)
+    monkeypatch.setattr(exhibit, "write_figure", save)
     monkeypatch.setattr(exhibit.Run, "load", lambda *_: run)
     command.main([name, str(folder), "--output", str(tmp_path), "--people", "2", "--top", "3", "--as", f"my_{name}"])
     record = json.loads((tmp_path / "figures" / f"my_{name}.json").read_text())
@@ -286,7 +286,7 @@ def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder
 
 
 def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="attention is of one run, but two are named"):
+    with pytest.raises(ValueError, match="attention is of one run, but two are named"):
         command.main(["attention", str(folder), str(folder), "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="MODEL.CERBERUS.ALIGN is False, so nothing is aligned"):
         alignment.make(changed(run, "MODEL.CERBERUS.ALIGN", False))

@@ -175,7 +175,7 @@ def test_people_who_never_change_are_nothing_to_choose_on(folder, tmp_path, monk
     gathered = world()
     alone = replace(gathered, outfits=gathered.pids)
     monkeypatch.setattr(groups, "gather", lambda predictor, name: alone if name == "held-out" else gathered)
-    with pytest.raises(SystemExit, match="none of the people chosen on is asked for in other clothes.*raise DATASETS"):
+    with pytest.raises(ValueError, match="none of the people chosen on is asked for in other clothes.*raise DATASETS"):
         groups.run(CerberusPredictor(folder, device="cpu"), "PRCCAttributes", tmp_path)
 
 
@@ -185,13 +185,13 @@ def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_r
     with pytest.raises(ValueError, match="TEST.GROUPS is .'legs'., expected some of head, upper"):
         CerberusTrainer(cloth_config(tmp_path, "PRCCAttributes", "TEST.GROUPS", ["legs"], file=CERBERUS))
     use_root(market_root)
-    with pytest.raises(SystemExit, match="Market1501Attributes has no outfits.*--dataset, such as PRCC"):
+    with pytest.raises(ValueError, match="Market1501Attributes has no outfits.*--dataset, such as PRCC"):
         groups.main([folder, "--dataset", "Market1501Attributes", "--device", "cpu", "--output", str(tmp_path)])
     predictor = CerberusPredictor(folder, device="cpu")
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
     predictor.cfg.MODEL.META_ARCHITECTURE = "Baseline"
     monkeypatch.setattr(predictor, "model", torch.nn.Identity())
-    with pytest.raises(SystemExit, match="Baseline has no groups to leave out"):
+    with pytest.raises(ValueError, match="Baseline has no groups to leave out"):
         groups.run(predictor, "PRCCAttributes", tmp_path)
     with pytest.raises(ValueError, match="Baseline compares whole pictures"):
         predictor.picture_scores(torch.randn(1, 10), torch.randn(1, 10), ("head",))

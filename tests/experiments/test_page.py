@@ -127,6 +127,21 @@ def test_both_pages_hold_the_same_tables(outline, folder):
     assert "- variant all terms, seed 3" in text and "Not shown" not in text
 
 
+def test_a_study_is_printed_with_published_rows_and_without_single_attributes(tmp_path):
+    record = parts(missing=[{"variant": "all terms", "seed": 3}])
+    record["figures"].append("PAR/official/age")
+    record["variants"][1]["runs"][0]["results"]["Market1501Attributes"]["PAR/official/age"] = 90.0
+    record["variants"][1]["costs"] = {"parameters": 1234.5}
+    lines = page.text(write(tmp_path, record) / "parts.json").splitlines()
+    assert [re.split("  +", line)[:3] for line in lines if line.startswith("all terms")] == [
+        ["all terms", "89.75 ± 0.25", "96.00 ± 0.00"], ["all terms (published, PAR binary)", "89.83", "96.14"],
+        ["all terms", "1,234.5"]]
+    assert lines[:2] == ["Study parts", "Does it help?"] and lines[-1] == "missing: 1 runs"
+    assert any(line.startswith("- mAP: all terms above") for line in lines) and "age" not in "".join(lines)
+    refused = page.text(write(tmp_path, parts(refused="other rules")) / "parts.json")
+    assert refused.endswith("No table: other rules") and "89.75" not in refused
+
+
 def test_the_summary_parts_what_can_be_claimed_from_what_cannot(folder):
     can, cannot = page.claims([page.section(study) for study in read_folder(folder).studies])
     assert [line.removeprefix(f"{BOLD}, Market1501: ")[:35] for line in can] == ["mAP: all terms above identity term "]

@@ -54,7 +54,6 @@ def test_a_removed_match_counts_as_a_miss():
                               torch.tensor([0]), pids, cams)
     assert result.mAP == pytest.approx(5 / 9)
     assert result.rank1 == 1
-    assert result.mINP == 0
     assert result.speed_up == pytest.approx(5 / 3)
     assert result.survivors.tolist() == [3]
     assert result.kept_matches == pytest.approx(2 / 3)
@@ -65,7 +64,6 @@ def test_a_query_that_lost_every_match_counts_as_zero_and_one_that_had_none_not_
     keep = torch.tensor([[False, True, True], [True, True, True], [True, True, True]])
     result = filtered_metrics(lambda rows: distances[rows], lambda rows: keep[rows], torch.tensor([1, 1, 9]),
                               torch.zeros(3), torch.tensor([1, 2, 3]), torch.ones(3))
-    assert result.ap.nan_to_num(-1).tolist() == [0, 1, -1]
     assert (result.mAP, result.rank1) == (0.5, 0.5)
 
 
@@ -87,8 +85,7 @@ def test_without_a_removed_image_figures_are_those_of_the_plain_protocol(block_s
     keep = torch.ones(10, 40, dtype=torch.bool)
     result = filtered_metrics(lambda rows: distances[rows], lambda rows: keep[rows], *ids, block_size=block_size)
     plain = reid_metrics(distances, *ids)
-    assert (result.mAP, result.mAP_trapezoid, result.mINP) == (plain.mAP, plain.mAP_trapezoid, plain.mINP)
-    assert result.rank1 == plain.cmc[0].item()
+    assert (result.mAP, result.rank1) == (plain.mAP, plain.cmc[0].item())
     assert (result.speed_up, result.kept_matches) == (1, 1)
 
 

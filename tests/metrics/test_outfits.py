@@ -8,7 +8,7 @@ from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.report import results_table
 from cerberus_plugin.metrics import ranking
 from cerberus_plugin.metrics.outfits import SETTINGS, Outfits, draw_single_shot
-from cerberus_plugin.metrics.ranking import reid_metrics, reid_metrics_from_features, reid_metrics_streamed
+from cerberus_plugin.metrics.ranking import reid_metrics, reid_metrics_from_features
 
 import pytest
 import torch
@@ -84,10 +84,10 @@ def test_equals_brute_force_over_random_people_cameras_and_outfits(world, settin
     assert result.queries.ap.tolist() == exactly(expected) and result.num_skipped == skipped
     for other in (reid_metrics(distances, *ids, block_size=7, outfits=given),
                   reid_metrics_from_features(query, gallery, *ids, metric="euclidean", outfits=given),
-                  reid_metrics_streamed(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)):
+                  reid_metrics_from_features(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)):
         assert other.queries.ap.tolist() == exactly(expected)
     monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)  # queries in slices of few pairs
-    streamed = reid_metrics_streamed(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)
+    streamed = reid_metrics_from_features(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)
     assert streamed.queries.ap.tolist() == exactly(expected)
 
 
@@ -241,8 +241,8 @@ def test_batches_without_outfits_and_unknown_settings_are_refused():
     given = prcc()
     with pytest.raises(ValueError, match="needs batches with 'outfits'.*such as PRCC or LTCC"):
         task()(Gathered(given.embeddings, given.pids, given.camids, None, given.num_query))
-    with pytest.raises(ValueError, match="setting is 'naked', expected of standard, cloth-changing"):
-        task(settings=("naked",))
+    with pytest.raises(ValueError, match="setting is 'naked', expected one of standard, cloth-changing"):
+        task(settings=("naked",))(given)
 
 
 def test_one_table_shows_all_settings_with_the_floor_beneath():

@@ -299,8 +299,3 @@ def test_ids_of_another_length_than_the_distances_are_an_error(retrieval):
 def test_an_unknown_metric_is_an_error():
     with pytest.raises(ValueError, match="unknown metric 'jaccard'"):
         pairwise(torch.zeros(1, 2), torch.zeros(1, 2), "jaccard")
-
-
-def test_the_cuhk03_protocol_is_left_to_the_host():
-    with pytest.raises(ValueError, match="use the host's"):
-        evaluate_rank(None, None, None, None, None, use_metric_cuhk03=True)

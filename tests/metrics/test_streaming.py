@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cerberus_plugin.metrics import ranking
-from cerberus_plugin.metrics.ranking import reid_metrics, reid_metrics_from_features, reid_metrics_streamed
+from cerberus_plugin.metrics.ranking import reid_metrics, reid_metrics_from_features
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def equal_results(a, b):
 @pytest.mark.parametrize("part_size", [1, 29, 115, 230, 10**6])
 def test_parts_and_blocks_do_not_change_any_figure_under_ties(world, part_size, block_size):
     plain = reid_metrics_from_features(*world, metric="euclidean")
-    parts = reid_metrics_streamed(*world, metric="euclidean", part_size=part_size, block_size=block_size)
+    parts = reid_metrics_from_features(*world, metric="euclidean", part_size=part_size, block_size=block_size)
     distances = torch.cdist(*world[:2], compute_mode="donot_use_mm_for_euclid_dist").square()
     assert equal_results(parts, plain)
     assert equal_results(parts, reid_metrics(distances, *world[2:]))
@@ -54,13 +54,13 @@ def test_parts_give_the_figures_of_the_plain_path_for_the_cosine(world):
     g = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(40, 16, generator=g).double(), torch.randn(230, 16, generator=g).double()
     plain = reid_metrics_from_features(queries, gallery, *world[2:])
-    assert equal_results(reid_metrics_streamed(queries, gallery, *world[2:], part_size=31, block_size=9), plain)
+    assert equal_results(reid_metrics_from_features(queries, gallery, *world[2:], part_size=31, block_size=9), plain)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_a_collapsed_model_ranks_by_gallery_index(world, metric):
     ids, same = world[2:], torch.ones(270, 4)  # of length 2, so that cosines are exact
-    got = reid_metrics_streamed(same[:40], same[40:], *ids, metric=metric, part_size=32, block_size=16)
+    got = reid_metrics_from_features(same[:40], same[40:], *ids, metric=metric, part_size=32, block_size=16)
     assert equal_results(got, reid_metrics(torch.zeros(40, 230), *ids))
 
 
@@ -72,8 +72,9 @@ def test_arrays_mapped_files_and_own_readers_give_the_figures_of_a_tensor(world,
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     expected = reid_metrics_from_features(*world, metric="euclidean")  # exact: features are small whole numbers
     for source in (array, mapped, mapped[:], torch.from_numpy(array), Reader(array), Reader(torch.from_numpy(array))):
-        assert equal_results(reid_metrics_streamed(queries, source, *ids, metric="euclidean", part_size=64), expected)
-        assert equal_results(reid_metrics_from_features(queries, source, *ids, metric="euclidean"), expected)
+        for size in (64, None):
+            got = reid_metrics_from_features(queries, source, *ids, metric="euclidean", part_size=size)
+            assert equal_results(got, expected)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no account of resident pages")
@@ -81,7 +82,7 @@ def test_the_pages_of_a_mapped_file_do_not_pile_up(tmp_path):
     path = tmp_path / "gallery.npy"
     np.save(path, np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32))  # 5,000 KiB
     mapped, ids = np.load(path, mmap_mode="r"), torch.arange(20_000)
-    reid_metrics_streamed(torch.randn(4, 64), mapped, ids[:4], ids[:4], ids, ids + 1, part_size=2000)
+    reid_metrics_from_features(torch.randn(4, 64), mapped, ids[:4], ids[:4], ids, ids + 1, part_size=2000)
     account = Path("/proc/self/smaps").read_text().split(str(path))[1]
     resident = next(line for line in account.splitlines() if line.startswith("Rss:"))
     assert int(resident.split()[1]) < 1000
@@ -93,14 +94,14 @@ def test_what_was_written_to_a_copy_on_write_map_is_kept(world, tmp_path):
     np.save(tmp_path / "gallery.npy", np.zeros_like(gallery.numpy()))
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="c")
     mapped[:] = gallery.numpy()
-    got = reid_metrics_streamed(queries, mapped, *ids, metric="euclidean", part_size=50)
+    got = reid_metrics_from_features(queries, mapped, *ids, metric="euclidean", part_size=50)
     assert equal_results(got, reid_metrics_from_features(*world, metric="euclidean"))
 
 
 def test_no_more_than_a_part_is_asked_for_and_each_part_twice(world):
     queries, gallery, *ids = world
     reader = Reader(gallery)
-    reid_metrics_streamed(queries, reader, *ids, part_size=100)
+    reid_metrics_from_features(queries, reader, *ids, part_size=100)
     assert reader.asked == 2 * [(0, 100), (100, 200), (200, 230)]
 
 
@@ -109,23 +110,24 @@ def test_parts_without_a_match_are_read_once(world):
     g_pids, order = g_pids.sort()
     reader = Reader(gallery[order])
     some = q_pids < 5
-    reid_metrics_streamed(queries[some], reader, q_pids[some], q_camids[some], g_pids, g_camids[order], part_size=80)
+    reid_metrics_from_features(queries[some], reader, q_pids[some], q_camids[some], g_pids, g_camids[order],
+                               part_size=80)
     assert reader.asked == [(0, 80), (0, 80), (80, 160), (160, 230)]
 
 
 def test_queries_with_too_many_pairs_are_taken_in_turns(world, monkeypatch):
-    expected = reid_metrics_streamed(*world, metric="euclidean")
+    expected = reid_metrics_from_features(*world, metric="euclidean")
     monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)
     reader = Reader(world[1])
-    got = reid_metrics_streamed(world[0], reader, *world[2:], metric="euclidean")
+    got = reid_metrics_from_features(world[0], reader, *world[2:], metric="euclidean")
     assert equal_results(got, expected)
     assert len(reader.asked) > 2
 
 
 def test_long_rows_take_the_streamed_path_by_themselves(world, monkeypatch):
     expected, passes = reid_metrics_from_features(*world, metric="euclidean"), []
-    streamed = ranking.reid_metrics_streamed
-    monkeypatch.setattr(ranking, "reid_metrics_streamed", lambda *a, **k: passes.append(1) or streamed(*a, **k))
+    stream = ranking.Stream
+    monkeypatch.setattr(ranking, "Stream", lambda *a: passes.append(1) or stream(*a))
     reid_metrics_from_features(*world, metric="euclidean")
     assert passes == []
     monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 230 * (ranking.MIN_ROWS - 1))
@@ -135,7 +137,7 @@ def test_long_rows_take_the_streamed_path_by_themselves(world, monkeypatch):
 
 def test_each_pass_is_reported_with_its_seconds(world):
     told = []
-    reid_metrics_streamed(*world, report=lambda *pass_: told.append(pass_))
+    reid_metrics_from_features(*world, part_size=100, report=lambda *pass_: told.append(pass_))
     assert [name for name, _ in told] == ["distances", "ranks"] and all(seconds > 0 for _, seconds in told)
 
 
@@ -144,7 +146,7 @@ def test_each_pass_is_reported_with_its_seconds(world):
 def test_a_gallery_on_the_cpu_is_ranked_on_a_cuda_device(world):
     expected = reid_metrics_from_features(*world, metric="euclidean")
     got = reid_metrics_from_features(*world, metric="euclidean", device="cuda")
-    parts = reid_metrics_streamed(*world, metric="euclidean", device="cuda", part_size=29, block_size=7)
+    parts = reid_metrics_from_features(*world, metric="euclidean", device="cuda", part_size=29, block_size=7)
     assert equal_results(got, expected) and equal_results(parts, expected)
 
 
@@ -152,12 +154,12 @@ def test_features_that_are_not_numbers_are_an_error(world):
     queries, gallery, *ids = world
     gallery[200, 3] = float("nan")
     with pytest.raises(ValueError, match="distances are NaN"):
-        reid_metrics_streamed(queries, gallery, *ids, part_size=50)
+        reid_metrics_from_features(queries, gallery, *ids, part_size=50)
 
 
 def test_features_of_another_size_or_metric_are_an_error(world):
     queries, gallery, *ids = world
     with pytest.raises(ValueError, match="query features are 8 numbers an image, gallery features 7"):
-        reid_metrics_streamed(queries, gallery[:, :7], *ids)
+        reid_metrics_from_features(queries, gallery[:, :7], *ids, part_size=50)
     with pytest.raises(ValueError, match="unknown metric 'jaccard'"):
-        reid_metrics_streamed(queries, gallery, *ids, metric="jaccard")
+        reid_metrics_from_features(queries, gallery, *ids, part_size=50, metric="jaccard")

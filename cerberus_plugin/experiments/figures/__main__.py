@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...utils.files import replace_unprintable
+from ...utils.commands import run_command
 from . import alignment, attention, neighbours, sheets
 from .exhibit import Run, write
 from .rank_list import advised
@@ -26,26 +26,22 @@ MAKE = {"alignment": alignment.make, "attention": attention.make, "neighbours": 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parser().parse_args(given)
     if args.other and args.name != "neighbours":
-        raise SystemExit(f"{args.name} is of one run, but two are named: {args.run} and {args.other}; only neighbours "
+        raise ValueError(f"{args.name} is of one run, but two are named: {args.run} and {args.other}; only neighbours "
                          "sets two side by side.")
     runs = [Run.load(folder, args.dataset, args.device) for folder in (args.run, args.other) if folder]
     known = runs[0].predictor.groups
     unknown = {group for group in (args.group, *(args.groups or ())) if group} - set(known)
     if unknown:
-        raise SystemExit(f"{args.run}: has no group {', '.join(unknown)}, expected some of "
+        raise ValueError(f"{args.run}: has no group {', '.join(unknown)}, expected some of "
                          f"{', '.join(known) or 'none'}")
     make = MAKE[args.name]
     options = {name: getattr(args, name) for name in OPTIONS
                if name in inspect.signature(make).parameters and getattr(args, name) is not None}
-    try:
-        with advised(args.run):
-            exhibit = make(*runs, **options)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    with advised(args.run):
+        exhibit = make(*runs, **options)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.figures", *given])
     record = write(exhibit, runs, args.output, args.save_as or args.name, command)
     print(record["caption"])
@@ -75,4 +71,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,10 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -17,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...modeling.heads import person_rows, row_heat
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run
 
 BATCH = 64
 PEOPLE_A_LINE = 2
@@ -107,8 +102,8 @@ def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float) 
     lines = -(-len(pictures) // PEOPLE_A_LINE)
     widths = [1, 1, 1, 1, 0.12] * PEOPLE_A_LINE
     panel = WIDTH / (sum(widths) + 1)
-    figure, axes = plt.subplots(lines, len(widths), figsize=(WIDTH, lines * (panel * size[0] / size[1] + 0.45)),
-                                squeeze=False, layout="constrained", gridspec_kw={"width_ratios": widths})
+    figure = Figure((WIDTH, lines * (panel * size[0] / size[1] + 0.45)), layout="constrained")
+    axes = figure.subplots(lines, len(widths), squeeze=False, width_ratios=widths)
     for axis in axes.flat:
         axis.axis("off")
     for n, picture in enumerate(pictures):

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ...inference import blocks
 from ...modeling.heads import person_rows, resize_rows_matrix, strip_matrix
-from .exhibit import Exhibit, Picture, Run, spread
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run, spread
 
 TOLERANCE = 1e-2  # of a cosine; half precision stays within
 COLOURS = "inferno"
@@ -106,8 +103,8 @@ def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[s
     """
     ratio = pictures.shape[1] / pictures.shape[2]
     panel = WIDTH / (1 + len(groups)) - 0.25
-    figure, axes = plt.subplots(len(pictures), 1 + len(groups), squeeze=False, layout="constrained",
-                                figsize=(WIDTH, len(pictures) * (panel * ratio + 0.1) + 0.3))
+    figure = Figure((WIDTH, len(pictures) * (panel * ratio + 0.1) + 0.3), layout="constrained")
+    axes = figure.subplots(len(pictures), 1 + len(groups), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     limit = weights[(rows > 0)[..., None].expand_as(weights)].quantile(BRIGHTEST).clamp(min=1).item()
     for n, picture in enumerate(pictures):
@@ -141,7 +138,7 @@ def _overlaid(axis, picture: np.ndarray, weights: Tensor, rows: Tensor, limit: f
     axis.imshow(grey, alpha=(opacity > 0).astype(float))
     axis.imshow(fine.clamp(min=0).numpy(), cmap=COLOURS, vmin=0, vmax=limit, alpha=opacity)
     axis.plot([0, width - 1, width - 1, 0, 0], [first, first, last - 1, last - 1, first], color="black", linewidth=1)
-    return matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, limit), COLOURS)
+    return ScalarMappable(Normalize(0, limit), COLOURS)
 
 
 def extent(rows: Tensor) -> tuple[float, float]:

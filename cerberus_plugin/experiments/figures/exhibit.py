@@ -22,10 +22,10 @@ from ...data.splits import HELD_OUT
 from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
-from ...utils.files import file_sha256, write_json
-from .rank_list import save
+from ...utils.files import file_sha256, write_figure, write_json
 
 FOLDER = "figures"  # in the folder of the report
+WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, name: str, comman
     pictures = []
     for picture in exhibit.pictures:
         file = f"{FOLDER}/{name}{picture.suffix}.png"
-        save(picture.figure, output / file)
+        write_figure(output / file, picture.figure, DPI)
         pictures.append({"file": file, "caption": picture.caption})
     record = {"exhibit": name, "title": exhibit.title, "question": exhibit.question,
               "caption": exhibit.caption, "pictures": pictures, "figures": exhibit.figures,

@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -22,8 +18,7 @@ from torch import Tensor
 
 from ...attributes import AttributeSchema
 from ...inference import of_groups
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import WIDTH
+from .exhibit import WIDTH, Exhibit, Picture, Run
 
 SEED = 0
 ASPECT = 0.9  # of a panel
@@ -182,8 +177,8 @@ def draw(panels: Sequence[tuple[str, Tensor, Purity]], pids: Tensor, group: str)
         panels: title, places float (N, 2) and figures of each run.   pids: int64 (N,).
     """
     side = (WIDTH - 1) / max(len(panels), 1.5)
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, ASPECT * side + 1.1), squeeze=False,
-                                layout="constrained")
+    figure = Figure((WIDTH, ASPECT * side + 1.1), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, places, figures) in zip(axes[0], panels):
         for n, pid in enumerate(pids.unique().tolist()):
             x, y = places[pids == pid].T.numpy()

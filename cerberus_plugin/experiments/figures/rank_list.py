@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
 from ...attributes import MISSING
-from ...data.build import build_readable_test_set
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
-from ...utils.files import replace_unprintable, write_figure
+from ...utils.commands import run_command
+from ...utils.files import write_figure
 from ...utils.images import Unreadable, read_image
+from .exhibit import DPI, WIDTH, Run, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,6 @@ RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts 
 COLOURS = {RIGHT: "#00795a", WRONG: "#c04a00", UNKNOWN: "#707070", ASKED: "black"}
 MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
 FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
-WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
 LINE = 0.135  # inches from one line of words to the next
 WORDS_WIDTH = 1.9  # inches of the column of words
 
@@ -56,23 +55,23 @@ class Gallery:
 
     Args:
         groups: compare pictures by these groups of Cerberus alone; all where empty.
-        name: of the test data set; the run's first if left out.
+        run: with the test data set; the predictor's first one if None.
     """
 
-    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), name: str = "") -> None:
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), run: Run | None = None) -> None:
+        run = run or Run(predictor, predictor.cfg.DATASETS.TESTS[0])
         self.predictor = predictor
         self.groups = groups
-        self.dataset, self.queries, self.items = build_readable_test_set(predictor.cfg,
-                                                                         name or predictor.cfg.DATASETS.TESTS[0])
+        self.dataset, self.queries, self.items = run.images, run.items[:run.num_query], run.items[run.num_query:]
         self.pids, self.camids = (torch.tensor([item[k] for item in self.items]) for k in (1, 2))
         self.outfits = None
         if groups and self.dataset.outfit_of:
             self.outfits = torch.tensor([self.dataset.outfit_of(path) for path, *_ in self.items])
         self.query_embeddings = predictor.embed([path for path, _, _ in self.queries])
         self.embeddings = predictor.embed([path for path, _, _ in self.items])
-        self.labels = None
-        if predictor.reader is not None and self.dataset.labels is not None:
-            self.labels = torch.stack([self._labels_of(path, pid) for path, pid, _ in self.items])
+        self.query_labels = self.labels = None
+        if predictor.reader is not None and run.labels is not None:
+            self.query_labels, self.labels = run.labels[:run.num_query], run.labels[run.num_query:]
 
     def query_row(self, index: int, top: int) -> Row:
         """A query, the attributes read off it, and its nearest images from other cameras.
@@ -108,9 +107,7 @@ class Gallery:
         for index, (_, pid, _) in enumerate(self.queries):
             if pid not in first and ((self.pids == pid) & ~self._ignored(index)).any():
                 first[pid] = index
-        chosen = list(first.values())
-        step = max(len(chosen) // max(count, 1), 1)
-        return chosen[::step][:count]
+        return spread(list(first.values()), count)
 
     def searches(self, count: int, groups: Sequence[str] = ()) -> list[torch.Tensor]:
         """Descriptions that gallery images fit, evenly over the difficulty of finding them.
@@ -134,8 +131,7 @@ class Gallery:
 
     def words(self, index: int) -> list[tuple[str, str]]:
         """The attributes read off a query, with verdicts; in brackets the label where it is another."""
-        path, pid, _ = self.queries[index]
-        labels = self._labels_of(path, pid)
+        labels = self.query_labels[index]
         schema = self.predictor.reader.schema
         answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
         truth, known = schema.column_truth(labels[None])
@@ -156,13 +152,10 @@ class Gallery:
             alike |= self.outfits == self.dataset.outfit_of(path)
         return (self.pids == pid) & alike
 
-    def _labels_of(self, path: str, pid: int) -> torch.Tensor:
-        return self.dataset.known_of(path, pid)["attributes"]
-
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
     """Write the picture of `sheet`."""
-    save(sheet(rows, top), path)
+    write_figure(path, sheet(rows, top), DPI)
 
 
 def sheet(rows: list[Row], top: int) -> Figure:
@@ -178,7 +171,7 @@ def sheet(rows: list[Row], top: int) -> Figure:
     tallest = max(image.height / image.width for image in images.values())
     height = max(tallest * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
     figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
-    axes = figure.subplots(len(rows), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
@@ -215,24 +208,17 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
                       color=COLOURS[verdict], fontsize=7.5, annotation_clip=False).set_in_layout(False)
 
 
-def save(figure, path: str | Path) -> None:
-    """Write a figure atomically, in the format of its suffix."""
-    write_figure(path, figure, DPI)
-    plt.close(figure)
-
-
 @contextmanager
 def advised(run_folder: str | Path) -> Iterator[None]:
-    """End the program with advice where a test image cannot be read and the run does not skip it."""
+    """Add advice to the error where a test image cannot be read and the run does not skip it."""
     try:
         yield
     except Unreadable as error:
-        raise SystemExit(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
+        raise ValueError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
                          f"{Path(run_folder) / 'config.yaml'} to go on without it.") from error
 
 
 def main(arguments: list[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder")
     parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")
@@ -255,4 +241,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ...utils.images import read_image
-from .exhibit import Exhibit, Picture, Run
-from .rank_list import LINE, RIGHT, WIDTH, Gallery, Row, sheet, show_picture, show_words
+from .exhibit import WIDTH, Exhibit, Picture, Run
+from .rank_list import LINE, RIGHT, Gallery, Row, sheet, show_picture, show_words
 
 MODES = ("reid", "par", "aps", "partial")
 CARDS_A_LINE = 3
@@ -38,7 +34,7 @@ def make(run: Run, people: int = 5, modes: Sequence[str] | None = None, groups: 
         raise ValueError(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
                          "reid, or name another run or data set.")
     modes = modes or (MODES if reads else MODES[:1])
-    gallery = Gallery(predictor, name=run.dataset)
+    gallery = Gallery(predictor, run=run)
     figures, pictures = {}, []
     for mode in modes:
         if mode == "par":
@@ -84,8 +80,8 @@ def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> Figur
     lines = -(-len(cards) // CARDS_A_LINE)
     unit = WIDTH / (sum(CARD) * CARDS_A_LINE)
     height = max(2.4 * unit, LINE * (2 + max(len(words) for *_, words in cards)))
-    figure, axes = plt.subplots(lines, 2 * CARDS_A_LINE, figsize=(WIDTH, height * lines), squeeze=False,
-                                layout="constrained", gridspec_kw={"width_ratios": CARD * CARDS_A_LINE})
+    figure = Figure((WIDTH, height * lines), layout="constrained")
+    axes = figure.subplots(lines, 2 * CARDS_A_LINE, squeeze=False, width_ratios=CARD * CARDS_A_LINE)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")

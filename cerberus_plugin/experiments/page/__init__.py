@@ -3,4 +3,5 @@
 from .writing import claims as claims
 from .writing import main as main
 from .writing import section as section
+from .writing import text as text
 from .writing import write as write

@@ -1,5 +1,6 @@
 """`python -m cerberus_plugin.experiments.page DIR`."""
 
+from ...utils.commands import run_command
 from .writing import main
 
-main()
+run_command(main)

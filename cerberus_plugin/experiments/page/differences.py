@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from ...config import flat
 from ...data.splits import HELD_OUT
 from .records import RunRecord, StudyRecord
 
@@ -106,14 +107,18 @@ def _paper_data(run: RunRecord) -> PaperData | None:
     return PAPER.get(names[0]) if len(names) == 1 else None
 
 
-def _number(node, *path: str) -> float | None:
-    """A number in the run's manifest."""
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node if isinstance(node, int | float) and not isinstance(node, bool) else None
+def _number(node: Mapping | None, key: str) -> int | None:
+    """A count in the run's manifest, or a part of it, by dotted key."""
+    found = flat(node or {}).get(key)
+    return found if type(found) is int else None
 
 
-def _many(count: float | None) -> str:
+def _compared(ours: str, paper: str) -> Found:
+    """What is as in the paper where the words are equal; unknown where there are none."""
+    return Found(ours, paper, ours == paper) if ours else UNKNOWN
+
+
+def _many(count: int | None) -> str:
     return "an unknown number of" if count is None else f"{count:,}"
 
 
@@ -142,7 +147,7 @@ def identities(run: RunRecord) -> Found | None:
     """Fewer where some are left out on purpose, which is the study's own question."""
     if run.option("DATASETS.LEAVE_OUT_SIDS"):
         return None
-    count = _number(run.record.get("manifest"), "training", "identities") or run.option("MODEL.HEADS.NUM_CLASSES")
+    count = _number(run.record.get("manifest"), "training.identities") or run.option("MODEL.HEADS.NUM_CLASSES")
     paper, held_out = _paper_data(run), run.option("DATASETS.HOLD_OUT") or 0
     if not count:
         return UNKNOWN
@@ -158,7 +163,7 @@ def test_images(run: RunRecord) -> Found | None:
     tests = {name: node for name, node in _tests(run).items() if name != HELD_OUT}
     if not tests:
         return None
-    counts = {name: tuple(_number(node, part, "images") for part in ("query", "gallery"))
+    counts = {name: tuple(_number(node, f"{part}.images") for part in ("query", "gallery"))
               for name, node in tests.items()}
     ours = "; ".join(f"{name} {_many(queries)} queries, {_many(gallery)} gallery images"
                      for name, (queries, gallery) in counts.items())
@@ -171,12 +176,12 @@ def test_images(run: RunRecord) -> Found | None:
 def schedule(run: RunRecord) -> Found:
     training = run.record.get("training") or {}
     epochs = training.get("epochs") or run.option("SOLVER.MAX_EPOCH")
-    batch, images = run.option("SOLVER.IMS_PER_BATCH"), _number(run.record.get("manifest"), "training", "images")
+    batch, images = run.option("SOLVER.IMS_PER_BATCH"), _number(run.record.get("manifest"), "training.images")
     if not epochs:
         return UNKNOWN
     paper = _paper_data(run)
     if images and batch:
-        steps = epochs * (int(images) // batch)
+        steps = epochs * (images // batch)
         return Found(f"{epochs:,} epochs, about {steps:,} steps", f"{STEPS:,} steps",
                      abs(steps - STEPS) <= NEARLY * STEPS)
     if not paper:
@@ -186,14 +191,12 @@ def schedule(run: RunRecord) -> Found:
 
 
 def batch(run: RunRecord) -> Found:
-    size = run.option("SOLVER.IMS_PER_BATCH")
-    return Found(str(size), str(BATCH), size == BATCH) if size else UNKNOWN
+    return _compared(str(run.option("SOLVER.IMS_PER_BATCH") or ""), str(BATCH))
 
 
 def image_size(run: RunRecord) -> Found:
     size = run.record.get("image size") or run.option("INPUT.SIZE_TEST")
-    ours = "x".join(map(str, size or ()))
-    return Found(ours, SIZE, ours == SIZE) if ours else UNKNOWN
+    return _compared("x".join(map(str, size or ())), SIZE)
 
 
 def trunk(run: RunRecord) -> Found:
@@ -201,8 +204,7 @@ def trunk(run: RunRecord) -> Found:
     if not name:
         return UNKNOWN
     kind = {"build_resnet_backbone": "ResNet"}.get(name, str(name).removeprefix("build_").removesuffix("_backbone"))
-    ours = f"{kind}-{depth}" + (" with IBN" if run.option("MODEL.BACKBONE.WITH_IBN") else "")
-    return Found(ours, TRUNK, ours == TRUNK)
+    return _compared(f"{kind}-{depth}" + (" with IBN" if run.option("MODEL.BACKBONE.WITH_IBN") else ""), TRUNK)
 
 
 def weights(run: RunRecord) -> Found:

@@ -6,24 +6,23 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import pandas as pd
-
+from ...evaluation.spread import mean_and_deviation
 from .records import StudyRecord
-from .tables import figures_of, frame, heading, spread
+from .tables import figures_of, heading, over_seeds
 
 GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
 COLOURS = ("#3987d6", "#d9772b", "#2b9f77", "#b564c4", "#c9a227", "#d2504f", "#5aa9b8", "#8b8f3a")
 STYLE = {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY,
          "ytick.color": GREY, "legend.labelcolor": GREY, "figure.facecolor": "none", "axes.facecolor": "none",
          "savefig.facecolor": "none", "legend.frameon": False, "legend.fontsize": 9, "font.size": 10,
-         "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.max_open_warning": 0,
+         "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
          "text.parse_math": False,  # a variant's name is text, whatever stands in it
          "svg.hashsalt": "cerberus"}  # the same picture from the same figures
 Curves = dict[str, dict[str, float]]  # by curve: variants and their places on it
-UNSEEN, SENSITIVITY = "unseen", "sensitivity"  # studies whose variants lie along a number
+UNSEEN = "unseen"  # the study whose curves stand in one panel
 MOST_PANELS = 6
 RATIO = 50  # of the largest to the smallest value of an option, from which on its axis is logarithmic
 
@@ -35,12 +34,13 @@ def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
     keys = [key for key in figures_of(study, data) if key in measured and key.count("/") < 2][:MOST_PANELS]
     if not keys:
         return None
-    with plt.rc_context(STYLE):
-        if study.name == UNSEEN and (lines := curves(study)):
+    with matplotlib.rc_context(STYLE):
+        lines = curves(study)
+        if lines and study.name == UNSEEN:
             return _svg(_against(study, data, keys, lines)), (
                 "Mean over seeds against the number of semantic IDs left out of training; bars are one sample standard "
                 "deviation.")
-        if study.name == SENSITIVITY and (lines := curves(study)):
+        if lines:
             return _svg(_grids(study, data, keys[:3], lines)), (
                 "Each option alone, the others at their usual value; mean over seeds, bars are one sample standard "
                 "deviation.")
@@ -58,9 +58,9 @@ def curves(study: StudyRecord) -> Curves:
     return lines
 
 
-def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
+def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
     """A panel a figure, a line a variant, the first on top."""
-    figures, single = spread(study, data), frame(study)
+    figures = over_seeds(study, data)
     shown = [variant for variant in study.variants
              if any(key in row for key in keys
                     for row in (variant.published.get(data, {}), *(run.results.get(data, {}) for run in variant.runs)))]
@@ -68,11 +68,10 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
     for axis, key in zip(axes, keys):
         for place, variant in enumerate(shown):
             colour = COLOURS[place % len(COLOURS)]
-            values = single[(single["variant"] == variant.name) & (single["data"] == data) & (single["figure"] == key)]
-            axis.plot(values["value"], [place + 0.22] * len(values), ".", color=colour, markersize=4, alpha=0.7)
-            if (variant.name, key) in figures.index:
-                row = figures.loc[(variant.name, key)]
-                axis.errorbar(row["mean"], place, xerr=_deviation(row), fmt="o", color=colour, capsize=3, markersize=6)
+            if values := figures.get((variant.name, key)):
+                axis.plot(values, [place + 0.22] * len(values), ".", color=colour, markersize=4, alpha=0.7)
+                mean, deviation = mean_and_deviation(values)
+                axis.errorbar(mean, place, xerr=deviation or 0, fmt="o", color=colour, capsize=3, markersize=6)
             if (figure_of_paper := variant.published.get(data, {}).get(key)) is not None:
                 axis.plot(figure_of_paper, place - 0.22, "D", markerfacecolor="none", color=GREY, markersize=6)
         axis.set(xlabel=f"{heading(key)} (%)", yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.6))
@@ -82,9 +81,9 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> plt.Figure:
     return figure
 
 
-def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
     """A panel a figure, all curves in it."""
-    figures = spread(study, data)
+    figures = over_seeds(study, data)
     figure, axes = _panels(len(keys), 2.9)
     for axis, key in zip(axes, keys):
         for place, (label, points) in enumerate(lines.items()):
@@ -97,11 +96,11 @@ def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) 
     return figure
 
 
-def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> plt.Figure:
+def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
     """A column a curve, a row a figure."""
-    figures = spread(study, data)
-    figure, axes = plt.subplots(len(keys), len(lines), figsize=(2.5 * len(lines), 2.2 * len(keys)), squeeze=False,
-                                layout="constrained", sharey="row", sharex="col")
+    figures = over_seeds(study, data)
+    figure = Figure((2.5 * len(lines), 2.2 * len(keys)), layout="constrained")
+    axes = figure.subplots(len(keys), len(lines), squeeze=False, sharey="row", sharex="col")
     for column, (name, points) in enumerate(lines.items()):
         ticks = sorted(set(points.values()))
         for line, key in enumerate(keys):
@@ -118,32 +117,28 @@ def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) ->
     return figure
 
 
-def _curve(axis: plt.Axes, figures: pd.DataFrame, key: str, along: dict[str, float], colour: str, label: str) -> None:
-    points = sorted((value, name) for name, value in along.items() if (name, key) in figures.index)
-    rows = [figures.loc[(name, key)] for _, name in points]
-    axis.errorbar([value for value, _ in points], [row["mean"] for row in rows], yerr=[_deviation(row) for row in rows],
-                  marker="o", markersize=4, capsize=3, color=colour, label=label)
+def _curve(axis: Axes, figures: dict[tuple[str, str], list[float]], key: str, along: dict[str, float], colour: str,
+           label: str) -> None:
+    points = sorted((x, *mean_and_deviation(figures[name, key])) for name, x in along.items() if (name, key) in figures)
+    axis.errorbar([x for x, *_ in points], [mean for _, mean, _ in points],
+                  yerr=[deviation or 0 for *_, deviation in points], marker="o", markersize=4, capsize=3, color=colour,
+                  label=label)
 
 
-def _deviation(row: pd.Series) -> float:
-    return 0.0 if pd.isna(row["deviation"]) else row["deviation"]
-
-
-def _panels(count: int, height: float, **options) -> tuple[plt.Figure, list[plt.Axes]]:
+def _panels(count: int, height: float, **options) -> tuple[Figure, list[Axes]]:
     """At most three panels side by side."""
     columns = min(count, 3)
     lines = -(-count // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns + 1, height * lines), squeeze=False,
-                                layout="constrained", **options)
+    figure = Figure((3.4 * columns + 1, height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, **options)
     for spare in axes.flat[count:]:
         spare.remove()
     return figure, list(axes.flat[:count])
 
 
-def _svg(figure: plt.Figure) -> str:
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return text.getvalue()
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from ... import config
+
 UNCHECKED = ("this record is of a version that did not check whether its runs were tested alike; run the study's "
              "command again, which repeats no finished run")
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
@@ -52,10 +54,7 @@ class RunRecord:
 
     def option(self, key: str):
         """A value of the configuration by its dotted key; None where it is not known."""
-        node = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
+        return config.flat(self.config).get(key)
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,6 @@ class Folder:
     exhibits: list[Exhibit] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
-    def name_once(self, damage: str) -> None:
-        """Runs may be shared by studies."""
-        if damage not in self.unreadable:
-            self.unreadable.append(damage)
-
 
 # What a file that is damaged inside may raise while it is read, beside its own ValueErrors.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
@@ -149,7 +143,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLErr
 def read_folder(path: Path) -> Folder:
     """Read studies and pictures; files that are neither are passed over, damaged ones named in `unreadable`."""
     folder = Folder(path)
-    for pattern, key, read, found in (("*.json", "study", _study, folder.studies),
+    for pattern, key, read, found in (("*.json", "study", read_study, folder.studies),
                                       ("figures/*.json", "exhibit", _exhibit, folder.exhibits)):
         for file in sorted(path.glob(pattern)):
             try:
@@ -170,12 +164,8 @@ def slug(text: str) -> str:
 
 def flat(node, prefix: str = "") -> dict[str, str]:
     """Values of a nested record by dotted name, as text."""
-    if not isinstance(node, Mapping):
-        return {prefix: in_words(node)}
-    values = {}
-    for key, value in node.items():
-        values |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return values
+    values = config.flat({prefix: node} if prefix else node)
+    return {name: in_words(value) for name, value in values.items()}
 
 
 def in_words(value) -> str:
@@ -187,7 +177,7 @@ def in_words(value) -> str:
     return "none" if value is None else str(value)
 
 
-def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
+def read_study(folder: Folder, file: Path, record: dict) -> StudyRecord:
     anchor = slug(file.stem)
     variants = [_variant(folder, f"{anchor}-{place}", item)
                 for place, item in enumerate(_take(record, "variants", list, "the study"))]
@@ -197,19 +187,18 @@ def _study(folder: Folder, file: Path, record: dict) -> StudyRecord:
         raise ValueError(f"variants {', '.join(twice)} stand in it more than once, so that their runs would be mixed; "
                          "give each variant of the study its own name")
 
-    def text(key: str) -> str:
-        return in_words(record.get(key) or "")
-
+    text = {key: in_words(record.get(key) or "")
+            for key in ("title", "question", "note", "command", "config", "date", "against", "refused")}
+    text["title"] = text["title"] or in_words(record["study"])
+    if "refused" not in record:
+        text["refused"] = UNCHECKED
     return StudyRecord(
-        anchor=anchor, file=file.name, name=text("study"), title=text("title") or text("study"),
-        question=text("question"), note=text("note"), command=text("command"), config=text("config"),
-        date=text("date"), hours=record.get("hours"), against=text("against"),
+        anchor=anchor, file=file.name, name=in_words(record["study"]), **text, hours=record.get("hours"),
         seeds=_take(record, "seeds", list, "the study", []),
         figures=list(map(str, _take(record, "figures", list, "the study", []))), variants=variants,
         claims={_data(name): list(map(str, sentences))
                 for name, sentences in _take(record, "claims", dict, "the study", {}).items()},
         missing=list(map(in_words, _take(record, "missing", list, "the study", []))),
-        refused=text("refused") if "refused" in record else UNCHECKED,
         findings=_findings(folder.path / "findings" / f"{file.stem}.txt"))
 
 
@@ -272,7 +261,9 @@ def _config(folder: Folder, lies: str) -> tuple[str, dict]:
         values = yaml.safe_load(text)
         return text, values if isinstance(values, dict) else {}
     except DAMAGE as error:
-        folder.name_once(f"{lies}/config.yaml: {_short(error)}")
+        damage = f"{lies}/config.yaml: {_short(error)}"
+        if damage not in folder.unreadable:  # runs may be shared by studies
+            folder.unreadable.append(damage)
         return "", {}
 
 

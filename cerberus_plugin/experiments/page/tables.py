@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pandas as pd
-
 from ...evaluation import report
-from ...evaluation.spread import tells_apart
+from ...evaluation.spread import mean_and_deviation, spread, tells_apart
 from .records import StudyRecord, VariantRecord
 
 HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}
@@ -44,6 +42,12 @@ class Table:
         """Whether a column, counted behind the names, holds numbers."""
         return any(row.cells[place].value is not None for row in self.all_rows)
 
+    def text(self) -> str:
+        """The table for a terminal."""
+        rows = [[f"{row.name} ({row.mark})" if row.mark else row.name, *(cell.text for cell in row.cells)]
+                for row in self.all_rows]
+        return report.aligned(rows, self.headers)
+
 
 def heading(key: str) -> str:
     """A figure's name over its column: 'reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP (rectangle)'."""
@@ -65,18 +69,13 @@ def heading(key: str) -> str:
     return " ".join([task, *parts])
 
 
-def frame(study: StudyRecord) -> pd.DataFrame:
-    """Every measured figure: a row a variant, data set, figure and seed."""
-    return pd.DataFrame([(variant.name, data, key, run.seed, value) for variant in study.variants
-                         for run in variant.runs for data, row in run.results.items() for key, value in row.items()],
-                        columns=["variant", "data", "figure", "seed", "value"]).astype({"value": float})
-
-
-def spread(study: StudyRecord, data: str) -> pd.DataFrame:
-    """Mean, sample deviation, count of defined figures and of runs, by (variant, figure)."""
-    rows = frame(study)
-    groups = rows[rows["data"] == data].groupby(["variant", "figure"], sort=False)["value"]
-    return groups.agg(mean="mean", deviation="std", defined="count", runs="size")
+def over_seeds(study: StudyRecord, data: str) -> dict[tuple[str, str], list[float]]:
+    """Measured figures of all seeds, by variant and figure; NaN where a run has it undefined."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in study.runs:
+        for key, value in run.results.get(data, {}).items():
+            found.setdefault((run.variant, key), []).append(value)
+    return found
 
 
 def figures_of(study: StudyRecord, data: str) -> list[str]:
@@ -86,19 +85,23 @@ def figures_of(study: StudyRecord, data: str) -> list[str]:
     return [key for key in dict.fromkeys([*study.figures, *published]) if key in known or key in published]
 
 
-def table(study: StudyRecord, data: str) -> Table:
-    """A row a variant with means over its seeds; published rows apart, marked with their rule."""
-    keys, figures = figures_of(study, data), spread(study, data)
+def table(study: StudyRecord, data: str, attributes: bool = True) -> Table:
+    """A row a variant with means over its seeds; published rows apart, marked with their rule.
+
+    Args:
+        attributes: with the columns of single attributes.
+    """
+    keys, figures = figures_of(study, data), over_seeds(study, data)
+    keys = [key for key in keys if attributes or not any(f"/{rule}/" in key for rule in report.MEANS)]
     rows = []
     for variant in study.variants:
         runs = [run for run in variant.runs if data in run.results]
         if not runs:
             continue
-        cells = [_measured(figures, variant.name, key) for key in keys]
-        minutes = pd.Series([run.minutes for run in runs], dtype=float).mean()
+        cells = [_measured(figures.get((variant.name, key), [])) for key in keys]
         planned = max(len(study.seeds), len(variant.runs))
         cells.append(Cell(f"{len(runs)} of {planned}" if len(runs) < planned else str(len(runs)), len(runs)))
-        cells.append(_minutes(minutes))
+        cells.append(_minutes(mean_and_deviation([run.minutes for run in runs])[0]))
         rows.append(Row(variant.name, cells, anchor=runs[0].anchor))
     published = [_published(variant, data, keys) for variant in study.variants if variant.published.get(data)]
     return Table(["variant", *map(heading, keys), "runs", MINUTES], rows, published)
@@ -124,12 +127,12 @@ def summary(studies: Sequence[StudyRecord]) -> Table:
     for study in studies:
         done, missing = len(study.runs), len(study.missing)
         seeds = ", ".join(dict.fromkeys(str(run.seed) for run in study.runs)) or "none yet"
-        minutes = pd.Series([run.minutes for run in study.runs], dtype=float).sum(min_count=1)
+        minutes = [run.minutes for run in study.runs if not math.isnan(run.minutes)]
         told = sum(map(tells_apart, sum(study.claims.values(), [])))
         rows.append(Row(study.title, [Cell(study.question), Cell(", ".join(study.datasets)),
                                       Cell(f"{done} of {done + missing}" if missing else str(done), done), Cell(seeds),
                                       Cell("refused" if study.refused else str(told), None if study.refused else told),
-                                      _minutes(minutes)], anchor=study.anchor))
+                                      _minutes(sum(minutes) if minutes else math.nan)], anchor=study.anchor))
     return Table(["study", "question", "tested on", "runs", "seeds", "orders told apart", MINUTES], rows)
 
 
@@ -137,16 +140,14 @@ def _minutes(minutes: float) -> Cell:
     return Cell("") if math.isnan(minutes) else Cell(f"{minutes:.1f}", minutes)
 
 
-def _measured(figures: pd.DataFrame, variant: str, key: str) -> Cell:
-    if (variant, key) not in figures.index:
+def _measured(values: Sequence[float]) -> Cell:
+    """Mean and deviation over seeds, and of how many runs where some have it undefined."""
+    if not values:
         return Cell("")
-    row = figures.loc[(variant, key)]
-    if not row["defined"]:
-        return Cell(report.percent(math.nan))
-    text = f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["defined"] > 1 else "")
-    if row["defined"] < row["runs"]:
-        text += f" ({row['defined']:.0f} of {row['runs']:.0f})"
-    return Cell(text, row["mean"])
+    defined, (mean, _) = sum(not math.isnan(value) for value in values), mean_and_deviation(values)
+    if not defined:
+        return Cell(spread(values))
+    return Cell(spread(values) + (f" ({defined} of {len(values)})" if defined < len(values) else ""), mean)
 
 
 def _published(variant: VariantRecord, data: str, keys: Sequence[str]) -> Row:

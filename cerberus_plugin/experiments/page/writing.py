@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...evaluation.spread import tells_apart
-from ...utils.files import replace_unprintable, write_text
+from ...utils.files import write_text
 from . import plots, tables
 from .differences import Differences, differences
-from .records import PICTURES, Folder, StudyRecord, flat, read_folder, slug
+from .records import PICTURES, Folder, StudyRecord, flat, read_folder, read_study, slug
 from .tables import Table
 
 TITLE = "Cerberus: experiments"
@@ -69,6 +70,21 @@ def write(output: Path) -> tuple[Path, Path]:
     for page, template, escaped in zip(pages, ("page.html.j2", "page.md.j2"), (True, False)):
         write_text(str(page), _environment(folder, escaped).get_template(template).render(context))
     return pages
+
+
+def text(file: Path) -> str:
+    """The record of a study as it is printed: its tables without single attributes, claims, and what is missing."""
+    study = read_study(Folder(file.parent), file, json.loads(file.read_text(encoding="utf-8")))
+    parts = [f"{study.title}\n{study.question}"]
+    if study.refused:
+        return f"{parts[0]}\n\nNo table: {study.refused}"
+    for data in study.datasets:
+        parts.append(f"{data}\n{tables.table(study, data, attributes=False).text()}")
+        parts.append("\n".join(f"- {sentence}" for sentence in study.claims.get(data, [])))
+    costs, differs = tables.costs(study), differences(study).differs
+    parts += [costs.text() if costs else "", "\n- ".join(["Other than in the paper:", *differs]) if differs else "",
+              study.note, f"missing: {len(study.missing)} runs" if study.missing else ""]
+    return "\n\n".join(filter(None, parts))
 
 
 def section(study: StudyRecord) -> Section:
@@ -146,7 +162,6 @@ def _svg_uri(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
     args = parser.parse_args(arguments)
