@@ -95,7 +95,8 @@ class Retrieval:
         """All true matches."""
         pairs = Identities(self.gallery.pids, self.gallery.camids).pairs(self.query.pids, self.query.camids)
         query, column = pairs.query[pairs.match], pairs.column[pairs.match]
-        return CriticalPairs(critical_thresholds(self.asked.rows(query), self.known.rows(column)), self.gallery.pids[column])
+        critical = critical_thresholds(self.asked.rows(query), self.known.rows(column))
+        return CriticalPairs(critical, self.gallery.pids[column])
 
     def seconds(self, threshold: float | None) -> tuple[float, float]:
         """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
