@@ -336,7 +336,7 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
 
 def _answers_text(answers: dict[str, str]) -> str:
     """Answers by column, with the columns that the model abstains from at the end."""
-    from .search.portable.vocabulary import ABSTAINED
+    from .attributes.attribute_model import ABSTAINED
 
     abstained = [name for name, answer in answers.items() if answer == ABSTAINED]
     return "; ".join(filter(None, [

@@ -22,8 +22,8 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
 FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "synthetic", "search.portable", "search.calibration",
                     "search.gallery", "search.web")
-FREE_OF_TORCH = ("utils.commands", "utils.files", "utils.images", "utils.moved", "attributes.marginals",
-                 "attributes.schema", "search.portable", "search.gallery", "search.web")
+FREE_OF_TORCH = ("utils.commands", "utils.files", "utils.images", "utils.moved", "attributes.attribute_model",
+                 "attributes.marginals", "attributes.schema", "search.portable", "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

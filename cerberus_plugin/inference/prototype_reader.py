@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING, SIDTable
+from ..attributes.attribute_model import AttributeModel, GroupTables
 from ..attributes.marginals import (
     LOWEST,
     READINGS,
@@ -26,7 +27,6 @@ from ..attributes.marginals import (
     nameable,
     wanted_classes,
 )
-from ..search.portable.vocabulary import AttributeModel, GroupTables
 from .probabilities import WithTemperatures, summing_to_one
 from .reader import chunks, mean_over_described
 

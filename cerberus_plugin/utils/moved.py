@@ -35,7 +35,8 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "manifest.making": ("evaluation.manifest", "utils.files"), "manifest.reading": "experiments.manifest_diff",
     "modeling.prototypes": "modeling.sid_prototypes", "modeling.representation": "modeling.heads",
     "modeling.tables": "modeling.checkpoint_tables", "portable.images": "utils.images",
-    "portable.marginals": "attributes.marginals", "web.asking": "search.web.search_state",
+    "portable.marginals": "attributes.marginals", "portable.vocabulary": "attributes.attribute_model",
+    "web.asking": "search.web.search_state",
     "web.guard": "search.web.security", "web.turns": "search.web.limiter",
 }
 

@@ -7,9 +7,9 @@ from collections import namedtuple
 from pathlib import Path
 
 from cerberus_plugin.attributes import MARKET1501
+from cerberus_plugin.attributes.attribute_model import GroupTables
 from cerberus_plugin.search.gallery import GalleryIndex, Pace
 from cerberus_plugin.search.portable import Answer, AttributeModel
-from cerberus_plugin.search.portable.vocabulary import GroupTables
 
 import numpy as np
 from PIL import Image

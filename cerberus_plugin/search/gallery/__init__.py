@@ -1,6 +1,6 @@
 """A gallery of pictures: embedded once, kept in a folder, searched by picture, by attributes, or by both."""
 
-from ..portable.vocabulary import Answer
+from ...attributes.attribute_model import Answer
 from .build import Pace
 from .index import GalleryIndex, Summary
 from .parts import Damaged

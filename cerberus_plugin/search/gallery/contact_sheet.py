@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...attributes.attribute_model import Answer
 from ...utils.images import Unreadable, read_image
-from ..portable.vocabulary import Answer
 from .query import Hit, Prefilter, Query
 from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from ..portable.vocabulary import AttributeModel
+    from ...attributes.attribute_model import AttributeModel
 
 UNCALIBRATED = ("probabilities are those of the bare softmax and the model never abstains: calibrate by "
                 "python -m cerberus_plugin.experiments.calibrate RUN")

@@ -40,8 +40,8 @@ from .store import ROWS, Row, Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ...attributes.attribute_model import Answer, AttributeModel
     from ..portable.encoder import Encoder
-    from ..portable.vocabulary import Answer, AttributeModel
 
 UNREADABLE = "unreadable.tsv"
 BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process killed before RECORD was written
@@ -193,7 +193,7 @@ class GalleryIndex:
     def vocabulary(self) -> AttributeModel | None:
         """What the model knows of attributes; None where it knows none."""
         if self._vocabulary is None and self._record.vocabulary is not None:
-            from ..portable.vocabulary import AttributeModel
+            from ...attributes.attribute_model import AttributeModel
 
             self._vocabulary = AttributeModel.from_dict(self._record.vocabulary)
         return self._vocabulary

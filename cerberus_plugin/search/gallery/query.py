@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...attributes.attribute_model import Answer, unit
 from ...attributes.marginals import check_threshold, is_reliable
 from ..portable.encoder import clothing_groups
-from ..portable.vocabulary import Answer, unit
 from .store import Store
 
 if TYPE_CHECKING:
+    from ...attributes.attribute_model import AttributeModel
     from ..portable.verification import Verification
-    from ..portable.vocabulary import AttributeModel
 
 
 # Log-odds that a difference of 1 in the mean cosine of two pictures stands for, where no calibration has measured it.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ...attributes.attribute_model import AttributeModel
 from .verification import Verification
-from .vocabulary import AttributeModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image

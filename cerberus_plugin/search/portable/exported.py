@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...attributes.attribute_model import AttributeModel
 from ...utils.images import to_array
 from .verification import Verification
-from .vocabulary import AttributeModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...attributes.marginals import LOWEST, READINGS, Marginals, check_temperatures, nameable, prior_of, wanted_classes
-from ...attributes.schema import MISSING, AttributeSchema, Column, agreeing
+from .marginals import LOWEST, READINGS, Marginals, check_temperatures, nameable, prior_of, wanted_classes
+from .schema import MISSING, AttributeSchema, Column, agreeing
 
 ABSTAINED = "cannot tell"
 
