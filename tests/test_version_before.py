@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor, CerberusTrainer
+from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.config import read_run_config
 from cerberus_plugin.experiments import manifest_diff
 from cerberus_plugin.search.calibration import Calibration
@@ -124,6 +125,7 @@ def test_an_exported_model_gives_the_same_embeddings_and_answers(exported, predi
     assert near(embeddings, then["exported embeddings"])
     assert_same_answers(exported.vocabulary.recognise(embeddings), then["exported answers"])
     assert exported.fingerprint == then["fingerprint"] == TorchEncoder(predictor).fingerprint
+    assert predictor.model.schema is MARKET1501  # the checkpoint holds its fingerprint, not all of it
 
 
 @pytest.mark.filterwarnings("ignore:cerberus_plugin:DeprecationWarning")

@@ -61,7 +61,8 @@ def changed(text: str, **changes) -> str:
     (lambda text: changed(text, MODEL__BACKBONE__NORM=...), r"has no value for MODEL.BACKBONE.NORM, which every"),
     (lambda text: changed(text, MODEL__BACKBONE__NORM=None), r"has no value for MODEL.BACKBONE.NORM, which every"),
     (lambda text: changed(text, MODEL__META_ARCHITECTURE="Hydra"), "model that it describes cannot be made .*Hydra"),
-    (lambda text: changed(text, MODEL__BACKBONE__DEPTH="19x"), "the model that it describes cannot be made .*19x"),
+    (lambda text: changed(text, MODEL__BACKBONE__NAME="build_resnet_backbone", MODEL__BACKBONE__DEPTH="19x"),
+     "the model that it describes cannot be made .*19x"),
     (lambda text: changed(text, MODEL__PIXEL_MEAN=["a"]), "the model that it describes cannot be made"),
     (lambda text: changed(text, TEST__METRIC="manhattan"), "TEST.METRIC is 'manhattan', expected one of cosine"),
 ], ids=range(20))
@@ -137,7 +138,7 @@ def sound(folder, read):
 def diverged(folder) -> Path:
     """The run with a checkpoint in which one weight is NaN."""
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    name = next(name for name in checkpoint["model"] if name.endswith("conv1.weight"))
+    name = next(name for name in checkpoint["model"] if name.endswith("conv.weight"))
     checkpoint["model"][name][3, 1, 0, 0] = math.nan
     (folder / "model_final.pth").unlink()
     torch.save(checkpoint, folder / "model_final.pth")
@@ -145,7 +146,7 @@ def diverged(folder) -> Path:
 
 
 def test_weights_that_are_nan_are_refused_in_use_and_in_evaluation(run, diverged):
-    message = "model_final.pth: 1 of .* tensors hold NaN or infinite values, such as .*conv1.weight"
+    message = "model_final.pth: 1 of .* tensors hold NaN or infinite values, such as .*conv.weight"
     with pytest.raises(ValueError, match=message):
         CerberusPredictor(diverged)
     cfg = run.cfg.clone()

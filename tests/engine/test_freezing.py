@@ -8,10 +8,10 @@ from cerberus_plugin.engine.hooks import FrozenLayers, frozen_layers
 import pytest
 import torch
 from fastreid.modeling.meta_arch import build_model
-from support.training import read_config, trained
+from support.training import RESNET, read_config, trained
 from torch import nn
 
-NORMS = ("trunk.1", "global_branch.1.0.bn1")
+NORMS = ("trunk.1", "global_branch.1.0.bn2")
 
 
 class Branches(nn.Module):
@@ -48,7 +48,7 @@ def test_names_are_whole_paths_of_modules():
 @pytest.mark.slow
 def test_the_heads_of_mgn_train_while_its_backbone_and_branches_are_frozen():
     file = "configs/Market1501/mgn_R50.yml"
-    options = ("MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048, "MODEL.HEADS.NUM_CLASSES", 4)
+    options = (*RESNET, "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048, "MODEL.HEADS.NUM_CLASSES", 4)
     model = build_model(read_config(*options, file=file))
     moved = moved_by_a_step(model, *optimizer_of(model, *options, file=file))
     assert len(moved) == 32 and all("_head." in name for name in moved)

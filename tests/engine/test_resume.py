@@ -31,9 +31,6 @@ RANDOM = ("INPUT.PADDING.ENABLED", True, "INPUT.REA.ENABLED", True, "INPUT.REA.P
           "SOLVER.WARMUP_ITERS", 1, "SOLVER.MAX_EPOCH", 2, "TEST.EVAL_PERIOD", 2)
 
 
-TINY = ("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25", "MODEL.BACKBONE.FEAT_DIM", 128)
-
-
 def run_until(cfg, kill_at: float = math.inf, seed: int = 1):
     """A trainer after its run; the run resumes where it can, and is killed before the step of this number."""
     seed_all_rng(seed)
@@ -60,8 +57,8 @@ def record_of(cfg) -> dict:
 
 
 @pytest.mark.parametrize(("name", "resident", "workers", "options"), [
-    ("ide", False, 2, (*TINY, "SOLVER.EMA", 0.9, "INPUT.AUTOAUG.ENABLED", True, "INPUT.AUTOAUG.PROB", 1.0)),
-    ("ide", True, 0, (*TINY, "TEST.UNTRAINED_FLOOR", True)),
+    ("ide", False, 2, ("SOLVER.EMA", 0.9, "INPUT.AUTOAUG.ENABLED", True, "INPUT.AUTOAUG.PROB", 1.0)),
+    ("ide", True, 0, ("TEST.UNTRAINED_FLOOR", True)),
     pytest.param("cerberus", True, 0, ("TEST.UNTRAINED_FLOOR", True, "DATALOADER.SAMPLER_TRAIN",
                                        "BalancedIdentitySampler"), marks=pytest.mark.slow),
     pytest.param("cerberus", False, 0, (), marks=pytest.mark.slow),
@@ -214,19 +211,19 @@ def ide_run(tmp_path_factory, market_root):
         patch.setattr("fastreid.data.build._root", str(market_root))
         folder = tmp_path_factory.mktemp("ide") / "run"
         with pytest.raises(Killed):
-            run_until(read_config("OUTPUT_DIR", str(folder), *RANDOM, *TINY, file=IDE), kill_at=2)
+            run_until(read_config("OUTPUT_DIR", str(folder), *RANDOM, file=IDE), kill_at=2)
         yield folder
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (("DATASETS.HOLD_OUT", 2), r"'heads.weight' is absent or of another size.*name them by MODEL.WEIGHTS"),
-    (("MODEL.BACKBONE.DEPTH", "x0_5"), "is absent or of another size"),
+    (("MODEL.BACKBONE.FEAT_DIM", 8), "is absent or of another size"),
     (("SOLVER.HEADS_LR_FACTOR", 0.5), "where this run has nothing. Resume with the config.yaml"),
     (("SOLVER.OPT", "SGD"), "it is of SOLVER.OPT Adam, here SGD"),
     (("SOLVER.EMA", 0.9), "has no average of the weights, this run has SOLVER.EMA 0.9; resume with SOLVER.EMA 0"),
 ])
 def test_a_checkpoint_of_another_run_is_refused_on_resume(small_config, ide_run, options, message):
-    trainer = CerberusTrainer(small_config(*RANDOM, *TINY, "OUTPUT_DIR", str(ide_run), *options, file=IDE))
+    trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), *options, file=IDE))
     with pytest.raises(ValueError, match=f"model_0000.pth: .*{message}"):
         trainer.resume_or_load(resume=True)
 
@@ -235,7 +232,7 @@ def test_settings_of_the_step_that_a_resumed_run_does_not_take_over_are_named(sm
     for changes, named in (((), None), (("SOLVER.BASE_LR", 0.5), "initial_lr of group 0"),
                            (("SOLVER.MAX_EPOCH", 9), "T_max of lr_sched")):
         log.clear()
-        trainer = CerberusTrainer(small_config(*RANDOM, *TINY, "OUTPUT_DIR", str(ide_run), *changes, file=IDE))
+        trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), *changes, file=IDE))
         trainer.resume_or_load(resume=True)
         warnings = [line for line in log.messages if "goes on with the settings" in line]
         assert bool(warnings) == bool(changes) and all(named in line for line in warnings)
@@ -265,13 +262,13 @@ def test_a_resumed_run_keeps_the_seed_that_was_drawn_for_it_and_names_another_on
 def test_as_many_other_identities_are_refused_on_resume(small_config, ide_run, market_people, tmp_path, use_root):
     people = dict(zip((3, 7, 10, 11, 23, 100, 101, 700), market_people[0].values()))  # 3 in place of 2
     use_root(write_market_folder(tmp_path / "data", people, market_people[1]))
-    trainer = CerberusTrainer(small_config(*RANDOM, *TINY, "OUTPUT_DIR", str(ide_run), file=IDE))
+    trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), file=IDE))
     with pytest.raises(ValueError, match="model_0000.pth: .*trained on other identities"):
         trainer.resume_or_load(resume=True)
 
 
 def test_what_a_kill_has_left_of_a_checkpoint_is_removed_by_the_next_run_in_the_folder(small_config, tmp_path, log):
-    cfg = small_config(*RANDOM, *TINY, file=IDE)
+    cfg = small_config(*RANDOM, file=IDE)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()
     for name in ("model_0000.pth.tmp", "model_0001.pth.5ae2.tmp", "last_checkpoint.tmp", "notes.tmp"):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from fastreid.utils.env import seed_all_rng
 from support.data import random_labels, write_duke_folder, write_market_folder
-from support.training import read_config, trained
+from support.training import RESNET, read_config, trained
 
 TESTS = "Market1501Attributes"
 
@@ -161,7 +161,7 @@ def test_weights_of_another_size_or_depth_are_refused(run, small_config):
     with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
         load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.HEADS.EMBEDDING_DIM", 64))
     with pytest.raises(ValueError, match=r"\d+ of \d+ tensors of the model match, not"):
-        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.BACKBONE.DEPTH", "34x"))
+        load_model(small_config("MODEL.WEIGHTS", weights, "MODEL.BACKBONE.FEAT_DIM", 8))
 
 
 def test_resume_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path, log):
@@ -206,10 +206,10 @@ def test_time_of_training_counts_the_steps_behind_the_weights_over_a_resume(smal
 @pytest.mark.parametrize("name", ["bot", "agw", "sbs", pytest.param("mgn", marks=pytest.mark.slow)])
 def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_aps(small_config, name):
     size = [96, 24] if name == "mgn" else [48, 24]
-    depth = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048] if name == "mgn" else []
+    backbone = {"agw": RESNET, "mgn": (*RESNET, "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048)}
     cfg = small_config("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "DATALOADER.NUM_INSTANCE", 4,
                        "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "MODEL.FREEZE_LAYERS", [],
-                       "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *depth,
+                       "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size, *backbone.get(name, ()),
                        file=f"configs/Market1501/{name}_R50.yml")
     results = trained(cfg).results
     cfg.defrost()
@@ -373,10 +373,10 @@ def test_a_start_reads_each_data_set_and_numbers_semantic_ids_once(small_config,
     build_dataset, build_table = build.build_dataset, SIDTable.build
     monkeypatch.setattr(build, "build_dataset", lambda cfg, name: read.append(name) or build_dataset(cfg, name))
     monkeypatch.setattr(SIDTable, "build", lambda *args: numbered.append(args) or build_table(*args))
-    trainer = CerberusTrainer(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", [TESTS, "held-out"]))
+    trainer = CerberusTrainer(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", [TESTS, "held-out"],
+                                           "TEST.EVAL_PERIOD", 1))
     trainer.resume_or_load(resume=False)
-    trainer._test()
-    trainer._test()
+    trainer.train()
     assert read == [TESTS, TESTS] and len(numbered) == 1  # to train on, and to test on
 
 

@@ -1,9 +1,6 @@
 """Evaluators: the host's figures, the protocols' image sets, distributed gathering, models of a user's own."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, host
 from cerberus_plugin.attributes import GROUPS, MARKET1501
@@ -17,7 +14,7 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.evaluation import ReidEvaluator, rank
-from support.data import random_labels
+from support.data import batches, random_labels
 from support.readers import OwnReader
 
 
@@ -26,20 +23,6 @@ def config(*options):
     add_cerberus_config(cfg)
     cfg.merge_from_list(list(options))
     return cfg
-
-
-def batches(num: int = 90, num_people: int = 6, size: int = 16, seed: int = 0):
-    """Batches as a test loader and a model give them; identity 0 is a distractor."""
-    generator = torch.Generator().manual_seed(seed)
-    pids = torch.arange(num) % num_people
-    labels = random_labels(MARKET1501, num_people, seed=9)
-    labels[0] = -1
-    centres = torch.randn(num_people, 40, generator=generator)
-    embeddings = centres[pids] + 1.5 * torch.randn(num, 40, generator=generator)
-    camids = torch.randint(4, (num,), generator=generator)
-    for start in range(0, num, size):
-        rows = slice(start, start + size)
-        yield ({"targets": pids[rows], "camids": camids[rows], "attributes": labels[pids[rows]]}, embeddings[rows])
 
 
 def run(evaluator, stream=None):
@@ -257,41 +240,3 @@ def test_a_models_last_touch_is_given_to_its_embeddings():
     seen = []
     run(TaskEvaluator(24, [lambda gathered: seen.append(gathered.embeddings) or {}], finish=lambda e: e * 0 + 2))
     assert (seen[0] == 2).all()
-
-
-TWO_PROCESSES = """
-import os
-import sys
-
-sys.path[:0] = sys.argv[1:]
-import torch.distributed as dist
-from test_evaluators import OwnReader, batches, config
-from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator
-
-dist.init_process_group("gloo")
-stream = list(batches(96))
-evaluator = TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())])
-evaluator.reset()
-for inputs, outputs in stream[dist.get_rank() * 3:(dist.get_rank() + 1) * 3]:
-    evaluator.process(inputs, outputs)
-results = evaluator.evaluate()
-if dist.get_rank() == 0:
-    print("RESULT", dict(results))
-else:
-    assert results == {}
-sys.stdout.flush()
-dist.barrier()  # a process that ends while the other still talks to it takes it down
-os._exit(0)  # the host keeps the process group in a cache, and gloo's threads abort an interpreter that shuts down
-"""
-
-
-def test_two_processes_give_the_figures_of_one():
-    expected = run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader()), APSTask(OwnReader())]), batches(96))
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python",
-         sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, *map(str, (here, *here.parents[:2]))],
-        capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    assert eval(line.removeprefix("RESULT"), {"nan": float("nan")}) == pytest.approx(expected, nan_ok=True)

@@ -37,12 +37,6 @@ def test_import_without_fastreid_says_how_to_install_it():
     assert last.startswith('ImportError: FastReID is not installed: pip install --no-deps "fastreid==1.4.0"')
 
 
-def test_missing_fastreid_is_an_import_error(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fastreid", None)
-    with pytest.raises(ImportError, match="--no-deps because it pins torch 1.13.1"):
-        host.imports.require_fastreid()
-
-
 def test_a_torchvision_that_does_not_fit_a_cuda_torch_is_not_papered_over(monkeypatch):
     def failing(name):
         raise RuntimeError("operator torchvision::nms does not exist")

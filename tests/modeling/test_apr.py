@@ -86,10 +86,10 @@ def test_attribute_loss_equals_the_loop_and_leaves_persons_without_an_answer_out
     assert attribute_loss(logits, torch.full((4, 3), -1), (2, 3, 2)) == 0
 
 
-@pytest.mark.parametrize(("name", "extra"), [("ide", 0), ("arn", 39 * 513), ("apr", 39 * 513 + 39 * 40)])
+@pytest.mark.parametrize(("name", "extra"), [("ide", 0), ("arn", 39 * 17), ("apr", 39 * 17 + 39 * 40)])
 def test_parameters_are_the_backbone_and_each_part_by_itself(name, extra):
     model = model_of(name)
-    joined = {"ide": 512, "arn": 0, "apr": 512 + 39}[name]
+    joined = {"ide": 16, "arn": 0, "apr": 16 + 39}[name]
     total = sum(p.numel() for p in model.heads.parameters())
     assert total == extra + 10 * joined
 
@@ -102,8 +102,8 @@ def test_the_objective_is_lambda_times_identity_and_the_rest_times_the_mean_attr
         model_of("ide"))
     host.backbone.load_state_dict(apr.backbone.state_dict())
     with torch.no_grad():
-        apr.heads.weight[:, 512:] = 0
-        host.heads.weight.copy_(apr.heads.weight[:, :512])
+        apr.heads.weight[:, 16:] = 0
+        host.heads.weight.copy_(apr.heads.weight[:, :16])
         apr.heads.bottleneck.load_state_dict(host.heads.bottleneck.state_dict())
     ours, theirs = losses_of(apr), losses_of(host)
     assert set(ours) == {*theirs, "loss_attribute"}
@@ -156,7 +156,7 @@ def test_every_parameter_is_in_every_steps_loss(name):
 @pytest.mark.parametrize("reading", ["probabilities", "positive", "highest"])
 def test_the_scores_that_join_the_feature_are_those_the_key_names(reading):
     model = model_of("apr", "MODEL.APR.SCORES", reading)
-    assert model.heads.weight.shape[1] - 512 == num_scores(MARKET1501.column_sizes, reading)
+    assert model.heads.weight.shape[1] - 16 == num_scores(MARKET1501.column_sizes, reading)
     assert losses_of(model)["loss_cls"].isfinite()
 
 
@@ -172,7 +172,7 @@ def test_without_reweighting_the_scores_join_as_they_are():
 def test_the_block_sizes_the_feature_and_dropout_acts_in_training_only():
     model = model_of("apr", "MODEL.APR.BLOCK_DIM", 32, "MODEL.APR.DROPOUT", 0.5)
     assert [type(part).__name__ for part in model.heads.block] == ["Conv2d", "BatchNorm", "Dropout", "ReLU"]
-    maps = torch.rand(4, 512, 3, 2)
+    maps = torch.rand(4, 16, 3, 2)
     first, second = (model.heads(maps, torch.arange(4))["features"] for _ in range(2))
     assert not torch.equal(first, second)
     model.eval()

@@ -19,7 +19,7 @@ from fastreid.config import get_cfg
 from fastreid.modeling.losses import cross_entropy_loss, triplet_loss
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
-from support.training import read_config, trained
+from support.training import RESNET, read_config, trained
 from torch import nn
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,7 +34,7 @@ SMALL = ("INPUT.SIZE_TRAIN", [128, 32], "INPUT.SIZE_TEST", [128, 32], "DATALOADE
 def model_of(*options, classes: int = 10) -> CSSC:
     """A small model in training mode."""
     torch.manual_seed(0)
-    return build_model(read_config("MODEL.HEADS.NUM_CLASSES", classes, *options, file=FILE))
+    return build_model(read_config("MODEL.HEADS.NUM_CLASSES", classes, *RESNET, *options, file=FILE))
 
 
 def batch(size: int = 8, height: int = 128) -> dict:
@@ -319,7 +319,7 @@ def test_it_trains_resumes_into_the_epoch_of_triplets_evaluates_and_reloads(smal
     again.MODEL.WEIGHTS = str(tmp_path / "run/model_final.pth")
     assert evaluate(again) == pytest.approx(dict(results))
     model = load_model(again)
-    assert model.classifier.shape == (0, 512)
+    assert model.classifier.shape == (0, 16)
     with torch.no_grad():
         images = batch(2)["images"]
         assert torch.allclose(model(images), trainer.model.eval()(images), atol=1e-6)

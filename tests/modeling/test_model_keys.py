@@ -13,7 +13,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from support.data import random_labels
-from support.training import read_config
+from support.training import RESNET, read_config
 
 # What the trainer reads and a model alone does not show; tests of the trainer cover it.
 OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "SYNC_BN"}
@@ -35,8 +35,7 @@ OTHER_VALUES = {"HEADS.NAME": "ClasHead", "HEADS.NORM": "syncBN", "HEADS.NECK_FE
 
 def config_of(case: str, *options) -> CfgNode:
     file, of_case = CASES[case]
-    return read_config("MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
-                       "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CERBERUS.SCHEMA", "market1501",
+    return read_config("MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CERBERUS.SCHEMA", "market1501",
                        "MODEL.APR.SCHEMA", "market1501", "MODEL.CERBERUS.NUM_SIDS", [4, 18, 40, 8, 4],
                        *of_case, *options, file=file)
 
@@ -158,7 +157,8 @@ def test_a_key_that_is_gone_is_still_read_from_the_configurations_of_older_runs(
 
 def test_the_size_of_a_feature_is_that_of_the_backbone():
     with pytest.raises(ValueError, match="FEAT_DIM is 2048, but build_resnet_backbone at depth 18x gives 512 channels"):
-        CerberusTrainer.build_model(read_config("MODEL.BACKBONE.FEAT_DIM", 2048, file="configs/PRCC/cssc_demo.yml"))
+        CerberusTrainer.build_model(read_config(*RESNET, "MODEL.BACKBONE.FEAT_DIM", 2048,
+                                                file="configs/PRCC/cssc_demo.yml"))
 
 
 def test_the_hosts_models_are_not_checked():

@@ -8,7 +8,7 @@ from cerberus_plugin.modeling.build import load_model
 import pytest
 import torch
 from fastreid.solver import build_optimizer
-from support.training import PLUS, SMALL, model_of, small_batch, solver_cfg, trained
+from support.training import PLUS, RESNET, SMALL, model_of, small_batch, solver_cfg, trained
 
 FAST = ("SOLVER.AUTOCAST", "bfloat16", "TEST.AUTOCAST", "bfloat16", "MODEL.CHANNELS_LAST", True, "SOLVER.FUSED", True)
 PLAIN = ("SOLVER.AUTOCAST", "", "TEST.AUTOCAST", "", "MODEL.CHANNELS_LAST", False, "SOLVER.FUSED", False,
@@ -50,7 +50,8 @@ def test_steps_are_those_of_the_plain_path(plain, switch):
     losses, model, _ = train_steps(**switch)
     assert losses == pytest.approx(plain[0], rel=1e-9)
     for (name, p), q in zip(model.named_parameters(), plain[1].parameters()):
-        assert torch.allclose(p, q, rtol=1e-6, atol=1e-9), name
+        # Steps are 1e-3 long. Where a gradient is 0, as of a bias before a normalisation, Adam goes by its rounding.
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-5), name
 
 
 def test_convolutions_are_stored_channels_last_within_the_hosts_buffer():
@@ -130,7 +131,7 @@ def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
 
 
 @pytest.mark.parametrize("options", [pytest.param((), id="paper"),
-                                     pytest.param(PLUS, id="plus", marks=pytest.mark.slow)])
+                                     pytest.param((*RESNET, *PLUS), id="plus", marks=pytest.mark.slow)])
 def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(options):
     model, compiled = (model_of(*SMALL, *options).train() for _ in range(2))
     expected = sum(model(small_batch(model)).values()).item()

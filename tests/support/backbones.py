@@ -4,10 +4,18 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
 
+def convolution(channels: int, out: int) -> nn.Conv2d:
+    """One that keeps the differences between pictures as large as they are, also before it has learnt anything."""
+    layer = nn.Conv2d(channels, out, 3, padding=1)
+    nn.init.kaiming_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv, self.bn2 = convolution(channels, channels), nn.BatchNorm2d(channels)
 
     def forward(self, x):
         return self.bn2(self.conv(x)).relu()
@@ -17,7 +25,7 @@ class Block(nn.Module):
 def build_tiny_backbone(cfg):
     """A backbone with the parts of a ResNet, two blocks in each of four layers, MODEL.BACKBONE.FEAT_DIM channels."""
     channels = cfg.MODEL.BACKBONE.FEAT_DIM
-    parts = {"conv1": nn.Conv2d(3, channels, 3, padding=1), "bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(),
+    parts = {"conv1": convolution(3, channels), "bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(),
              "maxpool": nn.MaxPool2d(2)}
     parts |= {f"layer{i}": nn.Sequential(Block(channels), Block(channels)) for i in (1, 2, 3, 4)}
     backbone = nn.Sequential()

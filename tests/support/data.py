@@ -106,3 +106,19 @@ def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
                 Image.fromarray(pixels).save(folder / name / f"{pid:04d}_c{camera}_f{camera:07d}.jpg")
     write_annotations(folder / "duke_attribute.mat", DUKEMTMC, train, test, root="duke_attribute")
     return root
+
+
+def batches(num: int = 90, num_people: int = 6, size: int = 16, seed: int = 0):
+    """Batches as a test loader and a model give them; identity 0 is a distractor."""
+    from cerberus_plugin.attributes import MARKET1501
+
+    pids = torch.arange(num) % num_people
+    generator = torch.Generator().manual_seed(seed)
+    labels = random_labels(MARKET1501, num_people, seed=9)
+    labels[0] = -1
+    centres = torch.randn(num_people, 40, generator=generator)
+    embeddings = centres[pids] + 1.5 * torch.randn(num, 40, generator=generator)
+    camids = torch.randint(4, (num,), generator=generator)
+    for start in range(0, num, size):
+        rows = slice(start, start + size)
+        yield ({"targets": pids[rows], "camids": camids[rows], "attributes": labels[pids[rows]]}, embeddings[rows])

@@ -15,7 +15,9 @@ from support import backbones  # noqa: F401  registers the tiny backbone
 
 register_split("build_tiny_backbone")(split_resnet)
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL = ("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.EMBEDDING_DIM", 16)
+RESNET = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512)
+TINY = ("MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM", 16)
+SMALL = (*TINY, "MODEL.HEADS.EMBEDDING_DIM", 16)
 PLUS = ("MODEL.CERBERUS.SOFTMAX", 2.0, "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True,
         "MODEL.LOSSES.CE.EPSILON", 0.1)
 
@@ -46,13 +48,13 @@ def small_batch(model: nn.Module, size: int = 8) -> dict:
 
 
 def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
-    """A configuration file with ResNet-18 on 48x24 pictures and 2 steps an epoch; options as on the command line."""
+    """A configuration file with a tiny backbone, 48x24 pictures and 2 steps an epoch; options as in a command."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(Path(__file__).parents[2] / file))
     cfg.merge_from_list([
-        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "MODEL.BACKBONE.DEPTH", "18x",
-        "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [48, 24], "INPUT.SIZE_TEST", [48, 24],
+        *TINY, "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, "INPUT.SIZE_TRAIN", [48, 24],
+        "INPUT.SIZE_TEST", [48, 24],
         "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0,
         "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "TEST.UNTRAINED_FLOOR", False,
         "DATALOADER.NUM_WORKERS", 0, "MODEL.COMPILE", False, "SEED", 1, *options])

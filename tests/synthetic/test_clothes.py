@@ -17,12 +17,10 @@ from cerberus_plugin.synthetic.clothes import ROOTS, draw_clothes
 from cerberus_plugin.synthetic.people import BODY, DETAILS, FACE, HELD_OUT, generator, make_person
 from cerberus_plugin.synthetic.scene import View, draw_person, make_camera, sample_view
 from cerberus_plugin.synthetic.wardrobe import LASTING, sample_wardrobes
-from cerberus_plugin.utils import files
 
 import cv2
 import numpy as np
 import pytest
-from support.processes import Killed, kill_at_file
 
 SMALL = dict(train_ids=4, test_ids=9, images_per_camera=2, workers=1)
 READ = {"prcc": PRCC, "ltcc": LTCC}
@@ -225,17 +223,6 @@ def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypa
     draw_clothes(tmp_path, "prcc", **{**SMALL, "workers": 2})
     assert images(tmp_path, "prcc") == images(drawn[0], "prcc") and cv2.getNumThreads() == 4
     cv2.setNumThreads(threads)
-
-
-def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_file(patch, files, 20)
-        draw_clothes(tmp_path, "ltcc", **SMALL)
-    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in images(tmp_path, "ltcc")}
-    assert 0 < len(kept) < len(images(drawn[0], "ltcc")) and len(list(tmp_path.rglob("*.tmp"))) == 1
-    draw_clothes(tmp_path, "ltcc", **SMALL)
-    assert images(tmp_path, "ltcc") == images(drawn[0], "ltcc") and not list(tmp_path.rglob("*.tmp"))
-    assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in kept.items())
 
 
 @pytest.mark.parametrize("form, change", [("prcc", {"seed": 4}), ("ltcc", {"outfits": 3}), ("ltcc", {"seed": 1}),

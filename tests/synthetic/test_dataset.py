@@ -8,7 +8,6 @@ from itertools import product
 from cerberus_plugin.attributes.annotations import read_annotations
 from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.synthetic import dataset
-from cerberus_plugin.synthetic import folder as drawn_folder
 from cerberus_plugin.synthetic.dataset import draw_dataset, write_annotations
 from cerberus_plugin.synthetic.people import HELD_OUT, generator, make_person, sample_people
 from cerberus_plugin.synthetic.scene import View, draw_person, make_camera, sample_view
@@ -110,12 +109,6 @@ def test_test_people_wear_combinations_that_no_training_person_wears():
             return all(person[i] == v for i, v in wanted.items())
 
         assert not any(map(has, train)) and any(map(has, test))
-
-
-def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawn_folder, "_CHUNK", 8)
-    draw_dataset(tmp_path, **{**SMALL, "workers": 2})
-    assert images(tmp_path) == images(drawn[0])
 
 
 def test_another_seed_gives_other_images(drawn, tmp_path):

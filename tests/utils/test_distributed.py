@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cerberus_plugin  # noqa: F401
+from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config
 from cerberus_plugin.utils.distributed import (
     average_batch_statistics,
     gather_batch,
@@ -16,8 +16,11 @@ from cerberus_plugin.utils.distributed import (
 
 import pytest
 import torch
+from fastreid.config import get_cfg
 from fastreid.engine import launch
 from fastreid.utils import comm
+from support.data import batches
+from support.readers import OwnReader
 from support.training import PLUS, SMALL, model_of, small_batch
 
 COMPOSED = ("MODEL.CERBERUS.PROTOTYPES", "composed", "MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.SOFTMAX", 2.0,
@@ -55,6 +58,7 @@ def train_one_step(folder: Path) -> None:
     norm[0].running_var.fill_(1 + 2 * comm.get_rank())
     average_batch_statistics(norm)
     records[0]["averaged"] = norm[0].running_mean, norm[0].running_var
+    records[0]["figures"] = figures()
     torch.save(records, folder / f"{num_processes()}_{comm.get_rank()}.pth")
 
 
@@ -65,6 +69,18 @@ def one_step(options) -> dict:
     terms = step_of(parallel, {name: share(value) for name, value in batch.items()})
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return {"terms": terms, "gradients": gradients, "statistics": dict(model.named_buffers())}
+
+
+def figures() -> dict[str, float]:
+    """Of an evaluation to which this process gives its share of the batches."""
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    evaluator = TaskEvaluator(24, [ReIDTask(cfg), PARTask(OwnReader()), APSTask(OwnReader())])
+    evaluator.reset()
+    own = 6 // num_processes()
+    for inputs, outputs in list(batches(96))[comm.get_rank() * own:(comm.get_rank() + 1) * own]:
+        evaluator.process(inputs, outputs)
+    return {name: float(value) for name, value in evaluator.evaluate().items()}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +130,12 @@ def test_batch_statistics_of_processes_become_their_mean(written):
     for records in written[1]:
         mean, variance = records[0]["averaged"]
         assert mean.tolist() == [0.5, 0.5] and variance.tolist() == [2, 2]
+
+
+def test_two_processes_give_the_figures_of_one(written):
+    one, (main, other) = written
+    assert main[0]["figures"] == pytest.approx(one[0]["figures"], nan_ok=True) and "APS/mAP" in main[0]["figures"]
+    assert other[0]["figures"] == {}
 
 
 def test_one_process_gathers_nothing_and_keeps_its_batch_normalisation():

@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
@@ -18,7 +16,7 @@ import pytest
 import torch
 from support.data import random_labels
 from support.galleries import draw_many
-from support.processes import WITHOUT_TORCH, command, imported
+from support.processes import command, imported
 
 D, COUNT = 16, 40
 DESCRIPTION = {"gender": "female", "upper colour": "red", "backpack": "yes"}
@@ -106,19 +104,6 @@ def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_tol
 def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
     index, _, _ = joined
     assert index.unreadable == [("broken.jpg", "is no picture of a known format (JPEG, PNG, BMP, WEBP)")]
-
-
-def test_an_index_is_searched_by_words_where_torch_is_not_installed(joined):
-    index, _, _ = joined
-    code = WITHOUT_TORCH + f"""
-from cerberus_plugin.search.gallery import GalleryIndex, Query
-for hit in GalleryIndex.open({str(index.folder)!r}).search(Query(words={DESCRIPTION!r}), top=5):
-    print(hit.path, f"{{hit.score:.4f}}")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
-    assert done.returncode == 0, done.stderr
-    expected = [f"{hit.path} {hit.score:.4f}" for hit in index.search(Query(words=DESCRIPTION), top=5)]
-    assert done.stdout.splitlines() == expected
 
 
 # Words that are read by probability.
