@@ -38,7 +38,7 @@ COUNTS = ("PAR/images", "APS/queries", *(f"{setting}/queries" for setting in CHA
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run: its record of results.json, and the part of its config.yaml that the record may not have."""
 
     folder: str
@@ -46,7 +46,7 @@ class Run:
     config: dict
 
     @classmethod
-    def read(cls, folder: str | Path) -> Run:
+    def read(cls, folder: str | Path) -> FinishedRun:
         config, values = Path(folder) / "config.yaml", {}
         if config.is_file():
             values = merge_file(CfgNode(new_allowed=True), config)
@@ -116,13 +116,13 @@ class Run:
         return "; ".join([*parts, versions])
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that were tested on other data or by other rules."""
     check_alike([(run.folder, run.conditions()) for run in runs])
 
 
 def check_alike(conditions: Sequence[tuple[str, Mapping]]) -> None:
-    """The same for names of runs with their `Run.conditions`."""
+    """The same for names of runs with their `FinishedRun.conditions`."""
     known: dict[str, tuple[object, str]] = {}
     for folder, rules in conditions:
         different = [f"{name} is {value} here and {known[name][0]} in {known[name][1]}"
@@ -134,13 +134,13 @@ def check_alike(conditions: Sequence[tuple[str, Mapping]]) -> None:
             known.setdefault(name, (value, folder))
 
 
-def columns_of(runs: Sequence[Run]) -> dict[str, str]:
+def columns_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
     """Figures that are shown, with their headers."""
     shown = {key for run in runs for figures in run.record["results"].values() for key in figures}
     return {key: header for key, header in OUTFIT_COLUMNS.items() if key in shown} | COLUMNS
 
 
-def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
+def rows_of(runs: Sequence[FinishedRun], test: str) -> list[list[str]]:
     """A row of cells a run and reading: figures on a test data set, percent, and minutes of training."""
     rows = []
     for run in runs:
@@ -154,7 +154,7 @@ def rows_of(runs: Sequence[Run], test: str) -> list[list[str]]:
     return rows
 
 
-def table(runs: Sequence[Run], form: str = "simple") -> str:
+def table(runs: Sequence[FinishedRun], form: str = "simple") -> str:
     """The runs under each other; a table a test data set, with its name above it where there are several."""
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
@@ -162,11 +162,11 @@ def table(runs: Sequence[Run], form: str = "simple") -> str:
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
 
 
-def to_json(runs: Sequence[Run]) -> list[Mapping]:
+def to_json(runs: Sequence[FinishedRun]) -> list[Mapping]:
     """The same for programs, with the seconds and conditions of each run; "results" are by the run's own reading."""
     tests, columns = sorted(runs[0].record["results"]), columns_of(runs)
 
-    def shown(run: Run, reading: str = "") -> dict[str, dict[str, float]]:
+    def shown(run: FinishedRun, reading: str = "") -> dict[str, dict[str, float]]:
         return {test: {key: value for key, value in report.by_reading(run.record["results"][test], reading).items()
                        if key in columns} for test in tests}
 
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
     parser.add_argument("--output", help="folder for comparison.md and comparison.json")
     args = parser.parse_args(arguments)
-    runs = [Run.read(folder) for folder in args.run_folders]
+    runs = [FinishedRun.read(folder) for folder in args.run_folders]
     check_comparable(runs)
     lines = "\n".join(f"- {run.name}, `{run.folder}`: {run.description()}" for run in runs)
     print(f"{table(runs)}\n\n{lines}")

@@ -288,7 +288,7 @@ def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
 
 
 def _run_row(run: Run, output: str | Path) -> dict:
-    found = compare.Run.read(run.cfg.OUTPUT_DIR)
+    found = compare.FinishedRun.read(run.cfg.OUTPUT_DIR)
     results = {test: report.by_reading(row, run.variant.reading) for test, row in found.record["results"].items()}
     row = {"seed": run.seed, "folder": _relative(run, output), "results": results,
            "conditions": found.conditions(), "at the end of training": _end_of_training(run.cfg.OUTPUT_DIR),

@@ -47,28 +47,28 @@ _CARRYING = ("", "backpack", "bag", "handbag")
 _LOADS = {0: (0.42, 0.30, 0.25, 0.03), 1: (0.34, 0.22, 0.24, 0.20)}  # by gender
 
 # Label combinations kept out of training, so that some people in the test are of a kind never seen before.
-HELD_OUT = ({"up": 0, "upper colour": "purple"}, {"down": 1, "clothes": 1, "lower colour": "brown"},
-            {"up": 0, "upper colour": "yellow"}, {"down": 0, "clothes": 0, "lower colour": "gray"})
-_HELD_OUT_EVERY = 8  # every 8th person of the test is of such a kind
+TEST_ONLY = ({"up": 0, "upper colour": "purple"}, {"down": 1, "clothes": 1, "lower colour": "brown"},
+             {"up": 0, "upper colour": "yellow"}, {"down": 0, "clothes": 0, "lower colour": "gray"})
+_UNSEEN_EVERY = 8  # every 8th person of the test is of such a kind
 
 
 def sample_people(count: int, seed: int, split: str) -> list[tuple[int, ...]]:
-    """Labels of `count` people, ints (A,) each; `split` "train" never has a combination of `HELD_OUT`, "test" has."""
+    """Labels of `count` people, ints (A,) each; `split` "train" never has a combination of `TEST_ONLY`, "test" has."""
     rng = generator(seed, "labels", split)
     return [to_labels(sample_words(rng, split, held_out(split, i))) for i in range(count)]
 
 
 def held_out(split: str, index: int) -> dict:
-    """Words for the person at this place of a split: in the test a combination of `HELD_OUT` now and then."""
-    if split == "test" and index % _HELD_OUT_EVERY == 0:
-        return HELD_OUT[index // _HELD_OUT_EVERY % len(HELD_OUT)]
+    """Words for the person at this place of a split: in the test a combination of `TEST_ONLY` now and then."""
+    if split == "test" and index % _UNSEEN_EVERY == 0:
+        return TEST_ONLY[index // _UNSEEN_EVERY % len(TEST_ONLY)]
     return {}
 
 
 def sample_words(rng: np.random.Generator, split: str, force: dict) -> dict:
     """One person in words: field values, `upper colour`, `lower colour` and `load`; those of `force` are given."""
     person = _sample(rng, force)
-    while split == "train" and any(kind.items() <= person.items() for kind in HELD_OUT):
+    while split == "train" and any(kind.items() <= person.items() for kind in TEST_ONLY):
         person = _sample(rng, force)
     return person
 

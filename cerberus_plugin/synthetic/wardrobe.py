@@ -17,7 +17,7 @@ def sample_wardrobes(counts: Iterable[int], seed: int, split: str) -> list[tuple
     """Labels of the outfits of each person, `counts` of them, at most `MOST_OUTFITS`.
 
     Every two outfits of a person differ in their upper and in their lower labels. `split` "train" never has a
-    combination of `HELD_OUT`, "test" has.
+    combination of `TEST_ONLY`, "test" has.
     """
     rng, people = generator(seed, "wardrobe", split), []
     for i, count in enumerate(counts):

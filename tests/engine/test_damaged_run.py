@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerberus_plugin import CerberusPredictor
 from cerberus_plugin.evaluation.report import read_floor, read_results
-from cerberus_plugin.experiments.compare import Run
+from cerberus_plugin.experiments.compare import FinishedRun
 from cerberus_plugin.modeling.build import load_model
 from cerberus_plugin.search.calibration import Calibration
 from cerberus_plugin.search.export.torch_encoder import TorchEncoder
@@ -120,7 +120,7 @@ def test_an_encoder_names_a_damaged_calibration_and_not_the_checkpoint(folder):
     ("groups/groups.json", '{"chosen": ["hat"]}', lambda folder: CerberusPredictor(folder).groups_for_changed_clothes),
     ("results.json", "{", read_results), ("results.json", '{"results": [1]}', read_results),
     ("before_training.json", "[", read_floor), ("before_training.json", "[1]", read_floor),
-    ("config.yaml", "a: [", lambda folder: sound(folder, Run.read))])
+    ("config.yaml", "a: [", lambda folder: sound(folder, FinishedRun.read))])
 def test_other_records_of_a_run_that_are_damaged_are_named_with_what_to_do(folder, name, content, read):
     path = folder / name
     path.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from cerberus_plugin.experiments.compare import Run, check_comparable, main, table, to_json
+from cerberus_plugin.experiments.compare import FinishedRun, check_comparable, main, table, to_json
 
 import pytest
 
@@ -49,7 +49,7 @@ def cells(line: str) -> list[str]:
 
 def test_runs_that_were_tested_by_outfits_show_these_figures_first(write):
     figures = REID | {"cloth-changing/mAP": 12.5, "cloth-changing/Rank-1": 25.0, "cloth-changing/queries": 3873}
-    runs = [Run.read(write(name, {"LTCC": figures}, model="Baseline")) for name in ("one", "two")]
+    runs = [FinishedRun.read(write(name, {"LTCC": figures}, model="Baseline")) for name in ("one", "two")]
     header, line = (cells(table(runs, "github").splitlines()[i]) for i in (0, 2))
     assert header[:4] == ["model (folder)", "cloth-changing mAP", "cloth-changing Rank-1", "reID mAP"]
     assert line[:4] == ["Baseline (one)", "12.50", "25.00", "70.12"]
@@ -79,7 +79,7 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
 def test_a_run_that_reads_attributes_in_two_ways_has_a_row_of_each(write):
     other = {"PAR (probability)/mA_binary": 95.0, "PAR (probability)/images": 13115, "APS (probability)/mAP": 45.0,
              "APS (probability)/person/mAP": 65.0}
-    run = Run.read(write("cerberus_R50", {"Market1501Attributes": FIGURES | other}))
+    run = FinishedRun.read(write("cerberus_R50", {"Market1501Attributes": FIGURES | other}))
     nearest, probability = (dict(zip(cells(table([run], "github").splitlines()[0]), cells(line)))
                             for line in table([run], "github").splitlines()[2:])
     assert nearest["model (folder)"] == "Cerberus (cerberus_R50), nearest prototype"
@@ -113,14 +113,14 @@ def test_figures_by_other_rules_or_of_other_data_are_refused(write, place, value
 
 
 def test_a_data_set_with_attributes_is_the_one_without(write):
-    runs = [Run.read(write("first")), Run.read(write("second", {"Market1501": REID}))]
+    runs = [FinishedRun.read(write("first")), FinishedRun.read(write("second", {"Market1501": REID}))]
     check_comparable(runs)
     assert len(table(runs).splitlines()) == 4
 
 
 def test_as_many_queries_must_have_been_asked_under_a_setting_of_outfits(write):
     figures = [REID | {"cloth-changing/mAP": 1.0, "cloth-changing/queries": count} for count in (3873, 12)]
-    runs = [Run.read(write(name, {"PRCC": row})) for name, row in zip(("first", "second"), figures)]
+    runs = [FinishedRun.read(write(name, {"PRCC": row})) for name, row in zip(("first", "second"), figures)]
     with pytest.raises(ValueError, match="cloth-changing/queries of PRCC is 12 here and 3873 in"):
         check_comparable(runs)
 
@@ -128,7 +128,7 @@ def test_as_many_queries_must_have_been_asked_under_a_setting_of_outfits(write):
 def test_rules_of_a_task_bind_only_the_runs_that_serve_it(write):
     folders = [write("first", {"Market1501Attributes": REID}),
                write("second", **{"protocol__par__force colour": True}), write("third")]
-    runs = [Run.read(folder) for folder in folders]
+    runs = [FinishedRun.read(folder) for folder in folders]
     check_comparable(runs[:2])
     with pytest.raises(ValueError, match="third: .*PAR force colour is False here and True in .*second"):
         check_comparable(runs)
@@ -142,9 +142,9 @@ def test_other_held_out_identities_are_refused(write):
 
 
 def test_results_from_before_training_was_recorded_are_read(write):
-    old = Run.read(write("old", config="SOLVER: {MAX_EPOCH: 60}\nSEED: -1", training=None, hardware=None))
+    old = FinishedRun.read(write("old", config="SOLVER: {MAX_EPOCH: 60}\nSEED: -1", training=None, hardware=None))
     assert old.description() == "60 epochs; 384x128; cosine distance; seed not recorded; torch 2.13.0"
-    new = Run.read(write("new"))
+    new = FinishedRun.read(write("new"))
     check_comparable([old, new])
     lines = table([old, new], "github").splitlines()
     assert cells(lines[2])[-1] == "" and cells(lines[3])[-1] == "90.0"
@@ -168,9 +168,9 @@ def test_two_data_sets_of_one_name_and_size_are_told_apart(write, other, message
 
 def test_labels_bind_only_the_runs_that_are_measured_by_them(write):
     results = {"Market1501Attributes": REID}
-    check_comparable([Run.read(write("first", manifest={"tests": account()})),
-                      Run.read(write("second", results, manifest={"tests": account(labels="c" * 64)})),
-                      Run.read(write("third", results, manifest={"tests": account(labels=None)}))])
+    check_comparable([FinishedRun.read(write("first", manifest={"tests": account()})),
+                      FinishedRun.read(write("second", results, manifest={"tests": account(labels="c" * 64)})),
+                      FinishedRun.read(write("third", results, manifest={"tests": account(labels=None)}))])
 
 
 def test_a_record_without_a_manifest_stands_beside_one_with_it(write, capsys):
@@ -185,13 +185,13 @@ def test_an_evaluation_alone_has_no_minutes_and_is_named_with_its_run(write):
     evaluation = write("cerberus_R50/evaluation")
     record = json.loads((evaluation / "results.json").read_text()) | {"training": None}
     (evaluation / "results.json").write_text(json.dumps(record))
-    run = Run.read(evaluation)
+    run = FinishedRun.read(evaluation)
     assert run.name == "Cerberus (cerberus_R50/evaluation)"
     assert cells(table([run], "github").splitlines()[2])[-1] == ""
 
 
 def test_several_test_data_sets_have_a_table_each(write):
-    run = Run.read(write("run", {"Market1501Attributes": FIGURES, "held-out": FIGURES | {"mAP": 12.0}}))
+    run = FinishedRun.read(write("run", {"Market1501Attributes": FIGURES, "held-out": FIGURES | {"mAP": 12.0}}))
     assert math.isnan(run.record["results"]["held-out"]["APS/unseen/mAP"])
     first, second = table([run]).split("held-out\n")
     assert "70.12" in first and "12.00" in second
@@ -199,8 +199,8 @@ def test_several_test_data_sets_have_a_table_each(write):
 
 def test_processors_and_processes_are_told(write):
     machine = {"processor": "AMD EPYC", "cores": 2}
-    assert "; AMD EPYC, 2 core(s); " in Run.read(write("cpu", hardware=machine)).description()
-    assert "; 4 x NVIDIA H100; " in Run.read(write("four", training__processes=4)).description()
+    assert "; AMD EPYC, 2 core(s); " in FinishedRun.read(write("cpu", hardware=machine)).description()
+    assert "; 4 x NVIDIA H100; " in FinishedRun.read(write("four", training__processes=4)).description()
 
 
 def test_an_unfinished_run_is_to_be_finished(tmp_path):

@@ -48,16 +48,16 @@ def predictor(folder):
 def run(predictor, market_root, use_root):
     """Tests may change what its predictor and its images hold, and by `monkeypatch` its model."""
     use_root(market_root)
-    return exhibit.Run(copy.copy(predictor), "Market1501Attributes")
+    return exhibit.TestedModel(copy.copy(predictor), "Market1501Attributes")
 
 
-def changed(run, key: str, value) -> exhibit.Run:
+def changed(run, key: str, value) -> exhibit.TestedModel:
     """The same run by another value of its configuration."""
     predictor = copy.copy(run.predictor)
     predictor.cfg = predictor.cfg.clone()
     predictor.cfg.defrost()
     predictor.cfg.merge_from_list([key, value])
-    return exhibit.Run(predictor, run.dataset)
+    return exhibit.TestedModel(predictor, run.dataset)
 
 
 def paths_of(run, count: int = 6) -> list[str]:
@@ -268,7 +268,7 @@ def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder
         original(path, figure, dpi)
 
     monkeypatch.setattr(exhibit, "write_figure", save)
-    monkeypatch.setattr(exhibit.Run, "load", lambda *_: run)
+    monkeypatch.setattr(exhibit.TestedModel, "load", lambda *_: run)
     command.main([name, str(folder), "--output", str(tmp_path), "--people", "2", "--top", "3", "--as", f"my_{name}"])
     record = json.loads((tmp_path / "figures" / f"my_{name}.json").read_text())
     assert record["exhibit"] == f"my_{name}" and record["caption"] in capsys.readouterr().out
@@ -290,14 +290,14 @@ def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, mon
         command.main(["attention", str(folder), str(folder), "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="MODEL.CERBERUS.ALIGN is False, so nothing is aligned"):
         alignment.make(changed(run, "MODEL.CERBERUS.ALIGN", False))
-    fewer = exhibit.Run(run.predictor, run.dataset)
+    fewer = exhibit.TestedModel(run.predictor, run.dataset)
     fewer.items.pop()
     with pytest.raises(ValueError, match="is tested on other images than"):
         neighbours.make(run, fewer)
     monkeypatch.setattr(neighbours, "shared_sid", lambda *_: neighbours.Shared("head", 0, "", {1: [0, 1, 2]}))
     with pytest.raises(ValueError, match="has 3 images of 1 people, expected at least 4 to draw"):
         neighbours.make(run)
-    without = exhibit.Run(copy.copy(run.predictor), run.dataset)
+    without = exhibit.TestedModel(copy.copy(run.predictor), run.dataset)
     without.images.labels = None
     with pytest.raises(ValueError, match="Market1501Attributes: has no attributes, so that nobody is known"):
         neighbours.make(without)
@@ -319,8 +319,8 @@ def test_a_model_without_groups_is_refused(run, make, what):
 
 
 def test_a_run_is_shown_its_own_first_test_set_unless_one_is_named(folder):
-    assert exhibit.Run.load(folder, device="cpu").dataset == "Market1501Attributes"
-    assert exhibit.Run.load(folder, "DukeMTMCAttributes", "cpu").dataset == "DukeMTMCAttributes"
+    assert exhibit.TestedModel.load(folder, device="cpu").dataset == "Market1501Attributes"
+    assert exhibit.TestedModel.load(folder, "DukeMTMCAttributes", "cpu").dataset == "DukeMTMCAttributes"
 
 
 def test_a_model_that_reads_no_attributes_has_a_sheet_of_pictures_alone(run):

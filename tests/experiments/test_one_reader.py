@@ -157,7 +157,7 @@ def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder
         path.write_bytes(b"not a picture")
     predictor = copy.copy(predictor)
     monkeypatch.setattr(rank_list, "CerberusPredictor", lambda folder: predictor)
-    monkeypatch.setattr(exhibit.Run, "load", lambda *_: exhibit.Run(predictor, TESTS))
+    monkeypatch.setattr(exhibit.TestedModel, "load", lambda *_: exhibit.TestedModel(predictor, TESTS))
     for command in (lambda: rank_list.main(["RUN"]), lambda: figures.main(["alignment", "RUN", "--output", "."])):
         with pytest.raises(ValueError, match="0004_c1s1_000001_00.jpg: is no picture.*_UNREADABLE to skip in RUN.conf"):
             command()
@@ -166,7 +166,7 @@ def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder
     sheet = tmp_path / "sheet.png"
     rank_list.main(["RUN", "--queries", "1", "--searches", "0", "--top", "2", "--output", str(sheet)])
     assert sheet.is_file()
-    gallery, looked_at = rank_list.Gallery(predictor), exhibit.Run(predictor, TESTS)
+    gallery, looked_at = rank_list.Gallery(predictor), exhibit.TestedModel(predictor, TESTS)
     assert gallery.queries + gallery.items == looked_at.items and looked_at.num_query == len(gallery.queries) == 5
     dataset, _ = build_test_set(run_config, TESTS)
     assert looked_at.items == [item for item in dataset.img_items if item[0] not in map(str, broken)]
@@ -182,7 +182,7 @@ def test_rank_sheets_and_figures_show_what_the_model_sees(own_folder, predictor,
     query, found = sorted((own_folder / "query").iterdir())[0], sorted((own_folder / "bounding_box_test").iterdir())[0]
     for path in (query, found):
         save(noise(mode), path, turn=turn)
-    looked_at = exhibit.Run(predictor, TESTS)
+    looked_at = exhibit.TestedModel(predictor, TESTS)
     dataset, _ = build_test_set(run_config, TESTS)
     index = [path for path, *_ in dataset.img_items].index(str(query))
     seen = looked_at.seen([str(query)])

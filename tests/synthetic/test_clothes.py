@@ -14,7 +14,7 @@ from cerberus_plugin.data.clothes import LTCC, PRCC
 from cerberus_plugin.synthetic import dataset
 from cerberus_plugin.synthetic import folder as drawn_folder
 from cerberus_plugin.synthetic.clothes import ROOTS, draw_clothes
-from cerberus_plugin.synthetic.people import BODY, DETAILS, FACE, HELD_OUT, generator, make_person
+from cerberus_plugin.synthetic.people import BODY, DETAILS, FACE, TEST_ONLY, generator, make_person
 from cerberus_plugin.synthetic.scene import View, draw_person, make_camera, sample_view
 from cerberus_plugin.synthetic.wardrobe import LASTING, sample_wardrobes
 
@@ -109,7 +109,7 @@ def test_test_people_wear_combinations_that_no_outfit_of_training_has():
 
     train, test = ([labels for outfits in sample_wardrobes(COUNTS, 5, split) for labels in outfits]
                    for split in ("train", "test"))
-    for kind in HELD_OUT:
+    for kind in TEST_ONLY:
         assert not any(wears(labels, kind) for labels in train) and any(wears(labels, kind) for labels in test)
 
 

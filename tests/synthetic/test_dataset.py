@@ -9,7 +9,7 @@ from cerberus_plugin.attributes.annotations import read_annotations
 from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.synthetic import dataset
 from cerberus_plugin.synthetic.dataset import draw_dataset, write_annotations
-from cerberus_plugin.synthetic.people import HELD_OUT, generator, make_person, sample_people
+from cerberus_plugin.synthetic.people import TEST_ONLY, generator, make_person, sample_people
 from cerberus_plugin.synthetic.scene import View, draw_person, make_camera, sample_view
 from cerberus_plugin.utils import files
 
@@ -99,7 +99,7 @@ def test_sampled_labels_keep_the_rules_of_the_schema():
 
 def test_test_people_wear_combinations_that_no_training_person_wears():
     train, test = sample_people(600, 3, "train"), sample_people(64, 3, "test")
-    for kind in HELD_OUT:
+    for kind in TEST_ONLY:
         words = {key: value for key, value in kind.items() if " " not in key}
         fields = [f for f in MARKET1501.fields if f.column in kind]
         wanted = {MARKET1501.index(k): v for k, v in words.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...utils.commands import run_command
 from . import alignment, attention, neighbours, sheets
-from .exhibit import Run, write
+from .exhibit import TestedModel, write
 from .rank_list import advised
 
 OPTIONS = ("people", "group", "sid", "modes", "groups", "top")  # of which each figure takes some
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.other and args.name != "neighbours":
         raise ValueError(f"{args.name} is of one run, but two are named: {args.run} and {args.other}; only neighbours "
                          "sets two side by side.")
-    runs = [Run.load(folder, args.dataset, args.device) for folder in (args.run, args.other) if folder]
+    runs = [TestedModel.load(folder, args.dataset, args.device) for folder in (args.run, args.other) if folder]
     known = runs[0].predictor.groups
     unknown = {group for group in (args.group, *(args.groups or ())) if group} - set(known)
     if unknown:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...modeling.heads import person_rows, row_heat
-from .exhibit import WIDTH, Exhibit, Picture, Run
+from .exhibit import WIDTH, Exhibit, Picture, TestedModel
 
 BATCH = 64
 PEOPLE_A_LINE = 2
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
 
 @torch.no_grad()
-def rows_of(run: Run, paths: list[str]) -> Rows:
+def rows_of(run: TestedModel, paths: list[str]) -> Rows:
     """The alignment of pictures by a run's model."""
     model, parts = run.predictor.model, []
     heads = model.heads
@@ -53,14 +53,14 @@ def rows_of(run: Run, paths: list[str]) -> Rows:
     return Rows(*(torch.cat(part).cpu() for part in zip(*parts)))
 
 
-def choose(run: Run, rows: Rows, count: int) -> list[int]:
+def choose(run: TestedModel, rows: Rows, count: int) -> list[int]:
     """The images that are cropped most, one a person; two that are not where none is."""
     people = sorted(run.of_people(), key=lambda index: rows.kept[index].item())
     cropped = [index for index in people if rows.kept[index] < rows.height]
     return run.first_images(cropped)[:count] or run.first_images(people)[:PEOPLE_A_LINE]
 
 
-def make(run: Run, people: int = 6) -> Exhibit:
+def make(run: TestedModel, people: int = 6) -> Exhibit:
     """Draw the figure of a run and say what it shows."""
     run.require_groups("alignment of strips")
     if not run.predictor.cfg.MODEL.CERBERUS.ALIGN:
@@ -95,7 +95,7 @@ def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float) 
     """Four panels a person, two people a line.
 
     Args:
-        pictures: as `Run.seen` gives them.   rows: of these pictures.
+        pictures: as `TestedModel.seen` gives them.   rows: of these pictures.
         strips: what is read from each strip, from the top.
     """
     size = pictures.shape[1:3]

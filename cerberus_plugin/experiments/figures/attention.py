@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...inference import blocks
 from ...modeling.heads import person_rows, resize_rows_matrix, strip_matrix
-from .exhibit import WIDTH, Exhibit, Picture, Run, spread
+from .exhibit import WIDTH, Exhibit, Picture, TestedModel, spread
 
 TOLERANCE = 1e-2  # of a cosine; half precision stays within
 COLOURS = "inferno"
@@ -72,7 +72,7 @@ def _check_mean(own: Tensor, embeddings: Tensor, groups: Sequence[str]) -> None:
                          "shared out among places. Name a run that pools by the mean.")
 
 
-def make(run: Run, people: int = 5) -> Exhibit:
+def make(run: TestedModel, people: int = 5) -> Exhibit:
     """Draw the figure of a run and say what it shows."""
     run.require_groups("representations of groups")
     groups = run.predictor.groups
@@ -99,7 +99,7 @@ def draw(pictures: np.ndarray, weights: Tensor, rows: Tensor, groups: Sequence[s
     """A line a person, the picture and a map of each group.
 
     Args:
-        pictures: as `Run.seen` gives them.   weights, rows: as `weights_of_places` gives them.
+        pictures: as `TestedModel.seen` gives them.   weights, rows: as `weights_of_places` gives them.
     """
     ratio = pictures.shape[1] / pictures.shape[2]
     panel = WIDTH / (1 + len(groups)) - 0.25

@@ -29,14 +29,14 @@ WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high whe
 
 
 @dataclass(frozen=True)
-class Run:
+class TestedModel:
     """A trained model and the test data set that it is shown."""
 
     predictor: CerberusPredictor
     dataset: str
 
     @classmethod
-    def load(cls, folder: str | Path, dataset: str = "", device: str | None = None) -> Run:
+    def load(cls, folder: str | Path, dataset: str = "", device: str | None = None) -> TestedModel:
         """A run folder, with a test data set by name; its own first one if left out."""
         predictor = CerberusPredictor(folder, device=device)
         tests = predictor.cfg.DATASETS.TESTS
@@ -116,7 +116,7 @@ def spread(values: Sequence, count: int) -> list:
     return list(values[::step][:count])
 
 
-def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, name: str, command: str) -> dict:
+def write(exhibit: Exhibit, runs: Sequence[TestedModel], output: Path, name: str, command: str) -> dict:
     """Write the pictures of a figure, and its record beside them; returns what the record holds."""
     pictures = []
     for picture in exhibit.pictures:
@@ -130,7 +130,7 @@ def write(exhibit: Exhibit, runs: Sequence[Run], output: Path, name: str, comman
     return record
 
 
-def made_by(runs: Sequence[Run], command: str) -> dict:
+def made_by(runs: Sequence[TestedModel], command: str) -> dict:
     """What is needed to make a figure again; what belongs to a run is a list, a run each."""
     weights = [Path(run.predictor.cfg.MODEL.WEIGHTS) for run in runs]
     return {

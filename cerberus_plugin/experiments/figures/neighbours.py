@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...attributes import AttributeSchema
 from ...inference import of_groups
-from .exhibit import WIDTH, Exhibit, Picture, Run
+from .exhibit import WIDTH, Exhibit, Picture, TestedModel
 
 SEED = 0
 ASPECT = 0.9  # of a panel
@@ -46,7 +46,7 @@ class Purity(NamedTuple):
     images: int
 
 
-def shared_sid(run: Run, group: str | None = None, sid: int | None = None) -> Shared:
+def shared_sid(run: TestedModel, group: str | None = None, sid: int | None = None) -> Shared:
     """A semantic ID with those who carry it: of the most people where it is not named."""
     reader = run.predictor.reader
     sids = reader.table.lookup(run.labels)  # (N, G)
@@ -98,7 +98,7 @@ def nearest_is_same(embeddings: Tensor, pids: Tensor, camids: Tensor) -> tuple[f
     return 100 * right.mean().item(), 100 * chance.mean().item(), int(counted.sum())
 
 
-def purity(run: Run, shared: Shared, embeddings: Tensor, indices: Sequence[int]) -> Purity:
+def purity(run: TestedModel, shared: Shared, embeddings: Tensor, indices: Sequence[int]) -> Purity:
     """`nearest_is_same` of images by the group alone and by all groups."""
     pids, camids = (torch.tensor([run.items[index][k] for index in indices]) for k in (1, 2))
     groups = run.predictor.groups
@@ -115,7 +115,7 @@ def embedded(embeddings: Tensor) -> Tensor:
     return torch.from_numpy(plane.fit_transform(embeddings.numpy()))
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[TestedModel]) -> list[str]:
     """Runs by their margins, and by their folders where these are the same."""
     nodes = [run.predictor.cfg.MODEL.CERBERUS for run in runs]
     names = [f"margin {node.MARGIN_CONSTANT:g}" if node.MARGIN == "constant" else
@@ -125,7 +125,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return [f"{run.predictor.run_folder.name}: {name}" for run, name in zip(runs, names)]
 
 
-def make(*runs: Run, group: str | None = None, sid: int | None = None, people: int = 11) -> Exhibit:
+def make(*runs: TestedModel, group: str | None = None, sid: int | None = None, people: int = 11) -> Exhibit:
     """Draw the figure of one run, or of two side by side, and say what it shows."""
     for run in runs:
         run.require_groups("semantic IDs")

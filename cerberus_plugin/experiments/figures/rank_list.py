@@ -23,7 +23,7 @@ from ...predictor import CerberusPredictor
 from ...utils.commands import run_command
 from ...utils.files import write_figure
 from ...utils.images import Unreadable, read_image
-from .exhibit import DPI, WIDTH, Run, spread
+from .exhibit import DPI, WIDTH, TestedModel, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,8 +58,9 @@ class Gallery:
         run: with the test data set; the predictor's first one if None.
     """
 
-    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (), run: Run | None = None) -> None:
-        run = run or Run(predictor, predictor.cfg.DATASETS.TESTS[0])
+    def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (),
+                 run: TestedModel | None = None) -> None:
+        run = run or TestedModel(predictor, predictor.cfg.DATASETS.TESTS[0])
         self.predictor = predictor
         self.groups = groups
         self.dataset, self.queries, self.items = run.images, run.items[:run.num_query], run.items[run.num_query:]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ...utils.images import read_image
-from .exhibit import WIDTH, Exhibit, Picture, Run
+from .exhibit import WIDTH, Exhibit, Picture, TestedModel
 from .rank_list import LINE, RIGHT, Gallery, Row, sheet, show_picture, show_words
 
 MODES = ("reid", "par", "aps", "partial")
@@ -15,7 +15,7 @@ CARDS_A_LINE = 3
 CARD = (1, 1.9)  # widths of a picture and its words
 
 
-def make(run: Run, people: int = 5, modes: Sequence[str] | None = None, groups: Sequence[str] | None = None,
+def make(run: TestedModel, people: int = 5, modes: Sequence[str] | None = None, groups: Sequence[str] | None = None,
          top: int = 8) -> Exhibit:
     """Draw a sheet a mode and say what they show.
 
