@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 # Modules that import numpy are imported inside the jobs, so that `cerberus --help` starts quickly.
 import cerberus_plugin
 
-from .utils.commands import replace_unprintable
+from .utils.commands import run_command
 from .utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -40,14 +40,10 @@ REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    replace_unprintable()
     args = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        args.job(args)
-    except KeyboardInterrupt:
-        raise SystemExit("\ncerberus: stopped; an index goes on where it was when it is started again") from None
-    except (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error) as error:  # written for people
-        raise SystemExit(f"cerberus: {_message(error)}") from error
+    run_command(lambda: args.job(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
+                lambda error: f"cerberus: {_message(error)}",
+                "\ncerberus: stopped; an index goes on where it was when it is started again")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -94,7 +94,6 @@ def test_a_console_of_another_encoding_shows_every_row_with_question_marks(galle
 
 
 def test_every_command_replaces_what_the_console_cannot_show():
-    """Modules that are run go through `run_command`; the `cerberus` command has messages of its own."""
     commands = [path for path in (ROOT / "cerberus_plugin").rglob("*.py")
                 if path.name == "__main__.py" or '\nif __name__ == "__main__":' in path.read_text()]
     assert len(commands) > 8
@@ -113,6 +112,25 @@ def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
         run_command(lambda: 1 / 0)
     with pytest.raises(SystemExit, match="^stopped; the same command goes on"):
         run_command(lambda: raising(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_command_without_a_message(gallery, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "cerberus_plugin.cli", "search", str(gallery / "index"),
+                           "gender=female"], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    os.close(write)
+    assert done.returncode == 1 and "roken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_development_mode_shows_the_traceback_of_a_refusal(tmp_path):
+    search = [sys.executable, "-W", "ignore", "-m", "cerberus_plugin.cli", "search", str(tmp_path), "gender=female"]
+    for mode in ("", "1"):
+        done = subprocess.run(search, capture_output=True, text=True, cwd=ROOT,
+                              env={**os.environ, "PYTHONDEVMODE": mode})
+        assert done.returncode == 1 and ("Traceback" in done.stderr) == bool(mode)
 
 
 def test_words_search_without_a_model(gallery, tmp_path, capsys):

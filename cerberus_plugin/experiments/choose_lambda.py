@@ -54,6 +54,8 @@ def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") ->
         return with_values(cfg, variant.options)
 
     found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR)
+    if found["refused"]:
+        raise ValueError(f"{cfg.OUTPUT_DIR}: no lambda can be chosen: {found['refused']}")
     runs = {row["x"]: run for row in found["variants"] for run in row["runs"] if run["seed"] == cfg.SEED}
     figures = {value: run["results"][HELD_OUT] for value, run in runs.items()}
     best = best_lambda({value: row[by] for value, row in figures.items()}, by)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -31,6 +32,8 @@ def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
             yield text
             text.detach()  # flushes, and leaves the file open
     except OSError as error:
+        if Path(error.filename or "") != Path(path):  # of another file that was read for this one
+            raise
         raise OSError(error.errno, f"{error.strerror}; the previous checkpoint and last_checkpoint are intact. Free "
                       "space in that folder, then run again with --resume", path) from error
 

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 
-def run_command(main: Callable[[], object]) -> None:
-    """Run a command; what it refuses ends the process with the message and exit code 1.
+def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...] = (ValueError, OSError),
+                message: Callable[[Exception], str] = "error: {}".format,
+                stopped: str = "stopped; the same command goes on after what is finished") -> None:
+    """Run a command; what it refuses ends the process with a message and exit code 1.
 
-    `main` raises ValueError or OSError for what its user can mend, so that it can also be called from Python. With
-    `python -X dev` the traceback is shown in place of the message.
+    `main` raises one of `refusals` for what its user can mend, so that it can also be called from Python. With
+    `python -X dev` or PYTHONDEVMODE=1 in the environment the traceback is shown in place of the message. A pipe that is
+    closed, as `head` does, ends the process without a message.
+
+    Args:
+        message: of a refusal.   stopped: the message after an interrupt.
     """
     replace_unprintable()
     try:
         main()
+        print(end="", flush=True)  # before Python does, which has no place for an error any more
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on after what is finished") from None
-    except (ValueError, OSError) as error:
+        raise SystemExit(stopped) from None
+    except refusals as error:
+        if isinstance(error, BrokenPipeError) and _is_closed():
+            raise SystemExit(1) from None
         if sys.flags.dev_mode:
             raise
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(message(error)) from error
+
+
+def _is_closed() -> bool:
+    """Whether nobody reads standard output; it then leads nowhere, so that Python can close it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def replace_unprintable() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cerberus_plugin.experiments import study
 from cerberus_plugin.experiments.choose_lambda import best_lambda, choose, main, prepare
 from cerberus_plugin.experiments.running import check_same_run
 
@@ -116,6 +117,16 @@ def test_a_data_set_without_attributes_is_refused(small_config):
     cfg = prepare(small_config("DATASETS.NAMES", ["Market1501"], "DATASETS.HOLD_OUT", 2, file=APR))
     with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR learns from"):
         choose(cfg, [0.5])
+
+
+def test_no_lambda_is_chosen_among_runs_that_were_tested_differently(small_config, monkeypatch):
+    cfg = prepare(small_config("DATASETS.HOLD_OUT", 2, file=APR))
+    rows = [{"x": value, "runs": [{"seed": cfg.SEED, "folder": "runs", "results": {"held-out": {"mAP": 50 * value}}}]}
+            for value in (0.0, 1.0)]
+    monkeypatch.setattr(study, "run", lambda *_: {"variants": rows, "refused": "PAR force colour is False here"})
+    with pytest.raises(ValueError, match="no lambda can be chosen: PAR force colour is False here"):
+        choose(cfg, [0.0, 1.0])
+    assert not Path(cfg.OUTPUT_DIR, "lambda.json").exists()
 
 
 def test_the_folder_of_a_training_run_is_not_written_into(run, small_config):

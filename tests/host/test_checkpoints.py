@@ -53,6 +53,24 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, name):
     assert_resumes_from(tmp_path, epoch=0)
 
 
+def test_an_error_of_another_file_names_that_one(tmp_path, monkeypatch):
+    def missing():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "weights.bin")
+
+    checkpointer = saved(tmp_path)
+    monkeypatch.setattr(torch, "save", half_of_a_file(missing))
+    with pytest.raises(FileNotFoundError, match="No such file or directory: 'weights.bin'"):
+        checkpointer.save("model_0001", epoch=1, metric=0.0)
+    assert_resumes_from(tmp_path, epoch=0)
+
+
+def test_a_path_in_another_spelling_gets_the_same_advice(tmp_path, monkeypatch):
+    checkpointer = saved(f"{tmp_path}//")
+    monkeypatch.setattr(torch, "save", half_of_a_file(disk_full))
+    with pytest.raises(OSError, match="No space left.*run again with --resume"):
+        checkpointer.save("model_0001", epoch=1, metric=0.0)
+
+
 def test_a_limit_hit_inside_torchs_own_writer_is_reported_as_the_disks(tmp_path):
     resource = pytest.importorskip("resource")
     checkpointer = saved(tmp_path)

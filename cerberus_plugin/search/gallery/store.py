@@ -464,12 +464,12 @@ class Store:
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._base.execute("COMMIT")
             except BaseException:
                 if self._base.in_transaction:  # SQLite has ended it itself where a disk is full
                     self._base.execute("ROLLBACK")
                 self.reload()
                 raise
-            self._base.execute("COMMIT")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cerberus_plugin.search.gallery import GalleryIndex, Query
 from cerberus_plugin.search.gallery.engines import FaissEngine
-from cerberus_plugin.search.gallery.store import Store
+from cerberus_plugin.search.gallery.folder import Picture
+from cerberus_plugin.search.gallery.store import ROWS, Store
 from cerberus_plugin.search.portable import AttributeModel, Verification
 
 import numpy as np
@@ -245,3 +248,17 @@ def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, mon
         index.compact(part_rows=50)
         assert [each.result() for each in searches] == [index.search(RED_HEAD)]
     assert len(list((tmp_path / "index/parts").glob("*.embeddings.npy"))) == 1
+
+
+def test_what_follows_a_commit_that_failed_is_kept(tmp_path, crops):
+    index = build(tmp_path, BandEncoder())
+    index.store._base.execute("PRAGMA busy_timeout = 1")
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / ROWS, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM rows").fetchone()  # a reader that holds up commits
+        with pytest.raises(RuntimeError, match="locked"):
+            index.store.refuse([(Picture("0001.jpg", 1, 1), "damaged")])
+        other.execute("COMMIT")
+        assert index.store.unreadable() == []
+        index.store.refuse([(Picture("0002.jpg", 1, 1), "damaged")])
+        assert other.execute("SELECT path FROM unreadable").fetchall() == [("0002.jpg",)]
