@@ -105,6 +105,7 @@ class PrototypeReader(WithTemperatures):
         check_temperatures(self.schema, self.temperatures)
         counts = [count.cpu().numpy() for count in self.table.counts]
         self.marginals = Marginals.build(self.schema, self._labels(), counts, self.scales, tau, unseen_prior)
+        self._tables: dict[torch.device, Marginals] = {}  # see `_on`
 
     def _labels(self) -> list[np.ndarray]:
         """Per group int64 (K, F), the labels of its own fields."""
@@ -215,10 +216,12 @@ class PrototypeReader(WithTemperatures):
         return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(self._logits(embeddings))]
 
     def _on(self, device: torch.device) -> Marginals:
-        """The tables of probabilities as tensors."""
-        log_priors, held = ([torch.from_numpy(own).to(device) for own in tables]
-                            for tables in (self.marginals.log_priors, self.marginals.held))
-        return self.marginals.computed_by(torch, log_priors, held)
+        """The tables of probabilities as tensors, made once for each device."""
+        if device not in self._tables:
+            log_priors, held = ([torch.from_numpy(own).to(device) for own in tables]
+                                for tables in (self.marginals.log_priors, self.marginals.held))
+            self._tables[device] = self.marginals.computed_by(torch, log_priors, held)
+        return self._tables[device]
 
     def _logits(self, embeddings: Tensor) -> list[Tensor]:
         """Per column s_m cos + tau log pi: float64 (N, K)."""
