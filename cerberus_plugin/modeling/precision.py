@@ -73,7 +73,7 @@ def computes_in_half(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 itself; where it does not, autocast is slower than float32."""
     if device.type == "cuda":
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _processor_has("avx512_bf16", "amx_bf16", "bf16")
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and processor_has("avx512_bf16", "amx_bf16", "bf16")
 
 
 def compile_model(model: nn.Module, **options) -> None:
@@ -159,7 +159,8 @@ def _reordered(tensor: Tensor) -> Tensor:
     return tensor.view(-1).copy_(values.view(-1)).view(values.shape).permute(0, 3, 1, 2)
 
 
-def _processor_has(*flags: str) -> bool:
+def processor_has(*flags: str) -> bool:
+    """Whether the system lists one of these features of the processor; False where it lists none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             words = set(file.read().split())

@@ -5,9 +5,12 @@
     python projects/Cerberus/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../model_final.pth
 """
 
+import os
 import sys
 from pathlib import Path
 
+# OpenMP reads it once, when torch is imported: on a CPU that other processes use as well, waiting threads give way.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installing the package
 
 import cerberus_plugin  # noqa: E402, F401  before the host: it adapts the host and registers the plugin

@@ -1,0 +1,64 @@
+"""Weight gradients of convolutions on small feature maps, by matrix products."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_CHANNELS, MAX_WIDTH = 256, 8  # where matrix products were measured to be faster, see benchmarks/README.md
+
+
+def speed_up_weight_gradients(model: nn.Module) -> None:
+    """Compute the weight gradients of 3x3 convolutions on narrow maps as nine matrix products, under bfloat16 autocast.
+
+    oneDNN's kernel for processors with AMX sums over one row of the map at a time and pads it to 32 pixels. The last
+    stages of a person's image are 3 to 8 pixels wide, so it takes 2 to 6 times as long as the matrix products. Both
+    multiply in bfloat16 and add in float32; they differ in the order of the sums.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and _is_plain_3x3(module):
+            module.forward = functools.partial(_forward, module)
+
+
+def _is_plain_3x3(module: nn.Conv2d) -> bool:
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+    return (geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and module.bias is None
+            and module.in_channels >= MIN_CHANNELS)
+
+
+def _forward(module: nn.Conv2d, images: Tensor) -> Tensor:
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if not (half and torch.is_grad_enabled() and module.weight.requires_grad and images.shape[-1] <= MAX_WIDTH):
+        return nn.Conv2d.forward(module, images)
+    return _Convolution3x3.apply(images.bfloat16(), module.weight.bfloat16())
+
+
+class _Convolution3x3(torch.autograd.Function):
+    """conv2d(images, weight, padding=1) of images (B, C, H, W) and a weight (O, C, 3, 3)."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        return F.conv2d(images, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images, weight = ctx.saved_tensors
+        of_images = torch.nn.grad.conv2d_input(images.shape, weight, gradient, padding=1)
+        return of_images if ctx.needs_input_grad[0] else None, weight_gradient(images, gradient)
+
+
+def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of the weight of a 3x3 convolution with padding 1 and stride 1: (O, C, 3, 3), in channels-last order.
+
+    Args:
+        images: (B, C, H, W).   gradient: (B, O, H, W), of the output.
+    """
+    (_, channels, height, width), outputs = images.shape, gradient.shape[1]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs).T  # (O, B H W)
+    taps = [rows @ padded[:, i:i + height, j:j + width].reshape(-1, channels) for i in range(3) for j in range(3)]
+    return torch.stack(taps, dim=1).view(outputs, 3, 3, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,73 @@
+"""Weight gradients by matrix products: those of autograd, where they are used, and nothing else changed."""
+
+import copy
+
+from cerberus_plugin.modeling.convolutions import speed_up_weight_gradients, weight_gradient
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.mark.parametrize("size", [(3, 5, 4, 6, 3), (1, 2, 3, 1, 1), (2, 4, 4, 8, 8)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_weight_gradient_is_that_of_autograd(size, memory_format):
+    batch, channels, outputs, height, width = size
+    images = torch.randn(batch, channels, height, width, dtype=torch.float64).to(memory_format=memory_format)
+    weight = torch.randn(outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = nn.functional.conv2d(images, weight, padding=1)
+    gradient = torch.randn_like(out)
+    expected, = torch.autograd.grad(out, weight, gradient)
+    torch.testing.assert_close(weight_gradient(images, gradient), expected)
+
+
+def gradients(layer, images, autocast=True):
+    images = images.clone().requires_grad_()
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = layer(images)
+    (out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    return out.detach(), images.grad, layer.weight.grad.clone()
+
+
+def fast_copy(layer):
+    fast = copy.deepcopy(layer)
+    speed_up_weight_gradients(fast)
+    return fast
+
+
+def test_outputs_and_gradients_of_images_stay_as_they_were_and_weight_gradients_are_as_exact():
+    layer = nn.Conv2d(256, 8, 3, padding=1, bias=False)
+    images = torch.randn(16, 256, 6, 3)
+    exact = gradients(layer, images, autocast=False)[2]
+    out, of_images, plain = gradients(layer, images)
+    fast_out, fast_of_images, fast = gradients(fast_copy(layer), images)
+    assert torch.equal(out, fast_out) and torch.equal(of_images, fast_of_images)
+    assert fast.dtype == torch.float32 and not torch.equal(fast, plain)  # sums in another order
+    assert (fast - exact).abs().max() <= 1.5 * (plain - exact).abs().max()
+
+
+@pytest.mark.parametrize(("layer", "width"), [
+    (nn.Conv2d(256, 8, 3, padding=1, bias=False), 9), (nn.Conv2d(255, 8, 3, padding=1, bias=False), 3),
+    (nn.Conv2d(256, 8, 3, padding=1, bias=False, stride=2), 3), (nn.Conv2d(256, 8, 3, padding=1), 3),
+    (nn.Conv2d(256, 8, 3, padding=1, bias=False, groups=2), 3), (nn.Conv2d(256, 8, 1, bias=False), 3),
+    (nn.Conv2d(256, 8, 3, padding=2, dilation=2, bias=False), 3)])
+def test_other_convolutions_and_wide_maps_are_left_alone(layer, width):
+    images = torch.randn(2, layer.in_channels, 6, width)
+    for before, after in zip(gradients(layer, images), gradients(fast_copy(layer), images)):
+        assert torch.equal(before, after)
+
+
+def test_without_autocast_nothing_changes():
+    layer, images = nn.Conv2d(256, 8, 3, padding=1, bias=False), torch.randn(4, 256, 6, 3)
+    for before, after in zip(gradients(layer, images, False), gradients(fast_copy(layer), images, False)):
+        assert torch.equal(before, after)
+
+
+def test_frozen_weights_get_no_gradient_and_images_do():
+    layer = fast_copy(nn.Conv2d(256, 8, 3, padding=1, bias=False))
+    layer.weight.requires_grad_(False)
+    images = torch.randn(2, 256, 6, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(images).float().sum().backward()
+    assert layer.weight.grad is None and images.grad is not None
