@@ -144,13 +144,13 @@ def _plus() -> Study:
     softmax = {SOFTMAX: 1.0}
     prior = {**softmax, PRIOR: True, SEM: 0.0}
     composed = {**prior, "MODEL.CERBERUS.PROTOTYPES": "composed", REG: 0.0}
-    weighted = {**composed, SOFTMAX: 2.0, AGREEMENT: 0.2}
+    agreeing = {**composed, AGREEMENT: 0.2}
     variants = (Variant(CERBERUS, published=OURS, rule="binary", note="attributes read by the nearest prototype"),
                 Variant(BY_PROBABILITY, reading="probability", note="the same weights"),
                 Variant("+ softmax", softmax, reading="probability"),
                 Variant("+ prior and learned scale, no hinge", prior, reading="probability"),
                 Variant("+ composed prototypes", composed, reading="probability"),
-                Variant("+ twice the softmax, agreement of views", weighted, reading="probability"),
+                Variant("+ agreement of views", agreeing, reading="probability"),
                 Variant(f"+ label smoothing ({PLUS})", file=PLUS, reading="probability"))
     return Study("plus", "Beyond the paper: from Cerberus to cerberus_plus",
                  "What do reading by probability, the softmax and composed prototypes bring?", variants, MAIN + (
@@ -161,7 +161,7 @@ def _plus() -> Study:
 def _choices() -> Study:
     """What `cerberus_plus` sets, one at a time, on held-out people."""
     grids = {"softmax weight": (SOFTMAX, (1.0, 2.0, 4.0)), "agreement": (AGREEMENT, (0.0, 0.2))}
-    chosen = {SOFTMAX: 2.0, AGREEMENT: 0.2}
+    chosen = {SOFTMAX: 1.0, AGREEMENT: 0.2}
     variants, pairs = [Variant(PLUS, file=PLUS)], []
     for name, (key, values) in grids.items():
         others = [Variant(f"{name} {value:g}", {key: value}, PLUS) for value in values if value != chosen[key]]
