@@ -12,9 +12,9 @@ Shapes: N images, K semantic IDs of a group, F label fields of a column, C class
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,8 @@ class Marginals:
         held: per column float64 (K, C), 1 where a semantic ID holds a class and 0 elsewhere.
         priors: per column float64 (C,), the share of training identities with each class, 0 where none has it.
         column_groups: per column the index of its group.   colours: per column whether it is of colours.
-        backend: numpy, or torch where the tables are tensors.
+        backend: the name of the module that computes, numpy, or torch where the tables are tensors. A name, so that
+            tables can be pickled.
     """
 
     scales: tuple[float, ...]
@@ -121,7 +122,7 @@ class Marginals:
     priors: tuple[np.ndarray, ...]
     column_groups: tuple[int, ...]
     colours: tuple[bool, ...]
-    backend: ModuleType = np
+    backend: str = "numpy"
 
     @classmethod
     def build(cls, schema: AttributeSchema, labels: Sequence[np.ndarray], counts: Sequence[np.ndarray],
@@ -141,8 +142,8 @@ class Marginals:
                    tuple(shares[g] @ own for g, own in zip(groups, held)), groups,
                    tuple(column.is_colour for column in schema.columns))
 
-    def computed_by(self, backend: ModuleType, log_priors: Iterable, held: Iterable) -> Marginals:
-        """The same computed by another module, torch, with these tables as its tensors."""
+    def computed_by(self, backend: str, log_priors: Iterable, held: Iterable) -> Marginals:
+        """The same computed by another module, "torch", with these tables as its tensors."""
         return replace(self, backend=backend, log_priors=tuple(log_priors), held=tuple(held))
 
     def logits(self, m: int, cosines):
@@ -155,9 +156,10 @@ class Marginals:
         The logarithm of `TINY` where nothing that may be answered holds a class. float64 keeps probabilities that
         float32 would round to 0.
         """
-        weights = self.backend.exp(logits - self.backend.amax(logits, 1)[:, None])
+        module = sys.modules[self.backend]
+        weights = module.exp(logits - module.amax(logits, 1)[:, None])
         shares = (weights @ self.held[m]) / weights.sum(1)[:, None]
-        return self.backend.log(self.backend.clip(shares, TINY, 1))
+        return module.log(module.clip(shares, TINY, 1))
 
 
 def check_temperatures(schema: AttributeSchema, temperatures: Mapping[str, float]) -> None:

@@ -220,7 +220,7 @@ class PrototypeReader(WithTemperatures):
         if device not in self._tables:
             log_priors, held = ([torch.from_numpy(own).to(device) for own in tables]
                                 for tables in (self.marginals.log_priors, self.marginals.held))
-            self._tables[device] = self.marginals.computed_by(torch, log_priors, held)
+            self._tables[device] = self.marginals.computed_by("torch", log_priors, held)
         return self._tables[device]
 
     def _logits(self, embeddings: Tensor) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """Probabilities of attributes from prototypes, balanced answers, and searches by log-probability."""
 
+import copy
 import itertools
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +113,14 @@ def test_the_probability_of_a_value_is_the_sum_over_the_semantic_ids_that_hold_i
                 held = [schema.describe(row).get(column.name) for row in table.labels[g]]
                 brute = sum(p[k] for k, words in enumerate(held) if word in words.split(" and "))
                 assert log_p[n, c].exp().item() == pytest.approx(float(brute), abs=1e-6)
+
+
+def test_a_used_reader_can_be_pickled_and_copied(embeddings):
+    reader = four_identities()
+    images = embeddings[:, :10]
+    expected = reader.log_probabilities(images)
+    for other in (pickle.loads(pickle.dumps(reader)), copy.deepcopy(reader)):
+        assert all(map(torch.equal, other.log_probabilities(images), expected))
 
 
 def test_the_most_probable_value_is_answered_and_forced_colours_are_never_none(embeddings):

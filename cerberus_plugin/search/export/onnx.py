@@ -126,7 +126,7 @@ class Graph(nn.Module):
         blocks = embedding.unflatten(1, (len(self.vocabulary.groups), -1)).unbind(1)
         cosines = [block @ getattr(self, f"prototypes_{g}").T for g, block in enumerate(blocks)]
         marginals = self.vocabulary.marginals.computed_by(
-            torch, [getattr(self, f"log_prior_{g}") for g in range(len(blocks))],
+            "torch", [getattr(self, f"log_prior_{g}") for g in range(len(blocks))],
             [getattr(self, f"held_{m}") for m in range(len(self.vocabulary.columns))])
         probabilities, answers, searched = [], [], []
         for m, (column, g) in enumerate(zip(self.vocabulary.columns, marginals.column_groups)):
