@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("runs/benchmarks")
 PICTURES = ("curves", "scaling")
-NAMES = ("training", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
+NAMES = ("training", "cpu", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
          "gallery", "indexing")  # not edits, which needs a trained run
 
 

@@ -18,6 +18,7 @@ TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "figure"), [
     ("losses", [*TINY, "--iterations", "2"], "added_percent"),
+    ("cpu", [*TINY, "--iterations", "2", "--busy", "0"], "times_faster"),
     ("ranking", ["--queries", "40", "--gallery", "400", "--repeats", "1"], "host_over_ours_per_query"),
     ("gallery", ["--rows", "600", "--size", "80", "--queries", "5"], "largest_loss_of_exact_ways"),
     ("indexing", ["--images", "8", "--batch", "4", "--rounds", "1"], "index_of_alone"),
