@@ -15,6 +15,7 @@
 #include <ATen/ops/values_native.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 #include <torch/library.h>
 
 #include <cstdio>
@@ -167,6 +168,14 @@ struct CUDAHooks : at::CUDAHooksInterface {
   long versionCuDNN() const override { return 91000; }
   long versionRuntimeCuDNN() const override { return 91000; }
   double batchnormMinEpsilonCuDNN() const override { return 0; }
+};
+
+struct Timer final : c10d::Timer {  // which DistributedDataParallel wants for its statistics
+  explicit Timer(Device) {}
+  std::optional<int64_t> measureDifference(Event start, Event end) override {
+    auto from = getTimestamp(start), to = getTimestamp(end);
+    return from && to ? std::optional(*to - *from) : std::nullopt;
+  }
 };
 
 // Tensors of one device as tensors of the other.
@@ -327,6 +336,22 @@ void run_on_cpu(const OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
+// The same in float32 for float16, in which the CPU's convolutions take minutes.
+void run_in_float32(const OperatorHandle& op, torch::jit::Stack* stack) {
+  auto is_half = [](const IValue& value) {
+    return value.isTensor() && value.toTensor().defined() && value.toTensor().scalar_type() == at::kHalf;
+  };
+  auto arguments = stack->end() - op.schema().arguments().size();
+  bool half = std::any_of(arguments, stack->end(), is_half);
+  if (half)
+    for (auto value = arguments; value != stack->end(); ++value)
+      if (is_half(*value)) *value = value->toTensor().to(at::kFloat);
+  run_on_cpu(op, stack);
+  if (half)
+    for (auto value = stack->end() - op.schema().returns().size(); value != stack->end(); ++value)
+      if (value->isTensor() && value->toTensor().defined()) *value = value->toTensor().to(at::kHalf);
+}
+
 // Operators that allocate, copy or view: those that `run_on_cpu` and the CPU's kernels rest on.
 
 using MaybeDtype = std::optional<ScalarType>;
@@ -438,6 +463,66 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cudnn_batch_norm_backward(
                                         {true, true, true});
 }
 
+// Parts of nn.SyncBatchNorm, which torch has for CUDA alone; channels are dimension 1, statistics float32.
+
+std::vector<int64_t> all_but_channels(const at::Tensor& input) {
+  std::vector<int64_t> dims;
+  for (int64_t dim = 0; dim < input.dim(); ++dim)
+    if (dim != 1) dims.push_back(dim);
+  return dims;
+}
+
+at::Tensor by_channel(const at::Tensor& values, const at::Tensor& input) {
+  std::vector<int64_t> shape(input.dim(), 1);
+  shape[1] = -1;
+  return values.view(shape);
+}
+
+std::tuple<at::Tensor, at::Tensor> batch_norm_stats(const at::Tensor& input, double epsilon) {
+  auto values = input.to(at::kFloat);
+  auto dims = all_but_channels(input);
+  return {values.mean(dims), (values.var(dims, /*unbiased=*/false) + epsilon).rsqrt()};
+}
+
+std::tuple<at::Tensor, at::Tensor> batch_norm_gather_stats_with_counts(
+    const at::Tensor&, const at::Tensor& means, const at::Tensor& invstds, const MaybeTensor& running_mean,
+    const MaybeTensor& running_var, double momentum, double epsilon, const at::Tensor& counts) {
+  auto weights = counts.to(at::kFloat).view({-1, 1}), total = weights.sum();  // means, invstds: (processes, C)
+  auto mean = (means * weights).sum(0) / total;
+  auto var = ((invstds.pow(-2) - epsilon + (means - mean).square()) * weights).sum(0) / total;
+  if (running_mean) running_mean->mul_(1 - momentum).add_(mean, momentum);
+  if (running_var) running_var->mul_(1 - momentum).add_(var * total / (total - 1), momentum);
+  return {mean, (var + epsilon).rsqrt()};
+}
+
+at::Tensor batch_norm_elemt(const at::Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                            const at::Tensor& mean, const at::Tensor& invstd, double) {
+  auto out = (input.to(at::kFloat) - by_channel(mean, input)) * by_channel(invstd, input);
+  if (weight && weight->defined()) out = out * by_channel(*weight, input);
+  if (bias && bias->defined()) out = out + by_channel(*bias, input);
+  return out.to(input.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_reduce(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mean, const at::Tensor& invstd,
+    const MaybeTensor&, bool, bool, bool) {
+  auto dims = all_but_channels(input);
+  auto centred = input.to(at::kFloat) - by_channel(mean, input);
+  auto sum = grad.to(at::kFloat).sum(dims), sum_centred = (grad.to(at::kFloat) * centred).sum(dims);
+  return {sum, sum_centred, sum_centred * invstd, sum};
+}
+
+at::Tensor batch_norm_backward_elemt(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mean,
+                                     const at::Tensor& invstd, const MaybeTensor& weight, const at::Tensor& sum,
+                                     const at::Tensor& sum_centred, const at::Tensor& counts) {
+  auto total = counts.sum();
+  auto slope = by_channel(sum_centred / total * invstd.square(), input);
+  auto out = grad.to(at::kFloat) - by_channel(sum / total, input) -
+             (input.to(at::kFloat) - by_channel(mean, input)) * slope;
+  auto factor = weight && weight->defined() ? invstd * *weight : invstd;
+  return (out * by_channel(factor, input)).to(input.scalar_type());
+}
+
 // Sparse matrices in CSR form, whose parts are tensors of the device: the product that filtered search computes.
 
 at::Tensor sampled_addmm(const at::Tensor& self, const at::Tensor& left, const at::Tensor& right,
@@ -458,6 +543,9 @@ at::Tensor sampled_addmm(const at::Tensor& self, const at::Tensor& left, const a
 namespace at {
 REGISTER_CUDA_HOOKS(CUDAHooks)
 }
+namespace c10d {
+C10_REGISTER_TYPED_CLASS(TimerRegistry, c10::kCUDA, ::Timer)
+}
 
 TORCH_LIBRARY_IMPL(_, CUDA, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>()); }
 
@@ -476,9 +564,14 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("resize_", TORCH_FN(resize_));
   library.impl("cudnn_batch_norm", TORCH_FN(cudnn_batch_norm));
   library.impl("cudnn_batch_norm_backward", TORCH_FN(cudnn_batch_norm_backward));
+  library.impl("batch_norm_stats", TORCH_FN(batch_norm_stats));
+  library.impl("batch_norm_gather_stats_with_counts", TORCH_FN(batch_norm_gather_stats_with_counts));
+  library.impl("batch_norm_elemt", TORCH_FN(batch_norm_elemt));
+  library.impl("batch_norm_backward_reduce", TORCH_FN(batch_norm_backward_reduce));
+  library.impl("batch_norm_backward_elemt", TORCH_FN(batch_norm_backward_elemt));
   // Composite: without these, convolutions would choose a backend that the CPU's kernels do not have.
-  library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
-  library.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
+  library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&run_in_float32>());
+  library.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&run_in_float32>());
 }
 
 TORCH_LIBRARY_IMPL(aten, SparseCsrCUDA, library) {

@@ -252,6 +252,8 @@ def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
         return copy.untyped_storage()
 
     torch.storage._StorageBase.to = torch.UntypedStorage.to = to
+    clone = torch.UntypedStorage.clone
+    torch.UntypedStorage.clone = lambda self: to(self, device=self.device) if self.device.type == "cuda" else clone(self)
 
     if os.environ.get(OPERATORS):
         atexit.register(library.soft_cuda_write_operators, os.environ[OPERATORS].encode())

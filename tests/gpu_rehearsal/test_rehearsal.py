@@ -1,19 +1,22 @@
-"""The tests marked gpu, on a software device where there is no GPU: none fails, none is skipped."""
+"""The GPU path without a GPU: tests marked gpu on the software device, its budgets, and kernels for a GPU."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gpu_rehearsal import soft_cuda
+from gpu_rehearsal import budget, soft_cuda
+from gpu_rehearsal.operators import without_cuda_kernel
 
 ROOT = Path(__file__).parents[2]
+TRITON = ROOT / ".triton"  # a folder beside the environment: where Triton is installed, torch.compile uses it
 
 
 @pytest.fixture(scope="module")
 def on_the_device():
-    """Run Python on the software device: its arguments -> what it printed; a failure shows all of it."""
+    """Run Python on the software device: its arguments, further variables -> what it printed, shown if it fails."""
     try:
         soft_cuda.build()
     except soft_cuda.Unavailable as error:
@@ -22,8 +25,8 @@ def on_the_device():
     environment = {key: value for key, value in soft_cuda.environment().items() if not key.startswith("PYTEST_")}
     environment["OMP_NUM_THREADS"] = "1"
 
-    def run(*arguments) -> str:
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
+    def run(*arguments, **variables) -> str:
+        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment | variables,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout[-20000:]
         return done.stdout
@@ -32,9 +35,30 @@ def on_the_device():
 
 
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_every_test_marked_gpu_passes_on_the_software_device(on_the_device, tmp_path, chosen):
+def test_every_test_marked_gpu_passes_by_operators_that_a_gpu_has(on_the_device, tmp_path, chosen):
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     said = on_the_device("-m", "pytest", "-m", f"gpu and ({chosen})", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs",
-                         "--basetemp", tmp_path / "child", *files)
+                         "--basetemp", tmp_path / "child", *files, **{soft_cuda.OPERATORS: str(tmp_path / "operators")})
     *_, summary = said.strip().splitlines()
     assert "passed" in summary and "skipped" not in summary, said[-20000:]
+    used = {line.partition("\t")[0] for line in (tmp_path / "operators").read_text().splitlines()}
+    assert len(used) > 50 and without_cuda_kernel(used) == []
+
+
+def test_an_operator_without_a_kernel_for_cuda_is_found():
+    assert without_cuda_kernel(["aten::add.Tensor", "aten::sort", "aten::linear"]) == []
+    assert without_cuda_kernel(["aten::mkldnn_linear", "other::add"]) == ["aten::mkldnn_linear", "other::add"]
+
+
+@pytest.mark.parametrize("models", [
+    ("cerberus", "apr"), pytest.param(tuple(sorted({*budget.MODELS} - {"cerberus", "apr"})), marks=pytest.mark.slow)])
+def test_a_step_and_an_evaluation_ask_no_more_of_the_device_than_the_table_says(on_the_device, models):
+    on_the_device("-m", "gpu_rehearsal.budget", *models)
+
+
+@pytest.mark.slow
+def test_the_kernels_of_a_compiled_step_compile_for_a_gpu(on_the_device):
+    if not TRITON.is_dir():
+        pytest.skip(f"needs Triton in {TRITON}: see CONTRIBUTING.md")
+    on_the_device("-m", "gpu_rehearsal.inductor",
+                  PYTHONPATH=os.pathsep.join([soft_cuda.environment()["PYTHONPATH"], str(TRITON)]))
