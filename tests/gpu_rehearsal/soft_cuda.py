@@ -241,7 +241,7 @@ def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
         setattr(cuda, name, value)
     torch.Tensor.record_stream = lambda self, stream: None
 
-    on_the_host = torch.UntypedStorage.to
+    on_the_host, cloned_on_the_host = torch.UntypedStorage.to, torch.UntypedStorage.clone
 
     def to(self, *, device, non_blocking: bool = False):
         """A storage on another device, as torch.load asks for with map_location."""
@@ -252,8 +252,7 @@ def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
         return copy.untyped_storage()
 
     torch.storage._StorageBase.to = torch.UntypedStorage.to = to
-    clone = torch.UntypedStorage.clone
-    torch.UntypedStorage.clone = lambda self: to(self, device=self.device) if self.device.type == "cuda" else clone(self)
+    torch.UntypedStorage.clone = lambda self: to(self, device=self.device) if self.is_cuda else cloned_on_the_host(self)
 
     if os.environ.get(OPERATORS):
         atexit.register(library.soft_cuda_write_operators, os.environ[OPERATORS].encode())
