@@ -187,6 +187,18 @@ def test_one_of_two_gpus_trains(small_config, two_ranks, synchronised):
                 if p.requires_grad and p.numel() > 64 and torch.equal(p, before[name])]
 
 
+@pytest.mark.gpu(devices=2)
+def test_a_run_on_the_second_gpu_leaves_the_first_alone(small_config):
+    held = torch.cuda.memory_allocated(0)
+    try:
+        trainer = trained(small_config("MODEL.DEVICE", "cuda:1"))
+        assert torch.cuda.current_device() == 1  # also what is synchronised and named
+    finally:
+        torch.cuda.set_device(0)
+    assert {tensor.device for tensor in trainer.model.state_dict().values()} == {torch.device("cuda", 1)}
+    assert trainer.results["mAP"] > 0 and torch.cuda.memory_allocated(0) <= held
+
+
 @pytest.mark.slow
 def test_a_run_is_calibrated(gpu_run, market_root, use_root):
     use_root(market_root)
