@@ -1,9 +1,10 @@
 """The kernels that torch.compile generates for a GPU, compiled for one that is not there; nothing is launched.
 
-    PYTHONPATH=tests:FOLDER_OF_TRITON python -m gpu_rehearsal -m gpu_rehearsal.inductor
+    PYTHONPATH=tests:FOLDER_OF_TRITON python -m gpu_rehearsal -m gpu_rehearsal.inductor [KEY VALUE ...]
 
 Inductor compiles one training step of Cerberus on the software device, and Triton each of its kernels to a binary of
-compute capability 9.0. Prints how many kernels there are, and how many launches of them and of libraries in a step.
+compute capability 9.0. Keys are of the configuration. Prints how many kernels there are, and how many launches of them
+and of libraries in a step.
 """
 
 import collections
@@ -70,12 +71,8 @@ class Kernel:
         pass
 
 
-def generated(name: str = "cerberus", **options) -> tuple[dict[str, str], list[str]]:
-    """Sources of the Triton kernels of a training step, by name, and the code that launches them.
-
-    Args:
-        options: of Inductor, names of `torch._inductor.config`.
-    """
+def generated(*options: str) -> tuple[dict[str, str], list[str]]:
+    """Sources of the Triton kernels of a training step, by name, and the code that launches them."""
     kernels: dict[str, str] = {}
     code: list[str] = []
     compile_to_module = GraphLowering._compile_to_module
@@ -91,10 +88,10 @@ def generated(name: str = "cerberus", **options) -> tuple[dict[str, str], list[s
 
     torch._inductor.async_compile.AsyncCompile.triton = keep_source
     GraphLowering._compile_to_module = keep_code
-    with torch._inductor.config.patch(compile_threads=1, force_disable_caches=True, **options):
+    with torch._inductor.config.patch(compile_threads=1, force_disable_caches=True):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                budget.train(budget.trainer_of(name, Path(folder), "MODEL.COMPILE", True), 1)
+                budget.train(budget.trainer_of("cerberus", Path(folder), "MODEL.COMPILE", True, *options), 1)
             except FloatingPointError:  # kernels that are not launched give no losses
                 pass
     return kernels, code
@@ -125,7 +122,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     prepare()
-    kernels, code = generated()
+    kernels, code = generated(*sys.argv[1:])
     own, libraries = launches(code)
     print(f"{len(kernels)} kernels; {own} launches of them and {libraries} calls of libraries in a step", flush=True)
     torch.version.cuda = "13.0"  # only now: torch's own code would take it for a build with CUDA

@@ -38,7 +38,8 @@ def on_the_device():
 def test_every_test_marked_gpu_passes_by_operators_that_a_gpu_has(on_the_device, tmp_path, chosen):
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     said = on_the_device("-m", "pytest", "-m", f"gpu and ({chosen})", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs",
-                         "--basetemp", tmp_path / "child", *files, **{soft_cuda.OPERATORS: str(tmp_path / "operators")})
+                         "--show-capture=no", "--basetemp", tmp_path / "child", *files,
+                         **{soft_cuda.OPERATORS: str(tmp_path / "operators")})
     *_, summary = said.strip().splitlines()
     assert "passed" in summary and "skipped" not in summary, said[-20000:]
     used = {line.partition("\t")[0] for line in (tmp_path / "operators").read_text().splitlines()}
@@ -51,7 +52,7 @@ def test_an_operator_without_a_kernel_for_cuda_is_found():
 
 
 @pytest.mark.parametrize("models", [
-    ("cerberus", "apr"), pytest.param(tuple(sorted({*budget.MODELS} - {"cerberus", "apr"})), marks=pytest.mark.slow)])
+    ["cerberus"], pytest.param([name for name in budget.MODELS if name != "cerberus"], marks=pytest.mark.slow)])
 def test_a_step_and_an_evaluation_ask_no_more_of_the_device_than_the_table_says(on_the_device, models):
     on_the_device("-m", "gpu_rehearsal.budget", *models)
 
@@ -60,5 +61,5 @@ def test_a_step_and_an_evaluation_ask_no_more_of_the_device_than_the_table_says(
 def test_the_kernels_of_a_compiled_step_compile_for_a_gpu(on_the_device):
     if not TRITON.is_dir():
         pytest.skip(f"needs Triton in {TRITON}: see CONTRIBUTING.md")
-    on_the_device("-m", "gpu_rehearsal.inductor",
+    on_the_device("-m", "gpu_rehearsal.inductor", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", "512",
                   PYTHONPATH=os.pathsep.join([soft_cuda.environment()["PYTHONPATH"], str(TRITON)]))
