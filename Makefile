@@ -14,7 +14,7 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test test-slow budget lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
@@ -24,6 +24,7 @@ help:
 	@echo "              STUDIES=\"plus unseen\" for others than parts and margins"
 	@echo "make test     the test suite"
 	@echo "make test-slow  the tests that make test leaves out for time"
+	@echo "make budget   count what a training step asks of a GPU, and write the table that the tests compare"
 	@echo "make lint     ruff and mypy"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
@@ -53,6 +54,9 @@ test: install
 
 test-slow: install
 	$(RUN) -m pytest -m slow $(WORKERS)
+
+budget: install
+	PYTHONPATH=tests $(VENV)/bin/python -m gpu_rehearsal -m gpu_rehearsal.budget --write
 
 lint: install
 	$(RUN) -m ruff check .

@@ -29,6 +29,13 @@ def seed_by_name(name: str) -> None:
     torch.manual_seed(seed)
 
 
+def pytest_runtest_setup(item):
+    marker = item.get_closest_marker("gpu")
+    wanted = marker.kwargs.get("devices", 1) if marker else 0
+    if torch.cuda.device_count() < wanted:
+        pytest.skip(f"needs {wanted} CUDA device{'s' if wanted > 1 else ''}")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef, request):
     seed_by_name(fixturedef.argname)

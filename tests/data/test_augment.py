@@ -145,7 +145,6 @@ def test_one_seed_gives_one_sequence_of_draws():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["highest", "high"])  # float32, TF32
 def test_a_gpu_gives_the_pixels_of_the_cpu(precision):
     recipe = Recipe(384, 128, padding=10, flip=0.5, erase=0.5, erase_value=(123.675, 116.28, 103.53))

@@ -220,7 +220,6 @@ def test_training_from_resident_images_evaluates_to_the_hosts_figures(small_conf
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_makes_the_batches_of_the_cpu_on_itself(small_config):
     cfg = small_config("DATALOADER.RESIDENT", True, "INPUT.PADDING.ENABLED", True)
     expected = train_batches(cfg)

@@ -20,8 +20,6 @@ from fastreid.data.transforms.functional import to_tensor
 from fastreid.utils import comm
 from PIL import Image
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
 
 class Items(torch.utils.data.Dataset):
     """Five items in the host's form; reading `broken` raises as a missing image does."""
@@ -119,7 +117,6 @@ def test_reading_ahead_keeps_the_order_and_loses_nothing(monkeypatch):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_batches_arrive_in_order_on_a_gpu():
     batches = list(host_loader(workers=1))
     assert [batch["targets"].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]

@@ -18,7 +18,6 @@ from fastreid.utils.events import EventStorage
 from support.training import solver_cfg
 from torch import nn
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_torch_2 = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2, reason="torch 1 keeps gradients itself")
 quiet_autocast = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -102,7 +101,6 @@ def test_without_the_adaptation_amp_stops_at_the_first_step(amp_on_cpu):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @quiet_autocast
 def test_every_parameter_moves_under_amp_on_a_gpu():
     model = Line().cuda()

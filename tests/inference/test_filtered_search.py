@@ -195,7 +195,6 @@ def test_galleries_and_queries_of_other_sizes_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_predictions_may_lie_elsewhere_than_the_embeddings(share, monkeypatch):
     monkeypatch.setattr(filtered_search, "ONE_SHARE", share)

@@ -258,7 +258,6 @@ def test_evaluate_rank_keeps_max_rank_entries_for_a_short_gallery(three_queries)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_cuda_device_gives_the_figures_of_the_cpu_ties_included(retrieval):
     distances = (retrieval[0] * 20).round()
     cpu = reid_metrics(distances, *retrieval[1:])

@@ -216,7 +216,6 @@ def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
 def test_all_switches_and_the_compiler_train_and_evaluate_on_a_gpu(small_config, file):
     trainer = trained(small_config(*FAST, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", True, "DATALOADER.RESIDENT", True,
