@@ -11,7 +11,7 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench gpu clean
 
 help:
 	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
+	@echo "make gpu      checks and figures of a GPU in at most eight minutes, beside the aims: runs/gpu; WHEELS=folder"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
 	@echo "make clean    remove the environment (before installing it differently), runs and logs"
 
@@ -69,6 +70,14 @@ smoke: install
 
 bench: install
 	$(RUN) benchmarks/run.py
+
+# Of the requirements only those at run time, and pytest: a machine with a GPU often reaches no package index.
+$(VENV)/.gpu: setup.py tools/install.py
+	test -e $(VENV)/.installed || $(PYTHON) tools/install.py $(VENV) --minimal $(if $(WHEELS),--wheels $(WHEELS))
+	@touch $@
+
+gpu: $(VENV)/.gpu
+	$(RUN) tools/gpu_check.py
 
 clean:
 	rm -rf $(VENV) runs logs

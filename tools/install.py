@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("venv", type=Path)
     parser.add_argument("--wheels", help="folder of wheels to install from, without a package index")
     parser.add_argument("--torch", nargs="*", help="other torch and torchvision requirements than setup.py's")
+    parser.add_argument("--minimal", action="store_true", help="of the requirements of development pytest alone")
     args = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036  this file is what an older Python runs first
         sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make PYTHON=...")
@@ -46,7 +47,9 @@ def main() -> None:
     print(f"environment in {args.venv}, " + (f"torch installed anew ({problem})" if problem else
                                              "torch of this machine"), flush=True)
 
-    small = [*lists["INSTALL_REQUIRES"], *lists["EXTRAS_REQUIRE"]["dev"]]
+    development = lists["EXTRAS_REQUIRE"]["dev"]
+    small = [*lists["INSTALL_REQUIRES"],
+             *(item for item in development if not args.minimal or item.startswith("pytest>"))]
     steps = [args.torch or lists["TORCH"], small]
     if not problem:
         # A torch that is there is not named: pip would want its requirements too, such as a newer setuptools.
