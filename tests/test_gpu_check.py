@@ -1,5 +1,6 @@
 """tools/gpu_check.py: a stage costs only itself, what is found is kept, and aims are judged by what was measured."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.processes import until
 
 ROOT = Path(__file__).parents[1]
 CHECK = runpy.run_path(str(ROOT / "tools" / "gpu_check.py"), run_name="tools")
@@ -36,16 +38,17 @@ def test_a_stopped_stage_takes_the_programs_with_it_that_it_has_started(tmp_path
     code = f"import time; {program}"
     status, reason, seconds = CHECK["run_bounded"]([sys.executable, "-S", "-c", code], 2, tmp_path / "log")
     assert status == "stopped" and "2 s" in reason
-    # The log is the output of both; nobody holds it open any more.
-    holders = [path for path in Path("/proc").glob("[0-9]*/fd/1") if reads(path) == str(tmp_path / "log")]
-    assert holders == []
+    until(lambda: not holders(tmp_path / "log"))  # the log is the output of both
 
 
-def reads(link: Path) -> str:
-    try:
-        return os.readlink(link)
-    except OSError:
-        return ""
+def holders(path: Path) -> list[str]:
+    """Processes whose output goes to a file; none where the system does not tell."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "fd" / "1") == str(path):
+                found.append(process.name)
+    return found
 
 
 def test_the_files_are_written_after_every_stage(tmp_path):
@@ -85,6 +88,55 @@ def test_aims_are_met_not_met_or_not_measured_and_tiny_sizes_judge_no_speed():
 def test_the_stages_take_at_most_eight_minutes_and_the_benchmarks_page_names_the_command():
     assert sum(CHECK["LIMITS"].values()) <= 480
     assert "`make gpu`" in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def stages():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        return runpy.run_path(str(ROOT / "tools" / "gpu_stages.py"), run_name="tools")
+
+
+def test_a_row_that_fails_or_finds_no_time_has_a_reason_and_the_others_are_on_the_disk(stages, tmp_path):
+    task = stages["Task"](stages["TINY"], tmp_path, tmp_path, "speed", seconds=30.0)
+    task.row("broken", lambda: {"img/s": 1 / 0})
+    task.row("late", dict, seconds=60.0)
+    task.row("good", lambda: {"img/s": 8.0})
+    assert json.loads((tmp_path / "speed.json").read_text())["rows"] == {
+        "broken": {"not measured": "ZeroDivisionError: division by zero"}, "late": {"not measured": "no time was left"},
+        "good": {"img/s": 8.0}}
+
+
+def test_work_of_two_streams_at_once_is_busy_time_once(stages):
+    events = [{"cat": "kernel", "name": "a", "ts": 0, "dur": 10},
+              {"cat": "gpu_memcpy", "name": "b", "ts": 5, "dur": 10},
+              {"cat": "kernel", "name": "a", "ts": 20, "dur": 10}, {"cat": "cpu_op", "name": "c", "ts": 0, "dur": 99},
+              {"name": "no category"}]
+    assert stages["device_time"](events) == (25, 3, [("a", 2 / 3), ("b", 1 / 3)])
+
+
+def test_evaluations_are_compared_as_fractions_and_a_missing_figure_is_no_equality(stages):
+    assert stages["largest_difference"]({"mAP": 50.0, "mA": None}, {"mAP": 50.1, "mA": None}) == pytest.approx(1e-3)
+    assert math.isnan(stages["largest_difference"]({"mAP": 50.0, "mA": None}, {"mAP": 50.0, "mA": 1.0}))
+
+
+def test_a_test_set_of_any_size_is_linked_from_few_images(stages, tmp_path):
+    source = tmp_path / "data" / "Market-1501-v15.09.15"
+    for folder, names in (("query", ["0002_c1s1_000451_03.jpg"]), ("bounding_box_train", ["0001_c1s1_000001_00.jpg"]),
+                          ("bounding_box_test", ["0002_c2s1_000451_03.jpg", "-1_c3s1_000001_01.jpg"])):
+        (source / folder).mkdir(parents=True)
+        for name in names:
+            (source / folder / name).write_text(name)
+    stages["link_test_images"](tmp_path / "data", tmp_path / "large", {"query": 3, "bounding_box_test": 4})
+    made = tmp_path / "large" / source.name
+    assert sorted(path.name[:7] for path in (made / "query").iterdir()) == ["0002_c1"] * 3
+    assert sorted(path.read_text() for path in (made / "bounding_box_test").iterdir()) == [
+        *["-1_c3s1_000001_01.jpg"] * 2, *["0002_c2s1_000451_03.jpg"] * 2]
+    assert (made / "bounding_box_train" / "0001_c1s1_000001_00.jpg").is_file()
+
+
+def test_every_stage_has_a_limit(stages):
+    assert list(stages["STAGES"]) == list(CHECK["LIMITS"])
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -34,12 +35,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tabulate import tabulate
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from cerberus_plugin.utils.files import write_json, write_text  # noqa: E402
-
-from tabulate import tabulate  # noqa: E402
+# The file alone: importing the package imports torch, and whatever fails there must not end this process.
+FILES = runpy.run_path(str(ROOT / "cerberus_plugin" / "utils" / "files.py"))
+write_json, write_text = FILES["write_json"], FILES["write_text"]
 
 # Seconds of each stage, eight minutes together.
 LIMITS = {"environment": 25, "tests": 90, "speed": 165, "training": 50, "evaluation": 40, "ranking": 40, "profile": 40,
