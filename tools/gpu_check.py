@@ -10,16 +10,19 @@ only itself. OUTPUT/gpu.json and gpu.md are replaced after every stage, and the 
 are those that it had found so far. Started again, the command runs all stages again unless --stages names some.
 The exit status is 0 if every stage ran to its end, whatever the figures are.
 
-The machine needs torch, torchvision and no package index. Where it has the usual packages of a torch image (scipy,
-opencv, scikit-learn, matplotlib, tensorboard, pytest, ...), it lacks four wheels of 19 MB: faiss-cpu, fastreid,
-termcolor and yacs. Beside torch, torchvision, numpy and Pillow alone it lacks about 37 wheels of 150 MB. To collect
-either, on a machine with a package index and the same system and Python:
+`make gpu` needs no package index. It takes torch, torchvision, numpy and Pillow from the machine, and what else it
+finds there; `make gpu WHEELS=folder` adds what is missing from a folder of wheels. With Python 3.12 these are
+
+- four wheels, 19 MB, where scipy, opencv-python-headless, matplotlib, scikit-learn, tensorboard, tabulate, tqdm,
+  Jinja2, PyYAML and pytest are there: faiss-cpu (18.8 MB), fastreid (0.25), yacs and termcolor (0.02 together);
+- 34 wheels, 160 MB, where there is nothing beside torch, torchvision, numpy and Pillow: the four above,
+  opencv-python-headless (61), scipy (35), matplotlib (10) with fonttools (5) and kiwisolver (1.5), scikit-learn (9),
+  tensorboard (6) with grpcio (7), pygments (1.3) and 22 small ones.
+
+A machine with a package index, the same system and the same Python collects them; pip brings what they require in turn:
 
     pip download -d wheels --no-deps fastreid==1.4.0
-    pip download -d wheels --no-deps faiss-cpu yacs termcolor        # or, for a bare machine,
-    pip download -d wheels -c constraints.txt REQUIREMENTS           # INSTALL_REQUIRES of setup.py, and pytest
-
-and then `make gpu WHEELS=wheels` on the machine with the GPU.
+    pip download -d wheels faiss-cpu yacs termcolor       or all of INSTALL_REQUIRES in setup.py but torch, and pytest
 """
 
 import argparse

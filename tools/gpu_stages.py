@@ -36,6 +36,7 @@ from cerberus_plugin.modeling.precision import missing_for_compilation  # noqa: 
 from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
 from cerberus_plugin.utils.environment import hardware, memory_gib, timed, versions  # noqa: E402
 from cerberus_plugin.utils.files import write_json  # noqa: E402
+from cerberus_plugin.utils.images import read_image  # noqa: E402
 
 import evaluation  # noqa: E402
 import numpy as np  # noqa: E402
@@ -43,7 +44,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import training  # noqa: E402
 from fastreid.config import get_cfg  # noqa: E402
-from PIL import Image  # noqa: E402
 from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 
 MARKET = {"query": 3368, "bounding_box_test": 15913}  # images of Market-1501's test set
@@ -384,7 +384,7 @@ def compare_loaders(task: Task) -> None:
         use_device(cfg.MODEL.DEVICE)
         ours = build_train_loader(cfg)
         paths = ours.resident.fields["img_paths"]
-        images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+        images = [np.asarray(read_image(path)) for path in paths]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).cuda()  # (N, 3, h, w); all drawn of one size
     recipe = ours.recipe
     size = (recipe.height, recipe.width)
