@@ -11,7 +11,7 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench gpu clean
+.PHONY: help install demo compare clothes reproduce test test-slow lint smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
@@ -76,6 +76,7 @@ $(VENV)/.gpu: setup.py tools/install.py
 	test -e $(VENV)/.installed || $(PYTHON) tools/install.py $(VENV) --minimal $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@
 
+.PHONY: gpu
 gpu: $(VENV)/.gpu
 	$(RUN) tools/gpu_check.py
 

@@ -6,7 +6,6 @@
 import argparse
 import contextlib
 import functools
-import gc
 import json
 import math
 import os
@@ -156,8 +155,6 @@ def measure_speed(task: Task) -> None:
         for name, (file, keys) in rows.items():
             compiled = keys.get("MODEL.COMPILE")
             task.row(name, functools.partial(steps_of, args, folder, file, keys), seconds=60 if compiled else 12)
-            gc.collect()  # trainers and their hooks hold one another
-            torch.cuda.empty_cache()
 
 
 def steps_of(args, folder, file: str, keys: dict) -> dict:
@@ -339,7 +336,6 @@ def profile_steps(task: Task) -> None:
         for name, keys in (("uncompiled, all other switches", {"MODEL.COMPILE": False}), ("all switches", {})):
             cfg = setting.config(args, folder, "cerberus_R50", **{**setting.FAST, **keys})
             task.row(name, functools.partial(profiled, cfg, task.output / "trace.json", args.iterations))
-            gc.collect()
 
 
 def profiled(cfg, trace: Path, iterations: int, steps: int = 5) -> dict:
