@@ -30,7 +30,7 @@ def test_a_stage_that_hangs_or_crashes_costs_only_itself_and_leaves_its_figures(
     assert [stage["status"] for stage in record["stages"].values()] == ["stopped", "failed", "ran"]
     assert record["stages"]["tests"]["figures"] == {"failed": 0}
     assert json.loads((tmp_path / "gpu.json").read_text())["stages"].keys() == {"environment", "tests", "loader"}
-    assert "| tests marked gpu that failed" in (tmp_path / "gpu.md").read_text()
+    assert "| tests marked gpu that did not pass" in (tmp_path / "gpu.md").read_text()
 
 
 def test_a_stopped_stage_takes_the_programs_with_it_that_it_has_started(tmp_path):
@@ -71,7 +71,8 @@ def test_named_stages_run_again_and_the_others_are_kept_at_equal_sizes_only(tmp_
 def test_aims_are_met_not_met_or_not_measured_and_tiny_sizes_judge_no_speed():
     rows = {"Cerberus, all switches": {"img/s": 2100.0, "waits a step": None}, "host MGN, float32": {"img/s": 1000.0},
             "host BoT, float32": {"not measured": "no time was left"}}
-    stages = {"speed": {"figures": {"rows": rows}}, "tests": {"figures": {"failed": 0}},
+    stages = {"speed": {"figures": {"rows": rows}},
+              "tests": {"figures": {"selected": 9, "passed": 8, "failed": 0, "skipped": 1}},
               "training": {"figures": {"reload_difference": 0.0, "cpu_difference": 0.01}}}
     found = {row["aim"]: row for row in CHECK["verdicts"]({"tiny": False, "stages": stages})}
     assert found["images a second in training (batch 64 of 384x128)"]["verdict"] == "met"
@@ -82,7 +83,16 @@ def test_aims_are_met_not_met_or_not_measured_and_tiny_sizes_judge_no_speed():
     assert found["difference of an evaluation and the CPU's"]["verdict"] == "not met"
     assert math.isnan(found["GiB of device memory for a million gallery images"]["measured"])
     tiny = {row["aim"]: row["verdict"] for row in CHECK["verdicts"]({"tiny": True, "stages": stages})}
-    assert tiny["times the fastest MGN"] == "not measured" and tiny["tests marked gpu that failed"] == "met"
+    assert tiny["times the fastest MGN"] == "not measured" and tiny["tests marked gpu that did not pass"] == "met"
+
+
+@pytest.mark.parametrize(("figures", "verdict"), [
+    ({"selected": 9, "passed": 8, "failed": 1, "skipped": 0}, "not met"),
+    ({"selected": 9, "passed": 5, "failed": 0, "skipped": 0}, "not met"),  # stopped
+    ({"selected": 9, "passed": 0, "failed": 0, "skipped": 9}, "not measured"), ({}, "not measured")])
+def test_tests_that_were_stopped_or_skipped_have_not_passed(figures, verdict):
+    found = CHECK["verdicts"]({"tiny": False, "stages": {"tests": {"figures": figures}}})
+    assert {row["verdict"] for row in found if "tests" in row["aim"]} == {verdict}
 
 
 def test_the_stages_take_at_most_eight_minutes_and_the_benchmarks_page_names_the_command():
