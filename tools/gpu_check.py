@@ -46,7 +46,7 @@ FILES = runpy.run_path(str(ROOT / "cerberus_plugin" / "utils" / "files.py"))
 write_json, write_text = FILES["write_json"], FILES["write_text"]
 
 # Seconds of each stage, eight minutes together.
-LIMITS = {"environment": 25, "tests": 90, "speed": 165, "training": 50, "evaluation": 40, "ranking": 40, "profile": 40,
+LIMITS = {"environment": 20, "tests": 85, "speed": 150, "training": 75, "evaluation": 40, "ranking": 40, "profile": 40,
           "loader": 30}
 
 
