@@ -51,7 +51,7 @@ FULL = {"depth": "50x", "height": 384, "batch": 64, "people": 751, "iterations":
         "million": (3000, 1_000_000, 2560), "loader_batches": 100, "epochs": 2, "test_people": 100,
         "host_float16": True}
 TINY = {"depth": "18x", "height": 96, "batch": 8, "people": 8, "iterations": 2, "copy_mib": 8,
-        "test_images": {"query": 12, "bounding_box_test": 60}, "ranked": [(30, 200, 64), (20, 600, 64)],
+        "test_images": {"query": 12, "bounding_box_test": 60}, "ranked": [(100, 400, 64), (80, 1200, 64)],
         "million": (20, 2000, 64), "loader_batches": 3, "epochs": 2, "test_people": 6,
         "host_float16": False}  # minutes a step where a CPU computes it
 
