@@ -28,6 +28,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
+	@echo "make gpu      checks and figures of a GPU in at most eight minutes, beside the aims: runs/gpu; WHEELS=folder"
 	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
 	@echo "make clean    remove the environment (before installing it differently), runs and logs"
 
@@ -76,6 +77,15 @@ smoke: install
 
 bench: install
 	$(RUN) benchmarks/run.py
+
+# Of the requirements only those at run time, and pytest: a machine with a GPU often reaches no package index.
+$(VENV)/.gpu: setup.py tools/install.py
+	test -e $(VENV)/.installed || $(PYTHON) tools/install.py $(VENV) --minimal $(if $(WHEELS),--wheels $(WHEELS))
+	@touch $@
+
+.PHONY: gpu
+gpu: $(VENV)/.gpu
+	$(RUN) tools/gpu_check.py
 
 clean:
 	rm -rf $(VENV) runs logs

@@ -51,6 +51,13 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
     assert "Jinja2" in {item.split(">")[0] for item in asked["install_requires"]}
 
 
+def test_a_minimal_environment_has_what_the_package_imports_and_pytest():
+    lists = runpy.run_path(str(ROOT / "setup.py"))
+    small = runpy.run_path(str(INSTALL))["small_requirements"]
+    assert [item for item in small(lists, minimal=True) if item not in lists["INSTALL_REQUIRES"]] == ["pytest>=8,<10"]
+    assert set(lists["EXTRAS_REQUIRE"]["dev"]) < set(small(lists, minimal=False))
+
+
 def test_the_workflow_runs_what_a_change_must_pass():
     job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("venv", type=Path)
     parser.add_argument("--wheels", help="folder of wheels to install from, without a package index")
     parser.add_argument("--torch", nargs="*", help="other torch and torchvision requirements than setup.py's")
+    parser.add_argument("--minimal", action="store_true", help="no requirements of development but pytest")
     args = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036  this file is what an older Python runs first
         sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make PYTHON=...")
@@ -46,7 +47,7 @@ def main() -> None:
     print(f"environment in {args.venv}, " + (f"torch installed anew ({problem})" if problem else
                                              "torch of this machine"), flush=True)
 
-    small = [*lists["INSTALL_REQUIRES"], *lists["EXTRAS_REQUIRE"]["dev"]]
+    small = small_requirements(lists, args.minimal)
     steps = [args.torch or lists["TORCH"], small]
     if not problem:
         # A torch that is there is not named: pip would want its requirements too, such as a newer setuptools.
@@ -67,6 +68,12 @@ def main() -> None:
                      f"    pip download -d wheels {shlex.join(sum(steps, []))}\n"
                      f"    pip download -d wheels --no-deps {lists['HOST']}\n"
                      "bring the folder here and run make with WHEELS=wheels.")
+
+
+def small_requirements(lists: dict, minimal: bool) -> list[str]:
+    """What is installed beside torch and the host: for development, or to run the package and pytest."""
+    development = lists["EXTRAS_REQUIRE"]["dev"]
+    return [*lists["INSTALL_REQUIRES"], *(item for item in development if not minimal or item.startswith("pytest>"))]
 
 
 def look_outside(folder: Path) -> None:

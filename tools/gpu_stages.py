@@ -1,0 +1,464 @@
+"""The stages of tools/gpu_check.py, each run in a process of its own.
+
+    python tools/gpu_stages.py STAGE --seconds 60 --output FOLDER --data FOLDER [--tiny]
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import setting  # noqa: E402
+from cerberus_plugin import add_cerberus_config  # noqa: E402
+from cerberus_plugin.data import resident  # noqa: E402
+from cerberus_plugin.data.augment import Augmentation, Recipe, draw  # noqa: E402
+from cerberus_plugin.data.build import build_train_loader  # noqa: E402
+from cerberus_plugin.host import use_device  # noqa: E402
+from cerberus_plugin.metrics.ranking import reid_metrics_from_features  # noqa: E402
+from cerberus_plugin.modeling.precision import missing_for_compilation  # noqa: E402
+from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
+from cerberus_plugin.utils.environment import hardware, memory_gib, timed, versions  # noqa: E402
+from cerberus_plugin.utils.files import write_json  # noqa: E402
+from cerberus_plugin.utils.images import read_image  # noqa: E402
+
+import evaluation  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import training  # noqa: E402
+from fastreid.config import get_cfg  # noqa: E402
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402
+
+MARKET = {"query": 3368, "bounding_box_test": 15913}  # images of Market-1501's test set
+FULL = {"depth": "50x", "height": 384, "batch": 64, "people": 751, "iterations": 40, "copy_mib": 1024,
+        "test_images": MARKET, "ranked": [(3368, 15913, 2560), (3000, 200_000, 512)],
+        "million": (3000, 1_000_000, 2560), "loader_batches": 100, "epochs": 2, "test_people": 100,
+        "host_float16": True}
+TINY = {"depth": "18x", "height": 96, "batch": 8, "people": 8, "iterations": 2, "copy_mib": 8,
+        "test_images": {"query": 12, "bounding_box_test": 60}, "ranked": [(100, 400, 64), (80, 1200, 64)],
+        "million": (20, 2000, 64), "loader_batches": 3, "epochs": 2, "test_people": 6,
+        "host_float16": False}  # minutes a step where a CPU computes it
+
+
+class NotMeasured(Exception):
+    """Why a figure cannot be measured on this machine, or in the time that is left."""
+
+
+class Task:
+    """What a stage is given, and the figures that it finds: they are on the disk as soon as they are noted."""
+
+    def __init__(self, sizes: dict, data: Path, output: Path, name: str, seconds: float) -> None:
+        self.sizes, self.data, self.output, self.name = SimpleNamespace(**sizes), data, output, name
+        self.figures: dict = {}
+        self._end = time.monotonic() + seconds
+        self._path = output / f"{name}.json"
+        write_json(str(self._path), self.figures)
+
+    def note(self, **figures) -> None:
+        self.figures |= figures
+        write_json(str(self._path), self.figures)
+
+    def row(self, name: str, measure: Callable[[], dict], seconds: float = 0.0) -> None:
+        """Note the figures of one row of the stage's table, or why there are none.
+
+        Args:
+            seconds: that the row takes at most; it is left out if less time is left.
+        """
+        try:
+            if self._end - time.monotonic() < seconds:
+                raise NotMeasured("no time was left")
+            figures = measure()
+        except NotMeasured as reason:
+            figures = {"not measured": str(reason)}
+        except Exception as error:  # a row that does not run must not cost the others
+            traceback.print_exc()
+            figures = {"not measured": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
+        self.note(rows={**self.figures.get("rows", {}), name: figures})
+
+    def benchmark_sizes(self, data: Path | None = None) -> SimpleNamespace:
+        """The options of `benchmarks/setting.py`."""
+        return SimpleNamespace(**vars(self.sizes), data=str(data or self.data))
+
+
+def check_environment(task: Task) -> None:
+    """GPU, driver and versions; the bandwidth of a copy on the device, bytes read and written."""
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA device")
+    properties = torch.cuda.get_device_properties(0)
+    task.note(**versions(), **hardware(), capability=".".join(map(str, torch.cuda.get_device_capability())),
+              memory_of_gpu_gib=properties.total_memory / 2**30, cudnn=torch.backends.cudnn.version(),
+              driver=asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
+    source = torch.randint(0, 255, (task.sizes.copy_mib * 2**20,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = statistics.median(clocked(lambda: target.copy_(source)) for _ in range(12))
+    task.note(copy_gb_per_second=2 * source.numel() / seconds / 1e9)
+
+
+def run_tests(task: Task) -> None:
+    """The tests marked gpu, of the files that have any: others may need packages that are not there."""
+
+    class Recorder:
+        """Counts outcomes test by test, so that those before a stop are known."""
+
+        def pytest_collection_finish(self, session):
+            task.note(selected=len(session.items))
+
+        def pytest_runtest_logreport(self, report):
+            if report.when == "call" or report.outcome != "passed":
+                task.note(**{report.outcome: task.figures[report.outcome] + 1})
+                if report.outcome != "passed":
+                    task.note(**{f"not passed: {report.nodeid}": report.outcome})
+
+        def pytest_collectreport(self, report):
+            if report.outcome == "failed":
+                task.note(failed=task.figures["failed"] + 1, **{f"not collected: {report.nodeid}": "failed"})
+
+    task.note(passed=0, failed=0, skipped=0)
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    os.chdir(ROOT)
+    pytest.main([*files, "-m", "gpu", "-p", "no:cacheprovider", "--durations=10"], plugins=[Recorder()])
+
+
+def measure_speed(task: Task) -> None:
+    """Images a second of whole steps, loader included: Cerberus switch by switch, BoT and MGN at their best."""
+    args = task.benchmark_sizes()
+    args.only, args.compile = "all", True
+    of_benchmark = {name: row for name, row in training.rows_of(args).items()
+                    if args.host_float16 or "its float16" not in name}
+    best = setting.FAST
+    # What the aims are judged by goes first, should the time not do for the rest.
+    rows = {"Cerberus, all switches": of_benchmark.pop("+ compiled")}
+    rows |= {name: row for name, row in of_benchmark.items() if "MGN" in name} | of_benchmark
+    if "COMPILE_MODE" in keys_of_model():
+        rows["Cerberus, all switches, CUDA graphs"] = "cerberus_R50", {**best, "MODEL.COMPILE_MODE": "reduce-overhead"}
+    rows["Cerberus, all switches, moving average"] = "cerberus_R50", {**best, "SOLVER.EMA": 0.999}
+    rows |= {f"host {name} with all our switches": (f"{name.lower()}_R50", best) for name in ("MGN", "BoT")}
+    if not events_tell_time():
+        task.note(speed="not measured: CUDA events do not keep the time of the clock here")
+    with setting.people(args) as folder:
+        for name, (file, keys) in rows.items():
+            compiled = keys.get("MODEL.COMPILE")
+            task.row(name, functools.partial(steps_of, args, folder, file, keys), seconds=60 if compiled else 12)
+
+
+def steps_of(args, folder, file: str, keys: dict) -> dict:
+    """Speed, waits and memory of one row; a word on where Python waits, as file and line."""
+    if file == "mgn_R50":  # the host builds it of no other depth
+        args = SimpleNamespace(**{**vars(args), "depth": "50x"})
+    row = row_of(setting.config(args, folder, file, **keys))
+    row.run(args.iterations)
+    figures = row.figures()
+    if not events_tell_time():
+        figures = {"peak GiB": figures["peak GiB"]}
+    waits = waits_of(lambda: row.run(3, timed=False))
+    return {**figures, "waits a step": sum(waits.values()) / 3 if waits is not None else None,
+            "where": ", ".join(f"{place} x {count / 3:g}" for place, count in (waits or Counter()).most_common(3))}
+
+
+def row_of(cfg) -> training.Row:
+    """A trainer and its first steps; no trainer that would run uncompiled where compilation is asked for."""
+    row = training.Row(cfg)
+    if cfg.MODEL.COMPILE and (missing := missing_for_compilation(row.trainer.model)):
+        raise NotMeasured(missing)
+    return row
+
+
+@functools.cache
+def events_tell_time() -> bool:
+    """Whether CUDA events agree with the clock, which those of a device that is none need not."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    data = torch.zeros(2**24, device="cuda")
+
+    def work():
+        first.record()
+        for _ in range(20):
+            data.add_(1)
+        last.record()
+
+    clocked(work)
+    seconds = clocked(work)
+    return 0.5 < first.elapsed_time(last) / 1e3 / seconds < 1.5
+
+
+def waits_of(run: Callable[[], object]) -> Counter | None:
+    """How often Python waited for the device, by file and line; None where torch cannot tell."""
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+    except (AttributeError, RuntimeError):  # a build of torch without it
+        return None
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing CUDA" in str(w.message))
+
+
+def check_training(task: Task) -> None:
+    """Train a small model from the command line; evaluate its checkpoint anew, on the GPU and on the CPU."""
+    run = task.output / "training"
+    options = ["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(run), "SOLVER.MAX_EPOCH", task.sizes.epochs,
+               "SOLVER.CHECKPOINT_PERIOD", task.sizes.epochs, "TEST.EVAL_PERIOD", task.sizes.epochs,
+               "SOLVER.WARMUP_ITERS", 3, "SOLVER.IMS_PER_BATCH", min(32, task.sizes.batch),
+               "TEST.UNTRAINED_FLOOR", False]
+    again = ["--eval-only", *options, "MODEL.WEIGHTS", str(run / "model_final.pth")]
+    seconds, trained = train_net(task, run, options)
+    task.note(training_seconds=seconds, reid_mAP=trained["mAP"])
+    for name, device in (("reload", "cuda"), ("cpu", "cpu")):
+        folder = task.output / f"training_{name}"
+        seconds, figures = train_net(task, folder, [*again, "OUTPUT_DIR", str(folder), "MODEL.DEVICE", device])
+        task.note(**{f"{name}_seconds": seconds, f"{name}_difference": largest_difference(trained, figures)})
+
+
+def train_net(task: Task, folder: Path, options: list) -> tuple[float, dict]:
+    """Seconds, and the figures of the one test data set, percent."""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, str(ROOT / "projects/Cerberus/train_net.py"), "--config-file",
+                           str(ROOT / "configs/Market1501/cerberus_demo.yml"), *map(str, options)],
+                          env={**os.environ, "FASTREID_DATASETS": str(task.data)})
+    if done.returncode:
+        sys.exit(f"train_net.py ended with exit status {done.returncode}; see above")
+    found = next(path for path in (folder / "results.json", folder / "evaluation" / "results.json") if path.is_file())
+    (figures,) = json.loads(found.read_text())["results"].values()
+    return time.monotonic() - start, figures
+
+
+def largest_difference(a: dict, b: dict) -> float:
+    """Of two evaluations, as fractions: 1e-3 is a tenth of a point. NaN where one of the two lacks a figure."""
+    if {key for key in a if a[key] is not None} != {key for key in b if b[key] is not None}:
+        return float("nan")
+    return max(abs(a[key] - b[key]) for key in a if a[key] is not None) / 100
+
+
+def measure_evaluation(task: Task) -> None:
+    """All three tasks at the size of Market-1501's test set, whose images are the drawn ones under many names."""
+    data = task.output / "market_size"
+    link_test_images(task.data, data, task.sizes.test_images)
+    args = task.benchmark_sizes(data)
+    with setting.people(args) as folder:
+        for name, keys in (("float32", {}), ("bfloat16", {"TEST.AUTOCAST": "bfloat16"})):
+            cfg = setting.config(args, folder, "cerberus_R50", **{
+                "TEST.IMS_PER_BATCH": 4 * args.batch, "MODEL.CHANNELS_LAST": True, "DATALOADER.RESIDENT": True, **keys})
+            task.row(name, functools.partial(seconds_of_tasks, cfg), seconds=15)
+
+
+def seconds_of_tasks(cfg) -> dict[str, float]:
+    resident.release()  # every row reads the images anew
+    seconds = dict(evaluation.ours(cfg))
+    return {**seconds, "all": sum(seconds.values())}
+
+
+def link_test_images(data: Path, target: Path, counts: dict[str, int]) -> None:
+    """A data set with the training set of `data` and as many test images as `counts` says, by folder."""
+    (source,) = data.glob("Market-1501-*")
+    folder = target / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in source.iterdir():
+        if entry.name not in counts and not (folder / entry.name).exists():
+            (folder / entry.name).symlink_to(entry.resolve())
+    for name, count in counts.items():
+        (folder / name).mkdir(exist_ok=True)
+        images = sorted((source / name).glob("*.jpg"))
+        for i in range(count):
+            image = images[i % len(images)]
+            person, camera = image.name.split("_")[:2]  # 0002_c1s1_000451_03.jpg
+            link = folder / name / f"{person}_{camera}_{i:06d}_00.jpg"
+            if not link.exists():
+                link.symlink_to(image.resolve())
+
+
+def check_ranking(task: Task) -> None:
+    """Figures of reID from features, on the GPU and on the CPU; a million gallery images for their memory alone."""
+    for size in task.sizes.ranked:
+        task.row("{:,} x {:,} of {:,}".format(*size), functools.partial(ranked, *size), seconds=5)
+    task.row("million", functools.partial(ranked, *task.sizes.million, on_cpu=False), seconds=10)
+
+
+def ranked(num_queries: int, num_gallery: int, size: int, on_cpu: bool = True) -> dict[str, float]:
+    """Seconds and memory of the GPU; the CPU's seconds, and by how much its figures differ."""
+    needed = 3 * 2 * num_gallery * size / 2**30  # float16, and as much again twice while they are drawn and read
+    if (memory_gib() or 0) < needed:
+        raise NotMeasured(f"needs {needed:.0f} GiB of memory")
+    reid_metrics_from_features(*drawn_features(64, 1024, size), device="cuda")  # kernels are loaded before the clock
+    features = drawn_features(num_queries, num_gallery, size)
+    torch.cuda.reset_peak_memory_stats()
+    seconds, gpu = timed(reid_metrics_from_features, *features, device="cuda")
+    figures = {"GPU, s": seconds, "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "mAP": gpu.mAP}
+    if on_cpu:
+        seconds, cpu = timed(reid_metrics_from_features, *features)
+        figures |= {"CPU, s": seconds,
+                    "difference of mAP, mINP": max(abs(gpu.mAP - cpu.mAP), abs(gpu.mINP - cpu.mINP)),
+                    "of CMC": (gpu.cmc.cpu() - cpu.cmc.cpu()).abs().max().item()}
+    return figures
+
+
+def drawn_features(num_queries: int, num_gallery: int, size: int):
+    """Features float16 on the CPU, and ids: fifteen gallery images a person, somewhat alike, and six cameras."""
+    torch.manual_seed(0)
+
+    def ids(high, count):
+        return torch.randint(high, (count,), device="cuda")
+
+    people = max(2, num_gallery // 15)
+    centres = torch.randn(people, size, device="cuda")
+    pids = {"query": ids(people, num_queries), "gallery": ids(people, num_gallery)}
+    features = {}
+    for name, of_people in pids.items():
+        features[name] = torch.empty(len(of_people), size, dtype=torch.float16)
+        for first in range(0, len(of_people), 50_000):
+            alike = centres[of_people[first:first + 50_000]]
+            features[name][first:first + 50_000] = torch.randn_like(alike).add_(alike, alpha=0.4)
+    return (features["query"], features["gallery"], pids["query"].cpu(), ids(6, num_queries).cpu(),
+            pids["gallery"].cpu(), ids(6, num_gallery).cpu())
+
+
+def profile_steps(task: Task) -> None:
+    """Five steps under the profiler: launches, time of the kernels, and the share of a step that the device is idle."""
+    args = task.benchmark_sizes()
+    with setting.people(args) as folder:
+        for name, keys in (("uncompiled, all other switches", {"MODEL.COMPILE": False}), ("all switches", {})):
+            cfg = setting.config(args, folder, "cerberus_R50", **{**setting.FAST, **keys})
+            task.row(name, functools.partial(profiled, cfg, task.output / "trace.json", args.iterations))
+
+
+def profiled(cfg, trace: Path, iterations: int, steps: int = 5) -> dict:
+    """Kernels of some steps, against the time that a step takes without the profiler."""
+    row = row_of(cfg)
+    row.run(iterations)
+    seconds = clocked(lambda: row.run(iterations)) / iterations
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profiler:
+        row.run(steps, timed=False)
+    profiler.export_chrome_trace(str(trace))
+    busy, launches, kernels = device_time(json.loads(trace.read_text())["traceEvents"])
+    trace.unlink()
+    if not launches:
+        raise NotMeasured("the profiler saw no kernel on the device")
+    busy /= 1e6 * steps
+    return {"ms a step": 1e3 * seconds, "busy ms a step": 1e3 * busy, "idle, %": 100 * max(0.0, 1 - busy / seconds),
+            "kernels a step": launches / steps,
+            **{f"{i}. kernel": f"{name[:60]} ({share:.1%})" for i, (name, share) in enumerate(kernels[:6], 1)}}
+
+
+def device_time(events: list[dict]) -> tuple[float, int, list[tuple[str, float]]]:
+    """Of a trace in Chrome's form: microseconds in which the device works, its kernels and copies, and the longest.
+
+    Work of several streams at the same time counts once. The share of a kernel is of the time of all of them.
+    """
+    work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    busy, end, by_name = 0.0, float("-inf"), Counter()
+    for event in sorted(work, key=lambda event: event["ts"]):
+        stop = event["ts"] + event["dur"]
+        busy += max(0.0, stop - max(end, event["ts"]))
+        end = max(end, stop)
+        by_name[event["name"]] += event["dur"]
+    return busy, len(work), [(name, took / sum(by_name.values())) for name, took in by_name.most_common()]
+
+
+def compare_loaders(task: Task) -> None:
+    """The resident loader beside torchvision's batched transforms, both from uint8 images on the device."""
+    args = task.benchmark_sizes()
+    with setting.people(args) as folder:
+        cfg = setting.config(args, folder, "cerberus_R50", **{
+            "DATALOADER.RESIDENT": True, "MODEL.CHANNELS_LAST": True, "INPUT.PADDING.ENABLED": True})
+        use_device(cfg.MODEL.DEVICE)
+        ours = build_train_loader(cfg)
+        paths = ours.resident.fields["img_paths"]
+        images = [np.asarray(read_image(path)) for path in paths]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).cuda()  # (N, 3, h, w); all drawn of one size
+    recipe = ours.recipe
+    size = (recipe.height, recipe.width)
+    resize = v2.Resize(size, InterpolationMode.BICUBIC)
+    transform = v2.Compose([
+        resize, v2.Pad(recipe.padding), v2.RandomCrop(size), v2.RandomHorizontalFlip(recipe.flip),
+        v2.ToDtype(torch.float32),
+        v2.RandomErasing(recipe.erase, recipe.erase_scale, recipe.erase_ratio, list(recipe.erase_value))])
+    rows = torch.randint(len(pixels), (args.loader_batches + 3, args.batch))
+    batches = iter(ours)
+
+    def speed_of(batch: Callable[[int], torch.Tensor]) -> dict:
+        def several(numbers: range) -> None:
+            for i in numbers:
+                batch(i)
+
+        several(range(3))
+        seconds = clocked(lambda: several(range(3, len(rows))))
+        return {"img/s": args.batch * args.loader_batches / seconds}
+
+    task.row("resident", lambda: speed_of(lambda i: next(batches)["images"]))
+    task.row("torchvision, one draw a batch", lambda: speed_of(lambda i: transform(pixels[rows[i].cuda()])))
+    task.row("torchvision, a draw an image", lambda: speed_of(
+        lambda i: torch.stack([transform(image) for image in pixels[rows[i].cuda()]])))
+    plain = Recipe(*size)
+    resized, _ = Augmentation(plain, ours.resident.packed)(rows[0], draw(plain, args.batch, torch.Generator()))
+    difference = (resized - resize(pixels[rows[0].cuda()]).float()).abs()
+    task.note(resized_pixels_differ_at_most=difference.max().item(),
+              share_of_pixels_that_differ=(difference > 0).float().mean().item())
+
+
+def clocked(function: Callable[[], object]) -> float:
+    """Seconds from an idle device to an idle device."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def asked(*command: str) -> str | None:
+    """The first line that a program prints; None where there is no such program."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
+    return None
+
+
+def keys_of_model() -> list[str]:
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    return list(cfg.MODEL)
+
+
+STAGES = {"environment": check_environment, "tests": run_tests, "speed": measure_speed, "training": check_training,
+          "evaluation": measure_evaluation, "ranking": check_ranking, "profile": profile_steps,
+          "loader": compare_loaders}
+
+
+def draw_people(folder: Path, sizes: dict) -> None:
+    """Four images of each training identity: the fewest that batches of 16 x 4 want, and 13 MB to carry."""
+    draw_dataset(folder, train_ids=sizes["people"], test_ids=sizes["test_people"], images_per_id=4, distractors=8,
+                 junk=0, progress=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=[*STAGES, "draw"])
+    parser.add_argument("--seconds", type=float, default=3600, help="after which the process ends itself")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of STAGE.json")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the drawn people")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes")
+    args = parser.parse_args()
+    sizes = TINY if args.tiny else FULL
+    if args.stage == "draw":
+        return draw_people(args.data, sizes)
+    signal.alarm(math.ceil(args.seconds) + 5)  # should the command that started it have been killed
+    STAGES[args.stage](Task(sizes, args.data.resolve(), args.output.resolve(), args.stage, args.seconds))
+
+
+if __name__ == "__main__":
+    main()
