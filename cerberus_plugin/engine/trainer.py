@@ -49,6 +49,7 @@ from .hooks import (
     BeforeEvaluations,
     Evaluations,
     FrozenLayers,
+    ReadScalarsLate,
     SeedEpochs,
     TrainingClock,
     TrainingIdentities,
@@ -105,7 +106,9 @@ class CerberusTrainer(DefaultTrainer):
         optimizer, params = super().build_optimizer(host_cfg, model)
         if cfg.MODEL.CHANNELS_LAST:
             precision.store_channels_last(optimizer, model)
-        precision.fuse(optimizer, cfg.SOLVER.FUSED)
+        precision.fuse(optimizer, cfg.SOLVER.FUSED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
+        if model.device.type == "cuda" and not cfg.SOLVER.AMP.ENABLED:  # the gradient scaler reads the flat buffer
+            host.gather_gradients(optimizer, model.parameters())
         host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
 
@@ -203,7 +206,8 @@ class CerberusTrainer(DefaultTrainer):
         if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
             logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
                            f"says now: {', '.join(kept)}")
-        precision.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
+        solver = self.cfg.SOLVER
+        precision.fuse(self.optimizer, solver.FUSED, solver.CLIP_GRADIENTS.ENABLED)  # the checkpoint brought its own setting
         fill_tables(self.model, self.cfg, self.data)
         test = self.cfg.TEST
         if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
@@ -267,6 +271,9 @@ class CerberusTrainer(DefaultTrainer):
         if self.cfg.SOLVER.EMA:
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
+        if unwrapped(self.model).device.type == "cuda" and precision.is_fused(self.optimizer):
+            late = self._trainer.late_scalars = host.LateScalars(self._trainer)
+            built.insert(0, ReadScalarsLate(late, self.cfg.LOG_PERIOD))
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data),
                                     (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))

@@ -133,18 +133,28 @@ def check_moments(optimizer: torch.optim.Optimizer, channels_last: bool) -> None
                          f"{channels_last}; resume with MODEL.CHANNELS_LAST {resumed}")
 
 
-def fuse(optimizer: torch.optim.Optimizer, enabled: bool) -> None:
-    """One kernel for the whole step of each group, or the default implementation; before or after resuming."""
+def fuse(optimizer: torch.optim.Optimizer, enabled: bool, clips: bool = False) -> None:
+    """One kernel for the whole step of each group, or the default implementation; before or after resuming.
+
+    Args:
+        clips: whether the step clips gradients, so that a gradient scaler has to unscale them before the step.
+    """
     if "fused" not in optimizer.defaults:
         if enabled:
             logger.info("SOLVER.FUSED: the optimiser of SOLVER.OPT has no fused step; it runs as it is")
         return
+    optimizer._step_supports_amp_scaling = enabled and not clips  # as torch sets it for those that are built fused
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = enabled, False if enabled else None
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), Tensor):  # the fused kernel counts steps where the parameters are
                 state["step"] = state["step"].to(parameter.device if enabled else "cpu", torch.float32)
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step of every group is one kernel."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _in_channels_last(batched_inputs):
