@@ -60,9 +60,6 @@ class ReadScalarsLate(hooks.HookBase):
         self.late = late
         self.period = period
 
-    def before_train(self) -> None:
-        self.trainer.storage.late_scalars = self.late
-
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period == 0 or done % self.trainer.iters_per_epoch == 0:

@@ -51,7 +51,10 @@ class LateScalars:
 
     def exchange(self, losses: Mapping[str, Tensor], data_time: float) -> None:
         """Write the scalars of the step before, and begin to copy those of this one."""
+        from fastreid.utils.events import get_event_storage
+
         self.write()
+        get_event_storage().late_scalars = self
         values = torch.stack([value.detach().float().reshape(()) for value in
                               (*(value for _, value in self.put), *losses.values())])
         bad = (0 * values[len(self.put):]).sum().ne(0).float()  # 0 * x is NaN where x is not finite

@@ -28,6 +28,13 @@ def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
     assert len(run.optimizer.state) > 0
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_trainer_sets_the_choice_of_convolutions_also_without_the_hosts_set_up(chosen, small_config, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not chosen)
+    CerberusTrainer(small_config("CUDNN_BENCHMARK", chosen))
+    assert torch.backends.cudnn.benchmark is chosen
+
+
 def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_order(run, market_people):
     state = torch.load(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")["model"]
     dataset = run.data_loader.dataset
