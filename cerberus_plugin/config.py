@@ -265,7 +265,8 @@ def add_cerberus_config(cfg: CN) -> None:
 
     # Speed; none of these changes what is computed. benchmarks/README.md has a row for each.
     # Precision of forward passes: "bfloat16", or "" for the host's (float32, or float16 by SOLVER.AMP with its
-    # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used.
+    # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used. On a
+    # GPU, float32 is evaluated without TF32, and trained with it where torch allows cuDNN that, as it does by default.
     cfg.SOLVER.AUTOCAST = ""
     cfg.TEST.AUTOCAST = ""
     cfg.MODEL.CHANNELS_LAST = False  # order of images, maps and weights in memory that convolutions are fastest with

@@ -26,7 +26,8 @@ class _FlatGradients:
     segments: list[tuple[nn.Parameter, Tensor]] = []
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        super().zero_grad(set_to_none=False)
+        if not self.segments:
+            super().zero_grad(set_to_none=False)
         for parameter, _ in self.segments:
             parameter.grad = None
 
@@ -43,7 +44,10 @@ class _FlatGradients:
             self.left_out = None
 
     def _fill_buffer(self) -> None:
-        """Copy the gradients of the backward pass into the buffer at once; without one, the buffer keeps its 0."""
+        """Copy the gradients of the backward pass into the buffer at once; those that there are not become 0."""
+        absent = [segment for parameter, segment in self.segments if parameter.grad is None]
+        if absent:
+            torch._foreach_zero_(absent)
         new = [(parameter, segment) for parameter, segment in self.segments
                if parameter.grad is not None and parameter.grad is not segment]
         if new:
