@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,6 +337,17 @@ def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_
     duke_config.DATASETS.NAMES = ("DukeMTMCAttributes", "Market1501Attributes")
     with pytest.raises(ValueError, match="mix the attribute schemas dukemtmc, market1501"):
         build_train_set(duke_config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_losses_of_a_gpu_are_read_late_and_every_iteration_is_logged(small_config):
+    trainer = trained(small_config("MODEL.DEVICE", "cuda", "SOLVER.FUSED", True, "SOLVER.AMP.ENABLED", False,
+                                   "LOG_PERIOD", 1, "SOLVER.EMA", 0.9))
+    assert trainer._trainer.late_scalars.waiting is None
+    lines = map(json.loads, (Path(trainer.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines())
+    losses = {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+    assert sorted(losses) == list(range(2 * trainer.iters_per_epoch)) and all(map(math.isfinite, losses.values()))
 
 
 @pytest.mark.gpu
