@@ -121,7 +121,7 @@ def compile_model(model: nn.Module, **options) -> None:
     Args:
         options: of torch.compile.
     """
-    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # torch 2.12 has it, 2.6 has not
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # of newer releases
         options = {"isolate_recompiles": True, **options}
     methods = getattr(model, "compilable", ())
     for name in methods:
