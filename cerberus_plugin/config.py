@@ -23,7 +23,7 @@ MAX_BYTES = 2**20  # of a configuration file; a training run writes about 6 KB
 # what is in none of these lists has no effect on the model, and `check_model_keys` refuses to train with it. A section
 # that is named after a model (MODEL.CERBERUS, MODEL.APR, MODEL.CSSC) belongs to that model and is not checked.
 _EVERY_MODEL = ("META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "PIXEL_MEAN", "PIXEL_STD", "CHANNELS_LAST",
-                "COMPILE", "SYNC_BN", "HEADS.NORM", "HEADS.NUM_CLASSES")
+                "COMPILE", "COMPILE_MODE", "SYNC_BN", "HEADS.NORM", "HEADS.NUM_CLASSES")
 _APR = ("HEADS.NAME", "HEADS.EMBEDDING_DIM", "HEADS.WITH_BNNECK", "HEADS.POOL_LAYER")
 _IDENTITY = ("HEADS.CLS_LAYER", "HEADS.SCALE", "HEADS.MARGIN", "HEADS.NECK_FEAT", "LOSSES.NAME", "LOSSES.CE",
              "LOSSES.TRI", "LOSSES.CIRCLE", "LOSSES.COSFACE")
@@ -265,11 +265,14 @@ def add_cerberus_config(cfg: CN) -> None:
 
     # Speed; none of these changes what is computed. benchmarks/README.md has a row for each.
     # Precision of forward passes: "bfloat16", or "" for the host's (float32, or float16 by SOLVER.AMP with its
-    # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used.
+    # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used. On a
+    # GPU, float32 is evaluated without TF32, and trained with it where torch allows cuDNN that, as it does by default.
     cfg.SOLVER.AUTOCAST = ""
     cfg.TEST.AUTOCAST = ""
     cfg.MODEL.CHANNELS_LAST = False  # order of images, maps and weights in memory that convolutions are fastest with
     cfg.MODEL.COMPILE = False  # torch.compile for training; the first step takes a minute or so
+    # "default", or "reduce-overhead" to replay a step's operations on a GPU as CUDA graphs, which takes more memory.
+    cfg.MODEL.COMPILE_MODE = "default"
     cfg.SOLVER.FUSED = False  # the whole optimiser step as one kernel, where SOLVER.OPT has one
 
     # Decay of an exponential moving average of the weights after each step, such as 0.999, for any model; 0 for none.

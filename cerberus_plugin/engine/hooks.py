@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data.loader import FOR_EPOCH, seed_of
 from ..evaluation import report
+from ..host import LateScalars
 from ..utils.distributed import average_batch_statistics
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -43,6 +44,31 @@ class BeforeEvaluations(hooks.HookBase):
         done = self.trainer.epoch + 1
         if done == self.trainer.max_epoch or any(done % period == 0 for period in self.periods):
             self.function()
+
+
+class ReadScalarsLate(hooks.HookBase):
+    """Bring the log up to date where it is read: at a line of progress, at the end of an epoch and of the training.
+
+    Comes before all other hooks.
+
+    Args:
+        late: of the trainer's steps.
+        period: iterations between two lines of progress.
+    """
+
+    def __init__(self, late: LateScalars, period: int) -> None:
+        self.late = late
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done % self.trainer.iters_per_epoch == 0:
+            self.late.write()
+
+    def after_train(self) -> None:
+        # Something is left after an error alone. Other processes may not have got here, so nobody waits for them.
+        if comm.get_world_size() == 1:
+            self.late.write()
 
 
 class SeedEpochs(hooks.HookBase):

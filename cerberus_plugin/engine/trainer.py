@@ -49,6 +49,7 @@ from .hooks import (
     BeforeEvaluations,
     Evaluations,
     FrozenLayers,
+    ReadScalarsLate,
     SeedEpochs,
     TrainingClock,
     TrainingIdentities,
@@ -67,6 +68,7 @@ class CerberusTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         host.use_device(cfg.MODEL.DEVICE)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK  # the host does so in its `default_setup` alone
         check_model_keys(cfg)
         precision.check_autocast(cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST, cfg.SOLVER.AMP.ENABLED)
         self.data = build_training_data(cfg, needs_prototypes(cfg))
@@ -88,7 +90,7 @@ class CerberusTrainer(DefaultTrainer):
         if missing:
             logger.info(f"MODEL.COMPILE: {missing}; training runs uncompiled")
         elif cfg.MODEL.COMPILE:
-            precision.compile_model(model)
+            precision.compile_model(model, **precision.compiler_options(cfg.MODEL.COMPILE_MODE, model.device))
         return with_precision(model, cfg)
 
     @classmethod
@@ -105,7 +107,9 @@ class CerberusTrainer(DefaultTrainer):
         optimizer, params = super().build_optimizer(host_cfg, model)
         if cfg.MODEL.CHANNELS_LAST:
             precision.store_channels_last(optimizer, model)
-        precision.fuse(optimizer, cfg.SOLVER.FUSED)
+        precision.fuse(optimizer, cfg.SOLVER.FUSED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
+        if model.device.type == "cuda" and not cfg.SOLVER.AMP.ENABLED:  # the gradient scaler reads the flat buffer
+            host.gather_gradients(optimizer, model.parameters())
         host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
 
@@ -203,7 +207,8 @@ class CerberusTrainer(DefaultTrainer):
         if kept:  # the host loads them with the state, and the keys of SOLVER have no effect on a resumed run
             logger.warning(f"{path}: the run goes on with the settings that it began with, whatever the configuration "
                            f"says now: {', '.join(kept)}")
-        precision.fuse(self.optimizer, self.cfg.SOLVER.FUSED)  # the checkpoint brought its own setting
+        solver = self.cfg.SOLVER  # the checkpoint brought its own setting
+        precision.fuse(self.optimizer, solver.FUSED, solver.CLIP_GRADIENTS.ENABLED)
         fill_tables(self.model, self.cfg, self.data)
         test = self.cfg.TEST
         if own and test.BEST_EPOCH and self.start_epoch >= test.EVAL_PERIOD and not evaluations.figures:
@@ -267,6 +272,9 @@ class CerberusTrainer(DefaultTrainer):
         if self.cfg.SOLVER.EMA:
             built.insert(0, WeightAverage(unwrapped(self.model), self.cfg.SOLVER.EMA))
             self.checkpointer.checkpointables["average"] = built[0]
+        if unwrapped(self.model).device.type == "cuda" and precision.is_fused(self.optimizer):
+            late = self._trainer.late_scalars = host.LateScalars(self._trainer)
+            built.insert(0, ReadScalarsLate(late, self.cfg.LOG_PERIOD))
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         measure = BeforeEvaluations(lambda: measure_scales(self.model, self.cfg, self.data),
                                     (self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD))
@@ -389,6 +397,9 @@ def read_config(args) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs; hide them: "
                          "CUDA_VISIBLE_DEVICES= (empty) before the command.")
+    if comm.get_world_size() > 1 and torch.device(cfg.MODEL.DEVICE).index is not None:
+        raise ValueError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but each of {comm.get_world_size()} processes trains "
+                         "on a GPU of its own: set MODEL.DEVICE to 'cuda'.")
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # the host's mixed precision is for GPUs
     return cfg

@@ -8,12 +8,14 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import bases, checkpoints, data, evaluation, imports, launching, pretrained, training, weights
+from . import bases, checkpoints, data, evaluation, imports, launching, pretrained, training, waits, weights
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
+from .training import gather_gradients as gather_gradients
+from .waits import LateScalars as LateScalars
 from .weights import read_tensors as read_tensors
 
 
@@ -37,6 +39,12 @@ def adapt() -> None:
     training.compute_losses_in_float32()
     training.name_bad_losses()
     training.print_an_iteration_once()
+    waits.read_scalars_late()
+    waits.count_losses_on_the_device()
+    waits.choose_triplet_loss_on_the_device()
+    waits.scale_circles_by_mask()
+    waits.know_targets()
+    waits.count_no_batches()
     checkpoints.write_whole_files()
     checkpoints.remember_best()
     checkpoints.refuse_other_files()

@@ -22,7 +22,8 @@ _device: torch.device | None = None
 def use_device(device: str) -> None:
     """Send the batches of every host loader, from their next iteration on, to `device` (cfg.MODEL.DEVICE).
 
-    The host's loader goes to a GPU whatever MODEL.DEVICE says. "cuda" means the GPU of this process's local rank.
+    The host's loader goes to a GPU whatever MODEL.DEVICE says. "cuda" means the GPU of this process's local rank. A GPU
+    with a number, "cuda:1", becomes the one that torch uses where none is named.
     """
     global _device
     wanted = torch.device(device)
@@ -31,6 +32,8 @@ def use_device(device: str) -> None:
             f"MODEL.DEVICE is '{device}', but torch {torch.__version__} finds no GPU on this machine. "
             "Set MODEL.DEVICE to 'cpu' and SOLVER.AMP.ENABLED to False."
         )
+    if wanted.type == "cuda" and wanted.index is not None:
+        torch.cuda.set_device(wanted)
     _device = wanted
 
 

@@ -2,12 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from .patching import replace
+from .patching import original, replace
 
 
 class _FlatGradients:
@@ -15,10 +16,46 @@ class _FlatGradients:
 
     `set_to_none` is ignored: a dropped gradient would end training without a word, and a zero one costs nothing
     here because the buffer stays allocated anyway.
+
+    Attributes:
+        left_out: float (), 1 where the coming step is to be left out; read on the device by a fused step alone.
+        segments: parameters and their segments of the gradient buffer, see `gather_gradients`.
     """
 
+    left_out: Tensor | None = None
+    segments: list[tuple[nn.Parameter, Tensor]] = []
+
     def zero_grad(self, set_to_none: bool = False) -> None:
-        super().zero_grad(set_to_none=False)
+        if not self.segments:
+            super().zero_grad(set_to_none=False)
+        for parameter, _ in self.segments:
+            parameter.grad = None
+
+    def step(self, closure: Callable | None = None) -> Any:
+        self._fill_buffer()
+        if self.left_out is None:
+            return super().step(closure)
+        of_scaler = getattr(self, "found_inf", None)
+        self.found_inf = self.left_out if of_scaler is None else torch.maximum(self.left_out, of_scaler)
+        try:
+            return super().step(closure)
+        finally:
+            self.found_inf = of_scaler
+            self.left_out = None
+
+    def _fill_buffer(self) -> None:
+        """Copy the gradients of the backward pass into the buffer at once; those that there are not become 0."""
+        absent = [segment for parameter, segment in self.segments if parameter.grad is None]
+        if absent:
+            torch._foreach_zero_(absent)
+        new = [(parameter, segment) for parameter, segment in self.segments
+               if parameter.grad is not None and parameter.grad is not segment]
+        if new:
+            # The fast copy wants equal strides, and those of a dimension of size 1 may be any.
+            torch._foreach_copy_([segment for _, segment in new],
+                                 [_with_strides(parameter.grad, segment) for parameter, segment in new])
+        for parameter, segment in self.segments:
+            parameter.grad = segment
 
     def __reduce__(self) -> tuple:
         # The class is made at run time, so pickle and deepcopy need its base to make it again.
@@ -60,6 +97,22 @@ def keep_flat_gradients() -> None:
     replace(fastreid.solver.build, "build_optimizer", build)
 
 
+def gather_gradients(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Copy all gradients into the flat buffer at once, in the step, in place of one addition a parameter before it.
+
+    For an optimiser over the host's flat buffers whose gradients nobody reads between the backward pass and the step,
+    as a gradient scaler does. Call it after the buffers have their final memory order.
+    """
+    optimizer.segments = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+def _with_strides(values: Tensor, like: Tensor) -> Tensor:
+    """`values` with the strides of `like`, where these differ in dimensions of size 1 alone."""
+    if any(size > 1 and a != b for size, a, b in zip(values.shape, values.stride(), like.stride())):
+        return values
+    return values.as_strided(like.shape, like.stride())
+
+
 def compute_losses_in_float32() -> None:
     """Let the host's models compute their losses in float32, outside autocast.
 
@@ -91,7 +144,7 @@ def name_bad_losses() -> None:
 
     On a GPU the host reads each term on a stream of its own (engine/train_loop.py:265), which waits for nothing: where
     nothing else in a step waits either, it reads memory that the forward pass has not reached. They are read here,
-    in one copy on the stream that computes them.
+    in one copy on the stream that computes them; one step late where the trainer has `waits.LateScalars`.
 
     engine/train_loop.py:293 raises FloatingPointError with the mean over processes of every term. It raises before
     the optimiser's step, so the weights are still those of the last good one.
@@ -99,24 +152,33 @@ def name_bad_losses() -> None:
     from fastreid.engine.train_loop import SimpleTrainer
 
     def build(host_write):
-        def _write_metrics(self, loss_dict: dict[str, torch.Tensor], data_time: float) -> Any:
+        def _write_metrics(self, loss_dict: dict[str, Tensor], data_time: float) -> Any:
+            late = vars(self).get("late_scalars")
+            if late is not None:
+                return late.exchange(loss_dict, data_time)
             values = torch.stack([value.detach().float() for value in loss_dict.values()]).cpu()
-            loss_dict = dict(zip(loss_dict, values))
-            try:
-                return host_write(self, loss_dict, data_time)
-            except FloatingPointError as error:
-                terms = {name: value.item() for name, value in loss_dict.items()}
-                bad = [name for name, value in terms.items() if not math.isfinite(value)]
-                where = ", ".join(bad) or "none in this process (another one's, or only their sum)"
-                raise FloatingPointError(
-                    f"iteration {self.iter}: loss term(s) not finite: {where}; all terms: {terms}. "
-                    "No parameter has taken this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS "
-                    "or set SOLVER.AMP.ENABLED to False."
-                ) from error
+            return write_losses(self, self.iter, dict(zip(loss_dict, values)), data_time)
 
         return _write_metrics
 
     replace(SimpleTrainer, "_write_metrics", build)
+
+
+def write_losses(trainer: Any, iteration: int, losses: dict[str, Tensor], data_time: float) -> Any:
+    """The host's method for loss terms on the CPU, with an error that names the bad ones."""
+    from fastreid.engine.train_loop import SimpleTrainer
+
+    try:
+        return original(SimpleTrainer._write_metrics)(trainer, losses, data_time)
+    except FloatingPointError as error:
+        terms = {name: value.item() for name, value in losses.items()}
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        where = ", ".join(bad) or "none in this process (another one's, or only their sum)"
+        raise FloatingPointError(
+            f"iteration {iteration}: loss term(s) not finite: {where}; all terms: {terms}. "
+            "No parameter has taken this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS "
+            "or set SOLVER.AMP.ENABLED to False."
+        ) from error
 
 
 def print_an_iteration_once() -> None:

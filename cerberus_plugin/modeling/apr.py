@@ -136,6 +136,26 @@ class AttributeHead(EmbeddingHead):
         return {"cls_outputs": self.cls_layer(logits.clone(), targets), "pred_class_logits": logits * self.cls_layer.s}
 
 
+class ColumnAnswers(nn.Module):
+    """`AttributeSchema.column_answers` where the labels are, without a wait for a device: int64 (B, A) -> (B, M)."""
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__()
+        # A row a class: the column, the class, and the value that a field of the labels has if the class is true.
+        classes = [(m, k, *((column.fields[k], 1) if column.is_colour else (column.fields[0], k)))
+                   for m, column in enumerate(schema.columns) for k in range(len(column.classes))]
+        for name, values in zip(("column", "answer", "field", "value"), torch.tensor(classes).unbind(1)):
+            self.register_buffer(name, values.clone(), persistent=False)
+        self.num_columns = len(schema.columns)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        none = len(self.answer)  # more than any answer
+        answers = torch.where(labels[:, self.field] == self.value, self.answer, none)  # (B, sum of C_m)
+        first = labels.new_full((len(labels), self.num_columns), none).scatter_reduce(
+            1, self.column.expand_as(answers), answers, "amin")
+        return torch.where(first == none, -1, first)
+
+
 @META_ARCH_REGISTRY.register()
 class APR(Baseline):
     """The host's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
@@ -156,6 +176,7 @@ class APR(Baseline):
         self.held_schema = HeldSchema(schema) if schema else None
         self.lambda_id = lambda_id
         self.class_labels = ClassLabels(num_classes, len(schema.fields)) if schema else None
+        self.answers = ColumnAnswers(schema) if schema else None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -196,7 +217,7 @@ class APR(Baseline):
         if attributes is None:
             raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
                              "such as Market1501Attributes")
-        answers = self.schema.column_answers(attributes).to(self.device)  # in numpy, where the loader has left them
+        answers = self.answers(attributes.to(self.device))
         return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
 
 

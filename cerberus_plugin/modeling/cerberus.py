@@ -30,7 +30,7 @@ from .losses import (
 )
 from .sid_prototypes import PROTOTYPES, SIDPrototypes, has_prototypes
 
-ALIGNMENT_LOG_PERIOD = 20  # iterations; reading the two figures waits for the device
+ALIGNMENT_LOG_PERIOD = 20  # iterations
 
 
 @META_ARCH_REGISTRY.register()
@@ -179,4 +179,4 @@ class Cerberus(ImageModel):
             return
         if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
             for name, value in alignment.items():
-                storage.put_scalar(f"alignment/{name}", value.item())
+                storage.put_scalar(f"alignment/{name}", value)

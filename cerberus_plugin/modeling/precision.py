@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
 import sysconfig
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,10 @@ from torch import Tensor, nn
 logger = logging.getLogger("fastreid.cerberus")
 
 AUTOCAST = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Small kernels are launched several at once: 481 launches in place of 864 for a step of Cerberus. Inductor's own name
+# for a mode cannot be given beside options.
+COMPILE_MODES = {"default": {"combo_kernels": True},
+                 "reduce-overhead": {"combo_kernels": True, "triton.cudagraphs": True}}
 CHANNELS_LAST = "channels_last"  # how an optimiser's groups remember the order of their moments
 
 
@@ -29,7 +35,8 @@ def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", cha
     autocast by themselves (`losses.py`, `host.training`).
 
     Args:
-        training, evaluation: a key of `AUTOCAST`; "" leaves the precision to the host.
+        training, evaluation: a key of `AUTOCAST`. "" leaves the precision of training to the host, and evaluates in
+            float32 without TF32.
     """
     hooks = _ForwardHooks(training, evaluation, channels_last)
     model.register_forward_pre_hook(hooks.before)
@@ -48,13 +55,39 @@ class _ForwardHooks:
         if self.channels_last:
             batch = _in_channels_last(batch)
         dtype = self.training if model.training else self.evaluation
-        context = torch.autocast(model.device.type, dtype) if dtype else contextlib.nullcontext()
+        if dtype:
+            context = torch.autocast(model.device.type, dtype)
+        else:
+            context = contextlib.nullcontext() if model.training else _without_tf32()
         context.__enter__()
         self.entered.setdefault(threading.get_ident(), []).append(context)
         return batch, *others
 
     def after(self, model: nn.Module, inputs: tuple, output) -> None:
         self.entered[threading.get_ident()].pop().__exit__(None, None, None)
+
+
+_tf32_lock = threading.Lock()
+_tf32: list[bool] = []  # a setting of torch to come back to, one for each pass that is under way
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolve float32 in float32: by default cuDNN rounds its inputs to TF32, 10 bits after the point in place of 23.
+
+    The setting is one for all threads, so the last pass that ends restores it.
+    """
+    cudnn = torch.backends.cudnn
+    with _tf32_lock:
+        _tf32.append(_tf32[0] if _tf32 else cudnn.allow_tf32)
+        cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        with _tf32_lock:
+            before = _tf32.pop()
+            if not _tf32:
+                cudnn.allow_tf32 = before
 
 
 def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:
@@ -81,16 +114,29 @@ def compile_model(model: nn.Module, **options) -> None:
 
     State and checkpoints keep their names. The first step takes a minute or so.
 
+    Each part is compiled as a whole and counts its recompilations for itself. `nn.Module.compile` compiles the blocks
+    of a Sequential one by one, and by default torch counts by code, which blocks share: after the eighth graph it runs
+    the others uncompiled.
+
     Args:
         options: of torch.compile.
     """
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # of newer releases
+        options = {"isolate_recompiles": True, **options}
     methods = getattr(model, "compilable", ())
     for name in methods:
         setattr(model, name, torch.compile(getattr(model, name), dynamic=False, **options))
     if not methods:
         for name, child in model.named_children():
             if "head" not in name:
-                child.compile(dynamic=False, **options)
+                child.forward = torch.compile(child.forward, dynamic=False, **options)
+
+
+def compiler_options(mode: str, device: torch.device) -> dict:
+    """Arguments of `compile_model` for MODEL.COMPILE_MODE, of `COMPILE_MODES`; none on a CPU."""
+    if mode not in COMPILE_MODES:
+        raise ValueError(f"MODEL.COMPILE_MODE is '{mode}', expected one of {', '.join(COMPILE_MODES)}")
+    return {"options": COMPILE_MODES[mode]} if device.type == "cuda" else {}
 
 
 def missing_for_compilation(model: nn.Module) -> str | None:
@@ -133,18 +179,28 @@ def check_moments(optimizer: torch.optim.Optimizer, channels_last: bool) -> None
                          f"{channels_last}; resume with MODEL.CHANNELS_LAST {resumed}")
 
 
-def fuse(optimizer: torch.optim.Optimizer, enabled: bool) -> None:
-    """One kernel for the whole step of each group, or the default implementation; before or after resuming."""
+def fuse(optimizer: torch.optim.Optimizer, enabled: bool, clips: bool = False) -> None:
+    """One kernel for the whole step of each group, or the default implementation; before or after resuming.
+
+    Args:
+        clips: whether the step clips gradients, so that a gradient scaler has to unscale them before the step.
+    """
     if "fused" not in optimizer.defaults:
         if enabled:
             logger.info("SOLVER.FUSED: the optimiser of SOLVER.OPT has no fused step; it runs as it is")
         return
+    optimizer._step_supports_amp_scaling = enabled and not clips  # as torch sets it for those that are built fused
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = enabled, False if enabled else None
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), Tensor):  # the fused kernel counts steps where the parameters are
                 state["step"] = state["step"].to(parameter.device if enabled else "cpu", torch.float32)
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step of every group is one kernel."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _in_channels_last(batched_inputs):

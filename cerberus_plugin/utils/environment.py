@@ -37,7 +37,7 @@ def hardware(device: str = "cuda") -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     described = {"processor": processor(), "cores": cores, "memory_gib": memory_gib()}
     if torch.cuda.is_available() and device != "cpu":
-        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return described
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,13 @@ def test_every_trainable_parameter_moves_and_the_optimiser_holds_state(run):
     still = [name for name, p in run.model.named_parameters() if p.requires_grad and torch.equal(p, run.start[name])]
     assert still == []
     assert len(run.optimizer.state) > 0
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_trainer_sets_the_choice_of_convolutions_also_without_the_hosts_set_up(chosen, small_config, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not chosen)
+    CerberusTrainer(small_config("CUDNN_BENCHMARK", chosen))
+    assert torch.backends.cudnn.benchmark is chosen
 
 
 def test_the_checkpoint_holds_tables_margins_and_the_class_table_in_the_hosts_order(run, market_people):
@@ -329,6 +337,16 @@ def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_
     duke_config.DATASETS.NAMES = ("DukeMTMCAttributes", "Market1501Attributes")
     with pytest.raises(ValueError, match="mix the attribute schemas dukemtmc, market1501"):
         build_train_set(duke_config)
+
+
+@pytest.mark.gpu
+def test_losses_of_a_gpu_are_read_late_and_every_iteration_is_logged(small_config):
+    trainer = trained(small_config("MODEL.DEVICE", "cuda", "SOLVER.FUSED", True, "SOLVER.AMP.ENABLED", False,
+                                   "LOG_PERIOD", 1, "SOLVER.EMA", 0.9))
+    assert trainer._trainer.late_scalars.waiting is None
+    lines = map(json.loads, (Path(trainer.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines())
+    losses = {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+    assert sorted(losses) == list(range(2 * trainer.iters_per_epoch)) and all(map(math.isfinite, losses.values()))
 
 
 @pytest.mark.gpu

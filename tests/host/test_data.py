@@ -80,11 +80,16 @@ def test_workers_are_capped_at_the_usable_cores(monkeypatch):
 
 def test_batches_go_to_the_chosen_device_not_to_any_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert host.data.batch_device(3) == torch.device("cuda", 3)
     host.use_device("cpu")
     assert host.data.batch_device(3) == torch.device("cpu")
+    host.use_device("cuda")
+    assert host.data.batch_device(3) == torch.device("cuda", 3) and not current
     host.use_device("cuda:1")
     assert host.data.batch_device(3) == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]  # what torch waits for, names and measures where no GPU is named
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):

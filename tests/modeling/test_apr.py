@@ -6,7 +6,7 @@ from pathlib import Path
 from cerberus_plugin import CerberusTrainer, add_cerberus_config
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501
 from cerberus_plugin.inference import ProbabilityReader
-from cerberus_plugin.modeling.apr import AttributeReweighting, attribute_scores, num_scores
+from cerberus_plugin.modeling.apr import AttributeReweighting, ColumnAnswers, attribute_scores, num_scores
 from cerberus_plugin.modeling.build import load_model
 from cerberus_plugin.modeling.losses import attribute_loss
 from cerberus_plugin.modeling.precision import cast_forward
@@ -70,6 +70,13 @@ def test_readings_by_hand():
 def test_an_unknown_reading_is_refused():
     with pytest.raises(ValueError, match="MODEL.APR.SCORES is 'all', expected one of probabilities"):
         num_scores((2, 3), "all")
+
+
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
+def test_answers_of_a_batch_are_those_of_the_schema_also_of_missing_and_of_several_colours(schema):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 4, (200, len(schema.fields)), generator=generator)
+    assert torch.equal(ColumnAnswers(schema)(labels), schema.column_answers(labels))
 
 
 def test_attribute_loss_equals_the_loop_and_leaves_persons_without_an_answer_out():

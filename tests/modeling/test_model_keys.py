@@ -16,7 +16,8 @@ from support.data import random_labels
 from support.training import RESNET, read_config
 
 # What the trainer reads and a model alone does not show; tests of the trainer cover it.
-OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "SYNC_BN"}
+OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "COMPILE_MODE",
+                  "SYNC_BN"}
 EVERY_LOSS = ("MODEL.HEADS.WITH_BNNECK", True, "MODEL.HEADS.CLS_LAYER", "CosSoftmax", "MODEL.LOSSES.CE.EPSILON", -1.0,
               "MODEL.LOSSES.NAME", ["CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface"])
 CASES = {

@@ -1,6 +1,7 @@
 """Every switch for speed leaves what is computed alone, on the plugin's model and on the host's."""
 
 import copy
+import inspect
 
 from cerberus_plugin.modeling import precision as acceleration
 from cerberus_plugin.modeling.build import load_model
@@ -122,6 +123,24 @@ def test_a_fused_optimiser_resumes_a_plain_one_and_the_other_way_round(plain):
         assert all(entry["step"].item() == 2 for entry in other.state.values())
 
 
+@pytest.mark.parametrize(("fused", "clips", "unscales"),
+                         [(True, False, False), (True, True, True), (False, False, True)])
+def test_a_gradient_scaler_leaves_unscaling_to_a_fused_step_that_does_not_clip(fused, clips, unscales, monkeypatch):
+    model = torch.nn.Linear(3, 1)
+    optimizer, _ = build_optimizer(solver_cfg(OPT="Adam"), model)
+    acceleration.fuse(optimizer, fused, clips)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    unscaled = []
+    plain = scaler.unscale_
+    monkeypatch.setattr(scaler, "unscale_", lambda opt: unscaled.append(opt) or plain(opt))
+    optimizer.zero_grad()
+    before = model.weight.detach().clone()
+    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert bool(unscaled) == unscales and not torch.equal(model.weight, before)
+
+
 def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
     model = model_of(*SMALL)
     optimizer, _ = build_optimizer(solver_cfg(OPT="RMSprop"), model)
@@ -160,7 +179,62 @@ def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
                        "MODEL.HEADS.NUM_CLASSES", 4)
     model = build_model(cfg)
     acceleration.compile_model(model, backend="eager")
-    assert model.backbone._compiled_call_impl is not None and model.heads._compiled_call_impl is None
+    assert "forward" in vars(model.backbone) and "forward" not in vars(model.heads)
+
+
+class Parts(torch.nn.Module):
+    """Three parts that share their class, and a head that is left as it is."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("backbone", "b1", "b2", "b1_head"):
+            setattr(self, name, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+
+
+@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="of a newer torch")
+def test_every_part_is_compiled_however_many_share_their_code():
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    parts = Parts()
+    acceleration.compile_model(parts, backend=counting)
+    for size in (2, 3, 4):  # 9 graphs of one function, where 8 are the limit
+        for name, part in parts.named_children():
+            before = len(graphs)
+            part(torch.ones(size, 2))
+            assert len(graphs) - before == (0 if "head" in name else 1), (name, size)
+
+
+def test_small_kernels_are_joined_and_a_step_replayed_on_a_gpu_alone():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert acceleration.compiler_options("default", cuda) == {"options": {"combo_kernels": True}}
+    options = acceleration.compiler_options("reduce-overhead", cuda)["options"]
+    assert options["combo_kernels"] and torch._inductor.list_mode_options("reduce-overhead").items() <= options.items()
+    assert options.keys() <= set(torch._inductor.list_options())
+    assert acceleration.compiler_options("reduce-overhead", cpu) == {}
+    with pytest.raises(ValueError, match="MODEL.COMPILE_MODE is 'fast', expected one of default, reduce-overhead"):
+        acceleration.compiler_options("fast", cpu)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_float32_is_evaluated_without_tf32_and_trained_as_torch_is_set(default, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", default)
+    model = model_of(*SMALL).train()
+    acceleration.cast_forward(model)
+    seen = []
+    model.trunk.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    batch = small_batch(model)
+    model(batch)
+    with torch.no_grad():
+        model.eval()(batch)
+        outer = acceleration._without_tf32()  # another thread's pass, which begins before this one and ends after it
+        with outer:
+            model(batch)
+            assert torch.backends.cudnn.allow_tf32 is False
+    assert seen == [default, False, False] and torch.backends.cudnn.allow_tf32 is default
 
 
 @pytest.mark.slow

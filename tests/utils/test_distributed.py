@@ -237,3 +237,6 @@ def test_processes_that_met_on_gpus_do_not_train_on_cpus(monkeypatch, market_roo
     args = ["--config-file", str(ROOT / "configs/Market1501/cerberus_demo.yml")]
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs"):
         setup(default_argument_parser().parse_args(args))
+    args += ["MODEL.DEVICE", "cuda:1"]
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda:1', but each of 2 processes .* to 'cuda'"):
+        setup(default_argument_parser().parse_args(args))

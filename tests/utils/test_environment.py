@@ -14,9 +14,10 @@ def test_the_machine_is_described_by_what_bounds_a_training():
 
 def test_a_run_on_the_cpu_names_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100")
+    names = {"cuda": "NVIDIA H100", "cuda:1": "NVIDIA A100"}
+    monkeypatch.setattr("torch.cuda.get_device_name", names.get)
     assert "gpu" not in hardware("cpu")
-    assert hardware("cuda:0")["gpu"] == hardware()["gpu"] == "NVIDIA H100"
+    assert [hardware(device)["gpu"] for device in names] == list(names.values())
 
 
 def test_versions_name_python_torch_and_the_host():
