@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+import torch
 from fastreid.config import configurable
 from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.heads import build_heads
@@ -178,5 +179,5 @@ class Cerberus(ImageModel):
         except AssertionError:  # used outside a trainer
             return
         if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
-            for name, value in alignment.items():
-                storage.put_scalar(f"alignment/{name}", value.item())
+            for name, value in zip(alignment, torch.stack(list(alignment.values())).tolist()):  # one wait for both
+                storage.put_scalar(f"alignment/{name}", value)

@@ -6,7 +6,7 @@ from pathlib import Path
 from cerberus_plugin import CerberusTrainer, add_cerberus_config
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501
 from cerberus_plugin.inference import ProbabilityReader
-from cerberus_plugin.modeling.apr import AttributeReweighting, attribute_scores, num_scores
+from cerberus_plugin.modeling.apr import AttributeReweighting, ColumnAnswers, attribute_scores, num_scores
 from cerberus_plugin.modeling.build import load_model
 from cerberus_plugin.modeling.losses import attribute_loss
 from cerberus_plugin.modeling.precision import cast_forward
@@ -65,6 +65,16 @@ def test_readings_by_hand():
                 "highest": [0.75, 0.5]}
     for reading, values in expected.items():
         assert attribute_scores(logits, (2, 3), reading)[0].tolist() == pytest.approx(values)
+
+
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
+def test_answers_are_those_of_the_schema_and_need_no_value_on_the_host(schema):
+    labels = random_labels(schema, 200)
+    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = -1
+    labels[0] = 1  # every colour, and second classes
+    answers = ColumnAnswers(schema)
+    assert torch.equal(answers(labels), schema.column_answers(labels))
+    assert answers.to("meta")(labels.to("meta")).shape == (200, len(schema.columns))  # reading a value would raise
 
 
 def test_an_unknown_reading_is_refused():
