@@ -178,6 +178,6 @@ class Cerberus(ImageModel):
             storage = get_event_storage()
         except AssertionError:  # used outside a trainer
             return
-        if storage.iter % ALIGNMENT_LOG_PERIOD == 0:
+        if alignment and storage.iter % ALIGNMENT_LOG_PERIOD == 0:
             for name, value in zip(alignment, torch.stack(list(alignment.values())).tolist()):  # one wait for both
                 storage.put_scalar(f"alignment/{name}", value)
