@@ -16,6 +16,7 @@ from fastreid.utils import comm
 from torch import Tensor
 
 from ..data.loader import LEFT_OUT_PID
+from ..utils.environment import free_bytes
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -96,4 +97,4 @@ def _fits(embeddings: Tensor, device: torch.device | str) -> bool:
     """Whether half of a CUDA device's free memory holds the embeddings; the other half is for the tasks."""
     if torch.device(device).type != "cuda":
         return True
-    return embeddings.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+    return embeddings.nbytes <= free_bytes(device) / 2
