@@ -48,7 +48,7 @@ def ours(cfg) -> dict[str, float]:
     loader, evaluator = clock.time("read images", lambda: built.build_evaluator(cfg, cfg.DATASETS.TESTS[0],
                                                                                model=model))
     clock.time("extract", extract, model, loader, evaluator.process)
-    gathered = clock.time("gather", evaluator._join, evaluator._batches)
+    gathered = clock.time("gather", lambda: evaluator._to_cpu() or evaluator._join(evaluator._batches))
     for task in evaluator._tasks:
         clock.time(type(task).__name__.removesuffix("Task"), task, gathered)
     return clock.seconds

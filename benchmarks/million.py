@@ -21,7 +21,9 @@ import sys
 import tempfile
 
 from cerberus_plugin.metrics.distances import pairwise
-from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, PART_ENTRIES, reid_metrics, reid_metrics_from_features
+from cerberus_plugin.metrics.ranking import BLOCK_ENTRIES, DISTANCE_BYTES, reid_metrics, reid_metrics_from_features
+from cerberus_plugin.metrics.streaming import FEATURE_BYTES, PART_ENTRIES
+from cerberus_plugin.utils.environment import values_at_once
 
 import numpy as np
 import torch
@@ -86,8 +88,9 @@ def run(args, folder: pathlib.Path) -> int:
                    "host_seconds_a_query_without_products": host_seconds / num_compared}
     if args.output:
         write(args.output, {"queries": args.queries, "gallery": args.gallery, "size": args.size, "dtype": args.dtype,
-                            "metric": args.metric, "device": args.device, "block_entries": BLOCK_ENTRIES,
-                            "part_entries": PART_ENTRIES} | record)
+                            "metric": args.metric, "device": args.device,
+                            "block_entries": values_at_once(args.device, BLOCK_ENTRIES, DISTANCE_BYTES),
+                            "part_entries": values_at_once(args.device, PART_ENTRIES, FEATURE_BYTES)} | record)
     if any(of_path[name] > TOLERANCE for of_path in differences.values() for name in ("ap", "inp")):
         print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
         return 1

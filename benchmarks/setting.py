@@ -1,6 +1,7 @@
 """What the training benchmarks share: drawn people, the plugin's and the host's configurations, the size of a run."""
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -74,6 +75,9 @@ def config(args, folder, file: str, **changes):
 
 
 def trainer(cfg) -> CerberusTrainer:
+    """A trainer; the memory of earlier ones that nothing refers to is free before it is built."""
+    gc.collect()  # a trainer and its hooks refer to each other
+    torch.cuda.empty_cache()
     seed_all_rng(cfg.SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

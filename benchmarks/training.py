@@ -111,7 +111,6 @@ def main() -> None:
                 row.run(args.iterations)
                 figures[name] = row.figures()
                 del row
-                torch.cuda.empty_cache()
         else:
             rows = {name: Row(config(args, folder, file, **keys)) for name, (file, keys) in rows_of(args).items()}
             for _ in range(ROUNDS):

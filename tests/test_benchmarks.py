@@ -1,9 +1,12 @@
 """The benchmarks run, compare what they say they compare, and are all described."""
 
+import gc
 import json
+import logging
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,23 @@ def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, nam
     assert isinstance(record[figure], float)
     assert "torch" in record["versions"] and record["hardware"]["cores"] >= 1
     assert "|--" in done.stdout
+
+
+def test_a_benchmarks_trainer_leaves_no_memory_to_the_next_one(small_config):
+    names = ("engine", "data", "evaluation", "cerberus")
+    levels = {name: logging.getLogger(f"fastreid.{name}").level for name in names}
+    gc.disable()
+    try:
+        from setting import trainer
+
+        first = weakref.ref(trainer(small_config()))
+        assert first() is not None  # it and its hooks refer to each other
+        trainer(small_config())
+        assert first() is None
+    finally:
+        gc.enable()
+        for name, level in levels.items():
+            logging.getLogger(f"fastreid.{name}").setLevel(level)
 
 
 def test_one_command_runs_every_benchmark_and_the_page_describes_it():

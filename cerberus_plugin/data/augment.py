@@ -138,6 +138,7 @@ class Augmentation:
         self._down = _Axis(packed.heights, recipe.height, recipe, self.device)
         self._across = _Axis(packed.widths, recipe.width, recipe, self.device)
         self._height = int(packed.heights.max())
+        self._numbers = torch.arange(max(3 * self._height, self._down.window, self._across.window), device=self.device)
         self._value = torch.tensor(recipe.erase_value, device=self.device).reshape(-1, 1, 1)
         # A GPU takes the whole batch; a CPU as many images as stay in its cache, about 1 MiB.
         self._at_once = max(1, 2**18 // (3 * recipe.height * recipe.width)) if self.device.type == "cpu" else None
@@ -148,13 +149,13 @@ class Augmentation:
         Args:
             rows: int64 (B,) on the CPU, which of the packed images.
         """
-        packed, recipe = self.packed, self.recipe
+        packed, recipe, on_gpu = self.packed, self.recipe, self.device.type == "cuda"
         # All that a batch sends to the device, in one copy that nothing waits for.
         sent = torch.stack([rows, packed.offsets[rows], packed.widths[rows], self._down.size_of[rows],
-                            self._across.size_of[rows], draws.top, draws.left, draws.flip])
-        if self.device.type == "cuda":
+                            self._across.size_of[rows], draws.top, draws.left, draws.flip, *draws.box.T])
+        if on_gpu:
             sent = sent.pin_memory().to(self.device, non_blocking=True)
-        rows, offsets, widths, size_down, size_across, top, left, flip = sent.unbind(0)
+        rows, offsets, widths, size_down, size_across, top, left, flip, *_ = sent.unbind(0)
         y = self._down.places + top[:, None] - recipe.padding  # (B, H), in the resized image
         x = self._across.places
         x = torch.where(flip[:, None] == 1, recipe.width - 1 - x, x) + left[:, None] - recipe.padding
@@ -164,31 +165,50 @@ class Augmentation:
         step = self._at_once or len(rows)
         for part in (slice(i, i + step) for i in range(0, len(rows), step)):
             images[part] = self._resized(offsets[part], widths[part], *(t[part] for t in (*down, *across)))
-        for i in draws.box[:, 2].nonzero().flatten().tolist():  # the boxes are known here: no mask of whole batches
-            top, left, height, width = draws.box[i].tolist()
-            images[i, :, top:top + height, left:left + width] = self._value
+        if recipe.erase and on_gpu:  # a kernel for every image would cost more than one for every pixel
+            erase(images, sent[-4:], self._value)
+        elif recipe.erase:
+            for i in draws.box[:, 2].nonzero().flatten().tolist():
+                top, left, height, width = draws.box[i].tolist()
+                images[i, :, top:top + height, left:left + width] = self._value
         return images, rows
 
     def _resized(self, offsets: Tensor, widths: Tensor, first_rows: Tensor, down: Tensor, first_columns: Tensor,
                  across: Tensor) -> Tensor:
         """(B, 3, H, W), a view of another order in memory; see `_Axis.windows` for the tiles."""
         count, wide, tall = len(offsets), first_columns.shape[1], first_rows.shape[1]
-        lines = torch.arange(3 * self._height, device=self.device)
+        lines = self._numbers[:3 * self._height]
         start = offsets[:, None] + first_columns  # (B, tiles)
         index = start[:, :, None] + lines * widths[:, None, None]  # (B, tiles, 3h)
-        index = index[..., None] + torch.arange(across.shape[3], device=self.device)
+        index = index[..., None] + self._numbers[:across.shape[3]]
         pixels = self.packed.pixels[index].float()  # (B, tiles, 3h, window)
         parts = (pixels @ across.transpose(2, 3)).unflatten(3, (2, _TILE))
         lined_up = pixels.new_empty(count, 3 * self._height, wide, _TILE)
         _rounded(parts.select(3, 0), parts.select(3, 1), out=lined_up.transpose(1, 2))
         # The line numbers of each window; those behind the image have weight 0.
-        index = (first_rows[..., None] + torch.arange(down.shape[3], device=self.device)).clamp(max=self._height - 1)
+        index = (first_rows[..., None] + self._numbers[:down.shape[3]]).clamp(max=self._height - 1)
         index = index + self._height * torch.arange(count, device=self.device)[:, None, None]
         lines = lined_up.view(count * self._height, -1).index_select(0, index.view(-1))  # each 3 x tiles x _TILE
         parts = torch.bmm(down.flatten(0, 1), lines.view(count * tall, down.shape[3], -1))
         parts = parts.view(count, tall, 2, _TILE, 3, -1)
         full = _rounded(parts.select(2, 0), parts.select(2, 1)).flatten(1, 2)  # (B, rows, 3, columns) of whole tiles
         return full[:, :self.recipe.height, :, :self.recipe.width].transpose(1, 2)
+
+
+def erase(images: Tensor, boxes: Tensor, value: Tensor) -> None:
+    """Write a value into a rectangle of each image, in place and by one mask of the batch.
+
+    Args:
+        images: float (B, 3, H, W).
+        boxes: int64 (4, B) on their device: top, left, height and width; height 0 to leave an image as it is.
+        value: float, (1, 1, 1) or (3, 1, 1).
+    """
+    height, width = images.shape[2:]
+    low, size = boxes.view(2, 2, -1, 1)  # (2, B, 1) each: rows, columns
+    places = torch.arange(max(height, width), device=images.device)
+    inside = (low <= places) & (places < low + size)  # (2, B, places)
+    mask = inside[0, :, :height, None] & inside[1, :, None, :width]  # (B, H, W)
+    torch.where(mask[:, None], value, images, out=images)
 
 
 class _Axis:
@@ -213,6 +233,7 @@ class _Axis:
         self.tiles = -(-target // _TILE)
         # Columns or rows of the result, to whole tiles.
         self.places = torch.arange(self.tiles * _TILE, device=device).clamp(max=target - 1)
+        self.taps = torch.arange(_TAPS, device=device)
         self.window = math.ceil((_TILE - 1) * int(distinct[-1]) / target) + _TAPS
 
     def windows(self, size: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +252,7 @@ class _Axis:
             weights = weights * (inside == places)[:, :, None, None]
         starts = self.starts[at].unflatten(1, (self.tiles, _TILE))
         first = starts.amin(dim=2)
-        taps = (starts - first[:, :, None])[..., None] + torch.arange(_TAPS, device=starts.device)
+        taps = (starts - first[:, :, None])[..., None] + self.taps
         weights = weights.unflatten(1, (self.tiles, _TILE)).transpose(2, 3)  # (B, tiles, 2, tile, 4)
         matrix = weights.new_zeros(*weights.shape[:4], self.window)
         matrix.scatter_(4, taps[:, :, None].expand_as(weights), weights)

@@ -23,6 +23,7 @@ from torchvision import transforms as T
 from tqdm import tqdm
 
 from ..host.data import batch_device, usable_cores
+from ..utils.environment import free_bytes
 from ..utils.images import Unreadable, read_size
 from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
 from .loader import AttributeDataset, SeededBatch
@@ -206,17 +207,6 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
     if decoding > free / 2:
         raise NotResident(f"{len(paths)} images take {decoding / MIB:.1f} MiB while they are decoded, more than half "
                           f"of the {free / MIB:.1f} MiB of memory that are free")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,

@@ -16,11 +16,14 @@ from fastreid.utils import comm
 from torch import Tensor
 
 from ..data.loader import LEFT_OUT_PID
+from ..utils.environment import free_bytes
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
 
 Task = Callable[[Gathered], dict[str, float]]
+
+WAITING_BYTES = 2**26  # of batches that are left on a GPU until they are copied to the CPU together
 
 
 class TaskEvaluator(DatasetEvaluator):
@@ -29,7 +32,7 @@ class TaskEvaluator(DatasetEvaluator):
     Args:
         num_query: images of the loader that are queries, first in order.
         tasks: what to compute.
-        device: where the tasks compute, and where they find the embeddings if these fit; batches wait on the CPU.
+        device: where the tasks compute, and where they find the embeddings if these fit; they are gathered on the CPU.
         finish: what a model does to its embeddings after the host has averaged them over the flip test.
     """
 
@@ -42,7 +45,8 @@ class TaskEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._batches: list[dict] = []
+        self._batches: list[dict] = []  # on the CPU
+        self._on_device: list[dict] = []  # the last ones, `WAITING_BYTES` or less
         self.num_left_out = 0  # images that could not be read, once evaluated
 
     def process(self, inputs: dict, outputs: Tensor) -> None:
@@ -50,9 +54,22 @@ class TaskEvaluator(DatasetEvaluator):
         embeddings = self._finish(embeddings) if self._finish else embeddings
         batch = {"embeddings": embeddings, "pids": inputs["targets"], "camids": inputs["camids"]}
         batch |= {key: inputs[key] for key in ("attributes", "outfits") if key in inputs}
-        self._batches.append({key: value.cpu() for key, value in batch.items()})
+        if embeddings.device.type == "cpu":
+            self._batches.append({key: value.cpu() for key, value in batch.items()})
+            return
+        # A copy of each batch to the CPU would wait for the model. The clone: a model run as a CUDA graph writes all of
+        # its outputs to the same memory.
+        self._on_device.append(batch | {"embeddings": embeddings.clone()})
+        if sum(waiting["embeddings"].nbytes for waiting in self._on_device) > WAITING_BYTES:
+            self._to_cpu()
+
+    def _to_cpu(self) -> None:
+        waiting, self._on_device = self._on_device, []
+        if waiting:
+            self._batches.append({key: torch.cat([batch[key] for batch in waiting]).cpu() for key in waiting[0]})
 
     def evaluate(self) -> OrderedDict[str, float]:
+        self._to_cpu()
         batches = self._batches
         if comm.get_world_size() > 1:
             comm.synchronize()
@@ -96,4 +113,4 @@ def _fits(embeddings: Tensor, device: torch.device | str) -> bool:
     """Whether half of a CUDA device's free memory holds the embeddings; the other half is for the tasks."""
     if torch.device(device).type != "cuda":
         return True
-    return embeddings.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+    return embeddings.nbytes <= free_bytes(device) / 2

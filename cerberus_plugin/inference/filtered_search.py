@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..attributes.marginals import check_threshold, is_reliable
 from ..metrics.distances import between, prepare, squares
+from ..utils.environment import values_at_once
 
 WORD_BITS = 63  # of an int64 without its sign
-BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time
+BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time on a CPU
+PAIR_BYTES = 64  # that a pair takes at most: its codes, the survivor's row, column and distance, and copies of them
 # Measured: above these shares of survivors, comparing one query, or many, with all is sooner done.
 ONE_SHARE, MANY_SHARE = 0.5, 0.05
 
@@ -63,8 +65,15 @@ class AttributeFilter:
 
     def keep(self, queries: Predictions) -> Tensor:
         """Survivors of each query: bool (Q, N)."""
+        return self.keep_by(self.said_by(queries))
+
+    def said_by(self, queries: Predictions) -> Tensor:
+        """The code of each query, what it reliably says: int64 (Q, W), on the gallery's device."""
         check_predictions(queries, self.sizes, "query")
-        said = self._codes(queries)[0].to(self._against.device)
+        return self._codes(queries)[0].to(self._against.device)
+
+    def keep_by(self, said: Tensor) -> Tensor:
+        """`keep` by the queries' codes, int64 (Q, W)."""
         kept = torch.ones(len(said), len(self._against), dtype=torch.bool, device=said.device)
         for word in range(said.shape[1]):
             kept &= (said[:, None, word] & self._against[None, :, word]) == 0
@@ -115,27 +124,32 @@ class AcceleratedGallery:
                              f"{len(predictions.classes)} images; expected as many of both, and embeddings of "
                              f"{self.embeddings.shape[1]} values as the gallery's")
         device = self.embeddings.device
-        queries, predictions = prepare(embeddings.to(device), self.metric, torch.float32), predictions.to(device)
-        blocks = torch.arange(len(queries)).split(max(1, BLOCK_ENTRIES // len(self.embeddings)))
-        found = [self._nearest(queries[rows], self.filter.keep(predictions.rows(rows)), top) for rows in blocks]
+        queries = prepare(embeddings.to(device), self.metric, torch.float32)
+        said = self.filter.said_by(predictions.to(device))  # checked once: each check waits for a GPU
+        size = max(1, values_at_once(device, BLOCK_ENTRIES, PAIR_BYTES) // len(self.embeddings))
+        found = [self._nearest(own, self.filter.keep_by(codes), top)
+                 for own, codes in zip(queries.split(size), said.split(size))]
         rows, distances = map(torch.cat, zip(*found))
         return rows.masked_fill(distances.isinf(), -1), distances
 
     def _nearest(self, queries: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
         """Rows and distances of the nearest of the kept images, bool (q, N); some row at infinity beyond the last."""
         counts = kept.sum(dim=1)
-        if counts.sum() > (ONE_SHARE if len(queries) == 1 else MANY_SHARE) * kept.numel():
+        total, most = torch.stack([counts.sum(), counts.max()]).tolist()  # one wait for a GPU
+        if total > (ONE_SHARE if len(queries) == 1 else MANY_SHARE) * kept.numel():
             distances = between(queries, self.embeddings, self.metric, self._squares)(slice(None))
             distances, column = distances.masked_fill_(~kept, float("inf")), None
+        elif total == 0:  # cuSPARSE refuses a matrix without entries
+            distances, column = queries.new_empty(len(queries), 0), None
         else:
-            distances, column = self._of_survivors(queries, kept, counts)
+            distances, column = self._of_survivors(queries, kept, counts, most)
         best = distances.topk(min(top, distances.shape[1]), dim=1, largest=False)
         missing = (0, min(top, kept.shape[1]) - best.values.shape[1])
         rows = best.indices if column is None else column.gather(1, best.indices)
         return F.pad(rows, missing), F.pad(best.values, missing, value=float("inf"))
 
-    def _of_survivors(self, queries: Tensor, kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances and gallery rows of each query's survivors, side by side: (q, most survivors), infinite beyond."""
+    def _of_survivors(self, queries: Tensor, kept: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Distances and gallery rows of each query's survivors, side by side: (q, most), infinite beyond."""
         query, column = kept.nonzero(as_tuple=True)
         start = F.pad(counts.cumsum(dim=0), (1, 0))
         wanted = torch.sparse_csr_tensor(start, column, queries.new_zeros(len(column)), size=kept.shape,
@@ -147,9 +161,8 @@ class AcceleratedGallery:
         else:
             values = self._squares[column] - 2 * products + squares(queries)[query]
         slot = torch.arange(len(column), device=column.device) - start[query]
-        width = int(counts.max())
-        distances = queries.new_full((len(queries), width), float("inf"))
-        columns = column.new_zeros(len(queries), width)
+        distances = queries.new_full((len(queries), most), float("inf"))
+        columns = column.new_zeros(len(queries), most)
         distances[query, slot], columns[query, slot] = values, column
         return distances, columns
 

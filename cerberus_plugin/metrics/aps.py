@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, block_rows, rank_in_blocks
+from .ranking import Ranking, rank_in_blocks
 
 PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle"}  # the rule of the AP in each protocol's own paper and code
 PROTOCOLS = tuple(PUBLISHED_AP)
@@ -67,7 +67,7 @@ def aps_metrics(
         query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
         representative_pids, representative_camids: int64 (Q,), for "sal".
         gallery_pids, gallery_camids: int64 (N,), for "sal".
-        block_size: queries ranked at a time; None for as many as `ranking.BLOCK_ENTRIES` allows.
+        block_size: queries ranked at a time; None for `ranking.block_rows` of the device.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
@@ -92,7 +92,7 @@ def aps_metrics(
             return -block_scores, wanted, None
         return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
 
-    queries = rank_in_blocks(block, num_queries, block_size or block_rows(len(gallery_categories)))
+    queries = rank_in_blocks(block, num_queries, len(gallery_categories), block_size)
     num_matched = int((queries.num_matches > 0).sum())
     if num_matched == 0:
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import block_rows, rank_in_blocks
+from .ranking import rank_in_blocks
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def filtered_metrics(
         distances: of any rows of queries to the whole gallery: slice of range(Q) -> float (B, N), smaller is better.
         keep: of the same rows: slice of range(Q) -> bool (B, N).
         query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
-        block_size: queries ranked at a time; None for as many as `ranking.BLOCK_ENTRIES` allows.
+        block_size: queries ranked at a time; None for `ranking.block_rows` of the device.
     """
     counts: list[Tensor] = []
 
@@ -65,7 +65,7 @@ def filtered_metrics(
         # Behind everything else, removed images change the rank of no survivor.
         return matrix.masked_fill(~kept, float("inf")), match.to(matrix.device) & kept, own.to(matrix.device)
 
-    queries = rank_in_blocks(block, len(query_pids), block_size or block_rows(len(gallery_pids)))
+    queries = rank_in_blocks(block, len(query_pids), len(gallery_pids), block_size)
     matches, candidates, survivors = torch.cat(counts, dim=1)  # (Q,) each
     had = matches > 0
     if not had.any():

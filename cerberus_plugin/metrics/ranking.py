@@ -16,13 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.environment import values_at_once
 from .counting import Identities, Pairs, count_others, distances_of, pairs_of_masks, refuse_nan, sortable
 from .distances import pairwise
 from .outfits import Outfits
-from .streaming import PART_ENTRIES, Gallery, Stream
+from .streaming import FEATURE_BYTES, PART_ENTRIES, Gallery, Stream
 
-# Distances of a block. Measured: blocks of this size stay in the caches of a processor, and larger ones take longer.
+# Distances of a block on a CPU. Measured: blocks of this size stay in its caches, and larger ones take longer.
 BLOCK_ENTRIES = 2**22
+# Memory of a distance on a GPU, at most: float64 in double, its sorted copy, the order, and the space of the sort.
+DISTANCE_BYTES = 64
 # Measured: with fewer queries in a block, two passes over parts are sooner done than one over the whole gallery.
 MIN_ROWS = 32
 
@@ -96,20 +99,26 @@ def _figures(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
     )
 
 
-def block_rows(num_gallery: int) -> int:
-    """Queries of a block whose distances are at most `BLOCK_ENTRIES`, one at least."""
-    return max(1, BLOCK_ENTRIES // max(1, num_gallery))
+def block_rows(num_gallery: int, device: torch.device | str = "cpu") -> int:
+    """Queries of a block, one at least: `BLOCK_ENTRIES` distances on a CPU, as many as fit the memory of a GPU."""
+    return max(1, values_at_once(device, BLOCK_ENTRIES, DISTANCE_BYTES) // max(1, num_gallery))
 
 
 def rank_in_blocks(
-    block: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]], num_queries: int, block_size: int
+    block: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]], num_queries: int, num_gallery: int,
+    block_size: int | None = None
 ) -> Ranking:
-    """Rank all queries while holding the distances of at most `block_size` of them.
+    """Rank all queries while holding the distances of a block of them.
 
     Args:
         block: given the rows of a block as a slice of range(Q), the arguments of `rank_matches` for these rows.
+        block_size: queries of a block; None for `block_rows` of the device of the distances.
     """
-    return _joined(lambda rows: rank_matches(*block(rows)), _slices(num_queries, block_size))
+    def rank(rows: slice) -> tuple[Ranking, torch.device]:
+        given = block(rows)
+        return rank_matches(*given), given[0].device
+
+    return _in_blocks(rank, num_queries, num_gallery, block_size)
 
 
 def cmc_curve(first_match: Tensor, max_rank: int, num_queries: int) -> Tensor:
@@ -161,7 +170,7 @@ def reid_metrics(
     Args:
         distances: float (Q, N), smaller is better; or a function from rows, a slice of range(Q), to those rows of it.
         query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
-        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        block_size: queries ranked at a time; None for `block_rows` of the device.
         outfits: rank under a cloth-changing setting. Where it leaves no query a match, figures are NaN.
     """
     shape = (len(query_pids), len(gallery_pids)) if callable(distances) else tuple(distances.shape)
@@ -197,9 +206,9 @@ def reid_metrics_from_features(
             slices are such. Below float32 both are raised to it.
         metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
         device: where to rank; None for that of the queries.
-        part_size: gallery images of a part, to take any gallery in parts; None for as many as `PART_ENTRIES` allows
-            where parts are needed.
-        block_size: queries ranked at a time; None for as many as `BLOCK_ENTRIES` allows.
+        part_size: gallery images of a part, to take any gallery in parts; None for as many as `PART_ENTRIES`, or the
+            memory of a GPU, allows where parts are needed.
+        block_size: queries ranked at a time; None for `block_rows` of the device.
         report: told the name of each pass over the parts, "distances" or "ranks", and its seconds.
         outfits: as of `reid_metrics`.
     """
@@ -207,17 +216,19 @@ def reid_metrics_from_features(
                          gallery_camids, outfits)
     device = query_features.device if device is None else torch.device(device)
     if (part_size is None and isinstance(gallery_features, Tensor) and gallery_features.device.type == device.type
-            and block_rows(len(gallery_features)) >= MIN_ROWS):
+            and block_rows(len(gallery_features), device) >= MIN_ROWS):
         distances = pairwise(query_features.to(device), gallery_features, metric)
         return protocol.result(protocol.in_blocks(distances, block_size), max_rank)
-    part_size = min(part_size or max(1, PART_ENTRIES // query_features.shape[1]), len(gallery_features))
+    if part_size is None:
+        part_size = max(1, values_at_once(device, PART_ENTRIES, FEATURE_BYTES) // query_features.shape[1])
+    part_size = min(part_size, len(gallery_features))
 
     def rank(rows: slice) -> Ranking:
         stream = Stream(query_features[rows], gallery_features, metric, device, part_size,
-                        block_size or block_rows(part_size), report)
+                        block_size or block_rows(part_size, device), report)
         return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
 
-    return protocol.result(_joined(rank, protocol.slices_of_pairs()), max_rank)
+    return protocol.result(_joined(map(rank, protocol.slices_of_pairs())), max_rank)
 
 
 def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
@@ -265,11 +276,14 @@ class _Protocol:
 
     def in_blocks(self, distances: Callable[[slice], Tensor], block_size: int | None) -> Ranking:
         """Rank by the distances of any rows of queries to the whole gallery."""
-        rows = _slices(self._shape[0], block_size or block_rows(self._shape[1]))
-        return _joined(lambda rows: _rank_pairs(distances(rows), self.pairs(rows)), rows)
+        def rank(rows: slice) -> tuple[Ranking, torch.device]:
+            of_rows = distances(rows)
+            return _rank_pairs(of_rows, self.pairs(rows)), of_rows.device
+
+        return _in_blocks(rank, *self._shape, block_size)
 
     def slices_of_pairs(self) -> list[slice]:
-        """Rows of queries with at most `BLOCK_ENTRIES` pairs together, or one row."""
+        """Rows of queries with at most `BLOCK_ENTRIES` pairs together, or one row; pairs lie on the CPU."""
         group = self._gallery.count(self._pids).cumsum(dim=0) // BLOCK_ENTRIES
         sizes = group.unique_consecutive(return_counts=True)[1].tolist()
         return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes))]
@@ -295,11 +309,18 @@ def _refuse_empty(shape: tuple[int, ...]) -> None:
         raise ValueError(f"ranking: empty query or gallery: distances have the shape {shape}")
 
 
-def _slices(num_queries: int, block_size: int) -> list[slice]:
+def _in_blocks(rank: Callable[[slice], tuple[Ranking, torch.device]], num_queries: int, num_gallery: int,
+               block_size: int | None) -> Ranking:
+    """Ranking by `rank`, of some rows of queries and with the device of their distances."""
     if num_queries == 0:
         raise ValueError("ranking: empty query set, nothing to rank")
-    return [slice(i, min(i + block_size, num_queries)) for i in range(0, num_queries, block_size)]
+    # The first block tells where distances are, and so how large the others may be.
+    first = min(block_size or block_rows(num_gallery), num_queries)
+    ranking, device = rank(slice(0, first))
+    size = block_size or block_rows(num_gallery, device)
+    others = (slice(start, min(start + size, num_queries)) for start in range(first, num_queries, size))
+    return _joined([ranking, *(rank(rows)[0] for rows in others)])
 
 
-def _joined(rank: Callable[[slice], Ranking], rows: Iterable[slice]) -> Ranking:
-    return Ranking(*(torch.cat(column) for column in zip(*map(rank, rows))))
+def _joined(parts: Iterable[Ranking]) -> Ranking:
+    return Ranking(*(torch.cat(column) for column in zip(*parts)))

@@ -18,12 +18,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from ..utils.environment import values_at_once
 from .distances import METRICS, between, prepare
 
 VARIANTS = ("paper", "fastreid")
 
-# Values of a block of distances, and of the pairs of features whose distances are taken at a time.
+# Values of a block of distances, and of the pairs of features whose distances are taken at a time, on a CPU.
 BLOCK_ENTRIES = 2**22
+VALUE_BYTES = 32  # that one takes at most on a GPU, in float64 with temporary copies
 
 
 def check_reranking(variant: str, metric: str, k1: int, k2: int, lambda_value: float) -> None:
@@ -77,7 +79,7 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
     reciprocal = k1 + 1 if paper else k1
     # FastReID searches for the reciprocal sets alone, so its k2 is k1 at most.
     neighbours, largest = _nearest(distances, len(features),
-                                   min(max(reciprocal, k2) if paper else reciprocal, len(features)))
+                                   min(max(reciprocal, k2) if paper else reciprocal, len(features)), features.device)
     # FastReID's weights are of squared Euclidean distances also under the cosine, and those are twice as large.
     scale = 1 / largest if paper else torch.full_like(largest, 2.0)
     weights = _weights(features, neighbours[:, :reciprocal], scale, metric, k1)
@@ -97,12 +99,13 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
     return rows
 
 
-def _nearest(distances: Callable[[slice], Tensor], num_images: int, k: int) -> tuple[np.ndarray, Tensor]:
+def _nearest(distances: Callable[[slice], Tensor], num_images: int, k: int,
+             device: torch.device) -> tuple[np.ndarray, Tensor]:
     """The k nearest images of each, itself first and the lower index first among equals: int64 (n, k).
 
     And each image's largest distance, float (n,) on the device of the distances; 1 where all are 0.
     """
-    size = max(1, BLOCK_ENTRIES // num_images)
+    size = max(1, values_at_once(device, BLOCK_ENTRIES, VALUE_BYTES) // num_images)
     # Made once: results of each block, kept among blocks that are freed, would hold on to the memory of these.
     nearest, largest = np.empty((num_images, k), dtype=np.int64), torch.empty(0)
     for start in range(0, num_images, size):
@@ -159,7 +162,7 @@ def _weights(features: Tensor, neighbours: np.ndarray, scale: Tensor, metric: st
 def _distances_of(features: Tensor, row: np.ndarray, column: np.ndarray, scale: Tensor, metric: str) -> np.ndarray:
     """Scaled distances of pairs of images, float64 (M,)."""
     parts = []
-    size = max(1, BLOCK_ENTRIES // features.shape[1])
+    size = max(1, values_at_once(features.device, BLOCK_ENTRIES, VALUE_BYTES) // features.shape[1])
     for start in range(0, len(row), size):
         one, other = (torch.from_numpy(index[start:start + size]).to(features.device) for index in (row, column))
         if metric == "cosine":

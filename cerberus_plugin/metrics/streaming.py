@@ -20,8 +20,10 @@ from torch import Tensor
 from .counting import Pairs, count_others, distances_of, refuse_nan
 from .distances import between, prepare
 
-# Feature values of a part: 128 MiB in single precision, and as much again while they are brought to unit length.
+# Feature values of a part on a CPU: 128 MiB in single precision, and as much again while they are made unit vectors.
 PART_ENTRIES = 2**25
+# Memory of a feature value on a GPU, at most: as read and as unit vectors; a part is to leave room for its distances.
+FEATURE_BYTES = 32
 
 
 class Gallery(Protocol):

@@ -16,8 +16,9 @@ from fastreid.modeling.heads.embedding_head import EmbeddingHead
 from fastreid.modeling.meta_arch.baseline import Baseline
 from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from ..attributes import AttributeSchema, find_schema
+from ..attributes import MISSING, AttributeSchema, find_schema
 from ..inference import ProbabilityReader
 from .checkpoint_tables import ClassLabels, HeldSchema
 from .losses import attribute_loss
@@ -62,6 +63,28 @@ def num_scores(sizes: tuple[int, ...], reading: str) -> int:
     if reading not in SCORES:
         raise ValueError(f"MODEL.APR.SCORES is '{reading}', expected one of {', '.join(SCORES)}")
     return attribute_scores(torch.zeros(1, sum(sizes)), sizes, reading).shape[1]
+
+
+class ColumnAnswers(nn.Module):
+    """`AttributeSchema.column_answers` of tensors, on their device: int64 (B, A) -> int64 (B, M), -1 without an answer.
+
+    The schema computes in NumPy, for which a training step on a GPU would have to wait.
+    """
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__()
+        columns = schema.columns
+        # The field that tells of each class, and its value there; classes are padded to the most that a column has.
+        fields = [column.fields if column.is_colour else column.fields * len(column.classes) for column in columns]
+        values = [[1] * len(fields[m]) if column.is_colour else range(len(fields[m]))
+                  for m, column in enumerate(columns)]
+        for name, rows, padding in (("fields", fields, 0), ("values", values, MISSING - 1)):
+            table = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)  # (M, C)
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        yes = attributes[:, self.fields] == self.values  # (B, M, C)
+        return torch.where(yes.any(dim=2), yes.long().argmax(dim=2), -1)
 
 
 @REID_HEADS_REGISTRY.register()
@@ -136,26 +159,6 @@ class AttributeHead(EmbeddingHead):
         return {"cls_outputs": self.cls_layer(logits.clone(), targets), "pred_class_logits": logits * self.cls_layer.s}
 
 
-class ColumnAnswers(nn.Module):
-    """`AttributeSchema.column_answers` where the labels are, without a wait for a device: int64 (B, A) -> (B, M)."""
-
-    def __init__(self, schema: AttributeSchema) -> None:
-        super().__init__()
-        # A row a class: the column, the class, and the value that a field of the labels has if the class is true.
-        classes = [(m, k, *((column.fields[k], 1) if column.is_colour else (column.fields[0], k)))
-                   for m, column in enumerate(schema.columns) for k in range(len(column.classes))]
-        for name, values in zip(("column", "answer", "field", "value"), torch.tensor(classes).unbind(1)):
-            self.register_buffer(name, values.clone(), persistent=False)
-        self.num_columns = len(schema.columns)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        none = len(self.answer)  # more than any answer
-        answers = torch.where(labels[:, self.field] == self.value, self.answer, none)  # (B, sum of C_m)
-        first = labels.new_full((len(labels), self.num_columns), none).scatter_reduce(
-            1, self.column.expand_as(answers), answers, "amin")
-        return torch.where(first == none, -1, first)
-
-
 @META_ARCH_REGISTRY.register()
 class APR(Baseline):
     """The host's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
@@ -176,7 +179,7 @@ class APR(Baseline):
         self.held_schema = HeldSchema(schema) if schema else None
         self.lambda_id = lambda_id
         self.class_labels = ClassLabels(num_classes, len(schema.fields)) if schema else None
-        self.answers = ColumnAnswers(schema) if schema else None
+        self.column_answers = ColumnAnswers(schema) if schema else None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -217,7 +220,7 @@ class APR(Baseline):
         if attributes is None:
             raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
                              "such as Market1501Attributes")
-        answers = self.answers(attributes.to(self.device))
+        answers = self.column_answers(attributes.to(self.device))
         return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
 
 

@@ -179,13 +179,22 @@ def margin_triplet_loss(representations: Tensor, targets: Tensor, margin: float 
 
 
 def _over_hardest(representations: Tensor, targets: Tensor, penalty: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean of penalty(d(f, f_p) - d(f, f_n)) over the anchors that have a negative, then over groups."""
-    # The direct form: the matrix form cancels digits between near rows, and its root has no gradient at equal ones.
-    distances = torch.cdist(representations, representations,
-                            compute_mode="donot_use_mm_for_euclid_dist")  # (G, B, B)
+    """Mean of penalty(d(f, f_p) - d(f, f_n)) over the anchors that have a negative, then over groups.
+
+    All pairs are compared without a gradient, and the two distances of each anchor are computed once more with one:
+    memory is O(G B^2 + G B D). The backward of `torch.cdist` on a GPU takes G B^2 D.
+    """
+    representations = representations if representations.dim() == 3 else representations[None]  # (G, B, D)
+    size, dim = representations.shape[1:]
+    detached = representations.detach()
+    # Not by a matrix product: it cancels the digits of distances between near rows.
+    distances = torch.cdist(detached, detached, compute_mode="donot_use_mm_for_euclid_dist")  # (G, B, B)
     same = targets[:, None] == targets[None, :]
-    positive = distances.masked_fill(~same, float("-inf")).amax(dim=-1)  # (G, B)
-    negative = distances.masked_fill(same, float("inf")).amin(dim=-1)
+    positive = distances.masked_fill(~same, float("-inf")).argmax(dim=-1)  # (G, B)
+    negative = distances.masked_fill(same, float("inf")).argmin(dim=-1)
+    first = torch.arange(0, len(representations) * size, size, device=targets.device)[:, None]  # (G, 1), of each group
+    hardest = F.embedding(torch.stack([positive, negative]) + first, representations.reshape(-1, dim))  # (2, G, B, D)
+    positive, negative = (representations - hardest).norm(dim=-1)  # no gradient at 0
     usable = ~same.all(dim=1)
     losses = penalty(torch.where(usable, positive - negative, 0.0))
     return ((losses * usable).sum(dim=-1) / usable.sum().clamp(min=1)).mean()

@@ -2,7 +2,7 @@
 
 import math
 
-from cerberus_plugin.data.augment import Augmentation, Draws, Recipe, bicubic_taps, draw, pack
+from cerberus_plugin.data.augment import Augmentation, Draws, Recipe, bicubic_taps, draw, erase, pack
 
 import numpy as np
 import pytest
@@ -80,6 +80,22 @@ def test_pad_crop_flip_and_erase_with_the_same_draws_give_the_hosts_pixels(mode,
     got = batch(images, recipe, corner, channels_last=channels_last)
     assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     assert torch.equal(got, one_by_one(images, recipe, corner))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("value", [(7.0,), (7.0, 8.0, 9.0)])
+def test_one_mask_erases_the_pixels_of_rectangles_one_by_one(memory_format, value):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, 20, 12, generator=generator).contiguous(memory_format=memory_format)
+    boxes = draw(Recipe(20, 12, erase=0.7), 40, generator).box
+    boxes[0], boxes[1] = torch.tensor([0, 0, 20, 12]), torch.tensor([19, 11, 1, 1])
+    value = torch.tensor(value).view(-1, 1, 1)
+    expected = images.clone()
+    for image, (top, left, height, width) in zip(expected, boxes.tolist()):
+        image[:, top:top + height, left:left + width] = value
+    erase(images, boxes.T, value)
+    assert torch.equal(images, expected) and images.is_contiguous(memory_format=memory_format)
+    assert 0 < (boxes[:, 2] == 0).sum() < 20
 
 
 @pytest.mark.parametrize("mode", ["reflect", "symmetric"])

@@ -161,6 +161,35 @@ def test_embeddings_stay_on_the_cpu_where_half_of_what_is_free_cannot_hold_them(
     assert evaluators._fits(torch.zeros(10, 10**6), "cpu")
 
 
+def test_batches_stay_on_the_device_until_they_are_many(monkeypatch):
+    evaluator = TaskEvaluator(24, [])
+    evaluator.reset()
+    monkeypatch.setattr(evaluators, "WAITING_BYTES", 3 * 16 * 40 * 4)
+    given = [({key: value.to("meta") for key, value in inputs.items()}, outputs.to("meta"))
+             for inputs, outputs in batches()]
+    assert given[0][1].shape == (16, 40)
+    for inputs, outputs in given[:3]:
+        evaluator.process(inputs, outputs)
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # a copy to the CPU
+        evaluator.process(*given[3])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("waiting", [0, 3 * 16 * 40 * 4, 2**26])
+def test_batches_of_a_gpu_give_the_figures_of_the_cpu_whenever_they_are_copied(waiting, monkeypatch):
+    monkeypatch.setattr(evaluators, "WAITING_BYTES", waiting)
+
+    def figures(device):
+        buffer = torch.empty(16, 40, device=device)  # one memory for all outputs, as of a CUDA graph
+        stream = (({key: value.to(device) for key, value in inputs.items()}, buffer[:len(outputs)].copy_(outputs))
+                  for inputs, outputs in batches())
+        return run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader())]), stream)
+
+    expected = run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader())]))
+    assert figures("cuda") == pytest.approx(expected)
+
+
 def test_rows_keep_query_and_gallery_apart():
     part = gathered_example().rows(torch.tensor([False, True, True, True]))
     assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]

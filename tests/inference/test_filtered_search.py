@@ -123,6 +123,23 @@ def test_search_gives_the_nearest_survivors(metric, share, block, monkeypatch):
         assert distances[q, len(order):].isinf().all()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_queries_without_any_survivor_find_nothing_and_ask_for_no_empty_sparse_matrix(metric, monkeypatch):
+    multiplied, multiply = [], torch.sparse.sampled_addmm
+    monkeypatch.setattr(torch.sparse, "sampled_addmm", lambda wanted, *args, **kwargs: multiplied.append(
+        len(wanted.values())) or multiply(wanted, *args, **kwargs))
+    torch.manual_seed(0)
+    gallery, sure = torch.randn(100, 8), torch.ones(100, 3)
+    known = Predictions(torch.zeros(100, 3, dtype=torch.int64), sure)
+    known.classes[7] = 1
+    accelerated = AcceleratedGallery(gallery, known, SIZES, 0.5, metric)
+    said = Predictions(torch.tensor([[1, 2, 3], [1, 2, 2]]), sure[:2])  # nobody in the gallery
+    rows, distances = accelerated.search(torch.randn(2, 8), said, top=3)
+    assert rows.tolist() == [[-1] * 3] * 2 and distances.isinf().all() and multiplied == []
+    rows, _ = accelerated.search(torch.randn(2, 8), Predictions(torch.tensor([[1, 2, 3], [1, 1, 1]]), sure[:2]), top=2)
+    assert rows.tolist() == [[-1, -1], [7, -1]] and multiplied == [1]
+
+
 def test_the_chosen_threshold_is_the_least_that_the_risk_allows():
     """Nine identities, a pair each: at most (10 * 0.3 - 1) = 2 may be lost for 70 %."""
     critical = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])

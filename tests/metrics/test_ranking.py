@@ -13,6 +13,9 @@ from cerberus_plugin.metrics.ranking import (
     reid_metrics,
     reid_metrics_from_features,
 )
+from cerberus_plugin.metrics.streaming import FEATURE_BYTES, PART_ENTRIES
+from cerberus_plugin.utils import environment
+from cerberus_plugin.utils.environment import values_at_once
 
 import numpy as np
 import pytest
@@ -188,6 +191,27 @@ def test_a_block_holds_a_given_number_of_distances_however_long_the_gallery(monk
     assert [ranking.block_rows(n) for n in (1, 10, 300, 1000, 10**6)] == [1000, 100, 3, 1, 1]
 
 
+def test_on_a_gpu_a_block_is_as_large_as_its_memory_allows(monkeypatch):
+    monkeypatch.setattr(environment, "free_bytes", lambda device: 79 * 2**30)
+    assert ranking.block_rows(15_913, "cuda") > 3368  # Market-1501 in one block
+    part = values_at_once("cuda", PART_ENTRIES, FEATURE_BYTES) // 2560
+    assert -(-10**6 // part) * -(-3368 // ranking.block_rows(part, "cuda")) <= 20  # 847 blocks with those of a CPU
+    for free in (1, 2**20, 3 * 2**30, 2**45):
+        monkeypatch.setattr(environment, "free_bytes", lambda device, free=free: free)
+        values = values_at_once("cuda", 7, 64)
+        assert values == 1 or values * 64 <= free / 4 and values <= 2**28
+    assert values_at_once("cpu", 7, 64) == 7
+
+
+def test_blocks_after_the_first_have_the_size_for_the_device_of_the_distances(retrieval, monkeypatch):
+    distances, *ids = retrieval
+    asked, sizes = [], {"cpu": 4}
+    monkeypatch.setattr(ranking, "block_rows", lambda count, device="cpu": sizes.pop("cpu", 25))
+    result = reid_metrics(lambda rows: asked.append((rows.start, rows.stop)) or distances[rows], *ids)
+    assert asked[:3] == [(0, 4), (4, 29), (29, 54)] and asked[-1][1] == len(distances)
+    assert same_figures(result.queries, reid_metrics(distances, *ids, block_size=len(distances)).queries)
+
+
 def test_trapezoid_equals_rectangle_only_for_a_perfect_list_and_is_lower_otherwise(retrieval):
     perfect = rank_matches(torch.arange(6.0)[None], torch.tensor([[True, True, True, False, False, False]]))
     assert (perfect.ap.item(), perfect.ap_trapezoid.item(), perfect.inp.item()) == (1, 1, 1)
@@ -212,7 +236,7 @@ def test_no_more_than_a_block_of_distances_is_asked_for():
         asked.append((rows.start, rows.stop))
         return torch.rand(rows.stop - rows.start, 5), torch.ones(rows.stop - rows.start, 5, dtype=torch.bool), None
 
-    assert len(rank_in_blocks(block, 10, block_size=4).ap) == 10
+    assert len(rank_in_blocks(block, 10, 5, block_size=4).ap) == 10
     assert asked == [(0, 4), (4, 8), (8, 10)]
 
 

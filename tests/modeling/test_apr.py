@@ -67,6 +67,16 @@ def test_readings_by_hand():
         assert attribute_scores(logits, (2, 3), reading)[0].tolist() == pytest.approx(values)
 
 
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
+def test_answers_are_those_of_the_schema_and_need_no_value_on_the_host(schema):
+    labels = random_labels(schema, 200)
+    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = -1
+    labels[0] = 1  # every colour, and second classes
+    answers = ColumnAnswers(schema)
+    assert torch.equal(answers(labels), schema.column_answers(labels))
+    assert answers.to("meta")(labels.to("meta")).shape == (200, len(schema.columns))  # reading a value would raise
+
+
 def test_an_unknown_reading_is_refused():
     with pytest.raises(ValueError, match="MODEL.APR.SCORES is 'all', expected one of probabilities"):
         num_scores((2, 3), "all")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastreid.config import get_cfg
+from fastreid.utils.events import EventStorage
 from support.training import CONFIGS, PLUS, SMALL, model_of, small_batch
 from torch import nn
 
@@ -109,6 +110,14 @@ def test_options_beyond_the_paper_leave_no_trace_where_they_are_off():
     assert set(model(small_batch(model))) == {"loss_id", "loss_triplet", "loss_sem", "loss_reg"}
     added = set(model_of(*SMALL, *PLUS).state_dict()) - set(model.state_dict())
     assert added == {"heads.exponents.global", "heads.exponents.local"}
+
+
+@pytest.mark.parametrize(("align", "logged"), [(True, {"alignment/crop_ratio", "alignment/fallback"}), (False, set())])
+def test_the_figures_of_alignment_are_logged_where_there_is_one(align, logged):
+    model = model_of(*SMALL, "MODEL.CERBERUS.ALIGN", align).train()
+    with EventStorage(0) as storage:
+        model(small_batch(model))
+    assert {name for name in storage.latest() if name.startswith("alignment")} == logged
 
 
 def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_before_batch_normalisation():

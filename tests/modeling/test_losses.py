@@ -16,6 +16,8 @@ from cerberus_plugin.modeling.losses import (
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def guidance(count: int, cosine: float) -> float:
@@ -130,6 +132,54 @@ def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negati
     soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).backward()
     assert f.grad.isfinite().all()
     assert soft_triplet_loss(f, torch.zeros(4, dtype=torch.int64)).item() == 0
+
+
+def hardest_by_loop(f, y):
+    """d(f, f_p) - d(f, f_n) of every anchor of one group, pair by pair."""
+    gaps = []
+    for a in range(len(f)):
+        d = [(f[a] - f[b]).square().sum().sqrt() if a != b else f[a].sum() * 0 for b in range(len(f))]
+        gaps.append(max(d[b] for b in range(len(f)) if y[b] == y[a]) - min(d[b] for b in range(len(f)) if y[b] != y[a]))
+    return torch.stack(gaps)
+
+
+def test_triplets_of_near_rows_far_from_the_origin_have_the_values_and_gradients_of_float64():
+    # Steps of 2^-10 around 4 are exact in float32; a product of matrices would cancel all digits of these distances.
+    generator = torch.Generator().manual_seed(2)
+    steps = torch.randint(-3, 4, (2, 12, 6), generator=generator, dtype=torch.float64)
+    f, y = (4 + steps / 1024).requires_grad_(), torch.arange(12) // 3
+    expected = torch.stack([F.softplus(hardest_by_loop(group, y)).mean() for group in f]).mean()
+    wanted, = torch.autograd.grad(expected, f)
+    single = f.detach().float().requires_grad_()
+    loss = soft_triplet_loss(single, y)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (single.grad - wanted).norm() < 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("loss", [soft_triplet_loss, margin_triplet_loss])
+def test_gradients_of_triplets_are_those_of_finite_differences(loss):
+    generator = torch.Generator().manual_seed(3)
+    f = torch.randn(2, 8, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f: loss(f, torch.arange(8) // 2), f)
+
+
+def test_triplets_take_memory_for_pairs_and_for_representations_but_not_for_their_product():
+    sizes, names = [], set()
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            names.add(func._schema.name)
+            sizes.extend(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            return result
+
+    groups, batch, dim = 3, 16, 32
+    f = torch.randn(groups, batch, dim, requires_grad=True)
+    with Sizes():
+        soft_triplet_loss(f, torch.arange(batch) // 4).backward()
+    assert max(sizes) <= 2 * groups * batch * max(batch, dim)
+    assert "aten::_cdist_backward" not in names  # on a GPU it allocates (G, B, B, D) where nothing sees it
 
 
 def test_an_images_weight_is_its_agreement_with_the_other_images_of_its_person():

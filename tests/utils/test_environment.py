@@ -1,6 +1,6 @@
 """The account of machine and versions."""
 
-from cerberus_plugin.utils.environment import hardware, versions
+from cerberus_plugin.utils.environment import free_bytes, hardware, versions
 
 import pytest
 import torch
@@ -23,3 +23,11 @@ def test_a_run_on_the_cpu_names_no_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_versions_name_python_torch_and_the_host():
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "fastreid"} <= set(versions())
+
+
+def test_memory_that_torch_holds_and_does_not_use_counts_as_free(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert free_bytes("cuda") == 1400
+    assert 0 < free_bytes("cpu") < 2**50
