@@ -24,7 +24,7 @@ from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
 from .checkpoint_tables import HELD, schema_in
-from .convolutions import speed_up_weight_gradients
+from .convolutions import adapt_to_cpu
 from .sid_prototypes import has_prototypes
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -68,8 +68,8 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
         logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
         precisions = dict.fromkeys(precisions, "")
     precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
-    if device.type == "cpu" and precisions["SOLVER.AUTOCAST"] and precision.processor_has("amx_bf16"):
-        speed_up_weight_gradients(model)
+    if device.type == "cpu" and any(precisions.values()):
+        adapt_to_cpu(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Weight gradients of convolutions on small feature maps, by matrix products."""
+"""Convolutions in bfloat16 on a CPU: faster weight gradients on narrow maps, and float32 where oneDNN is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import processor_has
+
 MIN_CHANNELS, MAX_WIDTH = 256, 8  # where matrix products were measured to be faster, see benchmarks/README.md
+
+
+def adapt_to_cpu(model: nn.Module) -> None:
+    """Give the convolutions of a model that runs under autocast on a CPU what their kernels lack."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and max(module.stride) > 1:
+            module.forward = functools.partial(_strided_forward, module)
+    if processor_has("amx_bf16"):
+        speed_up_weight_gradients(model)
+
+
+def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
+    """In float32 where the output is one pixel wide, or the stride above 2.
+
+    There oneDNN's kernels for processors with AMX read memory outside the map, up to torch 2.13 at least: outputs and
+    gradients are wrong or NaN, and differ from call to call (pytorch/pytorch#169688).
+    """
+    width = images.shape[-1] + 2 * module.padding[1] - module.dilation[1] * (module.kernel_size[1] - 1)
+    if not torch.is_autocast_enabled("cpu") or (width > module.stride[1] and max(module.stride) <= 2):
+        return nn.Conv2d.forward(module, images)
+    with torch.autocast("cpu", enabled=False):
+        return nn.Conv2d.forward(module, images.float())
 
 
 def speed_up_weight_gradients(model: nn.Module) -> None:

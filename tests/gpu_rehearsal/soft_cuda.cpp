@@ -160,6 +160,7 @@ struct CUDAHooks : at::CUDAHooksInterface {
   Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator; }
   Device getDeviceFromPtr(void*) const override { return Device(DeviceType::CUDA, 0); }
   void deviceSynchronize(DeviceIndex) const override {}
+  std::string showConfig() const override { return "a software device\n"; }
   bool hasCuDNN() const override { return true; }
   bool compiledWithCuDNN() const override { return true; }
   bool supportsDilatedConvolutionWithCuDNN() const override { return true; }

@@ -74,12 +74,13 @@ class Watch(TorchDispatchMode):
 
     def _count_copy(self, name, inputs, outputs, args, kwargs) -> None:
         source, target = (inputs[-1], inputs[0]) if name == "copy_" else (inputs[0], outputs[0])
+        non_blocking = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
         if source.is_cuda and not target.is_cuda:
-            self._count_wait("copy to the CPU")
+            if not (non_blocking and (name == "_to_copy" or target.is_pinned())):  # `to` makes pinned memory itself
+                self._count_wait("copy to the CPU")
             return
         self.operations[name] += 1
         if not source.is_cuda:
-            non_blocking = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
             if not (non_blocking and source.is_pinned()):
                 self.uploads[f"{tuple(source.shape)} {source.dtype} @ {_place()}"] += 1
 
