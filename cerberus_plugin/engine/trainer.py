@@ -108,7 +108,7 @@ class CerberusTrainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             precision.store_channels_last(optimizer, model)
         precision.fuse(optimizer, cfg.SOLVER.FUSED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
-        if model.device.type == "cuda" and not cfg.SOLVER.AMP.ENABLED:  # the gradient scaler reads the flat buffer
+        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not cfg.SOLVER.AMP.ENABLED:  # the gradient scaler reads the flat buffer
             host.gather_gradients(optimizer, model.parameters())
         host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
