@@ -10,7 +10,7 @@ from support.training import read_config, trained
 pytestmark = pytest.mark.slow
 
 SIZE = ("INPUT.SIZE_TRAIN", [128, 32], "INPUT.SIZE_TEST", [128, 32], "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
-SETTINGS = {"prcc": {"cloth-changing", "same-clothes", "single-shot"}, "ltcc": {"cloth-changing"}}
+SETTINGS = {"prcc": {"cloth-changing", "same-clothes", "single-shot"}, "ltcc": {"cloth-changing", "same-clothes"}}
 
 
 @pytest.fixture(scope="module")
