@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from ..metrics.aps import RANKS
 from ..metrics.outfits import CHANGES, SETTINGS
 from ..utils.files import read_json, write_json, write_text
 
@@ -16,7 +17,7 @@ RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
-KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
+KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", *(f"APS/Rank-{k}" for k in RANKS))
 # The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
 READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
 PERSON = "by person"
@@ -152,10 +153,10 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
 
 def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
     results = rows[0][1]
-    lines = []
+    lines, ranks = [], [f"Rank-{k}" for k in RANKS]
 
     def add(name: str, words: str, queries, figures: Mapping, part: str = "APS", suffix: str = "") -> None:
-        keys = ("mAP", "mAP_trapezoid", "Rank-1")
+        keys = ("mAP", "mAP_trapezoid", *ranks)
         lines.append([name, words, queries, *(figures.get(f"{part}/{key}{suffix}") for key in keys)])
 
     for name, figures in rows:
@@ -182,7 +183,7 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                   "images")
     if results.get("APS/unmatched"):
         title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
-    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", "Rank-1"], lines)
+    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", *ranks], lines)
 
 
 def _table(headers: list[str], lines: list[list]) -> str:

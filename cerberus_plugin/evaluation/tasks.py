@@ -254,7 +254,7 @@ class APSTask:
         person, of_persons = _persons(gathered, pool)
         person_scores: list[Tensor] = []
         result = self._run(gathered, pool, labels, pool_categories, person=person, person_scores=person_scores)
-        figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
+        figures = {**result.percentages(), "queries": len(labels), "unmatched": result.num_unmatched,
                    "images": len(pool)}
         if self.train_labels is not None:
             seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
@@ -264,7 +264,7 @@ class APSTask:
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
         # Queries, the categories of the pool, are to find the persons of their category.
         by_person = aps.aps_metrics(torch.cat(person_scores), torch.arange(len(labels)), aps.categories(of_persons)[0])
-        figures |= {f"person/{key}": value for key, value in _percentages(by_person).items()}
+        figures |= {f"person/{key}": value for key, value in by_person.percentages().items()}
         figures |= {"person/queries": len(labels), "person/persons": len(of_persons)}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
@@ -298,7 +298,7 @@ class APSTask:
             if not len(described):
                 raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no test image has a label in these groups")
             result = self._run(gathered, pool, queries, categories, described)
-            figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
+            figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor,
@@ -449,14 +449,8 @@ def _first(members: Tensor, preferred: Tensor) -> int:
     return int((both if both.any() else members).nonzero()[0])
 
 
-def _percentages(result: aps.APSResult) -> dict[str, float]:
-    return {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1, "mAP_trapezoid": 100 * result.mAP_trapezoid}
-
-
 def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
-    """Figures over some of the queries, as the protocol counts those without a match; NaN where there are none."""
-    chosen = chosen & (result.queries.num_matches > 0) if protocol == "sal" else chosen
-    ap, trapezoid = (values[chosen].nan_to_num(0) for values in (result.queries.ap, result.queries.ap_trapezoid))
-    first = result.queries.first_match[chosen]
-    return {"mAP": 100 * ap.mean().item(), "mAP_trapezoid": 100 * trapezoid.mean().item(),
-            "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
+    """Figures over some of the queries, those that the protocol counts; NaN where there are none."""
+    part = aps.APSResult.of(ranking.Ranking(*(figure[chosen] for figure in result.queries)), protocol)
+    counted = len(part.queries.num_matches) - (part.num_unmatched if protocol == "sal" else 0)
+    return {**part.percentages(), "queries": counted}

@@ -14,25 +14,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, block_rows, rank_in_blocks
+from .ranking import Ranking, block_rows, cmc_curve, rank_in_blocks
 
 PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle"}  # the rule of the AP in each protocol's own paper and code
 PROTOCOLS = tuple(PUBLISHED_AP)
+RANKS = (1, 5, 10, 20)  # Rank-k: share of the queries with a relevant image among the first k
 
 
 @dataclass(frozen=True)
 class APSResult:
     """Figures of an attribute search, as shares of 1; means run over queries, each counting once.
 
-    `num_unmatched` counts the queries without a relevant image: "asmr" counts them as zeros, "sal" leaves them out.
-    `queries` holds the figures of each of the Q queries.
+    `cmc` is float64 (20,), of which entry k - 1 is Rank-k. `num_unmatched` counts the queries without a relevant image:
+    "asmr" counts them as zeros, "sal" leaves them out. `queries` holds the figures of each of the Q queries. Means over
+    no query are NaN.
     """
 
-    rank1: float
+    cmc: Tensor
     mAP: float
     mAP_trapezoid: float
     num_unmatched: int
     queries: Ranking
+
+    @classmethod
+    def of(cls, queries: Ranking, protocol: str) -> APSResult:
+        """The means over some queries, as a protocol counts those without a relevant image."""
+        num_queries = len(queries.num_matches)
+        num_matched = int((queries.num_matches > 0).sum())
+        denominator = num_queries if protocol == "asmr" else num_matched
+        return cls(
+            cmc=cmc_curve(queries.first_match, max(RANKS), denominator),
+            mAP=(queries.ap.nansum() / denominator).item(),
+            mAP_trapezoid=(queries.ap_trapezoid.nansum() / denominator).item(),
+            num_unmatched=num_queries - num_matched,
+            queries=queries,
+        )
+
+    @property
+    def rank1(self) -> float:
+        return self.cmc[0].item()
+
+    def percentages(self) -> dict[str, float]:
+        ranks = {f"Rank-{k}": 100 * self.cmc[k - 1].item() for k in RANKS}
+        return {"mAP": 100 * self.mAP, "mAP_trapezoid": 100 * self.mAP_trapezoid, **ranks}
 
 
 def categories(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +80,7 @@ def aps_metrics(
     gallery_camids: Tensor | None = None,
     block_size: int | None = None,
 ) -> APSResult:
-    """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
+    """Rank the gallery for each category: Rank-k and mAP by both rules, macro over queries.
 
     "asmr" ranks the whole pool (gallery and query images together), without a filter by person or camera, and keeps
     every query in the denominator; its paper publishes the trapezoid AP. "sal" takes the images of the person and
@@ -93,18 +117,11 @@ def aps_metrics(
         return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
 
     queries = rank_in_blocks(block, num_queries, block_size or block_rows(len(gallery_categories)))
-    num_matched = int((queries.num_matches > 0).sum())
-    if num_matched == 0:
+    result = APSResult.of(queries, protocol)
+    if result.num_unmatched == num_queries:
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "
                          "and gallery categories come from one numbering")
-    denominator = num_queries if protocol == "asmr" else num_matched
-    return APSResult(
-        rank1=int((queries.first_match == 1).sum()) / denominator,
-        mAP=queries.ap.nansum().item() / denominator,
-        mAP_trapezoid=queries.ap_trapezoid.nansum().item() / denominator,
-        num_unmatched=num_queries - num_matched,
-        queries=queries,
-    )
+    return result
 
 
 def _check_shape(name: str, given: Tensor, num_queries: int, num_gallery: int) -> None:
