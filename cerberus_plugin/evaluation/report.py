@@ -178,6 +178,9 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                     add(name, f"by {groups}, relevant: {word}", None, figures, f"APS/{groups}", f"_{reading}")
     title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
              "the rectangle AP)")
+    if results.get("APS/categories", 0) > results["APS/queries"]:
+        title += (f"; queries are the {results['APS/queries']:.0f} categories of query images, of "
+                  f"{results['APS/categories']:.0f} in the test")
     if "APS/person/persons" in results:
         title += (f"; {PERSON}: {results['APS/person/persons']:.0f} persons are ranked, each by the mean score of its "
                   "images")

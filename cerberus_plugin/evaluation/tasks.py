@@ -227,15 +227,16 @@ class PARTask:
 
 @dataclass(frozen=True)
 class APSTask:
-    """Search by attributes: each category of the test images queries the pool of gallery and query images.
+    """Search by attributes: categories of the test images are queries to the pool of gallery and query images.
 
     "person" figures rank persons in place of images, each by the mean score of its images in the pool: all persons,
-    whatever the protocol.
+    whatever the protocol. "categories" counts those of the pool, of which the protocol may ask for some, see
+    `metrics.aps.QUERIES`.
 
     Args:
         train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
             unseen semantic ID, which are the fewest; None leaves it out.
-        protocol: "asmr" or "sal".
+        protocol: one of `metrics.aps.PROTOCOLS`.
         groups: partial searches to report beside the full one: names of groups joined by "+".
         name: of the figures.
     """
@@ -253,22 +254,32 @@ class APSTask:
         pool_categories, labels = aps.categories(gathered.attributes[pool])
         person, of_persons = _persons(gathered, pool)
         person_scores: list[Tensor] = []
-        result = self._run(gathered, pool, labels, pool_categories, person=person, person_scores=person_scores)
-        figures = {**result.percentages(), "queries": len(labels), "unmatched": result.num_unmatched,
-                   "images": len(pool)}
+        asked = self._asked(pool_categories, pool < gathered.num_query)
+        result = self._run(gathered, pool, labels, pool_categories, asked, person, person_scores)
+        figures = {**result.percentages(), "queries": len(asked), "categories": len(labels),
+                   "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
-            seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
-            unseen_sid = self._with_unseen_sid(labels)
+            described = labels[asked]
+            seen = (described[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
+            unseen_sid = self._with_unseen_sid(described)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
-        # Queries, the categories of the pool, are to find the persons of their category.
-        by_person = aps.aps_metrics(torch.cat(person_scores), torch.arange(len(labels)), aps.categories(of_persons)[0])
+        # Queries are to find the persons of their category; those of the persons are numbered as those of the pool.
+        by_person = aps.aps_metrics(torch.cat(person_scores), asked, aps.categories(of_persons)[0])
         figures |= {f"person/{key}": value for key, value in by_person.percentages().items()}
-        figures |= {"person/queries": len(labels), "person/persons": len(of_persons)}
+        figures |= {"person/queries": len(asked), "person/persons": len(of_persons)}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return {f"{self.name}/{key}": value for key, value in figures.items()}
+
+    def _asked(self, categories: Tensor, is_query: Tensor) -> Tensor:
+        """The categories that are queries, int64 (Q,), of images: int64 (N,), bool (N,)."""
+        asked = (categories if self.protocol != "sal" else categories[is_query]).unique()
+        if not len(asked):
+            raise ValueError("TEST.APS.PROTOCOL sal asks for the categories of query images, of which none is "
+                             "labelled; asmr and sal-all ask for those of all test images")
+        return asked
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
@@ -294,28 +305,28 @@ class APSTask:
                                             ("given", own, own_categories)):
             queries = torch.full((len(values), labels.shape[1]), MISSING, dtype=torch.int64)
             queries[:, fields] = values
-            described = (values != MISSING).any(dim=1).nonzero()[:, 0]
+            asked = self._asked(categories, pool < gathered.num_query)
+            described = asked[(values[asked] != MISSING).any(dim=1)]
             if not len(described):
-                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no test image has a label in these groups")
+                image = "query image" if self.protocol == "sal" else "test image"
+                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no {image} has a label in these groups")
             result = self._run(gathered, pool, queries, categories, described)
             figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
 
-    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor,
-             chosen: Tensor | None = None, person: Tensor | None = None,
-             person_scores: list[Tensor] | None = None) -> aps.APSResult:
+    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor, chosen: Tensor,
+             person: Tensor | None = None, person_scores: list[Tensor] | None = None) -> aps.APSResult:
         """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,).
 
         Args:
-            chosen: int64 (Q,), the queries to run; None for all.
+            chosen: int64 (Q,), the queries to run.
             person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
             person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
                 time. They take the same scores as the images do, so nothing is computed twice.
         """
         pids, camids = gathered.pids[pool], gathered.camids[pool]
-        chosen = torch.arange(len(queries)) if chosen is None else chosen
         representative = {}
-        if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
+        if self.protocol != "asmr":  # the first query image of a category stands for it, or else its first image
             from_query = pool < gathered.num_query
             first = [_first(pool_categories == k, from_query) for k in chosen]
             representative = {"representative_pids": pids[first], "representative_camids": camids[first],
@@ -452,5 +463,5 @@ def _first(members: Tensor, preferred: Tensor) -> int:
 def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
     """Figures over some of the queries, those that the protocol counts; NaN where there are none."""
     part = aps.APSResult.of(ranking.Ranking(*(figure[chosen] for figure in result.queries)), protocol)
-    counted = len(part.queries.num_matches) - (part.num_unmatched if protocol == "sal" else 0)
+    counted = len(part.queries.num_matches) - (part.num_unmatched if protocol != "asmr" else 0)
     return {**part.percentages(), "queries": counted}

@@ -166,7 +166,8 @@ def table(runs: Sequence[FinishedRun], form: str = "simple") -> str:
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
     if form == "simple":
-        headers = [textwrap.fill(header, HEADER_WIDTH, break_long_words=False) for header in headers]
+        headers = [textwrap.fill(header, HEADER_WIDTH, break_long_words=False, break_on_hyphens=False)
+                   for header in headers]
     tables = [report.aligned(rows_of(runs, test), headers, form) for test in tests]
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
 
