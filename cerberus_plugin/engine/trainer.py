@@ -36,7 +36,7 @@ from ..evaluation import manifest, report
 from ..evaluation.clothes_task import ClothesTask
 from ..evaluation.evaluators import Task, TaskEvaluator
 from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
-from ..metrics import aps
+from ..metrics import aps, par
 from ..metrics.outfits import SETTINGS
 from ..modeling import precision
 from ..modeling.build import groups_of, load_model, needs_labels, needs_prototypes, reader_of, with_precision
@@ -471,7 +471,8 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
                      "flip": flips(cfg), **manifest.ranking_rules(cfg)},
-            "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
+            "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY,
+                    "yes/no labels": par.LABELS},
             "aps": {"protocol": test.APS.PROTOCOL, "queries": aps.QUERIES[test.APS.PROTOCOL],
                     "pool": "query and gallery", "ap": "rectangle",
                     "ap that the protocol's paper publishes": aps.PUBLISHED_AP[test.APS.PROTOCOL]},

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from ..metrics.aps import RANKS
 from ..metrics.outfits import CHANGES, SETTINGS
+from ..metrics.par import LABELS
 from ..utils.files import read_json, write_json, write_text
 
 FLOOR_FILE = "before_training.json"
@@ -23,7 +24,7 @@ READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
 PERSON = "by person"
 APS_PARTS = {"person": f"all, {PERSON}", "seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
-KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
+KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_", "PAR/label/", "PAR/instance/")
 
 
 def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None,
@@ -44,6 +45,8 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
         parts[0] = _outfits_table(rows)
     if "PAR/mA_official" in results:
         parts.append(_par_table(rows))
+    if "PAR/label/mA" in results:
+        parts.append(_labels_table(rows))
     if "APS/mAP" in results:
         parts.append(_aps_table(rows))
     return "\n\n".join(parts)
@@ -149,6 +152,37 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
         title += ("\nby probability: the most probable value; balanced: the value that exceeds its share of the "
                   "training people most")
     return f"{title}\n" + _table(["rule", "mA", *columns], lines)
+
+
+def _labels_table(rows: list[tuple[str, Mapping]]) -> str:
+    """Attributes as yes/no labels, as the tables of PETA, RAP and PA-100K report them."""
+    results = rows[0][1]
+    keys = ("label/accuracy", "label/mA", "label/F1", "instance/accuracy", "instance/precision", "instance/recall",
+            "instance/F1")
+    lines = []
+
+    def add(name: str, figures: Mapping, source: str = "PAR") -> None:
+        if f"{source}/label/mA" in figures:
+            lines.append([name, *(figures.get(f"{source}/{key}") for key in keys)])
+
+    others = {name: words for name, words in READINGS.items() if f"PAR ({name})/label/mA" in results}
+    own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
+    for words, source in ((own, "PAR"), *((f", {words}", f"PAR ({name})") for name, words in others.items())):
+        add(rows[0][0] + words, results, source)
+        add(f"{rows[0][0]}{words}, {PERSON}", results, f"{source}/person")
+    add("majority answer", results, "PAR-majority")
+    for name, figures in rows[1:]:
+        add(name, figures)
+    left_out = [f"{words}: {results[f'PAR/{key}']:.0f}" for key, words in (
+        ("label/undefined_F1", "labels, of F1 (yes on no image and in no answer)"),
+        ("instance/without_yes", "images, of the recall (no label is yes)"),
+        ("instance/without_answer", "images, of the precision (no answer is yes)"),
+        ("instance/without_either", "images, of the instance accuracy (neither)")) if results.get(f"PAR/{key}")]
+    title = f"PAR by {results['PAR/questions']:.0f} yes/no labels ({LABELS})"
+    if left_out:
+        title += f"\nleft out of the means: {'; '.join(left_out)}"
+    return f"{title}\n" + _table(["", "label accuracy", "label mA", "label F1", "instance accuracy", "precision",
+                                  "recall", "F1"], lines)
 
 
 def _aps_table(rows: list[tuple[str, Mapping]]) -> str:

@@ -145,6 +145,10 @@ class DirectionTask:
 class PARTask:
     """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
 
+    "label" and "instance" figures are those of multi-label recognition (PETA, RAP, PA-100K), see
+    `metrics.par.LabelResult`. A label is answered yes if it is what the one answer to its attribute says; for a yes/no
+    attribute that is read by probability, this is a threshold of 0.5.
+
     Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`. "person"
     figures are of one answer a person, decided by the mean scores of these images, where it is a `PersonReader`.
 
@@ -222,6 +226,14 @@ class PARTask:
         for rule in ("official", "binary", "balanced"):
             for column, share in zip(self.reader.schema.columns, getattr(result, rule).tolist()):
                 figures[f"{name}/{rule}/{column.name}"] = 100 * share
+        labels = result.labels
+        for key, of_labels in (("accuracy", labels.accuracy), ("mA", labels.balanced), ("F1", labels.f1)):
+            figures[f"{name}/label/{key}"] = 100 * of_labels.nanmean().item()
+        for key in ("accuracy", "precision", "recall", "F1"):
+            figures[f"{name}/instance/{key}"] = 100 * getattr(labels, f"instance_{key.lower()}")
+        figures[f"{name}/label/undefined_F1"] = int(labels.f1.isnan().sum())
+        for key in ("without_yes", "without_answer", "without_either"):
+            figures[f"{name}/instance/{key}"] = getattr(labels, f"num_{key}")
         return figures
 
 

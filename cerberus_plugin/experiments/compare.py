@@ -29,6 +29,7 @@ from .manifest_diff import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "PAR/person/mA_binary": "binary by person",
+           "PAR/instance/F1": "instance F1",
            "APS/mAP": "APS mAP (rectangle)", "APS/mAP_trapezoid": "APS mAP (trapezoid)",
            **{f"APS/Rank-{k}": f"APS Rank-{k}" for k in RANKS},
            "APS/person/mAP": "APS mAP by person", "APS/unseen/mAP": "APS unseen mAP (rectangle)"}

@@ -131,6 +131,37 @@ def test_recognition_can_be_scored_on_query_identities_alone():
     assert some["PAR/images"] < every["PAR/images"]
 
 
+def test_labels_and_images_are_scored_by_the_answers_without_the_missing_labels():
+    """Against loops over the bits of the schema."""
+    stream, hat = list(batches()), MARKET1501.index("hat")
+    for inputs, _ in stream:
+        inputs["attributes"][::3, hat] = -1
+    results = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
+    labels = torch.cat([inputs["attributes"] for inputs, _ in stream])[24:]
+    said = torch.cat([outputs for _, outputs in stream])[24:, 0] > 0  # the reader answers class 1 to everything, or 0
+    right, pairs = {}, {}
+    for i, row in enumerate(labels.tolist()):
+        if max(row) < 0:
+            continue  # a distractor
+        for field, value in zip(MARKET1501.fields, row):
+            for k in (range(4) if field.name == "age" else (1,)):
+                garment = [own.name for own in MARKET1501.fields if own.column == field.column]
+                answer = int(said[i]) == (garment.index(field.name) if field.column else k)
+                if value >= 0:
+                    right.setdefault((field.name, k), []).append(answer == (value == k))
+                    pairs.setdefault(i, []).append((answer, value == k))
+    shares = [sum(own) / len(own) for own in right.values()]
+    assert len(shares) == results["PAR/questions"] == 30
+    assert results["PAR/label/accuracy"] == pytest.approx(100 * sum(shares) / 30)
+    recalls = [sum(a and t for a, t in own) / sum(t for _, t in own) for own in pairs.values()]
+    precisions = [sum(a and t for a, t in own) / sum(a for a, _ in own) for own in pairs.values()]
+    precision, recall = sum(precisions) / len(pairs), sum(recalls) / len(pairs)
+    assert results["PAR/instance/precision"] == pytest.approx(100 * precision)
+    assert results["PAR/instance/recall"] == pytest.approx(100 * recall)
+    assert results["PAR/instance/F1"] == pytest.approx(200 * precision * recall / (precision + recall))
+    assert results["PAR/instance/without_yes"] == 0 and results["PAR/label/mA"] == results["PAR/mA_balanced"]
+
+
 def gathered_example() -> Gathered:
     return Gathered(torch.randn(4, 10), torch.tensor([1, 2, 1, 3]), torch.tensor([0, 0, 1, 1]),
                     random_labels(MARKET1501, 4), 2)

@@ -119,6 +119,27 @@ def test_questions_that_balanced_accuracy_leaves_out_are_counted():
     assert "leaves out" not in results_table({**REID, **PAR})  # records from before they were counted
 
 
+LABELS = {"PAR/questions": 30, "PAR/label/undefined_F1": 0, "PAR/label/accuracy": 92.0, "PAR/label/mA": 74.0,
+          "PAR/label/F1": 59.0, "PAR/instance/accuracy": 72.0, "PAR/instance/precision": 81.0,
+          "PAR/instance/recall": 84.0, "PAR/instance/F1": 82.5, "PAR/instance/without_yes": 0,
+          "PAR/instance/without_answer": 0, "PAR/instance/without_either": 0}
+
+
+def test_labels_have_a_table_that_names_the_threshold_and_what_is_left_out():
+    results = {**REID, **PAR, **LABELS, "PAR (probability)/label/mA": 75.0, "PAR/person/label/mA": 76.0,
+               "PAR-majority/label/mA": 50.0}
+    _, _, labels = results_table(results, results).split("\n\n")
+    title, header, _, *lines = labels.splitlines()
+    assert "30 yes/no labels" in title and "threshold of 0.5" in title and "left out" not in labels
+    assert [line.split("  ")[0] for line in map(str.strip, lines)] == [
+        "this model, nearest prototype", "this model, nearest prototype, by person", "this model, by probability",
+        "majority answer", "before training"]
+    assert lines[0].split()[-7:] == ["92.00", "74.00", "59.00", "72.00", "81.00", "84.00", "82.50"]
+    assert len(header) <= 140
+    counted = results_table({**results, "PAR/instance/without_yes": 4, "PAR/label/undefined_F1": 1})
+    assert "of F1 (yes on no image and in no answer): 1; images, of the recall (no label is yes): 4" in counted
+
+
 def test_persons_have_a_row_beside_that_of_the_images_in_each_reading():
     person = {f"PAR/person/{key.removeprefix('PAR/')}": 70.0 for key in PAR if key != "PAR/images"}
     person |= {"PAR/person/persons": 3, "APS/person/mAP": 80.0, "APS/person/queries": 4, "APS/person/persons": 5}
