@@ -76,7 +76,7 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     assert set(second["results"]["Market1501"]) == {"mAP", "Rank-1", "mINP"}
 
 
-def test_the_table_of_a_terminal_breaks_its_headers_and_stays_within_220_characters(write):
+def test_a_table_for_a_terminal_breaks_its_headers_to_220_characters(write):
     lines = table([FinishedRun.read(write("cerberus_R50"))]).splitlines()
     assert all(len(line) <= 220 for line in lines)
     assert lines[-1].split()[-4:] == ["50.00", "98.00", "undefined", "90.0"]

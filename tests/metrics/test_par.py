@@ -99,7 +99,7 @@ def mean_of_defined(values):
     return sum(values) / len(values)
 
 
-def test_labels_and_images_equal_a_twin_that_leaves_out_missing_labels_and_images_without_a_yes():
+def test_labels_and_images_equal_a_twin_without_missing_labels_and_undefined_shares():
     answers, truth, known = random_answers()
     found = label_metrics(answers, truth, known)
     cells = [[(bool(a), bool(t)) for a, t, k in zip(*row) if k] for row in zip(*map(torch.Tensor.tolist, (
@@ -134,7 +134,7 @@ def vars_of(result):
     return {name: value.tolist() if torch.is_tensor(value) else value for name, value in vars(result).items()}
 
 
-def test_counts_of_images_turn_the_figures_into_those_that_count_undefined_images_as_zero():
+def test_counts_turn_the_figures_into_those_that_count_undefined_images_as_zero():
     """As Rethinking_of_PAR does."""
     answers, truth, known = random_answers()
     found, (answers, truth) = label_metrics(answers, truth, known), (answers & known, truth & known)
@@ -146,7 +146,7 @@ def test_counts_of_images_turn_the_figures_into_those_that_count_undefined_image
         assert figure * (found.num_images - left_out) / found.num_images == exactly(as_zero)
 
 
-def test_a_model_that_never_says_yes_has_no_precision_and_one_that_is_never_right_scores_0():
+def test_never_saying_yes_has_no_precision_and_never_being_right_scores_0():
     truth, known = torch.tensor([[True, False], [False, False]]), torch.ones(2, 2, dtype=torch.bool)
     silent = label_metrics(torch.zeros(2, 2, dtype=torch.bool), truth, known)
     assert (silent.instance_precision, silent.instance_recall, silent.instance_f1) == exactly(NAN, 0, NAN)
@@ -310,7 +310,7 @@ def test_the_published_predictions_have_one_question_that_balanced_accuracy_leav
     assert 100 * result.mA_balanced == percent(74.21)
 
 
-def test_the_published_predictions_by_30_labels_are_as_scikit_learn_scores_them(market_gallery):
+def test_published_predictions_by_30_labels_are_as_scikit_learn_scores_them(market_gallery):
     """As the public code for Market-1501's attributes does: accuracy and F1 of each label, and their means."""
     predictions, truth, known, colour = market_gallery
     found = par_metrics(*market_gallery).labels
