@@ -253,7 +253,9 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.PAR.TAU = 1.0
     cfg.TEST.PAR.UNSEEN_PRIOR = 0.5
 
-    # Search. PROTOCOL "asmr": rank all test images; "sal": without the person-and-camera that stands for the query.
+    # Search. PROTOCOL "asmr": rank all test images; "sal": without the person-and-camera that stands for the query, and
+    # queries are the categories of the query images alone, as in SAL's code (DukeMTMC 307); "sal-all": the same, and
+    # queries are those of all test images, as under "asmr" (DukeMTMC 387; on Market-1501 it is 484 either way).
     cfg.TEST.APS = CN()
     cfg.TEST.APS.PROTOCOL = "asmr"
     cfg.TEST.APS.PARTIAL = "mean"  # a half-described group: "mean" or "max" over the semantic IDs that agree

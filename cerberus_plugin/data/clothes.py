@@ -216,14 +216,15 @@ class PRCC(ClothesDataset):
 class LTCC(ClothesDataset):
     """Twelve cameras, outfits numbered within a person; the gallery's folder is `test`, or `gallery`.
 
-    reID's own figures are those of the standard setting.
+    reID's own figures are those of the standard setting. "cloth-changing" and "same-clothes" are the two settings in
+    which CAL's code (Gu et al., CVPR 2022) evaluates LTCC besides it.
     """
 
     dataset_name = "ltcc"
     folder = "LTCC_ReID"
     layout = "LTCC_ReID/{train,query,test}/PERSON_OUTFIT_cCAMERA_FRAME.png and LTCC_ReID/info"
     published = {"train": Count(9576, 77), "query": Count(493), "gallery": Count(7050), "test": Count(7543, 75)}
-    settings = ("cloth-changing",)
+    settings = ("cloth-changing", "same-clothes")
 
     def read(self) -> dict[str, list[Photo]]:
         other = os.path.isdir(os.path.join(self.dataset_dir, "gallery"))

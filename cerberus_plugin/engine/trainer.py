@@ -36,7 +36,7 @@ from ..evaluation import manifest, report
 from ..evaluation.clothes_task import ClothesTask
 from ..evaluation.evaluators import Task, TaskEvaluator
 from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
-from ..metrics import aps
+from ..metrics import aps, par
 from ..metrics.outfits import SETTINGS
 from ..modeling import precision
 from ..modeling.build import groups_of, load_model, needs_labels, needs_prototypes, reader_of, with_precision
@@ -108,7 +108,8 @@ class CerberusTrainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             precision.store_channels_last(optimizer, model)
         precision.fuse(optimizer, cfg.SOLVER.FUSED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
-        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not cfg.SOLVER.AMP.ENABLED:  # the gradient scaler reads the flat buffer
+        # The gradient scaler reads the flat buffer.
+        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not cfg.SOLVER.AMP.ENABLED:
             host.gather_gradients(optimizer, model.parameters())
         host.checkpoints.refuse_other_optimizers(optimizer, model, cfg.SOLVER.OPT)
         return optimizer, params
@@ -482,8 +483,10 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
         "protocol": {
             "reid": {"ap": "rectangle", "same camera": "ignored", "metric": test.METRIC, "groups": list(test.GROUPS),
                      "flip": flips(cfg), **manifest.ranking_rules(cfg)},
-            "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY},
-            "aps": {"protocol": test.APS.PROTOCOL, "pool": "query and gallery", "ap": "rectangle",
+            "par": {"force colour": test.PAR.FORCE_COLOUR, "query identities only": test.PAR.QUERY_IDENTITIES_ONLY,
+                    "yes/no labels": par.LABELS},
+            "aps": {"protocol": test.APS.PROTOCOL, "queries": aps.QUERIES[test.APS.PROTOCOL],
+                    "pool": "query and gallery", "ap": "rectangle",
                     "ap that the protocol's paper publishes": aps.PUBLISHED_AP[test.APS.PROTOCOL]},
         },
         "weights": os.path.basename(cfg.MODEL.WEIGHTS) if clock is None else

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from ..metrics.aps import RANKS
 from ..metrics.outfits import CHANGES, SETTINGS
+from ..metrics.par import LABELS
 from ..utils.files import read_json, write_json, write_text
 
 FLOOR_FILE = "before_training.json"
@@ -16,13 +18,13 @@ RESULTS_FILE = "results.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
-KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1")
+KEPT = ("metric", *REID, "APS/mAP", "APS/mAP_trapezoid", *(f"APS/Rank-{k}" for k in RANKS))
 # The two readings of Cerberus; figures of the one that TEST.READING does not name have it in their names.
 READINGS = {"nearest": "nearest prototype", "probability": "by probability"}
 PERSON = "by person"
 APS_PARTS = {"person": f"all, {PERSON}", "seen": "seen in training", "unseen": "unseen in training",
              "unseen semantic ID": "with a semantic ID unseen in training"}
-KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_")
+KEPT_PARTS = ("cloth-changing/", "same-clothes/", "single-shot/", "PAR/mA_", "PAR/label/", "PAR/instance/")
 
 
 def results_table(results: Mapping[str, float], floor: Mapping[str, float] | None = None,
@@ -43,6 +45,8 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
         parts[0] = _outfits_table(rows)
     if "PAR/mA_official" in results:
         parts.append(_par_table(rows))
+    if "PAR/label/mA" in results:
+        parts.append(_labels_table(rows))
     if "APS/mAP" in results:
         parts.append(_aps_table(rows))
     return "\n\n".join(parts)
@@ -150,12 +154,43 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     return f"{title}\n" + _table(["rule", "mA", *columns], lines)
 
 
-def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
+def _labels_table(rows: list[tuple[str, Mapping]]) -> str:
+    """Attributes as yes/no labels, as the tables of PETA, RAP and PA-100K report them."""
     results = rows[0][1]
+    keys = ("label/accuracy", "label/mA", "label/F1", "instance/accuracy", "instance/precision", "instance/recall",
+            "instance/F1")
     lines = []
 
+    def add(name: str, figures: Mapping, source: str = "PAR") -> None:
+        if f"{source}/label/mA" in figures:
+            lines.append([name, *(figures.get(f"{source}/{key}") for key in keys)])
+
+    others = {name: words for name, words in READINGS.items() if f"PAR ({name})/label/mA" in results}
+    own = next((f", {words}" for name, words in READINGS.items() if others and name not in others), "")
+    for words, source in ((own, "PAR"), *((f", {words}", f"PAR ({name})") for name, words in others.items())):
+        add(rows[0][0] + words, results, source)
+        add(f"{rows[0][0]}{words}, {PERSON}", results, f"{source}/person")
+    add("majority answer", results, "PAR-majority")
+    for name, figures in rows[1:]:
+        add(name, figures)
+    left_out = [f"{words}: {results[f'PAR/{key}']:.0f}" for key, words in (
+        ("label/undefined_F1", "labels, of F1 (yes on no image and in no answer)"),
+        ("instance/without_yes", "images, of the recall (no label is yes)"),
+        ("instance/without_answer", "images, of the precision (no answer is yes)"),
+        ("instance/without_either", "images, of the instance accuracy (neither)")) if results.get(f"PAR/{key}")]
+    title = f"PAR by {results['PAR/questions']:.0f} yes/no labels ({LABELS})"
+    if left_out:
+        title += f"\nleft out of the means: {'; '.join(left_out)}"
+    return f"{title}\n" + _table(["", "label accuracy", "label mA", "label F1", "instance accuracy", "precision",
+                                  "recall", "F1"], lines)
+
+
+def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
+    results = rows[0][1]
+    lines, ranks = [], [f"Rank-{k}" for k in RANKS]
+
     def add(name: str, words: str, queries, figures: Mapping, part: str = "APS", suffix: str = "") -> None:
-        keys = ("mAP", "mAP_trapezoid", "Rank-1")
+        keys = ("mAP", "mAP_trapezoid", *ranks)
         lines.append([name, words, queries, *(figures.get(f"{part}/{key}{suffix}") for key in keys)])
 
     for name, figures in rows:
@@ -177,12 +212,15 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                     add(name, f"by {groups}, relevant: {word}", None, figures, f"APS/{groups}", f"_{reading}")
     title = (f"APS over {results['APS/images']:.0f} images of query and gallery (ASMR publishes the trapezoid AP, SAL "
              "the rectangle AP)")
+    if results.get("APS/categories", 0) > results["APS/queries"]:
+        title += (f"; queries are the {results['APS/queries']:.0f} categories of query images, of "
+                  f"{results['APS/categories']:.0f} in the test")
     if "APS/person/persons" in results:
         title += (f"; {PERSON}: {results['APS/person/persons']:.0f} persons are ranked, each by the mean score of its "
                   "images")
     if results.get("APS/unmatched"):
         title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
-    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", "Rank-1"], lines)
+    return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", *ranks], lines)
 
 
 def _table(headers: list[str], lines: list[list]) -> str:

@@ -145,6 +145,10 @@ class DirectionTask:
 class PARTask:
     """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
 
+    "label" and "instance" figures are those of multi-label recognition (PETA, RAP, PA-100K), see
+    `metrics.par.LabelResult`. A label is answered yes if it is what the one answer to its attribute says; for a yes/no
+    attribute that is read by probability, this is a threshold of 0.5.
+
     Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`. "person"
     figures are of one answer a person, decided by the mean scores of these images, where it is a `PersonReader`.
 
@@ -222,20 +226,29 @@ class PARTask:
         for rule in ("official", "binary", "balanced"):
             for column, share in zip(self.reader.schema.columns, getattr(result, rule).tolist()):
                 figures[f"{name}/{rule}/{column.name}"] = 100 * share
+        labels = result.labels
+        for key, of_labels in (("accuracy", labels.accuracy), ("mA", labels.balanced), ("F1", labels.f1)):
+            figures[f"{name}/label/{key}"] = 100 * of_labels.nanmean().item()
+        for key in ("accuracy", "precision", "recall", "F1"):
+            figures[f"{name}/instance/{key}"] = 100 * getattr(labels, f"instance_{key.lower()}")
+        figures[f"{name}/label/undefined_F1"] = int(labels.f1.isnan().sum())
+        for key in ("without_yes", "without_answer", "without_either"):
+            figures[f"{name}/instance/{key}"] = getattr(labels, f"num_{key}")
         return figures
 
 
 @dataclass(frozen=True)
 class APSTask:
-    """Search by attributes: each category of the test images queries the pool of gallery and query images.
+    """Search by attributes: categories of the test images are queries to the pool of gallery and query images.
 
     "person" figures rank persons in place of images, each by the mean score of its images in the pool: all persons,
-    whatever the protocol.
+    whatever the protocol. "categories" counts those of the pool, of which the protocol may ask for some, see
+    `metrics.aps.QUERIES`.
 
     Args:
         train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
             unseen semantic ID, which are the fewest; None leaves it out.
-        protocol: "asmr" or "sal".
+        protocol: one of `metrics.aps.PROTOCOLS`.
         groups: partial searches to report beside the full one: names of groups joined by "+".
         name: of the figures.
     """
@@ -253,22 +266,32 @@ class APSTask:
         pool_categories, labels = aps.categories(gathered.attributes[pool])
         person, of_persons = _persons(gathered, pool)
         person_scores: list[Tensor] = []
-        result = self._run(gathered, pool, labels, pool_categories, person=person, person_scores=person_scores)
-        figures = {**_percentages(result), "queries": len(labels), "unmatched": result.num_unmatched,
-                   "images": len(pool)}
+        asked = self._asked(pool_categories, pool < gathered.num_query)
+        result = self._run(gathered, pool, labels, pool_categories, asked, person, person_scores)
+        figures = {**result.percentages(), "queries": len(asked), "categories": len(labels),
+                   "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
-            seen = (labels[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
-            unseen_sid = self._with_unseen_sid(labels)
+            described = labels[asked]
+            seen = (described[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
+            unseen_sid = self._with_unseen_sid(described)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
-        # Queries, the categories of the pool, are to find the persons of their category.
-        by_person = aps.aps_metrics(torch.cat(person_scores), torch.arange(len(labels)), aps.categories(of_persons)[0])
-        figures |= {f"person/{key}": value for key, value in _percentages(by_person).items()}
-        figures |= {"person/queries": len(labels), "person/persons": len(of_persons)}
+        # Queries are to find the persons of their category; those of the persons are numbered as those of the pool.
+        by_person = aps.aps_metrics(torch.cat(person_scores), asked, aps.categories(of_persons)[0])
+        figures |= {f"person/{key}": value for key, value in by_person.percentages().items()}
+        figures |= {"person/queries": len(asked), "person/persons": len(of_persons)}
         for name in self.groups:
             figures |= self._partial(name, gathered, pool, labels, pool_categories)
         return {f"{self.name}/{key}": value for key, value in figures.items()}
+
+    def _asked(self, categories: Tensor, is_query: Tensor) -> Tensor:
+        """The categories that are queries, int64 (Q,), of images: int64 (N,), bool (N,)."""
+        asked = (categories if self.protocol != "sal" else categories[is_query]).unique()
+        if not len(asked):
+            raise ValueError("TEST.APS.PROTOCOL sal asks for the categories of query images, of which none is "
+                             "labelled; asmr and sal-all ask for those of all test images")
+        return asked
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
         """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
@@ -294,28 +317,28 @@ class APSTask:
                                             ("given", own, own_categories)):
             queries = torch.full((len(values), labels.shape[1]), MISSING, dtype=torch.int64)
             queries[:, fields] = values
-            described = (values != MISSING).any(dim=1).nonzero()[:, 0]
+            asked = self._asked(categories, pool < gathered.num_query)
+            described = asked[(values[asked] != MISSING).any(dim=1)]
             if not len(described):
-                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no test image has a label in these groups")
+                image = "query image" if self.protocol == "sal" else "test image"
+                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no {image} has a label in these groups")
             result = self._run(gathered, pool, queries, categories, described)
-            figures |= {f"{name}/{key}_{reading}": value for key, value in _percentages(result).items()}
+            figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
 
-    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor,
-             chosen: Tensor | None = None, person: Tensor | None = None,
-             person_scores: list[Tensor] | None = None) -> aps.APSResult:
+    def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor, chosen: Tensor,
+             person: Tensor | None = None, person_scores: list[Tensor] | None = None) -> aps.APSResult:
         """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,).
 
         Args:
-            chosen: int64 (Q,), the queries to run; None for all.
+            chosen: int64 (Q,), the queries to run.
             person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
             person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
                 time. They take the same scores as the images do, so nothing is computed twice.
         """
         pids, camids = gathered.pids[pool], gathered.camids[pool]
-        chosen = torch.arange(len(queries)) if chosen is None else chosen
         representative = {}
-        if self.protocol == "sal":  # the first query image of a category stands for it, or else its first image
+        if self.protocol != "asmr":  # the first query image of a category stands for it, or else its first image
             from_query = pool < gathered.num_query
             first = [_first(pool_categories == k, from_query) for k in chosen]
             representative = {"representative_pids": pids[first], "representative_camids": camids[first],
@@ -449,14 +472,8 @@ def _first(members: Tensor, preferred: Tensor) -> int:
     return int((both if both.any() else members).nonzero()[0])
 
 
-def _percentages(result: aps.APSResult) -> dict[str, float]:
-    return {"mAP": 100 * result.mAP, "Rank-1": 100 * result.rank1, "mAP_trapezoid": 100 * result.mAP_trapezoid}
-
-
 def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
-    """Figures over some of the queries, as the protocol counts those without a match; NaN where there are none."""
-    chosen = chosen & (result.queries.num_matches > 0) if protocol == "sal" else chosen
-    ap, trapezoid = (values[chosen].nan_to_num(0) for values in (result.queries.ap, result.queries.ap_trapezoid))
-    first = result.queries.first_match[chosen]
-    return {"mAP": 100 * ap.mean().item(), "mAP_trapezoid": 100 * trapezoid.mean().item(),
-            "Rank-1": 100 * (first == 1).double().mean().item(), "queries": len(ap)}
+    """Figures over some of the queries, those that the protocol counts; NaN where there are none."""
+    part = aps.APSResult.of(ranking.Ranking(*(figure[chosen] for figure in result.queries)), protocol)
+    counted = len(part.queries.num_matches) - (part.num_unmatched if protocol != "asmr" else 0)
+    return {**part.percentages(), "queries": counted}

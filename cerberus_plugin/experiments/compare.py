@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastreid.config import CfgNode
 from ..config import merge_file
 from ..data.splits import HELD_OUT
 from ..evaluation import report
+from ..metrics.aps import RANKS
 from ..metrics.outfits import CHANGES
 from ..utils.commands import run_command
 from ..utils.files import write_json, write_text
@@ -27,12 +29,15 @@ from .manifest_diff import SHOWN
 
 COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_official": "PAR mA official",
            "PAR/mA_binary": "binary", "PAR/mA_balanced": "balanced", "PAR/person/mA_binary": "binary by person",
-           "APS/mAP": "APS mAP (rectangle)", "APS/mAP_trapezoid": "APS mAP (trapezoid)", "APS/Rank-1": "APS Rank-1",
+           "PAR/instance/F1": "instance F1",
+           "APS/mAP": "APS mAP (rectangle)", "APS/mAP_trapezoid": "APS mAP (trapezoid)",
+           **{f"APS/Rank-{k}": f"APS Rank-{k}" for k in RANKS},
            "APS/person/mAP": "APS mAP by person", "APS/unseen/mAP": "APS unseen mAP (rectangle)"}
 # In front of these, where a run was tested by outfits: reID's own figures mix those who have changed with the others.
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
+HEADER_WIDTH = 8  # characters of a column's header on one line, where its words allow it; figures have 5 or 6
 # Of images recognised and of queries asked: as many in each run that is compared.
 COUNTS = ("PAR/images", "APS/queries", *(f"{setting}/queries" for setting in CHANGES))
 
@@ -155,9 +160,15 @@ def rows_of(runs: Sequence[FinishedRun], test: str) -> list[list[str]]:
 
 
 def table(runs: Sequence[FinishedRun], form: str = "simple") -> str:
-    """The runs under each other; a table a test data set, with its name above it where there are several."""
+    """The runs under each other; a table a test data set, with its name above it where there are several.
+
+    Headers are broken into lines in a terminal ("simple"), where the columns would be too wide otherwise.
+    """
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
+    if form == "simple":
+        headers = [textwrap.fill(header, HEADER_WIDTH, break_long_words=False, break_on_hyphens=False)
+                   for header in headers]
     tables = [report.aligned(rows_of(runs, test), headers, form) for test in tests]
     return "\n\n".join(tables if len(tests) == 1 else [f"{test}\n\n{text}" for test, text in zip(tests, tables)])
 

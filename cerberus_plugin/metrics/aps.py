@@ -1,7 +1,8 @@
 """Attribute-based person search (APS): a description ranks the gallery, and its images are those that fit it.
 
 Letters: Q queries (descriptions), N gallery images, A label fields. A category is one full tuple of labels; the queries
-of a data set are the distinct categories of its test images, and an image is relevant when its category is the query's.
+of a data set are distinct categories of its test images, see `QUERIES`, and an image is relevant when its category is
+the query's.
 For a partial query (some groups given) there are two readings, both served here: hand over the full categories, or the
 categories of the given fields alone, `categories(labels[:, given])`.
 """
@@ -14,25 +15,55 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, rank_in_blocks
+from .ranking import Ranking, cmc_curve, rank_in_blocks
 
-PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle"}  # the rule of the AP in each protocol's own paper and code
-PROTOCOLS = tuple(PUBLISHED_AP)
+# Which categories are queries. SAL's code takes them from the query images: 484 on Market-1501, as many as without this
+# rule, but 307 on DukeMTMC-reID, where 408 of 1,110 test identities have no query image. All identities make 387
+# categories there, the number of published tables. "sal-all" is SAL's ranking for these.
+QUERIES = {"asmr": "categories of all test images", "sal": "categories of the query images",
+           "sal-all": "categories of all test images"}
+PROTOCOLS = tuple(QUERIES)
+# The rule of the AP in each protocol's own paper and code.
+PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle", "sal-all": "rectangle"}
+RANKS = (1, 5, 10, 20)  # Rank-k: share of the queries with a relevant image among the first k
 
 
 @dataclass(frozen=True)
 class APSResult:
     """Figures of an attribute search, as shares of 1; means run over queries, each counting once.
 
-    `num_unmatched` counts the queries without a relevant image: "asmr" counts them as zeros, "sal" leaves them out.
-    `queries` holds the figures of each of the Q queries.
+    `cmc` is float64 (20,), of which entry k - 1 is Rank-k. `num_unmatched` counts the queries without a relevant image:
+    "asmr" counts them as zeros, the others leave them out. `queries` holds the figures of each of the Q queries. Means
+    over no query are NaN.
     """
 
-    rank1: float
+    cmc: Tensor
     mAP: float
     mAP_trapezoid: float
     num_unmatched: int
     queries: Ranking
+
+    @classmethod
+    def of(cls, queries: Ranking, protocol: str) -> APSResult:
+        """The means over some queries, as a protocol counts those without a relevant image."""
+        num_queries = len(queries.num_matches)
+        num_matched = int((queries.num_matches > 0).sum())
+        denominator = num_queries if protocol == "asmr" else num_matched
+        return cls(
+            cmc=cmc_curve(queries.first_match, max(RANKS), denominator),
+            mAP=(queries.ap.nansum() / denominator).item(),
+            mAP_trapezoid=(queries.ap_trapezoid.nansum() / denominator).item(),
+            num_unmatched=num_queries - num_matched,
+            queries=queries,
+        )
+
+    @property
+    def rank1(self) -> float:
+        return self.cmc[0].item()
+
+    def percentages(self) -> dict[str, float]:
+        ranks = {f"Rank-{k}": 100 * self.cmc[k - 1].item() for k in RANKS}
+        return {"mAP": 100 * self.mAP, "mAP_trapezoid": 100 * self.mAP_trapezoid, **ranks}
 
 
 def categories(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,26 +87,27 @@ def aps_metrics(
     gallery_camids: Tensor | None = None,
     block_size: int | None = None,
 ) -> APSResult:
-    """Rank the gallery for each category: Rank-1 and mAP by both rules, macro over queries.
+    """Rank the gallery for each category: Rank-k and mAP by both rules, macro over queries.
 
     "asmr" ranks the whole pool (gallery and query images together), without a filter by person or camera, and keeps
-    every query in the denominator; its paper publishes the trapezoid AP. "sal" takes the images of the person and
-    camera that represents a query's category out of the ranking; its paper publishes the rectangle AP.
+    every query in the denominator; its paper publishes the trapezoid AP. "sal" and "sal-all" take the images of the
+    person and camera that represents a query's category out of the ranking; SAL's paper publishes the rectangle AP.
+    These two differ in the queries that a caller is to give, see `QUERIES`.
 
     Args:
         scores: float (Q, N), larger is better; or a function from rows, a slice of range(Q), to those rows of it.
         query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
-        representative_pids, representative_camids: int64 (Q,), for "sal".
-        gallery_pids, gallery_camids: int64 (N,), for "sal".
+        representative_pids, representative_camids: int64 (Q,), not for "asmr".
+        gallery_pids, gallery_camids: int64 (N,), not for "asmr".
         block_size: queries ranked at a time; None for `ranking.block_rows` of the device.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
     people = [ids for ids in (representative_pids, representative_camids, gallery_pids, gallery_camids)
               if ids is not None]
-    if protocol == "sal" and len(people) < 4:
-        raise ValueError("aps: protocol 'sal' needs representative_pids, representative_camids, gallery_pids and "
-                         "gallery_camids")
+    if protocol != "asmr" and len(people) < 4:
+        raise ValueError(f"aps: protocol '{protocol}' needs representative_pids, representative_camids, gallery_pids "
+                         "and gallery_camids")
     num_queries = len(query_categories)
     if isinstance(scores, Tensor):
         _check_shape("scores", scores, num_queries, len(gallery_categories))
@@ -93,18 +125,11 @@ def aps_metrics(
         return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
 
     queries = rank_in_blocks(block, num_queries, len(gallery_categories), block_size)
-    num_matched = int((queries.num_matches > 0).sum())
-    if num_matched == 0:
+    result = APSResult.of(queries, protocol)
+    if result.num_unmatched == num_queries:
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "
                          "and gallery categories come from one numbering")
-    denominator = num_queries if protocol == "asmr" else num_matched
-    return APSResult(
-        rank1=int((queries.first_match == 1).sum()) / denominator,
-        mAP=queries.ap.nansum().item() / denominator,
-        mAP_trapezoid=queries.ap_trapezoid.nansum().item() / denominator,
-        num_unmatched=num_queries - num_matched,
-        queries=queries,
-    )
+    return result
 
 
 def _check_shape(name: str, given: Tensor, num_queries: int, num_gallery: int) -> None:

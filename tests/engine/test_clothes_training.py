@@ -10,7 +10,7 @@ from support.training import read_config, trained
 pytestmark = pytest.mark.slow
 
 SIZE = ("INPUT.SIZE_TRAIN", [128, 32], "INPUT.SIZE_TEST", [128, 32], "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
-SETTINGS = {"prcc": {"cloth-changing", "same-clothes", "single-shot"}, "ltcc": {"cloth-changing"}}
+SETTINGS = {"prcc": {"cloth-changing", "same-clothes", "single-shot"}, "ltcc": {"cloth-changing", "same-clothes"}}
 
 
 @pytest.fixture(scope="module")
@@ -37,4 +37,4 @@ def test_models_train_on_drawn_people_and_stand_in_one_table(drawn, use_root, tm
     resident.release()
     compare.main(folders)
     table = capsys.readouterr().out
-    assert "cloth-changing mAP" in table and all(model in table for model in ("Cerberus", "CSSC")[:len(folders)])
+    assert "cloth-changing" in table and all(model in table for model in ("Cerberus", "CSSC")[:len(folders)])

@@ -1,11 +1,14 @@
 """Evaluators: the host's figures, the protocols' image sets, distributed gathering, models of a user's own."""
 
+import csv
+import gzip
 from functools import partial
 
 from cerberus_plugin import APSTask, PARTask, ReIDTask, TaskEvaluator, add_cerberus_config, host
 from cerberus_plugin.attributes import GROUPS, MARKET1501
 from cerberus_plugin.evaluation import evaluators
 from cerberus_plugin.evaluation.embeddings import Gathered
+from cerberus_plugin.evaluation.report import results_table
 from cerberus_plugin.evaluation.tasks import check_task_options
 from cerberus_plugin.metrics import ranking
 from cerberus_plugin.metrics.reranking import reranked
@@ -128,6 +131,37 @@ def test_recognition_can_be_scored_on_query_identities_alone():
     assert some["PAR/images"] < every["PAR/images"]
 
 
+def test_labels_and_images_are_scored_by_the_answers_without_the_missing_labels():
+    """Against loops over the bits of the schema."""
+    stream, hat = list(batches()), MARKET1501.index("hat")
+    for inputs, _ in stream:
+        inputs["attributes"][::3, hat] = -1
+    results = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
+    labels = torch.cat([inputs["attributes"] for inputs, _ in stream])[24:]
+    said = torch.cat([outputs for _, outputs in stream])[24:, 0] > 0  # the reader answers class 1 to everything, or 0
+    right, pairs = {}, {}
+    for i, row in enumerate(labels.tolist()):
+        if max(row) < 0:
+            continue  # a distractor
+        for field, value in zip(MARKET1501.fields, row):
+            for k in (range(4) if field.name == "age" else (1,)):
+                garment = [own.name for own in MARKET1501.fields if own.column == field.column]
+                answer = int(said[i]) == (garment.index(field.name) if field.column else k)
+                if value >= 0:
+                    right.setdefault((field.name, k), []).append(answer == (value == k))
+                    pairs.setdefault(i, []).append((answer, value == k))
+    shares = [sum(own) / len(own) for own in right.values()]
+    assert len(shares) == results["PAR/questions"] == 30
+    assert results["PAR/label/accuracy"] == pytest.approx(100 * sum(shares) / 30)
+    recalls = [sum(a and t for a, t in own) / sum(t for _, t in own) for own in pairs.values()]
+    precisions = [sum(a and t for a, t in own) / sum(a for a, _ in own) for own in pairs.values()]
+    precision, recall = sum(precisions) / len(pairs), sum(recalls) / len(pairs)
+    assert results["PAR/instance/precision"] == pytest.approx(100 * precision)
+    assert results["PAR/instance/recall"] == pytest.approx(100 * recall)
+    assert results["PAR/instance/F1"] == pytest.approx(200 * precision * recall / (precision + recall))
+    assert results["PAR/instance/without_yes"] == 0 and results["PAR/label/mA"] == results["PAR/mA_balanced"]
+
+
 def gathered_example() -> Gathered:
     return Gathered(torch.randn(4, 10), torch.tensor([1, 2, 1, 3]), torch.tensor([0, 0, 1, 1]),
                     random_labels(MARKET1501, 4), 2)
@@ -195,10 +229,13 @@ def test_rows_keep_query_and_gallery_apart():
     assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize(("protocol", "mAP", "rank1"), [
-    ("asmr", (29 / 36 + 9 / 20) / 2, 50), ("sal", (7 / 12 + 1 / 4) / 2, 0)])
-def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, mAP, rank1):
-    """Example A2: SAL drops person 7 under camera 1 for category 0, whose query image it is, and 8 under 1 for 1."""
+@pytest.mark.parametrize(("protocol", "queries", "mAP", "rank1"), [
+    ("asmr", 2, (29 / 36 + 9 / 20) / 2, 50), ("sal", 1, 7 / 12, 0), ("sal-all", 2, (7 / 12 + 1 / 4) / 2, 0)])
+def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, queries, mAP, rank1):
+    """Example A2: SAL drops person 7 under camera 1 for category 0, whose query image it is, and 8 under 1 for 1.
+
+    Category 1 has no query image, so that SAL's code does not ask for it.
+    """
     kinds = random_labels(MARKET1501, 2, seed=1)
     categories, pids, cams = [0, 0, 1, 0, 1], [7, 7, 8, 9, 8], [1, 2, 1, 1, 2]
     scores = torch.tensor([.9, .4, .8, .7, .1])
@@ -210,6 +247,71 @@ def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, 
     given = Gathered(scores[:, None], torch.tensor(pids), torch.tensor(cams), kinds[categories], 1)
     figures = APSTask(Given(), protocol=protocol)(given)
     assert (figures["APS/mAP"], figures["APS/Rank-1"]) == (pytest.approx(100 * mAP), rank1)
+    assert figures["APS/queries"] == figures["APS/person/queries"] == queries and figures["APS/categories"] == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("market", {"asmr": 484, "sal": 484, "sal-all": 484}), ("duke", {"asmr": 387, "sal": 307, "sal-all": 387})])
+def test_categories_that_are_asked_for_in_the_published_sets_by_protocol(request, real_data, name, expected):
+    """One image of each test identity in the gallery, and the published query images."""
+    annotations = request.getfixturevalue(name)
+    file = real_data / {"market": "market1501_query.csv.gz", "duke": "dukeMTMC_query.csv.gz"}[name]
+    if not file.is_file():
+        pytest.skip("published file lists not found")
+    with gzip.open(file, "rt") as lines:
+        pids = sorted({int(pid) for pid, _ in csv.reader(lines)})
+    num_query = len(pids)
+    pids += sorted(annotations.test)
+    images = Gathered(torch.ones(len(pids), 1), torch.tensor(pids), torch.arange(len(pids)) >= num_query,
+                      torch.stack([annotations.test[pid] for pid in pids]), num_query)
+
+    class Reader(OwnReader):
+        schema = annotations.schema
+
+    found = {protocol: APSTask(Reader(), protocol=protocol)(images) for protocol in expected}
+    assert {protocol: figures["APS/queries"] for protocol, figures in found.items()} == expected
+    assert {figures["APS/categories"] for figures in found.values()} == {expected["asmr"]}
+
+
+@pytest.mark.parametrize("protocol", ["sal", "sal-all"])
+def test_sal_asks_for_the_categories_of_query_images_alone_in_partial_searches_too(protocol):
+    """Drawn people of whom the later ones are in the gallery alone, against a loop over the categories."""
+    labels, upper = random_labels(MARKET1501, 12, seed=3), list(MARKET1501.group_fields("upper"))
+    draw = torch.Generator().manual_seed(8)
+    pids = torch.cat([torch.arange(7), torch.arange(12).repeat(4)])
+    camids = torch.randint(3, (len(pids),), generator=draw)
+    images = Gathered(torch.randn(len(pids), 1, generator=draw), pids, camids, labels[pids], 7)
+
+    class Reader(OwnReader):
+        def search(self, asked, embeddings):
+            return asked.float().sum(dim=1, keepdim=True).sin() * embeddings[:, 0]
+
+    figures = APSTask(Reader(), protocol=protocol, groups=("upper",))(images)
+    order = [*range(7, len(pids)), *range(7)]  # gallery first
+    for name, fields in (("", range(labels.shape[1])), ("upper/", upper)):
+        kinds = [tuple(row) for row in images.attributes[:, list(fields)].tolist()]
+        precisions = []
+        for kind in dict.fromkeys(kinds if protocol == "sal-all" else kinds[:7]):
+            asked = torch.full((1, labels.shape[1]), -1)
+            asked[0, list(fields)] = torch.tensor(kind)
+            scores = Reader().search(asked, images.embeddings)[0].tolist()
+            first = next(i for i in [*range(7), *order] if kinds[i] == kind)
+            left = [i for i in order if (pids[i], camids[i]) != (pids[first], camids[first])]
+            ranked = [kinds[i] == kind for i in sorted(left, key=lambda i: -scores[i])]
+            hits = [place for place, right in enumerate(ranked, 1) if right]
+            precisions += [sum(n / place for n, place in enumerate(hits, 1)) / len(hits)] if hits else []
+        assert figures[f"APS/{name}mAP{'_given' if name else ''}"] == pytest.approx(
+            100 * sum(precisions) / len(precisions))
+    assert figures["APS/queries"] == {"sal": 7, "sal-all": 12}[protocol]
+    assert ("queries are the 7 categories of query images, of 12" in results_table(figures)) == (protocol == "sal")
+
+
+def test_sal_is_refused_where_no_query_image_is_labelled():
+    labels = random_labels(MARKET1501, 4).index_fill(0, torch.tensor([0, 1]), -1)
+    images = Gathered(torch.ones(8, 1), torch.arange(4).repeat(2), torch.arange(8) // 4, labels.repeat(2, 1), 2)
+    with pytest.raises(ValueError, match="sal asks for the categories of query images, of which none is labelled"):
+        APSTask(OwnReader(), protocol="sal")(images)
+    assert APSTask(OwnReader(), protocol="sal-all")(images)["APS/queries"] == 2
 
 
 @pytest.mark.parametrize("protocol", ["asmr", "sal"])

@@ -11,7 +11,8 @@ import pytest
 REID = {key: 10.0 + i for i, key in enumerate(report.REID)}
 PAR = {"PAR/images": 9, **{f"PAR/mA_{rule}": 50.0 for rule in report.MEANS},
        **{f"PAR/{rule}/hat": 40.0 for rule in report.MEANS}}
-APS = {"APS/mAP": 30.0, "APS/mAP_trapezoid": 29.0, "APS/Rank-1": 31.0, "APS/queries": 4, "APS/images": 9,
+APS = {"APS/mAP": 30.0, "APS/mAP_trapezoid": 29.0, "APS/Rank-1": 31.0, "APS/Rank-20": 99.5, "APS/queries": 4,
+       "APS/images": 9,
        "APS/seen/mAP": 1.0, "APS/seen/Rank-1": 2.0, "APS/seen/queries": 3, "APS/upper/mAP_given": 1.0,
        "APS/upper/Rank-1_given": 2.0, "APS/upper/mAP_full": 3.0, "APS/upper/Rank-1_full": 4.0}
 CLOTHES = {"cloth-changing/mAP": 20.0, "cloth-changing/queries": 5, "single-shot/draws": 10,
@@ -40,7 +41,7 @@ def test_of_every_epoch_all_but_the_figures_of_single_attributes_are_kept():
     figures = {**REID, **PAR, **APS, **CLOTHES, "metric": 1, "PAR-majority/mA_official": 1.0, "TPR@FPR=1e-04": 0.5}
     kept = report.summary(figures)
     assert set(kept) == {"metric", *REID, *CLOTHES, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1",
-                         *(f"PAR/mA_{r}" for r in report.MEANS)}
+                         "APS/Rank-20", *(f"PAR/mA_{r}" for r in report.MEANS)}
     assert all(type(value) is float for value in kept.values())
 
 
@@ -97,8 +98,18 @@ def test_attribute_search_shows_both_rules_of_its_ap_by_name():
     table = results_table(results).split("\n\n")[1].splitlines()
     assert "2 queries have no relevant image" in table[0]
     assert table[1].index("mAP (rectangle)") < table[1].index("mAP (trapezoid)") < table[1].index("Rank-1")
-    rows = [line.split()[-3:] for line in table[3:]]
-    assert rows[:3] == [["30.00", "29.00", "31.00"], ["1.00", "0.50", "2.00"], ["1.00", "0.25", "2.00"]]
+    rows = [line.split()[-4:] for line in table[3:]]
+    assert rows[0] == ["30.00", "29.00", "31.00", "99.50"]
+    assert [row[-3:] for row in rows[1:3]] == [["1.00", "0.50", "2.00"], ["1.00", "0.25", "2.00"]]
+
+
+def test_attribute_search_shows_rank_1_to_20_within_160_characters():
+    ranks = {f"APS/Rank-{k}": 30.0 + k for k in (1, 5, 10, 20)}
+    results = {**REID, **APS, **ranks, "APS/unseen semantic ID/queries": 3, "APS/unseen semantic ID/mAP": 9.0}
+    header, rule, line = results_table(results, results).split("\n\n")[1].splitlines()[1:4]
+    assert header.split()[-4:] == ["Rank-1", "Rank-5", "Rank-10", "Rank-20"]
+    assert line.split()[-4:] == ["31.00", "35.00", "40.00", "50.00"]
+    assert max(map(len, (header, rule, line))) <= 160
 
 
 def test_questions_that_balanced_accuracy_leaves_out_are_counted():
@@ -106,6 +117,27 @@ def test_questions_that_balanced_accuracy_leaves_out_are_counted():
     assert "balanced leaves out 1 of 30 yes/no questions" in results_table(results)
     assert "leaves out" not in results_table({**results, "PAR/undefined_questions": 0})
     assert "leaves out" not in results_table({**REID, **PAR})  # records from before they were counted
+
+
+LABELS = {"PAR/questions": 30, "PAR/label/undefined_F1": 0, "PAR/label/accuracy": 92.0, "PAR/label/mA": 74.0,
+          "PAR/label/F1": 59.0, "PAR/instance/accuracy": 72.0, "PAR/instance/precision": 81.0,
+          "PAR/instance/recall": 84.0, "PAR/instance/F1": 82.5, "PAR/instance/without_yes": 0,
+          "PAR/instance/without_answer": 0, "PAR/instance/without_either": 0}
+
+
+def test_labels_have_a_table_that_names_the_threshold_and_what_is_left_out():
+    results = {**REID, **PAR, **LABELS, "PAR (probability)/label/mA": 75.0, "PAR/person/label/mA": 76.0,
+               "PAR-majority/label/mA": 50.0}
+    _, _, labels = results_table(results, results).split("\n\n")
+    title, header, _, *lines = labels.splitlines()
+    assert "30 yes/no labels" in title and "threshold of 0.5" in title and "left out" not in labels
+    assert [line.split("  ")[0] for line in map(str.strip, lines)] == [
+        "this model, nearest prototype", "this model, nearest prototype, by person", "this model, by probability",
+        "majority answer", "before training"]
+    assert lines[0].split()[-7:] == ["92.00", "74.00", "59.00", "72.00", "81.00", "84.00", "82.50"]
+    assert len(header) <= 140
+    counted = results_table({**results, "PAR/instance/without_yes": 4, "PAR/label/undefined_F1": 1})
+    assert "of F1 (yes on no image and in no answer): 1; images, of the recall (no label is yes): 4" in counted
 
 
 def test_persons_have_a_row_beside_that_of_the_images_in_each_reading():

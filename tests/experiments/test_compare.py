@@ -9,8 +9,8 @@ from cerberus_plugin.experiments.compare import FinishedRun, check_comparable, m
 import pytest
 
 FIGURES = {"mAP": 70.125, "Rank-1": 88.0, "mINP": 40.0, "metric": 79.0, "PAR/mA_official": 86.5, "PAR/mA_binary": 92.0,
-           "PAR/mA_balanced": 80.0, "PAR/images": 13115, "APS/mAP": 30.0, "APS/Rank-1": 50.0, "APS/queries": 484,
-           "APS/unseen/mAP": None}
+           "PAR/mA_balanced": 80.0, "PAR/images": 13115, "APS/mAP": 30.0, "APS/Rank-1": 50.0, "APS/Rank-20": 98.0,
+           "APS/queries": 484, "APS/unseen/mAP": None}
 REID = {key: FIGURES[key] for key in ("mAP", "Rank-1", "mINP", "metric")}
 RECORD = {
     "protocol": {"reid": {"ap": "rectangle", "same camera": "ignored", "metric": "cosine", "flip": False,
@@ -61,12 +61,12 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     main([*map(str, folders), "--output", str(tmp_path / "out")])
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert cells(lines[0]) == ["model (folder)", "reID mAP", "Rank-1", "mINP", "PAR mA official", "binary", "balanced",
-                               "binary by person", "APS mAP (rectangle)", "APS mAP (trapezoid)", "APS Rank-1",
-                               "APS mAP by person",
+                               "binary by person", "instance F1", "APS mAP (rectangle)", "APS mAP (trapezoid)",
+                               "APS Rank-1", "APS Rank-5", "APS Rank-10", "APS Rank-20", "APS mAP by person",
                                "APS unseen mAP (rectangle)", "training minutes"]
     assert cells(lines[2]) == ["Cerberus (cerberus_R50)", "70.12", "88.00", "40.00", "86.50", "92.00", "80.00",
-                               "", "30.00", "", "50.00", "", "undefined", "90.0"]
-    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 9, "90.0"]
+                               "", "", "30.00", "", "50.00", "", "", "98.00", "", "undefined", "90.0"]
+    assert cells(lines[3]) == ["Baseline (bot_R50)", "70.12", "88.00", "40.00", *[""] * 13, "90.0"]
     assert lines[-2] == (f"- Cerberus (cerberus_R50), `{folders[0]}`: 120 epochs; 384x128; cosine distance; seed 1; "
                          "NVIDIA H100; torch 2.13.0")
     assert "euclidean distance" in lines[-1] and lines[-1] in capsys.readouterr().out
@@ -74,6 +74,12 @@ def test_a_row_a_run_with_empty_cells_for_tasks_it_does_not_serve(write, tmp_pat
     assert first["results"]["Market1501"]["mAP"] == 70.125 and first["training"]["seconds"] == 5400.0
     assert first["results"]["Market1501"]["APS/unseen/mAP"] is None
     assert set(second["results"]["Market1501"]) == {"mAP", "Rank-1", "mINP"}
+
+
+def test_a_table_for_a_terminal_breaks_its_headers_to_220_characters(write):
+    lines = table([FinishedRun.read(write("cerberus_R50"))]).splitlines()
+    assert all(len(line) <= 220 for line in lines)
+    assert lines[-1].split()[-4:] == ["50.00", "98.00", "undefined", "90.0"]
 
 
 def test_a_run_that_reads_attributes_in_two_ways_has_a_row_of_each(write):
@@ -115,7 +121,7 @@ def test_figures_by_other_rules_or_of_other_data_are_refused(write, place, value
 def test_a_data_set_with_attributes_is_the_one_without(write):
     runs = [FinishedRun.read(write("first")), FinishedRun.read(write("second", {"Market1501": REID}))]
     check_comparable(runs)
-    assert len(table(runs).splitlines()) == 4
+    assert len(table(runs, "github").splitlines()) == 4
 
 
 def test_as_many_queries_must_have_been_asked_under_a_setting_of_outfits(write):

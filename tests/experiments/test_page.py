@@ -212,6 +212,8 @@ def test_minutes_that_nobody_took_are_not_shown(tmp_path):
     ("APS/upper/mAP_given", "APS upper mAP given (rectangle)"),
     ("APS/upper/mAP_trapezoid_full", "APS upper mAP full (trapezoid)"),
     ("APS/upper/Rank-1_given", "APS upper Rank-1_given"), ("mINP", "reID mINP"),
+    ("PAR/instance/F1", "PAR F1 (instance)"), ("PAR/person/label/mA", "PAR person mA (label)"),
+    ("APS/Rank-20", "APS Rank-20"),
     ("PAR/person/mA_binary", "PAR person mA (binary)"), ("PAR/person/official/hat", "PAR person hat (official)"),
     ("APS/person/mAP", "APS person mAP (rectangle)"), ("cloth-changing/mAP", "cloth-changing mAP")])
 def test_headings_name_task_and_rule(key, expected):

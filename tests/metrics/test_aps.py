@@ -85,7 +85,7 @@ def test_a_query_without_a_relevant_image_is_a_zero_for_asmr_and_left_out_for_sa
     assert (sal.mAP, sal.rank1, sal.num_unmatched) == exactly(7 / 12, 0, 1)
 
 
-@pytest.mark.parametrize("protocol", ["asmr", "sal"])
+@pytest.mark.parametrize("protocol", ["asmr", "sal", "sal-all"])
 @pytest.mark.parametrize("block_size", [1, 5, 256])
 def test_equals_brute_force_with_ties_whatever_the_block_size(protocol, block_size):
     g = torch.Generator().manual_seed(5)
@@ -96,15 +96,24 @@ def test_equals_brute_force_with_ties_whatever_the_block_size(protocol, block_si
     people = {"representative_pids": wanted * 2, "representative_camids": wanted % 3, "gallery_pids": pids,
               "gallery_camids": camids}
     got = aps_metrics(lambda rows: scores[rows], wanted, category, protocol=protocol, block_size=block_size, **people)
-    ap = []
+    ap, first = [], []
     for q in range(num_queries):
-        dropped = (pids == 2 * q) & (camids == q % 3) & (protocol == "sal")
+        dropped = (pids == 2 * q) & (camids == q % 3) & (protocol != "asmr")
         order = [i for i in sorted(range(num_gallery), key=lambda i: (-scores[q, i].item(), i)) if not dropped[i]]
         hits = [rank for rank, i in enumerate(order, start=1) if category[i] == q]
         if hits or protocol == "asmr":
             ap.append(sum(k / rank for k, rank in enumerate(hits, start=1)) / max(len(hits), 1))
+            first.append(hits[0] if hits else num_gallery + 1)
     assert got.num_unmatched > 0
     assert got.mAP == exactly(sum(ap) / len(ap))
+    shares = {k: sum(rank <= k for rank in first) / len(first) for k in (1, 5, 10, 20)}
+    assert shares[1] < shares[5] < shares[10] < shares[20]
+    assert {k: got.percentages()[f"Rank-{k}"] for k in shares} == {k: exactly(100 * shares[k]) for k in shares}
+
+
+def test_a_rank_beyond_the_gallery_is_that_of_its_last_image():
+    figures = aps_metrics(FULL, QUERIES, GALLERY).percentages()
+    assert [figures[f"Rank-{k}"] for k in (1, 5, 10, 20)] == [100] * 4
 
 
 def test_categories_number_the_distinct_label_tuples_in_their_order():
@@ -118,9 +127,10 @@ def test_an_unknown_protocol_is_an_error(pool):
         aps_metrics(**pool, protocol="reid")
 
 
-def test_sal_without_the_representatives_is_an_error():
-    with pytest.raises(ValueError, match="'sal' needs representative_pids"):
-        aps_metrics(FULL, QUERIES, GALLERY, protocol="sal")
+@pytest.mark.parametrize("protocol", ["sal", "sal-all"])
+def test_sal_without_the_representatives_is_an_error(protocol):
+    with pytest.raises(ValueError, match=f"'{protocol}' needs representative_pids"):
+        aps_metrics(FULL, QUERIES, GALLERY, protocol=protocol)
 
 
 def test_scores_or_blocks_of_another_shape_are_an_error():

@@ -3,6 +3,7 @@
 import math
 
 from cerberus_plugin import ReIDTask, TaskEvaluator, add_cerberus_config
+from cerberus_plugin.data.clothes import LTCC
 from cerberus_plugin.evaluation.clothes_task import ClothesTask
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.report import results_table
@@ -148,6 +149,20 @@ def test_one_pass_over_b_and_c_gives_the_published_figures_of_prcc():
         assert figures[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
         assert figures[f"{setting}/queries"] == 48
     assert figures["same-clothes/mAP"] > figures["cloth-changing/mAP"]
+
+
+def test_the_settings_of_ltcc_are_the_published_three(world):
+    """Standard, and the two that CAL's code adds: own images in the same outfit, or in any other, are ignored."""
+    query, gallery, (q_pids, q_camids, g_pids, g_camids), (q_outfits, g_outfits) = world
+    given = Gathered(torch.cat([query, gallery]), torch.cat([q_pids, g_pids]), torch.cat([q_camids, g_camids]), None,
+                     len(query), outfits=torch.cat([q_outfits, g_outfits]))
+    figures = evaluated(given, ReIDTask(config("TEST.METRIC", "euclidean")),
+                        task("TEST.METRIC", "euclidean", settings=LTCC.settings))
+    for setting, prefix in (("standard", ""), ("cloth-changing", "cloth-changing/"), ("same-clothes", "same-clothes/")):
+        expected = brute_force(torch.cdist(query, gallery), world[2], world[3], setting)
+        found = [ap for ap in expected if not math.isnan(ap)]
+        assert figures[f"{prefix}mAP"] == pytest.approx(100 * sum(found) / len(found))
+        assert figures.get(f"{prefix}queries", len(found)) == len(found) < len(query)
 
 
 def test_queries_left_out_of_a_setting_are_logged(log):

@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 
-from cerberus_plugin.attributes.schema import MARKET1501
-from cerberus_plugin.metrics.par import majority_answers, par_metrics
+from cerberus_plugin.attributes.schema import DUKEMTMC, MARKET1501
+from cerberus_plugin.metrics.par import label_metrics, majority_answers, par_metrics
 
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, f1_score
+from support.data import random_labels
 
 SHARED = pathlib.Path(os.environ.get("CERBERUS_SHARED_DATA")
                       or pathlib.Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -69,6 +71,112 @@ def test_balanced_is_the_mean_of_the_recalls_of_yes_and_no_and_a_two_valued_colu
     assert result.balanced.tolist() == exactly(gender, sum(age) / 3, sum(colour) / 3)
     assert result.mA_balanced == exactly((gender + sum(age) + sum(colour)) / 7)
     assert (result.num_undefined_bits, result.num_bits) == (1, 8)
+
+
+def test_the_worked_example_by_labels_and_by_images(five_images):
+    """Labels: female, four ages, three colours. Images answer 2 of 2, 1 of 2, 1 of 2, 3 of 3 and 1 of 2 yes labels."""
+    found = par_metrics(PREDICTED, *five_images).labels
+    assert found.accuracy.tolist() == exactly(4 / 5, 1, 4 / 5, 3 / 5, 4 / 5, 4 / 5, 4 / 5, 4 / 5)
+    assert found.f1.tolist() == exactly(4 / 5, NAN, 6 / 7, 0, 0, 2 / 3, 2 / 3, 2 / 3)  # nobody is young or called so
+    assert found.instance_accuracy == exactly((1 + 1 / 4 + 1 / 4 + 1 + 1 / 3) / 5)
+    assert (found.instance_precision, found.instance_recall) == exactly(19 / 30, 7 / 10)
+    assert found.instance_f1 == exactly(2 * (19 / 30) * (7 / 10) / (19 / 30 + 7 / 10))  # of the means, not a mean of F1
+    assert (found.num_images, found.num_without_yes, found.num_without_answer, found.num_without_either) == (5, 0, 0, 0)
+
+
+def random_answers(seed=2, images=60, labels=7):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.rand(images, labels, generator=g) < 0.2, torch.rand(images, labels, generator=g) < 0.2,
+            torch.rand(images, labels, generator=g) < 0.8)
+
+
+def ratio(part, whole):
+    return part / whole if whole else None
+
+
+def mean_of_defined(values):
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values)
+
+
+def test_labels_and_images_equal_a_twin_without_missing_labels_and_undefined_shares():
+    answers, truth, known = random_answers()
+    found = label_metrics(answers, truth, known)
+    cells = [[(bool(a), bool(t)) for a, t, k in zip(*row) if k] for row in zip(*map(torch.Tensor.tolist, (
+        answers, truth, known)))]
+    both, either, said, yes = ([sum(rule(a, t) for a, t in row) for row in cells] for rule in (
+        lambda a, t: a and t, lambda a, t: a or t, lambda a, t: a, lambda a, t: t))
+    precision, recall = (mean_of_defined(map(ratio, both, of)) for of in (said, yes))
+    assert found.instance_accuracy == exactly(mean_of_defined(map(ratio, both, either)))
+    assert (found.instance_precision, found.instance_recall) == exactly(precision, recall)
+    assert found.instance_f1 == exactly(2 * precision * recall / (precision + recall))
+    assert (found.num_without_yes, found.num_without_answer, found.num_without_either) == tuple(
+        sum(count == 0 for count in counts) for counts in (yes, said, either))
+    assert min(found.num_without_yes, found.num_without_answer, found.num_without_either) > 0
+    for k in range(truth.shape[1]):
+        column = [(a, t) for a, t, there in zip(answers[:, k].tolist(), truth[:, k].tolist(), known[:, k]) if there]
+        hits, misses, alarms = (sum(pair == kind for pair in column) for kind in (
+            (True, True), (False, True), (True, False)))
+        right = sum(a == t for a, t in column)
+        assert found.accuracy[k].item() == exactly(right / len(column))
+        assert found.f1[k].item() == exactly(2 * hits / (2 * hits + misses + alarms))
+        no = len(column) - hits - misses
+        assert found.balanced[k].item() == exactly((hits / (hits + misses) + (no - alarms) / no) / 2)
+
+
+def test_answers_to_missing_labels_change_nothing():
+    answers, truth, known = random_answers()
+    assert vars_of(label_metrics(answers ^ ~known, truth, known)) == vars_of(label_metrics(answers, truth, known))
+    assert vars_of(label_metrics(answers, truth ^ ~known, known)) == vars_of(label_metrics(answers, truth, known))
+
+
+def vars_of(result):
+    return {name: value.tolist() if torch.is_tensor(value) else value for name, value in vars(result).items()}
+
+
+def test_counts_turn_the_figures_into_those_that_count_undefined_images_as_zero():
+    """As Rethinking_of_PAR does."""
+    answers, truth, known = random_answers()
+    found, (answers, truth) = label_metrics(answers, truth, known), (answers & known, truth & known)
+    both = (answers & truth).sum(dim=1).double()
+    for figure, left_out, of in ((found.instance_accuracy, found.num_without_either, answers | truth),
+                                 (found.instance_precision, found.num_without_answer, answers),
+                                 (found.instance_recall, found.num_without_yes, truth)):
+        as_zero = (both / of.sum(dim=1).double().clamp(min=1e-20)).mean().item()
+        assert figure * (found.num_images - left_out) / found.num_images == exactly(as_zero)
+
+
+def test_never_saying_yes_has_no_precision_and_never_being_right_scores_0():
+    truth, known = torch.tensor([[True, False], [False, False]]), torch.ones(2, 2, dtype=torch.bool)
+    silent = label_metrics(torch.zeros(2, 2, dtype=torch.bool), truth, known)
+    assert (silent.instance_precision, silent.instance_recall, silent.instance_f1) == exactly(NAN, 0, NAN)
+    assert silent.f1.tolist() == exactly(0, NAN) and silent.balanced.tolist() == exactly(1 / 2, NAN)
+    wrong = label_metrics(~truth, truth, known)
+    assert (wrong.instance_accuracy, wrong.instance_precision, wrong.instance_f1) == (0, 0, 0)
+
+
+def test_a_lower_threshold_answers_yes_more_often():
+    g = torch.Generator().manual_seed(3)
+    probabilities, (_, truth, known) = torch.rand(60, 7, generator=g), random_answers()
+    low, high = (label_metrics(probabilities > threshold, truth, known) for threshold in (0.45, 0.5))
+    assert low.instance_recall > high.instance_recall
+
+
+@pytest.mark.parametrize(("schema", "labels"), [(MARKET1501, 30), (DUKEMTMC, 23)])
+def test_the_labels_of_the_published_sets_are_the_bits_of_their_semantic_ids(schema, labels):
+    people = random_labels(schema, 20)
+    answers = schema.column_answers(people)
+    found = par_metrics(answers, *schema.column_truth(people), [column.is_colour for column in schema.columns])
+    assert len(found.labels.accuracy) == labels == schema.num_bits
+    bits = torch.cat([schema.bits(people, group) for group in schema.group_names], dim=1)  # (20, L)
+    assert found.labels.num_without_yes == int((bits.sum(dim=1) == 0).sum())
+    assert found.labels.instance_precision == 1
+
+
+def test_label_answers_of_another_shape_are_an_error():
+    answers, truth, known = random_answers()
+    with pytest.raises(ValueError, match=r"answers are \(60, 6\), truth \(60, 7\) and known \(60, 7\)"):
+        label_metrics(answers[:, :6], truth, known)
 
 
 def test_a_constant_answer_is_half_right_when_balanced():
@@ -200,6 +308,24 @@ def test_the_published_predictions_have_one_question_that_balanced_accuracy_leav
     result = par_metrics(*market_gallery)
     assert (result.num_undefined_bits, result.num_bits) == (1, 30)  # nobody in the test wears purple below
     assert 100 * result.mA_balanced == percent(74.21)
+
+
+def test_published_predictions_by_30_labels_are_as_scikit_learn_scores_them(market_gallery):
+    """As the public code for Market-1501's attributes does: accuracy and F1 of each label, and their means."""
+    predictions, truth, known, colour = market_gallery
+    found = par_metrics(*market_gallery).labels
+    accuracy, f1 = [], []
+    for m, own in enumerate(truth):
+        classes = range(own.shape[1]) if colour[m] or own.shape[1] > 2 else (1,)
+        for c in classes:
+            yes, said = own[:, c].numpy(), (predictions[:, m] == c).numpy()
+            accuracy.append(accuracy_score(yes, said))
+            f1.append(f1_score(yes, said, zero_division=NAN))
+    assert found.accuracy.tolist() == exactly(*accuracy) and found.f1.tolist() == exactly(*f1)
+    assert len(accuracy) == 30 and found.f1.isnan().sum() == 1  # nobody wears purple below, nor is answered to
+    means = (found.accuracy.mean(), found.f1.nanmean(), found.instance_accuracy, found.instance_f1)
+    assert [100 * float(mean) for mean in means] == percent(92.30, 59.01, 72.61, 82.96)
+    assert (found.num_without_yes, found.num_without_answer) == (0, 0)
 
 
 def test_official_ceiling_of_the_colours_is_set_by_images_without_a_listed_one(market_gallery):
