@@ -34,13 +34,14 @@ def weights(run) -> str:
     return str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
 
 
-@pytest.mark.parametrize(("name", "softmax"), [
-    ("Market1501/cerberus_plus_R50", 1.0), ("DukeMTMC/cerberus_plus_R50", 1.0),
-    ("Market1501/cerberus_plus_demo", 1.0), ("Market1501/cerberus_plus_R18_cpu", 16.0)])
-def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_has_it(name, softmax):
+@pytest.mark.parametrize(("name", "softmax", "agreement", "smoothing"), [
+    ("Market1501/cerberus_plus_R50", 1.0, 0.0, 0.0), ("DukeMTMC/cerberus_plus_R50", 1.0, 0.0, 0.0),
+    ("Market1501/cerberus_plus_demo", 1.0, 0.0, 0.0), ("Market1501/cerberus_plus_R18_cpu", 16.0, 0.2, 0.1)])
+def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_has_it(name, softmax, agreement,
+                                                                                      smoothing):
     cfg = read_config(file=f"configs/{name}.yml")
     node = cfg.MODEL.CERBERUS
-    assert (node.SOFTMAX, node.AGREEMENT, cfg.MODEL.LOSSES.CE.EPSILON) == (softmax, 0.2, 0.1)
+    assert (node.SOFTMAX, node.AGREEMENT, cfg.MODEL.LOSSES.CE.EPSILON) == (softmax, agreement, smoothing)
     assert (node.PROTOTYPES, node.SOFTMAX_PRIOR, cfg.TEST.READING) == ("composed", True, "probability")
     assert (node.LAMBDA_SEM, node.LAMBDA_REG, node.POOL, node.SPLIT, cfg.SOLVER.EMA) == (0, 0, "mean", False, 0)
     paper = read_config(file=f"configs/{name.replace('_plus', '')}.yml")
