@@ -23,9 +23,10 @@ import torch
 from common import table, write
 from fastreid.utils.events import EventStorage
 
-SIZES = ((64, 512, 6, 3), (64, 256, 6, 3), (16, 512, 16, 8), (16, 256, 16, 8))  # images, channels, height, width
-POLICIES = {"one thread": {"OMP_NUM_THREADS": "1"}, "threads that spin": {"OMP_WAIT_POLICY": "active"},
-            "threads that sleep": {"OMP_WAIT_POLICY": "passive"}}
+# Images, channels, height, width.
+SIZES = ((64, 512, 6, 3), (64, 256, 6, 3), (64, 512, 8, 4), (64, 256, 8, 4), (16, 512, 16, 8))
+POLICIES = {"one thread": {"OMP_NUM_THREADS": "1"}, "all cores, default": {},
+            "all cores, threads sleep": {"OMP_WAIT_POLICY": "passive"}}
 WARM = 3
 CHILD = "--child"
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .precision import processor_has
 
-MIN_CHANNELS, MAX_WIDTH = 256, 8  # where matrix products were measured to be faster, see benchmarks/README.md
+MIN_CHANNELS, MAX_WIDTH = 256, 4  # where matrix products were measured to be faster, see benchmarks/README.md
 
 
 def adapt_to_cpu(model: nn.Module) -> None:
@@ -39,8 +39,8 @@ def speed_up_weight_gradients(model: nn.Module) -> None:
     """Compute the weight gradients of 3x3 convolutions on narrow maps as nine matrix products, under bfloat16 autocast.
 
     oneDNN's kernel for processors with AMX sums over one row of the map at a time and pads it to 32 pixels. The last
-    stages of a person's image are 3 to 8 pixels wide, so it takes 2 to 6 times as long as the matrix products. Both
-    multiply in bfloat16 and add in float32; they differ in the order of the sums.
+    stages of a small image of a person are 3 or 4 pixels wide, so it takes 2 to 6 times as long as the matrix products.
+    Both multiply in bfloat16 and add in float32; they differ in the order of the sums.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_plain_3x3(module):

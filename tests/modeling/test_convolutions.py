@@ -48,7 +48,7 @@ def test_outputs_and_gradients_of_images_stay_as_they_were_and_weight_gradients_
 
 
 @pytest.mark.parametrize(("layer", "width"), [
-    (nn.Conv2d(256, 8, 3, padding=1, bias=False), 9), (nn.Conv2d(255, 8, 3, padding=1, bias=False), 3),
+    (nn.Conv2d(256, 8, 3, padding=1, bias=False), 5), (nn.Conv2d(255, 8, 3, padding=1, bias=False), 3),
     (nn.Conv2d(256, 8, 3, padding=1, bias=False, stride=2), 3), (nn.Conv2d(256, 8, 3, padding=1), 3),
     (nn.Conv2d(256, 8, 3, padding=1, bias=False, groups=2), 3), (nn.Conv2d(256, 8, 1, bias=False), 3),
     (nn.Conv2d(256, 8, 3, padding=2, dilation=2, bias=False), 3)])
