@@ -173,7 +173,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
 
 def _index(args: argparse.Namespace) -> None:
     from .search.gallery import GalleryIndex
-    from .search.gallery.folder import LINKS, counts_text
+    from .utils.folders import LINKS, counts_text
     from .utils.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
@@ -276,7 +276,7 @@ def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .search.gallery import contact_sheet
-    from .search.gallery.folder import counts_text, walk
+    from .utils.folders import counts_text, walk
     from .utils.images import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
