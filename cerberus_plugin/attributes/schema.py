@@ -256,12 +256,12 @@ class AttributeSchema:
                     raise ValueError(f"schema {self.name!r}: '{own.name}' is a field and a column of others")
                 merged[own.name] = Column(own.name, own.values, (i,), own.group, display=own.display or own.name)
                 continue
-            so_far = merged.get(own.column, Column(own.column, (), (), own.group, True, own.column))
+            so_far = merged.get(own.column, Column(own.column, (), (), own.group, True, own.display or own.column))
             if not so_far.is_colour or own.word in so_far.answers:
                 raise ValueError(f"schema {self.name!r}: field '{own.name}' cannot be the class '{own.word}' of column "
                                  f"'{own.column}', which is another field, or has this class already")
             merged[own.column] = Column(own.column, (*so_far.classes, own.word), (*so_far.fields, i), own.group, True,
-                                        own.column)
+                                        so_far.display)
         return merged
 
     @cached_property

@@ -40,10 +40,10 @@ def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
-    outfits = len(train_set.labels) if train_set.by_outfit else 0
+    units = len(train_set.labels) if train_set.unit_of else 0
     logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
-                + (f" in {outfits} outfits" if outfits else ""))
-    cfg = with_sizes(cfg, train_set.num_classes, schema.name, table.sizes if table else (), outfits)
+                + (f" with {units} outfits or other sets of labels" if units else ""))
+    cfg = with_sizes(cfg, train_set.num_classes, schema.name, table.sizes if table else (), units)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
         if table:

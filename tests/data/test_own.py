@@ -1,0 +1,101 @@
+"""One's own data set by its folder: items, labels of images and people, cameras that nobody knows, a training."""
+
+from cerberus_plugin.attributes.schema import SCHEMAS
+from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
+from cerberus_plugin.data.own import OwnDataset
+
+import pytest
+import torch
+from support.own_data import write_people, write_picture
+from support.training import read_config, trained
+
+
+@pytest.fixture(autouse=True)
+def own_schemas():
+    """Schemas of these folders are forgotten after each test."""
+    before = set(SCHEMAS)
+    yield
+    for name in set(SCHEMAS) - before:
+        del SCHEMAS[name]
+
+
+def config(folder, *options):
+    return read_config("DATASETS.NAMES", (str(folder),), "DATASETS.TESTS", (str(folder),), "OUTPUT_DIR",
+                       str(folder / "run"), "SOLVER.IMS_PER_BATCH", 8, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1,
+                       *options)
+
+
+def answer(data, path: str, name: str) -> str:
+    labels = data.known_of(path, next(pid for own, pid, _ in data.img_items if own == path))["attributes"]
+    return data.annotations[0].schema.describe(labels)[name]
+
+
+def test_images_of_one_person_keep_labels_of_their_own(tmp_path):
+    cfg = config(write_people(tmp_path / "site"))
+    data = build_training_data(cfg, semantic_ids=True)
+    hats = {path.rsplit("/", 1)[1]: answer(data.dataset, path, "hat") for path, *_ in data.dataset.img_items}
+    assert hats == {name: ("yes", "no")[(int(name[0]) + (name[2] == "2")) % 2] for name in hats}
+    people = len({pid for _, pid, _ in data.dataset.img_items})
+    assert len(data.dataset.labels) == 2 * people and data.sid_table.sizes == (2, 3)
+    index = next(i for i, (path, *_) in enumerate(data.dataset.img_items) if path.endswith("_2.png"))
+    item = data.dataset[index]
+    assert torch.equal(item["sids"], data.sid_table.lookup(item["attributes"][None])[0]) and "outfits" not in item
+
+
+def test_labels_that_all_images_of_a_person_share_are_those_of_identities(tmp_path):
+    folder = write_people(tmp_path / "site", attributes=False)
+    (folder / "people.csv").write_text("person,hat,vest\n" + "".join(
+        f"p{n},{('no', 'yes')[n % 2]},{('red', 'blue')[n // 4]}\n" for n in range(8)))
+    for data in (build_train_set(config(folder)), build_test_set(config(folder), str(folder))[0]):
+        assert data.unit_of is None and len(data.labels) == 4
+        for path, *_ in data.img_items:
+            number = int(path.rsplit("/", 1)[1][0])
+            assert answer(data, path, "hat") == ("no", "yes")[number % 2]
+            assert answer(data, path, "vest") == ("red", "blue")[number // 4]
+
+
+def test_without_cameras_every_match_counts(tmp_path):
+    for person in range(6):
+        for number in range(3):
+            write_picture(tmp_path / f"crops/{person}/{number}.png", person, number)
+    cfg = config(tmp_path / "crops")
+    data = OwnDataset(str(tmp_path / "crops"))
+    assert not data.cameras_known and not hasattr(data, "labels_of")
+    items = data.query + data.gallery
+    assert len({camid for *_, camid in items}) == len(items) and len(data.query) == 3 and len(data.gallery) == 6
+    check_test_set(cfg, str(tmp_path / "crops"), build_test_set(cfg, str(tmp_path / "crops")))
+
+
+def test_outfits_bring_the_settings_of_changed_clothes(tmp_path):
+    folder = write_people(tmp_path / "site")
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join([lines[0] + ",outfit", *(
+        f"{line},{int(line.split(',')[2]) // 2}" for line in lines[1:])]))
+    test, _ = build_test_set(config(folder), str(folder))
+    assert test.settings == ("cloth-changing", "same-clothes") and len(test._outfit_rows) == 8
+    assert answer(test, next(path for path, *_ in test.img_items if path.endswith("_2.png")), "hat") in ("no", "yes")
+
+
+def test_a_person_in_training_and_test_is_refused(tmp_path):
+    folder = write_people(tmp_path / "site")
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join([lines[0] + ",split", *(
+        f"{line},{('train', 'query', 'gallery')[int(line.split(',')[2])]}" for line in lines[1:])]))
+    with pytest.raises(ValueError, match="8 people are in training and in the test, such as 'p0' .'img/0_0.png'."):
+        OwnDataset(str(folder))
+
+
+def test_a_name_that_is_neither_registered_nor_a_path_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'.*nowhere' is neither a data set of the registry, .* nor a folder"):
+        build_train_set(config(tmp_path / "nowhere"))
+
+
+def test_two_folders_whose_identities_share_names_are_not_mixed(tmp_path):
+    folders = [write_people(tmp_path / name / "site") for name in "ab"]
+    with pytest.raises(ValueError, match="two of them have an identity 'own_.*Merge tables"):
+        build_train_set(config(folders[0], "DATASETS.NAMES", tuple(map(str, folders))))
+
+
+def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
+    figures = trained(config(write_people(tmp_path / "site"))).results
+    assert {"mAP", "PAR/mA_official", "PAR/official/hat", "APS/mAP"} <= set(figures)
