@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import keyword
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from functools import cached_property
 import numpy as np
 
 MISSING = -1
+MOST_COMBINATIONS = 10_000  # of the values of a group; each would have a prototype, and all are held in memory
 NONE = "none"  # the answer of a garment that has no listed colour
 
 
@@ -308,6 +310,14 @@ class AttributeSchema:
     def column_fingerprint(self) -> int:
         """The same for the columns with their classes, whose order is that of attribute classifiers."""
         return _fingerprint([word for column in self.columns for word in (column.name, *column.classes)])
+
+    def num_combinations(self, group: str) -> int:
+        """Combinations of values of a group that can occur: semantic IDs of the space "product"."""
+        sets = [column.fields for column in self.columns if column.is_colour and column.group == group]
+        sets += [tuple(map(self.index, names)) for names in self.exclusive
+                 if self.fields[self.index(names[0])].group == group]
+        single = set(self.group_fields(group)) - {field for fields in sets for field in fields}
+        return math.prod([len(fields) + 1 for fields in sets] + [len(self.fields[i].values) for i in single])
 
     @_of_labels
     def bits(self, labels, group: str):

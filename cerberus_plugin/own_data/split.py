@@ -65,15 +65,19 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
         parts[[row_of[item[0]] for item in items]] = PARTS.index(name)
     split = Words(parts, PARTS)
     notes = [f"split drawn by seed {seed}: {len(order) - len(tested)} people to train on, {len(tested)} others to test "
-             "on" + (f"; kept in {path.name}" if path else "")]
+             "on"]
+    if path is not None:
+        try:
+            write_split(path, files, split)
+            notes[0] += f"; kept in {path.name}"
+        except OSError as error:
+            notes[0] += f"; {error}: it is drawn each time, and changes when pictures are added"
     single = int((images == 1).sum())
     if single:
         notes.append(f"{single} people have one picture: used for training only")
     elsewhere = sum(1 for code in order if images[code] > 1 and cameras[code] < 2)
     if elsewhere:
         notes.append(f"{elsewhere} people are seen by one camera alone: used for training only")
-    if path is not None:
-        write_split(path, files, split)
     return split, notes
 
 
