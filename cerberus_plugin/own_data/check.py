@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -205,19 +206,22 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
 
 def _contradictions(own: OwnData, column, labels: np.ndarray, known: np.ndarray, lasting: bool) -> list[tuple]:
     """Attribute, number of people whose pictures differ, an example, whether it is one that lasts."""
-    codes = np.unique(labels, axis=0, return_inverse=True)[1].ravel() if labels.shape[1] > 1 else labels[:, 0]
+    words = own.attributes[column.name]
     rows = np.flatnonzero(known)
     if not len(rows):
         return []
-    pairs, first = np.unique(np.stack([own.person.codes[rows], codes[rows]], axis=1), axis=0, return_index=True)
-    people, values = np.unique(pairs[:, 0], return_counts=True)
-    several = people[values > 1]
-    if not len(several):
+    first = np.zeros(len(words.words), np.int64)  # a row with each word
+    first[words.codes[rows]] = rows
+    codes = np.unique(labels[first], axis=0, return_inverse=True)[1].ravel()[words.codes[rows]]  # of equal labels
+    people = own.person.codes[rows]
+    begin = np.full(len(own.person.words), EMPTY, np.int64)  # a person's first place among `rows`
+    begin[people[::-1]] = np.arange(len(rows))[::-1]
+    differ = np.flatnonzero(codes != codes[begin[people]])
+    if not len(differ):
         return []
-    shown = rows[first[pairs[:, 0] == several[0]]][:2].tolist()
-    words = own.attributes[column.name]
-    example = f"{own.person.words[several[0]]}: " + ", ".join(f"{words[row]} in {own.files[row]}" for row in shown)
-    return [(column.display, len(several), example, lasting)]
+    person = people[differ[0]]
+    example = ", ".join(f"{words[row]} in {own.files[row]}" for row in (rows[begin[person]], rows[differ[0]]))
+    return [(column.display, len(np.unique(people[differ])), f"{own.person.words[person]}: {example}", lasting)]
 
 
 def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
@@ -298,14 +302,16 @@ def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[f
     batch = min(BATCH, IMAGES_OF_EACH * people)
     epochs = min(EPOCHS, max(20, math.ceil(STEPS / 4 * batch / images)))
     steps = epochs * images // batch
-    options = [f"DATASETS.NAME_PATTERN \"'{name_pattern}'\""] if name_pattern else []
+    options = [f"DATASETS.NAME_PATTERN {shlex.quote(name_pattern)}"] if name_pattern else []
     options += [f"SOLVER.IMS_PER_BATCH {batch}"] if batch < BATCH else []
     options += [f"SOLVER.MAX_EPOCH {epochs}"] if epochs < EPOCHS else []
     options += [f"SOLVER.WARMUP_ITERS {max(1, steps // 10)}"] if steps < 10 * WARMUP else []
+    names = f"({report.data!r},)"
+    names = shlex.quote(names) if set('"$`\\!') & set(names) else f'"{names}"'
     report.advice.append(
         f"{steps} steps in {epochs} epochs: python projects/Cerberus/train_net.py --config-file "
         f"{WITHOUT_ATTRIBUTES if wording is None else RECIPE} MODEL.BACKBONE.PRETRAIN_PATH resnet50.pth "
-        f"DATASETS.NAMES \"('{report.data}',)\" DATASETS.TESTS \"('{report.data}',)\" "
+        f"DATASETS.NAMES {names} DATASETS.TESTS {names} "
         + " ".join(["OUTPUT_DIR runs/own", *options]))
 
 

@@ -3,6 +3,9 @@
 from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
 from cerberus_plugin.data.own import OwnDataset
+from cerberus_plugin.evaluation.embeddings import Gathered
+from cerberus_plugin.evaluation.report import results_table
+from cerberus_plugin.evaluation.tasks import ReIDTask
 
 import pytest
 import torch
@@ -99,3 +102,11 @@ def test_two_folders_whose_identities_share_names_are_not_mixed(tmp_path):
 def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
     figures = trained(config(write_people(tmp_path / "site"))).results
     assert {"mAP", "PAR/mA_official", "PAR/official/hat", "APS/mAP"} <= set(figures)
+
+
+def test_the_table_of_results_says_that_no_cameras_are_known():
+    ids = torch.tensor([1, 2, 1, 2])
+    cfg = read_config()
+    for camids, shared in ((torch.tensor([0, 1, 1, 0]), True), (torch.arange(4), False)):
+        figures = ReIDTask(cfg)(Gathered(torch.eye(4), ids, camids, None, 2, torch.device("cpu")))
+        assert ("share no camera" in results_table(figures)) is not shared
