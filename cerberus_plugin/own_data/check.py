@@ -193,8 +193,11 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
                                  "attributes into several groups, or train with MODEL.CERBERUS.SID_SPACE observed")
     strips = [group.strip is None for group in schema.groups]
     if all(strips) or not any(strips):
-        report.errors.append(f"all groups have region {'whole' if all(strips) else 'strips'}; Cerberus needs both "
-                             f"kinds. Change the region of a group in {FILE_NAME}")
+        report.errors.append("Cerberus needs a group that reads a strip and one that reads the whole picture; "
+                             + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}"
+                                if len(strips) > 1 else f"make two groups of the attributes in {FILE_NAME}"
+                                if len(schema.columns) > 1 else "with one attribute, train "
+                                "configs/Market1501/apr_R50.yml in its place"))
     if not wording.path:
         path = own.folder / FILE_NAME
         try:

@@ -86,7 +86,7 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     """
     data = Path(data)
     if name_pattern:
-        return _with_words(_named(data, name_pattern), data, None)
+        return _with_words(_by_names(data, name_pattern), data, None)
     source = _table_of(data)
     if source is None:
         return _with_words(_folders(data), data, None)
@@ -195,8 +195,8 @@ def _listed(table: Table) -> OwnData:
                          "A picture has one line, with one person; delete the others.")
     files = names.to_list()
     _check_files(table, files)
-    split = columns.get("split")
-    if split is not None and split.words:
+    split = _known(columns, "split")
+    if split is not None:
         split = split.renamed({word: folded(word) for word in split.words})
         wrong = next((word for word in split.words if word not in PARTS), None)
         if wrong is not None or not split.complete:
@@ -204,10 +204,15 @@ def _listed(table: Table) -> OwnData:
             row = int(np.flatnonzero(split.codes == code)[0])
             raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of {', '.join(PARTS)}. "
                              "Correct the cell, or delete the whole column to have a split drawn.")
-    known = {name: column for name in ("camera", "outfit", "time")
-             if (column := columns.get(name)) is not None and column.words}
-    return OwnData(table.path.parent, table.path, files, columns["person"], **known,
-                   split=split if split is not None and split.words else None, notes=tuple(notes), where=table.where)
+    return OwnData(table.path.parent, table.path, files, columns["person"], _known(columns, "camera"),
+                   _known(columns, "outfit"), _known(columns, "time"), split,
+                   notes=tuple(notes), where=table.where)
+
+
+def _known(columns: Mapping[str, Words], name: str) -> Words | None:
+    """A column, where any of its cells is filled."""
+    own = columns.get(name)
+    return own if own is not None and own.words else None
 
 
 # Most names are relative, without backslashes and control characters: of a million of them each second counts.
@@ -243,7 +248,7 @@ def _check_files(table: Table, files: Sequence[str]) -> None:
     if missing:
         name = files[missing[0]]
         folder, _, base = name.rpartition("/")
-        near = next((other for other in sorted(there[folder]) if other.casefold() == base.casefold()), None)
+        near = next((other for other in sorted(there[folder]) if folded(other) == folded(base)), None)
         raise FileNotFoundError(
             f"{table.where(missing[0])}: '{name}' is not found in '{table.path.parent}' ({len(missing)} of "
             f"{len(files)} pictures are missing)" + (f"; there is '{near}'" if near else "")
@@ -270,7 +275,7 @@ def _folders(folder: Path) -> OwnData:
                    where=lambda row: os.path.join(folder, names[row]))
 
 
-def _named(folder: Path, pattern: str) -> OwnData:
+def _by_names(folder: Path, pattern: str) -> OwnData:
     """Pictures whose names tell who is on them."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
@@ -289,12 +294,11 @@ def _named(folder: Path, pattern: str) -> OwnData:
         raise ValueError(f"{folder}: " + (f"the name pattern '{pattern}' finds no person in '{bad[0]}' ({len(bad)} of "
                          f"{len(names)} pictures). Correct it, or move these pictures elsewhere." if bad else
                          f"there are no pictures ({', '.join(SUFFIXES)})."))
-    columns = {group: Words.of([match[group] or "" for match in found]) for group in groups}  # type: ignore[index]
+    columns = {group: Words.of([match[group] or "" for match in found if match]) for group in groups}
     tops = Words.of([name.split("/")[0] for name in names])
     split = tops if "train" in tops.words and set(tops.words) <= set(PARTS) else None
-    return OwnData(folder, folder, names, columns.pop("person"),
-                   **{name: column for name, column in columns.items() if column.words}, split=split,
-                   where=lambda row: os.path.join(folder, names[row]))
+    return OwnData(folder, folder, names, columns["person"], _known(columns, "camera"), _known(columns, "outfit"),
+                   _known(columns, "time"), split, where=lambda row: os.path.join(folder, names[row]))
 
 
 def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
@@ -310,6 +314,11 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
                                  "picture shows which outfit. Add the column, or delete the file.")
             tables[file] = other = read_table(folder / file, keys)
             rows, absent = _matched(own, other, keys)
+            if absent == len(other):
+                written = " and ".join(f"{key} '{other.columns[key][0]}'" for key in keys)
+                raise ValueError(f"{other.where(0)}: {written} and all other lines are of nobody who has a picture; "
+                                 f"{own.source.name} has names such as person '{own.person[0]}'. Write them alike in "
+                                 "both; spreadsheets drop leading zeros.")
             if absent:
                 notes.append(f"{file}: {absent} of {len(other)} lines are of nobody who has a picture")
             levels.append({name: Words(np.append(column.codes, EMPTY)[rows], column.words)
@@ -323,8 +332,8 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     def find(name: str, word: str) -> str:
         """The first cell of a column that holds the word, however it is spelt."""
         for source in tables.values():
-            column = source.columns.get(name)
-            for code, other in enumerate(() if column is None else column.words):
+            column = source.columns.get(name, Words.of([]))
+            for code, other in enumerate(column.words):
                 if folded(other) == folded(word):
                     return source.where(int(np.flatnonzero(column.codes == code)[0]))
         return str(own.source)
@@ -341,14 +350,16 @@ def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarra
             row = int(np.flatnonzero(column.codes == EMPTY)[0])
             raise ValueError(f"{other.where(row)}: has no {key}. Fill the cell, or delete the line.")
     lines: dict[tuple[str, ...], int] = {}
-    for row, key in enumerate(zip(*(column.to_list() for column in columns))):
-        if lines.setdefault(key, row) != row:
-            raise ValueError(f"{other.where(row)}: {' and '.join(f'{k} {v!r}' for k, v in zip(keys, key))} is also in "
-                             f"{other.where(lines[key])}. Delete one.")
-    kinds = [own.person] if len(keys) == 1 else [own.person, own.outfit]
-    codes = np.stack([kind.codes for kind in kinds], axis=1)  # type: ignore[union-attr]
+    for row, names in enumerate(zip(*(column.to_list() for column in columns))):
+        if lines.setdefault(names, row) != row:
+            written = " and ".join(f"{key} '{name}'" for key, name in zip(keys, names))
+            raise ValueError(f"{other.where(row)}: {written} is also in {other.where(lines[names])}. Delete one.")
+    kinds = [own.person]
+    if own.outfit is not None and "outfit" in keys:
+        kinds.append(own.outfit)
+    codes = np.stack([kind.codes for kind in kinds], axis=1)
     distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
-    words = [(*kind.words, "") for kind in kinds]  # type: ignore[union-attr]  # EMPTY is the last
+    words = [(*kind.words, "") for kind in kinds]  # EMPTY is the last
     found = [lines.get(tuple(own_words[code] for own_words, code in zip(words, row)), len(other))
              for row in distinct.tolist()]
     return np.array(found)[inverse.ravel()], len(set(range(len(other))) - set(found))
@@ -377,7 +388,8 @@ def _merged(columns: Sequence[Words]) -> tuple[Words, list[str]]:
     spellings: dict[str, list[str]] = {}
     for word in whole.words:
         spellings.setdefault(folded(word), []).append(word)
-    names, notes = {}, []
+    names: dict[str, str] = {}
+    notes = []
     for alike in spellings.values():
         # In lower case where that is among them, or else the most frequent one.
         best = max(alike, key=lambda word: (word == folded(word), counts[word], word))

@@ -144,7 +144,8 @@ class _Reader:
 
     def wording(self, record) -> Wording:
         record = self._mapping(record, "the file", ("groups",), ("name", "exclusive"))
-        groups, fields, none = [], [], {}
+        groups, fields = [], []
+        none: dict[str, tuple[str, ...]] = {}
         for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
             own = self._mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
             name = self._word(own["name"], f"the name of group {number}")

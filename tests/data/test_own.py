@@ -1,6 +1,7 @@
 """One's own data set by its folder: items, labels of images and people, cameras that nobody knows, a training."""
 
-from cerberus_plugin.attributes.schema import SCHEMAS
+from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.attributes.schema import MARKET1501, SCHEMAS
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
 from cerberus_plugin.data.own import OwnDataset
 from cerberus_plugin.evaluation.embeddings import Gathered
@@ -102,6 +103,12 @@ def test_two_folders_whose_identities_share_names_are_not_mixed(tmp_path):
 def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
     figures = trained(config(write_people(tmp_path / "site"))).results
     assert {"mAP", "PAR/mA_official", "PAR/official/hat", "APS/mAP"} <= set(figures)
+
+
+def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path):
+    folder = write_people(tmp_path / "market1501")
+    trainer = CerberusTrainer(config(folder))
+    assert trainer.model.schema.field_names == ("hat", "vest blue", "vest red") and SCHEMAS["market1501"] == MARKET1501
 
 
 def test_the_table_of_results_says_that_no_cameras_are_known():

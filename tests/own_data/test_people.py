@@ -73,6 +73,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
 
 @pytest.mark.parametrize("tables, message", [
     ({"people": ["person,hat", "1,no", "1,yes"]}, "people.csv, line 3: person '1' is also in .*line 2"),
+    ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' and all .* such as person '1'"),
     ({"people": ["person,hat", ",no"]}, "people.csv, line 2: has no person"),
     ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ in upper and lower case"),
     ({"outfits": ["person,outfit,hat", "1,1,no"]}, "outfits.csv: .*has no column 'outfit'"),
