@@ -22,7 +22,7 @@ from ..utils.commands import printable
 from ..utils.files import write_text
 from ..utils.images import Limits, Unreadable, read_image
 from .people import OwnData, labels_of, read_people, read_wording, split_people
-from .schema_file import FILE_NAME, Wording, schema_text
+from .schema_file import FILE_NAME, Wording, folded, schema_text
 from .split import PARTS
 from .tables import EMPTY, Words
 
@@ -99,6 +99,14 @@ def _count(report: Report, own: OwnData) -> None:
     if own.camera is None:
         report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
                             "those across cameras")
+    for name, words in (("people", own.person), ("cameras", own.camera)):
+        alike = defaultdict(list)
+        for word in () if words is None else words.words:
+            alike[folded(word)].append(word)
+        several = sorted(same for same in alike.values() if len(same) > 1)
+        if several:
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
+                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
     report.sections.append(Section("Split", ("part", "pictures", "people"), [
         (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
         if (chosen := own.is_in(part)).any()]))

@@ -206,6 +206,9 @@ def _read_csv(path: Path) -> dict[str, Words]:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    with path.open("rb") as file:  # before a file of any size is read
+        first = file.readline(2**22)
+    _check_number(path, 1 + max(map(first.count, (b",", b";", b"\t"))))
     text = decode_text(path, path.read_bytes())
     names, separator = _csv_header(path, text)
     places = [str(place) for place in range(len(names))]

@@ -1,12 +1,19 @@
 """One's own data set by its folder: items, labels of images and people, cameras that nobody knows, a training."""
 
+import json
+import os
+import shutil
+
 from cerberus_plugin import CerberusTrainer
+from cerberus_plugin.attributes import SIDTable
 from cerberus_plugin.attributes.schema import MARKET1501, SCHEMAS
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
+from cerberus_plugin.data.datasets import Market1501Attributes
 from cerberus_plugin.data.own import OwnDataset
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.report import results_table
 from cerberus_plugin.evaluation.tasks import ReIDTask
+from cerberus_plugin.own_data.schema_file import Wording, schema_text
 
 import pytest
 import torch
@@ -103,6 +110,35 @@ def test_two_folders_whose_identities_share_names_are_not_mixed(tmp_path):
 def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
     figures = trained(config(write_people(tmp_path / "site"))).results
     assert {"mAP", "PAR/mA_official", "PAR/official/hat", "APS/mAP"} <= set(figures)
+
+
+def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_path, market_root, use_root):
+    use_root(market_root)
+    there = Market1501Attributes(root=str(market_root))
+    shutil.copytree(there.data_dir, tmp_path / "market")
+    lines = []
+    for part in ("train", "query", "gallery"):
+        for path, pid, camid in getattr(there, part):
+            person, camera = (int(str(each).rsplit("_", 1)[-1]) for each in (pid, camid))
+            lines.append({"file_name": os.path.relpath(path, there.data_dir), "person": person, "camera": camera,
+                          "split": part, **MARKET1501.describe(there.labels_of(pid))})
+    (tmp_path / "market/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "market/schema.yaml").write_text(schema_text(Wording(MARKET1501, {})))
+    here = OwnDataset(str(tmp_path / "market"))
+    assert here.units == {} and here.schema.groups == MARKET1501.groups
+    assert {column.name: column.answers for column in here.schema.columns} == {
+        column.name: column.answers for column in MARKET1501.columns}
+    for part in ("train", "query", "gallery"):
+        one, other = getattr(there, part), getattr(here, part)
+        assert [os.path.basename(path) for path, *_ in one] == [os.path.basename(path) for path, *_ in other]
+        for k in (1, 2):  # people and cameras are the same ones under other numbers
+            pairs = {(mine[k], yours[k]) for mine, yours in zip(one, other)}
+            assert len(pairs) == len({mine for mine, _ in pairs}) == len({yours for _, yours in pairs})
+        for (_, pid, _), (_, own, _) in zip(one, other):
+            assert here.schema.describe(here.labels_of(own)) == MARKET1501.describe(there.labels_of(pid))
+    sizes = [SIDTable.build(data.schema, torch.stack(list(data.annotations.train.values()))).sizes
+             for data in (there, here)]
+    assert sizes[0] == sizes[1] == (4, 18, 40, 8, 4)
 
 
 def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path):
