@@ -96,6 +96,8 @@ def _count(report: Report, own: OwnData) -> None:
         rows.append((name, "none known" if words is None else f"{len(words.words)}"
                      + (f", unknown for {unknown} pictures" if unknown else "")))
     report.sections.append(Section(f"Pictures of {own.source}", ("", "count"), rows))
+    if own.outfit is not None and not own.outfit.complete:
+        report.notes.append("the outfit of some pictures is not known, so nothing is evaluated by outfits")
     if own.camera is None:
         report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
                             "those across cameras")

@@ -19,8 +19,8 @@ from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
-from .split import PARTS, SPLIT_FILE, draw_split, read_split
-from .tables import EMPTY, KEYS, Table, Words, read_table
+from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_split, read_split
+from .tables import EMPTY, KEYS, Table, Words, joined, read_table
 from .tables import SUFFIXES as TABLE_SUFFIXES
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -75,8 +75,8 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     """Read a data set of one's own, without its split unless the table has one.
 
     Args:
-        data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these, or a folder with a folder of
-            pictures for each person, in `train`, `query` and `gallery` or without.
+        data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
+            each of `train`, `query` and `gallery`, or a folder with a folder of pictures for each person, likewise.
         name_pattern: regular expression with the group person, and camera, time and outfit as far as names tell; it is
             searched in the name of each picture below the folder, in place of a table.
 
@@ -87,11 +87,13 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     data = Path(data)
     if name_pattern:
         return _with_words(_by_names(data, name_pattern), data, None)
-    source = _table_of(data)
-    if source is None:
+    sources = _tables_of(data)
+    if not sources:
         return _with_words(_folders(data), data, None)
-    table = read_table(source, ("file_name", "person"))
-    return _with_words(_listed(table), source.parent, table)
+    tables = {part: read_table(path, ("file_name", "person")) for part, path in sources.items()}
+    folder = data.parent if data.is_file() else data
+    table = tables[""] if "" in tables else joined(folder, tables)
+    return _with_words(_listed(table, folder), folder, table)
 
 
 def read_wording(own: OwnData) -> Wording | None:
@@ -137,7 +139,11 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
         write: write what was drawn.
     """
     if own.split is not None:
-        return own
+        if TEST not in own.split.words:
+            return own
+        return replace(own, split=divide_test(own.split, own.files, own.person, own.camera), notes=(
+            *own.notes, f"split: pictures in '{TEST}' are one query a person"
+            + (" and camera" if own.camera is not None else "") + ", all others gallery"))
     path = own.folder / SPLIT_FILE
     if path.is_file():
         split, notes = read_split(path, own.files)
@@ -146,25 +152,29 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
     return replace(own, split=split, notes=(*own.notes, *notes))
 
 
-def _table_of(data: Path) -> Path | None:
+def _tables_of(data: Path) -> dict[str, Path]:
+    """The table of pictures under "", or tables by part in folders of these names; none where there is none."""
     if data.is_file():
-        return data
+        return {"": data}
     if not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder or table. Give a folder of pictures, or a table such as "
                                 "metadata.csv.")
-    found = [path for suffix in TABLE_SUFFIXES if (path := data / f"metadata{suffix}").is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{data}: has {' and '.join(path.name for path in found)}. Keep one, or name the table "
-                         "itself.")
-    below = [path for part in PARTS for suffix in TABLE_SUFFIXES
-             if (path := data / part / f"metadata{suffix}").is_file()]
-    if below and not found:
-        raise ValueError(f"{below[0]}: tables of parts are not read. Write one {below[0].name} in {data}, with names "
-                         "such as 'train/0001.jpg' and a column 'split'.")
-    return found[0] if found else None
+    found = {}
+    for part in ("", *PARTS, TEST):
+        there = [path for suffix in TABLE_SUFFIXES if (path := data / part / f"metadata{suffix}").is_file()]
+        if len(there) > 1:
+            raise ValueError(f"{data / part}: has {' and '.join(path.name for path in there)}. Keep one"
+                             + (", or name the table itself." if not part else "."))
+        if there:
+            found[part] = there[0]
+    if "" in found and len(found) > 1:
+        other = next(path for part, path in found.items() if part)
+        raise ValueError(f"{found['']} and {other}: expected one table, or one in each of the folders of parts. Delete "
+                         "one.")
+    return found
 
 
-def _listed(table: Table) -> OwnData:
+def _listed(table: Table, folder: Path) -> OwnData:
     """The pictures of a table, checked."""
     notes = []
     columns = table.columns
@@ -194,17 +204,18 @@ def _listed(table: Table) -> OwnData:
         raise ValueError(f"{table.where(second)}: '{names.words[code]}' is also in {table.where(first)}. "
                          "A picture has one line, with one person; delete the others.")
     files = names.to_list()
-    _check_files(table, files)
+    _check_files(table, folder, files)
     split = _known(columns, "split")
     if split is not None:
         split = split.renamed({word: folded(word) for word in split.words})
-        wrong = next((word for word in split.words if word not in PARTS), None)
+        wrong = next((word for word in split.words if word not in (*PARTS, TEST)), None)
         if wrong is not None or not split.complete:
             code = EMPTY if wrong is None else split.words.index(wrong)
             row = int(np.flatnonzero(split.codes == code)[0])
-            raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of {', '.join(PARTS)}. "
-                             "Correct the cell, or delete the whole column to have a split drawn.")
-    return OwnData(table.path.parent, table.path, files, columns["person"], _known(columns, "camera"),
+            raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of "
+                             f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the whole column to have a "
+                             "split drawn.")
+    return OwnData(folder, table.path, files, columns["person"], _known(columns, "camera"),
                    _known(columns, "outfit"), _known(columns, "time"), split,
                    notes=tuple(notes), where=table.where)
 
@@ -232,7 +243,7 @@ def _refused_name(name: str) -> str:
     return ""
 
 
-def _check_files(table: Table, files: Sequence[str]) -> None:
+def _check_files(table: Table, root: Path, files: Sequence[str]) -> None:
     """Each folder is listed once, which takes a hundredth of asking for a million files one by one."""
     there: dict[str, set[str]] = {}
     missing = []
@@ -240,7 +251,7 @@ def _check_files(table: Table, files: Sequence[str]) -> None:
         folder, _, base = name.rpartition("/")
         if folder not in there:
             try:
-                there[folder] = set(os.listdir(table.path.parent / folder))
+                there[folder] = set(os.listdir(root / folder))
             except (FileNotFoundError, NotADirectoryError):
                 there[folder] = set()
         if base not in there[folder]:
@@ -250,7 +261,7 @@ def _check_files(table: Table, files: Sequence[str]) -> None:
         folder, _, base = name.rpartition("/")
         near = next((other for other in sorted(there[folder]) if folded(other) == folded(base)), None)
         raise FileNotFoundError(
-            f"{table.where(missing[0])}: '{name}' is not found in '{table.path.parent}' ({len(missing)} of "
+            f"{table.where(missing[0])}: '{name}' is not found in '{root}' ({len(missing)} of "
             f"{len(files)} pictures are missing)" + (f"; there is '{near}'" if near else "")
             + ". Names are relative to the folder of the table; copy the pictures there, or delete the lines.")
 
@@ -258,8 +269,8 @@ def _check_files(table: Table, files: Sequence[str]) -> None:
 def _folders(folder: Path) -> OwnData:
     """`<folder>/<person>/<picture>`, below `train`, `query` and `gallery` where these are there."""
     names = [picture.path for picture in walk(folder)]
-    parts = [part for part in PARTS if any(name.startswith(f"{part}/") for name in names)]
-    if parts and not {"train", "query", "gallery"} & set(parts):
+    parts = [part for part in (*PARTS, TEST) if any(name.startswith(f"{part}/") for name in names)]
+    if parts and not {"train", "query", "gallery", TEST} & set(parts):
         parts = []
     depth = 3 if parts else 2
     wrong = [name for name in names if name.count("/") != depth - 1 or parts and name.split("/")[0] not in parts]
@@ -296,7 +307,7 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
                          f"there are no pictures ({', '.join(SUFFIXES)})."))
     columns = {group: Words.of([match[group] or "" for match in found if match]) for group in groups}
     tops = Words.of([name.split("/")[0] for name in names])
-    split = tops if "train" in tops.words and set(tops.words) <= set(PARTS) else None
+    split = tops if "train" in tops.words and set(tops.words) <= {*PARTS, TEST} else None
     return OwnData(folder, folder, names, columns["person"], _known(columns, "camera"), _known(columns, "outfit"),
                    _known(columns, "time"), split, where=lambda row: os.path.join(folder, names[row]))
 
@@ -313,6 +324,10 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
                 raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'outfit' that says which "
                                  "picture shows which outfit. Add the column, or delete the file.")
             tables[file] = other = read_table(folder / file, keys)
+            wrong = [name for name in KEYS if name in other.columns and name not in keys]
+            if wrong:
+                raise ValueError(f"{other.path}: has the column '{wrong[0]}', which is of pictures. Move it to the "
+                                 f"table of pictures; beside {' and '.join(keys)} every column is an attribute.")
             rows, absent = _matched(own, other, keys)
             if absent == len(other):
                 written = " and ".join(f"{key} '{other.columns[key][0]}'" for key in keys)

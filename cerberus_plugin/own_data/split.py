@@ -14,6 +14,7 @@ from ..utils.files import write_text
 from .tables import EMPTY, Words, read_table
 
 PARTS = ("train", "query", "gallery", "val")
+TEST = "test"  # of query and gallery together, which are then drawn
 SPLIT_FILE = "split.csv"
 FEWEST = 4  # people with pictures enough to be tested on; of fewer nobody is
 
@@ -46,24 +47,15 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
     Returns:
         the part of each picture, and what is to be said of it.
     """
-    # A picture whose camera is not known has one of its own.
-    unknown = -1 - np.arange(len(files))
-    camids = unknown if camera is None else np.where(camera.codes == EMPTY, unknown, camera.codes)
-    seen = np.unique(np.stack([person.codes.astype(np.int64), camids], axis=1), axis=0)
+    seen = np.unique(np.stack([person.codes.astype(np.int64), _camids(files, camera)], axis=1), axis=0)
     cameras = np.bincount(seen[:, 0], minlength=len(person.words))
     images = person.counts()
     order = sorted(range(len(person.words)), key=lambda code: person.words[code])
     able = [code for code in order if cameras[code] > 1]
     drawn = np.random.default_rng(seed).permutation(able)[:len(able) // 2].tolist()
     tested = set() if len(able) < FEWEST else set(drawn)
-    parts = np.full(len(files), PARTS.index("train"), np.int32)
-    rows = np.flatnonzero(np.isin(person.codes, list(tested))).tolist()
-    places = 0 * camids if camera is None else camids  # without cameras one picture a person asks
-    query, gallery = query_and_gallery([(files[row], int(person.codes[row]), int(places[row])) for row in rows])
-    row_of = {files[row]: row for row in rows}
-    for name, items in (("query", query), ("gallery", gallery)):
-        parts[[row_of[item[0]] for item in items]] = PARTS.index(name)
-    split = Words(parts, PARTS)
+    split = Words(np.isin(person.codes, list(tested)).astype(np.int32), ("train", TEST))
+    split = divide_test(split, files, person, camera)
     notes = [f"split drawn by seed {seed}: {len(order) - len(tested)} people to train on, {len(tested)} others to test "
              "on"]
     if path is not None:
@@ -79,6 +71,25 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
     if elsewhere:
         notes.append(f"{elsewhere} people are seen by one camera alone: used for training only")
     return split, notes
+
+
+def divide_test(split: Words, files: Sequence[str], person: Words, camera: Words | None) -> Words:
+    """A split in which pictures of the part `TEST` are queries, one a person and camera, and gallery."""
+    places = _camids(files, camera) if camera is not None else np.zeros(len(files), np.int64)  # one query a person
+    rows = np.flatnonzero(split.codes == split.words.index(TEST)).tolist()
+    query, gallery = query_and_gallery([(files[row], int(person.codes[row]), int(places[row])) for row in rows])
+    row_of = {files[row]: row for row in rows}
+    names = split.to_list()
+    for name, items in (("query", query), ("gallery", gallery)):
+        for file, *_ in items:
+            names[row_of[file]] = name
+    return Words.of(names)
+
+
+def _camids(files: Sequence[str], camera: Words | None) -> np.ndarray:
+    """Cameras int64 (N,); a picture whose camera is not known has one of its own."""
+    unknown = -1 - np.arange(len(files))
+    return unknown if camera is None else np.where(camera.codes == EMPTY, unknown, camera.codes)
 
 
 def write_split(path: Path, files: Sequence[str], split: Words) -> None:

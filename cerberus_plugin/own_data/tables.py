@@ -89,17 +89,23 @@ class Table:
         path: of the file.
         columns: by name; cells have no spaces around them.
         numbers: int64 (N,), the place of each row among the records of the file; rows without any word are left out.
+        parts: the tables that this one was joined of, in order.
     """
 
     path: Path
     columns: dict[str, Words]
     numbers: np.ndarray = field(repr=False)
+    parts: tuple[Table, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def where(self, row: int) -> str:
         """File and line of a row, for a message. The file is read once more, since few rows are ever asked for."""
+        for part in self.parts:
+            if row < len(part):
+                return part.where(row)
+            row -= len(part)
         number = int(self.numbers[row])
         if self.path.suffix.lower() == ".parquet":
             return f"{self.path}, row {number + 1}"
@@ -140,6 +146,29 @@ def read_table(path: str | Path, required: Sequence[str]) -> Table:
     if not filled.any():
         raise ValueError(f"{path}: has no rows below its first line. Write one row for each picture, person or outfit.")
     return Table(path, columns, np.flatnonzero(filled))
+
+
+def joined(folder: Path, tables: Mapping[str, Table]) -> Table:
+    """One table of those in folders of parts: names begin with the part, which is also the split where none is given.
+
+    Args:
+        folder: of these folders.   tables: by part.
+    """
+    parts = list(tables.values())
+    columns = {}
+    for name in dict.fromkeys(name for table in parts for name in (*table.columns, "split")):
+        values: list[str] = []
+        for part, table in tables.items():
+            own = table.columns.get(name)
+            if own is None:
+                values += [part if name == "split" else ""] * len(table)
+            elif name == "file_name":  # an absolute path stays one, to be refused
+                values += [value if value[:1] in "/\\" or value[1:2] == ":" else f"{part}/{value}"
+                           for value in own.to_list()]
+            else:
+                values += own.to_list()
+        columns[name] = Words.of(values)
+    return Table(folder, columns, np.concatenate([table.numbers for table in parts]), tuple(parts))
 
 
 def _check_names(path: Path, names: Sequence[str], required: Sequence[str]) -> None:

@@ -74,6 +74,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
 @pytest.mark.parametrize("tables, message", [
     ({"people": ["person,hat", "1,no", "1,yes"]}, "people.csv, line 3: person '1' is also in .*line 2"),
     ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' and all .* such as person '1'"),
+    ({"people": ["person,split", "1,train"]}, "people.csv: has the column 'split', which is of pictures"),
     ({"people": ["person,hat", ",no"]}, "people.csv, line 2: has no person"),
     ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ in upper and lower case"),
     ({"outfits": ["person,outfit,hat", "1,1,no"]}, "outfits.csv: .*has no column 'outfit'"),
@@ -114,6 +115,25 @@ def test_folders_of_people_are_read_with_and_without_parts(tmp_path):
         read_people(tmp_path / "none")
 
 
+def test_tables_in_folders_of_parts_are_one(tmp_path):
+    pictures(tmp_path, *(f"{part}/{n}.png" for part in ("train", "test") for n in range(2)))
+    (tmp_path / "train/metadata.csv").write_text("file_name,person,hat\n0.png,a,no\n1.png,a,yes\n")
+    (tmp_path / "test/metadata.jsonl").write_text("".join(
+        f'{{"file_name": "{n}.png", "person": "b", "vest": "red"}}\n' for n in range(2)))
+    own = split_people(read_people(tmp_path))
+    assert own.files == ["train/0.png", "train/1.png", "test/0.png", "test/1.png"]
+    assert own.split.to_list() == ["train", "train", "query", "gallery"]
+    assert {name: words.to_list() for name, words in own.attributes.items()} == {
+        "hat": ["no", "yes", "", ""], "vest": ["", "", "red", "red"]}
+    assert own.where(3).endswith("test/metadata.jsonl, line 2")
+    (tmp_path / "test/metadata.jsonl").write_text('{"file_name": "/0.png", "person": "b"}\n')
+    with pytest.raises(ValueError, match="test/metadata.jsonl, line 1: file_name is '/0.png', an absolute path"):
+        read_people(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,person\ntrain/0.png,a\n")
+    with pytest.raises(ValueError, match="expected one table, or one in each of the folders"):
+        read_people(tmp_path)
+
+
 def test_names_tell_person_camera_time_and_outfit_by_a_pattern(tmp_path):
     pictures(tmp_path, "7_c2_o1_0900.png", "sub/8_c1_o1_0901.png")
     own = read_people(tmp_path, r"(?P<person>\d+)_c(?P<camera>\d)_o(?P<outfit>\d)_(?P<time>\d+)")
@@ -152,6 +172,15 @@ def test_a_kept_split_that_lacks_a_picture_or_names_no_part_is_refused(tmp_path)
     write(tmp_path, split=["file_name,split", "0.png,train", "1.png,"])
     with pytest.raises(ValueError, match="split.csv, line 3: split is '', expected one of train"):
         split_people(read_people(tmp_path))
+
+
+def test_a_part_test_is_divided_into_queries_and_gallery(tmp_path):
+    names = [f"{part}/{person}/{n}.png" for part, people in (("train", "ab"), ("test", "cd")) for person in people
+             for n in range(3)]
+    own = split_people(read_people(pictures(tmp_path, *names)))
+    assert {name: word for name, word in zip(own.files, own.split.to_list()) if name[:4] == "test"} == {
+        f"test/{person}/{n}.png": "gallery" if n else "query" for person in "cd" for n in range(3)}
+    assert own.is_in("train").sum() == 6 and not (tmp_path / SPLIT_FILE).exists()
 
 
 @pytest.mark.parametrize("cameras", [True, False])
