@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..attributes import Annotations
 from ..own_data.people import labels_of, read_people, read_wording, split_people
 from ..own_data.split import SPLIT_FILE
 from ..own_data.tables import EMPTY
+from ..utils.files import json_sha256
 from .clothes import GALLERY_CAMERAS
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -96,8 +98,11 @@ class OwnDataset(ImageDataset):
         self._labels = {int(key): row for key, row in zip(keys, rows)}
         trained = set(keys[np.unique(number.ravel()[own.is_in("train")])].tolist())
         tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
-        self.annotations = Annotations(self.schema, *({key: self._labels[key] for key in sorted(chosen)} for chosen in
-                                                      (trained, tested)), str(own.source))
+        rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
+        by_name = sorted(range(len(own)), key=own.files.__getitem__)
+        digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
+                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest()])
+        self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest)
         self.labels_of = self._labels_of
 
     def _labels_of(self, key: str | int) -> Tensor:

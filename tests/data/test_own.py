@@ -10,9 +10,11 @@ from cerberus_plugin.attributes.schema import MARKET1501, SCHEMAS
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
 from cerberus_plugin.data.datasets import Market1501Attributes
 from cerberus_plugin.data.own import OwnDataset
+from cerberus_plugin.evaluation import manifest
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.report import results_table
 from cerberus_plugin.evaluation.tasks import ReIDTask
+from cerberus_plugin.own_data.check import check
 from cerberus_plugin.own_data.schema_file import Wording, schema_text
 
 import pytest
@@ -145,6 +147,21 @@ def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path
     folder = write_people(tmp_path / "market1501")
     trainer = CerberusTrainer(config(folder))
     assert trainer.model.schema.field_names == ("hat", "vest blue", "vest red") and SCHEMAS["market1501"] == MARKET1501
+
+
+def test_the_manifest_is_the_same_elsewhere_and_another_with_other_labels_of_people(tmp_path):
+    folder = write_people(tmp_path / "one/site")
+    (folder / "people.csv").write_text("person,gender\np0,male\np1,female\n")
+    check(folder, pictures=False)
+
+    def accounts(place):
+        cfg = config(place, "OUTPUT_DIR", "run")
+        return manifest.of_test(*build_test_set(cfg, str(place)), 0), manifest.config_sha256(cfg)
+
+    there = shutil.copytree(folder, tmp_path / "two/site")
+    assert accounts(folder) == accounts(there)
+    (there / "people.csv").write_text("person,gender\np0,female\np1,female\n")
+    assert accounts(folder)[0]["labels"] != accounts(there)[0]["labels"]
 
 
 def test_the_table_of_results_says_that_no_cameras_are_known():
