@@ -299,7 +299,11 @@ def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[f
             name_pattern: str) -> None:
     trained = own.is_in("train")
     images, people = int(trained.sum()), len(np.unique(own.person.codes[trained]))
-    if not images:
+    batch = min(BATCH, IMAGES_OF_EACH * people, images - images % IMAGES_OF_EACH)
+    if batch < 2 * IMAGES_OF_EACH:
+        if images:  # else there is an error already
+            report.errors.append(f"{images} pictures of {people} people are too few to train on; a batch needs two "
+                                 f"people and {2 * IMAGES_OF_EACH} pictures")
         return
     if people < FEW_PEOPLE:
         report.advice.append(f"{people} people to train on are few: identities are told apart well from some hundred "
@@ -312,13 +316,12 @@ def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[f
         report.advice.append(f"pictures are {size[1]:g} x {size[0]:g} in the median"
                              + ("; people are expected in upright crops, about twice as high as wide"
                                 if ratio < 1.3 else ""))
-    batch = min(BATCH, IMAGES_OF_EACH * people)
     epochs = min(EPOCHS, max(20, math.ceil(STEPS / 4 * batch / images)))
-    steps = epochs * images // batch
+    steps = epochs * (images // batch)
     options = [f"DATASETS.NAME_PATTERN {shlex.quote(name_pattern)}"] if name_pattern else []
     options += [f"SOLVER.IMS_PER_BATCH {batch}"] if batch < BATCH else []
     options += [f"SOLVER.MAX_EPOCH {epochs}"] if epochs < EPOCHS else []
-    options += [f"SOLVER.WARMUP_ITERS {max(1, steps // 10)}"] if steps < 10 * WARMUP else []
+    options += [f"SOLVER.WARMUP_ITERS {steps // 10}"] if steps < 10 * WARMUP else []
     names = f"({report.data!r},)"
     names = shlex.quote(names) if set('"$`\\!') & set(names) else f'"{names}"'
     report.advice.append(

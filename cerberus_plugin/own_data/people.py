@@ -27,6 +27,7 @@ logger = logging.getLogger("fastreid.cerberus")
 
 NAME_GROUPS = ("person", "camera", "time", "outfit")
 PEOPLE, OUTFITS = "people.csv", "outfits.csv"
+MOST_SPELLINGS = 3  # of an attribute that are named
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class OwnData:
     def is_in(self, part: str) -> np.ndarray:
         """Which pictures are in a part of the split: bool (N,)."""
         assert self.split is not None
-        return self.split.codes == self.split.words.index(part) if part in self.split.words else np.zeros(len(self),
-                                                                                                         bool)
+        return self.split.codes == (self.split.words.index(part) if part in self.split.words else EMPTY)
 
 
 def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
@@ -342,7 +342,9 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     attributes = {}
     for name in names:
         attributes[name], merged = _merged([level[name] for level in levels if name in level])
-        notes += [f"'{name}': {text}" for text in merged]
+        if merged:
+            more = f"; and {len(merged) - MOST_SPELLINGS} more" if len(merged) > MOST_SPELLINGS else ""
+            notes.append(f"'{name}': {'; '.join(merged[:MOST_SPELLINGS])}{more}")
 
     def find(name: str, word: str) -> str:
         """The first cell of a column that holds the word, however it is spelt."""

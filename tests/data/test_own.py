@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 from cerberus_plugin import CerberusTrainer
@@ -14,6 +15,8 @@ from cerberus_plugin.evaluation import manifest
 from cerberus_plugin.evaluation.embeddings import Gathered
 from cerberus_plugin.evaluation.report import results_table
 from cerberus_plugin.evaluation.tasks import ReIDTask
+from cerberus_plugin.host.checks import check_config
+from cerberus_plugin.host.data import check_identity_batch
 from cerberus_plugin.own_data.check import check
 from cerberus_plugin.own_data.schema_file import Wording, schema_text
 
@@ -162,6 +165,21 @@ def test_the_manifest_is_the_same_elsewhere_and_another_with_other_labels_of_peo
     assert accounts(folder) == accounts(there)
     (there / "people.csv").write_text("person,gender\np0,female\np1,female\n")
     assert accounts(folder)[0]["labels"] != accounts(there)[0]["labels"]
+
+
+@pytest.mark.parametrize("people, cameras", [(4, 4), (8, 3), (40, 2), (40, 12)])
+def test_the_command_that_check_advises_is_one_that_training_accepts(tmp_path, people, cameras):
+    folder = write_people(tmp_path / "a 'site'", people, cameras)
+    words = shlex.split(check(folder, pictures=False).advice[-1].partition("python ")[2])
+    file = words[words.index("--config-file") + 1]
+    cfg = read_config(file=file)
+    cfg.defrost()
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.IMS_PER_BATCH = 2000, 119, 64  # as in the file
+    cfg.merge_from_list(words[words.index("--config-file") + 2:])
+    items = build_train_set(cfg).img_items
+    check_config(cfg, len(items))
+    check_identity_batch(cfg.DATALOADER.SAMPLER_TRAIN, items, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
+    assert cfg.DATASETS.TESTS == (str(folder),) and build_test_set(cfg, str(folder))[1] > 0
 
 
 def test_the_table_of_results_says_that_no_cameras_are_known():
