@@ -54,8 +54,10 @@ class OwnDataset(ImageDataset):
         self.cameras_known = own.camera is not None
         if not self.cameras_known and main:
             logger.info(f"{own.source}: no cameras are known, so reID ignores no match for its camera")
-        order = np.argsort(np.argsort(own.person.words))  # an identity's number follows from its name
-        pids = order[own.person.codes] + 1
+        people = len(own.person.words)
+        numbers = np.empty(people, np.int64)  # they follow from the names alone
+        numbers[sorted(range(people), key=own.person.words.__getitem__)] = np.arange(1, people + 1)
+        pids = numbers[own.person.codes]
         camids = np.arange(len(own)) + (GALLERY_CAMERAS if own.camera is None else len(own.camera.words))
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
