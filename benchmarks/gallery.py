@@ -20,9 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 from cerberus_plugin.search.gallery.engines import FORMS, FaissEngine, MilvusEngine, synchronise  # noqa: E402
-from cerberus_plugin.search.gallery.folder import Naming, Picture  # noqa: E402
+from cerberus_plugin.search.gallery.folder import Naming  # noqa: E402
 from cerberus_plugin.search.gallery.index import LOOK_AGAIN  # noqa: E402
 from cerberus_plugin.search.gallery.store import Store  # noqa: E402
+from cerberus_plugin.utils.folders import Picture  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

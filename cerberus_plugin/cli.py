@@ -1,5 +1,6 @@
-"""The `cerberus` command: use a trained model; the first word chooses the job.
+"""The `cerberus` command: check own data, use a trained model; the first word chooses the job.
 
+    cerberus check crops                                      look over own data before training
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
     cerberus search gallery gender=female "upper colour=red"  find people by attributes
     cerberus search gallery --picture 0001.jpg --run RUN      find people who look like a picture
@@ -7,7 +8,7 @@
     cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
     cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
 
-`cerberus WORD --help` describes each. Except for export, --model model.onnx can be given in place of --run.
+`cerberus WORD --help` describes each. Except for check and export, --model model.onnx can be given in place of --run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 # Modules that import numpy are imported inside the jobs, so that `cerberus --help` starts quickly.
 import cerberus_plugin
 
-from .utils.commands import run_command
+from .utils.commands import printable, run_command
 from .utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ if TYPE_CHECKING:
     from .search.portable import AttributeModel, Encoder
 
 BATCH = 64
+CHECK = """Counts pictures, people, cameras and attributes of a folder, and looks for what training would stumble
+over. It reads
+
+    DATA/metadata.csv     file_name and person; camera, split, outfit and time if known; every other column is an
+                          attribute in words. Also metadata.jsonl or .parquet
+    DATA/people.csv       attributes of people (person, ...); DATA/outfits.csv likewise (person, outfit, ...)
+    DATA/PERSON/PICTURE   in place of a table; also in train, query and gallery
+
+and writes what is not there: split.csv, and schema.yaml with groups, attributes and values, for you to correct.
+The exit code is 1 where training would fail.
+
+    cerberus check crops --html check.html
+    cerberus check crops --name-pattern "(?P<person>\\d+)_c(?P<camera>\\d+)"
+"""
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",
@@ -62,10 +77,21 @@ def _message(error: Exception) -> str:
     if not (isinstance(error, OSError) and error.filename and error.strerror):
         return str(error)
     remedy = REMEDIES.get(error.errno)
-    return f"{_plain(os.fsdecode(error.filename))}: {error.strerror}{f'; {remedy}' if remedy else ''}"
+    return f"{printable(os.fsdecode(error.filename))}: {error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
 def _add_jobs(jobs) -> None:
+    check = jobs.add_parser("check", help="look over own data before training",
+                            formatter_class=argparse.RawDescriptionHelpFormatter, description=CHECK)
+    check.set_defaults(job=_check)
+    check.add_argument("data", help="folder, or table in it")
+    check.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression with the group "
+                       "person, and camera, time and outfit as far as names of pictures tell; in place of a table")
+    check.add_argument("--seed", type=int, default=0, help="of the split, where one is drawn (default: %(default)s)")
+    check.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="open every picture, "
+                       "and look for files that are there twice (default: yes)")
+    check.add_argument("--html", metavar="FILE", help="also write the report to this page")
+
     index = jobs.add_parser("index", help="embed a folder of pictures, or update its index",
                             description="Embeds the pictures of a folder and its subfolders. After an interruption it "
                             "continues; run again later, it embeds new and changed pictures, removes deleted ones, "
@@ -171,23 +197,34 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
     return TorchEncoder(CerberusPredictor(run), BATCH)
 
 
+def _check(args: argparse.Namespace) -> None:
+    from .own_data import check
+
+    report = check.check(args.data, args.name_pattern, args.seed, args.pictures)
+    print(check.text(report))
+    if args.html:
+        _write(args.html, check.html(report))
+    if report.errors:
+        raise SystemExit(1)
+
+
 def _index(args: argparse.Namespace) -> None:
     from .search.gallery import GalleryIndex
-    from .search.gallery.folder import LINKS, counts_text
+    from .utils.folders import LINKS, counts_text
     from .utils.images import SUFFIXES
 
     index = GalleryIndex.build(args.out, args.images, encoder_of(args.run, args.model), dtype=args.dtype,
                                pattern=args.name_pattern, follow_links=args.follow_links)
     done, unreadable = index.summary, len(index.unreadable)
     for lost in index.lost:
-        print(f"{_plain(str(lost.path))}: {lost.reason}; made anew", file=sys.stderr)
+        print(f"{printable(str(lost.path))}: {lost.reason}; made anew", file=sys.stderr)
     print(f"{args.out}: {done.rows} pictures; {done.new} new, {done.changed} changed, {done.deleted} deleted"
           + (f"; {unreadable} of these cannot be read, unreadable.tsv says why" if done.unreadable else
              f"; {unreadable} others cannot be read, unreadable.tsv says why" if unreadable else ""))
     links = f"; --follow-links takes in the pictures of {LINKS}" if index.passed_over[LINKS] else ""
     if not done.rows:
         raise ValueError(f"{args.images}: no picture was found that can be read. Passed over: "
-                         f"{_plain(counts_text(index.passed_over)) or 'nothing'}; pictures end in "
+                         f"{printable(counts_text(index.passed_over)) or 'nothing'}; pictures end in "
                          f"{_listed(SUFFIXES)}{links}")
     if links:
         print(f"{args.images}: passed over {LINKS} ({index.passed_over[LINKS]}){links}", file=sys.stderr)
@@ -276,7 +313,7 @@ def _recognise(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .search.gallery import contact_sheet
-    from .search.gallery.folder import counts_text, walk
+    from .utils.folders import counts_text, walk
     from .utils.images import Unreadable, read_image
 
     encoder = encoder_of(args.run, args.model)
@@ -290,7 +327,7 @@ def _recognise(args: argparse.Namespace) -> None:
         given / each.path for each in walk(given, _skip, passed_over=passed_over)])]
     if not paths:
         raise ValueError(f"recognise: no pictures found in {_listed(args.pictures)}; passed over: "
-                         f"{_plain(counts_text(passed_over)) or 'nothing'}")
+                         f"{printable(counts_text(passed_over)) or 'nothing'}")
     rows, refused = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
@@ -344,17 +381,12 @@ def _print_table(rows: Sequence[dict[str, str]]) -> None:
     from tabulate import tabulate
 
     widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
-    rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    rows = [{name: printable(value) for name, value in row.items()} for row in rows]
     print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
 
 
 def _skip(path: str | Path, reason: str) -> None:
-    print(f"skipped {_plain(str(path))}: {reason}", file=sys.stderr)
-
-
-def _plain(text: str) -> str:
-    """Without what a terminal would obey: names of files come from anywhere."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    print(f"skipped {printable(str(path))}: {reason}", file=sys.stderr)
 
 
 def _write(path: str, text: str) -> None:

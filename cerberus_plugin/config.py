@@ -213,6 +213,10 @@ def add_cerberus_config(cfg: CN) -> None:
     # Accept annotations of identities that have no image in the folder, as in a subset of a data set.
     cfg.DATASETS.ALLOW_SUBSET = False
 
+    # For a folder of one's own among DATASETS.NAMES and TESTS without a table: a regular expression with the group
+    # person, and camera, time and outfit as far as names of pictures tell, searched in the path below the folder.
+    cfg.DATASETS.NAME_PATTERN = ""
+
     # Keep this many training identities, drawn by the seed, out of training; DATASETS.TESTS "held-out" tests on them.
     cfg.DATASETS.HOLD_OUT = 0
     cfg.DATASETS.HOLD_OUT_SEED = 0

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cerberus_plugin"
 # Rooms and modules of the root from the bottom up; each imports from lower lines only.
 LAYERS = (("utils",),
           ("attributes", "config", "host"),
-          ("metrics", "search.portable", "synthetic"),
+          ("metrics", "own_data", "search.portable", "synthetic"),
           ("inference",),
           ("data", "modeling", "search.calibration"),
           ("evaluation", "search.gallery"),
@@ -20,10 +20,11 @@ LAYERS = (("utils",),
           ("cli", "experiments", "search"))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
-FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "synthetic", "search.portable", "search.calibration",
-                    "search.gallery", "search.web")
-FREE_OF_TORCH = ("utils.commands", "utils.files", "utils.images", "utils.moved", "attributes.attribute_model",
-                 "attributes.marginals", "attributes.schema", "search.portable", "search.gallery", "search.web")
+FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "own_data", "synthetic", "search.portable",
+                    "search.calibration", "search.gallery", "search.web")
+FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
+                 "attributes.attribute_model", "attributes.marginals", "attributes.schema", "search.portable",
+                 "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -19,12 +19,16 @@ KNOWN_MISSING = {(DUKEMTMC.name, "top"): 0}
 
 @dataclass(frozen=True)
 class Annotations:
-    """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing."""
+    """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing.
+
+    `digest` is a hash of all labels where more than the file `path` holds them.
+    """
 
     schema: AttributeSchema
     train: dict[int, Tensor]
     test: dict[int, Tensor]
     path: str = ""
+    digest: str | None = None
 
     def __repr__(self) -> str:
         return f"Annotations({self.schema.name}: {len(self.train)} training and {len(self.test)} test rows)"

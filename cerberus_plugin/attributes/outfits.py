@@ -9,7 +9,6 @@ semicolons or tabs separate them, and the text is UTF-8, or UTF-16 with its mark
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..utils.files import decode_text
 from .schema import AttributeSchema
 
 FILE_NAME = "outfit_attributes.csv"
@@ -53,26 +53,6 @@ def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tens
         raise ValueError(f"{path}, line {reader.reader.line_num}: {error}. Check the quotes in and before this line; "
                          "values need none unless they have a separator.") from error
     return labels
-
-
-def decode_text(path: str | Path, data: bytes) -> str:
-    """Bytes of a text file in UTF-8, or in UTF-16 if they begin with its mark, as a text without a mark.
-
-    Raises:
-        ValueError: with file, line and remedy, if they are in another encoding: to guess it could change names.
-    """
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if marked else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = 1 + data[:error.start].count(b"\n")
-        raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not "
-                         f"{'UTF-16' if marked else 'UTF-8'}. Save the file in UTF-8; Excel calls it 'CSV UTF-8'."
-                         ) from error
-    if "\0" in text:
-        raise ValueError(f"{path}, line {1 + text[:text.index(chr(0))].count(chr(10))}: a NUL character, as in UTF-16 "
-                         "without its mark or in a damaged file. Save the file in UTF-8; Excel calls it 'CSV UTF-8'.")
-    return text
 
 
 def _read_line(where: str, line: dict, names: Sequence[str], schema: AttributeSchema) -> tuple[Outfit, Tensor]:

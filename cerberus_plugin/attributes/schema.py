@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import keyword
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from functools import cached_property
 import numpy as np
 
 MISSING = -1
+MOST_COMBINATIONS = 10_000  # of the values of a group; each would have a prototype, and all are held in memory
 NONE = "none"  # the answer of a garment that has no listed colour
 
 
@@ -256,12 +258,12 @@ class AttributeSchema:
                     raise ValueError(f"schema {self.name!r}: '{own.name}' is a field and a column of others")
                 merged[own.name] = Column(own.name, own.values, (i,), own.group, display=own.display or own.name)
                 continue
-            so_far = merged.get(own.column, Column(own.column, (), (), own.group, True, own.column))
+            so_far = merged.get(own.column, Column(own.column, (), (), own.group, True, own.display or own.column))
             if not so_far.is_colour or own.word in so_far.answers:
                 raise ValueError(f"schema {self.name!r}: field '{own.name}' cannot be the class '{own.word}' of column "
                                  f"'{own.column}', which is another field, or has this class already")
             merged[own.column] = Column(own.column, (*so_far.classes, own.word), (*so_far.fields, i), own.group, True,
-                                        own.column)
+                                        so_far.display)
         return merged
 
     @cached_property
@@ -308,6 +310,14 @@ class AttributeSchema:
     def column_fingerprint(self) -> int:
         """The same for the columns with their classes, whose order is that of attribute classifiers."""
         return _fingerprint([word for column in self.columns for word in (column.name, *column.classes)])
+
+    def num_combinations(self, group: str) -> int:
+        """Combinations of values of a group that can occur: semantic IDs of the space "product"."""
+        sets = [column.fields for column in self.columns if column.is_colour and column.group == group]
+        sets += [tuple(map(self.index, names)) for names in self.exclusive
+                 if self.fields[self.index(names[0])].group == group]
+        single = set(self.group_fields(group)) - {field for fields in sets for field in fields}
+        return math.prod([len(fields) + 1 for fields in sets] + [len(self.fields[i].values) for i in single])
 
     @_of_labels
     def bits(self, labels, group: str):

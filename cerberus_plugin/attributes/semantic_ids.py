@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schema import MISSING, AttributeSchema, agreeing
+from .schema import MISSING, MOST_COMBINATIONS, AttributeSchema, agreeing
 
 SID_SPACES = ("observed", "union", "product")
 
@@ -51,10 +51,14 @@ class SIDTable:
         for group in schema.group_names:
             rows = [_group_rows(schema, train, group), _group_rows(schema, others, group)]
             if space == "product":
+                if schema.num_combinations(group) > MOST_COMBINATIONS:
+                    raise ValueError(f"schema '{schema.name}': the values of group '{group}' have "
+                                     f"{schema.num_combinations(group)} combinations, more than {MOST_COMBINATIONS}. "
+                                     "Put its fields into several groups, or set MODEL.CERBERUS.SID_SPACE observed")
                 rows.append(_product_rows(schema, group))
-            distinct = torch.unique(torch.cat(rows), dim=0)  # sorted rows, (K, A)
+            distinct, number = torch.unique(torch.cat(rows), dim=0, return_inverse=True)  # sorted rows, (K, A)
             labels.append(distinct)
-            counts.append((distinct[:, None] == rows[0][None]).all(dim=2).sum(dim=1))
+            counts.append(number[:len(rows[0])].bincount(minlength=len(distinct)))
         return cls(schema, tuple(labels), tuple(counts))
 
     @classmethod
@@ -97,8 +101,11 @@ class SIDTable:
         columns = []
         for group, rows in zip(self.schema.group_names, self.labels):
             fields = list(self.schema.group_fields(group))
-            same = (labels[:, None, fields] == rows[None, :, fields]).all(dim=2)  # (N, K)
-            columns.append(torch.where(same.any(dim=1), same.to(torch.uint8).argmax(dim=1), MISSING))
+            # Equal rows of the table and of the labels have one number.
+            _, number = torch.unique(torch.cat([rows[:, fields], labels[:, fields]]), dim=0, return_inverse=True)
+            row_of = torch.full((len(number),), MISSING, dtype=torch.int64, device=labels.device)
+            row_of[number[:len(rows)]] = torch.arange(len(rows), device=labels.device)
+            columns.append(row_of[number[len(rows):]])
         return torch.stack(columns, dim=1)
 
     def consistent(self, labels: Tensor, group: str) -> Tensor:

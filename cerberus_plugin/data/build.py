@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,18 +20,28 @@ from torch.utils.data import DataLoader
 from ..attributes import Annotations, AttributeSchema, SIDTable
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
+from ..own_data.split import query_and_gallery
 from ..utils.images import SUFFIXES
 from .loader import AttributeDataset, SeededBatches, SeparateGenerators
+from .own import OwnDataset
 from .resident import NotResident, ResidentLoader
-from .splits import HELD_OUT, at_random, leave_out, query_and_gallery, split_identities
+from .splits import HELD_OUT, at_random, leave_out, split_identities
 
 logger = logging.getLogger("fastreid.cerberus")
 
 
 def build_dataset(cfg: CfgNode, name: str):
-    """A data set of the host's registry, under FASTREID_DATASETS."""
+    """A data set of the host's registry, under FASTREID_DATASETS; or one of a user's own, by its folder or table."""
     options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
-    return DATASET_REGISTRY.get(name)(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+    try:
+        registered = DATASET_REGISTRY.get(name)
+    except KeyError:
+        if os.path.exists(name):
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, combineall=cfg.DATASETS.COMBINEALL)
+        raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
+                                "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "
+                                "path.") from None
+    return registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,7 @@ class Known(NamedTuple):
     """What data sets tell beside the host's items, as far as all of them do: arguments of `AttributeDataset`."""
 
     labels_of: Callable[[str | int], Tensor] | None
-    by_outfit: bool
+    unit_of: Callable[[str], int] | None
     annotations: list[Annotations]
     outfit_of: Callable[[str], int] | None
     folders: list[str]
@@ -209,34 +220,49 @@ def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
         if len(labelled) == len(datasets) and len(kinds) > 1:
             raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix {what} {', '.join(sorted(kinds))}; train on "
                              "data sets of one kind.")
+    for number, dataset in enumerate(datasets):
+        before = {pid for other in datasets[:number] for _, pid, _ in other.train}
+        shared = before & {pid for _, pid, _ in dataset.train}
+        if shared:
+            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have an identity '{min(shared)}', and "
+                             "images of different people would count as one person. Merge tables of your own into one.")
     return items, _known_of(datasets)
 
 
 def _known_of(datasets: list) -> Known:
-    """Outfits are numbered by path, those of a data set behind those of the ones before it."""
+    """Outfits and units are numbered by path, those of a data set behind those of the ones before it."""
     outfits: dict[str, int] = {}
-    owners: dict = {}  # of an identity or an outfit: its data set, and what this calls it
+    units: dict[str, int] = {}
+    owners: dict = {}  # of an identity or a unit: its data set, and what this calls it
     for dataset in datasets:
-        first = max(outfits.values(), default=-1) + 1
-        outfits |= {path: first + number for path, number in getattr(dataset, "outfits", {}).items()}
-        if _whose(dataset) == "outfits":
-            owners |= {first + number: (dataset, number) for number in set(dataset.outfits.values())}
-        else:
+        _append(outfits, getattr(dataset, "outfits", {}))
+        if _whose(dataset) == "identities":
             owners |= {pid: (dataset, pid) for _, pid, _ in dataset.train + dataset.query + dataset.gallery}
+        else:
+            own = dataset.outfits if _whose(dataset) == "outfits" else dataset.units
+            first = _append(units, own)
+            owners |= {first + number: (dataset, number) for number in set(own.values())}
 
     def labels_of(key: str | int) -> Tensor:
         dataset, name = owners[key]
         return dataset.labels_of(name)
 
     labelled = all(hasattr(dataset, "labels_of") for dataset in datasets)
-    by_outfit = labelled and _whose(datasets[0]) == "outfits"
+    by_unit = labelled and _whose(datasets[0]) != "identities"
     annotations = [dataset.annotations for dataset in datasets] if labelled else []
     worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
     # The host's own name for identities that are no person; the root stands in for what names no folder of its own.
     distractors = frozenset().union(*(getattr(dataset, "_junk_pids", ()) for dataset in datasets))
     folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
-    return Known(labels_of if labelled else None, by_outfit, annotations, outfits.__getitem__ if worn else None,
-                 folders, distractors)
+    return Known(labels_of if labelled else None, units.__getitem__ if by_unit else None, annotations,
+                 outfits.__getitem__ if worn else None, folders, distractors)
+
+
+def _append(numbers: dict[str, int], more: Mapping[str, int]) -> int:
+    """Add numbers by path behind those that are there, in place; the number that 0 became."""
+    first = max(numbers.values(), default=-1) + 1
+    numbers |= {path: first + number for path, number in more.items()}
+    return first
 
 
 def _folder_of(dataset) -> str:
@@ -245,7 +271,9 @@ def _folder_of(dataset) -> str:
 
 
 def _whose(dataset) -> str:
-    """Whose labels a data set has."""
+    """Whose labels a data set has: where images have labels of their own, those that share them are a unit."""
+    if getattr(dataset, "units", None):
+        return "images"
     return "outfits" if getattr(dataset, "by_outfit", False) else "identities"
 
 
@@ -257,7 +285,7 @@ def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> tuple[l
                          "attributes, so nobody is known to carry a semantic ID; set it to 0, or use "
                          "Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes")
     seed = data.LEAVE_OUT_SEED if data.LEAVE_OUT_SEED >= 0 else cfg.SEED
-    keys = {item: known.outfit_of(item[0]) if known.by_outfit else item[1] for item in items}
+    keys = {item: known.unit_of(item[0]) if known.unit_of else item[1] for item in items}
     labelled = sorted(set(keys.values()))
     left = leave_out(known.annotations[0].schema, torch.stack([known.labels_of(key) for key in labelled]),
                      test_labels(known.annotations), data.LEAVE_OUT_SIDS, seed, data.LEAVE_OUT_SHARE)
@@ -292,7 +320,7 @@ def _held_out(cfg: CfgNode, items: list[tuple],
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
     query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
                                         for path, pid, camid in items])
-    if known.labels_of and not known.by_outfit:
+    if known.labels_of and not known.unit_of:
         known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
     logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {cfg.DATASETS.HOLD_OUT} training "
                 "identities")

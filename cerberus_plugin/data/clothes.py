@@ -18,7 +18,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..attributes import MARKET1501, Annotations
-from ..attributes.outfits import FILE_NAME, decode_text, outfit_name, read_outfits
+from ..attributes.outfits import FILE_NAME, outfit_name, read_outfits
+from ..utils.files import decode_text
 from .listing import list_images, parse_names
 
 logger = logging.getLogger("fastreid.cerberus")

@@ -106,20 +106,21 @@ class SeededBatches(BatchSampler):
 
 
 class AttributeDataset(CommDataset):
-    """The host's item data set with labels by identity or by outfit, and a choice for images that cannot be read.
+    """The host's item data set with labels by identity, outfit or image, and a choice for images that cannot be read.
 
     Images are read by `utils.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
     CMYK and 16-bit grey unconverted.
 
     Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), their semantic IDs
     "sids" int64 (G,), and "outfits" int, the number of the outfit among those of this data set.
-    `labels` are int64 (rows, A), or None: a row a class index, as the host numbers identities, or a row an outfit.
+    `labels` are int64 (rows, A), or None: a row a class index, as the host numbers identities, or a row a unit.
     `sids` are int64 (rows, G), the semantic IDs of the labels; None until they are set.
 
     Args:
         img_items: 3-tuples (path, pid, camid).
-        labels_of: identity, or outfit as `outfit_of` numbers it -> int64 (A,); None for a data set without labels.
-        by_outfit: labels are those of outfits.
+        labels_of: identity, or unit as `unit_of` numbers it -> int64 (A,); None for a data set without labels.
+        unit_of: path -> number of the outfit, or of the images with labels in common, that the labels are of; None for
+            labels of identities.
         annotations: the annotation files that the labels are from, for what is asked of a whole data set.
         on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
             identity, and evaluates a black image with the identity -1, which evaluators leave out.
@@ -132,7 +133,8 @@ class AttributeDataset(CommDataset):
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
                  labels_of: Callable[[str | int], Tensor] | None = None, annotations: Sequence[Annotations] = (),
-                 on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None, by_outfit: bool = False,
+                 on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None,
+                 unit_of: Callable[[str], int] | None = None,
                  settings: Sequence[str] = (), folders: Sequence[str] = (),
                  distractors: Collection[int] = (), without: Mapping | None = None) -> None:
         if on_unreadable not in ON_UNREADABLE:
@@ -141,13 +143,13 @@ class AttributeDataset(CommDataset):
         self.annotations = annotations
         self.on_unreadable = on_unreadable
         self.outfit_of = outfit_of
-        self.by_outfit = by_outfit
+        self.unit_of = unit_of
         self.settings = settings
         self.folders = folders
         self.distractors = distractors
         self.without = without
         outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
-        labelled = outfits if by_outfit else self.pids
+        labelled = sorted({unit_of(path) for path, *_ in img_items}) if unit_of else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}
         self._label_rows = {key: row for row, key in enumerate(labelled)}
         self.labels = torch.stack([labels_of(key) for key in labelled]) if labels_of and labelled else None
@@ -188,7 +190,7 @@ class AttributeDataset(CommDataset):
         """
         known = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
         if self.labels is not None:
-            row = self._label_rows[self.outfit_of(path) if self.by_outfit else pid]
+            row = self._label_rows[self.unit_of(path) if self.unit_of else pid]
             known["attributes"] = self.labels[row]
             if self.sids is not None:
                 known["sids"] = self.sids[row]

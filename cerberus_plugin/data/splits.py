@@ -5,7 +5,6 @@ Shapes: N training persons, or outfits where the labels are those of outfits; M 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,21 +27,6 @@ def split_identities(items: list[tuple], count: int, seed: int) -> tuple[list[tu
     drawn = torch.randperm(len(pids), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     held = {pids[i] for i in drawn}
     return [item for item in items if item[1] not in held], [item for item in items if item[1] in held]
-
-
-def query_and_gallery(items: list[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """As Market-1501 is made: an identity's first image under each camera asks, and all others are searched.
-
-    Where a camera has one image of an identity, it is searched, so that there is something to find; an identity without
-    any other is asked for by its first image.
-    """
-    places, people = defaultdict(list), defaultdict(list)
-    for item in sorted(items):
-        places[item[1:]].append(item)
-        people[item[1]].append(item)
-    asking = {own[0] for own in places.values() if len(own) > 1}
-    asking |= {own[0] for own in people.values() if not asking.intersection(own)}
-    return [item for item in sorted(items) if item in asking], [item for item in sorted(items) if item not in asking]
 
 
 @dataclass(frozen=True)

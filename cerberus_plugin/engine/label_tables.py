@@ -12,10 +12,10 @@ from fastreid.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from ..attributes import PERSON_GROUPS, register_schema
+from ..attributes import PERSON_GROUPS, SCHEMAS
 from ..data.build import TrainingData
 from ..data.loader import LEFT_OUT_PID
-from ..modeling.build import needs_labels, with_sizes
+from ..modeling.build import needs_labels, schema_key, with_sizes
 from ..modeling.sid_prototypes import margins_from_counts
 from ..search.calibration import fit_scale, right_answers
 from ..utils.distributed import unwrapped
@@ -29,21 +29,23 @@ SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a column
 def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
     """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
     train_set, schema, table = data.dataset, data.schema, data.sid_table
+    key = ""
     if schema:
-        register_schema(schema)  # the model is built from the name alone
+        SCHEMAS.setdefault(schema.name, schema)  # the model is built from the name, or from all of it in JSON
+        key = schema_key(schema)
     if not needs_labels(cfg):
         other_groups = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and schema and schema.groups != PERSON_GROUPS
-        return with_sizes(cfg, cfg.MODEL.HEADS.NUM_CLASSES, schema.name) if other_groups else cfg
+        return with_sizes(cfg, cfg.MODEL.HEADS.NUM_CLASSES, key) if other_groups else cfg
     name = cfg.MODEL.META_ARCHITECTURE
     if schema is None:
         without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
-    outfits = len(train_set.labels) if train_set.by_outfit else 0
+    units = len(train_set.labels) if train_set.unit_of else 0
     logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
-                + (f" in {outfits} outfits" if outfits else ""))
-    cfg = with_sizes(cfg, train_set.num_classes, schema.name, table.sizes if table else (), outfits)
+                + (f" with {units} outfits or other sets of labels" if units else ""))
+    cfg = with_sizes(cfg, train_set.num_classes, key, table.sizes if table else (), units)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
         if table:

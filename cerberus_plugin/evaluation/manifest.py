@@ -120,6 +120,8 @@ def config_sha256(cfg: CfgNode) -> str:
     for key in NOT_HASHED:
         node, last = _node_of(values, key)
         node.pop(last, None)
+    for key in ("NAMES", "TESTS"):  # folders of own data are among them
+        values["DATASETS"][key] = [os.path.basename(os.path.normpath(name)) for name in values["DATASETS"][key]]
     for key in FILE_KEYS:
         node, last = _node_of(values, key)
         node[last] = os.path.basename(node.get(last) or "")
@@ -172,7 +174,7 @@ def _labels(annotations: Sequence[Annotations]) -> dict | None:
     """Name and hash of the label file; of several files, the hash of their hashes in order."""
     if not annotations:
         return None
-    hashes = [file_sha256(part.path) for part in annotations]
+    hashes = [part.digest or file_sha256(part.path) for part in annotations]
     whole = hashes[0] if len(hashes) == 1 or None in hashes else hashlib.sha256("".join(hashes).encode()).hexdigest()
     return {"file": " and ".join(os.path.basename(part.path) for part in annotations),
             "sha256": None if None in hashes else whole}

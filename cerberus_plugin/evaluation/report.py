@@ -43,6 +43,8 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
     if any(f"{setting}/mAP" in results for setting in SETTINGS):
         parts[0] = _outfits_table(rows)
+    if results.get("shared cameras") == 0:
+        parts[0] += "\nqueries and gallery share no camera, or none is known: no match is ignored for its camera"
     if "PAR/mA_official" in results:
         parts.append(_par_table(rows))
     if "PAR/label/mA" in results:

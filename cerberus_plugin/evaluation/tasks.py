@@ -59,6 +59,8 @@ class ReIDTask:
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
         figures = result.percentages()
+        if not torch.isin(query.camids, gallery.camids).any():
+            roc["shared cameras"] = 0.0
         return {**figures, **roc, "metric": (figures["mAP"] + figures["Rank-1"]) / 2}
 
     def ranker(self, gathered: Gathered) -> Callable[..., ranking.ReIDResult]:

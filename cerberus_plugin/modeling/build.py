@@ -104,7 +104,7 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     cfg.MODEL.BACKBONE.PRETRAIN = False
     if not needs_labels(cfg):
         schema = _checked_schema(cfg, state)
-        return with_sizes(cfg, 0, _named(schema) if schema else "")
+        return with_sizes(cfg, 0, schema_key(schema) if schema else "")
     name = cfg.MODEL.META_ARCHITECTURE
     table, what = ("prototypes.sid_of_class", "semantic IDs") if needs_prototypes(cfg) else (
         "class_labels.labels", "labels of training identities")
@@ -121,7 +121,7 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     weight = f"heads.classifiers.{names[0]}.weight" if name == "Cerberus" else "heads.weight"
     classifier = state.get(weight, state[table])
     outfits = len(state[table]) if len(state[table]) != len(classifier) else 0
-    return with_sizes(cfg, len(classifier), _named(schema), sizes, outfits)
+    return with_sizes(cfg, len(classifier), schema_key(schema), sizes, outfits)
 
 
 def _checked_schema(cfg: CfgNode, *args) -> AttributeSchema | None:
@@ -132,7 +132,7 @@ def _checked_schema(cfg: CfgNode, *args) -> AttributeSchema | None:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
 
 
-def _named(schema: AttributeSchema) -> str:
+def schema_key(schema: AttributeSchema) -> str:
     """What a configuration calls a schema: its name, or all of it in JSON where another or none has the name."""
     return schema.name if SCHEMAS.get(schema.name) == schema else json.dumps(schema.to_dict())
 

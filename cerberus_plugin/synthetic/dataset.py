@@ -24,10 +24,9 @@ import numpy as np
 from scipy.io import savemat
 
 from ..attributes.annotations import read_annotations
-from ..attributes.outfits import decode_text
 from ..attributes.schema import MARKET1501
 from ..utils.commands import run_command
-from ..utils.files import json_sha256
+from ..utils.files import decode_text, json_sha256
 from .clothes import OUTFITS, draw_clothes, table
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people

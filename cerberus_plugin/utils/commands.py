@@ -53,3 +53,8 @@ def replace_unprintable() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # none where it was replaced, as notebooks do
     if reconfigure and sys.stdout.errors in ("strict", "surrogateescape"):  # the latter in the C and POSIX locales
         reconfigure(errors="replace")
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: names of files and words of tables come from anywhere."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

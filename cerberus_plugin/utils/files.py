@@ -1,7 +1,8 @@
-"""Write files atomically, and read JSON files."""
+"""Write files atomically, and read JSON files and texts."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -81,6 +82,26 @@ def read_json(path: str | os.PathLike, remedy: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON that can be read ({error}); {remedy}") from error
+
+
+def decode_text(path: str | Path, data: bytes) -> str:
+    """Bytes of a text file in UTF-8, or in UTF-16 if they begin with its mark, as a text without a mark.
+
+    Raises:
+        ValueError: with file, line and remedy, if they are in another encoding: to guess it could change names.
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + data[:error.start].count(b"\n")
+        raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not "
+                         f"{'UTF-16' if marked else 'UTF-8'}. Save the file in UTF-8; Excel calls it 'CSV UTF-8'."
+                         ) from error
+    if "\0" in text:
+        raise ValueError(f"{path}, line {1 + text[:text.index(chr(0))].count(chr(10))}: a NUL character, as in UTF-16 "
+                         "without its mark or in a damaged file. Save the file in UTF-8; Excel calls it 'CSV UTF-8'.")
+    return text
 
 
 def file_sha256(path: str | None) -> str | None:

@@ -1,6 +1,6 @@
 """Semantic IDs: the counts of the papers, numbering, looking up and decoding."""
 
-from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
+from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, Field, Group, SIDTable
 from cerberus_plugin.modeling.losses import adaptive_margins
 
 import pytest
@@ -102,3 +102,28 @@ def test_a_misspelt_space_and_a_union_without_test_labels_are_refused():
         SIDTable.build(MARKET1501, random_labels(MARKET1501, 5), space="all")
     with pytest.raises(ValueError, match="'union' needs the labels of the test identities"):
         SIDTable.build(MARKET1501, random_labels(MARKET1501, 5), space="union")
+
+
+@pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
+def test_combinations_of_values_are_as_many_as_semantic_ids_of_the_product(schema):
+    sizes = SIDTable.build(schema, random_labels(schema, 3)).sizes
+    assert tuple(map(schema.num_combinations, schema.group_names)) == sizes
+
+
+def test_a_group_with_too_many_combinations_is_refused_before_they_are_listed():
+    groups = (Group("one", 0), Group("two"))
+    schema = AttributeSchema("wide", (*(Field(f"f{n}", "one", ("no", "yes")) for n in range(40)),
+                                      Field("g", "two", ("no", "yes"))), groups=groups)
+    labels = torch.ones(2, 41, dtype=torch.int64)
+    with pytest.raises(ValueError, match="schema 'wide': .* 'one' have 1099511627776 combinations.* observed"):
+        SIDTable.build(schema, labels)
+    assert SIDTable.build(schema, labels, space="observed").sizes == (1, 1)
+
+
+def test_counts_are_those_of_the_numbers_that_are_looked_up():
+    labels = random_labels(MARKET1501, 3000)
+    table = SIDTable.build(MARKET1501, labels)
+    sids = table.lookup(labels)
+    assert torch.equal(table.decode(sids), labels)
+    for g, counts in enumerate(table.counts):
+        assert torch.equal(counts, sids[:, g].bincount(minlength=len(counts)))

@@ -99,7 +99,7 @@ def test_labels_of_identities_and_of_outfits_are_not_mixed(tmp_path, prcc, marke
 def test_data_sets_without_labels_beside_labelled_ones_leave_all_without(tmp_path, prcc):
     write_celeb(tmp_path)
     train = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCCAttributes", "CelebReID"]))
-    assert train.labels is None and not train.by_outfit
+    assert train.labels is None and train.unit_of is None
 
 
 @pytest.mark.parametrize(("line", "message"), [

@@ -1,7 +1,8 @@
 """Identities held out of training: nothing of them is trained on, and they are tested as a data set is."""
 
 from cerberus_plugin.data.build import build_test_set, build_train_set
-from cerberus_plugin.data.splits import query_and_gallery, split_identities
+from cerberus_plugin.data.splits import split_identities
+from cerberus_plugin.own_data.split import query_and_gallery
 
 import pytest
 import torch

@@ -31,8 +31,8 @@ from ... import host
 from ...attributes.marginals import LOWEST
 from ...predictor import CerberusPredictor
 from ...utils.files import write_whole
+from ...utils.folders import walk
 from ...utils.images import Unreadable, read_image
-from ..gallery.folder import walk
 from ..portable import AttributeModel, ExportedEncoder
 from ..portable.exported import (
     ANSWERS,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...utils.files import json_sha256
-from .folder import Naming, Picture
+from ...utils.folders import Picture
+from .folder import Naming
 from .image_reader import read_ahead
 from .query import Shape, stored_rows
 from .store import Store

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .folder import Picture
+from ...utils.folders import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...utils.files import ENDING
+from ...utils.folders import Picture, walk
 from ..portable.encoder import clothing_groups
 from ..portable.verification import Verification
 from . import files, record
 from .build import Pace, fill, mark_of, picture_reader
 from .engines import Engine, Faiss, FaissEngine, MakeEngine, Milvus, MilvusEngine, Space, recall, synchronise
-from .folder import Naming, Picture, compare, walk
+from .folder import Naming, compare
 from .parts import Damaged
 from .query import CompiledQuery, Hit, Prefilter, Query, SearchedModel, compile_query
 from .record import RECORD, Record

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.files import ENDING
-from .folder import Named, Naming, Picture
+from ...utils.folders import Picture
+from .folder import Named, Naming
 from .parts import BUILD_AGAIN, Damaged, PartFile, Recorded, write_rows
 
 ROWS = "rows.sqlite"

@@ -4,7 +4,8 @@ import os
 import shutil
 from collections import Counter
 
-from cerberus_plugin.search.gallery.folder import HIDDEN, LINKS, Naming, Picture, compare, counts_text, walk
+from cerberus_plugin.search.gallery.folder import Naming, compare
+from cerberus_plugin.utils.folders import HIDDEN, LINKS, Picture, counts_text, walk
 
 import pytest
 from support.galleries import RED, draw

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from cerberus_plugin.search.gallery import GalleryIndex, Query
 from cerberus_plugin.search.gallery.engines import FaissEngine
-from cerberus_plugin.search.gallery.folder import Picture
 from cerberus_plugin.search.gallery.store import ROWS, Store
 from cerberus_plugin.search.portable import AttributeModel, Verification
+from cerberus_plugin.utils.folders import Picture
 
 import numpy as np
 import pytest

@@ -1,0 +1,134 @@
+"""People's own data sets for the host: pictures with a table of attributes in words, or folders of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import numpy as np
+import torch
+from fastreid.data.datasets.bases import ImageDataset
+from fastreid.utils import comm
+from torch import Tensor
+
+from ..attributes import Annotations
+from ..own_data.people import labels_of, read_people, read_wording, split_people
+from ..own_data.split import SPLIT_FILE
+from ..own_data.tables import EMPTY
+from ..utils.files import json_sha256
+from .clothes import GALLERY_CAMERAS
+
+logger = logging.getLogger("fastreid.cerberus")
+
+
+class OwnDataset(ImageDataset):
+    """Pictures of people as `own_data.people` reads them, by the path of their folder or table.
+
+    A picture whose camera is not known has a camera of its own, so that none of its matches is ever ignored.
+
+    Attributes:
+        labels_of: labels int64 (A,) of an identity, or of a unit; absent where there are no attributes.
+        schema: attribute schema, and `annotations` the labels; absent likewise.
+        units: number of the pictures of one person (and outfit) with the same labels by path; empty where all pictures
+            of each person have the same ones.
+        outfits: number of the outfit by path; empty where that of a picture is not known.
+        cameras_known: whether a camera is known of any picture.
+
+    Args:
+        data: folder or table.   name_pattern: of `read_people`.
+
+    Raises:
+        FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
+    """
+
+    dataset_name = "own"
+    settings = ("cloth-changing", "same-clothes")
+
+    def __init__(self, data: str, name_pattern: str = "", **kwargs) -> None:
+        own = read_people(data, name_pattern)
+        own = split_people(own, write=comm.is_main_process())
+        main = comm.is_main_process()
+        for note in own.notes if main else ():
+            logger.info(f"{own.source}: {note}")
+        self.dataset_dir = str(own.folder)
+        self.cameras_known = own.camera is not None
+        if not self.cameras_known and main:
+            logger.info(f"{own.source}: no cameras are known, so reID ignores no match for its camera")
+        people = len(own.person.words)
+        numbers = np.empty(people, np.int64)  # they follow from the names alone
+        numbers[sorted(range(people), key=own.person.words.__getitem__)] = np.arange(1, people + 1)
+        pids = numbers[own.person.codes]
+        camids = np.arange(len(own)) + (GALLERY_CAMERAS if own.camera is None else len(own.camera.words))
+        if own.camera is not None:
+            camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
+        paths = [own.path(row) for row in range(len(own))]
+        self._label(own, paths, pids)
+        self.outfits = {}
+        if own.outfit is not None and own.outfit.complete:
+            worn = np.unique(np.stack([pids, own.outfit.codes], axis=1), axis=0, return_inverse=True)[1].ravel()
+            self.outfits = dict(zip(paths, worn.tolist()))
+
+        def items(part: str) -> list[tuple]:
+            rows = sorted(np.flatnonzero(own.is_in(part)).tolist(), key=own.files.__getitem__)
+            return [(paths[row], int(pids[row]), int(camids[row])) for row in rows]
+
+        train, query, gallery = map(items, ("train", "query", "gallery"))
+        _check_parts(own, train, query, gallery)
+        name = self.dataset_name
+        super().__init__([(path, f"{name}_{pid}", f"{name}_{camid}") for path, pid, camid in train], query, gallery,
+                         **kwargs)
+
+    def _label(self, own, paths: list[str], pids: np.ndarray) -> None:
+        """Set the attributes about labels."""
+        self.units: dict[str, int] = {}
+        wording = read_wording(own)
+        if wording is None:
+            return
+        for column, reason in (wording.left_out or {}).items():
+            logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
+        labels = labels_of(own, wording)
+        kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
+        units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
+        rows = torch.from_numpy(units[:, -labels.shape[1]:].astype(np.int64))
+        keys = np.arange(len(units))
+        whose = units[:, 0]
+        if len(np.unique(np.concatenate([pids[:, None], labels], axis=1), axis=0)) == len(np.unique(pids)):
+            keys = whose
+        else:
+            self.units = dict(zip(paths, number.ravel().tolist()))
+        self.schema = wording.schema
+        self._labels = {int(key): row for key, row in zip(keys, rows)}
+        trained = set(keys[np.unique(number.ravel()[own.is_in("train")])].tolist())
+        tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
+        rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
+        by_name = sorted(range(len(own)), key=own.files.__getitem__)
+        digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
+                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest()])
+        self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest)
+        self.labels_of = self._labels_of
+
+    def _labels_of(self, key: str | int) -> Tensor:
+        """Labels int64 (A,) of an identity as the host names it, or of a unit."""
+        return self._labels[int(str(key).rsplit("_", 1)[-1])]
+
+    def show_train(self) -> None:
+        """Nothing: `cerberus check` shows the counts."""
+
+    show_test = show_train
+
+
+def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tuple]) -> None:
+    """Refuse a split that nothing can be trained or tested on, and one that tests people who are trained on."""
+    counts = f"{len(train)} training, {len(query)} query and {len(gallery)} gallery pictures"
+    where = own.folder / SPLIT_FILE if (own.folder / SPLIT_FILE).is_file() else own.source
+    both = {pid for _, pid, _ in train} & {pid for _, pid, _ in query + gallery}
+    if both:
+        row = next(row for row in range(len(own)) if own.is_in("train")[row] and own.person[row] in {
+            own.person[other] for other in np.flatnonzero(own.is_in("query") | own.is_in("gallery")).tolist()})
+        raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
+                         f"('{own.files[row]}'). Put all pictures of a person into one of them; their figures would be "
+                         "those of people that the model knows.")
+    if not train:
+        raise ValueError(f"{where}: has {counts}. Put people into train.")
+
+

@@ -1,0 +1,359 @@
+"""What `cerberus check` finds in a data set of one's own, as tables for the terminal and as one HTML page.
+
+Shapes: N pictures, A label fields, M columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..attributes.schema import MOST_COMBINATIONS
+from ..utils.commands import printable
+from ..utils.files import write_text
+from ..utils.images import Limits, Unreadable, read_image
+from .people import OwnData, labels_of, read_people, read_wording, split_people
+from .schema_file import FILE_NAME, Wording, folded, schema_text
+from .split import PARTS
+from .tables import EMPTY, Words
+
+MOST_EXAMPLES = 5
+BATCH, IMAGES_OF_EACH = 64, 4  # of the paper's recipe
+RECIPE, WITHOUT_ATTRIBUTES = "configs/Market1501/cerberus_R50.yml", "configs/Market1501/bot_R50.yml"
+EPOCHS, WARMUP, STEPS = 120, 2000, 24_000  # of the recipe on Market-1501
+FEW_PEOPLE, FEW_IMAGES = 100, 4
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: its title, the names of its columns, and its rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple]
+
+
+@dataclass
+class Report:
+    """The findings. Training would fail where there are errors, and learn something wrong where there are warnings."""
+
+    data: str
+    sections: list[Section] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def findings(self) -> list[tuple[str, list[str]]]:
+        """Kinds of findings that there are, with their texts, the gravest first."""
+        kinds = (("error", self.errors), ("warning", self.warnings), ("note", self.notes), ("advice", self.advice))
+        return [(name, texts) for name, texts in kinds if texts]
+
+
+def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: bool = True) -> Report:
+    """Read a data set of one's own and look for what training would stumble over.
+
+    Writes `split.csv` where a split is drawn, and `schema.yaml` where a schema is inferred.
+
+    Args:
+        data, name_pattern: of `read_people`.   seed: of the split, where one is drawn.
+        pictures: open each picture; without, files are only looked up.
+
+    Raises:
+        FileNotFoundError, ValueError: if tables, names or the schema are wrong.
+    """
+    own = split_people(read_people(data, name_pattern), seed)
+    report = Report(str(data), notes=list(own.notes))
+    _count(report, own)
+    _check_split(report, own)
+    wording = read_wording(own)
+    if wording is not None:
+        _check_attributes(report, own, wording, labels_of(own, wording))
+    elif own.attributes:
+        report.warnings.append("no column can be an attribute, so only identities are learned: "
+                               f"{', '.join(own.attributes)}")
+    size = _check_pictures(report, own) if pictures else None
+    _advise(report, own, wording, size, name_pattern)
+    return report
+
+
+def _count(report: Report, own: OwnData) -> None:
+    images = own.person.counts()
+    rows = [("pictures", len(own)), ("people", len(own.person.words)),
+            ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")]
+    for name, words in (("cameras", own.camera), ("outfits", own.outfit)):
+        unknown = len(own) if words is None else int((words.codes == EMPTY).sum())
+        rows.append((name, "none known" if words is None else f"{len(words.words)}"
+                     + (f", unknown for {unknown} pictures" if unknown else "")))
+    report.sections.append(Section(f"Pictures of {own.source}", ("", "count"), rows))
+    if own.outfit is not None and not own.outfit.complete:
+        report.notes.append("the outfit of some pictures is not known, so nothing is evaluated by outfits")
+    if own.camera is None:
+        report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
+                            "those across cameras")
+    for name, words in (("people", own.person), ("cameras", own.camera)):
+        alike = defaultdict(list)
+        for word in () if words is None else words.words:
+            alike[folded(word)].append(word)
+        several = sorted(same for same in alike.values() if len(same) > 1)
+        if several:
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
+                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
+    report.sections.append(Section("Split", ("part", "pictures", "people"), [
+        (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
+        if (chosen := own.is_in(part)).any()]))
+
+
+def _check_split(report: Report, own: OwnData) -> None:
+    people = {part: set(np.unique(own.person.codes[own.is_in(part)]).tolist()) for part in PARTS}
+    both = people["train"] & (people["query"] | people["gallery"])
+    if both:
+        report.errors.append(f"{len(both)} people are in training and in the test: {_names(own.person, both)}. Put all "
+                             "pictures of a person into one of them")
+    for part in ("train", "query", "gallery"):
+        if not people[part]:
+            report.errors.append(f"no pictures are in {part}. "
+                                 + ("Training needs some" if part == "train" else "An evaluation needs people with two "
+                                    "pictures or more, under two cameras where these are known; name the parts in a "
+                                    "column 'split'"))
+    lost = people["query"] - people["gallery"]
+    if lost and people["gallery"]:
+        (report.errors if lost == people["query"] else report.warnings).append(
+            f"{len(lost)} of {len(people['query'])} query people have no gallery picture, so nobody can find them: "
+            f"{_names(own.person, lost)}")
+    if own.camera is not None and people["query"] & people["gallery"]:
+        places = [set(zip(own.person.codes[chosen].tolist(), own.camera.codes[chosen].tolist()))
+                  for chosen in (own.is_in("query"), own.is_in("gallery"))]
+        cameras = defaultdict(set)
+        for person, camera in places[1]:
+            cameras[person].add(camera)
+        found = {person for person, camera in places[0] if camera == EMPTY or cameras[person] - {camera}}
+        hidden = (people["query"] & people["gallery"]) - found
+        if hidden:
+            (report.errors if not found else report.warnings).append(
+                f"{len(hidden)} query people have gallery pictures under the query's own camera alone, which reID "
+                f"ignores: {_names(own.person, hidden)}")
+
+
+def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np.ndarray) -> None:
+    schema = wording.schema
+    for name, reason in (wording.left_out or {}).items():
+        report.notes.append(f"column '{name}' is no attribute: it {reason}")
+    for name in own.attributes:
+        if name not in {column.name for column in schema.columns} and name not in (wording.left_out or {}):
+            report.notes.append(f"column '{name}' is not in {wording.path or FILE_NAME} and is not read")
+    trained = own.is_in("train")
+    truth, known = schema.column_truth(labels)
+    rows, contradictions = [], []
+    for m, column in enumerate(schema.columns):
+        counts = truth[m][known[:, m]].sum(axis=0)
+        answers = list(zip(column.classes, counts.tolist()))
+        if column.is_colour:
+            answers.append(("none", int((~truth[m].any(axis=1) & known[:, m]).sum())))
+        held = [word for word, count in answers if count]
+        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers),
+                     f"{1 - known[:, m].mean():.0%}"))
+        if not known[:, m].any():
+            report.warnings.append(f"'{column.name}' is not known of anybody, so it is not learned")
+        elif len(held) == 1:
+            report.warnings.append(f"'{column.name}' is {held[0]} wherever it is known, so it is not learned. Fill in "
+                                   "other values, or take it out")
+        else:
+            absent = [word for word, count in answers if not count and word != "none"]
+            if absent:
+                report.warnings.append(f"'{column.name}': nobody has {', '.join(absent)}")
+            in_training = truth[m][known[:, m] & trained].any(axis=0)
+            unseen = [word for word, count, seen in zip(column.classes, counts.tolist(), in_training.tolist())
+                      if count and not seen]
+            if unseen:
+                report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
+        contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
+                                          column.group in schema.lasting_groups)
+    report.sections.append(Section("Attributes (pictures of each value)", ("attribute", "group", "values", "unknown"),
+                                   rows))
+    if contradictions:
+        report.sections.append(Section(
+            "Pictures of one person that differ", ("attribute", "people", "for example"),
+            [(name, count, example) for name, count, example, _ in contradictions]))
+        wrong = [f"'{name}' ({count})" for name, count, _, lasting in contradictions if lasting]
+        if wrong:
+            report.warnings.append(f"attributes of lasting groups differ within people: {', '.join(wrong)}")
+    unlabelled = set(range(len(own.person.words))) - set(np.unique(own.person.codes[known.any(axis=1)]).tolist())
+    if unlabelled:
+        report.warnings.append(f"nothing is known of {len(unlabelled)} people: {_names(own.person, unlabelled)}")
+    for group in schema.group_names:
+        complete = schema.is_complete(labels[trained], group)
+        if trained.any() and complete.mean() < 0.5:
+            report.warnings.append(f"group '{group}' is known in full of {int(complete.sum())} of {len(complete)} "
+                                   "training pictures, and Cerberus learns from these alone. Fill in its attributes, "
+                                   "or give those that are often empty a group of their own")
+        if schema.num_combinations(group) > MOST_COMBINATIONS:
+            report.errors.append(f"the values of group '{group}' have {schema.num_combinations(group)} combinations, "
+                                 f"more than the {MOST_COMBINATIONS} that Cerberus makes prototypes for. Put its "
+                                 "attributes into several groups, or train with MODEL.CERBERUS.SID_SPACE observed")
+    strips = [group.strip is None for group in schema.groups]
+    if all(strips) or not any(strips):
+        report.errors.append("Cerberus needs a group that reads a strip and one that reads the whole picture; "
+                             + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}"
+                                if len(strips) > 1 else f"make two groups of the attributes in {FILE_NAME}"
+                                if len(schema.columns) > 1 else "with one attribute, train "
+                                "configs/Market1501/apr_R50.yml in its place"))
+    if not wording.path:
+        path = own.folder / FILE_NAME
+        try:
+            write_text(str(path), schema_text(wording))
+            report.notes.append(f"wrote {path} from the words of the tables; correct it where it is wrong")
+        except OSError as error:
+            report.notes.append(f"{error}; the schema is inferred each time")
+
+
+def _contradictions(own: OwnData, column, labels: np.ndarray, known: np.ndarray, lasting: bool) -> list[tuple]:
+    """Attribute, number of people whose pictures differ, an example, whether it is one that lasts."""
+    words = own.attributes[column.name]
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        return []
+    first = np.zeros(len(words.words), np.int64)  # a row with each word
+    first[words.codes[rows]] = rows
+    codes = np.unique(labels[first], axis=0, return_inverse=True)[1].ravel()[words.codes[rows]]  # of equal labels
+    people = own.person.codes[rows]
+    begin = np.full(len(own.person.words), EMPTY, np.int64)  # a person's first place among `rows`
+    begin[people[::-1]] = np.arange(len(rows))[::-1]
+    differ = np.flatnonzero(codes != codes[begin[people]])
+    if not len(differ):
+        return []
+    person = people[differ[0]]
+    example = ", ".join(f"{words[row]} in {own.files[row]}" for row in (rows[begin[person]], rows[differ[0]]))
+    return [(column.display, len(np.unique(people[differ])), f"{own.person.words[person]}: {example}", lasting)]
+
+
+def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
+    """Open all pictures; their median height and width."""
+    from tqdm import tqdm
+
+    limits = Limits()
+
+    def look(row: int) -> tuple[bytes | None, tuple[int, int], str]:
+        path = own.path(row)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limits.max_bytes + 1)
+            image = read_image(data, limits, path)
+            return hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), ""
+        except Unreadable as error:
+            return None, (0, 0), error.reason
+        except OSError as error:
+            return None, (0, 0), error.strerror or str(error)
+
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as threads:
+        found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
+    bad = [(own.files[row], reason) for row, (_, _, reason) in enumerate(found) if reason]
+    if bad:
+        report.sections.append(Section("Pictures that cannot be read", ("picture", "reason"), bad[:50]))
+        report.errors.append(f"{len(bad)} pictures cannot be read, such as {bad[0][0]} ({bad[0][1]}). Replace them, "
+                             "delete their lines, or train with DATALOADER.ON_UNREADABLE skip")
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    for row, (digest, _, _) in enumerate(found):
+        if digest is not None:
+            alike[digest].append(row)
+    _report_duplicates(report, own, [rows for rows in alike.values() if len(rows) > 1])
+    sizes = [size for _, size, reason in found if not reason]
+    return tuple(np.median(sizes, axis=0).tolist()) if sizes else None
+
+
+def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]) -> None:
+    assert own.split is not None
+    part = ["test" if word in ("query", "gallery") else word for word in own.split.words]
+    rows, people, parts = [], 0, 0
+    for same in copies:
+        other_people = len({own.person.codes[row] for row in same}) > 1
+        other_parts = len({part[own.split.codes[row]] for row in same}) > 1
+        people, parts = people + other_people, parts + other_parts
+        where = [name for name, yes in (("several people", other_people), ("training and test", other_parts)) if yes]
+        rows.append((", ".join(f"{own.files[row]} ({own.person[row]})" for row in same[:MOST_EXAMPLES]), len(same),
+                     " and ".join(where) or "one person"))
+    if not rows:
+        return
+    rows.sort(key=lambda row: row[2] == "one person")
+    report.sections.append(Section("The same file more than once", ("pictures", "copies", "of"), rows[:50]))
+    if people:
+        report.warnings.append(f"{people} pictures are under several people; one of the names is wrong")
+    if parts:
+        report.warnings.append(f"{parts} pictures are in training and in the test, so figures are too high")
+    if len(rows) > people:
+        report.notes.append(f"{len(rows)} pictures are there more than once")
+
+
+def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[float, float] | None,
+            name_pattern: str) -> None:
+    trained = own.is_in("train")
+    images, people = int(trained.sum()), len(np.unique(own.person.codes[trained]))
+    batch = min(BATCH, IMAGES_OF_EACH * people, images - images % IMAGES_OF_EACH)
+    if batch < 2 * IMAGES_OF_EACH:
+        if images:  # else there is an error already
+            report.errors.append(f"{images} pictures of {people} people are too few to train on; a batch needs two "
+                                 f"people and {2 * IMAGES_OF_EACH} pictures")
+        return
+    if people < FEW_PEOPLE:
+        report.advice.append(f"{people} people to train on are few: identities are told apart well from some hundred "
+                             "people on. Begin with pretrained weights, and trust no figure of one split")
+    elif images / people < FEW_IMAGES:
+        report.advice.append(f"{images / people:.1f} pictures a person are few; {FEW_IMAGES} or more, from several "
+                             "cameras, are better than more people")
+    if size is not None:
+        ratio = size[0] / size[1]
+        report.advice.append(f"pictures are {size[1]:g} x {size[0]:g} in the median"
+                             + ("; people are expected in upright crops, about twice as high as wide"
+                                if ratio < 1.3 else ""))
+    epochs = min(EPOCHS, max(20, math.ceil(STEPS / 4 * batch / images)))
+    steps = epochs * (images // batch)
+    options = [f"DATASETS.NAME_PATTERN {shlex.quote(name_pattern)}"] if name_pattern else []
+    options += [f"SOLVER.IMS_PER_BATCH {batch}"] if batch < BATCH else []
+    options += [f"SOLVER.MAX_EPOCH {epochs}"] if epochs < EPOCHS else []
+    options += [f"SOLVER.WARMUP_ITERS {steps // 10}"] if steps < 10 * WARMUP else []
+    names = f"({report.data!r},)"
+    names = shlex.quote(names) if set('"$`\\!') & set(names) else f'"{names}"'
+    report.advice.append(
+        f"{steps} steps in {epochs} epochs: python projects/Cerberus/train_net.py --config-file "
+        f"{WITHOUT_ATTRIBUTES if wording is None else RECIPE} MODEL.BACKBONE.PRETRAIN_PATH resnet50.pth "
+        f"DATASETS.NAMES {names} DATASETS.TESTS {names} "
+        + " ".join(["OUTPUT_DIR runs/own", *options]))
+
+
+def _names(words: Words, codes: Iterable[int]) -> str:
+    names = sorted(words.words[code] for code in codes)
+    return ", ".join(names[:MOST_EXAMPLES]) + (", ..." if len(names) > MOST_EXAMPLES else "")
+
+
+def text(report: Report) -> str:
+    """The report for a terminal."""
+    from tabulate import tabulate
+
+    parts = []
+    for section in report.sections:
+        rows = [[printable(str(cell)) for cell in row] for row in section.rows]
+        widths = [70 if name in ("values", "for example", "pictures") else None for name in section.columns]
+        parts.append(f"{printable(section.title)}\n"
+                     + tabulate(rows, section.columns, disable_numparse=True, maxcolwidths=widths))
+    parts += ["\n".join(f"{kind}: {printable(each)}" for each in texts) for kind, texts in report.findings]
+    return "\n\n".join(parts)
+
+
+def html(report: Report) -> str:
+    """The report as a page that needs nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    return environment.get_template("check.html.j2").render(report=report)

@@ -1,0 +1,417 @@
+"""A data set of one's own as one record: its pictures, who is on them, and their attributes in words.
+
+Shapes: N pictures, A label fields.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.folders import walk
+from ..utils.images import SUFFIXES
+from . import schema_file
+from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
+from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_split, read_split
+from .tables import EMPTY, KEYS, Table, Words, joined, read_table
+from .tables import SUFFIXES as TABLE_SUFFIXES
+
+logger = logging.getLogger("fastreid.cerberus")
+
+NAME_GROUPS = ("person", "camera", "time", "outfit")
+PEOPLE, OUTFITS = "people.csv", "outfits.csv"
+MOST_SPELLINGS = 3  # of an attribute that are named
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Pictures of people.
+
+    Attributes:
+        folder: names of files are below it.
+        source: the table that was read, or the folder.
+        files: N names, with "/" between folders.
+        person, camera, outfit, time: what is known of each picture; None where nothing is known of any.
+        split: the part that each picture is in; None until it is drawn or read.
+        attributes: words of each picture by name of attribute; its own, else those of its outfit, else of its person.
+        notes: what was read otherwise than it is written.
+        where: the place that tells of a picture, for a message.
+        find: the place where a column holds a word, for a message.
+    """
+
+    folder: Path
+    source: Path
+    files: list[str] = field(repr=False)
+    person: Words = field(repr=False)
+    camera: Words | None = field(default=None, repr=False)
+    outfit: Words | None = field(default=None, repr=False)
+    time: Words | None = field(default=None, repr=False)
+    split: Words | None = field(default=None, repr=False)
+    attributes: Mapping[str, Words] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    where: Callable[[int], str] = field(default=lambda row: "", repr=False)
+    find: Callable[[str, str], str] = field(default=lambda name, word: "", repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, row: int) -> str:
+        return os.path.join(self.folder, *self.files[row].split("/"))
+
+    def is_in(self, part: str) -> np.ndarray:
+        """Which pictures are in a part of the split: bool (N,)."""
+        assert self.split is not None
+        return self.split.codes == (self.split.words.index(part) if part in self.split.words else EMPTY)
+
+
+def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
+    """Read a data set of one's own, without its split unless the table has one.
+
+    Args:
+        data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
+            each of `train`, `query` and `gallery`, or a folder with a folder of pictures for each person, likewise.
+        name_pattern: regular expression with the group person, and camera, time and outfit as far as names tell; it is
+            searched in the name of each picture below the folder, in place of a table.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, table or picture.
+        ValueError: with the file, the line, what is there, what is expected, and a remedy.
+    """
+    data = Path(data)
+    if name_pattern:
+        return _with_words(_by_names(data, name_pattern), data, None)
+    sources = _tables_of(data)
+    if not sources:
+        return _with_words(_folders(data), data, None)
+    tables = {part: read_table(path, ("file_name", "person")) for part, path in sources.items()}
+    folder = data.parent if data.is_file() else data
+    table = tables[""] if "" in tables else joined(folder, tables)
+    return _with_words(_listed(table, folder), folder, table)
+
+
+def read_wording(own: OwnData) -> Wording | None:
+    """The schema of a data set: `schema.yaml` in its folder, or else inferred; None where no column is an attribute.
+
+    Raises:
+        ValueError: if the file is wrong.
+    """
+    path = own.folder / FILE_NAME
+    if path.is_file():
+        return read_schema(path)
+    if not own.attributes:
+        return None
+    try:
+        return infer_schema(own.folder.resolve().name or "own", own.attributes)
+    except NoAttributes as error:
+        logger.warning(f"{own.source}: {error}")
+        return None
+
+
+def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
+    """Labels int16 (N, A) of all pictures, -1 where not known.
+
+    Raises:
+        ValueError: with the place of a word that is no value of its attribute.
+    """
+    def refuse(name: str, word: str, reason: str):
+        raise ValueError(f"{own.find(name, word)}: {reason} Correct the cell, or add the value to "
+                         f"{wording.path or FILE_NAME}.")
+
+    missing = [column.name for column in wording.schema.columns if column.name not in own.attributes]
+    if missing:
+        raise ValueError(f"{wording.path}: has the attribute '{missing[0]}', which no column of {own.source.name}, "
+                         f"{PEOPLE} or {OUTFITS} is called; columns are {', '.join(own.attributes) or 'none'}. Rename "
+                         "the one or the other, or take the attribute out.")
+    return schema_file.encode(wording, own.attributes, refuse)
+
+
+def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+    """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
+
+    Args:
+        write: write what was drawn.
+    """
+    if own.split is not None:
+        if TEST not in own.split.words:
+            return own
+        return replace(own, split=divide_test(own.split, own.files, own.person, own.camera), notes=(
+            *own.notes, f"split: pictures in '{TEST}' are one query a person"
+            + (" and camera" if own.camera is not None else "") + ", all others gallery"))
+    path = own.folder / SPLIT_FILE
+    if path.is_file():
+        split, notes = read_split(path, own.files)
+    else:
+        split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
+    return replace(own, split=split, notes=(*own.notes, *notes))
+
+
+def _tables_of(data: Path) -> dict[str, Path]:
+    """The table of pictures under "", or tables by part in folders of these names; none where there is none."""
+    if data.is_file():
+        return {"": data}
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: no such folder or table. Give a folder of pictures, or a table such as "
+                                "metadata.csv.")
+    found = {}
+    for part in ("", *PARTS, TEST):
+        there = [path for suffix in TABLE_SUFFIXES if (path := data / part / f"metadata{suffix}").is_file()]
+        if len(there) > 1:
+            raise ValueError(f"{data / part}: has {' and '.join(path.name for path in there)}. Keep one"
+                             + (", or name the table itself." if not part else "."))
+        if there:
+            found[part] = there[0]
+    if "" in found and len(found) > 1:
+        other = next(path for part, path in found.items() if part)
+        raise ValueError(f"{found['']} and {other}: expected one table, or one in each of the folders of parts. Delete "
+                         "one.")
+    return found
+
+
+def _listed(table: Table, folder: Path) -> OwnData:
+    """The pictures of a table, checked."""
+    notes = []
+    columns = table.columns
+    for name in ("file_name", "person"):
+        if not columns[name].complete:
+            row = int(np.flatnonzero(columns[name].codes == EMPTY)[0])
+            raise ValueError(f"{table.where(row)}: has no {name}. Fill the cell, or delete the line.")
+    names = columns["file_name"]
+    tidied: dict[str, str] = {}
+    backslashes = 0
+    for code, name in enumerate(names.words):
+        if _PLAIN_NAME(name) and "./" not in name and "//" not in name:
+            continue
+        reason = _refused_name(name)
+        if reason:
+            row = int(np.flatnonzero(names.codes == code)[0])
+            raise ValueError(f"{table.where(row)}: file_name is '{name}', {reason}")
+        backslashes += "\\" in name
+        if (tidy := posixpath.normpath(name.replace("\\", "/"))) != name:
+            tidied[name] = tidy
+    if backslashes:
+        notes.append(f"{table.path.name}: {backslashes} names have a backslash, read as '/'")
+    names = names.renamed(tidied) if tidied else names
+    if len(names.words) < len(names):
+        code = int(np.flatnonzero(names.counts() > 1)[0])
+        first, second = np.flatnonzero(names.codes == code)[:2].tolist()
+        raise ValueError(f"{table.where(second)}: '{names.words[code]}' is also in {table.where(first)}. "
+                         "A picture has one line, with one person; delete the others.")
+    files = names.to_list()
+    _check_files(table, folder, files)
+    split = _known(columns, "split")
+    if split is not None:
+        split = split.renamed({word: folded(word) for word in split.words})
+        wrong = next((word for word in split.words if word not in (*PARTS, TEST)), None)
+        if wrong is not None or not split.complete:
+            code = EMPTY if wrong is None else split.words.index(wrong)
+            row = int(np.flatnonzero(split.codes == code)[0])
+            raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of "
+                             f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the whole column to have a "
+                             "split drawn.")
+    return OwnData(folder, table.path, files, columns["person"], _known(columns, "camera"),
+                   _known(columns, "outfit"), _known(columns, "time"), split,
+                   notes=tuple(notes), where=table.where)
+
+
+def _known(columns: Mapping[str, Words], name: str) -> Words | None:
+    """A column, where any of its cells is filled."""
+    own = columns.get(name)
+    return own if own is not None and own.words else None
+
+
+# Most names are relative, without backslashes and control characters: of a million of them each second counts.
+_PLAIN_NAME = re.compile(rf"(?!/|.:)[^\\\0-\x1f]+(?i:{'|'.join(map(re.escape, SUFFIXES))})").fullmatch
+
+
+def _refused_name(name: str) -> str:
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        return "an absolute path, expected one relative to the folder of the table. Remove the folder's own path."
+    if ".." in parts:
+        return "which leads out of the folder of the table, expected a path below it. Move the picture into the folder."
+    if not name.lower().endswith(SUFFIXES):
+        return f"expected a picture ({', '.join(SUFFIXES)}). Convert it, or delete the line."
+    if not name.isprintable() and any(ord(letter) < 32 for letter in name):
+        return "which has a line break or another control character. Rename the picture."
+    return ""
+
+
+def _check_files(table: Table, root: Path, files: Sequence[str]) -> None:
+    """Each folder is listed once, which takes a hundredth of asking for a million files one by one."""
+    there: dict[str, set[str]] = {}
+    missing = []
+    for row, name in enumerate(files):
+        folder, _, base = name.rpartition("/")
+        if folder not in there:
+            try:
+                there[folder] = set(os.listdir(root / folder))
+            except (FileNotFoundError, NotADirectoryError):
+                there[folder] = set()
+        if base not in there[folder]:
+            missing.append(row)
+    if missing:
+        name = files[missing[0]]
+        folder, _, base = name.rpartition("/")
+        near = next((other for other in sorted(there[folder]) if folded(other) == folded(base)), None)
+        raise FileNotFoundError(
+            f"{table.where(missing[0])}: '{name}' is not found in '{root}' ({len(missing)} of "
+            f"{len(files)} pictures are missing)" + (f"; there is '{near}'" if near else "")
+            + ". Names are relative to the folder of the table; copy the pictures there, or delete the lines.")
+
+
+def _folders(folder: Path) -> OwnData:
+    """`<folder>/<person>/<picture>`, below `train`, `query` and `gallery` where these are there."""
+    names = [picture.path for picture in walk(folder)]
+    parts = [part for part in (*PARTS, TEST) if any(name.startswith(f"{part}/") for name in names)]
+    if parts and not {"train", "query", "gallery", TEST} & set(parts):
+        parts = []
+    depth = 3 if parts else 2
+    wrong = [name for name in names if name.count("/") != depth - 1 or parts and name.split("/")[0] not in parts]
+    if wrong or not names:
+        found = f"'{wrong[0]}' and {len(wrong) - 1} others are elsewhere" if wrong else "there are no pictures"
+        raise ValueError(
+            f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in a folder for each person, PERSON/PICTURE"
+            + (f", in {', '.join(parts)}" if parts else "") + f"; {found}. Move them, write a metadata.csv with the "
+            "columns file_name and person, or say what names tell by --name-pattern, such as "
+            r"'(?P<person>\d+)_c(?P<camera>\d+)'.")
+    split = Words.of([name.split("/")[0] for name in names]) if parts else None
+    return OwnData(folder, folder, names, Words.of([name.split("/")[depth - 2] for name in names]), split=split,
+                   where=lambda row: os.path.join(folder, names[row]))
+
+
+def _by_names(folder: Path, pattern: str) -> OwnData:
+    """Pictures whose names tell who is on them."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of pictures")
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"name pattern '{pattern}': not a regular expression ({error})") from error
+    groups = set(expression.groupindex)
+    if "person" not in groups or not groups <= set(NAME_GROUPS):
+        raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, expected "
+                         f"person and some of {', '.join(NAME_GROUPS[1:])}, such as (?P<person>\\d+)_c(?P<camera>\\d+)")
+    names = [picture.path for picture in walk(folder)]
+    found = [expression.search(name) for name in names]
+    bad = [name for name, match in zip(names, found) if match is None or not match["person"]]
+    if bad or not names:
+        raise ValueError(f"{folder}: " + (f"the name pattern '{pattern}' finds no person in '{bad[0]}' ({len(bad)} of "
+                         f"{len(names)} pictures). Correct it, or move these pictures elsewhere." if bad else
+                         f"there are no pictures ({', '.join(SUFFIXES)})."))
+    columns = {group: Words.of([match[group] or "" for match in found if match]) for group in groups}
+    tops = Words.of([name.split("/")[0] for name in names])
+    split = tops if "train" in tops.words and set(tops.words) <= {*PARTS, TEST} else None
+    return OwnData(folder, folder, names, columns["person"], _known(columns, "camera"), _known(columns, "outfit"),
+                   _known(columns, "time"), split, where=lambda row: os.path.join(folder, names[row]))
+
+
+def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
+    """The record with attributes: of the pictures' own table, of `outfits.csv`, and of `people.csv`."""
+    tables = {} if table is None else {"": table}
+    levels, notes = [], list(own.notes)
+    if table is not None:
+        levels.append({name: column for name, column in table.columns.items() if name not in KEYS})
+    for file, keys in ((OUTFITS, ("person", "outfit")), (PEOPLE, ("person",))):
+        if (folder / file).is_file():
+            if "outfit" in keys and own.outfit is None:
+                raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'outfit' that says which "
+                                 "picture shows which outfit. Add the column, or delete the file.")
+            tables[file] = other = read_table(folder / file, keys)
+            wrong = [name for name in KEYS if name in other.columns and name not in keys]
+            if wrong:
+                raise ValueError(f"{other.path}: has the column '{wrong[0]}', which is of pictures. Move it to the "
+                                 f"table of pictures; beside {' and '.join(keys)} every column is an attribute.")
+            rows, absent = _matched(own, other, keys)
+            if absent == len(other):
+                written = " and ".join(f"{key} '{other.columns[key][0]}'" for key in keys)
+                raise ValueError(f"{other.where(0)}: {written} and all other lines are of nobody who has a picture; "
+                                 f"{own.source.name} has names such as person '{own.person[0]}'. Write them alike in "
+                                 "both; spreadsheets drop leading zeros.")
+            if absent:
+                notes.append(f"{file}: {absent} of {len(other)} lines are of nobody who has a picture")
+            levels.append({name: Words(np.append(column.codes, EMPTY)[rows], column.words)
+                           for name, column in other.columns.items() if name not in KEYS})
+    names = _names_of(levels, tables)
+    attributes = {}
+    for name in names:
+        attributes[name], merged = _merged([level[name] for level in levels if name in level])
+        if merged:
+            more = f"; and {len(merged) - MOST_SPELLINGS} more" if len(merged) > MOST_SPELLINGS else ""
+            notes.append(f"'{name}': {'; '.join(merged[:MOST_SPELLINGS])}{more}")
+
+    def find(name: str, word: str) -> str:
+        """The first cell of a column that holds the word, however it is spelt."""
+        for source in tables.values():
+            column = source.columns.get(name, Words.of([]))
+            for code, other in enumerate(column.words):
+                if folded(other) == folded(word):
+                    return source.where(int(np.flatnonzero(column.codes == code)[0]))
+        return str(own.source)
+
+    return replace(own, attributes=attributes, notes=tuple(notes), find=find)
+
+
+def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarray, int]:
+    """The row of another table for each picture, int64 (N,), its length where there is none; its rows without pictures.
+    """
+    columns = [other.columns[key] for key in keys]
+    for key, column in zip(keys, columns):
+        if not column.complete:
+            row = int(np.flatnonzero(column.codes == EMPTY)[0])
+            raise ValueError(f"{other.where(row)}: has no {key}. Fill the cell, or delete the line.")
+    lines: dict[tuple[str, ...], int] = {}
+    for row, names in enumerate(zip(*(column.to_list() for column in columns))):
+        if lines.setdefault(names, row) != row:
+            written = " and ".join(f"{key} '{name}'" for key, name in zip(keys, names))
+            raise ValueError(f"{other.where(row)}: {written} is also in {other.where(lines[names])}. Delete one.")
+    kinds = [own.person]
+    if own.outfit is not None and "outfit" in keys:
+        kinds.append(own.outfit)
+    codes = np.stack([kind.codes for kind in kinds], axis=1)
+    distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
+    words = [(*kind.words, "") for kind in kinds]  # EMPTY is the last
+    found = [lines.get(tuple(own_words[code] for own_words, code in zip(words, row)), len(other))
+             for row in distinct.tolist()]
+    return np.array(found)[inverse.ravel()], len(set(range(len(other))) - set(found))
+
+
+def _names_of(levels: Sequence[Mapping[str, Words]], tables: Mapping[str, Table]) -> list[str]:
+    names = list(dict.fromkeys(name for level in levels for name in level))
+    spellings: dict[str, str] = {}
+    for name in names:
+        if spellings.setdefault(folded(name), name) != name:
+            files = " and ".join(table.path.name for table in tables.values())
+            raise ValueError(f"{files}: the columns '{spellings[folded(name)]}' and '{name}' differ in upper and lower "
+                             "case. Give them one name.")
+    return names
+
+
+def _merged(columns: Sequence[Words]) -> tuple[Words, list[str]]:
+    """One column of several, an earlier one's cells first; words that differ in case alone are one, with a note."""
+    number: dict[str, int] = {}
+    codes = np.full(len(columns[0]), EMPTY, np.int32)
+    for column in columns:
+        own = np.array([*(number.setdefault(word, len(number)) for word in column.words), EMPTY], np.int32)
+        codes = np.where(codes == EMPTY, own[column.codes], codes)
+    whole = Words(codes, tuple(number))
+    counts = dict(zip(whole.words, whole.counts().tolist()))
+    spellings: dict[str, list[str]] = {}
+    for word in whole.words:
+        spellings.setdefault(folded(word), []).append(word)
+    names: dict[str, str] = {}
+    notes = []
+    for alike in spellings.values():
+        # In lower case where that is among them, or else the most frequent one.
+        best = max(alike, key=lambda word: (word == folded(word), counts[word], word))
+        names |= {word: " ".join(best.split()) for word in alike}
+        others = [f"'{word}' ({counts[word]})" for word in alike if word != names[word]]
+        if others:
+            notes.append(f"{', '.join(others)} read as '{names[best]}' ({counts[best]})")
+    return whole.renamed(names).in_use(), notes

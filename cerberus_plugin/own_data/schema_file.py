@@ -1,0 +1,366 @@
+"""`schema.yaml`: the groups and attributes of a data set, written by a person or inferred from the words of its tables.
+
+    name: site
+    groups:
+      - name: head
+        region: 0           # strips of the picture from the top, 0, 1, ...; or whole
+        lasting: no         # whether it stays when somebody changes clothes
+        attributes:
+          - name: helmet
+            values: [no, yes]
+          - name: vest colour
+            display: colour of the vest     # optional
+            values: [red, orange]
+            none: [none]    # optional: words for none of the values; one cell can then have several, "red and orange"
+      - ...
+    exclusive:              # optional: attributes of which at most one is yes
+      - [backpack, bag]
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
+from .tables import Words
+
+FILE_NAME = "schema.yaml"
+MOST_VALUES = 50  # of an attribute that is inferred
+MOST_LETTERS = 40  # of a value on average, beyond which it is free text
+MOST_BYTES = 2**20
+NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
+NONE_WORDS = (NONE, "nothing", "-")
+JOIN = " and "  # between several values in one cell
+WHOLE = "whole"
+# Parts of names by which attributes are put into groups when a schema is inferred: group, strip, lasting, words.
+PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face beard scarf"),
+          ("upper", 1, False, "top upper shirt jacket coat vest sleeve sweater blouse"),
+          ("lower", 2, False, "bottom lower trouser trousers pants jeans skirt shorts leg legs shoe shoes boots"),
+          ("person", None, True, "gender sex age height build body"))
+OTHER = "other"  # group of the attributes that no word places
+
+
+def folded(word: str) -> str:
+    """What words that differ in case or in spaces have in common."""
+    return " ".join(unicodedata.normalize("NFC", word).casefold().split())
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A schema, and the words that stand for none of the values of a column.
+
+    Attributes:
+        schema: as the models know it.
+        none: words by name of column.
+        path: of the file that it was read from; "" for an inferred one.
+        left_out: columns that are no attributes, with the reason and a way out.
+    """
+
+    schema: AttributeSchema
+    none: Mapping[str, tuple[str, ...]]
+    path: str = ""
+    left_out: Mapping[str, str] | None = None
+
+    def labels_of(self, name: str, word: str) -> np.ndarray:
+        """Labels int64 (A,) that a word gives to the fields of its column, -1 for the others.
+
+        Raises:
+            ValueError: if the column has no such value.
+        """
+        column = self.schema.column(name)
+        answers = {folded(answer): answer for answer in column.answers} if column.is_colour else {
+            folded(answer): answer for answer in column.classes}
+        answers |= {folded(none): NONE for none in self.none.get(name, ())}
+        words = [folded(part) for part in word.split(JOIN)] if column.is_colour and folded(word) not in answers else [
+            folded(word)]
+        unknown = [part for part in words if part not in answers]
+        if unknown:
+            near = get_close_matches(unknown[0], answers, n=1)
+            raise ValueError(f"'{name}' is '{word}', expected one of {', '.join(dict.fromkeys(answers.values()))}"
+                             + (f"; did you mean '{answers[near[0]]}'?" if near else "."))
+        return self.schema.parse({name: JOIN.join(dict.fromkeys(answers[part] for part in words))})
+
+
+class NoAttributes(ValueError):
+    """No column can be an attribute."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose plain scalars are all texts, so that `no` is a word, without aliases and repeated keys."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than fits into memory
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, (key, (place, _)) in enumerate(zip(keys, node.value)):
+            if not isinstance(key, str) or key in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is there twice or is no word",
+                                                        place.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_schema(path: str | Path) -> Wording:
+    """Read `schema.yaml`.
+
+    Raises:
+        ValueError: with the file, the place in it, what is expected there, and a remedy.
+    """
+    path = Path(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: is larger than {MOST_BYTES} bytes; is this the schema?")
+    try:
+        record = yaml.load(path.read_bytes(), _Loader)  # noqa: S506  a safe loader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{where}: no YAML that can be read ({getattr(error, 'problem', None) or error}). Correct it, "
+                         "or delete the file: `cerberus check` writes one from the words of the tables.") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: no YAML that can be read ({error}). Save it in UTF-8.") from error
+    return _Reader(path).wording(record)
+
+
+class _Reader:
+    """Turns the contents of a schema file into a `Wording`; every refusal names the file and the place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def refuse(self, what: str):
+        raise ValueError(f"{self.path}: {what}")
+
+    def wording(self, record) -> Wording:
+        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive"))
+        groups, fields = [], []
+        none: dict[str, tuple[str, ...]] = {}
+        for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
+            own = self._mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
+            name = self._word(own["name"], f"the name of group {number}")
+            groups.append(Group(name, self._strip(own["region"], name), self._flag(own.get("lasting", "no"), name)))
+            attributes = self._list(own["attributes"], f"attributes of group '{name}'")
+            for place, attribute in enumerate(attributes, start=1):
+                fields += self._fields(attribute, f"attribute {place} of group '{name}'", name, none)
+        exclusive = tuple(tuple(self._word(name, "exclusive") for name in self._list(names, "a set of exclusive"))
+                          for names in self._list(record.get("exclusive", []), "exclusive", empty=True))
+        yes_no = {own.name for own in fields if len(own.values) == 2 and not own.column}
+        for name in (name for names in exclusive for name in names):
+            if name not in yes_no:
+                self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]")
+        try:
+            schema = AttributeSchema(self._word(record.get("name", self.path.resolve().parent.name), "name"),
+                                     tuple(fields), exclusive, groups=tuple(groups))
+        except ValueError as error:
+            self.refuse(f"{error}. Correct the file.")
+        return Wording(schema, none, str(self.path))
+
+    def _fields(self, attribute, where: str, group: str, none: dict) -> list[Field]:
+        attribute = self._mapping(attribute, where, ("name", "values"), ("display", "none"))
+        name = self._word(attribute["name"], f"the name of {where}")
+        values = [self._word(value, f"values of '{name}'") for value in
+                  self._list(attribute["values"], f"values of '{name}'")]
+        display = self._word(attribute["display"], f"display of '{name}'") if "display" in attribute else ""
+        nothing = attribute.get("none", [])
+        nothing = [self._word(word, f"none of '{name}'") for word in
+                   (nothing if isinstance(nothing, list) else [nothing])]
+        seen: dict[str, str] = {}
+        for value in (*values, *nothing):
+            if seen.setdefault(folded(value), value) != value or [*values, *nothing].count(value) > 1:
+                self.refuse(f"'{name}' has the value '{value}' twice, but for upper and lower case. Delete one.")
+        if "none" not in attribute:
+            return [Field(name, group, tuple(values), display=display)]
+        none[name] = tuple(nothing)
+        return [Field(f"{name} {value}", group, ("no", "yes"), name, value, display) for value in values]
+
+    def _strip(self, region, group: str) -> int | None:
+        if region == WHOLE:
+            return None
+        if not isinstance(region, str) or not re.fullmatch(r"\d{1,2}", region):
+            self.refuse(f"region of group '{group}' is {region!r}, expected 0 (the uppermost strip), 1, ..., or "
+                        f"{WHOLE}")
+        return int(region)
+
+    def _flag(self, value, group: str) -> bool:
+        if not isinstance(value, str) or value.casefold() not in ("no", "yes", "false", "true"):
+            self.refuse(f"lasting of group '{group}' is {value!r}, expected yes or no")
+        return value.casefold() in ("yes", "true")
+
+    def _mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
+        if not isinstance(value, dict):
+            self.refuse(f"{what} is {_short(value)}, expected a mapping with {', '.join(required)}")
+        for name in (name for name in required if name not in value):
+            self.refuse(f"{what} has no '{name}', expected {', '.join((*required, *optional))}")
+        for name in (name for name in value if name not in (*required, *optional)):
+            self.refuse(f"{what} has '{name}', expected some of {', '.join((*required, *optional))}")
+        return value
+
+    def _list(self, value, what: str, empty: bool = False) -> list:
+        if not isinstance(value, list) or not (value or empty):
+            self.refuse(f"{what}: is {_short(value)}, expected a list with at least one entry")
+        return value
+
+    def _word(self, value, what: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            self.refuse(f"{what}: is {_short(value)}, expected a word")
+        return " ".join(value.split())
+
+
+def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
+    """A schema of what columns of words hold, see `write_schema`.
+
+    Groups follow from words in the names of attributes, such as "hat" or "trousers".
+
+    Returns:
+        the wording; `left_out` has the columns that are no attributes.
+
+    Raises:
+        NoAttributes: if none is an attribute.
+    """
+    left_out, kept = {}, {}
+    for column, words in columns.items():
+        reason = _no_attribute(words)
+        if reason:
+            left_out[column] = reason
+        else:
+            kept[column] = words
+    if not kept:
+        raise NoAttributes("no column is an attribute" + "".join(f"; '{column}' {reason}" for column, reason in
+                                                                 left_out.items()))
+    fields: list[Field] = []
+    none = {}
+    groups = _groups(list(kept))
+    for group, own in groups.items():
+        for column in own:
+            values = _ordered(kept[column].words)
+            nothing = [value for value in values if folded(value) in NONE_WORDS]
+            several = any(JOIN in value and all(folded(part) in map(folded, values) for part in value.split(JOIN))
+                          for value in values)
+            if several or (nothing and len(values) > 2):
+                none[column] = tuple(nothing)
+                fields += [Field(f"{column} {value}", group.name, ("no", "yes"), column, value) for value in values
+                           if value not in nothing and JOIN not in value]
+            else:
+                fields.append(Field(column, group.name, tuple(values)))
+    return Wording(AttributeSchema(name, tuple(fields), groups=tuple(groups)), none, left_out=left_out)
+
+
+def _no_attribute(column: Words) -> str:
+    """Why a column is no attribute, and what to do; "" where it is one."""
+    words = column.words
+    listed = f"list its values in {FILE_NAME} if it is one"
+    if len(words) < 2:
+        return (f"all cells that are filled hold '{words[0]}'" if words else "all cells are empty") + (
+            "; an empty cell is unknown, so write 'no' where it is not so")
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", word) for word in words) and not set(words) <= {"0", "1"}:
+        return f"holds numbers, such as {words[0]}; write ranges in words, such as 'young' and 'old', or {listed}"
+    if all(re.search(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|\d{1,2}:\d{2}", word) for word in words):
+        return f"holds dates or times, such as {words[0]}; call the column 'time' if it is that of the picture"
+    if np.mean([len(word) for word in words]) > MOST_LETTERS:
+        return f"holds free text, such as '{words[0][:MOST_LETTERS]}...'; write a column for each thing that it says"
+    if len(words) > MOST_VALUES:
+        return (f"has {len(words)} different values, more than {MOST_VALUES}; merge them into fewer words, or {listed}")
+    return ""
+
+
+def _ordered(words: Sequence[str]) -> list[str]:
+    """Values sorted, with no before yes."""
+    return sorted(words, key=lambda word: (folded(word) not in NO, folded(word) in YES, folded(word), word))
+
+
+def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
+    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture."""
+    places: dict[str, list[str]] = {name: [] for name, *_ in (*PLACES, (OTHER,))}
+    for column in columns:
+        parts = set(re.findall(r"[^\W\d_]+", column.casefold()))
+        places[next((name for name, _, _, words in PLACES if parts & set(words.split())), OTHER)].append(column)
+    places = {name: own for name, own in places.items() if own}
+    known = {name: (strip is None, lasting) for name, strip, lasting, _ in PLACES} | {OTHER: (True, False)}
+    whole = {name: known[name][0] for name in places}
+    if len(places) == 1 and len(columns) > 1:
+        (name, own), = places.items()
+        places = {name: own[:-1], "more": own[-1:]}
+        whole["more"] = whole[name]
+    if len(set(whole.values())) == 1 and len(places) > 1:
+        last = list(places)[-1]
+        whole[last] = not whole[last]
+    strips = [name for name in places if not whole[name]]
+    return {Group(name, None if whole[name] else strips.index(name), known.get(name, (True, False))[1]): own
+            for name, own in places.items()}
+
+
+def schema_text(wording: Wording) -> str:
+    """The text of a schema file."""
+    schema = wording.schema
+    groups = []
+    for group in schema.groups:
+        attributes = []
+        for column in schema.columns:
+            if column.group == group.name:
+                own = {"name": column.name, "values": list(column.classes)}
+                if column.display != column.name:
+                    own["display"] = column.display
+                if column.is_colour:
+                    own["none"] = list(wording.none.get(column.name, ()))
+                attributes.append(own)
+        groups.append({"name": group.name, "region": WHOLE if group.strip is None else group.strip,
+                       "lasting": "yes" if group.lasting else "no", "attributes": attributes})
+    record: dict = {"name": schema.name, "groups": groups}
+    if schema.exclusive:
+        record["exclusive"] = [list(names) for names in schema.exclusive]
+    text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    left_out = "".join(f"# '{_one_line(name)}' is left out: {_one_line(reason)}\n" for name, reason in
+                       (wording.left_out or {}).items())
+    return ("# Attributes of this data set; correct it where it is wrong. region: 0 is the uppermost of equal strips\n"
+            "# of the picture, whole is all of it. lasting: stays when somebody changes clothes.\n" + left_out + text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of words on one line."""
+
+    def represent_sequence(self, tag, sequence, flow_style=None):
+        return super().represent_sequence(tag, sequence, flow_style=all(isinstance(each, str) for each in sequence))
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def encode(wording: Wording, columns: Mapping[str, Words], refuse) -> np.ndarray:
+    """Labels int16 (N, A) of rows of words, -1 where not known.
+
+    Args:
+        columns: by name, as long as one another; those that are no attributes of the schema are not read.
+        refuse: called with the column, the word and the reason of a word that is no value; raises.
+    """
+    size = len(next(iter(columns.values())))
+    labels = np.full((size, len(wording.schema.fields)), MISSING, np.int16)
+    for column in wording.schema.columns:
+        words = columns.get(column.name)
+        if words is None:
+            continue
+        rows = []
+        for word in words.words:
+            try:
+                rows.append(wording.labels_of(column.name, word)[list(column.fields)])
+            except ValueError as error:
+                refuse(column.name, word, str(error).removeprefix("search: "))
+        rows.append(np.full(len(column.fields), MISSING))  # of an empty cell, whose code is -1
+        labels[:, list(column.fields)] = np.stack(rows).astype(np.int16)[words.codes]
+    return labels

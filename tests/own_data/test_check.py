@@ -1,0 +1,170 @@
+"""`cerberus check`: what it counts, what it warns of, and when it ends with exit code 1."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cerberus_plugin import cli
+from cerberus_plugin.own_data.check import check, html, text
+from cerberus_plugin.own_data.people import read_people, read_wording
+
+import pytest
+from support.own_data import write_people, write_picture
+from support.processes import WITHOUT_TORCH
+
+ROOT = Path(__file__).parents[2]
+
+
+def section(report, title: str) -> list[tuple]:
+    return next(own.rows for own in report.sections if own.title.startswith(title))
+
+
+def table(folder, *lines: str):
+    for line in lines[1:]:
+        name = line.split(",")[0]
+        write_picture(folder / name, *name.encode())
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_sound_folder_is_counted_and_gets_a_schema_and_a_split(tmp_path):
+    report = check(write_people(tmp_path, people=12))
+    assert not report.errors and not report.warnings
+    assert section(report, "Pictures of") == [("pictures", 36), ("people", 12),
+                                              ("pictures a person", "3 to 3, median 3"), ("cameras", "3"),
+                                              ("outfits", "none known")]
+    assert section(report, "Split") == [("train", 18, 6), ("query", 6, 6), ("gallery", 12, 6)]
+    assert section(report, "Attributes") == [("hat", "head", "no 18, yes 18", "0%"),
+                                             ("vest", "upper", "blue 12, red 12, none 12", "0%")]
+    assert section(report, "Pictures of one")[0][:2] == ("hat", 12)
+    assert any("SOLVER.IMS_PER_BATCH 16 " in each and str(tmp_path) in each for each in report.advice)
+    written = read_wording(read_people(tmp_path))
+    assert written.path.endswith("schema.yaml") and [g.strip for g in written.schema.groups] == [0, None]
+    assert check(tmp_path, pictures=False).sections[1] == report.sections[1]
+
+
+def test_broken_pictures_and_copies_between_people_and_parts_are_found(tmp_path):
+    write_people(tmp_path, people=8)
+    check(tmp_path, pictures=False)
+    own = read_people(tmp_path)
+    split = dict(line.split(",") for line in (tmp_path / "split.csv").read_text().splitlines()[1:])
+    train = [name for name in own.files if split[name] == "train"]
+    gallery = [name for name in own.files if split[name] == "gallery"]
+    (tmp_path / train[0]).write_bytes((tmp_path / gallery[0]).read_bytes())
+    (tmp_path / train[1]).write_bytes(b"no picture")
+    report = check(tmp_path)
+    assert [row[0] for row in section(report, "Pictures that cannot")] == [train[1]]
+    assert report.errors[0].startswith(f"1 pictures cannot be read, such as {train[1]}")
+    assert [each.partition(",")[0].partition(";")[0] for each in report.warnings] == [
+        "1 pictures are under several people", "1 pictures are in training and in the test"]
+
+
+@pytest.mark.parametrize("words, warning", [  # of the first picture of four people, two to train on, and of a second
+    (("no,male", "yes,male", "no,male", "yes,male"), "'gender' is male wherever it is known"),
+    (("no,male", "yes,female", "no,male", ","), "nothing is known of 1 people: p3"),
+    (("no,male", "no,female|no,male", "yes,male", "yes,male"), "attributes of lasting groups differ within people"),
+    ((",male", ",female", "yes,female", "no,male"), "group 'head' is known in full of 0 of 4 training pictures"),
+    (("no,male", "no,female", "yes,male", "no,female"), "'hat': nobody in training has yes"),
+], ids=["one value", "unknown", "lasting", "incomplete", "unseen"])
+def test_attributes_that_cannot_be_learned_are_named(tmp_path, words, warning):
+    lines = []
+    for number, own in enumerate(words):
+        parts = ("train", "train") if number < 2 else ("query", "gallery")
+        pictures = (own.split("|") * 2)[:2]
+        lines += [f"{number}{camera}.png,p{number},{camera},{part},{picture}"
+                  for camera, (part, picture) in enumerate(zip(parts, pictures))]
+    table(tmp_path, "file_name,person,camera,split,hat,gender", *lines)
+    (tmp_path / "schema.yaml").write_text(
+        "groups: [{name: head, region: 0, attributes: [{name: hat, values: [no, yes]}]}, {name: person, region: whole, "
+        "lasting: yes, attributes: [{name: gender, values: [male, female]}]}]")
+    assert any(each.startswith(warning) for each in check(tmp_path, pictures=False).warnings)
+
+
+@pytest.mark.parametrize("parts, error", [
+    (("train", "train", "train", "train"), "no pictures are in query"),
+    (("train", "query", "gallery", "gallery"), "1 people are in training and in the test: p0"),
+    (("train", "train", "query", "gallery"), "2 pictures of 1 people are too few to train on"),
+])
+def test_splits_that_training_would_fail_on_are_errors(tmp_path, parts, error):
+    table(tmp_path, "file_name,person,split", *(f"{n}.png,p{n // 2},{part}" for n, part in enumerate(parts)))
+    assert any(each.startswith(error) for each in check(tmp_path, pictures=False).errors)
+
+
+def test_names_that_differ_in_case_alone_are_warned_of(tmp_path):
+    table(tmp_path, "file_name,person,split", "a.png,Ann,train", "b.png,ann,train", "c.png,bob,query",
+          "d.png,bob,gallery")
+    assert check(tmp_path, pictures=False).warnings == [
+        "1 names of people differ in upper and lower case alone and count as several, such as Ann and ann. Write them "
+        "alike if they are one"]
+
+
+def test_queries_that_only_their_own_camera_could_find_are_an_error(tmp_path):
+    table(tmp_path, "file_name,person,camera,split", "a.png,1,0,train", "b.png,2,0,query", "c.png,2,0,gallery")
+    assert "under the query's own camera alone" in check(tmp_path, pictures=False).errors[0]
+
+
+def test_too_many_combinations_and_groups_of_one_kind_are_errors(tmp_path):
+    names = [f"a{n}" for n in range(14)]
+    table(tmp_path, f"file_name,person,split,{','.join(names)}",
+          *(f"{n}.png,p{n // 2},{('train', 'train', 'query', 'gallery')[n]}" + f",{('no', 'yes')[n // 2]}" * 14
+            for n in range(4)))
+    (tmp_path / "schema.yaml").write_text("groups: [{name: all, region: whole, attributes: [" + ", ".join(
+        f"{{name: {name}, values: [no, yes]}}" for name in names) + "]}]")
+    errors = check(tmp_path, pictures=False).errors
+    assert "group 'all' have 16384 combinations" in errors[0] and "make two groups of the attributes" in errors[1]
+
+
+def test_the_command_prints_and_writes_the_report_and_fails_where_training_would(tmp_path, capsys):
+    write_people(tmp_path / "ok", people=8)
+    page = tmp_path / "check.html"
+    cli.main(["check", str(tmp_path / "ok"), "--html", str(page)])
+    assert "hat" in capsys.readouterr().out and "<h2>Attributes" in page.read_text()
+    (tmp_path / "ok/img/0_0.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(tmp_path / "ok")])
+    assert ended.value.code == 1 and "error: 1 pictures cannot be read" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="metadata.csv, line 2: '0.png' is not found"):
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad/metadata.csv").write_text("file_name,person\n0.png,1\n")
+        cli.main(["check", str(tmp_path / "bad")])
+
+
+def test_words_and_names_cannot_change_the_terminal_or_the_page(tmp_path):
+    table(tmp_path, "file_name,person,hat,vest", "0.png,<b>1</b>,<script>,no", "1.png,\x1b[2J,yes,yes")
+    report = check(tmp_path, pictures=False)
+    assert "\x1b" not in text(report) and "<script>" not in html(report) and "&lt;script&gt;" in html(report)
+
+
+@pytest.mark.slow
+def test_a_million_rows_are_checked_in_30_seconds_and_2_gib(tmp_path):
+    """Of processor time; without looking for the files, which hang on the disk."""
+    program = f"""
+import resource, sys, time
+from pathlib import Path
+import numpy as np
+from cerberus_plugin.own_data import check, people
+folder = Path({str(tmp_path)!r})
+words = np.array(["red", "Red", "blue", "none", ""])[np.random.default_rng(0).integers(0, 5, (10**6, 8))].tolist()
+with open(folder / "metadata.csv", "w") as file:
+    file.write("file_name,person,camera," + ",".join(f"hat {{n}}" for n in range(4)) + ",a,b,c,d\\n")
+    file.writelines(f"{{n:07d}}.jpg,{{n // 20}},{{n % 6}},{{','.join(row)}}\\n" for n, row in enumerate(words))
+del words
+people._check_files = lambda *args: None
+start = time.process_time()
+report = check.check(folder, pictures=False)
+print(check.text(report)[:200])
+seconds = time.process_time() - start
+assert report.sections[0].rows[0] == ("pictures", 10**6) and seconds < 30, seconds
+assert int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) < 2**21
+"""
+    done = subprocess.run([sys.executable, "-c", f"{WITHOUT_TORCH}\n{program}"], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_runs_without_torch(tmp_path):
+    write_people(tmp_path, people=8)
+    done = subprocess.run([sys.executable, "-c", f"{WITHOUT_TORCH}\nfrom cerberus_plugin.cli import main\n"
+                           f"main(['check', {str(tmp_path)!r}])"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "pictures a person" in done.stdout

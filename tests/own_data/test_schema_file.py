@@ -1,0 +1,112 @@
+"""`schema.yaml`: what it says, what is refused in it, and what is inferred from words without it."""
+
+import re
+from pathlib import Path
+
+from cerberus_plugin.own_data.schema_file import NoAttributes, infer_schema, read_schema, schema_text
+from cerberus_plugin.own_data.tables import Words
+
+import pytest
+
+SITE = """
+name: site
+groups:
+  - {name: head, region: 0, attributes: [{name: helmet, values: [no, yes], display: hard hat}]}
+  - name: person
+    region: whole
+    lasting: yes
+    attributes:
+      - {name: age, values: [young, adult, old]}
+      - {name: vest colour, values: [red, orange], none: [none, "-"], display: vest}
+"""
+
+
+def read(tmp_path, text: str):
+    (tmp_path / "schema.yaml").write_text(text)
+    return read_schema(tmp_path / "schema.yaml")
+
+
+def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
+    wording = read(tmp_path, SITE)
+    schema = wording.schema
+    assert [(group.name, group.strip, group.lasting) for group in schema.groups] == [("head", 0, False),
+                                                                                      ("person", None, True)]
+    assert [column.name for column in schema.columns] == ["helmet", "age", "vest colour"]
+    assert schema.column("hard hat").classes == ("no", "yes")
+    assert schema.column("vest").answers == ("none", "red", "orange")
+    assert wording.labels_of("age", "ADULT").tolist() == [-1, 1, -1, -1]
+    assert wording.labels_of("vest colour", "-").tolist() == [-1, -1, 0, 0]
+    assert wording.labels_of("vest colour", "Orange and red").tolist() == [-1, -1, 1, 1]
+    with pytest.raises(ValueError, match="'age' is 'yung', expected one of young, adult, old; did you mean 'young'"):
+        wording.labels_of("age", "yung")
+    assert read(tmp_path, schema_text(wording)).schema.to_dict() == schema.to_dict()
+
+
+def test_the_example_of_the_manual_is_a_schema(tmp_path):
+    page = (Path(__file__).parents[2] / "projects/Cerberus/README.md").read_text().partition("### Own data")[2]
+    schema = read(tmp_path, re.search(r"```yaml\n(.*?)```", page, flags=re.S)[1]).schema
+    assert schema.group_names == ("head", "upper", "person") and schema.lasting_groups == ("person",)
+    assert [column.display for column in schema.columns] == ["helmet", "colour of the vest", "trade"]
+    assert [schema.num_combinations(group) for group in schema.group_names] == [2, 3, 3]
+
+
+@pytest.mark.parametrize("change, message", [
+    (("[{name: helmet, values: [no, yes], display: hard hat}]", "[]"), "attributes of group 'head'.*at least one"),
+    (("name: person", "name: head"), "group 'head' is there twice"),
+    (("name: age", "name: helmet"), "field 'helmet' is there twice"),
+    (("young, adult", "young, Young"), "'age' has the value 'Young' twice"),
+    (("values: [young, adult, old]", "values: young"), "values of 'age': is 'young', expected a list"),
+    (("region: whole", "region: top"), "region of group 'person' is 'top', expected 0"),
+    (("lasting: yes", "lasting: 2"), "lasting of group 'person' is '2', expected yes or no"),
+    (("lasting: yes", "lastng: yes"), "group 2 has 'lastng', expected some of name"),
+    (("region: 0, ", ""), "group 1 has no 'region'"),
+    (("region: whole", "region: whole\n    region: 0"), "line 7: .*'region' is there twice"),
+    (("name: site", "exclusive: [[age, helmet]]"), "exclusive holds 'age', expected attributes with two values"),
+    (("name: site", "name: !!python/object/apply:os.system [echo]"), "line 2: no YAML .*python/object"),
+    (("name: site", "name: [a, b"), "no YAML that can be read"),
+    (("name: site", "a: &a [x]\nname: *a"), "aliases"),
+    ((SITE, "- a\n- b\n"), r"the file is \['a', 'b'\], expected a mapping"),
+    ((SITE, ""), "the file is None, expected a mapping"),
+])
+def test_a_bad_schema_file_is_refused_with_its_place(tmp_path, change, message):
+    assert change[0] in SITE
+    with pytest.raises(ValueError, match=f"schema.yaml.*{message}"):
+        read(tmp_path, SITE.replace(*change))
+
+
+def words(*values: str) -> Words:
+    return Words.of(values)
+
+
+def test_groups_and_values_are_inferred_from_words():
+    wording = infer_schema("site", {"helmet": words("yes", "no"), "upper colour": words("red", "none", "blue"),
+                                    "gender": words("male", "female"), "tool": words("saw", "drill", "saw and drill")})
+    schema = wording.schema
+    assert [(group.name, group.strip) for group in schema.groups] == [("head", 0), ("upper", 1), ("person", None),
+                                                                      ("other", None)]
+    assert [column.answers for column in schema.columns] == [("no", "yes"), ("none", "blue", "red"),
+                                                             ("female", "male"), ("none", "drill", "saw")]
+    assert wording.labels_of("tool", "saw and drill").tolist()[-2:] == [1, 1]
+
+
+@pytest.mark.parametrize("values, reason", [
+    ([str(n) for n in range(3)], "holds numbers"), (["1.5", "2,5"], "holds numbers"),
+    (["2024-01-31", "2024-02-01"], "holds dates"), (["31.1.2024", "1.2.2024"], "holds dates"),
+    (["a man walks along the street and " * 3, "another one who is sitting on a bench " * 2], "holds free text"),
+    ([f"value {n}" for n in range(200)], "has 200 different values"), (["yes"], "all cells .* 'yes'; .* write 'no'"),
+    ([""], "all cells are empty"),
+])
+def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reason):
+    kept = {"hat": words("yes", "no"), "vest": words("0", "1")}
+    wording = infer_schema("site", kept | {"other": words(*values)})
+    assert [column.name for column in wording.schema.columns] == ["hat", "vest"]
+    assert re.match(reason, wording.left_out["other"])
+    with pytest.raises(NoAttributes, match=f"no column is an attribute; 'other' {reason}"):
+        infer_schema("site", {"other": words(*values)})
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("hat", "hair"), ("hat", "vest", "shoes"), ("gender", "age")])
+def test_an_inferred_schema_has_groups_of_both_kinds(names):
+    schema = infer_schema("site", {name: words("no", "yes") for name in names}).schema
+    strips = [group.strip for group in schema.groups]
+    assert None in strips and sorted(strip for strip in strips if strip is not None) == list(range(len(strips) - 1))

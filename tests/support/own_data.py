@@ -1,0 +1,25 @@
+"""Small data sets of one's own: pictures and tables of words."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_picture(path: Path, *seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (48, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_people(folder: Path, people: int = 8, cameras: int = 3, attributes: bool = True) -> Path:
+    """`metadata.csv` with one picture a person and camera, a hat that differs between pictures, and a vest."""
+    lines = ["file_name,person,camera" + ",hat,vest" * attributes]
+    for person in range(people):
+        for camera in range(cameras):
+            name = f"img/{person}_{camera}.png"
+            write_picture(folder / name, person, camera)
+            words = f",{('yes', 'no')[(person + (camera == 2)) % 2]},{('red', 'none', 'blue')[person % 3]}"
+            lines.append(f"{name},p{person},{camera}" + words * attributes)
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
