@@ -14,10 +14,11 @@ The exit status is 0 if every stage ran to its end, whatever the figures are.
 finds there; `make gpu WHEELS=folder` adds what is missing from a folder of wheels. With Python 3.12 these are
 
 - four wheels, 19 MB, where scipy, opencv-python-headless, matplotlib, scikit-learn, tensorboard, tabulate, tqdm,
-  Jinja2, PyYAML and pytest are there: faiss-cpu (18.8 MB), fastreid (0.25), yacs and termcolor (0.02 together);
-- 34 wheels, 160 MB, where there is nothing beside torch, torchvision, numpy and Pillow: the four above,
-  opencv-python-headless (61), scipy (35), matplotlib (10) with fonttools (5) and kiwisolver (1.5), scikit-learn (9),
-  tensorboard (6) with grpcio (7), pygments (1.3) and 22 small ones.
+  Jinja2, PyYAML, pyarrow and pytest are there: faiss-cpu (18.8 MB), fastreid (0.25), yacs and termcolor (0.02
+  together);
+- 35 wheels, 210 MB, where there is nothing beside torch, torchvision, numpy and Pillow: the four above,
+  opencv-python-headless (61), pyarrow (47), scipy (35), matplotlib (10) with fonttools (5) and kiwisolver (1.5),
+  scikit-learn (9), tensorboard (6) with grpcio (7), pygments (1.3) and 22 small ones.
 
 A machine with a package index, the same system and the same Python collects them; pip brings what they require in turn:
 
