@@ -126,6 +126,8 @@ class Line(nn.Module):
     def forward(self, batch):
         y = self.heads(batch)
         get_event_storage().put_scalar("accuracy", y.detach().mean())
+        with get_event_storage().name_scope("of_heads"):
+            get_event_storage().put_scalar("largest", y.detach().max())
         self.steps += 1
         return {"loss_a": (y - 1).square().mean(),
                 "loss_b": y.square().mean() + (self.poison if self.steps - 1 == self.bad else 0)}
@@ -156,10 +158,11 @@ class Loop(train_loop.TrainerBase):
     def run(self) -> list[str]:
         """The log, but for times."""
         writer = JSONWriter(str(self.path))
-        line = train_loop.HookBase()
+        norm, line = train_loop.HookBase(), train_loop.HookBase()
+        norm.after_step = lambda: self.storage.put_scalar("norm", self.after[-1].norm())
         line.after_step = lambda: (self.iter + 1) % 2 == 0 and writer.write()
         line.after_epoch = writer.write
-        self.register_hooks([line])
+        self.register_hooks([norm, line])
         self.train(0, 2, 3)
         return [{name: value for name, value in json.loads(text).items() if name != "data_time"}
                 for text in self.path.read_text().splitlines()]
@@ -171,7 +174,8 @@ def test_losses_that_are_read_late_leave_the_log_and_the_weights_as_they_are(opt
     late = Loop(Line(), tmp_path / "late.json", late=True, opt=opt)
     log = late.run()
     assert log == at_once.run()
-    assert [line["iteration"] for line in log] == [1, 2, 3, 5] and {"loss_a", "accuracy"} <= log[0].keys()
+    assert [line["iteration"] for line in log] == [1, 2, 3, 5]
+    assert {"loss_a", "accuracy", "of_heads/largest", "norm"} <= log[-1].keys()
     assert all(map(torch.equal, late.after, at_once.after))
 
 
