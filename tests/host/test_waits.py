@@ -1,5 +1,6 @@
 """What replaces the host's waits for a GPU computes what the host computes, and its log says the same."""
 
+import functools
 import importlib
 import itertools
 import json
@@ -217,3 +218,25 @@ def test_gradients_that_are_gathered_lie_in_the_buffer_in_every_memory_order():
         flat.assert_buffer_is_valid()
         copied.append([group["params"][0].grad.clone() for group in optimizer.param_groups])
     assert all(map(torch.equal, *copied)) and unused.grad.tolist() == [0, 0]
+
+
+def steps_with_a_closure(gathers: bool) -> tuple[list[float], torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer, _ = fastreid.solver.build_optimizer(solver_cfg(OPT="SGD"), model)
+    if gathers:
+        host.gather_gradients(optimizer, model.parameters())
+
+    def loss_of(batch):
+        optimizer.zero_grad()
+        loss = model(batch).square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(functools.partial(loss_of, batch)).item() for batch in random(3, 4, 3)]
+    return losses, model.weight.detach()
+
+
+def test_a_step_with_a_closure_takes_the_gradients_of_the_closure():
+    (losses, weight), (expected, expected_weight) = map(steps_with_a_closure, (True, False))
+    assert losses == expected and torch.equal(weight, expected_weight)
