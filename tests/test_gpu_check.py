@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.processes import until
@@ -66,6 +67,22 @@ def test_named_stages_run_again_and_the_others_are_kept_at_equal_sizes_only(tmp_
     run_stages(tmp_path, {"environment": "", "tests": ""})
     assert run_stages(tmp_path, {"tests": ""})["stages"].keys() == {"environment", "tests"}
     assert run_stages(tmp_path, {"tests": ""}, tiny=True)["stages"].keys() == {"tests"}
+
+
+def test_people_whose_drawing_was_stopped_are_drawn_to_the_end_before_any_stage(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command: commands.append(command) or SimpleNamespace(returncode=3))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path), "--stages", "environment"])
+    assert CHECK["main"]() == 3
+    assert [command[2] for command in commands] == ["draw"] and str(tmp_path / "data") in commands[0]
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_damaged_file_of_earlier_stages_is_named(tmp_path):
+    (tmp_path / "gpu.json").write_text('{"tiny": ')
+    with pytest.raises(ValueError, match="gpu.json: no JSON .*; delete it, or run all stages"):
+        run_stages(tmp_path, {"tests": ""})
 
 
 def test_aims_are_met_not_met_or_not_measured_and_tiny_sizes_judge_no_speed():

@@ -44,7 +44,7 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[1]
 # The file alone: importing the package imports torch, and whatever fails there must not end this process.
 FILES = runpy.run_path(str(ROOT / "cerberus_plugin" / "utils" / "files.py"))
-write_json, write_text = FILES["write_json"], FILES["write_text"]
+read_json, write_json, write_text = FILES["read_json"], FILES["write_json"], FILES["write_text"]
 
 # Seconds of each stage, eight minutes together.
 LIMITS = {"environment": 20, "tests": 85, "speed": 150, "training": 75, "evaluation": 40, "ranking": 40, "profile": 40,
@@ -124,22 +124,24 @@ def verdicts(record: dict) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of gpu.json, gpu.md and logs")
-    parser.add_argument("--data", type=Path, help="drawn people; OUTPUT/data, and drawn there if that is missing")
+    parser.add_argument("--data", type=Path, help="drawn people; OUTPUT/data (with --tiny data-tiny), and drawn there "
+                        "if any are missing")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw the people into this folder and end")
     parser.add_argument("--minutes", type=float, default=8, help="of all stages, each in proportion")
     parser.add_argument("--stages", nargs="+", choices=LIMITS, default=list(LIMITS))
     args = parser.parse_args()
-    data = args.draw or args.data or args.output / "data"
+    data = args.draw or args.data or args.output / ("data-tiny" if args.tiny else "data")
 
     def command(stage: str, *options: str) -> list[str]:
         return [sys.executable, str(ROOT / "tools" / "gpu_stages.py"), stage, "--output", str(args.output), "--data",
                 str(data), *(["--tiny"] if args.tiny else []), *options]
 
-    if args.draw or not data.exists():
-        subprocess.run(command("draw"), check=True)
-    if args.draw:
-        return 0
+    # Where a drawing was stopped, this draws the rest; people of other settings are refused.
+    if args.draw or args.data is None or not data.exists():
+        failed = subprocess.run(command("draw")).returncode
+        if args.draw or failed:
+            return failed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = run_stages(args.output, args.tiny,
                         lambda stage, seconds: command(stage, "--seconds", str(seconds)),
@@ -178,7 +180,7 @@ def run_stages(output: Path, tiny: bool, command: Callable[[str, float], list[st
 
 def kept_stages(output: Path, tiny: bool, names: set[str]) -> dict:
     path = output / "gpu.json"
-    earlier = json.loads(path.read_text()) if names and path.is_file() else {}
+    earlier = read_json(path, "delete it, or run all stages") if names and path.is_file() else {}
     return {name: stage for name, stage in earlier.get("stages", {}).items()
             if name in names and earlier["tiny"] == tiny}
 

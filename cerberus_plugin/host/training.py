@@ -32,7 +32,15 @@ class _FlatGradients:
             parameter.grad = None
 
     def step(self, closure: Callable | None = None) -> Any:
+        def fill_after_closure() -> Any:
+            loss = closure()
+            self._fill_buffer()
+            return loss
+
         self._fill_buffer()
+        return self._step(closure and fill_after_closure)
+
+    def _step(self, closure: Callable | None) -> Any:
         if self.left_out is None:
             return super().step(closure)
         of_scaler = getattr(self, "found_inf", None)

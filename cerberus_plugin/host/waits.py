@@ -48,6 +48,7 @@ class LateScalars:
         self.trainer = trainer
         self.put: list[tuple[tuple[int, str, bool], Tensor]] = []  # beside the losses, since the last step
         self.waiting: _Step | None = None
+        self.exchanged = -1  # the last iteration whose losses are here; its later scalars are read at once
 
     def exchange(self, losses: Mapping[str, Tensor], data_time: float) -> None:
         """Write the scalars of the step before, and begin to copy those of this one."""
@@ -64,7 +65,7 @@ class LateScalars:
         copy = values.to("cpu", non_blocking=True)  # pinned memory
         copied = torch.cuda.current_stream(values.device).record_event()
         self.waiting = _Step(self.trainer.iter, [where for where, _ in self.put], list(losses), copy, copied, data_time)
-        self.put = []
+        self.put, self.exchanged = [], self.trainer.iter
 
     def write(self) -> None:
         """Bring the log up to date. All processes call it together, since the host averages over them.
@@ -99,8 +100,8 @@ def read_scalars_late() -> None:
     def build(host_put):
         def put_scalar(self, name: str, value: Any, smoothing_hint: bool = True) -> None:
             late = vars(self).get("late_scalars")
-            if late is not None and isinstance(value, Tensor) and on_gpu(value):
-                late.put.append(((self.iter, name, smoothing_hint), value.detach()))
+            if late is not None and late.exchanged < self.iter and isinstance(value, Tensor) and on_gpu(value):
+                late.put.append(((self.iter, self._current_prefix + name, smoothing_hint), value.detach()))
             else:
                 host_put(self, name, value, smoothing_hint)
 

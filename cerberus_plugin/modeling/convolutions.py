@@ -16,10 +16,15 @@ MIN_CHANNELS, MAX_WIDTH = 256, 4  # where matrix products were measured to be fa
 def adapt_to_cpu(model: nn.Module) -> None:
     """Give the convolutions of a model that runs under autocast on a CPU what their kernels lack."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and max(module.stride) > 1:
+        if _runs_as_conv2d(module) and max(module.kernel_size) > 1 and max(module.stride) > 1:
             module.forward = functools.partial(_strided_forward, module)
     if processor_has("amx_bf16"):
         speed_up_weight_gradients(model)
+
+
+def _runs_as_conv2d(module: nn.Module) -> bool:
+    """A subclass may compute something else, such as a convolution with standardised weights."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
 def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ def speed_up_weight_gradients(model: nn.Module) -> None:
     Both multiply in bfloat16 and add in float32; they differ in the order of the sums.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and _is_plain_3x3(module):
+        if _runs_as_conv2d(module) and _is_plain_3x3(module):
             module.forward = functools.partial(_forward, module)
 
 

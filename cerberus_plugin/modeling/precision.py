@@ -193,6 +193,9 @@ def fuse(optimizer: torch.optim.Optimizer, enabled: bool, clips: bool = False) -
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = enabled, False if enabled else None
         for parameter in group["params"]:
+            if enabled and group.get("momentum") and optimizer.state[parameter].get("momentum_buffer") is None:
+                # SGD allocates it in the first step, and leaves it uninitialised where a scaler skips that step.
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             state = optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), Tensor):  # the fused kernel counts steps where the parameters are
                 state["step"] = state["step"].to(parameter.device if enabled else "cpu", torch.float32)

@@ -1,5 +1,6 @@
 """What replaces the host's waits for a GPU computes what the host computes, and its log says the same."""
 
+import functools
 import importlib
 import itertools
 import json
@@ -126,6 +127,8 @@ class Line(nn.Module):
     def forward(self, batch):
         y = self.heads(batch)
         get_event_storage().put_scalar("accuracy", y.detach().mean())
+        with get_event_storage().name_scope("of_heads"):
+            get_event_storage().put_scalar("largest", y.detach().max())
         self.steps += 1
         return {"loss_a": (y - 1).square().mean(),
                 "loss_b": y.square().mean() + (self.poison if self.steps - 1 == self.bad else 0)}
@@ -156,10 +159,11 @@ class Loop(train_loop.TrainerBase):
     def run(self) -> list[str]:
         """The log, but for times."""
         writer = JSONWriter(str(self.path))
-        line = train_loop.HookBase()
+        norm, line = train_loop.HookBase(), train_loop.HookBase()
+        norm.after_step = lambda: self.storage.put_scalar("norm", self.after[-1].norm())
         line.after_step = lambda: (self.iter + 1) % 2 == 0 and writer.write()
         line.after_epoch = writer.write
-        self.register_hooks([line])
+        self.register_hooks([norm, line])
         self.train(0, 2, 3)
         return [{name: value for name, value in json.loads(text).items() if name != "data_time"}
                 for text in self.path.read_text().splitlines()]
@@ -171,7 +175,8 @@ def test_losses_that_are_read_late_leave_the_log_and_the_weights_as_they_are(opt
     late = Loop(Line(), tmp_path / "late.json", late=True, opt=opt)
     log = late.run()
     assert log == at_once.run()
-    assert [line["iteration"] for line in log] == [1, 2, 3, 5] and {"loss_a", "accuracy"} <= log[0].keys()
+    assert [line["iteration"] for line in log] == [1, 2, 3, 5]
+    assert {"loss_a", "accuracy", "of_heads/largest", "norm"} <= log[-1].keys()
     assert all(map(torch.equal, late.after, at_once.after))
 
 
@@ -213,3 +218,25 @@ def test_gradients_that_are_gathered_lie_in_the_buffer_in_every_memory_order():
         flat.assert_buffer_is_valid()
         copied.append([group["params"][0].grad.clone() for group in optimizer.param_groups])
     assert all(map(torch.equal, *copied)) and unused.grad.tolist() == [0, 0]
+
+
+def steps_with_a_closure(gathers: bool) -> tuple[list[float], torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer, _ = fastreid.solver.build_optimizer(solver_cfg(OPT="SGD"), model)
+    if gathers:
+        host.gather_gradients(optimizer, model.parameters())
+
+    def loss_of(batch):
+        optimizer.zero_grad()
+        loss = model(batch).square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(functools.partial(loss_of, batch)).item() for batch in random(3, 4, 3)]
+    return losses, model.weight.detach()
+
+
+def test_a_step_with_a_closure_takes_the_gradients_of_the_closure():
+    (losses, weight), (expected, expected_weight) = map(steps_with_a_closure, (True, False))
+    assert losses == expected and torch.equal(weight, expected_weight)

@@ -98,3 +98,16 @@ def test_other_strided_convolutions_stay_in_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 64, 6, 3)).dtype == torch.bfloat16
         assert layer(torch.randn(2, 64, 6, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_that_computes_something_else_keeps_its_own_forward_pass(stride):
+    class Doubled(nn.Conv2d):
+        def forward(self, images):
+            return 2 * super().forward(images)
+
+    layer, images = Doubled(256, 8, 3, stride, 1, bias=False), torch.randn(2, 256, 6, 3)
+    expected = gradients(layer, images)
+    adapt_to_cpu(layer)
+    speed_up_weight_gradients(layer)
+    assert all(map(torch.equal, gradients(layer, images), expected))

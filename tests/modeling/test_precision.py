@@ -141,6 +141,28 @@ def test_a_gradient_scaler_leaves_unscaling_to_a_fused_step_that_does_not_clip(f
     assert bool(unscaled) == unscales and not torch.equal(model.weight, before)
 
 
+def test_a_first_step_that_a_scaler_skips_leaves_no_momentum():
+    weights = []
+    torch.use_deterministic_algorithms(True)  # memory that is not initialised is NaN
+    try:
+        for fused, skipped in ((False, False), (True, False), (True, True)):
+            torch.manual_seed(0)
+            model = torch.nn.Linear(3, 1)
+            optimizer, _ = build_optimizer(solver_cfg(OPT="SGD", MOMENTUM=0.9), model)
+            acceleration.fuse(optimizer, fused)
+            for skip in (skipped, False, False)[not skipped:]:
+                optimizer.zero_grad()
+                model(torch.ones(2, 3)).square().sum().backward()
+                if fused:
+                    optimizer.found_inf = torch.tensor(float(skip))
+                optimizer.step()
+            weights.append(model.weight.detach().clone())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(weights[1], weights[2])
+    torch.testing.assert_close(weights[1], weights[0])
+
+
 def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
     model = model_of(*SMALL)
     optimizer, _ = build_optimizer(solver_cfg(OPT="RMSprop"), model)
