@@ -6,10 +6,8 @@ TORCH ?=
 STUDIES ?=
 # The tests run in a process a core, at most four: each takes up to 3 GB.
 WORKERS ?= -n auto --maxprocesses 4
-# Beside another busy process, threads that wait for each other take much longer (benchmarks/cpu.py): they sleep while
-# they wait, and training leaves a core free.
+# Threads that sleep while they wait for each other leave their core to other processes (benchmarks/cpu.py).
 export OMP_WAIT_POLICY ?= passive
-demo compare clothes reproduce: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(max(1, os.cpu_count() - 1))")
 RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
