@@ -21,8 +21,8 @@ import time
 from cerberus_plugin import CerberusTrainer, add_cerberus_config, host
 from cerberus_plugin.data import resident
 from cerberus_plugin.data.build import build_train_loader
-from cerberus_plugin.host.data import usable_cores
 from cerberus_plugin.synthetic.dataset import draw_dataset
+from cerberus_plugin.utils.processor import usable_cores
 
 import torch
 from common import table, write

@@ -220,9 +220,11 @@ def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
         if len(labelled) == len(datasets) and len(kinds) > 1:
             raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix {what} {', '.join(sorted(kinds))}; train on "
                              "data sets of one kind.")
-    for number, dataset in enumerate(datasets):
-        before = {pid for other in datasets[:number] for _, pid, _ in other.train}
-        shared = before & {pid for _, pid, _ in dataset.train}
+    before: set = set()
+    for dataset in datasets:
+        own = {pid for _, pid, _ in dataset.train}
+        shared = before & own
+        before |= own
         if shared:
             raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have an identity '{min(shared)}', and "
                              "images of different people would count as one person. Merge tables of your own into one.")

@@ -46,8 +46,8 @@ class OwnDataset(ImageDataset):
 
     def __init__(self, data: str, name_pattern: str = "", **kwargs) -> None:
         own = read_people(data, name_pattern)
-        own = split_people(own, write=comm.is_main_process())
         main = comm.is_main_process()
+        own = split_people(own, write=main)
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)
@@ -123,8 +123,8 @@ def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tupl
     where = own.folder / SPLIT_FILE if (own.folder / SPLIT_FILE).is_file() else own.source
     both = {pid for _, pid, _ in train} & {pid for _, pid, _ in query + gallery}
     if both:
-        row = next(row for row in range(len(own)) if own.is_in("train")[row] and own.person[row] in {
-            own.person[other] for other in np.flatnonzero(own.is_in("query") | own.is_in("gallery")).tolist()})
+        tested = own.person.codes[own.is_in("query") | own.is_in("gallery")]
+        row = int(np.flatnonzero(own.is_in("train") & np.isin(own.person.codes, tested))[0])
         raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
                          f"('{own.files[row]}'). Put all pictures of a person into one of them; their figures would be "
                          "those of people that the model knows.")

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms as T
 from tqdm import tqdm
 
-from ..host.data import batch_device, usable_cores
+from ..host.data import batch_device
 from ..utils.environment import free_bytes
 from ..utils.images import Unreadable, read_size
+from ..utils.processor import usable_cores
 from .augment import PADDING_MODES, Augmentation, Packed, Recipe, draw, pack
 from .loader import AttributeDataset, SeededBatch
 

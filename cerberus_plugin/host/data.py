@@ -3,7 +3,6 @@ keys for transforms."""
 
 import importlib
 import inspect
-import os
 import types
 import warnings
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..utils.processor import usable_cores
 from .patching import replace
 
 # None until `use_device`: then the GPU of this process where there is one.
@@ -68,11 +68,6 @@ class DeviceLoader(DataLoader):
         self.pin_memory = device.type == "cuda"
         batches = super().__iter__()
         return _ahead_on(device, batches) if device.type == "cuda" else batches
-
-
-def usable_cores() -> int:
-    """Cores this process may use, fewer than the machine's where it is confined to some of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead_on(device: torch.device, batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Steps that a GPU's queue carries over: the host's models and its trainer without their waits for the device.
+"""Training steps on a GPU in which the host's models and trainer do not wait for the device.
 
 Python waits for a device whenever it reads a value, or a size that depends on values. The queue then runs empty, and
 the device idles until the next operations are there. Each function here computes what the host's own does. On a CPU,

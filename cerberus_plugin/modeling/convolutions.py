@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import processor_has
+from ..utils.processor import processor_has
 
 MIN_CHANNELS, MAX_WIDTH = 256, 4  # where matrix products were measured to be faster, see benchmarks/README.md
 
 
 def adapt_to_cpu(model: nn.Module) -> None:
-    """Give the convolutions of a model that runs under autocast on a CPU what their kernels lack."""
+    """Replace the forward pass of convolutions whose kernels are wrong or slow under autocast on a CPU."""
     for module in model.modules():
         if _runs_as_conv2d(module) and max(module.kernel_size) > 1 and max(module.stride) > 1:
             module.forward = functools.partial(_strided_forward, module)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..utils.processor import processor_has
+
 logger = logging.getLogger("fastreid.cerberus")
 
 AUTOCAST = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -216,13 +218,3 @@ def _reordered(tensor: Tensor) -> Tensor:
     """The same values, OIHW to the reader, stored as OHWI in the same memory."""
     values = tensor.permute(0, 2, 3, 1).contiguous()
     return tensor.view(-1).copy_(values.view(-1)).view(values.shape).permute(0, 3, 1, 2)
-
-
-def processor_has(*flags: str) -> bool:
-    """Whether the system lists one of these features of the processor; False where it lists none."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            words = set(file.read().split())
-    except OSError:
-        return False
-    return any(flag in words for flag in flags)

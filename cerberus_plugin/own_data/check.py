@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from ..attributes.schema import MOST_COMBINATIONS
 from ..utils.commands import printable
 from ..utils.files import write_text
 from ..utils.images import Limits, Unreadable, read_image
+from ..utils.processor import usable_cores
 from .people import OwnData, labels_of, read_people, read_wording, split_people
 from .schema_file import FILE_NAME, Wording, folded, schema_text
 from .split import PARTS
@@ -255,8 +255,7 @@ def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
         except OSError as error:
             return None, (0, 0), error.strerror or str(error)
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
     bad = [(own.files[row], reason) for row, (_, _, reason) in enumerate(found) if reason]
     if bad:

@@ -7,9 +7,10 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from .processor import processor, usable_cores
 
 MOST_AT_ONCE = 2**28  # values of a block on a GPU
 
@@ -65,21 +66,10 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str = "cuda") -> dict:
     """The machine: processor, cores that this process may use, memory, and the GPU unless `device` is the CPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    described = {"processor": processor(), "cores": cores, "memory_gib": memory_gib()}
+    described = {"processor": processor(), "cores": usable_cores(), "memory_gib": memory_gib()}
     if torch.cuda.is_available() and device != "cpu":
         described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return described
-
-
-def processor() -> str:
-    """Its name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def memory_gib() -> float | None:

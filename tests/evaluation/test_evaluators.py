@@ -209,7 +209,6 @@ def test_batches_stay_on_the_device_until_they_are_many(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("waiting", [0, 3 * 16 * 40 * 4, 2**26])
 def test_batches_of_a_gpu_give_the_figures_of_the_cpu_whenever_they_are_copied(waiting, monkeypatch):
     monkeypatch.setattr(evaluators, "WAITING_BYTES", waiting)
