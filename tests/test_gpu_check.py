@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gpu_rehearsal import soft_cuda
 from support.processes import until
 
 ROOT = Path(__file__).parents[1]
@@ -168,7 +169,6 @@ def test_every_stage_has_a_limit(stages):
 
 @pytest.mark.slow
 def test_every_stage_runs_to_its_end_on_a_software_device(tmp_path):
-    soft_cuda = pytest.importorskip("gpu_rehearsal.soft_cuda")
     try:
         soft_cuda.build()
     except soft_cuda.Unavailable as error:
