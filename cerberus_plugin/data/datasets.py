@@ -104,7 +104,7 @@ def with_overlay(annotations: Annotations, path: Path) -> Annotations:
         path: of the overlay; `person` is an identity as in the names of files, with or without leading zeros.
 
     Raises:
-        ValueError: with the line of a row that is of nobody or of a picture, of an unknown attribute or value, or stale.
+        ValueError: with the line of a row that is of nobody, of a picture, of an unknown attribute or value, or stale.
     """
     if not path.is_file():
         return annotations
@@ -116,7 +116,8 @@ def with_overlay(annotations: Annotations, path: Path) -> Annotations:
                            "of people. Delete the row, or convert the data set to a table of pictures.")
         holding = [table for table in tables.values() if row.person.isdecimal() and int(row.person) in table]
         if not holding:
-            overlay.refuse(row, f"there is no identity '{row.person}' in {annotations.path}. Correct or delete the row.")
+            overlay.refuse(row, f"there is no identity '{row.person}' in {annotations.path}. Correct the number, or "
+                           "delete the row.")
         try:
             column = schema.column(row.attribute)
             given = schema.parse({row.attribute: row.value}) if row.value else None

@@ -44,8 +44,8 @@ class OwnData:
         split: the part that each picture is in; None until it is drawn or read.
         attributes: words of each picture by name of attribute; its own, else those of its outfit, else of its person.
         notes: what was read otherwise than it is written.
-        moved: rows of the pictures that `labels_overlay.csv` gives to another person: int64; its digest is `overlay`, ""
-            without one.
+        moved: rows of the pictures that `labels_overlay.csv` gives to another person: int64.
+        overlay: digest of that file, "" without one.
         where: the place that tells of a picture, for a message.
         find: the place where a column holds a word, for a message.
     """
@@ -332,7 +332,8 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     if len(made.moved):  # whose labels are then those of another person
         worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
     attributes = {name: replaced(words, made.words.get(name, {})) for name, words in worded.attributes.items()}
-    return replace(worded, attributes=attributes, notes=(*worded.notes, made.note), overlay=file_sha256(str(path)) or "",
+    return replace(worded, attributes=attributes, notes=(*worded.notes, made.note),
+                   overlay=file_sha256(str(path)) or "",
                    find=lambda name, word: overlay.find(name, word) or worded.find(name, word))
 
 
