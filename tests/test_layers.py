@@ -18,6 +18,7 @@ LAYERS = (("utils",),
           ("engine", "predictor", "search.web"),
           ("search.export",),
           ("experiments", "search"),
+          ("audit",),
           ("commands",),
           ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

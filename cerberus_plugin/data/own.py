@@ -35,7 +35,7 @@ class OwnDataset(ImageDataset):
         cameras_known: whether a camera is known of any picture.
 
     Args:
-        data: folder or table.   name_pattern: of `read_people`.
+        data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
 
     Raises:
         FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
@@ -44,10 +44,10 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", split_file: str = "", **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
-        own = split_people(own, write=main)
+        own = split_people(own, write=main, split_file=split_file)
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)

@@ -138,15 +138,17 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
-def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Args:
         write: write what was drawn.
+        split_file: a file in the form of `split.csv`, which is read in place of all these.
     """
-    split, notes = own.split, []
-    path = own.folder / SPLIT_FILE
-    if split is None and not path.is_file():
+    split: Words | None = None if split_file else own.split
+    notes: list[str] = []
+    path = Path(split_file) if split_file else own.folder / SPLIT_FILE
+    if split is None and not split_file and not path.is_file():
         split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
         return replace(own, split=split, notes=(*own.notes, *notes))
     if split is None:
