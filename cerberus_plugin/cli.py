@@ -2,6 +2,7 @@
 
     cerberus check crops                                      look over own data before training
     cerberus train crops --out runs/shop                      train, evaluate and calibrate on own data
+    cerberus evaluate runs/shop airport                       the figures of a run on other data
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
     cerberus search gallery gender=female "upper colour=red"  find people by attributes
     cerberus search gallery --picture 0001.jpg --run RUN      find people who look like a picture
@@ -22,10 +23,10 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import check, export, index, recognise, search, serve, train
+from .commands import check, evaluate, export, index, recognise, search, serve, train
 from .utils.commands import printable, run_command
 
-COMMANDS = (check, train, index, search, serve, recognise, export)  # in the order of `cerberus --help`
+COMMANDS = (check, train, evaluate, index, search, serve, recognise, export)  # in the order of `cerberus --help`
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",

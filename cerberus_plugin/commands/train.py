@@ -104,7 +104,7 @@ def given_keys(options: Sequence[str]) -> dict[str, str]:
     """KEY value by key.
 
     Raises:
-        ValueError: if a value is missing, or a key is given twice.
+        ValueError: if a value is missing, a key is given twice, or it is one that an option says.
     """
     if len(options) % 2 or any("." not in key and not key.isupper() for key in options[::2]):
         raise ValueError(f"{' '.join(options)}: expected KEY VALUE pairs, such as SOLVER.BASE_LR 0.0002; quote a "
@@ -112,4 +112,6 @@ def given_keys(options: Sequence[str]) -> dict[str, str]:
     given = dict(zip(options[::2], options[1::2]))
     if len(given) < len(options) // 2:
         raise ValueError(f"{' '.join(options)}: a key is given twice")
+    if "OUTPUT_DIR" in given:
+        raise ValueError(f"OUTPUT_DIR {given['OUTPUT_DIR']}: give --out in its place")
     return given

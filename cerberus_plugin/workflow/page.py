@@ -70,7 +70,7 @@ def sections_of(figures: Mapping, floor: Mapping, calibrated: Mapping | None = N
 
 def _attributes(figures: Mapping, floor: Mapping, calibrated: Mapping) -> Section:
     """A line an attribute, and one of their means."""
-    columns = ["attribute", "accuracy", "most frequent value", "before training", "balanced", "before training"]
+    columns = ["attribute", "accuracy", "most frequent value", "before training", "balanced", "balanced before"]
     kinds = (("PAR", "official", figures), ("PAR-majority", "official", figures), ("PAR", "official", floor),
              ("PAR", "balanced", figures), ("PAR", "balanced", floor))
     rows = [("mean", *(percent(of.get(f"{source}/mA_{rule}")) for source, rule, of in kinds))]

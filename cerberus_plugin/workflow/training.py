@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from fastreid.utils.logger import setup_logger
+from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
 from torchvision.models import ResNet50_Weights
 
@@ -27,17 +25,33 @@ from ..host import read_tensors
 from ..own_data.recipe import Recipe, Wish
 from ..predictor import CerberusPredictor
 from ..utils.files import read_json, write_json
+from .log import short_log
 from .page import sections_of, write_page
 
 RECORD = "train.json"
 IMAGENET = ResNet50_Weights.IMAGENET1K_V1.url
 DEPTHS = {(False, 2): "18x", (False, 6): "34x", (True, 6): "50x", (True, 23): "101x"}  # bottlenecks, blocks of layer3
-# What the host and the trainer log at their start for those who look for a mistake; log.txt has it.
-LONG = ("Rank of current process", "Environment info", "Command line arguments", "Contents of args", "Running with",
-        "Full config saved", "Using a generated random seed", "Model:", "Results on", "Total inference",
-        "No checkpoint")
-
 logger = logging.getLogger("fastreid.cerberus")
+
+
+class LastCheckpoint(HookBase):
+    """Remove checkpoints that are there to resume from, behind a later one; comes after the hook that saves them.
+
+    Each takes hundreds of megabytes.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_epoch(self) -> None:
+        last = self.folder / "last_checkpoint"
+        named = last.read_text() if last.is_file() else ""
+        for path in self.folder.glob("model_[0-9]*.pth"):
+            if named and path.name != os.path.basename(named):
+                path.unlink()
 
 
 def has_gpu(given: Mapping[str, str]) -> bool:
@@ -126,7 +140,7 @@ def begin(folder: Path, data: str, name_pattern: str, wish: Wish, recipe: Recipe
           said: Mapping) -> dict:
     """Write the record of a new run, and return it."""
     fixed = {"DATASETS.NAMES": f"({os.path.abspath(data)!r},)", "DATASETS.TESTS": f"({os.path.abspath(data)!r},)",
-             "DATASETS.NAME_PATTERN": name_pattern, "OUTPUT_DIR": str(folder)}
+             "DATASETS.NAME_PATTERN": name_pattern}
     options = recipe.options
     for key, value in fixed.items():
         if key not in wish.given:
@@ -141,12 +155,13 @@ def begin(folder: Path, data: str, name_pattern: str, wish: Wish, recipe: Recipe
 
 def train(folder: Path, record: Mapping) -> None:
     """Train, or go on training, evaluate, calibrate where there are enough people, and write the report."""
-    options = [str(word) for word in record["options"]]
+    options = [*map(str, record["options"]), "OUTPUT_DIR", str(folder)]  # which may have been moved
     args = argparse.Namespace(config_file=str(configuration(record["file"])), opts=options, resume=True,
                               eval_only=False)
-    with _short_log(str(folder)):
+    with short_log(folder):
         cfg = setup(args)
         trainer = CerberusTrainer(cfg)
+        trainer.register_hooks([LastCheckpoint(folder)])
         trainer.resume_or_load(resume=True)
         trainer.train()
         del trainer  # its model, on the GPU
@@ -155,8 +170,6 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
-        for path in folder.glob("model_[0-9]*.pth"):  # only to resume from, of no use beside the last one
-            path.unlink()
 
 
 def _calibrate(predictor: CerberusPredictor, folder: Path) -> str:
@@ -171,25 +184,6 @@ def _calibrate(predictor: CerberusPredictor, folder: Path) -> str:
         return str(error)
     logger.info(f"calibrated: fitted on {record['fitted on']}, measured on {record['measured on']}; {output}")
     return ""
-
-
-@contextlib.contextmanager
-def _short_log(folder: str) -> Iterator[None]:
-    """The host's log to the terminal without what only log.txt needs; ends with the block."""
-    root = logging.getLogger("fastreid")
-    before = list(root.handlers)
-    os.makedirs(folder, exist_ok=True)
-    setup_logger(folder, distributed_rank=0)  # as the host's `default_setup` calls it, which adds no other then
-    new = [handler for handler in root.handlers if handler not in before]
-    for handler in new:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.addFilter(lambda line: not line.getMessage().startswith(LONG))
-    try:
-        yield
-    finally:
-        for handler in new:
-            root.removeHandler(handler)
-        setup_logger.cache_clear()
 
 
 def table_of(record: Mapping) -> str:
