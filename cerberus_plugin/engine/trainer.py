@@ -20,7 +20,7 @@ from fastreid.utils.env import seed_all_rng
 from torch import nn
 
 from .. import host
-from ..attributes import GROUPS, AttributeSchema
+from ..attributes import GROUPS, MISSING, AttributeSchema
 from ..config import add_cerberus_config, check_model_keys, merge_file
 from ..data.build import (
     build_test_set,
@@ -137,7 +137,8 @@ class CerberusTrainer(DefaultTrainer):
         reader = reader_of(model)
         test_set = test_set or build_test_set(cfg, dataset_name, reader.schema if reader else None)
         loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
-        attributes = reader is not None and bool(loader.dataset.annotations)
+        attributes = reader is not None and any((labels != MISSING).any() for own in loader.dataset.annotations
+                                                for labels in own.test.values())
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
         if tasks is None:

@@ -216,7 +216,7 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         reason = ("Cerberus needs a group that reads a strip and one that reads the whole picture; "
                   + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}" if len(strips) > 1
                      else f"make two groups of the attributes in {FILE_NAME}" if len(schema.columns) > 1 else
-                     "a second attribute would make it another group"))
+                     "there is one attribute"))
         report.warnings.append(reason)
     report.facts = replace(report.facts, attributes=learned, not_for_cerberus=reason, crowded=crowded)
     if not wording.path:

@@ -291,8 +291,9 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
     key = "MODEL.BACKBONE.PRETRAIN"
     if not wish.weights:
         scratch = [Choice(key, "False", "no pretrained weights are given")]
-        if gpu and model in CERBERUS:
-            scratch.append(Choice("MODEL.CERBERUS.SIGMA", "26.0", "a backbone from scratch has large norms everywhere"))
+        if model in CERBERUS:
+            scratch.append(Choice("MODEL.CERBERUS.ALIGN", "False", "crops by norms of a pretrained backbone; those of "
+                                  "one from scratch are of another size"))
         if gpu and model in ("sbs", "mgn"):
             scratch += [Choice("MODEL.FREEZE_LAYERS", "[]", "a backbone from scratch has to learn"),
                         Choice("SOLVER.FREEZE_ITERS", "0", "likewise")]

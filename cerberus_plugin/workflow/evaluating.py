@@ -96,6 +96,7 @@ def evaluate_runs(runs: Sequence[Path], data: Sequence[str], name_pattern: str =
                 done += 1
                 (name, (dataset, _)), = tests.items()
                 logger.info(f"{done} of {total}: {run} on {name}, {len(dataset)} pictures")
+                os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
                 figures = dict(evaluate(cfg, predictor.model, tests))
                 matching = dataset.annotations[0].matching if dataset.annotations else None
                 found.append(Evaluation(run, name, False, figures, *_matched(predictor, bool(dataset.annotations),
@@ -124,7 +125,6 @@ def _prepared(run: Path, predictor: CerberusPredictor, data: Sequence[str], name
         cfg = with_values(predictor.cfg, {"DATASETS.TESTS": (name,), "DATASETS.NAME_PATTERN": name_pattern,
                                           "DATASETS.ALLOW_SUBSET": True,
                                           "OUTPUT_DIR": str(run / FOLDER / names[name])})
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         cfgs.append(cfg)
         tests.append(build_test_sets(cfg, predictor.reader.schema if predictor.reader else None))
     return cfgs, tests

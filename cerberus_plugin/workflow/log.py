@@ -10,9 +10,11 @@ from pathlib import Path
 
 from fastreid.utils.logger import setup_logger
 
-# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter.
+# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter. A model
+# that is used has no classifier of identities, so its weights are skipped.
 LONG = ("Rank of current process", "Environment info", "Command line arguments", "Contents of args", "Running with",
-        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint")
+        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint",
+        "Skip loading parameter 'heads.weight'")
 
 
 @contextlib.contextmanager

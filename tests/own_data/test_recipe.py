@@ -75,10 +75,10 @@ def test_a_gpu_takes_the_recipe_of_the_paper_and_a_cpu_a_small_one():
     assert chosen(MARKET, True, weights="r50.pth")["MODEL.BACKBONE.PRETRAIN_PATH"] == "r50.pth"
     small = chosen(MARKET, False)
     assert small["MODEL.BACKBONE.PRETRAIN"] == "False" and small["DATALOADER.NUM_WORKERS"] == "0"
-    assert "MODEL.CERBERUS.SIGMA" not in small
+    assert small["MODEL.CERBERUS.ALIGN"] == "False"
     weighted = chosen(MARKET, False, weights="r18.pth", depth="18x")
     assert (weighted["MODEL.BACKBONE.DEPTH"], weighted["MODEL.BACKBONE.FEAT_DIM"]) == ("18x", "512")
-    assert weighted["MODEL.CERBERUS.SIGMA"] == "5.0"
+    assert weighted["MODEL.CERBERUS.SIGMA"] == "5.0" and "MODEL.CERBERUS.ALIGN" not in weighted
 
 
 @pytest.mark.parametrize("model", MODELS)
