@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = """Writes a published set in the form of one's own data: a table in words, a schema, the published split, and
-links to the pictures. Counts are compared with the published ones. Sets:
+DESCRIPTION = """Writes a published set in the form of one's own data: a table in words, a schema, the published split,
+and links to the pictures. Counts are compared with the published ones. Sets:
 
     peta pa100k rapv1 rapv2 upar      attributes of pictures, without identities
     agreid market1501 dukemtmc        attributes of people

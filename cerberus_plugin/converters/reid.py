@@ -31,7 +31,8 @@ def read_market(source: Path) -> Converted:
 
 
 @register_converter("dukemtmc", title="DukeMTMC-reID (Ristani et al., 2016; Zheng et al., 2017) with attributes (Lin "
-                    "et al., 2019)", licence="withdrawn by its authors in 2019", rule=RULE.format(23) + " in 10 columns")
+                    "et al., 2019)", licence="withdrawn by its authors in 2019",
+                    rule=RULE.format(23) + " in 10 columns")
 def read_duke(source: Path) -> Converted:
     """Reads duke_attribute.mat and bounding_box_train/, query/ and bounding_box_test/."""
     return _read(source, DUKEMTMC, "duke_attribute.mat", "DukeMTMC-reID",

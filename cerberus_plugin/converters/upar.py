@@ -56,7 +56,8 @@ PLACES = ("annotations/", "data/annotations/", "data/", "")
 def read(source: Path, *, partition: int | None = None) -> Converted:
     """Reads the challenge's CSV files; with a partition, 1 to 10, the pickle.
 
-    Pictures are in Market1501/, PA100k/ and PETA/. The labelled validation pictures are the part test: those of the challenge's own test are not public.
+    Pictures are in Market1501/, PA100k/ and PETA/. The labelled validation pictures are the part test: those of the
+    challenge's own test are not public.
     """
     if partition is not None:
         return _read_pickle(source, partition)
