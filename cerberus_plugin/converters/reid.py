@@ -67,10 +67,11 @@ def _read(source: Path, schema: AttributeSchema, annotations: str, folder: str,
     people.pop(f"{DISTRACTOR:04d}", None)
     words = {person: schema.describe(getattr(labels, split)[pid]) for person, (split, pid) in sorted(people.items())}
     distractors = columns["person"].count(f"{DISTRACTOR:04d}")
-    return Converted(source, files, columns, Wording(schema, {}), path,
+    nobody = (f"{DISTRACTOR:04d}",) * bool(distractors)
+    return Converted(source, files, columns, Wording(schema, {}, nobody=nobody), path,
                      people={"person": list(words), **{column.name: [own.get(column.name, "") for own in words.values()]
                                                        for column in schema.columns}},
-                     binaries=_binaries(schema), published=published, nobody=(f"{DISTRACTOR:04d}",) * bool(distractors),
+                     binaries=_binaries(schema), published=published,
                      about={"distractors": f"{distractors} pictures, person 0000"} if distractors else {})
 
 

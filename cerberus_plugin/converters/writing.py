@@ -42,7 +42,6 @@ class Converted:
         annotation: the file that was read, for messages.
         people: columns of `people.csv`, with person.
         binaries: published yes/no labels in the order of the schema: name, column, and the word for yes.
-        nobody: persons who stand for nobody (distractors), and are not counted.
         published: counts that the set is said to have; keys as in `counts`, or in `found`.
         found: further counts of what was read.
         about, notes: what else is to be recorded, or said.
@@ -55,7 +54,6 @@ class Converted:
     annotation: Path
     people: Mapping[str, Sequence[str]] = field(default_factory=dict)
     binaries: Sequence[tuple[str, str, str]] = ()
-    nobody: Sequence[str] = ()
     published: Mapping[str, int] = field(default_factory=dict)
     found: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, object] = field(default_factory=dict)
@@ -69,7 +67,7 @@ class Converted:
         if "person" in self.columns:
             for name, parts in (("train", ("train",)), ("test", ("query", "gallery", TEST))):
                 own = {person for person, part in zip(self.columns["person"], split) if part in parts}
-                counts[f"{name} people"] = len(own - set(self.nobody))
+                counts[f"{name} people"] = len(own - set(self.wording.nobody))
         return counts | {"attributes": len(self.wording.schema.columns), "yes/no labels": len(self.binaries),
                          **self.found}
 
