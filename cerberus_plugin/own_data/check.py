@@ -198,6 +198,7 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if wrong:
             report.warnings.append(f"attributes of lasting groups differ within people: {', '.join(wrong)}")
     unlabelled = set(range(len(own.person.words))) - set(np.unique(own.person.codes[known.any(axis=1)]).tolist())
+    unlabelled -= {code for code, name in enumerate(own.person.words) if name in wording.nobody}
     if unlabelled:
         report.warnings.append(f"nothing is known of {len(unlabelled)} people: {_names(own.person, unlabelled)}")
     for group in schema.group_names:
