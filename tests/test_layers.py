@@ -14,10 +14,11 @@ LAYERS = (("utils",),
           ("metrics", "own_data", "search.portable", "synthetic"),
           ("inference",),
           ("data", "modeling", "search.calibration"),
-          ("evaluation", "search.gallery"),
+          ("converters", "evaluation", "search.gallery"),
           ("engine", "predictor", "search.web"),
           ("search.export",),
           ("experiments", "search"),
+          ("workflow",),
           ("audit",),
           ("commands",),
           ("cli",))
@@ -26,8 +27,8 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "own_data", "synthetic", "search.portable",
                     "search.calibration", "search.gallery", "search.web")
 FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
-                 "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.schema",
-                 "search.portable", "search.gallery", "search.web")
+                 "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.matching",
+                 "attributes.schema", "search.portable", "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -85,7 +86,7 @@ def test_no_test_module_imports_another():
 
 def test_the_configuration_is_read_at_the_edges_only():
     readers = ("config", "data.build", "modeling.build", "modeling.backbones", "engine", "evaluation", "predictor",
-               "search.export", "experiments", "host")
+               "search.export", "experiments", "workflow", "host")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

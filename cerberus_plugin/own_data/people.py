@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..attributes.matching import Matching, express, matched, source_of_words, sources_of
+from ..attributes.schema import AttributeSchema, Column
 from ..utils.files import file_sha256
 from ..utils.folders import walk
 from ..utils.images import SUFFIXES
@@ -138,7 +140,35 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
+<<<<<<< HEAD
 def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
+=======
+def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Matching]:
+    """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
+
+    Words are matched by themselves, so that an attribute which everybody has alike is read as well; a `schema.yaml` in
+    the folder adds display names and words for none of the values.
+
+    Raises:
+        ValueError: if the folder's own `schema.yaml` is wrong, or a word is none of its values.
+    """
+    wording = read_wording(own) if (own.folder / FILE_NAME).is_file() else None
+    columns = list(wording.schema.columns) if wording else []
+    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items()
+                if name not in {column.name for column in columns}]
+    pairs = matched(columns, schema.columns)
+    sources = [source_of_words(column.name, own.attributes[column.name].codes, column.classes, schema.column(name))
+               for name, column in pairs.items() if not column.fields]
+    if wording:
+        sources += sources_of(labels_of(own, wording), wording.schema, schema,
+                              {name: column for name, column in pairs.items() if column.fields})
+    labels, report = express(sources, schema, own.folder.resolve().name or str(own.source),
+                             [column.name for column in columns])
+    return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
+
+
+def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+>>>>>>> main
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Args:

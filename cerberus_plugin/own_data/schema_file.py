@@ -15,12 +15,12 @@
       - ...
     exclusive:              # optional: attributes of which at most one is yes
       - [backpack, bag]
+    nobody: ["0000"]        # optional: persons in the gallery who stand for nobody, such as detections of background
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ..attributes.matching import JOIN, NO, NONE_WORDS, YES
+from ..attributes.matching import folded as folded
 from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
 from .tables import Words
 
@@ -36,9 +38,6 @@ FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
-NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
-NONE_WORDS = (NONE, "nothing", "-")
-JOIN = " and "  # between several values in one cell
 WHOLE = "whole"
 # Parts of names by which attributes are put into groups when a schema is inferred: group, strip, lasting, words.
 PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face beard scarf"),
@@ -46,11 +45,6 @@ PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face be
           ("lower", 2, False, "bottom lower trouser trousers pants jeans skirt shorts leg legs shoe shoes boots"),
           ("person", None, True, "gender sex age height build body"))
 OTHER = "other"  # group of the attributes that no word places
-
-
-def folded(word: str) -> str:
-    """What words that differ in case or in spaces have in common."""
-    return " ".join(unicodedata.normalize("NFC", word).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -62,12 +56,14 @@ class Wording:
         none: words by name of column.
         path: of the file that it was read from; "" for an inferred one.
         left_out: columns that are no attributes, with the reason and a way out.
+        nobody: persons who stand for nobody (distractors).
     """
 
     schema: AttributeSchema
     none: Mapping[str, tuple[str, ...]]
     path: str = ""
     left_out: Mapping[str, str] | None = None
+    nobody: tuple[str, ...] = ()
 
     def labels_of(self, name: str, word: str) -> np.ndarray:
         """Labels int64 (A,) that a word gives to the fields of its column, -1 for the others.
@@ -143,7 +139,7 @@ class _Reader:
         raise ValueError(f"{self.path}: {what}")
 
     def wording(self, record) -> Wording:
-        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive"))
+        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
         groups, fields = [], []
         none: dict[str, tuple[str, ...]] = {}
         for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
@@ -164,7 +160,9 @@ class _Reader:
                                      tuple(fields), exclusive, groups=tuple(groups))
         except ValueError as error:
             self.refuse(f"{error}. Correct the file.")
-        return Wording(schema, none, str(self.path))
+        nobody = tuple(self._word(name, "nobody")
+                       for name in self._list(record.get("nobody", []), "nobody", empty=True))
+        return Wording(schema, none, str(self.path), nobody=nobody)
 
     def _fields(self, attribute, where: str, group: str, none: dict) -> list[Field]:
         attribute = self._mapping(attribute, where, ("name", "values"), ("display", "none"))
@@ -319,6 +317,8 @@ def schema_text(wording: Wording) -> str:
     record: dict = {"name": schema.name, "groups": groups}
     if schema.exclusive:
         record["exclusive"] = [list(names) for names in schema.exclusive]
+    if wording.nobody:
+        record["nobody"] = list(wording.nobody)
     text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     left_out = "".join(f"# '{_one_line(name)}' is left out: {_one_line(reason)}\n" for name, reason in
                        (wording.left_out or {}).items())
