@@ -8,13 +8,9 @@ are given two names, and two people one name. Findings are in the order of their
 precision would be the share of what is wrong among all labels, pictures or people.
 """
 
-import argparse
 import csv
-import json
 import shutil
-import statistics
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,12 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from cerberus_plugin.attributes.annotations import read_annotations  # noqa: E402
 from cerberus_plugin.attributes.schema import MARKET1501  # noqa: E402
-from cerberus_plugin.own_data.people import read_people, read_wording  # noqa: E402
 from cerberus_plugin.own_data.schema_file import Wording, schema_text  # noqa: E402
 from cerberus_plugin.synthetic.dataset import ANNOTATIONS, FOLDER, TRAIN, draw_dataset  # noqa: E402
 
 import numpy as np  # noqa: E402
-from common import table, write  # noqa: E402
 
 MIXED = 0.04  # of people: each of exchanged pictures, two names, and one name
 # A short recipe for small pictures.

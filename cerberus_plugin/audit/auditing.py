@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +29,14 @@ class Audit:
 
 
 def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, name_pattern: str = "", folds: int = 3,
-          seed: int = 0, epochs: int = 0, config_file: str = "", options: Sequence = ()) -> Audit:
+          seed: int = 0, epochs: int = 0, given: Mapping[str, str] | None = None) -> Audit:
     """Look for wrong labels, and write `audit.csv`, `audit.json` and `audit.html`.
 
     Args:
         data, name_pattern: of `read_people`.   out: folder to write to; trained folds are kept there.
         run: folder of a trained model in place of models of folds.
         pictures: without, labels are compared among themselves alone.
-        folds, seed: of people.   epochs, config_file, options: of `fold_config`.
+        folds, seed: of people.   epochs, given: of `fold_config`.
 
     Raises:
         FileNotFoundError, ValueError: with file, value, what is allowed, and a remedy.
@@ -71,7 +71,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
             else:
                 assert wording is not None
                 predictions = predict_by_folds(data, own, wording, out, folds=folds, seed=seed, epochs=epochs,
-                                               name_pattern=name_pattern, config_file=config_file, options=options)
+                                               name_pattern=name_pattern, given=given)
             notes += predictions.notes
             if wording is not None and labels is not None:
                 findings += label_findings(own, wording, labels, predictions)
@@ -102,4 +102,5 @@ def text(found: Audit) -> str:
 
 
 def _example(one: Finding) -> str:
-    return f"{one.person}: {one.attribute} {one.label or 'unknown'} -> {one.proposed or 'unknown'} ({one.confidence:.2f})"
+    label, proposed = one.label or "unknown", one.proposed or "unknown"
+    return f"{one.person}: {one.attribute} {label} -> {proposed} ({one.confidence:.2f})"

@@ -6,10 +6,9 @@ Shapes: N pictures, M columns, C classes of a column, E size of an embedding, K 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
-import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,13 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine.hooks import HookBase
 from tqdm import tqdm
 
-from ..attributes.schema import MOST_COMBINATIONS, AttributeSchema, Column
-from ..config import add_cerberus_config, flat, merge_file, read_run_config
+from ..attributes.schema import AttributeSchema, Column
+from ..config import add_cerberus_config, configuration, merge_file, read_run_config
 from ..experiments.running import check_same_images, check_same_run, is_finished, train_once
+from ..own_data.check import limits_of
+from ..own_data.overlay import replaced
 from ..own_data.people import OwnData
+from ..own_data.recipe import Facts, Wish, choose
 from ..own_data.schema_file import Wording
 from ..own_data.split import TEST, divide_test, write_split
 from ..own_data.tables import Words
@@ -31,26 +33,11 @@ from ..predictor import CerberusPredictor
 from ..utils.files import json_sha256, read_json, write_json, write_whole
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
+from ..workflow.training import LastCheckpoint, has_gpu
 
 logger = logging.getLogger("fastreid.cerberus")
 
-BATCH, IMAGES_OF_EACH, STEPS = 64, 4, 400
-# A short training from scratch, attributes above all; a GPU takes a larger picture and network.
-RECIPE = ["MODEL.META_ARCHITECTURE", "Cerberus", "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-          "MODEL.BACKBONE.LAST_STRIDE", 1, "MODEL.BACKBONE.NORM", "BN", "MODEL.BACKBONE.PRETRAIN", False,
-          "MODEL.HEADS.NAME", "CerberusHead", "MODEL.HEADS.EMBEDDING_DIM", 128, "MODEL.HEADS.NORM", "BN",
-          "MODEL.LOSSES.CE.EPSILON", 0.1, "MODEL.CERBERUS.PROTOTYPES", "composed", "MODEL.CERBERUS.SOFTMAX", 16.0,
-          "MODEL.CERBERUS.SOFTMAX_PRIOR", True, "MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0,
-          "MODEL.CERBERUS.SIGMA", 26.0, "TEST.READING", "probability", "INPUT.FLIP.ENABLED", True,
-          "INPUT.REA.ENABLED", True, "INPUT.REA.PROB", 0.25, "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler",
-          "DATALOADER.NUM_INSTANCE", IMAGES_OF_EACH, "DATALOADER.RESIDENT", True, "SOLVER.AMP.ENABLED", False,
-          "SOLVER.OPT", "Adam", "SOLVER.BASE_LR", 0.00035, "SOLVER.WEIGHT_DECAY", 0.0005,
-          "SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.ETA_MIN_LR", 7e-7, "SOLVER.DELAY_EPOCHS", 0,
-          "SOLVER.WARMUP_METHOD", "linear", "SOLVER.WARMUP_FACTOR", 0.1, "SEED", 1]
-ON_CPU = ["MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", [96, 48],
-          "INPUT.SIZE_TEST", [96, 48], "DATALOADER.NUM_WORKERS", 0]
-ON_GPU = ["MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048, "INPUT.SIZE_TRAIN", [256, 128],
-          "INPUT.SIZE_TEST", [256, 128], "SOLVER.AUTOCAST", "bfloat16", "DATALOADER.NUM_WORKERS", 8]
+BATCH = 64  # pictures that are read at a time
 
 
 @dataclass(frozen=True)
@@ -94,34 +81,32 @@ def folds_of_people(person: Words, folds: int, seed: int = 0) -> np.ndarray:
     return fold_of[person.codes]
 
 
-def fold_config(data: str, own: OwnData, schema: AttributeSchema, images: int, *, name_pattern: str = "",
-                config_file: str = "", epochs: int = 0, options: Sequence = ()) -> CfgNode:
-    """The configuration of a training on a fold.
+def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.ndarray, *, name_pattern: str = "",
+                epochs: int = 0, given: Mapping[str, str] | None = None) -> CfgNode:
+    """The configuration of a training on a fold: what `cerberus train` would choose without pretrained weights.
 
     Args:
-        images: that are trained on.
-        config_file: in place of the short recipe.   epochs: 0 for as many as give some hundred steps.
-        options: KEY value ... over all these.
+        trained: bool (N,), the pictures that are trained on.
+        epochs: 0 to have them chosen.   given: KEY value, which beat what is chosen.
+
+    Raises:
+        ValueError: if there are too few pictures, or a key or value is none.
     """
+    given = dict(given or {})
+    gpu = has_gpu(given)
+    facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])), 0, len(schema.columns),
+                  *limits_of(schema), own.camera is not None)
+    recipe = choose(facts, gpu, usable_cores(), Wish(epochs=epochs, given=given))
     cfg = get_cfg()
     add_cerberus_config(cfg)
-    gpu = torch.cuda.is_available()
-    if config_file:
-        merge_file(cfg, config_file)
-    else:
-        cfg.merge_from_list([*RECIPE, *(ON_GPU if gpu else ON_CPU)])
-    batch = min(BATCH, images - images % IMAGES_OF_EACH)
-    if batch < 2 * IMAGES_OF_EACH:
-        raise ValueError(f"{own.source}: {images} pictures to train a fold on are too few; expected "
-                         f"{2 * IMAGES_OF_EACH} or more. Audit by a trained model (--run), or with --no-pictures.")
-    epochs = epochs or max(12, math.ceil(STEPS * batch / images))
-    large = any(schema.num_combinations(group) > MOST_COMBINATIONS for group in schema.group_names)
-    cfg.merge_from_list([
-        "MODEL.DEVICE", "cuda" if gpu else "cpu", "DATASETS.NAMES", (data,), "DATASETS.TESTS", (data,),
-        "DATASETS.NAME_PATTERN", name_pattern, "DATALOADER.ON_UNREADABLE", "skip",
-        "SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_EPOCH", epochs, "SOLVER.CHECKPOINT_PERIOD", max(1, epochs // 4),
-        "SOLVER.WARMUP_ITERS", epochs * (images // batch) // 10, "TEST.EVAL_PERIOD", epochs,
-        "TEST.UNTRAINED_FLOOR", False, *(["MODEL.CERBERUS.SID_SPACE", "observed"] if large else []), *options])
+    merge_file(cfg, configuration(recipe.file))
+    try:
+        cfg.merge_from_list(recipe.options)
+    except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
+        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py.") from error
+    path = os.path.abspath(data)
+    cfg.merge_from_list(["DATASETS.NAMES", (path,), "DATASETS.TESTS", (path,), "DATASETS.NAME_PATTERN", name_pattern,
+                         "DATASETS.HOLD_OUT", 0, "DATALOADER.ON_UNREADABLE", "skip", "TEST.UNTRAINED_FLOOR", False])
     return cfg
 
 
@@ -137,32 +122,35 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
         ValueError: if there are too few people, or `out` holds folds of other data or settings.
     """
     fold = folds_of_people(own.person, folds, seed)
+    nobody = np.isin(own.person.to_list(), wording.nobody)
+    fold[nobody] = -1
     columns = wording.schema.columns
     probabilities: list[np.ndarray] = []
     embeddings = []
     readable = np.ones(len(own), bool)
     for number in range(folds):
         folder = out / f"fold{number + 1}"
+        trained, asked = (fold != number) & ~nobody, np.flatnonzero(fold == number)
         split = divide_test(Words((fold == number).astype(np.int32), ("train", TEST)), own.files, own.person,
                             own.camera)
-        cfg = fold_config(data, own, wording.schema, int((fold != number).sum()), **recipe)
+        split = replaced(split, dict.fromkeys(np.flatnonzero(nobody).tolist(), "gallery"))
+        cfg = fold_config(data, own, wording.schema, trained, **recipe)
         cfg.merge_from_list(["DATASETS.SPLIT_FILE", str(folder / "split.csv"), "OUTPUT_DIR", str(folder)])
         check_same_run(cfg)
         write_split(folder / "split.csv", own.files, split)
         check_same_images([cfg])
-        steps = cfg.SOLVER.MAX_EPOCH * (int((fold != number).sum()) // cfg.SOLVER.IMS_PER_BATCH)
+        steps = cfg.SOLVER.MAX_EPOCH * (int(trained.sum()) // cfg.SOLVER.IMS_PER_BATCH)
         if not is_finished(cfg):
             with logged(folder / "log.txt"):
-                train_once(cfg, [Bar(f"fold {number + 1} of {folds}", steps)])
-        asked = np.flatnonzero(fold == number)
+                train_once(cfg, [Bar(f"fold {number + 1} of {folds}", steps), LastCheckpoint(folder)])
         names, said, vectors = _predicted(folder, own, f"reading, fold {number + 1} of {folds}")
         columns, probabilities = _joined(columns, names, probabilities, said, asked, len(own))
-        readable &= np.isfinite(said[0][:, 0])
+        readable &= np.isfinite(np.asarray(vectors[:, 0], np.float32))
         embeddings.append(vectors)
     return Predictions(columns, probabilities, np.where(readable, fold, -1), embeddings)
 
 
-def predict_by_run(data: str, own: OwnData, wording: Wording, out: Path, run: str | Path) -> Predictions:
+def predict_by_run(data: str, own: OwnData, wording: Wording | None, out: Path, run: str | Path) -> Predictions:
     """What a trained model says. People whom it was trained on are left out.
 
     Args:
@@ -174,38 +162,41 @@ def predict_by_run(data: str, own: OwnData, wording: Wording, out: Path, run: st
     known = np.zeros(len(own), bool)
     if own.folder.resolve() in folders or Path(data).resolve() in folders:
         known = own.is_in("train")
-        notes.append(f"{run} was trained on {len(np.unique(own.person.codes[known]))} of these people, in {known.sum()} "
-                     "pictures; they are left out, as a model repeats the labels that it has learned. Without --run "
-                     "everybody is looked at")
+        people = len(np.unique(own.person.codes[known]))
+        notes.append(f"{run} was trained on {people} of these people, in {known.sum()} pictures; they are left out, as "
+                     "a model repeats the labels that it has learned. Without --run everybody is looked at")
     else:
         notes.append(f"{run} was trained on {', '.join(cfg.DATASETS.NAMES)}, so nobody of {data} counts as known to it")
     if known.all():
         raise ValueError(f"{run}: was trained on all people of {data}. Leave --run out, to train on folds of people.")
     names, said, vectors = _predicted(Path(run), own, "reading", out)
-    columns, probabilities = _joined(wording.schema.columns, names, [], said, np.flatnonzero(~known), len(own))
-    left = [column.name for column in wording.schema.columns if column not in columns]
+    asked = wording.schema.columns if wording else ()
+    columns, probabilities = _joined(asked, names, [], said, np.flatnonzero(~known), len(own))
+    left = [column.name for column in asked if column not in columns]
     if left:
         notes.append(f"{run} does not read, or with other values: {', '.join(left)}")
-    readable = np.isfinite(said[0][:, 0])
-    return Predictions(columns, probabilities, np.where(known | ~readable, -1, 0), [vectors], tuple(notes))
+    readable = np.isfinite(np.asarray(vectors[:, 0], np.float32))
+    nobody = np.isin(own.person.to_list(), wording.nobody if wording else ())
+    return Predictions(columns, probabilities, np.where(known | nobody | ~readable, -1, 0), [vectors], tuple(notes))
 
 
 def _joined(columns: tuple[Column, ...], names: list[list[str]], so_far: list[np.ndarray], said: list[np.ndarray],
             rows: np.ndarray, size: int) -> tuple[tuple[Column, ...], list[np.ndarray]]:
     """The columns that a model reads with the same classes, and probabilities with the rows that it answers for."""
     of = {tuple(own): array for own, array in zip(names, said)}
-    kept = tuple(column for column in columns if _name(column) in of)
+
+    def read(column: Column) -> np.ndarray | None:
+        return of.get((column.name, *column.answers), of.get((column.name, *column.classes)))
+
+    kept = tuple(column for column in columns if read(column) is not None)
     found = []
     for place, column in enumerate(kept):
-        array = of[_name(column)]
+        array = read(column)
+        assert array is not None
         whole = so_far[place] if so_far else np.full((size, array.shape[1]), np.nan, np.float32)
         whole[rows] = array[rows]
         found.append(whole)
     return kept, found
-
-
-def _name(column: Column) -> tuple[str, ...]:
-    return column.name, *column.answers
 
 
 @contextlib.contextmanager
@@ -261,12 +252,10 @@ def _predicted(run: Path, own: OwnData, title: str,
             with np.load(arrays) as file:
                 said = [file[f"column{place}"] for place in range(len(found["columns"]))]
             return found["columns"], said, np.load(vectors_file, mmap_mode="r")
-    reader = predictor.reader
-    if reader is None or not hasattr(reader, "log_probabilities"):
-        raise ValueError(f"{run}: this model gives attributes no probabilities. Give the run of another one, or none.")
-    names = []
-    for column, count in zip(reader.schema.columns, _widths(reader)):
-        names.append([column.name, *(column.answers if count == len(column.answers) else column.classes)])
+    reader = predictor.reader if hasattr(predictor.reader, "log_probabilities") else None  # else of people alone
+    names = [] if reader is None else [
+        [column.name, *(column.answers if count == len(column.answers) else column.classes)]
+        for column, count in zip(reader.schema.columns, _widths(reader))]
     said = [np.full((len(own), len(own_names) - 1), np.nan, np.float32) for own_names in names]
     vectors: np.ndarray | None = None
 
@@ -286,7 +275,7 @@ def _predicted(run: Path, own: OwnData, title: str,
                 batch = torch.stack([image for image in images if image is not None]).to(predictor.model.device)
                 found = predictor.model({"images": batch}).float()
                 predictor.check_finite(found, [own.files[row] for row in there])
-                for array, log_p in zip(said, reader.log_probabilities(found)):
+                for array, log_p in zip(said, reader.log_probabilities(found) if reader else ()):
                     p = log_p.exp().cpu().numpy()
                     array[there] = p / p.sum(axis=1, keepdims=True)  # a semantic ID may hold two colours
                 unit = torch.nn.functional.normalize(found, dim=1).cpu().numpy().astype(np.float16)
@@ -299,8 +288,6 @@ def _predicted(run: Path, own: OwnData, title: str,
     write_whole(arrays, lambda file: np.savez(file, **{f"column{place}": own for place, own in enumerate(said)}))
     write_whole(vectors_file, lambda file: np.save(file, vectors))
     write_json(str(record), {"of": made_of, "columns": names})
-    del predictor
-    gc.collect()
     return names, said, vectors
 
 

@@ -42,11 +42,8 @@ def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
         registered = DATASET_REGISTRY.get(name)
     except KeyError:
         if os.path.exists(name):
-<<<<<<< HEAD
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, cfg.DATASETS.SPLIT_FILE, combineall=cfg.DATASETS.COMBINEALL)
-=======
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, combineall=cfg.DATASETS.COMBINEALL)
->>>>>>> main
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, cfg.DATASETS.SPLIT_FILE,
+                              combineall=cfg.DATASETS.COMBINEALL)
         raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
                                 "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "
                                 "path.") from None

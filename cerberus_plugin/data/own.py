@@ -35,12 +35,8 @@ class OwnDataset(ImageDataset):
         cameras_known: whether a camera is known of any picture.
 
     Args:
-<<<<<<< HEAD
         data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
-=======
-        data: folder or table.   name_pattern: of `read_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
->>>>>>> main
 
     Raises:
         FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
@@ -49,11 +45,8 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-<<<<<<< HEAD
-    def __init__(self, data: str, name_pattern: str = "", split_file: str = "", **kwargs) -> None:
-=======
-    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, **kwargs) -> None:
->>>>>>> main
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, split_file: str = "",
+                 **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
         own = split_people(own, write=main, split_file=split_file)

@@ -140,9 +140,6 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
-<<<<<<< HEAD
-def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
-=======
 def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Matching]:
     """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
 
@@ -167,8 +164,7 @@ def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Mat
     return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
 
 
-def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
->>>>>>> main
+def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Args:
