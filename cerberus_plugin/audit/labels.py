@@ -17,6 +17,7 @@ from .findings import Finding, of_person, of_pictures
 from .predictions import Predictions
 
 MOST_SHOWN = 8  # pictures of a group
+LOWEST = 1e-6  # of a probability in a geometric mean
 
 
 def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictions: Predictions) -> list[Finding]:
@@ -58,7 +59,9 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     view = view.ravel()
     of_view = pooled(probabilities, view)  # (V, C)
     unit_of_view, right_of_view = unit[first_of_view], right[first_of_view]
-    of_unit = pooled(of_view, unit_of_view)  # (U, C), each camera counts alike
+    # Each camera counts alike; of views that disagree the geometric mean ranks wrong labels better.
+    of_unit = np.exp(pooled(np.log(of_view.clip(LOWEST)), unit_of_view))  # (U, C)
+    of_unit /= of_unit.sum(axis=1, keepdims=True)
     first_of_unit = np.unique(unit, return_index=True)[1]
     right_of_unit = right[first_of_unit]
     said = confident_classes(of_unit, thresholds(of_unit, right_of_unit))

@@ -92,7 +92,8 @@ def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.nd
     Raises:
         ValueError: if there are too few pictures, or a key or value is none.
     """
-    given = dict(given or {})
+    # In a short training from scratch attributes are learnt well before identities.
+    given = {"MODEL.CERBERUS.SOFTMAX": "16.0"} | dict(given or {})
     gpu = has_gpu(given)
     facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])), 0, len(schema.columns),
                   *limits_of(schema), own.camera is not None)
