@@ -61,7 +61,6 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
         from .people import copies, people_findings
         from .predictions import predict_by_folds, predict_by_run
 
-        findings += copies(own)
         if wording is None and not run:
             notes.append("there are no attributes to train on: people were not compared; give a trained model by --run")
         else:
@@ -76,6 +75,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
             if wording is not None and labels is not None:
                 findings += label_findings(own, wording, labels, predictions)
             findings += people_findings(own, wording.schema if wording else None, labels, predictions)
+        findings += copies(own)
     found = Audit(str(data), in_order(findings), tuple(notes))
     write_findings(out, found.findings, {"data": str(own.source), "pictures": len(own),
                                          "people": len(own.person.words), "notes": list(found.notes)})
