@@ -3,9 +3,10 @@
     python benchmarks/audit.py                                     three shares of wrong labels, one seed
     python benchmarks/audit.py --rates 0.05 --seeds 0 1 2          several seeds
 
-What is drawn and trained is kept in --folder and not done again. Labels are those of people. A share of them is changed to another value; pictures of two people are exchanged, people
-are given two names, and two people one name. Findings are in the order of their confidence; in a random order the
-precision would be the share of what is wrong among all labels, pictures or people.
+Labels are those of people. A share of them is changed to another value; pictures of two people are exchanged, people
+are given two names, and two people one name. Findings are in the order of their confidence; n is the number of what is
+wrong, and a random order has the precision n / number of labels, pictures, pairs of people, or people. What is drawn
+and trained is kept in --folder and not done again.
 """
 
 import argparse
@@ -23,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 from cerberus_plugin.attributes.annotations import read_annotations  # noqa: E402
 from cerberus_plugin.attributes.schema import MARKET1501  # noqa: E402
 from cerberus_plugin.audit import Audit, audit  # noqa: E402
+from cerberus_plugin.audit.predictions import predict_by_folds  # noqa: E402
+from cerberus_plugin.own_data.people import read_people, read_wording  # noqa: E402
 from cerberus_plugin.own_data.schema_file import Wording, schema_text  # noqa: E402
 from cerberus_plugin.synthetic.dataset import ANNOTATIONS, FOLDER, TRAIN, draw_dataset  # noqa: E402
 
@@ -106,6 +109,43 @@ def _write(path: Path, header: list[str], rows: list) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
+def hits(found: Audit, made: Planted) -> dict[str, tuple[list[bool], int, float]]:
+    """Of each kind: which findings are right, the surest first; how much is wrong; its share of all."""
+    own = read_people(found.data)
+    people = len(own.person.words)
+    pairs = {frozenset(pair) for pair in made.two_names}
+    right = {
+        "wrong labels": ("label", lambda one: f"{one.person}, {one.attribute}" in made.labels),
+        "exchanged pictures": ("other person", lambda one: one.files[0] in made.swapped),
+        "two names": ("same person", lambda one: frozenset((one.label, one.proposed)) in pairs),
+        "one name": ("two people", lambda one: one.person in made.one_name)}
+    wrong = {"wrong labels": (len(made.labels), made.cells), "exchanged pictures": (len(made.swapped), len(own)),
+             "two names": (len(pairs), people * (people - 1) / 2), "one name": (len(made.one_name), people)}
+    return {name: ([test(one) for one in found.findings if one.kind == kind], wrong[name][0],
+                   wrong[name][0] / wrong[name][1]) for name, (kind, test) in right.items()}
+
+
+def figures(right: list[bool], wrong: int) -> dict[str, float]:
+    """Precision and recall of the first findings; one that is not there counts as wrong."""
+    return {"found": float(len(right)), "precision at 10": sum(right[:10]) / 10,
+            "precision at n": sum(right[:wrong]) / wrong, "recall at 2n": sum(right[:2 * wrong]) / wrong,
+            "recall": sum(right) / wrong}
+
+
+def accuracy(folder: Path, made: Planted, folds: int, epochs: int) -> float:
+    """Of the folds' models on pictures of people whom they do not know, against the true labels; mean of attributes."""
+    own = read_people(folder / "data")
+    wording = read_wording(own)
+    said = predict_by_folds(str(folder / "data"), own, wording, folder / "audit", folds=folds, epochs=epochs,
+                            given=OPTIONS)
+    shares = []
+    for column, p in zip(said.columns, said.probabilities):
+        words = own.attributes[column.name]
+        true = [made.labels.get(f"{own.person[row]}, {column.name}", words[row]) for row in range(len(own))]
+        shares.append(float(np.mean([column.answers[best] == word for best, word in zip(p.argmax(axis=1), true)])))
+    return statistics.mean(shares)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1], help="shares of wrong labels")
@@ -117,7 +157,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/audit"))
     parser.add_argument("--output", help="file for the figures as JSON")
     args = parser.parse_args()
+    rows, record = [], {}
     for rate in args.rates:
+        runs: dict[str, list] = {}
         for seed in args.seeds:
             folder = args.folder / f"{args.people}_{args.images}_{rate}_{seed}"
             if not (folder / "planted.json").is_file():
@@ -125,7 +167,28 @@ def main() -> None:
                 (folder / "planted.json").write_text(json.dumps(asdict(made), default=sorted))
             start = time.monotonic()
             found = audit(str(folder / "data"), folder / "audit", folds=args.folds, epochs=args.epochs, given=OPTIONS)
-            print(f"{rate:.0%}, seed {seed}: {len(found.findings)} findings, {time.monotonic() - start:.0f} s", flush=True)
+            made = Planted(**json.loads((folder / "planted.json").read_text()))
+            right = accuracy(folder, made, args.folds, args.epochs)
+            print(f"{rate:.0%}, seed {seed}: {len(found.findings)} findings in {time.monotonic() - start:.0f} s; the "
+                  f"models read {right:.0%} of the attributes rightly", flush=True)
+            for name, (own, wrong, share) in hits(found, made).items():
+                runs.setdefault(name, []).append({"wrong": wrong, "random": share, "accuracy": right,
+                                                  **figures(own, wrong)})
+        for name, each in runs.items():
+            record[f"{rate:g} {name}"] = each
+            rows.append([f"{rate:.0%}", name, each[0]["wrong"], *(spread([run[key] for run in each]) for key in (
+                "precision at 10", "precision at n", "recall at 2n", "recall", "random"))])
+    print(table(["labels changed", "planted", "n", "precision at 10", "precision at n", "recall at 2n", "recall",
+                 "precision of a random order"], rows))
+    if args.output:
+        write(args.output, {"figures": record, "precision_at_n": statistics.mean(
+            run["precision at n"] for name, runs in record.items() if "wrong labels" in name for run in runs)})
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and from where to where where there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

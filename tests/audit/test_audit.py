@@ -3,19 +3,21 @@
 import json
 import shlex
 
-import numpy as np
-import pytest
 from cerberus_plugin import cli
 from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.audit import auditing, predictions
 from cerberus_plugin.audit.auditing import audit
 from cerberus_plugin.audit.predictions import predict_by_folds, predict_by_run
 from cerberus_plugin.own_data.people import read_people, read_wording, split_people
+
+import numpy as np
+import pytest
 from support import training  # noqa: F401  registers the tiny backbone
 from support.own_data import write_people
 
-TINY = {"MODEL.BACKBONE.NAME": "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM": "16", "MODEL.HEADS.EMBEDDING_DIM": "16",
-        "INPUT.SIZE_TRAIN": "[48, 24]", "INPUT.SIZE_TEST": "[48, 24]"}
+TINY = {"MODEL.BACKBONE.NAME": "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM": "16",
+        "MODEL.HEADS.EMBEDDING_DIM": "16", "INPUT.SIZE_TRAIN": "[48, 24]",
+        "INPUT.SIZE_TEST": "[48, 24]"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +41,8 @@ def site(tmp_path_factory):
 def test_folds_are_trained_without_the_people_that_they_judge(site):
     folder, out, _ = site
     own = read_people(folder)
-    sides = [dict(line.split(",") for line in (out / f"fold{k}/split.csv").read_text().splitlines()[1:]) for k in (1, 2)]
+    texts = [(out / f"fold{k}/split.csv").read_text() for k in (1, 2)]
+    sides = [dict(line.split(",") for line in text.splitlines()[1:]) for text in texts]
     for k in (0, 1):
         trained = {own.person[row] for row, name in enumerate(own.files) if sides[k][name] == "train"}
         judged = {own.person[row] for row, name in enumerate(own.files) if sides[k][name] != "train"}
@@ -53,7 +56,8 @@ def test_the_files_hold_all_findings_and_copies_under_two_people(site):
     _, out, found = site
     record = json.loads((out / "audit.json").read_text())
     assert record["people"] == 8 and len(record["findings"]) == len(found.findings)
-    assert [one.confidence for one in found.findings] == sorted((one.confidence for one in found.findings), reverse=True)
+    confidences = [one.confidence for one in found.findings]
+    assert confidences == sorted(confidences, reverse=True)
     copy, = (one for one in found.findings if one.kind == "copies")
     assert (copy.person, copy.proposed, copy.confidence) == ("p0", "p1", 1.0)
     assert copy.choices[0].rows == (("img/1_0.png", "", "", "person", "p0", "p1"),)

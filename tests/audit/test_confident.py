@@ -1,6 +1,5 @@
 """Confident learning: thresholds and confident classes by hand, and labels in doubt by views."""
 
-import numpy as np
 from cerberus_plugin.attributes.schema import AttributeSchema, Field, Group
 from cerberus_plugin.audit.confident import confident_classes, pooled, thresholds
 from cerberus_plugin.audit.labels import label_findings
@@ -8,6 +7,7 @@ from cerberus_plugin.audit.predictions import Predictions, folds_of_people
 from cerberus_plugin.own_data.people import labels_of, read_people
 from cerberus_plugin.own_data.schema_file import Wording
 
+import numpy as np
 import pytest
 from support.own_data import write_picture
 

@@ -1,7 +1,8 @@
 """Who is on a picture: people with two names, names with two people, and strays, in made-up embeddings."""
 
-import numpy as np
 from cerberus_plugin.audit.identities import clusters, same_people, space_of, strays, two_people
+
+import numpy as np
 
 PEOPLE, EACH, SIZE = 12, 6, 24
 

@@ -2,12 +2,13 @@
 
 import csv
 
-import pytest
 from cerberus_plugin.audit.auditing import audit, text
 from cerberus_plugin.audit.findings import Finding, in_order, of_person, of_pictures, write_findings
 from cerberus_plugin.audit.page import write_page
 from cerberus_plugin.own_data.overlay import COLUMNS, OVERLAY, read_overlay
 from cerberus_plugin.own_data.people import read_people
+
+import pytest
 from support.own_data import write_people, write_picture
 from support.processes import BROWSER
 
