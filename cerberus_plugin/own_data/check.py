@@ -23,7 +23,7 @@ from ..utils.images import Limits, Unreadable, read_image
 from ..utils.processor import usable_cores
 from .people import OwnData, labels_of, read_people, read_wording, split_people
 from .schema_file import FILE_NAME, Wording, folded, schema_text
-from .split import PARTS
+from .split import PARTS, SPLIT_FILE
 from .tables import EMPTY, Words
 
 MOST_EXAMPLES = 5
@@ -89,8 +89,10 @@ def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: boo
 
 def _count(report: Report, own: OwnData) -> None:
     images = own.person.counts()
-    rows = [("pictures", len(own)), ("people", len(own.person.words)),
-            ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")]
+    rows: list[tuple] = [("pictures", len(own))]
+    rows += [("people", len(own.person.words)),
+             ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")
+             ] if own.identified else [("people", "none known")]
     for name, words in (("cameras", own.camera), ("outfits", own.outfit)):
         unknown = len(own) if words is None else int((words.codes == EMPTY).sum())
         rows.append((name, "none known" if words is None else f"{len(words.words)}"
@@ -98,10 +100,10 @@ def _count(report: Report, own: OwnData) -> None:
     report.sections.append(Section(f"Pictures of {own.source}", ("", "count"), rows))
     if own.outfit is not None and not own.outfit.complete:
         report.notes.append("the outfit of some pictures is not known, so nothing is evaluated by outfits")
-    if own.camera is None:
+    if own.camera is None and own.identified:
         report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
                             "those across cameras")
-    for name, words in (("people", own.person), ("cameras", own.camera)):
+    for name, words in (("people", own.person if own.identified else None), ("cameras", own.camera)):
         alike = defaultdict(list)
         for word in () if words is None else words.words:
             alike[folded(word)].append(word)
@@ -109,12 +111,20 @@ def _count(report: Report, own: OwnData) -> None:
         if several:
             report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
                                    f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
-    report.sections.append(Section("Split", ("part", "pictures", "people"), [
-        (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
-        if (chosen := own.is_in(part)).any()]))
+    parts = [(part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
+             if (chosen := own.is_in(part)).any()]
+    report.sections.append(Section("Split", ("part", "pictures", "people"), parts) if own.identified else
+                           Section("Split", ("part", "pictures"), [("test" if part == "gallery" else part, count)
+                                                                   for part, count, _ in parts]))
 
 
 def _check_split(report: Report, own: OwnData) -> None:
+    if not own.identified:
+        for part, name in (("train", "train"), ("gallery", "test")):
+            if not own.is_in(part).any():
+                report.errors.append(f"no pictures are in {name}; name the parts in a column 'split', or delete "
+                                     f"{SPLIT_FILE} to have them drawn")
+        return
     people = {part: set(np.unique(own.person.codes[own.is_in(part)]).tolist()) for part in PARTS}
     both = people["train"] & (people["query"] | people["gallery"])
     if both:
@@ -177,8 +187,9 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
                       if count and not seen]
             if unseen:
                 report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
-        contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
-                                          column.group in schema.lasting_groups)
+        if own.identified:
+            contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
+                                              column.group in schema.lasting_groups)
     report.sections.append(Section("Attributes (pictures of each value)", ("attribute", "group", "values", "unknown"),
                                    rows))
     if contradictions:
@@ -190,7 +201,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
             report.warnings.append(f"attributes of lasting groups differ within people: {', '.join(wrong)}")
     unlabelled = set(range(len(own.person.words))) - set(np.unique(own.person.codes[known.any(axis=1)]).tolist())
     if unlabelled:
-        report.warnings.append(f"nothing is known of {len(unlabelled)} people: {_names(own.person, unlabelled)}")
+        report.warnings.append(f"nothing is known of {len(unlabelled)} "
+                               f"{'people' if own.identified else 'pictures'}: {_names(own.person, unlabelled)}")
     for group in schema.group_names:
         complete = schema.is_complete(labels[trained], group)
         if trained.any() and complete.mean() < 0.5:
@@ -276,15 +288,16 @@ def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]
     part = ["test" if word in ("query", "gallery") else word for word in own.split.words]
     rows, people, parts = [], 0, 0
     for same in copies:
-        other_people = len({own.person.codes[row] for row in same}) > 1
+        other_people = own.identified and len({own.person.codes[row] for row in same}) > 1
         other_parts = len({part[own.split.codes[row]] for row in same}) > 1
         people, parts = people + other_people, parts + other_parts
         where = [name for name, yes in (("several people", other_people), ("training and test", other_parts)) if yes]
-        rows.append((", ".join(f"{own.files[row]} ({own.person[row]})" for row in same[:MOST_EXAMPLES]), len(same),
-                     " and ".join(where) or "one person"))
+        names = [f"{own.files[row]} ({own.person[row]})" if own.identified else own.files[row]
+                 for row in same[:MOST_EXAMPLES]]
+        rows.append((", ".join(names), len(same), " and ".join(where) or ("one person" if own.identified else "")))
     if not rows:
         return
-    rows.sort(key=lambda row: row[2] == "one person")
+    rows.sort(key=lambda row: row[2] in ("one person", ""))
     report.sections.append(Section("The same file more than once", ("pictures", "copies", "of"), rows[:50]))
     if people:
         report.warnings.append(f"{people} pictures are under several people; one of the names is wrong")
@@ -300,11 +313,20 @@ def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[f
     images, people = int(trained.sum()), len(np.unique(own.person.codes[trained]))
     batch = min(BATCH, IMAGES_OF_EACH * people, images - images % IMAGES_OF_EACH)
     if batch < 2 * IMAGES_OF_EACH:
-        if images:  # else there is an error already
+        if images and not own.identified:
+            report.errors.append(f"{images} pictures are too few to train on; a batch needs {2 * IMAGES_OF_EACH}")
+        elif images:  # else there is an error already
             report.errors.append(f"{images} pictures of {people} people are too few to train on; a batch needs two "
                                  f"people and {2 * IMAGES_OF_EACH} pictures")
         return
-    if people < FEW_PEOPLE:
+    if wording is None and not own.identified:
+        report.errors.append("neither people nor attributes are known, so there is nothing to learn. Add a column "
+                             "'person', or columns of attributes")
+        return
+    if not own.identified:
+        report.advice.append("nobody is told apart: train Cerberus or ARN, which learn attributes alone, and are "
+                             "evaluated by PAR")
+    elif people < FEW_PEOPLE:
         report.advice.append(f"{people} people to train on are few: identities are told apart well from some hundred "
                              "people on. Begin with pretrained weights, and trust no figure of one split")
     elif images / people < FEW_IMAGES:
