@@ -17,7 +17,9 @@ LAYERS = (("utils",),
           ("evaluation", "search.gallery"),
           ("engine", "predictor", "search.web"),
           ("search.export",),
-          ("cli", "experiments", "search"))
+          ("experiments", "search"),
+          ("commands",),
+          ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
 FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "own_data", "synthetic", "search.portable",

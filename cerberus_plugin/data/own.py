@@ -109,7 +109,8 @@ class OwnDataset(ImageDataset):
         rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
         by_name = sorted(range(len(own)), key=own.files.__getitem__)
         digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
-                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest()])
+                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest(),
+                              *([own.overlay] if own.overlay else [])])
         self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest, matching)
         self.labels_of = self._labels_of
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from ..attributes.matching import Matching, express, matched, source_of_words, sources_of
 from ..attributes.schema import AttributeSchema, Column
+from ..utils.files import file_sha256
 from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
+from .overlay import OVERLAY, PERSON, corrections, follow_people, read_overlay, replaced
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
 from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_pictures, draw_split, read_split
 from .tables import EMPTY, KEYS, Table, Words, joined, read_table
@@ -44,6 +46,8 @@ class OwnData:
         split: the part that each picture is in; None until it is drawn or read.
         attributes: words of each picture by name of attribute; its own, else those of its outfit, else of its person.
         notes: what was read otherwise than it is written.
+        moved: rows of the pictures that `labels_overlay.csv` gives to another person: int64.
+        overlay: digest of that file, "" without one.
         where: the place that tells of a picture, for a message.
         find: the place where a column holds a word, for a message.
         identified: whether it is known who is on the pictures. Where it is not, `person` numbers the pictures.
@@ -59,6 +63,8 @@ class OwnData:
     split: Words | None = field(default=None, repr=False)
     attributes: Mapping[str, Words] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    moved: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    overlay: str = ""
     where: Callable[[int], str] = field(default=lambda row: "", repr=False)
     find: Callable[[str, str], str] = field(default=lambda name, word: "", repr=False)
     identified: bool = True
@@ -76,7 +82,7 @@ class OwnData:
 
 
 def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
-    """Read a data set of one's own, without its split unless the table has one.
+    """Read a data set of one's own, without its split unless the table has one; corrected by `labels_overlay.csv`.
 
     Args:
         data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
@@ -169,17 +175,20 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
     Args:
         write: write what was drawn.
     """
-    path, notes = own.folder / SPLIT_FILE, []
-    split = own.split
+    split, notes = own.split, []
+    path = own.folder / SPLIT_FILE
     if split is None and path.is_file():
         split, notes = read_split(path, own.files)
-    elif split is None and own.identified:
-        split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
     elif split is None:
-        split, notes = draw_pictures(path if write else None, own.files, seed)
+        drawn = path if write else None
+        split, notes = (draw_split(drawn, own.files, own.person, own.camera, seed) if own.identified
+                        else draw_pictures(drawn, own.files, seed))
     if not own.identified:
         split = split.renamed({TEST: "gallery", "query": "gallery"})
-    elif TEST in split.words:
+    if len(own.moved):
+        split, note = follow_people(split, own.person, own.moved, own.files, own.folder)
+        notes += [note] if note else []
+    if TEST in split.words:
         split = divide_test(split, own.files, own.person, own.camera)
         notes.append(f"split: pictures in '{TEST}' are one query a person"
                      + (" and camera" if own.camera is not None else "") + ", all others gallery")
@@ -357,6 +366,25 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
 
 
 def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
+    """The record with attributes, corrected by the overlay where there is one."""
+    worded = _worded(own, folder, table)
+    path = folder / OVERLAY
+    if not path.is_file():
+        return worded
+    overlay = read_overlay(path)
+    if moving := [row for row in overlay.rows if row.attribute == PERSON and not own.identified]:
+        overlay.refuse(moving[0], "moves pictures to another person, but it is not known who is on any picture. "
+                       "Delete the row.")
+    made = corrections(overlay, folder, own.files, own.person, own.outfit, worded.attributes)
+    if len(made.moved):  # whose labels are then those of another person
+        worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
+    attributes = {name: replaced(words, made.words.get(name, {})) for name, words in worded.attributes.items()}
+    return replace(worded, attributes=attributes, notes=(*worded.notes, made.note),
+                   overlay=file_sha256(str(path)) or "",
+                   find=lambda name, word: overlay.find(name, word) or worded.find(name, word))
+
+
+def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     """The record with attributes: of the pictures' own table, of `outfits.csv`, and of `people.csv`."""
     tables = {} if table is None else {"": table}
     levels, notes = [], list(own.notes)

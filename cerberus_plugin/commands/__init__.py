@@ -1,0 +1,1 @@
+"""Commands of `cerberus`, a module each: `add` its options to the parser, `run` it."""

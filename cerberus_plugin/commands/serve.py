@@ -1,0 +1,39 @@
+"""`cerberus serve`: search in a browser."""
+
+from __future__ import annotations
+
+import argparse
+
+from .shared import add_index, add_model, encoder_of, open_index
+
+
+def add(jobs) -> None:
+    serve = jobs.add_parser("serve", help="search in a browser",
+                            description="Serves a web page to search a gallery by pictures, attributes, or both. "
+                            "Only this machine can reach it unless --host is given. Uploaded pictures are kept in "
+                            "memory only. Without a model, one can search by attributes and by pictures of the "
+                            "gallery.")
+    serve.set_defaults(job=run)
+    add_index(serve)
+    add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all addresses of this "
+                       "machine (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 for a free one")
+    serve.add_argument("--user", default="", metavar="NAME", help="user who may log in; the password is read from the "
+                       "terminal, or from CERBERUS_PASSWORD in the environment")
+    serve.add_argument("--without-login", action="store_true", help="let other machines see all pictures")
+    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
+    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..search.web import serving
+
+    serving.check_packages()
+    config = serving.ServerConfig(args.host, args.port, args.user, args.without_login, args.certificate, args.key)
+    index = open_index(args)
+    login = config.login()
+    encoder = encoder_of(args.run, args.model) if args.run or args.model else None
+    serving.serve(index, encoder, config, login, args.open, args.verbose)
