@@ -303,8 +303,8 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
                         Choice("SOLVER.FREEZE_ITERS", "0", "likewise")]
         return scratch
     small = wish.depth in ("18x", "34x")
-    choices = [Choice(key, "True", "as said by --weights"),
-               Choice("MODEL.BACKBONE.PRETRAIN_PATH", wish.weights, "as said by --weights"),
+    choices = [Choice(key, "True", "a backbone that knows pictures learns people from fewer of them"),
+               Choice("MODEL.BACKBONE.PRETRAIN_PATH", wish.weights, "the weights that it begins with"),
                Choice("MODEL.BACKBONE.DEPTH", wish.depth, "that of the weights"),
                Choice("MODEL.BACKBONE.FEAT_DIM", "512" if small else "2048", "that of the weights")]
     if not gpu and model in CERBERUS:
