@@ -108,7 +108,8 @@ def read_v1(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> 
     evaluated = len(V1.published)
     check_names(path, names[:evaluated], V1.published)
     split = split_of(path, chosen_parts(path, partitions, partition, {"train": 0, "test": 1}), len(files))
-    return _converted(source, path, V1, files, matrix(path, values, len(files), evaluated)[:, :evaluated], names[:evaluated], split, uncertain, partition,
+    values = matrix(path, values, len(files), evaluated)[:, :evaluated]
+    return _converted(source, path, V1, files, values, names[:evaluated], split, uncertain, partition,
                       {"train pictures": 33_268, "test pictures": 8_317})
 
 

@@ -90,9 +90,9 @@ def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:
     """
     found = np.atleast_2d(np.asarray(values))
     if found.dtype.kind not in "buif" or found.ndim != 2 or found.shape[1] < columns or rows not in (None, len(found)):
-        raise ValueError(f"{path}: labels are {found.dtype.name}, {' x '.join(map(str, found.shape))}, expected numbers "
-                         f"of {'any number of' if rows is None else rows} pictures x {columns} or more. Use the file as "
-                         "published.")
+        raise ValueError(f"{path}: labels are {found.dtype.name}, {' x '.join(map(str, found.shape))}, expected "
+                         f"numbers, {'any number of' if rows is None else rows} rows x {columns} or more. Use the file "
+                         "as published.")
     return found
 
 
