@@ -125,6 +125,33 @@ def read_wording(own: OwnData) -> Wording | None:
         return None
 
 
+def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
+    """The schemas of several data sets, with values and groups that are inferred from the words of all of them.
+
+    Words are spelt as in the first data set that has them. One without any attribute has no schema.
+
+    Raises:
+        NoAttributes: if no column is an attribute.
+    """
+    words: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
+    for own in parts:
+        for name, column in own.attributes.items():
+            known = words.setdefault(names.setdefault(folded(name), name), {})
+            for word in column.words:
+                known.setdefault(folded(word), word)
+    whole = infer_schema("all", {name: Words.of(list(known.values())) for name, known in words.items()}).schema
+    found = []
+    for own in parts:
+        has = {folded(name) for name in own.attributes}
+        fields = tuple(each for each in whole.fields if folded(each.column or each.name) in has)
+        if fields:
+            groups = {each.group for each in fields}
+            found.append(AttributeSchema(own.folder.resolve().name or "own", fields, groups=tuple(
+                group for group in whole.groups if group.name in groups)))
+    return found
+
+
 def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     """Labels int16 (N, A) of all pictures, -1 where not known.
 
