@@ -19,11 +19,11 @@ import numpy as np
 from ..attributes.schema import MOST_COMBINATIONS
 from ..utils.commands import printable
 from ..utils.files import write_text
-from ..utils.images import Limits, Unreadable, read_image
+from ..utils.images import Limits, Unreadable, read_bytes, read_image
 from ..utils.processor import usable_cores
 from .near_duplicates import near_duplicates, picture_hash
 from .people import OwnData, labels_of, read_people, read_wording, split_people
-from .schema_file import FILE_NAME, Wording, folded, schema_text
+from .schema_file import FILE_NAME, MOST_VALUES, Wording, folded, schema_text
 from .split import PARTS
 from .tables import EMPTY, Words
 
@@ -32,6 +32,7 @@ BATCH, IMAGES_OF_EACH = 64, 4  # of the paper's recipe
 RECIPE, WITHOUT_ATTRIBUTES = "configs/Market1501/cerberus_R50.yml", "configs/Market1501/bot_R50.yml"
 EPOCHS, WARMUP, STEPS = 120, 2000, 24_000  # of the recipe on Market-1501
 FEW_PEOPLE, FEW_IMAGES = 100, 4
+UNKNOWN = ("unknown", "n/a", "na", "nan", "null", "?", "??", "???", "unclear", "unsure", "not visible")
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,12 @@ def _count(report: Report, own: OwnData) -> None:
     for name, words in (("people", own.person), ("cameras", own.camera)):
         alike = defaultdict(list)
         for word in () if words is None else words.words:
-            alike[folded(word)].append(word)
+            alike[folded(word).lstrip("0")].append(word)
         several = sorted(same for same in alike.values() if len(same) > 1)
         if several:
-            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
-                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case or in leading zeros "
+                                   f"alone and count as several, such as {' and '.join(several[0])}. Write them alike "
+                                   "if they are one")
     report.sections.append(Section("Split", ("part", "pictures", "people"), [
         (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
         if (chosen := own.is_in(part)).any()]))
@@ -162,7 +164,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if column.is_colour:
             answers.append(("none", int((~truth[m].any(axis=1) & known[:, m]).sum())))
         held = [word for word, count in answers if count]
-        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers),
+        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers[:MOST_VALUES])
+                     + (", ..." if len(answers) > MOST_VALUES else ""),
                      f"{1 - known[:, m].mean():.0%}"))
         if not known[:, m].any():
             report.warnings.append(f"'{column.name}' is not known of anybody, so it is not learned")
@@ -172,12 +175,16 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         else:
             absent = [word for word, count in answers if not count and word != "none"]
             if absent:
-                report.warnings.append(f"'{column.name}': nobody has {', '.join(absent)}")
+                report.warnings.append(f"'{column.name}': nobody has {_some(absent)}")
             in_training = truth[m][known[:, m] & trained].any(axis=0)
             unseen = [word for word, count, seen in zip(column.classes, counts.tolist(), in_training.tolist())
                       if count and not seen]
             if unseen:
-                report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
+                report.warnings.append(f"'{column.name}': nobody in training has {_some(unseen)}")
+        doubtful = [word for word in held if folded(word) in UNKNOWN]
+        if doubtful:
+            report.warnings.append(f"'{column.name}' has the value {_some(doubtful)}, which is learned like any other. "
+                                   "Leave the cell empty where it is not known")
         contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
                                           column.group in schema.lasting_groups)
     report.sections.append(Section("Attributes (pictures of each value)", ("attribute", "group", "values", "unknown"),
@@ -247,15 +254,12 @@ def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
     def look(row: int) -> tuple[bytes | None, tuple[int, int], str, np.ndarray | None]:
         path = own.path(row)
         try:
-            with open(path, "rb") as file:
-                data = file.read(limits.max_bytes + 1)
+            data = read_bytes(path, limits.max_bytes)
             image = read_image(data, limits, path)
             return (hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), "",
                     picture_hash(image))
         except Unreadable as error:
             return None, (0, 0), error.reason, None
-        except OSError as error:
-            return None, (0, 0), error.strerror or str(error), None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
@@ -370,7 +374,10 @@ def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[f
 
 
 def _names(words: Words, codes: Iterable[int]) -> str:
-    names = sorted(words.words[code] for code in codes)
+    return _some(sorted(words.words[code] for code in codes))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_EXAMPLES]) + (", ..." if len(names) > MOST_EXAMPLES else "")
 
 

@@ -93,8 +93,8 @@ def test_groups_and_values_are_inferred_from_words():
     ([str(n) for n in range(3)], "holds numbers"), (["1.5", "2,5"], "holds numbers"),
     (["2024-01-31", "2024-02-01"], "holds dates"), (["31.1.2024", "1.2.2024"], "holds dates"),
     (["a man walks along the street and " * 3, "another one who is sitting on a bench " * 2], "holds free text"),
-    ([f"value {n}" for n in range(200)], "has 200 different values"), (["yes"], "all cells .* 'yes'; .* write 'no'"),
-    ([""], "all cells are empty"),
+    ([f"value {n}" for n in range(200)], "has 200 different values"),
+    (["yes"], "holds nothing but 'yes'; .* write 'no'"), ([""], "is empty"),
 ])
 def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reason):
     kept = {"hat": words("yes", "no"), "vest": words("0", "1")}
