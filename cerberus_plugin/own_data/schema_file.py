@@ -15,6 +15,7 @@
       - ...
     exclusive:              # optional: attributes of which at most one is yes
       - [backpack, bag]
+    nobody: ["0000"]        # optional: persons in the gallery who stand for nobody, such as detections of background
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Wording:
         none: words by name of column.
         path: of the file that it was read from; "" for an inferred one.
         left_out: columns that are no attributes, with the reason and a way out.
+        nobody: persons who stand for nobody (distractors).
     """
 
     schema: AttributeSchema
     none: Mapping[str, tuple[str, ...]]
     path: str = ""
     left_out: Mapping[str, str] | None = None
+    nobody: tuple[str, ...] = ()
 
     def labels_of(self, name: str, word: str) -> np.ndarray:
         """Labels int64 (A,) that a word gives to the fields of its column, -1 for the others.
@@ -137,7 +140,7 @@ class _Reader:
         raise ValueError(f"{self.path}: {what}")
 
     def wording(self, record) -> Wording:
-        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive"))
+        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
         groups, fields = [], []
         none: dict[str, tuple[str, ...]] = {}
         for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
@@ -158,7 +161,9 @@ class _Reader:
                                      tuple(fields), exclusive, groups=tuple(groups))
         except ValueError as error:
             self.refuse(f"{error}. Correct the file.")
-        return Wording(schema, none, str(self.path))
+        nobody = tuple(self._word(name, "nobody")
+                       for name in self._list(record.get("nobody", []), "nobody", empty=True))
+        return Wording(schema, none, str(self.path), nobody=nobody)
 
     def _fields(self, attribute, where: str, group: str, none: dict) -> list[Field]:
         attribute = self._mapping(attribute, where, ("name", "values"), ("display", "none"))
@@ -313,6 +318,8 @@ def schema_text(wording: Wording) -> str:
     record: dict = {"name": schema.name, "groups": groups}
     if schema.exclusive:
         record["exclusive"] = [list(names) for names in schema.exclusive]
+    if wording.nobody:
+        record["nobody"] = list(wording.nobody)
     text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     left_out = "".join(f"# '{_one_line(name)}' is left out: {_one_line(reason)}\n" for name, reason in
                        (wording.left_out or {}).items())

@@ -119,7 +119,8 @@ class Table:
         text = decode_text(self.path, self.path.read_bytes())
         lines = _csv_lines(text) if self.path.suffix.lower() == ".csv" else (
             line for line, content in enumerate(text.split("\n"), start=1) if content.strip())
-        return f"{self.path}, line {next(line for place, line in enumerate(lines) if place == number)}"
+        found = next((line for place, line in enumerate(lines) if place == number), None)
+        return f"{self.path}, " + (f"line {found}" if found else f"row {number + 1}")
 
 
 def read_table(path: str | Path, required: Sequence[str]) -> Table:
@@ -209,7 +210,7 @@ def _tidied(name: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    return re.split(r"[\r\n]", text, maxsplit=1)[0]
+    return re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
 
 
 def _separator(text: str) -> str:
@@ -217,16 +218,23 @@ def _separator(text: str) -> str:
     return max(",;\t", key=_first_line(text).count)
 
 
-def _csv_header(path: Path, text: str) -> tuple[list[str], str]:
-    """Names in the first line, and the separator."""
+def _csv_header(path: Path, text: str) -> tuple[list[str], str, int]:
+    """Names in the first line that is not blank, the separator, and where the lines below it begin."""
     separator = _separator(text)
     if _first_line(text).casefold().startswith("sep="):
         raise ValueError(f"{path}, line 1: is '{_first_line(text)}', a note for Excel; the first line names the "
                          "columns. Delete the line.")
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    end = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal end
+        for line in io.StringIO(text, newline=""):
+            end += len(line)
+            yield line
+
     try:
-        names = next((line for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-                      if line), [])
+        names = next((cells for cells in csv.reader(lines(), delimiter=separator, strict=True) if cells), [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1: {error}. Check the quotes of the names of columns.") from error
     names = [_tidied(name) for name in names]
@@ -237,7 +245,7 @@ def _csv_header(path: Path, text: str) -> tuple[list[str], str]:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise ValueError(f"{path}, line 1: two columns are called '{twice[0]}'. Rename one.")
-    return names, separator
+    return names, separator, end
 
 
 def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -262,12 +270,14 @@ def _read_csv(path: Path) -> dict[str, Words]:
     from pyarrow import csv as arrow_csv
 
     with path.open("rb") as file:  # before a file of any size is read
-        first = re.split(rb"[\r\n]", file.readline(LONGEST), maxsplit=1)[0]
+        first = re.split(rb"[\r\n]", file.read(LONGEST).lstrip(b"\r\n"), maxsplit=1)[0]
     _check_number(path, 1 + max(map(first.count, (b",", b";", b"\t"))))
     if len(first) == LONGEST:
         raise ValueError(f"{path}, line 1: {_TOO_LONG}. Is this a table?")
     text = decode_text(path, path.read_bytes())
-    names, separator = _csv_header(path, text)
+    names, separator, end = _csv_header(path, text)
+    if not text[end:].strip():
+        return {name: Words.of([]) for name in names if name}
     places = [str(place) for place in range(len(names))]
     bad = []
 
@@ -278,9 +288,9 @@ def _read_csv(path: Path) -> dict[str, Words]:
 
     try:
         table = arrow_csv.read_csv(
-            io.BytesIO(text.encode()),
+            io.BytesIO(text[end:].encode()),
             # A block holds whole records: one that is longer than it is refused.
-            read_options=arrow_csv.ReadOptions(column_names=places, skip_rows_after_names=1, block_size=LONGEST),
+            read_options=arrow_csv.ReadOptions(column_names=places, block_size=LONGEST),
             parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True,
                                                  invalid_row_handler=refuse),
             convert_options=arrow_csv.ConvertOptions(
@@ -294,9 +304,10 @@ def _read_csv(path: Path) -> dict[str, Words]:
         raise ValueError(f"{path}: {error}. Check the quotes; values need none unless they have a separator."
                          ) from error
     if bad:
-        line, cells = next((line, cells) for line, cells in _csv_records(text) if len(cells) != len(names))
-        raise ValueError(f"{path}, line {line}: has {len(cells)} cells, expected {len(names)} as in the first line. "
-                         f"Quote a value that has a '{separator}' in it, and check the quotes before this line.")
+        found = [(f", line {line}", len(cells)) for line, cells in _csv_records(text) if len(cells) != len(names)]
+        line, count = found[0] if found else ("", bad[0].actual_columns)
+        raise ValueError(f"{path}{line}: has {count} cells, expected {len(names)} as in the first line. Quote a value "
+                         f"that has a '{separator}' in it, and check the quotes before this line.")
     columns = {name or place: _words(table.column(place)) for place, name in zip(places, names)}
     _check_last(path, text, table, columns)
     for place, name in zip(places, names):

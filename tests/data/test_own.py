@@ -152,6 +152,26 @@ def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_pat
     assert sizes[0] == sizes[1] == (4, 18, 40, 8, 4)
 
 
+def test_persons_who_stand_for_nobody_are_distractors_and_in_the_gallery_alone(tmp_path):
+    folder = write_people(tmp_path / "site")
+    check(folder, pictures=False)
+    split = dict(line.split(",") for line in (folder / "split.csv").read_text().splitlines()[1:])
+    schema = (folder / "schema.yaml").read_text()
+    write_picture(folder / "img/other.png", 9)
+    with open(folder / "metadata.csv", "a") as table, open(folder / "split.csv", "a") as parts:
+        table.write("img/other.png,nobody,1,,\n")
+        parts.write("img/other.png,gallery\n")
+    (folder / "schema.yaml").write_text(schema + "nobody: [nobody]\n")
+    test, queries = build_test_set(config(folder), str(folder))
+    pid = next(pid for path, pid, _ in test.img_items if path.endswith("other.png"))
+    assert test.distractors == {pid} and manifest.of_test(test, queries, 0)["gallery"]["distractors"] == 1
+    assert not any("nothing is known of" in each for each in check(folder, pictures=False).warnings)
+    query = next(name for name, part in split.items() if part == "query")
+    (folder / "schema.yaml").write_text(schema + f"nobody: [p{query[4]}]\n")
+    with pytest.raises(ValueError, match=f"nobody holds 'p{query[4]}', but '{query}' is in query"):
+        OwnDataset(str(folder))
+
+
 def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path):
     folder = write_people(tmp_path / "market1501")
     trainer = CerberusTrainer(config(folder))
