@@ -167,7 +167,7 @@ with open(folder / "metadata.csv", "w") as file:
     file.write("file_name,person,camera," + ",".join(f"hat {{n}}" for n in range(4)) + ",a,b,c,d\\n")
     file.writelines(f"{{n:07d}}.jpg,{{n // 20}},{{n % 6}},{{','.join(row)}}\\n" for n, row in enumerate(words))
 del words
-people._check_files = lambda *args: None
+people._check_files = lambda *args: []
 start = time.process_time()
 report = check.check(folder, pictures=False)
 print(check.text(report)[:200])

@@ -28,7 +28,8 @@ def rows_of(table) -> list[list[str]]:
     TEXT.replace("red, or so", "red; or so").replace(",", ";").replace("red; or so", "red, or so").encode(),
     TEXT.replace("red, or so", "@").replace(",", "\t").replace("@", "red, or so").encode(),
     TEXT.replace("\n", "\r").encode(),
-    TEXT.replace("person", " Person ").replace("7,", "7  ,").encode(), (TEXT + ",,\n\n  \n").encode(), ("\n\r\n" + TEXT).encode()],
+    TEXT.replace("person", " Person ").replace("7,", "7  ,").encode(), (TEXT + ",,\n\n  \n").encode(),
+    ("\n\r\n" + TEXT).encode()],
     ids=["UTF-8", "mark", "UTF-16", "CRLF", "semicolons", "tabs", "CR", "spaces", "blank lines", "blank lines first"])
 def test_what_spreadsheets_write_is_read_alike(tmp_path, content):
     table = read(tmp_path / "metadata.csv", content)
