@@ -112,8 +112,21 @@ def build_train_loader(cfg: CfgNode, train_set: AttributeDataset | None = None) 
     train_set = build_train_set(cfg) if train_set is None else train_set
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
-        loader = host_build.build_reid_train_loader(cfg, train_set=train_set)
+        loader = host_build.build_reid_train_loader(_any_pictures(cfg, train_set), train_set=train_set)
     return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
+
+
+def _any_pictures(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+    """The configuration; with the sampler of single pictures for a training set without identities."""
+    if train_set.identified or cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+        return cfg
+    logger.info(f"DATALOADER.SAMPLER_TRAIN: TrainingSampler in place of {cfg.DATALOADER.SAMPLER_TRAIN}, as the "
+                "pictures have no identities")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    cfg.freeze()
+    return cfg
 
 
 def _train_set(cfg: CfgNode, items: list[tuple], known: Known) -> AttributeDataset:
@@ -149,10 +162,12 @@ def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, in
     query, gallery, settings = dataset.img_items[:num_query], dataset.img_items[num_query:], dataset.settings
     where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{dataset.folders[0]}'")
     for what, items in (("query", query), ("gallery", gallery)):
-        if not items:
+        if not items and (dataset.identified or what == "gallery"):
             raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
                              + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
                                 f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+    if not dataset.identified:  # attributes alone are evaluated
+        return
     check_expansion(cfg, len(query), len(gallery))
 
     def distinct(items: list[tuple]) -> Tensor:
@@ -234,6 +249,7 @@ class Known(NamedTuple):
     outfit_of: Callable[[str], int] | None
     folders: list[str]
     distractors: frozenset[int]
+    identified: bool
 
 
 def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
@@ -287,7 +303,8 @@ def _known_of(datasets: list) -> Known:
     distractors = frozenset().union(*(getattr(dataset, "_junk_pids", ()) for dataset in datasets))
     folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
     return Known(labels_of if labelled else None, units.__getitem__ if by_unit else None, annotations,
-                 outfits.__getitem__ if worn else None, folders, distractors)
+                 outfits.__getitem__ if worn else None, folders, distractors,
+                 all(getattr(dataset, "identified", True) for dataset in datasets))
 
 
 def _is_labelled(dataset) -> bool:
@@ -358,8 +375,9 @@ def _held_out(cfg: CfgNode, items: list[tuple],
     """
     _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
-    query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
-                                        for path, pid, camid in items])
+    number = {pid: 1 + place for place, pid in enumerate(pids)}
+    items = [(path, number[pid], camids.index(camid)) for path, pid, camid in items]
+    query, gallery = query_and_gallery(items) if known.identified else ([], items)
     if known.labels_of and not known.unit_of:
         known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
     logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {cfg.DATASETS.HOLD_OUT} training "

@@ -33,6 +33,8 @@ class OwnDataset(ImageDataset):
             of each person have the same ones.
         outfits: number of the outfit by path; empty where that of a picture is not known.
         cameras_known: whether a camera is known of any picture.
+        identified: whether it is known who is on the pictures; if not, each is an identity of its own, all that are
+            tested on are gallery, and attributes alone can be learned and tested.
 
     Args:
         data: folder or table.   name_pattern: of `read_people`.
@@ -52,8 +54,8 @@ class OwnDataset(ImageDataset):
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)
-        self.cameras_known = own.camera is not None
-        if not self.cameras_known and main:
+        self.cameras_known, self.identified = own.camera is not None, own.identified
+        if not self.cameras_known and self.identified and main:
             logger.info(f"{own.source}: no cameras are known, so reID ignores no match for its camera")
         people = len(own.person.words)
         numbers = np.empty(people, np.int64)  # they follow from the names alone

@@ -75,6 +75,7 @@ class CerberusTrainer(DefaultTrainer):
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(self.data.dataset))
         check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
+        check_identities(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, self.data)
         self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out)
@@ -141,7 +142,16 @@ class CerberusTrainer(DefaultTrainer):
                                                 for labels in own.test.values())
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
-        if tasks is None:
+        identified = loader.dataset.identified
+        if tasks is None and not identified:
+            if not attributes:
+                raise ValueError(f"DATASETS.TESTS: it is not known who is on the pictures of '{dataset_name}', so reID "
+                                 "cannot be evaluated, and this model reads none of its attributes. Add a column "
+                                 "'person', or evaluate a model that learned some of these attributes.")
+            tasks = attribute_tasks(reader, cfg, identified)
+            logger.info(f"{dataset_name}: it is not known who is on the pictures, so reID and APS, which ask for "
+                        "people, are left out: PAR alone is evaluated")
+        elif tasks is None:
             groups = groups_of(model) or GROUPS
             directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
             reid = ReIDTask(cfg, all_groups=groups)
@@ -149,7 +159,8 @@ class CerberusTrainer(DefaultTrainer):
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(reid.ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
-        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
+        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish,
+                                     identified=identified)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -442,6 +453,18 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None, test_sets: TestSets |
 def as_the_host(results: OrderedDict) -> OrderedDict:
     """Figures by test data set; the bare figures where there is one."""
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def check_identities(cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Refuse to train a model that learns identities on pictures without any."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if train_set.identified or name == "ARN" or name == "Cerberus" and needs_prototypes(cfg):
+        return
+    why = ("its LAMBDA_SEM, LAMBDA_REG and SOFTMAX are 0" if name == "Cerberus" else "it learns identities")
+    raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: it is not known who is on the pictures, as there is no "
+                     f"column 'person', and {name} cannot be trained on attributes alone ({why}). Train Cerberus with "
+                     "its prototypes (configs/Market1501/cerberus_R50.yml) or ARN (configs/Market1501/arn_R50.yml), or "
+                     "add the column.")
 
 
 def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:

@@ -23,9 +23,9 @@ from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
 from .left_over import OUTFITS, PEOPLE, other_files, other_tables, refuse_misnamed
-from .overlay import OVERLAY, corrections, follow_people, read_overlay, replaced
+from .overlay import OVERLAY, PERSON, corrections, follow_people, read_overlay, replaced
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
-from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_split, read_split
+from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_pictures, draw_split, read_split
 from .tables import EMPTY, KEYS, Table, Words, joined, read_table
 from .tables import SUFFIXES as TABLE_SUFFIXES
 
@@ -51,6 +51,7 @@ class OwnData:
         overlay: digest of that file, "" without one.
         where: the place that tells of a picture, for a message.
         find: the place where a column holds a word, for a message.
+        identified: whether it is known who is on the pictures. Where it is not, `person` numbers the pictures.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class OwnData:
     overlay: str = ""
     where: Callable[[int], str] = field(default=lambda row: "", repr=False)
     find: Callable[[str, str], str] = field(default=lambda name, word: "", repr=False)
+    identified: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -86,6 +88,7 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     Args:
         data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
             each of `train`, `query` and `gallery`, or a folder with a folder of pictures for each person, likewise.
+            A table without a column `person` is of pictures without identities, of which attributes alone are learned.
         name_pattern: regular expression with the group person, and camera, time and outfit as far as names tell; it is
             searched in the name of each picture below the folder, in place of a table.
 
@@ -102,7 +105,7 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     sources = _tables_of(data)
     if not sources:
         return _with_words(_folders(data), data, None)
-    tables = {part: read_table(path, ("file_name", "person")) for part, path in sources.items()}
+    tables = {part: read_table(path, ("file_name",)) for part, path in sources.items()}
     table = tables[""] if "" in tables else joined(folder, tables)
     return _with_words(_listed(table, folder), folder, table)
 
@@ -170,16 +173,21 @@ def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Mat
 def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
+    Pictures without identities are all gallery where they are tested on: nobody is asked for.
+
     Args:
         write: write what was drawn.
     """
     split, notes = own.split, []
     path = own.folder / SPLIT_FILE
-    if split is None and not path.is_file():
-        split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
-        return replace(own, split=split, notes=(*own.notes, *notes))
-    if split is None:
+    if split is None and path.is_file():
         split, notes = read_split(path, own.files)
+    elif split is None:
+        drawn = path if write else None
+        split, notes = (draw_split(drawn, own.files, own.person, own.camera, seed) if own.identified
+                        else draw_pictures(drawn, own.files, seed))
+    if not own.identified:
+        split = split.renamed({TEST: "gallery", "query": "gallery"})
     if len(own.moved):
         split, note = follow_people(split, own.person, own.moved, own.files, own.folder)
         notes += [note] if note else []
@@ -216,7 +224,8 @@ def _listed(table: Table, folder: Path) -> OwnData:
     """The pictures of a table, checked."""
     notes = []
     columns = table.columns
-    for name in ("file_name", "person"):
+    person = _known(columns, "person")
+    for name in ("file_name", "person")[:1 if person is None else 2]:
         if not columns[name].complete:
             row = int(np.flatnonzero(columns[name].codes == EMPTY)[0])
             raise ValueError(f"{table.where(row)}: has no {name}. Fill the cell, or delete the line.")
@@ -253,10 +262,19 @@ def _listed(table: Table, folder: Path) -> OwnData:
             raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of "
                              f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the whole column to have a "
                              "split drawn.")
+    outfit = _known(columns, "outfit")
     notes += other_tables(folder, [part.path for part in table.parts or (table,)])
-    return OwnData(folder, table.path, files, columns["person"], _known(columns, "camera"),
-                   _known(columns, "outfit"), _known(columns, "time"), split,
-                   notes=tuple(notes), where=table.where)
+    if person is None:
+        if not set(columns) - set(KEYS):
+            raise ValueError(f"{table.path}: has no column 'person' and no other one that tells of the pictures; its "
+                             f"columns are {', '.join(columns)}. Add 'person', or columns of attributes, or rename "
+                             "those that hold them.")
+        notes.append("there is no column 'person', so nobody is told apart: attributes alone are learned and tested"
+                     + ("; 'outfit' is not read, as outfits are those of a person" if outfit is not None else ""))
+        outfit = None
+    return OwnData(folder, table.path, files, Words.of(files) if person is None else person,
+                   _known(columns, "camera"), outfit, _known(columns, "time"), split, notes=tuple(notes),
+                   where=table.where, identified=person is not None)
 
 
 def _known(columns: Mapping[str, Words], name: str) -> Words | None:
@@ -391,6 +409,9 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     if not path.is_file():
         return worded
     overlay = read_overlay(path)
+    if moving := [row for row in overlay.rows if row.attribute == PERSON and not own.identified]:
+        overlay.refuse(moving[0], "moves pictures to another person, but it is not known who is on any picture. "
+                       "Delete the row.")
     made = corrections(overlay, folder, own.files, own.person, own.outfit, worded.attributes)
     if len(made.moved):  # whose labels are then those of another person
         worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
@@ -408,6 +429,9 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
         levels.append({name: column for name, column in table.columns.items() if name not in KEYS})
     for file, keys in ((OUTFITS, ("person", "outfit")), (PEOPLE, ("person",))):
         if (folder / file).is_file():
+            if not own.identified:
+                raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'person' that says who is "
+                                 "on which picture. Add the column, or delete the file.")
             if "outfit" in keys and own.outfit is None:
                 raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'outfit' that says which "
                                  "picture shows which outfit. Add the column, or delete the file.")

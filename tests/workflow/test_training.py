@@ -7,6 +7,7 @@ import re
 from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
+from cerberus_plugin.workflow.log import short_log
 
 import pytest
 import torch
@@ -24,7 +25,17 @@ def test_a_run_says_what_it_chose_and_ends_with_figures_and_their_floors(said_ru
     assert "PAR/mA_official" in figures(run) and "APS/mAP" in figures(run)
     assert json.loads((run / "results.json").read_text())["before training"]
     assert json.loads((run / "train.json").read_text())["choices"][0][:2] == ["model", "plus"]
-    assert not any(type(each) is logging.StreamHandler for each in logging.getLogger("fastreid").handlers)
+
+
+def test_the_log_ends_with_the_block_and_leaves_long_texts_to_its_file(tmp_path, capsys):
+    root = logging.getLogger("fastreid")
+    before = list(root.handlers), root.level, root.propagate
+    with short_log(tmp_path):
+        root.info("Running with full config:\nMODEL")
+        root.info("eta: 0:00:01")
+    said = capsys.readouterr().out
+    assert "eta" in said and "MODEL" not in said and "MODEL" in (tmp_path / "log.txt").read_text()
+    assert (list(root.handlers), root.level, root.propagate) == before
 
 
 def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, crops):
