@@ -122,7 +122,8 @@ def read_wording(own: OwnData) -> Wording | None:
     if not own.attributes:
         return None
     try:
-        return infer_schema(own.folder.resolve().name or "own", own.attributes)
+        return infer_schema(own.folder.resolve().name or "own", own.attributes,
+                            own.person.codes if own.identified else None)
     except NoAttributes as error:
         logger.warning(f"{own.source}: {error}")
         return None
@@ -265,6 +266,10 @@ def _listed(table: Table, folder: Path) -> OwnData:
     outfit = _known(columns, "outfit")
     notes += other_tables(folder, [part.path for part in table.parts or (table,)])
     if person is None:
+        for name in columns:
+            if re.sub(r"[\W_]", "", name.casefold()) in _LIKE_PERSON:
+                raise ValueError(f"{table.path}: has no column 'person', but '{name}'. Call it 'person' if it says who is "
+                                 "on the picture, or else delete it.")
         if not set(columns) - set(KEYS):
             raise ValueError(f"{table.path}: has no column 'person' and no other one that tells of the pictures; its "
                              f"columns are {', '.join(columns)}. Add 'person', or columns of attributes, or rename "
@@ -275,6 +280,9 @@ def _listed(table: Table, folder: Path) -> OwnData:
     return OwnData(folder, table.path, files, Words.of(files) if person is None else person,
                    _known(columns, "camera"), outfit, _known(columns, "time"), split, notes=tuple(notes),
                    where=table.where, identified=person is not None)
+
+
+_LIKE_PERSON = ("personid", "personname", "persons", "people", "pid", "id", "identity", "identityid", "name", "subject")
 
 
 def _known(columns: Mapping[str, Words], name: str) -> Words | None:

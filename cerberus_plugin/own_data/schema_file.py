@@ -33,10 +33,11 @@ from ..attributes.matching import JOIN, NO, NONE_WORDS, YES
 from ..attributes.matching import folded as folded
 from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
 from ..utils.files import decode_text
-from .tables import Words, text_of
+from .tables import EMPTY, Words, text_of
 
 FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
+FEW_VALUES = 10  # of an attribute that is inferred, up to which every person may have another one
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
 WHOLE = "whole"
@@ -216,10 +217,13 @@ class _Reader:
         return " ".join(value.split())
 
 
-def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
-    """A schema of what columns of words hold, see `write_schema`.
+def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | None = None) -> Wording:
+    """A schema of what columns of words hold, see `schema_text`.
 
     Groups follow from words in the names of attributes, such as "hat" or "trousers".
+
+    Args:
+        columns: by name, of N rows each.   people: int (N,), numbers of the people of the rows, None if not known.
 
     Returns:
         the wording; `left_out` has the columns that are no attributes.
@@ -229,7 +233,7 @@ def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
     """
     left_out, kept = {}, {}
     for column, words in columns.items():
-        reason = _no_attribute(words)
+        reason = _no_attribute(words) or _of_one_each(words, people)
         if reason:
             left_out[column] = reason
         else:
@@ -271,6 +275,19 @@ def _no_attribute(column: Words) -> str:
     if len(words) > MOST_VALUES:
         return (f"has {len(words)} different values, more than {MOST_VALUES}; merge them into fewer words, or {listed}")
     return ""
+
+
+def _of_one_each(column: Words, people: np.ndarray | None) -> str:
+    """Why a column is more likely a name or a remark than an attribute; "" where it is not."""
+    if len(column.words) <= FEW_VALUES:
+        return ""
+    filled = column.codes != EMPTY
+    count = int(filled.sum()) if people is None else len(np.unique(people[filled]))
+    if len(column.words) <= count / 2:
+        return ""
+    whose = "pictures" if people is None else "people"
+    return (f"has {len(column.words)} different values for {count} {whose}, as names and remarks have; merge them into "
+            f"fewer words, or list its values in {FILE_NAME} if it is one")
 
 
 def _ordered(words: Sequence[str]) -> list[str]:

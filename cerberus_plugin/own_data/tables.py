@@ -187,7 +187,7 @@ def _check_names(path: Path, names: Sequence[str], required: Sequence[str]) -> N
     missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(f"{path}: has no column '{missing[0]}'; its columns are {_listed(names)}. Rename the column "
-                         f"that holds it; required are {', '.join(required)}.")
+                         "that holds it.")
     folded = Counter(name.casefold() for name in names)
     twice = [name for name in names if folded[name.casefold()] > 1]
     if twice:

@@ -75,6 +75,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
     ({"people": ["person,hat", "1,no", "1,yes"]}, "people.csv, line 3: person '1' is also in .*line 2"),
     ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' has no picture, but '1' has"),
     ({"people": ["person,hat", "ann,no", "bob,no"]}, "people.csv, line 2: person 'ann' and all .* such as person '1'"),
+    ({"metadata": ["file_name,Person ID,hat", "0.png,1,no"]}, "no column 'person', but 'Person ID'. Call it 'person'"),
     ({"people": ["person,split", "1,train"]}, "people.csv: has the column 'split', which is of pictures"),
     ({"people": ["person,hat", ",no"]}, "people.csv, line 2: has no person"),
     ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ in upper and lower case"),

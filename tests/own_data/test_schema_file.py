@@ -6,6 +6,7 @@ from pathlib import Path
 from cerberus_plugin.own_data.schema_file import NoAttributes, infer_schema, read_schema, schema_text
 from cerberus_plugin.own_data.tables import Words
 
+import numpy as np
 import pytest
 
 SITE = """
@@ -103,6 +104,15 @@ def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reaso
     assert re.match(reason, wording.left_out["other"])
     with pytest.raises(NoAttributes, match=f"no column is an attribute; 'other' {reason}"):
         infer_schema("site", {"other": words(*values)})
+
+
+def test_a_column_of_another_value_for_each_person_is_left_out():
+    people = np.repeat(np.arange(24), 3)
+    remarks = words(*(f"says {n}" for n in people))
+    trades = words(*(f"trade {n % 12}" for n in people))
+    wording = infer_schema("site", {"trade": trades, "remark": remarks}, people)
+    assert [column.name for column in wording.schema.columns] == ["trade"]
+    assert wording.left_out["remark"].startswith("has 24 different values for 24 people, as names and remarks have")
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("hat", "hair"), ("hat", "vest", "shoes"), ("gender", "age")])
