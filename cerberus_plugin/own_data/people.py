@@ -282,7 +282,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
                    where=table.where, identified=person is not None)
 
 
-_LIKE_PERSON = ("personid", "personname", "persons", "people", "pid", "id", "identity", "identityid", "name", "subject")
+_LIKE_PERSON = ("personid", "personname", "persons", "people", "pid", "id", "identity", "identityid", "name")
 
 
 def _known(columns: Mapping[str, Words], name: str) -> Words | None:
