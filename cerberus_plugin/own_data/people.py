@@ -268,8 +268,8 @@ def _listed(table: Table, folder: Path) -> OwnData:
     if person is None:
         for name in columns:
             if re.sub(r"[\W_]", "", name.casefold()) in _LIKE_PERSON:
-                raise ValueError(f"{table.path}: has no column 'person', but '{name}'. Call it 'person' if it says who is "
-                                 "on the picture, or else delete it.")
+                raise ValueError(f"{table.path}: has no column 'person', but '{name}'. Call it 'person' if it says who "
+                                 "is on the picture, or else delete it.")
         if not set(columns) - set(KEYS):
             raise ValueError(f"{table.path}: has no column 'person' and no other one that tells of the pictures; its "
                              f"columns are {', '.join(columns)}. Add 'person', or columns of attributes, or rename "
