@@ -66,7 +66,7 @@ def read(source: Path, *, setting: str = "aerial-to-ground", with_ethnicity: boo
         raise ValueError(f"--setting is '{setting}', expected one of {', '.join(FOLDERS)}.")
     path = find(source, "qut_attribute_v4_88_attributes.mat")
     kept = [own for own in ATTRIBUTES if own[0] != ETHNICITY or with_ethnicity]
-    labels = {}
+    labels: dict[int, list[str]] = {}
     for part, struct in zip(("train", "test"), read_annotation(path, "train", "test")):
         labels |= _people(path, part, struct, kept)
     files: list[str] = []
@@ -104,10 +104,10 @@ def _people(path: Path, part: str, struct, kept) -> dict[int, list[str]]:
     endings = {begin: [*words_of(listed), "unknown"] for _, _, begin, listed in ATTRIBUTES}
     wanted = {begin + ending for begin, own in endings.items() for ending in own}
     found = set(struct) if isinstance(struct, dict) else set()
-    for what, names in (("lacks", wanted | {"image_index"}), ("has", found)):
-        wrong = sorted(names - (found if what == "lacks" else wanted | {"image_index"}))
-        if wrong:
-            raise ValueError(f"{path}: {part} {what} the label '{wrong[0]}' ({len(wrong)} such), expected the "
+    named = wanted | {"image_index"}
+    for what, differing in (("lacks", sorted(named - found)), ("has", sorted(found - named))):
+        if differing:
+            raise ValueError(f"{path}: {part} {what} the label '{differing[0]}' ({len(differing)} such), expected the "
                              f"{len(wanted)} labels of the published file. Use it as published.")
     index = np.atleast_1d(struct["image_index"]).ravel()
     wrong = [number for number in index.tolist() if not re.fullmatch(r"\d{1,18}", str(number))]

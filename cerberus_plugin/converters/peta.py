@@ -7,7 +7,7 @@ from pathlib import Path
 from ..attributes.schema import Group
 from .questions import Questions, binary, several
 from .registry import register_converter
-from .sources import check_labels, check_names, chosen, find, read_fields, split_of, texts
+from .sources import check_labels, check_names, chosen_parts, find, matrix, read_fields, split_of, texts
 from .writing import Converted
 
 # The 35 evaluated labels are the first of the file's 105, in this order.
@@ -68,11 +68,11 @@ def read(source: Path, *, partition: int = 1) -> Converted:
     data, attributes, _, partitions = read_fields(path, "data", "attribute", "selected_attribute", "partitions")
     names = texts(path, "attributes", attributes)
     check_names(path, names[:len(EVALUATED)], EVALUATED)
+    data = matrix(path, data, None, 4 + len(names))
     files = [f"{number:05d}.png" for number in range(1, len(data) + 1)]
     # The first four columns number the picture, the person and the source.
     labels = check_labels(path, data[:, 4:], files, names)
-    part = chosen(path, partitions, partition)
-    split = split_of(path, dict(zip(("train", "val", "test"), part.values())), len(files))
+    split = split_of(path, chosen_parts(path, partitions, partition, {"train": 0, "val": 1, "test": 2}), len(files))
     return Converted(find(source, "images", folder=True), files,
                      {"split": split, **QUESTIONS.words(labels, names)}, QUESTIONS.wording, path,
                      binaries=QUESTIONS.binaries, about={"partition": partition},

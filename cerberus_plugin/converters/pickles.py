@@ -73,7 +73,7 @@ class _Call:
         raise pickle.UnpicklingError("it sets attributes of a function")
 
 
-def _of_buffer(buffer, kind: _Type, shape, order: str) -> _Array:
+def _of_buffer(buffer, kind: _Type, shape, order) -> _Array:
     array = _Array()
     array.values = np.frombuffer(buffer, kind.dtype).reshape(shape, order=order)
     return array

@@ -9,7 +9,17 @@ import numpy as np
 from ..attributes.schema import Group
 from .questions import Question, Questions, binary, several
 from .registry import register_converter
-from .sources import check_labels, check_names, chosen, find, read_annotation, read_fields, split_of, texts
+from .sources import (
+    check_labels,
+    check_names,
+    chosen_parts,
+    find,
+    matrix,
+    read_annotation,
+    read_fields,
+    split_of,
+    texts,
+)
 from .writing import Converted
 
 GROUPS = (Group("identity", lasting=True), Group("head", 0), Group("upper", 1), Group("lower", 2), Group("feet", 2),
@@ -97,9 +107,9 @@ def read_v1(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> 
     names, files = texts(path, "attributes", names), texts(path, "names", files)
     evaluated = len(V1.published)
     check_names(path, names[:evaluated], V1.published)
-    part = chosen(path, partitions, partition)
-    split = split_of(path, dict(zip(("train", "test"), part.values())), len(files))
-    return _converted(source, path, V1, files, values[:, :evaluated], names[:evaluated], split, uncertain, partition,
+    split = split_of(path, chosen_parts(path, partitions, partition, {"train": 0, "test": 1}), len(files))
+    values = matrix(path, values, len(files), evaluated)[:, :evaluated]
+    return _converted(source, path, V1, files, values, names[:evaluated], split, uncertain, partition,
                       {"train pictures": 33_268, "test pictures": 8_317})
 
 
@@ -113,13 +123,14 @@ def read_v2(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> 
     files, names, values, selected, partitions = read_annotation(path, "name", "attribute", "data",
                                                                  "selected_attribute", "partition_attribute")
     names, files = texts(path, "attributes", names), texts(path, "names", files)
-    columns = np.atleast_1d(np.asarray(selected)).ravel().astype(np.int64) - 1
+    columns = matrix(path, selected, 1, 1)[0].astype(np.int64) - 1
     if not ((columns >= 0) & (columns < len(names))).all():
         raise ValueError(f"{path}: selected_attribute has numbers outside 1 to {len(names)}. Use the file as "
                          "published.")
+    values = matrix(path, values, len(files), len(names))
     names = [names[column] for column in columns.tolist()]
     check_names(path, names, V2.published)
-    part = chosen(path, partitions, partition)
-    split = split_of(path, {name: part[f"{name}_index"] for name in ("train", "val", "test")}, len(files))
+    fields = {part: f"{part}_index" for part in ("train", "val", "test")}
+    split = split_of(path, chosen_parts(path, partitions, partition, fields), len(files))
     return _converted(source, path, V2, files, values[:, columns], names, split, uncertain, partition,
                       {"train pictures": 50_957, "val pictures": 16_986, "test pictures": 16_985})

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import cerberus_plugin
+
 from ..attributes.schema import DUKEMTMC, MARKET1501, AttributeSchema
 from ..own_data.schema_file import Wording
 from .registry import register_converter
@@ -42,6 +44,7 @@ def read_duke(source: Path) -> Converted:
 
 def _read(source: Path, schema: AttributeSchema, annotations: str, folder: str,
           published: Mapping[str, int]) -> Converted:
+    cerberus_plugin.use_torch()
     from ..attributes import read_annotations
     from ..data.listing import list_market_images
 
@@ -53,7 +56,8 @@ def _read(source: Path, schema: AttributeSchema, annotations: str, folder: str,
     people: dict[str, tuple[str, int]] = {}  # where its labels are
     for part, name in FOLDERS.items():
         split = "train" if part == "train" else "test"
-        for image, pid, camera in list_market_images(str(find(source, name, folder=True))):
+        for image, *numbers in list_market_images(str(find(source, name, folder=True))):
+            pid, camera = map(int, numbers)
             person = f"{pid:04d}"
             if pid != DISTRACTOR and pid not in getattr(labels, split):
                 raise ValueError(f"{path}: no {split} labels for identity {person} ({image}). Folder and annotations "

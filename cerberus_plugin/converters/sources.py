@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,20 @@ def texts(path: Path, what: str, values) -> list[str]:
     return found
 
 
+def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:
+    """A matrix of numbers with so many rows, or any number, and at least so many columns.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    found = np.atleast_2d(np.asarray(values))
+    if found.dtype.kind not in "buif" or found.ndim != 2 or found.shape[1] < columns or rows not in (None, len(found)):
+        raise ValueError(f"{path}: labels are {found.dtype.name}, {' x '.join(map(str, found.shape))}, expected "
+                         f"numbers, {'any number of' if rows is None else rows} rows x {columns} or more. Use the file "
+                         "as published.")
+    return found
+
+
 def check_names(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """Refuse names of attributes, or an order, that are not the published ones: labels would be misnamed."""
     for place, (own, other) in enumerate(zip([*found, "nothing"], expected), start=1):
@@ -109,7 +124,7 @@ def check_labels(path: Path, labels, files: Sequence[str], names: Sequence[str],
     return np.where(np.isin(labels, uncertain), UNKNOWN, labels).astype(np.int8)
 
 
-def split_of(path: Path, parts: dict[str, object], count: int) -> list[str]:
+def split_of(path: Path, parts: Mapping[str, object], count: int) -> list[str]:
     """The part of each of `count` pictures; "" for those in none.
 
     Args:
@@ -130,9 +145,23 @@ def split_of(path: Path, parts: dict[str, object], count: int) -> list[str]:
     return split.tolist()
 
 
-def chosen(path: Path, partitions, number: int) -> object:
+def chosen(path: Path, partitions, number: int) -> Any:
     """One of the partitions of a set, counted from 1."""
     several = np.atleast_1d(np.asarray(partitions, object)).ravel()
     if not 1 <= number <= len(several):
         raise ValueError(f"{path}: has the partitions 1 to {len(several)}, got {number}. Give another --partition.")
     return several[number - 1]
+
+
+def chosen_parts(path: Path, partitions, number: int, fields: Mapping[str, str | int]) -> dict[str, object]:
+    """Picture numbers by part, of one of the partitions that are structs.
+
+    Args:
+        fields: name or place of the field of each part.
+    """
+    own = chosen(path, partitions, number)
+    found = {} if not isinstance(own, dict) else own | dict(enumerate(own.values()))
+    missing = [part for part, name in fields.items() if name not in found]
+    if missing:
+        raise ValueError(f"{path}: partition {number} has no '{missing[0]}'. Use the file as published.")
+    return {part: found[name] for part, name in fields.items()}

@@ -14,7 +14,7 @@ from ..utils.files import decode_text
 from .pickles import read_pickle
 from .questions import Questions, binary, several
 from .registry import register_converter
-from .sources import check_labels, check_names, chosen, find, split_of, texts
+from .sources import check_labels, check_names, find, split_of, texts
 from .writing import Converted
 
 COLOURS = ("Black", "Blue", "Brown", "Green", "Grey", "Orange", "Pink", "Purple", "Red", "White", "Yellow", "Other")
@@ -119,10 +119,13 @@ def _read_pickle(source: Path, partition: int) -> Converted:
     labels = check_labels(path, content["label"], files, names)
     parts = {}
     for part in ("train", "val", "test"):
-        every = content["partition"].get(part, [])
-        several = np.empty(len(every), object)
-        several[:] = list(every)
-        own = chosen(path, several, partition)  # numbers from 0, in one array or in one for each set
+        every = content["partition"].get(part) if isinstance(content["partition"], Mapping) else None
+        if not isinstance(every, list):
+            raise ValueError(f"{path}: has no list of partitions for {part}. Use the file as published.")
+        if not 1 <= partition <= len(every):
+            raise ValueError(f"{path}: has the partitions 1 to {len(every)}, got {partition}. Give another "
+                             "--partition.")
+        own = every[partition - 1]  # numbers from 0, in one array or in one for each set
         parts[part] = np.concatenate([np.ravel(each) for each in (own if isinstance(own, list) else [own])]) + 1
     return Converted(_root(source, files[0]), files,
                      {"split": split_of(path, parts, len(files)), **QUESTIONS.words(labels, names)},

@@ -133,7 +133,8 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
 def _there(data: Converted, rows: Sequence[int], allow_subset: bool) -> list[int]:
     """Those whose pictures are there; each folder is listed once."""
     listed: dict[str, set[str]] = {}
-    missing, there = [], []
+    missing: list[int] = []
+    there: list[int] = []
     for row in rows:
         folder, _, base = data.files[row].rpartition("/")
         if folder not in listed:

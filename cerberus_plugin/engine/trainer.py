@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.engine import DefaultTrainer, default_setup, hooks
 from fastreid.evaluation import inference_on_dataset
 from fastreid.utils import comm
@@ -75,9 +76,11 @@ class CerberusTrainer(DefaultTrainer):
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(self.data.dataset))
         check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
+        check_identities(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, self.data)
-        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out)
+        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out,
+                                         self.data.datasets)
         super().__init__(cfg)
         fill_tables(self.model, self.cfg, self.data)
 
@@ -141,7 +144,16 @@ class CerberusTrainer(DefaultTrainer):
                                                 for labels in own.test.values())
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
-        if tasks is None:
+        identified = loader.dataset.identified
+        if tasks is None and not identified:
+            if not attributes:
+                raise ValueError(f"DATASETS.TESTS: it is not known who is on the pictures of '{dataset_name}', so reID "
+                                 "cannot be evaluated, and this model reads none of its attributes. Add a column "
+                                 "'person', or evaluate a model that learned some of these attributes.")
+            tasks = attribute_tasks(reader, cfg, identified)
+            logger.info(f"{dataset_name}: it is not known who is on the pictures, so reID and APS, which ask for "
+                        "people, are left out: PAR alone is evaluated")
+        elif tasks is None:
             groups = groups_of(model) or GROUPS
             directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
             reid = ReIDTask(cfg, all_groups=groups)
@@ -149,7 +161,8 @@ class CerberusTrainer(DefaultTrainer):
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(reid.ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
-        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
+        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish,
+                                     identified=identified)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -444,6 +457,18 @@ def as_the_host(results: OrderedDict) -> OrderedDict:
     return next(iter(results.values())) if len(results) == 1 else results
 
 
+def check_identities(cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Refuse to train a model that learns identities on pictures without any."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if train_set.identified or name == "ARN" or name == "Cerberus" and needs_prototypes(cfg):
+        return
+    why = ("its LAMBDA_SEM, LAMBDA_REG and SOFTMAX are 0" if name == "Cerberus" else "it learns identities")
+    raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: it is not known who is on the pictures, as there is no "
+                     f"column 'person', and {name} cannot be trained on attributes alone ({why}). Train Cerberus with "
+                     "its prototypes (configs/Market1501/cerberus_R50.yml) or ARN (configs/Market1501/arn_R50.yml), or "
+                     "add the column.")
+
+
 def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
     """Refuse keys of the optimiser that would have no effect on this model."""
     layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
@@ -456,16 +481,18 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
-                    held_out: tuple[AttributeDataset, int] | None = None) -> TestSets:
+                    held_out: tuple[AttributeDataset, int] | None = None,
+                    datasets: Mapping[str, ImageDataset] | None = None) -> TestSets:
     """DATASETS.TESTS under the schema of a model; refuses those that have nothing to evaluate.
 
     Args:
         schema: of the model's attributes; None for a model without attributes.
-        held_out: of `TrainingData`; read again where None.
+        held_out, datasets: of `TrainingData`; read again where None.
     """
     test_sets = {}
     for name in cfg.DATASETS.TESTS:
-        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name, schema)
+        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(
+            cfg, name, schema, datasets)
         check_test_set(cfg, name, test_sets[name])
     return test_sets
 

@@ -18,16 +18,17 @@ import numpy as np
 from ..attributes.schema import MOST_COMBINATIONS, AttributeSchema
 from ..utils.commands import printable
 from ..utils.files import write_text
-from ..utils.images import Limits, Unreadable, read_image
+from ..utils.images import Limits, Unreadable, read_bytes, read_image
 from ..utils.processor import usable_cores
 from .near_duplicates import near_duplicates, picture_hash
 from .people import OwnData, labels_of, read_people, read_wording, split_people
 from .recipe import FEW_IMAGES, FEW_PEOPLE, UPRIGHT, Facts, Wish, choose, model_for, too_few
-from .schema_file import FILE_NAME, Wording, folded, schema_text
-from .split import PARTS
+from .schema_file import FILE_NAME, MOST_VALUES, Wording, folded, schema_text
+from .split import PARTS, SPLIT_FILE
 from .tables import EMPTY, Words
 
 MOST_EXAMPLES = 5
+UNKNOWN = ("unknown", "n/a", "na", "nan", "null", "?", "??", "???", "unclear", "unsure", "not visible")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: boo
     _count(report, own)
     _check_split(report, own)
     trained = own.is_in("train")
-    report.facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])),
+    report.facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])) if own.identified else None,
                          len(np.unique(own.person.codes[own.is_in("query")])), cameras=own.camera is not None)
     wording = read_wording(own)
     if wording is not None:
@@ -96,8 +97,10 @@ def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: boo
 
 def _count(report: Report, own: OwnData) -> None:
     images = own.person.counts()
-    rows = [("pictures", len(own)), ("people", len(own.person.words)),
-            ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")]
+    rows: list[tuple] = [("pictures", len(own))]
+    rows += [("people", len(own.person.words)),
+             ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")
+             ] if own.identified else [("people", "none known")]
     for name, words in (("cameras", own.camera), ("outfits", own.outfit)):
         unknown = len(own) if words is None else int((words.codes == EMPTY).sum())
         rows.append((name, "none known" if words is None else f"{len(words.words)}"
@@ -105,23 +108,32 @@ def _count(report: Report, own: OwnData) -> None:
     report.sections.append(Section(f"Pictures of {own.source}", ("", "count"), rows))
     if own.outfit is not None and not own.outfit.complete:
         report.notes.append("the outfit of some pictures is not known, so nothing is evaluated by outfits")
-    if own.camera is None:
+    if own.camera is None and own.identified:
         report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
                             "those across cameras")
-    for name, words in (("people", own.person), ("cameras", own.camera)):
+    for name, words in (("people", own.person if own.identified else None), ("cameras", own.camera)):
         alike = defaultdict(list)
         for word in () if words is None else words.words:
-            alike[folded(word)].append(word)
+            alike[folded(word).lstrip("0")].append(word)
         several = sorted(same for same in alike.values() if len(same) > 1)
         if several:
-            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
-                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
-    report.sections.append(Section("Split", ("part", "pictures", "people"), [
-        (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
-        if (chosen := own.is_in(part)).any()]))
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case or in leading zeros "
+                                   f"alone and count as several, such as {' and '.join(several[0])}. Write them alike "
+                                   "if they are one")
+    parts = [(part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
+             if (chosen := own.is_in(part)).any()]
+    report.sections.append(Section("Split", ("part", "pictures", "people"), parts) if own.identified else
+                           Section("Split", ("part", "pictures"), [("test" if part == "gallery" else part, count)
+                                                                   for part, count, _ in parts]))
 
 
 def _check_split(report: Report, own: OwnData) -> None:
+    if not own.identified:
+        for part, name in (("train", "train"), ("gallery", "test")):
+            if not own.is_in(part).any():
+                report.errors.append(f"no pictures are in {name}; name the parts in a column 'split', or delete "
+                                     f"{SPLIT_FILE} to have them drawn")
+        return
     people = {part: set(np.unique(own.person.codes[own.is_in(part)]).tolist()) for part in PARTS}
     both = people["train"] & (people["query"] | people["gallery"])
     if both:
@@ -168,7 +180,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if column.is_colour:
             answers.append(("none", int((~truth[m].any(axis=1) & known[:, m]).sum())))
         held = [word for word, count in answers if count]
-        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers),
+        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers[:MOST_VALUES])
+                     + (", ..." if len(answers) > MOST_VALUES else ""),
                      f"{1 - known[:, m].mean():.0%}"))
         if not known[:, m].any():
             report.warnings.append(f"'{column.name}' is not known of anybody, so it is not learned")
@@ -178,16 +191,21 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         else:
             absent = [word for word, count in answers if not count and word != "none"]
             if absent:
-                report.warnings.append(f"'{column.name}': nobody has {', '.join(absent)}")
+                report.warnings.append(f"'{column.name}': nobody has {_some(absent)}")
             in_training = truth[m][known[:, m] & trained].any(axis=0)
             seen = truth[m][known[:, m] & trained]
             learned += bool((seen != seen[:1]).any())
             unseen = [word for word, count, seen in zip(column.classes, counts.tolist(), in_training.tolist())
                       if count and not seen]
             if unseen:
-                report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
-        contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
-                                          column.group in schema.lasting_groups)
+                report.warnings.append(f"'{column.name}': nobody in training has {_some(unseen)}")
+        doubtful = [word for word in held if folded(word) in UNKNOWN]
+        if doubtful:
+            report.warnings.append(f"'{column.name}' has the value {_some(doubtful)}, which is learned like any other. "
+                                   "Leave the cell empty where it is not known")
+        if own.identified:
+            contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
+                                              column.group in schema.lasting_groups)
     report.sections.append(Section("Attributes (pictures of each value)", ("attribute", "group", "values", "unknown"),
                                    rows))
     if contradictions:
@@ -200,7 +218,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
     unlabelled = set(range(len(own.person.words))) - set(np.unique(own.person.codes[known.any(axis=1)]).tolist())
     unlabelled -= {code for code, name in enumerate(own.person.words) if name in wording.nobody}
     if unlabelled:
-        report.warnings.append(f"nothing is known of {len(unlabelled)} people: {_names(own.person, unlabelled)}")
+        report.warnings.append(f"nothing is known of {len(unlabelled)} "
+                               f"{'people' if own.identified else 'pictures'}: {_names(own.person, unlabelled)}")
     for group in schema.group_names:
         complete = schema.is_complete(labels[trained], group)
         if trained.any() and complete.mean() < 0.5:
@@ -265,15 +284,12 @@ def _check_pictures(report: Report, own: OwnData, skip_unreadable: bool) -> tupl
     def look(row: int) -> tuple[bytes | None, tuple[int, int], str, np.ndarray | None]:
         path = own.path(row)
         try:
-            with open(path, "rb") as file:
-                data = file.read(limits.max_bytes + 1)
+            data = read_bytes(path, limits.max_bytes)
             image = read_image(data, limits, path)
             return (hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), "",
                     picture_hash(image))
         except Unreadable as error:
             return None, (0, 0), error.reason, None
-        except OSError as error:
-            return None, (0, 0), error.strerror or str(error), None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
@@ -299,15 +315,16 @@ def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]
     side = _sides(own)
     rows, people, parts = [], 0, 0
     for same in copies:
-        other_people = len({own.person.codes[row] for row in same}) > 1
+        other_people = own.identified and len({own.person.codes[row] for row in same}) > 1
         other_parts = len({side[row] for row in same}) > 1
         people, parts = people + other_people, parts + other_parts
         where = [name for name, yes in (("several people", other_people), ("training and test", other_parts)) if yes]
-        rows.append((", ".join(f"{own.files[row]} ({own.person[row]})" for row in same[:MOST_EXAMPLES]), len(same),
-                     " and ".join(where) or "one person"))
+        names = [f"{own.files[row]} ({own.person[row]})" if own.identified else own.files[row]
+                 for row in same[:MOST_EXAMPLES]]
+        rows.append((", ".join(names), len(same), " and ".join(where) or ("one person" if own.identified else "")))
     if not rows:
         return
-    rows.sort(key=lambda row: row[2] == "one person")
+    rows.sort(key=lambda row: row[2] in ("one person", ""))
     report.sections.append(Section("The same file more than once", ("pictures", "copies", "of"), rows[:50]))
     if people:
         report.warnings.append(f"{people} pictures are under several people; one of the names is wrong")
@@ -323,18 +340,19 @@ def _report_near(report: Report, own: OwnData, rows: np.ndarray, hashes: np.ndar
     Args:
         rows: int64 (n,), of pictures without copies.   hashes: uint8 (n, bytes).
     """
-    person, side = own.person.codes[rows], _sides(own)[rows]
+    person, side = own.person.codes[rows] if own.identified else np.zeros(len(rows), np.int32), _sides(own)[rows]
     near = near_duplicates(hashes, person, side)
     if near.others:
-        report.notes.append(f"{near.others} pairs of pictures of one person are nearly the same, such as successive "
-                            "ones")
+        report.notes.append(f"{near.others} pairs of pictures{' of one person' * own.identified} are nearly the same, "
+                            "such as successive ones")
     if not len(near.pairs):
         return
     first, second = near.pairs[:, 0], near.pairs[:, 1]
     people, parts = person[first] != person[second], side[first] != side[second]
     report.sections.append(Section(
         "Pictures that are nearly the same", ("pictures", "of"),
-        [(", ".join(f"{own.files[row]} ({own.person[row]})" for row in rows[pair[:2]]),
+        [(", ".join(f"{own.files[row]} ({own.person[row]})" if own.identified else own.files[row]
+                    for row in rows[pair[:2]]),
           " and ".join(name for name, yes in (("several people", one), ("training and test", other)) if yes))
          for pair, one, other in zip(near.pairs[:50], people, parts)]))
     example = " and ".join(own.files[row] for row in rows[near.pairs[0, :2]])
@@ -358,10 +376,12 @@ def _advise(report: Report, name_pattern: str) -> None:
         report.errors.append(reason)
     if reason or not facts.images:  # which is an error already
         return
-    if facts.people is not None and facts.people < FEW_PEOPLE:
+    if facts.people is None:
+        report.advice.append("identities are unknown: Cerberus and ARN learn the attributes alone, evaluated by PAR")
+    elif facts.people < FEW_PEOPLE:
         report.advice.append(f"{facts.people} people to train on are few: identities are told apart well from some "
                              "hundred people on. Begin with pretrained weights, and trust no figure of one split")
-    elif facts.people is not None and facts.images / facts.people < FEW_IMAGES:
+    elif facts.images / facts.people < FEW_IMAGES:
         report.advice.append(f"{facts.images / facts.people:.1f} pictures a person are few; {FEW_IMAGES} or more, from "
                              "several cameras, are better than more people")
     if facts.size is not None:
@@ -377,7 +397,10 @@ def _advise(report: Report, name_pattern: str) -> None:
 
 
 def _names(words: Words, codes: Iterable[int]) -> str:
-    names = sorted(words.words[code] for code in codes)
+    return _some(sorted(words.words[code] for code in codes))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_EXAMPLES]) + (", ..." if len(names) > MOST_EXAMPLES else "")
 
 

@@ -4,10 +4,15 @@ import json
 
 from cerberus_plugin import cli
 from cerberus_plugin.converters import CONVERTERS, agreid, convert, pa100k, peta, rap, upar
+from cerberus_plugin.metrics.par import par_metrics
+from cerberus_plugin.own_data.schema_file import encode
+from cerberus_plugin.own_data.tables import Words
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
+from support.own_data import write_picture
 from support.published_sets import (
     binaries_of,
     cells,
@@ -22,6 +27,7 @@ from support.published_sets import (
     write_rapv2,
     write_upar,
 )
+from support.training import read_config, trained
 
 PUBLISHED = {"peta": (peta.QUESTIONS, 35), "pa100k": (pa100k.QUESTIONS, 26), "rapv1": (rap.V1, 51),
              "rapv2": (rap.V2, 54), "upar": (upar.QUESTIONS, 40)}
@@ -34,6 +40,24 @@ def test_the_fields_of_a_schema_are_the_published_labels_one_to_one(name):
     assert len(fields) == len(questions.published) == len(set(questions.published)) == count
     for field, (_, column, word) in zip(fields, questions.binaries):
         assert field.values[1] == word if not field.column else (field.column, field.word) == (column, word)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_mean_accuracy_of_a_set_is_that_over_its_published_labels(name):
+    questions, count = PUBLISHED[name]
+    schema, published = questions.wording.schema, drawn_labels(40, count)
+    words = questions.words(published.astype(int), questions.published)
+    labels = encode(questions.wording, {column: Words.of(own) for column, own in words.items()}, None)
+    truth, known = schema.column_truth(torch.from_numpy(labels.astype(np.int64)))
+    generator = np.random.default_rng(1)
+    answers = np.stack([generator.integers(-own.is_colour, len(own.classes), 40) for own in schema.columns], axis=1)
+    result = par_metrics(torch.from_numpy(answers), truth, known, [own.is_colour for own in schema.columns])
+    rates = []
+    for true, (_, column, word) in zip(published.T, questions.binaries):
+        place = schema.columns.index(schema.column(column))
+        said = answers[:, place] == schema.columns[place].classes.index(word)
+        rates.append((said[true == 1].mean() + (~said)[true == 0].mean()) / 2)
+    assert result.num_bits == count and result.mA_balanced == pytest.approx(np.mean(rates), abs=1e-12)
 
 
 def test_the_labels_of_peta_are_in_the_order_of_their_evaluation():
@@ -243,3 +267,20 @@ def test_every_set_names_its_licence_and_rule():
     assert set(CONVERTERS) == {"peta", "pa100k", "rapv1", "rapv2", "upar", "agreid", "market1501", "dukemtmc"}
     for own in CONVERTERS.values():
         assert own.licence and own.rule and own.title
+
+
+def test_a_set_without_identities_is_checked_trained_and_evaluated(tmp_path, capsys):
+    labels = drawn_labels(48, 26)
+    labels[:, 1:4] = labels[:, 4:7] = np.eye(3)[np.arange(48) % 3]  # one age and one view each
+    write_pa100k(tmp_path, labels, parts=(24, 8, 16))
+    for number in range(1, 49):
+        write_picture(tmp_path / f"data/{number:06d}.jpg", number)
+    out = str(tmp_path / "out")
+    cli.main(["convert", "pa100k", str(tmp_path), "--out", out, "--allow-subset"])
+    cli.main(["check", out])  # exit code 0
+    assert "none known" in capsys.readouterr().out
+    figures = trained(read_config("DATASETS.NAMES", (out,), "DATASETS.TESTS", (out,), "OUTPUT_DIR",
+                                  str(tmp_path / "run"), "SOLVER.IMS_PER_BATCH", 8, "SOLVER.MAX_EPOCH", 1,
+                                  "TEST.EVAL_PERIOD", 1)).results
+    assert figures["PAR/questions"] == 26 and figures["PAR/images"] == 16 and "mAP" not in figures
+    assert {"PAR/label/mA", "PAR/instance/accuracy", "PAR/instance/F1"} <= set(figures)

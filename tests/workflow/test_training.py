@@ -7,6 +7,7 @@ import re
 from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
+from cerberus_plugin.workflow.log import short_log
 
 import pytest
 import torch
@@ -24,7 +25,17 @@ def test_a_run_says_what_it_chose_and_ends_with_figures_and_their_floors(said_ru
     assert "PAR/mA_official" in figures(run) and "APS/mAP" in figures(run)
     assert json.loads((run / "results.json").read_text())["before training"]
     assert json.loads((run / "train.json").read_text())["choices"][0][:2] == ["model", "plus"]
-    assert not any(type(each) is logging.StreamHandler for each in logging.getLogger("fastreid").handlers)
+
+
+def test_the_log_ends_with_the_block_and_leaves_long_texts_to_its_file(tmp_path, capsys):
+    root = logging.getLogger("fastreid")
+    before = list(root.handlers), root.level, root.propagate
+    with short_log(tmp_path):
+        root.info("Running with full config:\nMODEL")
+        root.info("eta: 0:00:01")
+    said = capsys.readouterr().out
+    assert "eta" in said and "MODEL" not in said and "MODEL" in (tmp_path / "log.txt").read_text()
+    assert (list(root.handlers), root.level, root.propagate) == before
 
 
 def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, crops):
@@ -156,3 +167,17 @@ def test_on_a_gpu_weights_are_downloaded_once_or_it_is_said_where_they_are(tmp_p
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     first, second = (training.pretrained_weights("", True, {}) for _ in range(2))
     assert first == second and len(tried) == 1 and first[0].endswith("checkpoints/resnet50-0676ba61.pth")
+
+
+def test_pictures_without_people_train_and_report_attributes_alone(tmp_path):
+    crops = write_people(tmp_path / "crops", people=12)
+    lines = [line.split(",") for line in (crops / "metadata.csv").read_text().splitlines()]
+    (crops / "metadata.csv").write_text("\n".join(",".join([line[0], *line[3:]]) for line in lines) + "\n")
+    run = train_own(crops, tmp_path / "run", model="", epochs=1)
+    page = (run / "report.html").read_text()
+    assert "mAP" not in figures(run) and "reID, percent" not in page
+    for text in ("Attributes as yes/no labels", "it is not known who is on the pictures", "not calibrated"):
+        assert text in page
+    cli.main(["evaluate", str(run), str(crops), str(write_people(tmp_path / "known", people=8))])
+    own, other = json.loads((run / "evaluation/summary.json").read_text())
+    assert set(own["figures"]) == {"PAR mA", "balanced"} and "reID mAP" in other["figures"]
