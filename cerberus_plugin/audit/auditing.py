@@ -74,8 +74,10 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
             notes += predictions.notes
             if wording is not None and labels is not None:
                 findings += label_findings(own, wording, labels, predictions)
-            findings += people_findings(own, wording.schema if wording else None, labels, predictions)
-        findings += copies(own)
+            if own.identified:
+                findings += people_findings(own, wording.schema if wording else None, labels, predictions)
+        if own.identified:
+            findings += copies(own)
     found = Audit(str(data), in_order(findings), tuple(notes))
     write_findings(out, found.findings, {"data": str(own.source), "pictures": len(own),
                                          "people": len(own.person.words), "notes": list(found.notes)})

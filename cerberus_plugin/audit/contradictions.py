@@ -13,7 +13,7 @@ from ..attributes.schema import MISSING, NONE, AttributeSchema
 from ..own_data.people import OwnData
 from ..own_data.schema_file import Wording
 from ..own_data.tables import EMPTY
-from .findings import Choice, Finding, of_person
+from .findings import Choice, Finding, of_unit
 
 MOST_SHOWN = 8  # pictures of a group
 
@@ -61,8 +61,9 @@ def _exclusive(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> lis
         for person, outfit, rows in _units(own, several):
             said = [name for name, field in zip(names, fields) if labels[rows[0], field] == 1]
             choices = [Choice(f"{kept} alone", tuple(
-                ("", person, outfit, name, schema.column(name).classes[0], _word(own, name, rows[0]))
-                for name in said if name != kept)) for kept in said]
+                row for name in said if name != kept
+                for row in of_unit(own, rows, outfit, name, _word(own, name, rows[0]),
+                                   schema.column(name).classes[:1])[0].rows)) for kept in said]
             found.append(Finding("exclusive", 1.0, person, ", ".join(said), "yes", "no",
                                  f"{' and '.join(said)} are all yes, and one of {', '.join(names)} can be at most",
                                  ((person, _shown(own, rows)),), tuple(choices)))
@@ -124,5 +125,5 @@ def _first_values(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> 
             "each attribute has the first of its values; if 0 stood for unknown, they are unknown",
             ((person, _shown(own, rows)),),
             (Choice("unknown", tuple(choice for name, word in words.items()
-                                     for choice in of_person(person, outfit, name, word, [""])[0].rows)),)))
+                                     for choice in of_unit(own, rows, outfit, name, word, [""])[0].rows)),)))
     return found

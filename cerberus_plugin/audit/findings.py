@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..own_data.overlay import PERSON
+from ..own_data.people import OwnData
 from ..utils.files import write_json, write_text
 
 # Kinds in the order in which they are shown, and what each says.
@@ -65,9 +66,17 @@ class Finding:
         return self.pictures[0][1] if self.pictures else ()
 
 
-def of_person(person: str, outfit: str, attribute: str, was: str, values: Sequence[str]) -> tuple[Choice, ...]:
-    """New values for all pictures of a person, or of an outfit, that have a label; "" is unknown."""
-    return tuple(Choice(value or "unknown", (("", person, outfit, attribute, value, was),)) for value in values)
+def of_unit(own: OwnData, rows: Sequence[int], outfit: str, attribute: str, was: str,
+            values: Sequence[str]) -> tuple[Choice, ...]:
+    """New values for the pictures of a person, or of an outfit, that have a label; "" is unknown.
+
+    Args:
+        rows: of these pictures, which are named themselves where nobody's identity is known.
+    """
+    if not own.identified:
+        return of_pictures([own.files[row] for row in rows], attribute, [was] * len(rows), values)
+    return tuple(Choice(value or "unknown", (("", own.person[rows[0]], outfit, attribute, value, was),))
+                 for value in values)
 
 
 def of_pictures(files: Sequence[str], attribute: str, was: Sequence[str], values: Sequence[str]) -> tuple[Choice, ...]:

@@ -13,7 +13,7 @@ from ..own_data.people import OwnData
 from ..own_data.schema_file import Wording, folded
 from ..own_data.tables import EMPTY
 from .confident import confident_classes, pooled, self_confidence, thresholds
-from .findings import Finding, of_person, of_pictures
+from .findings import Finding, of_pictures, of_unit
 from .predictions import Predictions
 
 MOST_SHOWN = 8  # pictures of a group
@@ -60,16 +60,16 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     of_view = pooled(probabilities, view)  # (V, C)
     unit_of_view, right_of_view = unit[first_of_view], right[first_of_view]
     # Each camera counts alike; of views that disagree the geometric mean ranks wrong labels better.
-    of_unit = np.exp(pooled(np.log(of_view.clip(LOWEST)), unit_of_view))  # (U, C)
-    of_unit /= of_unit.sum(axis=1, keepdims=True)
+    mean = np.exp(pooled(np.log(of_view.clip(LOWEST)), unit_of_view))  # (U, C)
+    mean /= mean.sum(axis=1, keepdims=True)
     first_of_unit = np.unique(unit, return_index=True)[1]
     right_of_unit = right[first_of_unit]
-    said = confident_classes(of_unit, thresholds(of_unit, right_of_unit))
+    said = confident_classes(mean, thresholds(mean, right_of_unit))
     said_of_view = confident_classes(of_view, thresholds(of_view, right_of_view))
     against = ~_holds(right_of_view, np.where(said_of_view >= 0, said_of_view, of_view.argmax(axis=1)))
     views = np.bincount(unit_of_view)
     contrary = np.bincount(unit_of_view, weights=against)
-    doubt, doubt_of_view = 1 - self_confidence(of_unit, right_of_unit), 1 - self_confidence(of_view, right_of_view)
+    doubt, doubt_of_view = 1 - self_confidence(mean, right_of_unit), 1 - self_confidence(of_view, right_of_view)
     wrong = ~_holds(right_of_unit, said) & (said >= 0)
     answers = spoken(own, wording, column)[-probabilities.shape[1]:]
     members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
@@ -84,9 +84,9 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
         word, value = own.attributes[column.name][row], answers[said[u]]
         found.append(Finding(
             "label", float(doubt[u]), own.person[row], column.name, word, value,
-            f"{int(contrary[u])} of {views[u]} views say otherwise, {value} with {of_unit[u, said[u]]:.0%}",
+            f"{int(contrary[u])} of {views[u]} views say otherwise, {value} with {mean[u, said[u]]:.0%}",
             ((own.person[row], shown(members[u])),),
-            of_person(own.person[row], outfit, column.name, word, _values(answers, word, value))))
+            of_unit(own, rows[members[u]].tolist(), outfit, column.name, word, _values(answers, word, value))))
     flagged = ~_holds(right_of_view, said_of_view) & (said_of_view >= 0) & (2 * contrary <= views)[unit_of_view]
     for v in np.flatnonzero(flagged).tolist():
         u, row = unit_of_view[v], rows[first_of_view[v]]

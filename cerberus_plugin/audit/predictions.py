@@ -95,7 +95,8 @@ def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.nd
     # In a short training from scratch attributes are learnt well before identities.
     given = {"MODEL.CERBERUS.SOFTMAX": "16.0"} | dict(given or {})
     gpu = has_gpu(given)
-    facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])), 0, len(schema.columns),
+    people = len(np.unique(own.person.codes[trained])) if own.identified else None
+    facts = Facts(int(trained.sum()), people, 0, len(schema.columns),
                   *limits_of(schema), own.camera is not None)
     recipe = choose(facts, gpu, usable_cores(), Wish(epochs=epochs, given=given))
     cfg = get_cfg()
@@ -132,8 +133,9 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
     for number in range(folds):
         folder = out / f"fold{number + 1}"
         trained, asked = (fold != number) & ~nobody, np.flatnonzero(fold == number)
-        split = divide_test(Words((fold == number).astype(np.int32), ("train", TEST)), own.files, own.person,
-                            own.camera)
+        split = Words((fold == number).astype(np.int32), ("train", TEST))
+        split = divide_test(split, own.files, own.person, own.camera) if own.identified else split.renamed(
+            {TEST: "gallery"})
         split = replaced(split, dict.fromkeys(np.flatnonzero(nobody).tolist(), "gallery"))
         cfg = fold_config(data, own, wording.schema, trained, **recipe)
         cfg.merge_from_list(["DATASETS.SPLIT_FILE", str(folder / "split.csv"), "OUTPUT_DIR", str(folder)])

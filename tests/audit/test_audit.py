@@ -113,3 +113,13 @@ def test_the_command_prints_a_table_and_says_what_is_wrong(site, tmp_path, capsy
     assert "copies" in said and "audit.html" in said
     with pytest.raises(SystemExit, match="--folds is 9, expected 2 to 4"):
         cli.main(["audit", str(folder), "--out", str(tmp_path / "more"), "--folds", "9"])
+
+
+def test_pictures_of_unknown_people_have_labels_that_are_corrected_by_picture(tmp_path):
+    folder = write_people(tmp_path / "site")
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join(",".join(line.split(",")[i] for i in (0, 3, 4)) for line in lines)
+                                         + "\n")
+    found = audit(str(folder), tmp_path / "audit", folds=2, epochs=2, given=TINY)
+    assert found.findings and {one.kind for one in found.findings} == {"label"}
+    assert all(row[0] and not row[1] for one in found.findings for choice in one.choices for row in choice.rows)

@@ -3,7 +3,7 @@
 import csv
 
 from cerberus_plugin.audit.auditing import audit, text
-from cerberus_plugin.audit.findings import Finding, in_order, of_person, of_pictures, write_findings
+from cerberus_plugin.audit.findings import Finding, in_order, of_pictures, of_unit, write_findings
 from cerberus_plugin.audit.page import write_page
 from cerberus_plugin.own_data.overlay import COLUMNS, OVERLAY, read_overlay
 from cerberus_plugin.own_data.people import read_people
@@ -44,7 +44,7 @@ def test_without_pictures_labels_are_compared_and_files_are_written(tmp_path):
 def test_findings_are_sorted_by_confidence_and_the_page_is_bounded(tmp_path, monkeypatch):
     own = read_people(write_people(tmp_path))
     findings = in_order([Finding("label", confidence, f"p{n}", "hat", "no", "yes", "", (("p", (own.files[n],)),),
-                                 of_person(f"p{n}", "", "hat", "no", ["yes"]))
+                                 of_unit(own, [n], "", "hat", "no", ["yes"]))
                          for n, confidence in enumerate((0.2, 0.9, 0.5))])
     assert [one.confidence for one in findings] == [0.9, 0.5, 0.2]
     monkeypatch.setattr("cerberus_plugin.audit.page.MOST_FINDINGS", 2)
