@@ -14,7 +14,7 @@ from ..utils.files import write_json, write_text
 
 # Kinds in the order in which they are shown, and what each says.
 KINDS = {
-    "label": "all views contradict the label",
+    "label": "the views together contradict the label",
     "view": "one camera contradicts the label",
     "same person": "two people are probably one",
     "two people": "one person is probably two",
