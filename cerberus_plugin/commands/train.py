@@ -82,7 +82,7 @@ def _begin(args: argparse.Namespace, folder: Path, given: dict[str, str], said: 
     weights, depth = training.pretrained_weights(args.weights, gpu, given)  # missing ones are found before the check
     report = check(args.data, args.name_pattern, skip_unreadable=given.get("DATALOADER.ON_UNREADABLE") == "skip")
     for kind, texts in report.findings:
-        if kind in ("error", "warning"):
+        if kind != "advice":
             print(*(f"{kind}: {printable(text)}" for text in texts), sep="\n")
     if report.errors:
         raise SystemExit(1)
