@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..own_data.people import PEOPLE
+from ..own_data.people import PEOPLE, refused_name
 from ..own_data.schema_file import FILE_NAME, Wording, schema_text
 from ..own_data.split import TEST
 from ..utils.files import write_text
@@ -115,6 +115,7 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
     used = [row for row, part in enumerate(data.columns["split"]) if part]
     if len(used) < len(data.files):
         notes.append(f"{len(data.files) - len(used)} pictures are in no part of the split and are left out")
+    _check_names(data)
     there = _there(data, used, allow_subset)
     if len(there) < len(used):
         notes.append(f"{len(used) - len(there)} pictures are missing and are left out")
@@ -128,6 +129,18 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
         return Conversion(out, counts, (*notes, "it is there already, the same; nothing was written"), False)
     _write(out, data, texts, copy, progress)
     return Conversion(out, counts, tuple(notes), True)
+
+
+def _check_names(data: Converted) -> None:
+    """Refuse names that are there twice, and such as would lead out of the folder."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(data.files):
+        reason = refused_name(name)
+        if first.setdefault(name, row) != row:
+            reason = f"as picture {first[name] + 1} is, expected a name of its own."
+        if reason:
+            raise ValueError(f"{data.annotation}: picture {row + 1} is called '{name}', {reason} Use the file as "
+                             "published.")
 
 
 def _there(data: Converted, rows: Sequence[int], allow_subset: bool) -> list[int]:

@@ -108,8 +108,8 @@ def write_agreid(root: Path, people: dict[str, dict[str, dict[str, str]]], chang
     """
     record = {}
     for part, own in people.items():
-        record[part] = {"image_index": np.array([int("".join(name.translate(str.maketrans("PTA", "   ")).split()))
-                                                 for name in own])}
+        numbers = ["".join(name.translate(str.maketrans("PTA", "   ")).split()) for name in own]
+        record[part] = {"image_index": np.array(numbers, float) if part == "train" else cells(numbers)}
         for column, _, begin, listed in agreid.ATTRIBUTES:
             for ending, word in {**agreid.words_of(listed), "unknown": None}.items():
                 record[part][begin + ending] = np.array([2 if words.get(column) == word else 1
