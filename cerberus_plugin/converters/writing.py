@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..own_data.people import PEOPLE, refused_name
@@ -73,8 +73,8 @@ class Converted:
 
     def rows(self, keep: Sequence[int]) -> Converted:
         """The data set with these pictures alone."""
-        return Converted(**{**self.__dict__, "files": [self.files[row] for row in keep],
-                            "columns": {name: [words[row] for row in keep] for name, words in self.columns.items()}})
+        return replace(self, files=[self.files[row] for row in keep],
+                       columns={name: [words[row] for row in keep] for name, words in self.columns.items()})
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
         FileNotFoundError, ValueError: with the file, what is there, what is expected, and a remedy.
     """
     converter = find_converter(name)
-    source, out = Path(source), Path(out)
+    source, out = Path(source), Path(os.path.abspath(out))
     data = converter(source, **options)
     notes = [*data.notes]
     used = [row for row, part in enumerate(data.columns["split"]) if part]
@@ -208,7 +208,7 @@ def _write(out: Path, data: Converted, texts: Mapping[str, str], copy: bool, pro
 
     folder = out.with_name(out.name + UNFINISHED)
     if folder.exists():  # of a conversion that was stopped; the record is the first file of one
-        if not (folder / SOURCE).is_file():
+        if not (folder / SOURCE).is_file() and not all(own.name.startswith(SOURCE) for own in folder.iterdir()):
             raise ValueError(f"{folder}: is in the way, and not of a conversion that was stopped. Delete it.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
