@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     run_command(lambda: args.job(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
                 lambda error: f"cerberus: {_message(error)}",
-                "\ncerberus: stopped; an index goes on where it was when it is started again")
+                "\ncerberus: stopped; an index goes on where it was when it is started again, a training with --resume")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

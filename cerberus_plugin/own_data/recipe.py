@@ -14,6 +14,7 @@ MODELS = {"plus": ("cerberus_plus", True), "cerberus": ("cerberus", True), "apr"
           "mgn": ("mgn", False)}
 OF_ATTRIBUTES = tuple(name for name, (_, attributes) in MODELS.items() if attributes)
 CERBERUS = ("plus", "cerberus")
+WITHOUT_PEOPLE = (*CERBERUS, "arn")  # which learn attributes alone where nobody's identity is known
 # Of the recipes, on Market-1501: epochs, and steps in which the learning rate rises.
 EPOCHS = {"apr": 60, "arn": 60, "ide": 60, "sbs": 60, "mgn": 60}
 MOST_EPOCHS, LEAST_EPOCHS, WARMUP = 120, 20, 2000
@@ -153,17 +154,20 @@ def model_for(facts: Facts, wanted: str = "") -> tuple[str, str]:
         raise ValueError(f"--model {wanted}: needs attributes, and no column of the data is one. Add columns of words "
                          "to its table, or take one of "
                          f"{', '.join(name for name in MODELS if name not in OF_ATTRIBUTES)}.")
-    if wanted in CERBERUS and facts.not_for_cerberus:
-        raise ValueError(f"--model {wanted}: {facts.not_for_cerberus}; or take --model apr.")
-    if wanted and wanted not in OF_ATTRIBUTES and facts.people is None:
+    if wanted and wanted not in WITHOUT_PEOPLE and facts.people is None:
         raise ValueError(f"--model {wanted}: learns identities, and none are known. Add the column 'person', or take "
-                         f"one of {', '.join(OF_ATTRIBUTES)}.")
+                         f"one of {', '.join(WITHOUT_PEOPLE)}.")
+    alone = "arn" if facts.people is None else "apr"
+    if wanted in CERBERUS and facts.not_for_cerberus:
+        raise ValueError(f"--model {wanted}: {facts.not_for_cerberus}; or take --model {alone}.")
     if wanted:
         return wanted, "as said by --model"
+    if facts.not_for_cerberus and facts.attributes:
+        return alone, facts.not_for_cerberus
+    if facts.people is None:
+        return "plus", "attributes alone, as nobody's identity is known"
     if not facts.attributes:
         return "bot", "no attributes are known; bag of tricks is a strong baseline on identities alone"
-    if facts.not_for_cerberus:
-        return "apr", facts.not_for_cerberus
     return "plus", f"{facts.attributes} attribute{'s' if facts.attributes > 1 else ''}: Cerberus learns people and " \
                    "attributes together"
 
@@ -299,8 +303,8 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
                         Choice("SOLVER.FREEZE_ITERS", "0", "likewise")]
         return scratch
     small = wish.depth in ("18x", "34x")
-    choices = [Choice(key, "True", "as said by --weights"),
-               Choice("MODEL.BACKBONE.PRETRAIN_PATH", wish.weights, "as said by --weights"),
+    choices = [Choice(key, "True", "a backbone that knows pictures learns people from fewer of them"),
+               Choice("MODEL.BACKBONE.PRETRAIN_PATH", wish.weights, "the weights that it begins with"),
                Choice("MODEL.BACKBONE.DEPTH", wish.depth, "that of the weights"),
                Choice("MODEL.BACKBONE.FEAT_DIM", "512" if small else "2048", "that of the weights")]
     if not gpu and model in CERBERUS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..evaluation.report import REID, percent, read_results
 from ..experiments.figures.exhibit import DPI
 from ..experiments.figures.rank_list import Gallery, sheet
+from ..metrics.par import LABELS
 from ..own_data.check import Section
 from ..own_data.recipe import CALIBRATED_PEOPLE
 from ..predictor import CerberusPredictor
@@ -42,7 +43,7 @@ def write_page(folder: Path, record: Mapping, predictor: CerberusPredictor, not_
                               lstrip_blocks=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.j2").render(
         title=Path(record["data"]).name, record=record, model=results["model"], training=results["training"],
-        hardware=results["hardware"], sections=sections, picture=_picture(predictor),
+        hardware=results["hardware"], sections=sections, picture=_picture(predictor) if "mAP" in figures else "",
         missing=not_measured(figures, not_calibrated, predictor.reader is not None),
         commands=next_commands(folder, record["data"], predictor))
     write_text(str(folder / PAGE), text)
@@ -56,10 +57,17 @@ def sections_of(figures: Mapping, floor: Mapping, calibrated: Mapping | None = N
         calibrated: record of each attribute in calibration.json.
     """
     rows = [(name, of) for name, of in (("this model", figures), ("before training", floor)) if of]
-    sections = [Section("The same person again (reID, percent)", ("", *REID[:5]),
-                        [(name, *(percent(of.get(key)) for key in REID[:5])) for name, of in rows])]
+    sections = []
+    if "mAP" in figures:
+        sections.append(Section("The same person again (reID, percent)", ("", *REID[:5]),
+                                [(name, *(percent(of.get(key)) for key in REID[:5])) for name, of in rows]))
     if "PAR/mA_official" in figures:
         sections.append(_attributes(figures, floor, calibrated or {}))
+    if "mAP" not in figures:
+        keys = ("mA", "accuracy", "precision", "recall", "F1")
+        sections.append(Section(f"Attributes as yes/no labels (percent; {LABELS})", ("", *keys), [
+            (name, *(percent(of.get(f"PAR/{'label' if key == 'mA' else 'instance'}/{key}")) for key in keys))
+            for name, of in rows]))
     if "APS/mAP" in figures:
         keys = ("mAP", "Rank-1", "Rank-5", "Rank-10")
         sections.append(Section(f"People by a description (APS, {figures['APS/queries']:.0f} descriptions, percent)",
@@ -93,6 +101,8 @@ def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> lis
     texts = ["how figures differ between seeds and splits: this is one of each. SEED 2 in another --out is a second "
              "one; delete split.csv for another split, whose people are others",
              "pictures of other places and cameras: cerberus evaluate RUN OTHER"]
+    if "mAP" not in figures:
+        texts.append("who is found again, and searches by description: it is not known who is on the pictures")
     if figures.get("shared cameras") == 0:
         texts.append("reID across cameras: no camera is known, so pictures taken one after the other count as found, "
                      "and figures are higher")

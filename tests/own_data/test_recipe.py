@@ -5,7 +5,6 @@ from pathlib import Path
 from cerberus_plugin.own_data.recipe import (
     CALIBRATED_PEOPLE,
     MODELS,
-    OF_ATTRIBUTES,
     Facts,
     Wish,
     choose,
@@ -23,6 +22,13 @@ SHOP = Facts(247, 32, 32, attributes=12, size=(128, 64))
 
 def chosen(facts: Facts, gpu: bool, *, cores: int = 4, **wish) -> dict[str, str]:
     return {choice.key: choice.value for choice in choose(facts, gpu, cores, Wish(**wish)).choices}
+
+
+def refused(facts: Facts, model: str) -> bool:
+    try:
+        return not model_for(facts, model)
+    except ValueError:
+        return True
 
 
 @pytest.mark.parametrize("facts, model", [
@@ -151,5 +157,6 @@ def test_data_that_is_too_small_is_refused():
 
 def test_pictures_without_people_are_for_models_of_attributes():
     facts = Facts(1000, None, 0, attributes=5)
-    assert model_for(facts)[0] in OF_ATTRIBUTES
-    assert choose(facts, False).not_calibrated == "nobody's identity is known"
+    assert model_for(facts)[0] == "plus" and choose(facts, False).not_calibrated == "nobody's identity is known"
+    assert model_for(Facts(1000, None, 0, attributes=1, not_for_cerberus="one group"))[0] == "arn"
+    assert {name for name in MODELS if not refused(facts, name)} == {"plus", "cerberus", "arn"}

@@ -167,3 +167,17 @@ def test_on_a_gpu_weights_are_downloaded_once_or_it_is_said_where_they_are(tmp_p
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     first, second = (training.pretrained_weights("", True, {}) for _ in range(2))
     assert first == second and len(tried) == 1 and first[0].endswith("checkpoints/resnet50-0676ba61.pth")
+
+
+def test_pictures_without_people_train_and_report_attributes_alone(tmp_path):
+    crops = write_people(tmp_path / "crops", people=12)
+    lines = [line.split(",") for line in (crops / "metadata.csv").read_text().splitlines()]
+    (crops / "metadata.csv").write_text("\n".join(",".join([line[0], *line[3:]]) for line in lines) + "\n")
+    run = train_own(crops, tmp_path / "run", model="", epochs=1)
+    page = (run / "report.html").read_text()
+    assert "mAP" not in figures(run) and "reID, percent" not in page
+    for text in ("Attributes as yes/no labels", "it is not known who is on the pictures", "not calibrated"):
+        assert text in page
+    cli.main(["evaluate", str(run), str(crops), str(write_people(tmp_path / "known", people=8))])
+    own, other = json.loads((run / "evaluation/summary.json").read_text())
+    assert set(own["figures"]) == {"PAR mA", "balanced"} and "reID mAP" in other["figures"]
