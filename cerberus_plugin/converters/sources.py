@@ -69,7 +69,7 @@ def _variables(path: Path) -> dict[str, Any]:
 
 
 def texts(path: Path, what: str, values) -> list[str]:
-    """A list of texts.
+    """A list of texts, without spaces around them.
 
     Raises:
         ValueError: if it is something else.
@@ -79,7 +79,7 @@ def texts(path: Path, what: str, values) -> list[str]:
     if wrong is not None or not found:
         raise ValueError(f"{path}: {what} hold {'nothing' if wrong is None else repr(wrong)[:60]}, expected texts. "
                          "Use the file as published.")
-    return found
+    return [text.strip() for text in found]
 
 
 def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:

@@ -81,7 +81,8 @@ def write_rapv2(root: Path, labels: np.ndarray) -> Path:
     (root / "RAP_annotation").mkdir()
     savemat(root / "RAP_annotation/RAP_annotation.mat", {"RAP_annotation": {
         "name": cells(names), "data": np.concatenate([labels[:, ::-1], np.full((count, 152 - wide), 7)], axis=1),
-        "attribute": cells([*rap.V2.published[::-1], *(f"further{i}" for i in range(152 - wide))]),
+        "attribute": cells([*(f"{name} " for name in rap.V2.published[::-1]),  # one reader strips them
+                            *(f"further{i}" for i in range(152 - wide))]),
         "selected_attribute": np.arange(wide, 0, -1)[None],
         "partition_attribute": cells([{"train_index": order[:, :count - 3], "test_index": order[:, -2:],
                                        "val_index": order[:, -3:-2]} for order in orders]).T}})
