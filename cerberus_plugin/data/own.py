@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 
@@ -35,10 +36,14 @@ class OwnDataset(ImageDataset):
         cameras_known: whether a camera is known of any picture.
         identified: whether it is known who is on the pictures; if not, each is an identity of its own, all that are
             tested on are gallery, and attributes alone can be learned and tested.
+        own: what was read.
+        inferred: whether nobody has written the schema.
 
     Args:
         data: folder or table.   name_pattern: of `read_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
+        number: place among the sets of one's own that are trained on together, so that their people and cameras have
+            different names.
 
     Raises:
         FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
@@ -47,7 +52,8 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, number: int = 0,
+                 **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
         own = split_people(own, write=main)
@@ -65,7 +71,8 @@ class OwnDataset(ImageDataset):
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
         paths = [own.path(row) for row in range(len(own))]
-        self._label(own, paths, pids, schema)
+        self.own, self._paths, self._pids = own, paths, pids
+        self._label(schema)
         self.outfits = {}
         if own.outfit is not None and own.outfit.complete:
             worn = np.unique(np.stack([pids, own.outfit.codes], axis=1), axis=0, return_inverse=True)[1].ravel()
@@ -77,15 +84,23 @@ class OwnDataset(ImageDataset):
 
         train, query, gallery = map(items, ("train", "query", "gallery"))
         _check_parts(own, train, query, gallery)
-        name = self.dataset_name
+        name = self.dataset_name = f"own{number + 1}" if number else "own"
         super().__init__([(path, f"{name}_{pid}", f"{name}_{camid}") for path, pid, camid in train], query, gallery,
                          **kwargs)
 
-    def _label(self, own, paths: list[str], pids: np.ndarray, schema: AttributeSchema | None) -> None:
+    def under(self, schema: AttributeSchema) -> OwnDataset:
+        """The same pictures with their labels under another schema."""
+        other = copy.copy(self)
+        other._label(schema)
+        return other
+
+    def _label(self, schema: AttributeSchema | None) -> None:
         """Set the attributes about labels."""
+        own, paths, pids = self.own, self._paths, self._pids
         self.units: dict[str, int] = {}
         wording, matching = read_wording(own), None
         self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
+        self.inferred = wording is None or not wording.path
         if schema is not None and own.attributes and (wording is None or wording.schema != schema):
             labels, matching = labels_under(own, schema)
         elif wording is None:
@@ -137,8 +152,7 @@ def _distractors(own, wording, pids: np.ndarray) -> list[int]:
 
 
 def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tuple]) -> None:
-    """Refuse a split that nothing can be trained or tested on, and one that tests people who are trained on."""
-    counts = f"{len(train)} training, {len(query)} query and {len(gallery)} gallery pictures"
+    """Refuse a split that tests people who are trained on."""
     where = own.folder / SPLIT_FILE if (own.folder / SPLIT_FILE).is_file() else own.source
     both = {pid for _, pid, _ in train} & {pid for _, pid, _ in query + gallery}
     if both:
@@ -147,7 +161,5 @@ def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tupl
         raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
                          f"('{own.files[row]}'). Put all pictures of a person into one of them; their figures would be "
                          "those of people that the model knows.")
-    if not train:
-        raise ValueError(f"{where}: has {counts}. Put people into train.")
 
 

@@ -68,7 +68,7 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) ->
     if node.MARGIN not in ("adaptive", "constant"):
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
     constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
-    margins = margins_from_counts(data.sid_table.counts, len(data.dataset.labels), node.ALPHA, node.BETA, constant)
+    margins = margins_from_counts(data.sid_table.counts, node.ALPHA, node.BETA, constant)
     prototypes.fill(data.sid_table, data.dataset.sids, margins)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.engine import DefaultTrainer, default_setup, hooks
 from fastreid.evaluation import inference_on_dataset
 from fastreid.utils import comm
@@ -78,7 +79,8 @@ class CerberusTrainer(DefaultTrainer):
         check_identities(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = with_attributes(cfg, self.data)
-        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out)
+        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out,
+                                         self.data.datasets)
         super().__init__(cfg)
         fill_tables(self.model, self.cfg, self.data)
 
@@ -479,16 +481,18 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
-                    held_out: tuple[AttributeDataset, int] | None = None) -> TestSets:
+                    held_out: tuple[AttributeDataset, int] | None = None,
+                    datasets: Mapping[str, ImageDataset] | None = None) -> TestSets:
     """DATASETS.TESTS under the schema of a model; refuses those that have nothing to evaluate.
 
     Args:
         schema: of the model's attributes; None for a model without attributes.
-        held_out: of `TrainingData`; read again where None.
+        held_out, datasets: of `TrainingData`; read again where None.
     """
     test_sets = {}
     for name in cfg.DATASETS.TESTS:
-        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name, schema)
+        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(
+            cfg, name, schema, datasets)
         check_test_set(cfg, name, test_sets[name])
     return test_sets
 

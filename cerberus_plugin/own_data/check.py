@@ -18,16 +18,17 @@ import numpy as np
 from ..attributes.schema import MOST_COMBINATIONS
 from ..utils.commands import printable
 from ..utils.files import write_text
-from ..utils.images import Limits, Unreadable, read_image
+from ..utils.images import Limits, Unreadable, read_bytes, read_image
 from ..utils.processor import usable_cores
 from .near_duplicates import near_duplicates, picture_hash
 from .people import OwnData, labels_of, read_people, read_wording, split_people
 from .recipe import FEW_IMAGES, FEW_PEOPLE, UPRIGHT, Facts, Wish, choose, model_for, too_few
-from .schema_file import FILE_NAME, Wording, folded, schema_text
+from .schema_file import FILE_NAME, MOST_VALUES, Wording, folded, schema_text
 from .split import PARTS, SPLIT_FILE
 from .tables import EMPTY, Words
 
 MOST_EXAMPLES = 5
+UNKNOWN = ("unknown", "n/a", "na", "nan", "null", "?", "??", "???", "unclear", "unsure", "not visible")
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ def _count(report: Report, own: OwnData) -> None:
     for name, words in (("people", own.person if own.identified else None), ("cameras", own.camera)):
         alike = defaultdict(list)
         for word in () if words is None else words.words:
-            alike[folded(word)].append(word)
+            alike[folded(word).lstrip("0")].append(word)
         several = sorted(same for same in alike.values() if len(same) > 1)
         if several:
-            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
-                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case or in leading zeros "
+                                   f"alone and count as several, such as {' and '.join(several[0])}. Write them alike "
+                                   "if they are one")
     parts = [(part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
              if (chosen := own.is_in(part)).any()]
     report.sections.append(Section("Split", ("part", "pictures", "people"), parts) if own.identified else
@@ -178,7 +180,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if column.is_colour:
             answers.append(("none", int((~truth[m].any(axis=1) & known[:, m]).sum())))
         held = [word for word, count in answers if count]
-        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers),
+        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers[:MOST_VALUES])
+                     + (", ..." if len(answers) > MOST_VALUES else ""),
                      f"{1 - known[:, m].mean():.0%}"))
         if not known[:, m].any():
             report.warnings.append(f"'{column.name}' is not known of anybody, so it is not learned")
@@ -188,14 +191,18 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         else:
             absent = [word for word, count in answers if not count and word != "none"]
             if absent:
-                report.warnings.append(f"'{column.name}': nobody has {', '.join(absent)}")
+                report.warnings.append(f"'{column.name}': nobody has {_some(absent)}")
             in_training = truth[m][known[:, m] & trained].any(axis=0)
             seen = truth[m][known[:, m] & trained]
             learned += bool((seen != seen[:1]).any())
             unseen = [word for word, count, seen in zip(column.classes, counts.tolist(), in_training.tolist())
                       if count and not seen]
             if unseen:
-                report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
+                report.warnings.append(f"'{column.name}': nobody in training has {_some(unseen)}")
+        doubtful = [word for word in held if folded(word) in UNKNOWN]
+        if doubtful:
+            report.warnings.append(f"'{column.name}' has the value {_some(doubtful)}, which is learned like any other. "
+                                   "Leave the cell empty where it is not known")
         if own.identified:
             contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
                                               column.group in schema.lasting_groups)
@@ -271,15 +278,12 @@ def _check_pictures(report: Report, own: OwnData, skip_unreadable: bool) -> tupl
     def look(row: int) -> tuple[bytes | None, tuple[int, int], str, np.ndarray | None]:
         path = own.path(row)
         try:
-            with open(path, "rb") as file:
-                data = file.read(limits.max_bytes + 1)
+            data = read_bytes(path, limits.max_bytes)
             image = read_image(data, limits, path)
             return (hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), "",
                     picture_hash(image))
         except Unreadable as error:
             return None, (0, 0), error.reason, None
-        except OSError as error:
-            return None, (0, 0), error.strerror or str(error), None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
@@ -387,7 +391,10 @@ def _advise(report: Report, name_pattern: str) -> None:
 
 
 def _names(words: Words, codes: Iterable[int]) -> str:
-    names = sorted(words.words[code] for code in codes)
+    return _some(sorted(words.words[code] for code in codes))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_EXAMPLES]) + (", ..." if len(names) > MOST_EXAMPLES else "")
 
 

@@ -1,5 +1,6 @@
 """`cerberus check`: what it counts, what it warns of, and when it ends with exit code 1."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,12 +93,26 @@ def test_splits_that_training_would_fail_on_are_errors(tmp_path, parts, error):
     assert any(each.startswith(error) for each in check(tmp_path, pictures=False).errors)
 
 
-def test_names_that_differ_in_case_alone_are_warned_of(tmp_path):
-    table(tmp_path, "file_name,person,split", "a.png,Ann,train", "b.png,ann,train", "c.png,bob,query",
+@pytest.mark.parametrize("names", ["Ann and ann", "007 and 7"])
+def test_names_that_differ_in_case_or_leading_zeros_alone_are_warned_of(tmp_path, names):
+    one, other = names.split(" and ")
+    table(tmp_path, "file_name,person,split", f"a.png,{one},train", f"b.png,{other},train", "c.png,bob,query",
           "d.png,bob,gallery")
-    assert check(tmp_path, pictures=False).warnings == [
-        "1 names of people differ in upper and lower case alone and count as several, such as Ann and ann. Write them "
-        "alike if they are one"]
+    warning, = check(tmp_path, pictures=False).warnings
+    assert "1 names of people differ" in warning and f"such as {names}." in warning
+
+
+def test_words_for_unknown_are_warned_of(tmp_path):
+    words = ("unknown", "N/A", "no", "yes")
+    table(tmp_path, "file_name,person,hat", *(f"{n}.png,p{n % 4},{words[n % 4]}" for n in range(8)))
+    assert [text for text in check(tmp_path, pictures=False).warnings if "N/A, unknown, which is learned" in text]
+
+
+def test_a_named_pipe_among_the_pictures_is_reported_and_does_not_block(tmp_path):
+    write_people(tmp_path, people=2)
+    (tmp_path / "img/0_0.png").unlink()
+    os.mkfifo(tmp_path / "img/0_0.png")
+    assert any("img/0_0.png (is not a file)" in text for text in check(tmp_path).errors)
 
 
 def test_queries_that_only_their_own_camera_could_find_are_an_error(tmp_path):
@@ -152,7 +167,7 @@ with open(folder / "metadata.csv", "w") as file:
     file.write("file_name,person,camera," + ",".join(f"hat {{n}}" for n in range(4)) + ",a,b,c,d\\n")
     file.writelines(f"{{n:07d}}.jpg,{{n // 20}},{{n % 6}},{{','.join(row)}}\\n" for n, row in enumerate(words))
 del words
-people._check_files = lambda *args: None
+people._check_files = lambda *args: []
 start = time.process_time()
 report = check.check(folder, pictures=False)
 print(check.text(report)[:200])
