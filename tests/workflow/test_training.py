@@ -92,7 +92,7 @@ def test_unreadable_pictures_are_passed_over_where_that_is_asked_for(tmp_path, m
 @pytest.mark.parametrize("arguments, reason", [
     (["--model", "plus"], "needs attributes, and no column of the data is one"),
     (["--weights", "no.pth"], "no.pth: no such file. Give a file by --weights.*MODEL.BACKBONE.PRETRAIN False"),
-    (["--epochs", "-1"], "expected 1 or more"),
+    (["--epochs", "0"], "expected 1 or more"),
     (["SOLVER.MAX_EPOCH"], "expected KEY VALUE pairs"),
     (["SEED", "1", "SEED", "2"], "given twice"),
     (["SOLVER.NO_SUCH", "1"], "SOLVER.NO_SUCH"),
