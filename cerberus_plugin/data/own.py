@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import logging
 
@@ -13,6 +14,8 @@ from fastreid.utils import comm
 from torch import Tensor
 
 from ..attributes import Annotations, AttributeSchema
+from ..attributes.matching import relabel
+from ..own_data.ontology import Ontology
 from ..own_data.people import labels_of, labels_under, read_people, read_wording, split_people
 from ..own_data.split import SPLIT_FILE
 from ..own_data.tables import EMPTY
@@ -42,6 +45,7 @@ class OwnDataset(ImageDataset):
     Args:
         data: folder or table.   name_pattern: of `read_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
+        ontology: read them under its common attributes, where it has this data set; then under `schema`.
         number: place among the sets of one's own that are trained on together, so that their people and cameras have
             different names.
 
@@ -52,8 +56,8 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, number: int = 0,
-                 **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None,
+                 ontology: Ontology | None = None, number: int = 0, **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
         own = split_people(own, write=main)
@@ -71,7 +75,7 @@ class OwnDataset(ImageDataset):
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
         paths = [own.path(row) for row in range(len(own))]
-        self.own, self._paths, self._pids = own, paths, pids
+        self.own, self._paths, self._pids, self._ontology = own, paths, pids, ontology
         self._label(schema)
         self.outfits = {}
         if own.outfit is not None and own.outfit.complete:
@@ -100,7 +104,13 @@ class OwnDataset(ImageDataset):
         self.units: dict[str, int] = {}
         wording, matching = read_wording(own), None
         self.inferred = wording is None or not wording.path
-        if schema is not None and own.attributes and (wording is None or wording.schema != schema):
+        name, ontology = own.name if wording is None else wording.schema.name, self._ontology
+        if ontology is not None and ontology.has(name):
+            labels, matching = labels_under(own, ontology.schema, functools.partial(ontology.readings, name))
+            if schema is not None:
+                labels, _ = relabel(labels, ontology.schema, schema)
+            schema = schema or ontology.schema
+        elif schema is not None and own.attributes and (wording is None or wording.schema != schema):
             labels, matching = labels_under(own, schema)
         elif wording is None:
             return
