@@ -103,6 +103,7 @@ class OwnDataset(ImageDataset):
         own, paths, pids = self.own, self._paths, self._pids
         self.units: dict[str, int] = {}
         wording, matching = read_wording(own), None
+        self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
         self.inferred = wording is None or not wording.path
         name, ontology = own.name if wording is None else wording.schema.name, self._ontology
         if ontology is not None and ontology.has(name):
@@ -147,6 +148,17 @@ class OwnDataset(ImageDataset):
         """Nothing: `cerberus check` shows the counts."""
 
     show_test = show_train
+
+
+def _distractors(own, wording, pids: np.ndarray) -> list[int]:
+    """Numbers of the persons who stand for nobody, whom nobody may ask for."""
+    rows = np.flatnonzero(np.isin(own.person.to_list(), wording.nobody if wording else ()))
+    wrong = [row for row in rows.tolist() if not own.is_in("gallery")[row]]
+    if wrong:
+        raise ValueError(f"{wording.path}: nobody holds '{own.person[wrong[0]]}', but '{own.files[wrong[0]]}' is in "
+                         f"{own.split[wrong[0]]}; expected persons who are in the gallery alone. Correct one of the "
+                         "two.")
+    return sorted(set(pids[rows].tolist()))
 
 
 def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tuple]) -> None:

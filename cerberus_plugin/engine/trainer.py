@@ -21,7 +21,7 @@ from fastreid.utils.env import seed_all_rng
 from torch import nn
 
 from .. import host
-from ..attributes import GROUPS, AttributeSchema
+from ..attributes import GROUPS, MISSING, AttributeSchema
 from ..config import add_cerberus_config, check_model_keys, merge_file
 from ..data.build import (
     build_test_set,
@@ -140,7 +140,8 @@ class CerberusTrainer(DefaultTrainer):
         reader = reader_of(model)
         test_set = test_set or build_test_set(cfg, dataset_name, reader.schema if reader else None)
         loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
-        attributes = reader is not None and bool(loader.dataset.annotations)
+        attributes = reader is not None and any((labels != MISSING).any() for own in loader.dataset.annotations
+                                                for labels in own.test.values())
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
         identified = loader.dataset.identified
@@ -309,7 +310,8 @@ class CerberusTrainer(DefaultTrainer):
         if comm.is_main_process():
             report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:
-            logger.info("Evaluating the model before the first step, the floor of the result table")
+            logger.info("Evaluating the model before the first step, the floor of the result table; whatever is "
+                        "warned of here is of a model that has learned nothing")
             floor, _ = self.run_tests(self.cfg, self.model, self.test_sets)
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
@@ -420,18 +422,22 @@ def read_config(args) -> CfgNode:
     return cfg
 
 
-def evaluate(cfg: CfgNode) -> OrderedDict:
-    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
+def evaluate(cfg: CfgNode, model: nn.Module | None = None, test_sets: TestSets | None = None) -> OrderedDict:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from.
+
+    Args:
+        model: with these weights, and `test_sets` of these names, where they are there already.
+    """
     host.use_device(cfg.MODEL.DEVICE)
     if cfg.TEST.BEST_EPOCH:
         logger.info("TEST.BEST_EPOCH: an evaluation alone has one epoch; the best stands in the run's own results.txt")
     if os.path.basename(cfg.MODEL.WEIGHTS) == "model_best.pth":
         logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
                        "other data; model_final.pth is the last epoch")
-    model = load_model(cfg)
+    model = load_model(cfg) if model is None else model
     reader = reader_of(model)
     check_task_options(cfg, groups_of(model) or (reader.schema.group_names if reader else GROUPS))
-    test_sets = build_test_sets(cfg, reader.schema if reader else None)
+    test_sets = test_sets or build_test_sets(cfg, reader.schema if reader else None)
     prototypes = getattr(model, "prototypes", None)
     if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
