@@ -141,19 +141,26 @@ def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
     Raises:
         NoAttributes: if no column is an attribute.
     """
-    words: dict[str, dict[str, str]] = {}
-    names: dict[str, str] = {}
+    spelt: dict[str, str] = {}  # the first spelling of names and words
+    columns: dict[str, list[str]] = {}
+    size = sum(map(len, parts))
+    start = 0
     for own in parts:
         for name, column in own.attributes.items():
-            known = words.setdefault(names.setdefault(folded(name), name), {})
-            for word in column.words:
-                known.setdefault(folded(word), word)
-    whole = infer_schema("all", {name: Words.of(list(known.values())) for name, known in words.items()}).schema
+            cells = columns.setdefault(spelt.setdefault(f"{folded(name)}:", name), [""] * size)
+            known = [spelt.setdefault(f"{folded(name)}: {folded(word)}", word) for word in column.words] + [""]
+            cells[start:start + len(own)] = [known[code] for code in column.codes.tolist()]  # EMPTY is the last
+        start += len(own)
+    people = None
+    if all(own.identified for own in parts):
+        people = np.unique([f"{k}:{person}" for k, own in enumerate(parts) for person in own.person.to_list()],
+                           return_inverse=True)[1].ravel()
+    whole = infer_schema("all", {name: Words.of(cells) for name, cells in columns.items()}, people).schema
     found = []
     for own in parts:
         has = {folded(name) for name in own.attributes}
-        columns = [column.name for column in whole.columns if folded(column.name) in has]
-        found += [whole.restricted(columns, own.name)] if columns else []
+        kept = [column.name for column in whole.columns if folded(column.name) in has]
+        found += [whole.restricted(kept, own.name)] if kept else []
     return found
 
 
