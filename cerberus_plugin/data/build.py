@@ -242,12 +242,13 @@ def _test_set(cfg: CfgNode, query: list[tuple], gallery: list[tuple], known: Kno
                             **known._asdict()), len(query)
 
 
-def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+def build_readable_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
+                            ) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
     """The data set of `build_test_set`, with its query and gallery items without those that evaluation leaves out.
 
     For whoever reads the images by themselves. Raises ValueError where no query or no gallery image can be read.
     """
-    dataset, num_query = build_test_set(cfg, name)
+    dataset, num_query = build_test_set(cfg, name, schema)
     left_out = dataset.left_out()
     if left_out:
         logger.warning(f"{name}: {len(left_out)} of {len(dataset)} test images could not be read and are left out")

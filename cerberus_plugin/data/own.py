@@ -106,6 +106,8 @@ class OwnDataset(ImageDataset):
         self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
         self.inferred = wording is None or not wording.path
         name, ontology = own.name if wording is None else wording.schema.name, self._ontology
+        # As they are in the tables, whatever schema they are read under.
+        written = None if wording is None else (wording.schema, labels_of(own, wording))
         if ontology is not None and ontology.has(name):
             labels, matching = labels_under(own, ontology.schema, functools.partial(ontology.readings, name))
             if schema is not None:
@@ -113,12 +115,12 @@ class OwnDataset(ImageDataset):
             schema = schema or ontology.schema
         elif schema is not None and own.attributes and (wording is None or wording.schema != schema):
             labels, matching = labels_under(own, schema)
-        elif wording is None:
+        elif wording is None or written is None:
             return
         else:
             for column, reason in (wording.left_out or {}).items():
                 logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
-            schema, labels = wording.schema, labels_of(own, wording)
+            schema, labels = written
         kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
         units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
         rows = torch.from_numpy(units[:, -labels.shape[1]:].astype(np.int64))
@@ -134,8 +136,9 @@ class OwnDataset(ImageDataset):
         tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
         rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
         by_name = sorted(range(len(own)), key=own.files.__getitem__)
-        digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
-                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest(),
+        of_tables, as_written = written or (schema, labels)
+        digest = json_sha256([of_tables.to_dict(), [own.files[row] for row in by_name],
+                              hashlib.sha256(np.ascontiguousarray(as_written[by_name])).hexdigest(),
                               *([own.overlay] if own.overlay else [])])
         self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest, matching)
         self.labels_of = self._labels_of

@@ -4,7 +4,8 @@ from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Fi
 from cerberus_plugin.attributes.matching import merge, relabel
 from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data import own as own_module
-from cerberus_plugin.data.build import build_train_set, build_training_data
+from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data
+from cerberus_plugin.evaluation.manifest import of_test
 from cerberus_plugin.own_data.check import check
 
 import numpy as np
@@ -241,3 +242,10 @@ def test_market_1501_and_own_data_share_common_attributes(worded, market_root, u
     path, pid, _ = next(item for item in data.img_items if str(item[1]).startswith("market"))
     words = data.annotations[0].schema.describe(data.known_of(path, pid)["attributes"])
     assert {"long hair", "short sleeves", "hat", "gender", "bag"} <= set(words) and "cap" not in words
+
+
+def test_the_account_of_labels_is_that_of_the_tables_whatever_they_are_read_under(folders):
+    cfg = config(folders)
+    alone = of_test(*build_test_set(cfg, str(folders[0])), 0)
+    merged = of_test(*build_test_set(cfg, str(folders[0]), build_training_data(cfg, True).schema), 0)
+    assert alone == merged and alone["labels"]["sha256"]
