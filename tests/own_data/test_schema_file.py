@@ -1,7 +1,6 @@
 """`schema.yaml`: what it says, what is refused in it, and what is inferred from words without it."""
 
 import re
-from pathlib import Path
 
 from cerberus_plugin.own_data.schema_file import NoAttributes, infer_schema, read_schema, schema_text
 from cerberus_plugin.own_data.tables import Words
@@ -41,14 +40,6 @@ def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
     with pytest.raises(ValueError, match="'age' is 'yung', expected one of young, adult, old; did you mean 'young'"):
         wording.labels_of("age", "yung")
     assert read(tmp_path, schema_text(wording)).schema.to_dict() == schema.to_dict()
-
-
-def test_the_example_of_the_manual_is_a_schema(tmp_path):
-    page = (Path(__file__).parents[2] / "projects/Cerberus/README.md").read_text().partition("### Own data")[2]
-    schema = read(tmp_path, re.search(r"```yaml\n(.*?)```", page, flags=re.S)[1]).schema
-    assert schema.group_names == ("head", "upper", "person") and schema.lasting_groups == ("person",)
-    assert [column.display for column in schema.columns] == ["helmet", "colour of the vest", "trade"]
-    assert [schema.num_combinations(group) for group in schema.group_names] == [2, 3, 3]
 
 
 @pytest.mark.parametrize("change, message", [
