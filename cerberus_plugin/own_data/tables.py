@@ -5,6 +5,7 @@ Shapes: N rows, W distinct words of a column.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -224,7 +225,6 @@ def _csv_header(path: Path, text: str) -> tuple[list[str], str, int]:
     if _first_line(text).casefold().startswith("sep="):
         raise ValueError(f"{path}, line 1: is '{_first_line(text)}', a note for Excel; the first line names the "
                          "columns. Delete the line.")
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     end = 0
 
     def lines() -> Iterator[str]:
@@ -234,7 +234,8 @@ def _csv_header(path: Path, text: str) -> tuple[list[str], str, int]:
             yield line
 
     try:
-        names = next((cells for cells in csv.reader(lines(), delimiter=separator, strict=True) if cells), [])
+        with _long_cells():
+            names = next((cells for cells in csv.reader(lines(), delimiter=separator, strict=True) if cells), [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1: {error}. Check the quotes of the names of columns.") from error
     names = [_tidied(name) for name in names]
@@ -248,12 +249,25 @@ def _csv_header(path: Path, text: str) -> tuple[list[str], str, int]:
     return names, separator, end
 
 
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Read cells of up to `LONGEST` letters; Python's limit is one for all readers of a process."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
     """The first line and the cells of each record below the header that is not blank."""
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text))
     first, header = 1, True
-    for cells in reader:
+    while True:
+        with _long_cells():
+            cells = next(reader, None)
+        if cells is None:
+            return
         if any(cell.strip() for cell in cells) or len(cells) > 1:
             if not header:
                 yield first, cells
