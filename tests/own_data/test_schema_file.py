@@ -52,6 +52,7 @@ def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
     (("lasting: yes", "lasting: 2"), "lasting of group 'person' is '2', expected yes or no"),
     (("lasting: yes", "lastng: yes"), "group 2 has 'lastng', expected some of name"),
     (("region: 0, ", ""), "group 1 has no 'region'"),
+    (("name: head", "name: my head"), "group 'my head' .* expected letters, digits and underscores"),
     (("region: whole", "region: whole\n    region: 0"), "line 7: .*'region' is there twice"),
     (("name: site", "exclusive: [[age, helmet]]"), "exclusive holds 'age', expected attributes with two values"),
     (("name: site", "name: !!python/object/apply:os.system [echo]"), "line 2: no YAML .*python/object"),
@@ -104,6 +105,14 @@ def test_a_column_of_another_value_for_each_person_is_left_out():
     wording = infer_schema("site", {"trade": trades, "remark": remarks}, people)
     assert [column.name for column in wording.schema.columns] == ["trade"]
     assert wording.left_out["remark"].startswith("has 24 different values for 24 people, as names and remarks have")
+
+
+def test_many_attributes_of_one_place_are_inferred_as_several_groups():
+    names = [f"thing {n}" for n in range(20)] + [f"coat {n}" for n in range(8)]
+    schema = infer_schema("site", {name: words("no", "yes") for name in names}).schema
+    assert [(group.name, group.strip) for group in schema.groups] == [
+        ("upper", 0), ("upper_2", 0), ("other", None), ("other_2", None), ("other_3", None), ("other_4", None)]
+    assert max(schema.num_combinations(group) for group in schema.group_names) == 2**6
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("hat", "hair"), ("hat", "vest", "shoes"), ("gender", "age")])
