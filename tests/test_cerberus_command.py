@@ -324,7 +324,7 @@ def test_the_words_of_a_search_stand_before_and_behind_its_options_and_other_opt
 
 def test_help_teaches_every_word(capsys):
     for words in (["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"], ["recognise", "--help"],
-                  ["export", "--help"]):
+                  ["export", "--help"], ["convert", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0 and len(capsys.readouterr().out) > 200

@@ -263,7 +263,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
     for code, name in enumerate(names.words):
         if _PLAIN_NAME(name) and "./" not in name and "//" not in name:
             continue
-        reason = _refused_name(name)
+        reason = refused_name(name)
         if reason:
             row = int(np.flatnonzero(names.codes == code)[0])
             raise ValueError(f"{table.where(row)}: file_name is '{name}', {reason}")
@@ -322,7 +322,8 @@ def _known(columns: Mapping[str, Words], name: str) -> Words | None:
 _PLAIN_NAME = re.compile(rf"(?!/|.:)[^\\\0-\x1f]+(?i:{'|'.join(map(re.escape, SUFFIXES))})").fullmatch
 
 
-def _refused_name(name: str) -> str:
+def refused_name(name: str) -> str:
+    """Why a name of a picture is refused, and what to do; "" where it is not."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "an absolute path, expected one relative to the folder of the table. Remove the folder's own path."
