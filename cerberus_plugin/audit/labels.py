@@ -24,8 +24,8 @@ def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictio
     """Labels that are probably wrong.
 
     Where the views of a person together contradict a label, the label is in doubt; else those views are that contradict
-    it while the others agree: they may be labelled wrongly, show somebody else, or not show the attribute. Labels of a group that lasts are a person's;
-    others are an outfit's where outfits are known.
+    it while the others agree: they may be labelled wrongly, show somebody else, or not show the attribute. Labels of a
+    group that lasts are a person's; others are an outfit's where outfits are known.
 
     Args:
         labels: int16 (N, A), of `labels_of`.
