@@ -20,7 +20,7 @@ KINDS = {
     "two people": "one person is probably two",
     "other person": "a picture lies with another person",
     "copies": "nearly the same picture under two people",
-    "exclusive": "attributes of which one can be yes at most",
+    "exclusive": "attributes of which at most one can be yes",
     "differs": "a label that should not differ within a person",
     "all first values": "all labels are the first value, as where unknown is written so",
 }

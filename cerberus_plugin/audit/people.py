@@ -44,8 +44,8 @@ def _same(own: OwnData, schema: AttributeSchema | None, spaces: Sequence[Space],
         one, other = own.person.words[pair.first], own.person.words[pair.second]
         found.append(Finding(
             "same person", confidence, one, PERSON, one, other,
-            f"{one} and {other} are as alike as {pair.alike:.2f}, where 0 is usual for two people and 1 for pictures of "
-            f"one; {pair.agreement:.0%} of their labels agree",
+            f"{one} and {other} are as alike as {pair.alike:.2f}, where 0 is usual for two people and 1 for one; "
+            f"{pair.agreement:.0%} of their labels agree",
             ((one, _shown(own, pair.first)), (other, _shown(own, pair.second))),
             (Choice(f"all are {other}", (("", one, "", PERSON, other, one),)),
              Choice(f"all are {one}", (("", other, "", PERSON, one, other),)))))
