@@ -216,7 +216,8 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
     Args:
         write: write what was drawn.
     """
-    split, notes = own.split, []
+    split = own.split
+    notes: list[str] = []
     path = own.folder / SPLIT_FILE
     if split is None and path.is_file():
         split, notes = read_split(path, own.files)
