@@ -108,6 +108,8 @@ def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
     for error in (ValueError("--top is 0"), FileNotFoundError("runs/demo: not found")):
         with pytest.raises(SystemExit, match=f"^error: {error}$"):
             run_command(lambda error=error: raising(error))
+    with pytest.raises(SystemExit, match="^error: \N{REPLACEMENT CHARACTER}\\[2J\nsecond line$"):  # clears a terminal
+        run_command(lambda: raising(ValueError("\x1b[2J\nsecond line")))
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
     with pytest.raises(SystemExit, match="^stopped; the same command goes on"):

@@ -184,7 +184,8 @@ class AttributeSchema:
                 refuse(f"{what} '{repeated[0]}' is there twice")
         for group in self.groups:
             if not group.name.isidentifier() or keyword.iskeyword(group.name) or hasattr(dict, group.name):
-                refuse(f"group {group.name!r} is no name that a module can have, such as 'upper'")
+                refuse(f"group {group.name!r} is no name that a module can have; expected letters, digits and "
+                       "underscores, such as 'left_hand', and no word of Python")
             if group.strip is not None and not (isinstance(group.strip, int) and group.strip >= 0):
                 refuse(f"group '{group.name}' reads strip {group.strip!r}, expected 0 (the uppermost), 1, ..., or None "
                        "for the whole picture")

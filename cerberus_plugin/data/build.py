@@ -49,7 +49,7 @@ def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
         registered = DATASET_REGISTRY.get(name)
     except KeyError:
         if os.path.exists(name):
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, ontology, number,
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, ontology, number, cfg.DATASETS.SPLIT_FILE,
                               combineall=cfg.DATASETS.COMBINEALL)
         raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
                                 "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "

@@ -43,7 +43,7 @@ class OwnDataset(ImageDataset):
         inferred: whether nobody has written the schema.
 
     Args:
-        data: folder or table.   name_pattern: of `read_people`.
+        data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
         ontology: read them under its common attributes, where it has this data set; then under `schema`.
         number: place among the sets of one's own that are trained on together, so that their people and cameras have
@@ -57,10 +57,10 @@ class OwnDataset(ImageDataset):
     settings = ("cloth-changing", "same-clothes")
 
     def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None,
-                 ontology: Ontology | None = None, number: int = 0, **kwargs) -> None:
+                 ontology: Ontology | None = None, number: int = 0, split_file: str = "", **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
-        own = split_people(own, write=main)
+        own = split_people(own, write=main, split_file=split_file)
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)

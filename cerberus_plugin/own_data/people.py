@@ -208,18 +208,19 @@ def labels_under(own: OwnData, schema: AttributeSchema,
     return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
 
 
-def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Pictures without identities are all gallery where they are tested on: nobody is asked for.
 
     Args:
         write: write what was drawn.
+        split_file: a file in the form of `split.csv`, which is read in place of all these.
     """
-    split = own.split
+    split: Words | None = None if split_file else own.split
     notes: list[str] = []
-    path = own.folder / SPLIT_FILE
-    if split is None and path.is_file():
+    path = Path(split_file) if split_file else own.folder / SPLIT_FILE
+    if split is None and (split_file or path.is_file()):
         split, notes = read_split(path, own.files)
     elif split is None:
         drawn = path if write else None

@@ -38,6 +38,7 @@ from .tables import EMPTY, Words, text_of
 FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
 FEW_VALUES = 10  # of an attribute that is inferred, up to which every person may have another one
+FEW_COMBINATIONS = 1000  # of the answers of a group that is inferred
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
 WHOLE = "whole"
@@ -254,7 +255,7 @@ def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | N
                                                                  left_out.items()))
     fields: list[Field] = []
     none = {}
-    groups = _groups(list(kept))
+    groups = _groups({column: len(words.words) + 1 for column, words in kept.items()})
     for group, own in groups.items():
         for column in own:
             values = _ordered(kept[column].words)
@@ -306,8 +307,12 @@ def _ordered(words: Sequence[str]) -> list[str]:
     return sorted(words, key=lambda word: (folded(word) not in NO, folded(word) in YES, folded(word), word))
 
 
-def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
-    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture."""
+def _groups(columns: Mapping[str, int]) -> dict[Group, list[str]]:
+    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture.
+
+    Args:
+        columns: the number of answers of each.
+    """
     places: dict[str, list[str]] = {name: [] for name, *_ in (*PLACES, (OTHER,))}
     for column in columns:
         parts = set(re.findall(r"[^\W\d_]+", column.casefold()))
@@ -323,8 +328,22 @@ def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
         last = list(places)[-1]
         whole[last] = not whole[last]
     strips = [name for name in places if not whole[name]]
-    return {Group(name, None if whole[name] else strips.index(name), known.get(name, (True, False))[1]): own
-            for name, own in places.items()}
+    return {Group(f"{name}_{part}" if part > 1 else name, None if whole[name] else strips.index(name),
+                  known.get(name, (True, False))[1]): own
+            for name, all_own in places.items() for part, own in enumerate(_small_parts(all_own, columns), start=1)}
+
+
+def _small_parts(names: Sequence[str], answers: Mapping[str, int]) -> list[list[str]]:
+    """Names in parts whose answers have at most `FEW_COMBINATIONS`, or one name each."""
+    parts: list[list[str]] = []
+    combinations = FEW_COMBINATIONS
+    for name in names:
+        combinations *= answers[name]
+        if combinations > FEW_COMBINATIONS:
+            parts.append([])
+            combinations = answers[name]
+        parts[-1].append(name)
+    return parts
 
 
 def schema_text(wording: Wording) -> str:
