@@ -17,6 +17,7 @@ from ..attributes import Annotations
 from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
+from ..own_data.ontology import path_of
 from ..utils.distributed import unwrapped
 from ..utils.files import file_sha256, json_sha256
 
@@ -66,6 +67,7 @@ def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model
         "SID space": None if prototypes is None else {
             "name": cfg.MODEL.CERBERUS.SID_SPACE,
             "sizes": dict(zip(prototypes.groups, prototypes.sizes))},
+        **({"ontology sha256": file_sha256(str(path_of(cfg.DATASETS.ONTOLOGY)))} if cfg.DATASETS.ONTOLOGY else {}),
         "config sha256": config_sha256(cfg),
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),

@@ -121,7 +121,12 @@ def read_ontology(path: str | Path = COMMON) -> Ontology:
     Raises:
         FileNotFoundError, ValueError: with the file, the line, what is expected there, and a remedy.
     """
-    return _read(PATH if str(path) == COMMON else Path(path), ())
+    return _read(path_of(path), ())
+
+
+def path_of(name: str | Path) -> Path:
+    """The file of an ontology; that of this package for "common"."""
+    return PATH if str(name) == COMMON else Path(name)
 
 
 def _read(path: Path, before: tuple[Path, ...]) -> Ontology:

@@ -5,7 +5,7 @@ from cerberus_plugin.attributes.matching import merge, relabel
 from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data import own as own_module
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data
-from cerberus_plugin.evaluation.manifest import of_test
+from cerberus_plugin.evaluation.manifest import manifest, of_test
 from cerberus_plugin.own_data.check import check
 
 import numpy as np
@@ -234,6 +234,14 @@ def test_a_set_that_the_ontology_lacks_is_not_trained_on(worded):
     folders, ontology = worded
     with pytest.raises(ValueError, match="has no data set 'yards'; its sets are .* did you mean 'yard', line 7"):
         build_train_set(config([folders[0], folders[1].rename(folders[1].parent / "yards")], *ontology))
+
+
+def test_the_manifest_tells_one_ontology_from_another(worded, tmp_path):
+    folders, ontology = worded
+    before = manifest(config(folders, *ontology), {}, {})["ontology sha256"]
+    (tmp_path / "common.yaml").write_text(ONTOLOGY.replace("navy: blue", "navy: black"))
+    assert manifest(config(folders, *ontology), {}, {})["ontology sha256"] not in (before, None)
+    assert "ontology sha256" not in manifest(config(folders), {}, {})
 
 
 def test_market_1501_and_own_data_share_common_attributes(worded, market_root, use_root):
