@@ -72,7 +72,7 @@ def test_its_outputs_are_small_and_of_no_machine(kept, name):
 def test_tidying_takes_bars_warnings_logs_versions_and_names_of_cells():
     code = nbformat.v4.new_code_cell("draw()", id="8f3a")
     out = nbformat.v4.new_output
-    log = "[11/29 08:01:20 fastreid.cerberus]: FastReID 1.4.0\nWARNING [11/29 08:01:20 fastreid.x]: w\n"
+    log = "\x1b[32m[11/29 08:01:20 fastreid.cerberus]: \x1b[0mFastReID\nWARNING [11/29 08:01:20 fastreid.x]: w\n"
     code.outputs = [out("stream", name="stderr", text="50%|##   | 3/6"),
                     out("stream", name="stdout", text=f"{log}epoch 1\n"),
                     out("stream", name="stderr", text="UserWarning"), out("stream", name="stdout", text="epoch 2\n"),
@@ -192,11 +192,12 @@ def test_from_a_spreadsheet_to_a_search_that_finds_who_is_described_more_often_t
     best, everybody = (float(share) for share in told.groups())
     assert best > 4 * everybody > 0
     figures, = json.loads((folder / "run/results.json").read_text())["results"].values()
-    assert figures["Rank-1"] > 30 and figures["PAR/mA_balanced"] > 60
+    floor, = json.loads((folder / "run/before_training.json").read_text()).values()
+    assert figures["Rank-1"] > 3 * floor["Rank-1"] and figures["PAR/mA_balanced"] > floor["PAR/mA_balanced"] + 8
     assert all((folder / name).is_file() for name in ("check.html", "run/report.html", "audit/audit.html", "hits.html"))
 
 
 @pytest.mark.slow
 def test_a_slip_in_the_spreadsheet_is_named_with_its_place(site):
-    assert "exit code 1" in site[1]
+    assert re.search(r"people.csv, line 6: 'helmet' is 'yelow'.*did you mean 'yellow'.*\n+exit code 1", site[1])
     assert (site[0] / "site/people.csv").read_text().count("yelow") == 0

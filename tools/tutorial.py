@@ -21,6 +21,7 @@ PROJECT, DOCS = ROOT / "projects" / "Cerberus", ROOT / "docs"
 NOTEBOOKS = {name: PROJECT / f"{name}.ipynb" for name in ("tutorial", "own_data")}
 PAGES = {"own_data": DOCS / "tutorial_own_data.md"}
 NOTEBOOK_ONLY = "# Only in the notebook"
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 LOG = re.compile(r"^(WARNING )?\[\d\d/\d\d [\d:]{8} fastreid.*\n", flags=re.M)
 LANGUAGES = {"": "python", "bash": "bash", "writefile": "yaml"}
 
@@ -61,7 +62,7 @@ def _joined(outputs) -> list:
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = LOG.sub("", output.text)
+            output.text = LOG.sub("", COLOUR.sub("", output.text))
     return kept
 
 

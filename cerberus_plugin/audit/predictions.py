@@ -275,8 +275,8 @@ def _predicted(run: Path, own: OwnData, title: str,
             images = list(threads.map(read, rows))
             there = [row for row, image in zip(rows, images) if image is not None]
             if there:
-                batch = torch.stack([image for image in images if image is not None]).to(torch.device(predictor.cfg.MODEL.DEVICE))
-                found = predictor.model({"images": batch}).float()
+                batch = torch.stack([image for image in images if image is not None])
+                found = predictor.model({"images": batch.to(predictor.cfg.MODEL.DEVICE)}).float()
                 predictor.check_finite(found, [own.files[row] for row in there])
                 for array, log_p in zip(said, reader.log_probabilities(found) if reader else ()):
                     p = log_p.exp().cpu().numpy()

@@ -10,12 +10,13 @@ DESCRIPTION = """Counts pictures, people, cameras and attributes of a folder, an
 over. It reads
 
     DATA/metadata.csv     file_name and person; camera, split, outfit and time if known; every other column is an
-                          attribute in words. Also metadata.jsonl or .parquet
+                          attribute in words. Also metadata.jsonl or .parquet. Without the column person, attributes
+                          alone are learned
     DATA/people.csv       attributes of people (person, ...); DATA/outfits.csv likewise (person, outfit, ...)
     DATA/PERSON/PICTURE   in place of a table; also in train, query and gallery
 
 and writes what is not there: split.csv, and schema.yaml with groups, attributes and values, for you to correct.
-The exit code is 1 where training would fail.
+The exit code is 1 where training would fail. docs/own_data.md has every file, column and rule.
 
     cerberus check crops --html check.html
     cerberus check crops --name-pattern "(?P<person>\\d+)_c(?P<camera>\\d+)"

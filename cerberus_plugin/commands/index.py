@@ -21,7 +21,7 @@ def add(jobs) -> None:
     index.add_argument("--out", required=True, help="folder of the index")
     index.add_argument("--dtype", choices=("float16", "float32"), help="of stored embeddings (default: that of the "
                        "index; for a new one float16, or float32 for models that are compared by distance)")
-    index.add_argument("--name-pattern", help="regular expression with groups identity, camera and time, for names in "
+    index.add_argument("--name-pattern", help="regular expression with groups person, camera and time, for names in "
                        "another form than Market-1501's and DukeMTMC's; \"\" is for these two (default: that of the "
                        "index)")
     index.add_argument("--follow-links", action=argparse.BooleanOptionalAction, help="include the pictures of linked "

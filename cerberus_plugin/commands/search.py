@@ -99,7 +99,7 @@ def _row(place: int, hit: Hit) -> dict[str, str]:
     """A hit as a line to read."""
     from ..search.gallery import contact_sheet
 
-    return {**contact_sheet.line_of(place, hit),
+    return {**contact_sheet.line_of(place, hit, Path.cwd()),
             **({} if hit.same_person is None else {"same person": contact_sheet.likely(hit.same_person)}),
             "recognised": listed(f"{name} {own.value}" for name, own in hit.attributes.items() if not own.abstained)}
 

@@ -240,6 +240,8 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: st
 
 def _tables_of(data: Path) -> dict[str, Path]:
     """The table of pictures under "", or tables by part in folders of these names; none where there is none."""
+    if data.name in (PEOPLE, OUTFITS):
+        raise ValueError(f"{data}: is read beside the pictures. Give the folder, {data.parent}.")
     if data.is_file():
         return {"": data}
     if not data.is_dir():

@@ -187,10 +187,11 @@ class SchemaReader:
         nothing = attribute.get("none", [])
         nothing = [self.word(word, f"none of '{name}'") for word in
                    (nothing if isinstance(nothing, list) else [nothing])]
-        seen: dict[str, str] = {}
+        seen: set[str] = set()
         for value in (*values, *nothing):
-            if seen.setdefault(folded(value), value) != value or [*values, *nothing].count(value) > 1:
+            if folded(value) in seen:
                 self.refuse(f"'{name}' has the value '{value}' twice, but for upper and lower case. Delete one.")
+            seen.add(folded(value))
         if "none" not in attribute:
             return [Field(name, group, tuple(values), display=display)]
         none[name] = tuple(nothing)

@@ -118,6 +118,8 @@ def test_folders_of_people_are_read_with_and_without_parts(tmp_path):
         pictures(tmp_path, name)
         with pytest.raises(ValueError, match=message):
             read_people(tmp_path / name[0])
+    with pytest.raises(ValueError, match="people.csv: is read beside the pictures. Give the folder, "):
+        read_people(tmp_path / "people.csv")
     with pytest.raises(FileNotFoundError, match="no such folder or table"):
         read_people(tmp_path / "none")
 

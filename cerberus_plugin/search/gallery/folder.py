@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ...utils.folders import Picture
 
-NAME_GROUPS = ("identity", "camera", "time")
+# Those of own data; an outfit is not kept, and identity is an older name of person.
+NAME_GROUPS = ("person", "camera", "time", "outfit", "identity")
 # A time sorts within its camera. Market-1501 counts frames anew in each sequence, so that its time begins with one.
 KNOWN_NAMES = (
     r"(?:^|/)(?P<identity>-1|\d+)_c(?P<camera>\d+)(?P<time>s\d+_\d{6})_\d{2}\.[^/]*$",  # Market-1501
@@ -68,13 +69,14 @@ class Naming:
         except re.error as error:
             raise ValueError(f"name pattern '{pattern}': not a regular expression ({error})") from error
         groups = set(self._expressions[0].groupindex)
-        if not groups or not groups <= set(NAME_GROUPS):
+        if not groups or not groups <= set(NAME_GROUPS) or {"person", "identity"} <= groups:
             raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, "
-                             f"expected one or more of {', '.join(NAME_GROUPS)}, such as (?P<camera>\\d+)")
+                             f"expected one or more of {', '.join(NAME_GROUPS[:-1])}, such as (?P<camera>\\d+)")
 
     def read(self, path: str) -> Named:
         for expression in self._expressions:
             match = expression.search(path)
             if match:
-                return Named(**match.groupdict())
+                found = match.groupdict()
+                return Named(found.get("person", found.get("identity")), found.get("camera"), found.get("time"))
         return Named()

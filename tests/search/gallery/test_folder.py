@@ -45,6 +45,10 @@ def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
     naming = Naming(r"(?P<camera>\w+)/(?P<time>\d+)")
     assert naming.read("lobby/20240131.jpg") == (None, "lobby", "20240131")
     assert naming.read("lobby/first.jpg") == (None, None, None)
+    for name in ("person", "identity"):
+        naming = Naming(rf"(?P<{name}>w\d+)/(?P<camera>[a-z]+)")
+        assert naming.read("site/w0007/gate_0731_1.jpg") == ("w0007", "gate", None)
+    assert Naming(r"(?P<person>\d+)_o(?P<outfit>\d)").read("7_o1.jpg") == ("7", None, None)
 
 
 @pytest.mark.parametrize(("pattern", "message"), [(r"(?P<camera>", "not a regular expression"),
