@@ -177,7 +177,7 @@ def main() -> None:
         for name, each in runs.items():
             record[f"{rate:g} {name}"] = each
             rows.append([f"{rate:.0%}", name, each[0]["wrong"], *(spread([run[key] for run in each]) for key in (
-                "precision at 10", "precision at n", "recall at 2n", "recall", "random"))])
+                "precision at 10", "precision at n", "recall at 2n", "recall")), f"{each[0]['random']:.2g}"])
     print(table(["labels changed", "planted", "n", "precision at 10", "precision at n", "recall at 2n", "recall",
                  "precision of a random order"], rows))
     if args.output:

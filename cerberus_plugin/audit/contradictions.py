@@ -85,8 +85,8 @@ def _differing(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> lis
         rows = np.flatnonzero(chosen)
         number = np.unique(labels[rows][:, list(column.fields)], axis=0, return_inverse=True)[1].ravel()
         distinct = np.unique(np.stack([keys[rows], number], axis=1), axis=0)[:, 0]
-        several = np.unique(distinct[np.flatnonzero(distinct[1:] == distinct[:-1])]) if len(distinct) > 1 else []
-        members = defaultdict(list)
+        several = np.unique(distinct[:-1][distinct[1:] == distinct[:-1]])
+        members: dict[int, list[int]] = defaultdict(list)
         for row in rows[np.isin(keys[rows], several)].tolist():
             members[int(keys[row])].append(row)
         for own_rows in members.values():

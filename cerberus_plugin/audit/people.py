@@ -19,6 +19,7 @@ from .identities import Space, same_people, space_of, strays, two_people
 from .predictions import Predictions
 
 MOST_SHOWN = 6  # pictures of a group
+MOST_COPIES = 10_000  # pairs
 LEAST = 0.3  # confidence below which nothing is reported
 
 
@@ -108,7 +109,7 @@ def copies(own: OwnData) -> list[Finding]:
         return []
     near = near_duplicates(np.stack([hashes[row] for row in rows]), own.person.codes[rows], np.zeros(len(rows)))
     found = []
-    for first, second, bits in near.pairs.tolist():
+    for first, second, bits in near.pairs[:MOST_COPIES].tolist():
         files = [own.files[rows[place]] for place in (first, second)]
         one, other = (own.person[rows[place]] for place in (first, second))
         found.append(Finding(

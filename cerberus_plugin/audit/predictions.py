@@ -131,7 +131,7 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
     embeddings = []
     readable = np.ones(len(own), bool)
     for number in range(folds):
-        folder = out / f"fold{number + 1}"
+        folder = out.resolve() / f"fold{number + 1}"
         trained, asked = (fold != number) & ~nobody, np.flatnonzero(fold == number)
         split = Words((fold == number).astype(np.int32), ("train", TEST))
         split = divide_test(split, own.files, own.person, own.camera) if own.identified else split.renamed(
@@ -275,8 +275,8 @@ def _predicted(run: Path, own: OwnData, title: str,
             images = list(threads.map(read, rows))
             there = [row for row, image in zip(rows, images) if image is not None]
             if there:
-                batch = torch.stack([image for image in images if image is not None]).to(predictor.model.device)
-                found = predictor.model({"images": batch}).float()
+                batch = torch.stack([image for image in images if image is not None])
+                found = predictor.model({"images": batch.to(predictor.cfg.MODEL.DEVICE)}).float()
                 predictor.check_finite(found, [own.files[row] for row in there])
                 for array, log_p in zip(said, reader.log_probabilities(found) if reader else ()):
                     p = log_p.exp().cpu().numpy()

@@ -7,7 +7,8 @@
     a/0002.jpg,,,person,p9,p7      the picture shows another person
     ,p8,,person,p7,p8              two people are one
 
-`was` is the label without the overlay: a row whose label has changed since is refused. A row of a picture beats one of
+`was` is the label without the overlay, or what a row further up makes of it: a row whose label has changed since is
+refused. A row of a picture beats one of
 an outfit, and this one that of a person. Shapes: N pictures.
 """
 
@@ -139,7 +140,7 @@ def corrections(overlay: Overlay, folder: Path, files: Sequence[str], person: Wo
             if not row.value:
                 overlay.refuse(row, "moves pictures to nobody. Give the person in value, or delete the row.")
             now = person[rows[0]]
-            if row.was != now:
+            if row.was not in (now, people.get(rows[0])):
                 overlay.refuse_stale(row, now)
             people |= dict.fromkeys(rows, row.value)
             continue
@@ -152,6 +153,9 @@ def corrections(overlay: Overlay, folder: Path, files: Sequence[str], person: Wo
         known = spelling[name]
         column = attributes[name]
         rows_of = [place for place in rows if folded(column[place]) == folded(row.was)]
+        if not rows_of:  # a later correction of what an earlier row has corrected
+            rows_of = [place for place in rows if place in words[name]
+                       and folded(words[name][place]) == folded(row.was)]
         if not rows_of:
             overlay.refuse_stale(row, column[rows[0]])
         parts = [folded(part) for part in row.value.split(JOIN)]

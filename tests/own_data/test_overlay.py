@@ -51,6 +51,16 @@ def test_a_picture_beats_an_outfit_and_this_one_the_person(folder):
     assert found["hat"][2:4] == ["yes", ""] and found["vest"][:2] == ["", "blue"]
 
 
+def test_a_later_row_corrects_what_an_earlier_one_has_corrected(folder):
+    found = words(folder, ",b,,hat,yes,no", "b0.png,,,hat,,yes", ",c,,gender,male,female", ",c,,gender,,male",
+                  "a0.png,,,person,b,a", "a0.png,,,person,c,b")
+    assert found["hat"][2:4] == ["", "yes"] and found["gender"][4:] == ["", ""]
+    assert found["person"] == ["c", "a", "b", "b", "c", "c"]
+    # Labels of the tables come first: two labels of one person change places.
+    found = words(folder, ",a,,hat,no,yes", ",a,,hat,yes,no")
+    assert found["hat"][:2] == ["no", "yes"]
+
+
 def test_a_moved_picture_gets_the_labels_and_the_part_of_its_person(folder):
     found = words(folder, "a1.png,,,person,c,a", "c0.png,,,person,b,c", "b1.png,,,person,new,b")
     assert found["person"] == ["a", "c", "b", "new", "b", "c"]
