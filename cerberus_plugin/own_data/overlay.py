@@ -7,9 +7,9 @@
     a/0002.jpg,,,person,p9,p7      the picture shows another person
     ,p8,,person,p7,p8              two people are one
 
-`was` is the label without the overlay, or what a row further up makes of it: a row whose label has changed since is
-refused. A row of a picture beats one of
-an outfit, and this one that of a person. Shapes: N pictures.
+Pictures are moved first: other rows of a person are of the pictures that then show this person. `was` is the label that
+a row replaces, without the overlay, once the picture has been moved, or as a row further up makes it: a row whose label
+has changed since is refused. A row of a picture beats one of an outfit, and this one that of a person.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from .schema_file import FILE_NAME, JOIN, folded
 from .tables import EMPTY, Table, Words, read_table
+
+if TYPE_CHECKING:
+    from .people import OwnData
 
 OVERLAY = "labels_overlay.csv"
 COLUMNS = ("file_name", "person", "outfit", "attribute", "value", "was")
@@ -101,75 +104,83 @@ def read_overlay(path: str | Path) -> Overlay:
     return overlay
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """What an overlay makes of labels.
+def moves(overlay: Overlay, files: Sequence[str], person: Words, outfit: Words | None) -> dict[int, str]:
+    """The new person of each picture that an overlay gives to another one, by the picture's row.
 
-    Attributes:
-        person: of each picture.   moved: rows of pictures that it gives to another person, int64.
-        words: for each attribute that it changes, new words by row of picture.
-        note: how many rows were applied, and to what.
+    Args:
+        files, person, outfit: of `OwnData`, without the overlay.
+
+    Raises:
+        ValueError: with the line of a row that is of nobody, or stale.
     """
+    chosen = _chooser(overlay, files, person, outfit)
+    people: dict[int, str] = {}
+    for row in (row for row in overlay.rows if row.attribute == PERSON):
+        rows = chosen(row)
+        if not row.value:
+            overlay.refuse(row, "moves pictures to nobody. Give the person in value, or delete the row.")
+        now = person[rows[0]]
+        if row.was not in (now, people.get(rows[0])):
+            overlay.refuse_stale(row, now)
+        people |= dict.fromkeys(rows, row.value)
+    return {row: name for row, name in sorted(people.items()) if person[row] != name}
 
-    person: Words
-    moved: np.ndarray
-    words: Mapping[str, Mapping[int, str]]
-    note: str
 
+def new_words(overlay: Overlay, folder: Path, before: OwnData, after: OwnData) -> dict[str, dict[int, str]]:
+    """Words that an overlay gives to pictures: by attribute, then by the picture's row.
 
-def corrections(overlay: Overlay, folder: Path, files: Sequence[str], person: Words, outfit: Words | None,
-                attributes: Mapping[str, Words]) -> Corrected:
-    """Check each row of an overlay against the data that it corrects.
+    Rows of a person are of the pictures that show this person once pictures have been moved.
 
     Args:
         folder: of the data; where it has a schema, new values are checked against that later.
-        files, person, outfit, attributes: of `OwnData`, without the overlay.
+        before: the data without the overlay.   after: with its pictures moved.
 
     Raises:
         ValueError: with the line of a row that is of nobody, of an unknown attribute or value, or stale.
     """
-    chosen = _chooser(overlay, files, person, outfit)
-    columns = {folded(name): name for name in attributes}
-    spelling = {name: {folded(word): word for word in words.words} for name, words in attributes.items()}
+    chosen = [_chooser(overlay, own.files, own.person, own.outfit) for own in (after, before)]
+    gone = set(before.person.words) - set(after.person.words)  # all of their pictures show others
+    columns = {folded(name): name for name in after.attributes}
+    # People whose pictures have all been moved may have taken words with them.
+    spelling = {name: {folded(word): word for own in (before, after) for word in own.attributes[name].words}
+                for name in after.attributes}
     checked_later = (folder / FILE_NAME).is_file()
-    people: dict[int, str] = {}
     words: dict[str, dict[int, str]] = defaultdict(dict)
-    for row in overlay.rows:
-        rows = chosen(row)
-        if row.attribute == PERSON:
-            if not row.value:
-                overlay.refuse(row, "moves pictures to nobody. Give the person in value, or delete the row.")
-            now = person[rows[0]]
-            if row.was not in (now, people.get(rows[0])):
-                overlay.refuse_stale(row, now)
-            people |= dict.fromkeys(rows, row.value)
-            continue
+    for row in (row for row in overlay.rows if row.attribute != PERSON):
+        rows = chosen[row.person in gone](row)
         name = columns.get(folded(row.attribute))
         if name is None:
             near = get_close_matches(folded(row.attribute), columns, n=1)
             overlay.refuse(row, f"attribute '{row.attribute}' is no column; expected one of "
-                           f"{', '.join((*attributes, PERSON))}"
+                           f"{', '.join((*after.attributes, PERSON))}"
                            + (f"; did you mean '{columns[near[0]]}'?" if near else ". Correct or delete the row."))
         known = spelling[name]
-        column = attributes[name]
-        rows_of = [place for place in rows if folded(column[place]) == folded(row.was)]
-        if not rows_of:  # a later correction of what an earlier row has corrected
-            rows_of = [place for place in rows if place in words[name]
-                       and folded(words[name][place]) == folded(row.was)]
+        # The label now; or that before its picture was moved, or what an earlier row has made of it.
+        labels = [after.attributes[name], *([before.attributes[name]] if row.file_name or row.person in gone else [])]
+        rows_of = [place for place in rows if any(folded(own[place]) == folded(row.was) for own in labels)
+                   ] or [place for place in rows if place in words[name]
+                         and folded(words[name][place]) == folded(row.was)]
         if not rows_of:
-            overlay.refuse_stale(row, column[rows[0]])
+            overlay.refuse_stale(row, labels[0][rows[0]])
         parts = [folded(part) for part in row.value.split(JOIN)]
         if row.value and not checked_later and folded(row.value) not in known and not set(parts) <= set(known):
             overlay.refuse(row, f"'{name}' is '{row.value}', which it is nowhere in the tables; values are "
-                           f"{', '.join(column.words)}. Correct the value, or list it in {FILE_NAME}.")
-        words[name] |= dict.fromkeys(rows_of, known.get(folded(row.value), row.value))
-    moved = np.array(sorted(row for row, name in people.items() if person[row] != name), np.int64)
-    new = sorted({people[row] for row in moved.tolist()} - set(person.words))
-    labels = sum(map(len, words.values()))
-    note = (f"{OVERLAY}: {len(overlay.rows)} rows applied: {labels} labels of pictures changed, {len(moved)} pictures "
-            "moved to another person"
+                           f"{', '.join(after.attributes[name].words)}. Correct the value, or list it in {FILE_NAME}.")
+        if row.person not in gone:
+            words[name] |= dict.fromkeys(rows_of, known.get(folded(row.value), row.value))
+    return words
+
+
+def told(overlay: Overlay, moved: Mapping[int, str], words: Mapping[str, Mapping[int, str]], person: Words) -> str:
+    """How many rows were applied, and to what.
+
+    Args:
+        moved, words: of `moves` and `new_words`.   person: without the overlay.
+    """
+    new = sorted(set(moved.values()) - set(person.words))
+    return (f"{OVERLAY}: {len(overlay.rows)} rows applied: {sum(map(len, words.values()))} labels of pictures changed, "
+            f"{len(moved)} pictures moved to another person"
             + (f"; {len(new)} people are new: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}" if new else ""))
-    return Corrected(replaced(person, {row: people[row] for row in moved.tolist()}), moved, words, note)
 
 
 def replaced(column: Words, words: Mapping[int, str]) -> Words:

@@ -23,7 +23,7 @@ from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
 from .left_over import OUTFITS, PEOPLE, other_files, other_tables, refuse_misnamed
-from .overlay import OVERLAY, PERSON, corrections, follow_people, read_overlay, replaced
+from .overlay import OVERLAY, PERSON, follow_people, moves, new_words, read_overlay, replaced, told
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
 from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_pictures, draw_split, read_split
 from .tables import EMPTY, KEYS, Table, Words, joined, read_table
@@ -462,11 +462,14 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     if moving := [row for row in overlay.rows if row.attribute == PERSON and not own.identified]:
         overlay.refuse(moving[0], "moves pictures to another person, but it is not known who is on any picture. "
                        "Delete the row.")
-    made = corrections(overlay, folder, own.files, own.person, own.outfit, worded.attributes)
-    if len(made.moved):  # whose labels are then those of another person
-        worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
-    attributes = {name: replaced(words, made.words.get(name, {})) for name, words in worded.attributes.items()}
-    return replace(worded, attributes=attributes, notes=(*worded.notes, made.note),
+    moved = moves(overlay, own.files, own.person, own.outfit)
+    before = worded
+    if moved:  # whose labels are then those of another person
+        worded = _worded(replace(own, person=replaced(own.person, moved), moved=np.array([*moved], np.int64)), folder,
+                         table)
+    words = new_words(overlay, folder, before, worded)
+    attributes = {name: replaced(column, words.get(name, {})) for name, column in worded.attributes.items()}
+    return replace(worded, attributes=attributes, notes=(*worded.notes, told(overlay, moved, words, own.person)),
                    overlay=file_sha256(str(path)) or "",
                    find=lambda name, word: overlay.find(name, word) or worded.find(name, word))
 

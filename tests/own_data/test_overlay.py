@@ -72,6 +72,18 @@ def test_a_moved_picture_gets_the_labels_and_the_part_of_its_person(folder):
     assert own.notes[-1] == "labels_overlay.csv: 2 moved pictures change between training and test with their person"
 
 
+def test_labels_of_a_person_are_those_of_the_pictures_that_show_this_person_in_the_end(tmp_path):
+    for name in ("x/1.png", "x/2.png", "y/3.png"):
+        write_picture(tmp_path / name, *name.encode())
+    (tmp_path / "people.csv").write_text("person,hat\nx,no\ny,yes\n")
+    move = "x/2.png,,,person,y,x"
+    assert words(tmp_path, move, ",x,,hat,yes,no", ",y,,hat,no,yes")["hat"] == ["yes", "no", "no"]
+    assert words(tmp_path, move, "x/2.png,,,hat,no,yes")["hat"] == ["no", "no", "yes"]  # was y's label
+    assert words(tmp_path, move, "x/2.png,,,hat,,no")["hat"] == ["no", "", "yes"]  # was x's, before the move
+    merged = words(tmp_path, ",y,,person,x,y", ",y,,hat,no,yes")  # nobody is y any more
+    assert merged == {"hat": ["no", "no", "no"], "person": ["x", "x", "x"]}
+
+
 def test_two_people_become_one_and_a_kept_split_follows(folder):
     text = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text("\n".join(",".join(line.split(",")[i] for i in (0, 1, 2, 4))
