@@ -42,8 +42,9 @@ class Annotations:
         rows = [row for table in tables for row in table.values()]
         whole = torch.stack(rows) if rows else torch.empty(0, len(self.schema.fields), dtype=torch.int64)
         labels, report = relabel(whole, self.schema, schema, readings)
-        found = [dict(zip(table, part)) for table, part in zip(tables, labels.split([len(table) for table in tables]))]
-        return Annotations(schema, *found, self.path, self.digest, self.matching or report)
+        train, test = (dict(zip(table, part)) for table, part in
+                       zip(tables, labels.split([len(table) for table in tables])))
+        return Annotations(schema, train, test, self.path, self.digest, self.matching or report)
 
     def lookup(self, split: str, pids) -> Tensor:
         """Labels of many identities of a split: int64 (N, A); rows of unlabelled identities are all -1."""

@@ -75,7 +75,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
             if wording is not None and labels is not None:
                 findings += label_findings(own, wording, labels, predictions)
             if own.identified:
-                findings += people_findings(own, wording.schema if wording else None, labels, predictions)
+                findings += people_findings(own, wording.schema if wording else None, predictions)
         if own.identified:
             findings += copies(own)
     found = Audit(str(data), in_order(findings), tuple(notes))

@@ -22,9 +22,13 @@ def thresholds(probabilities: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def confident_classes(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """The most probable of the classes that reach their threshold: int64 (N,), -1 where none does."""
-    reaching = np.where(probabilities >= limits, probabilities, -1.0)
-    return np.where((probabilities >= limits).any(axis=1), reaching.argmax(axis=1), -1)
+    """The most probable class where it reaches its threshold: int64 (N,), -1 where it does not.
+
+    The paper takes the most probable of the classes that reach theirs. Where these two differ, a rare class has a low
+    threshold and the label is more probable than it: such findings were mostly wrong, see docs/audit.md.
+    """
+    best = probabilities.argmax(axis=1)
+    return np.where(probabilities[np.arange(len(best)), best] >= limits[best], best, -1)
 
 
 def pooled(probabilities: np.ndarray, groups: np.ndarray) -> np.ndarray:

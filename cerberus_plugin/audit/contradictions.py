@@ -65,7 +65,7 @@ def _exclusive(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> lis
                 for row in of_unit(own, rows, outfit, name, _word(own, name, rows[0]),
                                    schema.column(name).classes[:1])[0].rows)) for kept in said]
             found.append(Finding("exclusive", 1.0, person, ", ".join(said), "yes", "no",
-                                 f"{' and '.join(said)} are all yes, and one of {', '.join(names)} can be at most",
+                                 f"{' and '.join(said)} are yes, and at most one of {', '.join(names)} can be",
                                  ((person, _shown(own, rows)),), tuple(choices)))
     return found
 

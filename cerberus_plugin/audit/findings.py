@@ -14,13 +14,13 @@ from ..utils.files import write_json, write_text
 
 # Kinds in the order in which they are shown, and what each says.
 KINDS = {
-    "label": "all views contradict the label",
+    "label": "the views together contradict the label",
     "view": "one camera contradicts the label",
     "same person": "two people are probably one",
     "two people": "one person is probably two",
     "other person": "a picture lies with another person",
     "copies": "nearly the same picture under two people",
-    "exclusive": "attributes of which one can be yes at most",
+    "exclusive": "attributes of which at most one can be yes",
     "differs": "a label that should not differ within a person",
     "all first values": "all labels are the first value, as where unknown is written so",
 }

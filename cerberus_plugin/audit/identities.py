@@ -75,38 +75,54 @@ def space_of(vectors: np.ndarray, person: np.ndarray, new: np.ndarray, people: i
 
 @dataclass(frozen=True)
 class Pair:
-    """Two people who are as alike as `alike` says, and how alike the pictures of each are; scaled."""
+    """Two people; how alike they are, scaled, and the share of their labels that agree."""
 
     first: int
     second: int
     alike: float
-    within: float
+    agreement: float
+
+    @property
+    def score(self) -> float:
+        return self.alike * self.agreement**2
 
 
-def same_people(spaces: Sequence[Space], model_of: np.ndarray) -> list[Pair]:
-    """For each person the likeliest other one, where each is the other's likeliest: pairs, the most alike first.
+def same_people(spaces: Sequence[Space], model_of: np.ndarray, answers: np.ndarray) -> list[Pair]:
+    """People who are each other's likeliest, by similarity times squared agreement of labels; the likeliest first.
 
     Args:
         model_of: int64 (P,), the model that was not trained on a person; -1 for all were.
+        answers: int64 (P, M), the label of each person; -1 where not known.
     """
     people = np.flatnonzero(model_of >= 0)
-    within = np.full(len(model_of), np.nan)
-    for k, space in enumerate(spaces):
-        own = people[model_of[people] == k]
-        within[own] = space.scaled(space.within(own))
-    best, alike = np.full(len(model_of), -1), np.full(len(model_of), -np.inf)
+    of = answers[people]
+    found: list[tuple[int, float, float]] = []  # of each person the likeliest one
     for start in range(0, len(people), BLOCK):
         block = people[start:start + BLOCK]
         by_model = np.stack([space.scaled(space.means[block] @ space.means[people].T) for space in spaces])
         of_block = by_model[model_of[block], np.arange(len(block))]  # by the model of the first
         of_others = np.take_along_axis(by_model, model_of[people][None, None], axis=0)[0]  # by that of the second
-        both = (of_block + of_others) / 2
-        both[np.arange(len(block)), np.arange(start, start + len(block))] = -np.inf
-        place = both.argmax(axis=1)
-        best[block], alike[block] = people[place], both[np.arange(len(block)), place]
-    pairs = [Pair(one, int(best[one]), float(alike[one]), float(np.nanmean([within[one], within[best[one]], 1.0])))
-             for one in people.tolist() if best[one] >= 0 and best[best[one]] == one and one < best[one]]
-    return sorted(pairs, key=lambda pair: -pair.alike)
+        alike = (of_block + of_others) / 2
+        agreement = _agreement(of[start:start + BLOCK], of)
+        score = alike * agreement**2
+        own = np.arange(len(block))
+        score[own, own + start] = -np.inf
+        best = score.argmax(axis=1)
+        found += list(zip(best.tolist(), alike[own, best].tolist(), agreement[own, best].tolist()))
+    pairs = [Pair(int(people[one]), int(people[best]), alike, agreement)
+             for one, (best, alike, agreement) in enumerate(found) if found[best][0] == one and one < best]
+    return sorted(pairs, key=lambda pair: -pair.score)
+
+
+def _agreement(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of equal labels of those that are known of both; 1 where none is: (b, M), (P, M) -> float32 (b, P)."""
+    same, known = np.zeros((2, len(own), len(others)), np.float32)
+    for column in range(own.shape[1]):
+        mine, theirs = own[:, column, None], others[None, :, column]
+        both = (mine >= 0) & (theirs >= 0)
+        known += both
+        same += both & (mine == theirs)
+    return np.divide(same, known, out=np.ones_like(same), where=known > 0)
 
 
 @dataclass(frozen=True)

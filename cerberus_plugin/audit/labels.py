@@ -23,9 +23,9 @@ LOWEST = 1e-6  # of a probability in a geometric mean
 def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictions: Predictions) -> list[Finding]:
     """Labels that are probably wrong.
 
-    Where most of the views of a person contradict a label, the label is in doubt; where fewer do, these views are: they
-    may be labelled wrongly, show somebody else, or not show the attribute. Labels of a group that lasts are a person's;
-    others are an outfit's where outfits are known.
+    Where the views of a person together contradict a label, the label is in doubt; else those views are that contradict
+    it while the others agree: they may be labelled wrongly, show somebody else, or not show the attribute. Labels of a
+    group that lasts are a person's; others are an outfit's where outfits are known.
 
     Args:
         labels: int16 (N, A), of `labels_of`.
@@ -59,17 +59,20 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     view = view.ravel()
     of_view = pooled(probabilities, view)  # (V, C)
     unit_of_view, right_of_view = unit[first_of_view], right[first_of_view]
-    # Each camera counts alike; of views that disagree the geometric mean ranks wrong labels better.
-    mean = np.exp(pooled(np.log(of_view.clip(LOWEST)), unit_of_view))  # (U, C)
-    mean /= mean.sum(axis=1, keepdims=True)
+    logs = np.log(of_view.clip(LOWEST))
+    views = np.bincount(unit_of_view)
+    mean = _geometric(pooled(logs, unit_of_view))  # (U, C), each camera counts alike
     first_of_unit = np.unique(unit, return_index=True)[1]
     right_of_unit = right[first_of_unit]
     said = confident_classes(mean, thresholds(mean, right_of_unit))
     said_of_view = confident_classes(of_view, thresholds(of_view, right_of_view))
-    against = ~_holds(right_of_view, np.where(said_of_view >= 0, said_of_view, of_view.argmax(axis=1)))
-    views = np.bincount(unit_of_view)
+    against = ~_holds(right_of_view, of_view.argmax(axis=1))
     contrary = np.bincount(unit_of_view, weights=against)
-    doubt, doubt_of_view = 1 - self_confidence(mean, right_of_unit), 1 - self_confidence(of_view, right_of_view)
+    doubt = 1 - self_confidence(mean, right_of_unit)
+    # A view is in doubt where it contradicts, and the others of its unit agree with the label.
+    others = pooled(logs, unit_of_view)[unit_of_view] * views[unit_of_view, None] - logs
+    others = _geometric(others / np.maximum(views[unit_of_view, None] - 1, 1))  # (V, C)
+    doubt_of_view = (1 - self_confidence(of_view, right_of_view)) * self_confidence(others, right_of_view)
     wrong = ~_holds(right_of_unit, said) & (said >= 0)
     answers = spoken(own, wording, column)[-probabilities.shape[1]:]
     members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
@@ -78,7 +81,7 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     def shown(chosen: np.ndarray) -> tuple[str, ...]:
         return tuple(own.files[row] for row in rows[chosen][:MOST_SHOWN])
 
-    for u in np.flatnonzero(wrong & (2 * contrary > views)).tolist():
+    for u in np.flatnonzero(wrong).tolist():
         row = rows[first_of_unit[u]]
         outfit = own.outfit[row] if len(keys) > 1 and own.outfit is not None else ""
         word, value = own.attributes[column.name][row], answers[said[u]]
@@ -87,7 +90,8 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
             f"{int(contrary[u])} of {views[u]} views say otherwise, {value} with {mean[u, said[u]]:.0%}",
             ((own.person[row], shown(members[u])),),
             of_unit(own, rows[members[u]].tolist(), outfit, column.name, word, _values(answers, word, value))))
-    flagged = ~_holds(right_of_view, said_of_view) & (said_of_view >= 0) & (2 * contrary <= views)[unit_of_view]
+    flagged = (~_holds(right_of_view, said_of_view) & (said_of_view >= 0) & ~wrong[unit_of_view]
+               & _holds(right_of_view, others.argmax(axis=1)) & (views > 1)[unit_of_view])
     for v in np.flatnonzero(flagged).tolist():
         u, row = unit_of_view[v], rows[first_of_view[v]]
         word, value = own.attributes[column.name][row], answers[said_of_view[v]]
@@ -102,6 +106,12 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
              ("the others", shown(members[u][view[members[u]] != v]))),
             of_pictures(files, column.name, [word] * len(files), _values(answers, word, value))))
     return found
+
+
+def _geometric(logs: np.ndarray) -> np.ndarray:
+    """Probabilities from mean log-probabilities: float (n, C)."""
+    p = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def _holds(right: np.ndarray, classes: np.ndarray) -> np.ndarray:

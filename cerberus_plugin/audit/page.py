@@ -17,22 +17,28 @@ from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
 from .findings import KINDS, Finding
 
-MOST_FINDINGS, MOST_PICTURES = 500, 3000
+MOST_OF_KIND, MOST_PICTURES = 100, 3000  # confidences of different kinds do not compare
 HEIGHT = 128  # of a thumbnail, pixels
 
 
 def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Sequence[str],
                overlay: Overlay | None) -> None:
-    """Write the page of the first `MOST_FINDINGS` findings, with at most `MOST_PICTURES` crops.
+    """Write the page of the first `MOST_OF_KIND` findings of each kind, with at most `MOST_PICTURES` crops.
 
     Args:
         findings: the surest first.   overlay: the one that is there; its rows are exported as well.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shown = list(findings[:MOST_FINDINGS])
+    count: Counter[str] = Counter()
+    shown = []
+    for one in findings:
+        count[one.kind] += 1
+        if count[one.kind] <= MOST_OF_KIND:
+            shown.append(one)
     if len(findings) > len(shown):
-        notes = [*notes, f"The surest {len(shown)} of {len(findings)} findings; audit.csv has all"]
+        notes = [*notes, f"The surest {MOST_OF_KIND} of each kind, {len(shown)} of {len(findings)} findings; audit.csv "
+                 "has all"]
     names = dict.fromkeys(name for one in shown for _, files in one.pictures for name in files)
     numbers = {name: number for number, name in enumerate(list(names)[:MOST_PICTURES])}
     row_of = {name: row for row, name in enumerate(own.files)}

@@ -19,12 +19,10 @@ from .identities import Space, same_people, space_of, strays, two_people
 from .predictions import Predictions
 
 MOST_SHOWN = 6  # pictures of a group
-AGREE = 0.75  # share of the labels, as far as both are known, in which two people who are one agree at least
 LEAST = 0.3  # confidence below which nothing is reported
 
 
-def people_findings(own: OwnData, schema: AttributeSchema | None, labels: np.ndarray | None,
-                    predictions: Predictions) -> list[Finding]:
+def people_findings(own: OwnData, schema: AttributeSchema | None, predictions: Predictions) -> list[Finding]:
     """People who are probably one, one who is probably two, and pictures that lie with another person."""
     person = own.person.codes.astype(np.int64)
     people = len(own.person.words)
@@ -32,28 +30,22 @@ def people_findings(own: OwnData, schema: AttributeSchema | None, labels: np.nda
     there = predictions.model >= 0
     model_of[person[there]] = predictions.model[there]
     spaces = [space_of(vectors, person, model_of == k, people) for k, vectors in enumerate(predictions.embeddings)]
-    return [*_same(own, schema, labels, spaces, model_of), *_two(own, spaces, model_of),
+    return [*_same(own, schema, spaces, model_of), *_two(own, spaces, model_of),
             *_strays(own, spaces, model_of)]
 
 
-def _same(own: OwnData, schema: AttributeSchema | None, labels: np.ndarray | None, spaces: Sequence[Space],
+def _same(own: OwnData, schema: AttributeSchema | None, spaces: Sequence[Space],
           model_of: np.ndarray) -> list[Finding]:
     found = []
-    pairs = same_people(spaces, model_of)
-    usual = float(np.median([pair.alike for pair in pairs])) if pairs else 0.0
-    for pair in pairs:
-        confidence = between(pair.alike, usual, 1.0)
+    for pair in same_people(spaces, model_of, _answers(own, schema)):
+        confidence = graded(pair.score)
         if confidence < LEAST:
             break
-        agreeing = _agreement(own, schema, labels, pair.first, pair.second)
-        if agreeing < AGREE:
-            continue
         one, other = own.person.words[pair.first], own.person.words[pair.second]
         found.append(Finding(
             "same person", confidence, one, PERSON, one, other,
-            f"{one} and {other} are as alike as {pair.alike:.2f}, where 1 is usual for pictures of one person and "
-            f"{usual:.2f} for the most alike of two people"
-            + ("" if schema is None else f"; {agreeing:.0%} of their labels agree"),
+            f"{one} and {other} are as alike as {pair.alike:.2f}, where 0 is usual for two people and 1 for one; "
+            f"{pair.agreement:.0%} of their labels agree",
             ((one, _shown(own, pair.first)), (other, _shown(own, pair.second))),
             (Choice(f"all are {other}", (("", one, "", PERSON, other, one),)),
              Choice(f"all are {one}", (("", other, "", PERSON, one, other),)))))
@@ -66,7 +58,7 @@ def _two(own: OwnData, spaces: Sequence[Space], model_of: np.ndarray) -> list[Fi
     usual = float(np.median([half.alike for half in halves])) if halves else 1.0
     names = set(own.person.words)
     for half in halves:
-        confidence = between(half.alike, usual, 0.0)
+        confidence = graded((usual - half.alike) / max(usual, 1e-6))
         if confidence < LEAST:
             break
         name = own.person.words[half.person]
@@ -85,7 +77,7 @@ def _two(own: OwnData, spaces: Sequence[Space], model_of: np.ndarray) -> list[Fi
 def _strays(own: OwnData, spaces: Sequence[Space], model_of: np.ndarray) -> list[Finding]:
     found = []
     for stray in strays(spaces, model_of, own.person.codes.astype(np.int64)):
-        confidence = between(stray.alike - stray.own, 0.0, 1.0)
+        confidence = graded(stray.alike - stray.own)
         if confidence < LEAST:
             break
         name, other, file = own.person[stray.row], own.person.words[stray.other], own.files[stray.row]
@@ -128,28 +120,22 @@ def copies(own: OwnData) -> list[Finding]:
     return found
 
 
-def between(value: float, low: float, high: float) -> float:
-    """Where a value lies from `low`, 0, to `high`, 1; limited to these."""
-    return float(np.clip((value - low) / (high - low), 0, 1)) if high != low else 0.0
+def graded(distance: float) -> float:
+    """Confidence from a scaled distance: 0 for 0, 0.5 for 1, which is that of two people, and on towards 1."""
+    return float(1 - 0.5 ** max(distance, 0.0))
 
 
-def _agreement(own: OwnData, schema: AttributeSchema | None, labels: np.ndarray | None, one: int, other: int) -> float:
-    """Share of the columns with the same most frequent label, of those that are known of both; 1 where none is."""
-    if schema is None or labels is None:
-        return 1.0
-    same = known = 0
-    for column in schema.columns:
+def _answers(own: OwnData, schema: AttributeSchema | None) -> np.ndarray:
+    """The most frequent label of each person: int64 (P, M), -1 where not known."""
+    people, columns = len(own.person.words), schema.columns if schema else ()
+    answers = np.full((people, len(columns)), -1)
+    for m, column in enumerate(columns):
         words = own.attributes[column.name]
-        said = []
-        for person in (one, other):
-            codes = words.codes[own.person.codes == person]
-            codes = codes[codes >= 0]
-            if len(codes):
-                said.append(int(np.bincount(codes).argmax()))
-        if len(said) == 2:
-            known += 1
-            same += said[0] == said[1]
-    return same / known if known else 1.0
+        known = np.flatnonzero(words.codes >= 0)
+        pairs, counts = np.unique(np.stack([own.person.codes[known], words.codes[known]]), axis=1, return_counts=True)
+        order = np.argsort(counts, kind="stable")  # the most frequent last
+        answers[pairs[0, order], m] = pairs[1, order]
+    return answers
 
 
 def _shown(own: OwnData, person: int) -> tuple[str, ...]:

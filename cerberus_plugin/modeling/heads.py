@@ -6,6 +6,7 @@ a representation (512).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -156,7 +157,10 @@ class CerberusHead(nn.Module):
         names = list(self.strip_of_group)
         self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=False) for group in names})
         self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in names})
-        self.classifiers = nn.ModuleDict({group: nn.Linear(embedding_dim, num_classes, bias=False) for group in names})
+        with warnings.catch_warnings():  # of layers without classes, as a training set without identities has none
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.classifiers = nn.ModuleDict({group: nn.Linear(embedding_dim, num_classes, bias=False)
+                                              for group in names})
         for fc in self.fc.values():
             nn.init.kaiming_normal_(fc.weight, mode="fan_out")
         for classifier in self.classifiers.values():

@@ -16,10 +16,11 @@ each other leave the common one unknown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -104,9 +105,9 @@ class Ontology:
         """
         if name not in self.sets:
             near = get_close_matches(name, self.sets, n=1)
-            line = f", line {next(key for key in self.sets if key == near[0]).line}" if near else ""
+            lines = [getattr(key, "line", "?") for key in self.sets if key in near]
             raise ValueError(f"{self.path}: has no data set '{name}'; its sets are {', '.join(self.sets)}"
-                             + (f"; did you mean '{near[0]}'{line}?" if near else ".")
+                             + (f"; did you mean '{near[0]}', line {lines[0]}?" if near else ".")
                              + f" Add '{name}' under sets, in a file with `extends: {COMMON}` and DATASETS.ONTOLOGY "
                              "its path.")
 
@@ -184,7 +185,7 @@ def _told(path: Path, column: Column, meant) -> tuple[str, bool]:
     return value, word == folded(meant)
 
 
-def _refuse(path: str | Path, at: str, what: str, allowed) -> None:
+def _refuse(path: str | Path, at: str, what: str, allowed: Iterable[str]) -> NoReturn:
     """Raise ValueError with the line of a text."""
     near = get_close_matches(str(at), list(allowed), n=1)
     raise ValueError(f"{path}, line {getattr(at, 'line', '?')}: {what}"

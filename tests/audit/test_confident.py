@@ -21,8 +21,9 @@ def test_thresholds_are_the_mean_probability_of_a_class_where_it_is_the_label():
     assert confident_classes(p, limits).tolist() == [0, -1, -1, 1]
 
 
-def test_of_several_classes_that_reach_their_threshold_the_most_probable_is_confident():
-    assert confident_classes(np.array([[0.3, 0.6], [0.3, 0.4]]), np.array([0.2, 0.5])).tolist() == [1, 0]
+def test_a_class_that_reaches_its_threshold_is_not_confident_where_another_is_more_probable():
+    p = np.array([[0.3, 0.6], [0.3, 0.4], [0.6, 0.4]])
+    assert confident_classes(p, np.array([0.2, 0.5])).tolist() == [1, -1, 0]
 
 
 def test_means_are_over_each_group():

@@ -1,8 +1,13 @@
 """What labels contradict among themselves."""
 
+import csv
+
+from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, read_annotations
 from cerberus_plugin.audit.contradictions import contradictions, unknown_labels
 from cerberus_plugin.own_data.people import labels_of, read_people, read_wording
+from cerberus_plugin.own_data.schema_file import Wording, schema_text
 
+import pytest
 from support.own_data import write_picture
 
 SCHEMA = """
@@ -58,3 +63,31 @@ def test_rows_of_first_values_and_unknown_labels_are_told(tmp_path):
     assert [(one.kind, one.person) for one in findings] == [("all first values", "a")]
     assert findings[0].choices[0].rows[0] == ("", "a", "1", "hat", "", "no") and len(findings[0].choices[0].rows) == 4
     assert unknown_labels(own, wording.schema, labels) == [("gender", 2, 2)]
+
+
+@pytest.mark.parametrize("schema, file, people, unknown", [
+    (MARKET1501, "market_attribute.mat", 1501, []), (DUKEMTMC, "duke_attribute.mat", 1812, [("top", 2, 2)])],
+    ids=["market1501", "dukemtmc"])
+def test_the_published_annotations_contradict_themselves_nowhere(real_data, tmp_path, schema, file, people, unknown):
+    """One empty file stands for the pictures of a person."""
+    annotations = read_annotations(real_data / file, schema)
+    rows = {f"{split}{pid}": own for split, table in (("", annotations.train), ("t", annotations.test))
+            for pid, own in table.items()}
+    names = [column.name for column in schema.columns]
+    with (tmp_path / "metadata.csv").open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file_name", "person", *names])
+        for person, own in rows.items():
+            (tmp_path / f"{person}.jpg").touch()
+            words = schema.describe(own)
+            writer.writerow([f"{person}.jpg", person, *(words.get(name, "") for name in names)])
+    none = {column.name: ("none",) for column in schema.columns if column.is_colour}
+    (tmp_path / "schema.yaml").write_text(schema_text(Wording(schema, none)))
+    own = read_people(tmp_path)
+    wording = read_wording(own)
+    labels = labels_of(own, wording)
+    assert len(rows) == people
+    assert unknown_labels(own, wording.schema, labels) == unknown
+    bags = labels[:, [wording.schema.index(name) for name in schema.exclusive[0]]]
+    assert (bags == 1).sum(axis=1).max() == 1 and not (labels <= 0).all(axis=1).any()
+    assert not contradictions(own, wording, labels)

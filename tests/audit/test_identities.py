@@ -38,12 +38,17 @@ def test_one_person_with_two_names_is_the_most_alike_pair():
     names = true.copy()
     names[[6, 7, 8]] = PEOPLE  # half of person 1
     folds = np.append(np.arange(PEOPLE) % 2, 0)  # which is of the other model than person 1
-    pairs = same_people(pictures(names, true, folds), folds)
+    unknown = np.full((PEOPLE + 1, 2), -1)
+    pairs = same_people(pictures(names, true, folds), folds, unknown)
     assert (pairs[0].first, pairs[0].second) == (1, PEOPLE) and pairs[0].alike > 0.8
     assert all(pair.alike < 0.6 for pair in pairs[1:])
     folds[:] = 0
-    pairs = same_people(pictures(names, true, folds)[:1], folds)
-    assert (pairs[0].first, pairs[0].second) == (1, PEOPLE)
+    pairs = same_people(pictures(names, true, folds)[:1], folds, unknown)
+    assert (pairs[0].first, pairs[0].second, pairs[0].agreement) == (1, PEOPLE, 1)
+    answers = np.zeros((PEOPLE + 1, 4), int)
+    answers[1], answers[PEOPLE] = (0, 1, -1, 1), (0, 0, 1, 1)
+    pair = next(pair for pair in same_people(pictures(names, true, folds)[:1], folds, answers) if pair.first == 1)
+    assert pair.second == PEOPLE and np.isclose(pair.agreement, 2 / 3)
 
 
 def test_one_name_of_two_people_falls_into_their_pictures():

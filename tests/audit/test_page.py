@@ -47,10 +47,10 @@ def test_findings_are_sorted_by_confidence_and_the_page_is_bounded(tmp_path, mon
                                  of_unit(own, [n], "", "hat", "no", ["yes"]))
                          for n, confidence in enumerate((0.2, 0.9, 0.5))])
     assert [one.confidence for one in findings] == [0.9, 0.5, 0.2]
-    monkeypatch.setattr("cerberus_plugin.audit.page.MOST_FINDINGS", 2)
+    monkeypatch.setattr("cerberus_plugin.audit.page.MOST_OF_KIND", 2)
     write_page(tmp_path / "audit.html", own, findings, [], None)
     page = (tmp_path / "audit.html").read_text()
-    assert page.count("<article") == 2 and "The surest 2 of 3 findings" in page
+    assert page.count("<article") == 2 and "The surest 2 of each kind, 2 of 3 findings" in page
     write_findings(tmp_path, findings, {})
     assert len((tmp_path / "audit.csv").read_text().splitlines()) == 4
 

@@ -249,6 +249,17 @@ def test_registered_and_own_data_are_read_under_the_schema_of_each_other(tmp_pat
             assert schema.describe(under.labels_of(key)) == {n: word for n, word in words.items() if n in columns}
 
 
+def test_a_folder_of_test_pictures_alone_is_tested_on_and_not_trained_on(tmp_path):
+    folder = write_people(tmp_path / "site")
+    table = folder / "metadata.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},split", *(f"{line},test" for line in lines[1:])]))
+    cfg = config(folder)
+    check_test_set(cfg, str(folder), build_test_set(cfg, str(folder)))
+    with pytest.raises(ValueError, match="has no training images"):
+        build_train_set(cfg)
+
+
 def test_a_data_set_without_any_attribute_of_the_schema_has_no_labels(tmp_path, caplog):
     folder = write_people(tmp_path / "site")
     cfg = config(folder)

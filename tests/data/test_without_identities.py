@@ -71,6 +71,10 @@ def test_a_table_that_tells_nothing_or_names_people_beside_it_is_refused(tmp_pat
     with pytest.raises(ValueError, match="people.csv: is there, but .*metadata.csv has no column 'person'"):
         read_people(tmp_path)
     (tmp_path / "people.csv").unlink()
+    (tmp_path / "labels_overlay.csv").write_text("file_name,attribute,value,was\n0.png,person,ann,0.png\n")
+    with pytest.raises(ValueError, match="line 2: moves pictures to another person, but it is not known who"):
+        read_people(tmp_path)
+    (tmp_path / "labels_overlay.csv").unlink()
     (tmp_path / "metadata.csv").write_text("file_name,camera\n0.png,1\n1.png,1\n")
     with pytest.raises(ValueError, match="has no column 'person' and no other one that tells of the pictures"):
         read_people(tmp_path)

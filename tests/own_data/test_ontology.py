@@ -19,7 +19,6 @@ def schema_of(name: str) -> AttributeSchema:
     own = {"market1501": MARKET1501, "dukemtmc": DUKEMTMC}
     if name in own:
         return own[name]
-    pytest.importorskip("cerberus_plugin.converters")
     return import_module(f"cerberus_plugin.converters.{name}").QUESTIONS.wording.schema
 
 
