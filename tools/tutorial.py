@@ -26,7 +26,7 @@ LOG = re.compile(r"^(WARNING )?\[\d\d/\d\d [\d:]{8} fastreid.*\n", flags=re.M)
 LANGUAGES = {"": "python", "bash": "bash", "writefile": "yaml"}
 
 
-def execute(folder: str | Path, name: str = "tutorial", timeout: int = 900) -> nbformat.NotebookNode:
+def execute(folder: str | Path, name: str = "tutorial", timeout: int = 1800) -> nbformat.NotebookNode:
     """The notebook after its run in a folder; the first cell that fails ends it.
 
     Args:
