@@ -198,6 +198,12 @@ def test_from_a_spreadsheet_to_a_search_that_finds_who_is_described_more_often_t
 
 
 @pytest.mark.slow
+def test_the_audit_finds_most_of_the_cells_that_were_made_wrong(site):
+    assert len(re.findall(r"^w\d+: \d+ of \d+$", site[1], flags=re.M)) >= 3
+    assert not (site[0] / "site/labels_overlay.csv").exists(), "the folder is left as it was drawn"
+
+
+@pytest.mark.slow
 def test_a_slip_in_the_spreadsheet_is_named_with_its_place(site):
     assert re.search(r"people.csv, line 6: 'helmet' is 'yelow'.*did you mean 'yellow'.*\n+exit code 1", site[1])
     assert (site[0] / "site/people.csv").read_text().count("yelow") == 0
