@@ -62,7 +62,7 @@ def _joined(outputs) -> list:
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = LOG.sub("", COLOUR.sub("", output.text))
+            output.text = LOG.sub("", COLOUR.sub("", "".join(output.text)))
     return kept
 
 
