@@ -97,7 +97,8 @@ def test_semantic_ids_are_of_what_a_set_knows_and_left_out_elsewhere(folders):
     assert (sids[of_set["site"], upper] >= 0).sum() == 8 and (sids[of_set["yard"], upper] >= 0).all()
 
 
-@pytest.mark.parametrize("file, options", [("cerberus", PLUS), ("apr", ())], ids=["plus", "apr"])
+@pytest.mark.parametrize("file, options", [
+    pytest.param("cerberus", PLUS, id="plus"), pytest.param("apr", (), id="apr", marks=pytest.mark.slow)])
 def test_a_model_is_trained_on_both_and_evaluated_on_each(folders, file, options, monkeypatch):
     read = []
     read_people = own_module.read_people
