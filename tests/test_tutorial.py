@@ -182,7 +182,7 @@ def test_run_again_it_keeps_what_is_there(ran, folder):
 def site(tmp_path_factory) -> tuple[Path, str]:
     """Where the notebook of own data has run, and what it has printed."""
     folder = tmp_path_factory.mktemp("own_data")
-    return folder / "runs/own", text_of(TUTORIAL["execute"](folder, "own_data"))
+    return folder / "runs/own", text_of(TUTORIAL["tidy"](TUTORIAL["execute"](folder, "own_data")))
 
 
 @pytest.mark.slow
