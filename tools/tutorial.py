@@ -26,7 +26,7 @@ LOG = re.compile(r"^(WARNING )?\[\d\d/\d\d [\d:]{8} fastreid.*\n", flags=re.M)
 LANGUAGES = {"": "python", "bash": "bash", "writefile": "yaml"}
 
 
-def execute(folder: str | Path, name: str = "tutorial", timeout: int = 900) -> nbformat.NotebookNode:
+def execute(folder: str | Path, name: str = "tutorial", timeout: int = 1800) -> nbformat.NotebookNode:
     """The notebook after its run in a folder; the first cell that fails ends it.
 
     Args:
@@ -62,7 +62,7 @@ def _joined(outputs) -> list:
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = LOG.sub("", COLOUR.sub("", output.text))
+            output.text = LOG.sub("", COLOUR.sub("", "".join(output.text)))
     return kept
 
 
