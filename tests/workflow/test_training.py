@@ -102,6 +102,7 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(tmp_path, arguments, reaso
     crops = write_people(tmp_path / "crops", people=8, attributes=False)
     with pytest.raises(SystemExit, match=reason):
         cli.main(["train", str(crops), "--out", str(tmp_path / "run"), *arguments])
+    assert not (tmp_path / "run").exists(), "the corrected command can use the same folder"
 
 
 def test_a_folder_that_is_there_is_neither_overwritten_nor_mixed_up(run, crops, tmp_path):
