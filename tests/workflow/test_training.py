@@ -9,7 +9,7 @@ from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
 from cerberus_plugin.workflow.log import short_log
-from cerberus_plugin.workflow.page import next_commands
+from cerberus_plugin.workflow.page import next_commands, not_measured
 
 import pytest
 import torch
@@ -35,8 +35,12 @@ def test_the_log_ends_with_the_block_and_leaves_long_texts_to_its_file(tmp_path,
     with short_log(tmp_path):
         root.info("Running with full config:\nMODEL")
         root.info("eta: 0:00:01")
+        for name in ("heads.weight", "backbone.weight"):
+            root.warning("Some model parameters or buffers are not found in the checkpoint:\n"
+                         f"  \x1b[34m{name}\x1b[0m")
     said = capsys.readouterr().out
     assert "eta" in said and "MODEL" not in said and "MODEL" in (tmp_path / "log.txt").read_text()
+    assert "backbone.weight" in said and "heads.weight" not in said  # no classifier is used after training
     assert (list(root.handlers), root.level, root.propagate) == before
 
 
@@ -46,6 +50,12 @@ def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, cr
     for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "answered", "seeds"):
         assert text in page
     assert "crops &lt;b&gt;" in page and "<b>" not in page
+
+
+def test_the_report_says_that_none_of_the_values_is_never_right():
+    figures = {"mAP": 1.0, "PAR/official/hat": 60.0, "PAR/ceiling/vest": 75.0, "PAR/ceiling/shoes": 100.0}
+    text, = (text for text in not_measured(figures, "", True) if "none of the listed values" in text)
+    assert "75.00 % of 'vest'" in text and "shoes" not in text
 
 
 def test_the_next_commands_take_the_folder_of_a_table_and_quote_names(run, crops):
