@@ -146,8 +146,9 @@ class CerberusTrainer(DefaultTrainer):
                         model: nn.Module | None = None, tasks: Sequence[Task] | None = None,
                         test_set: tuple[AttributeDataset, int] | None = None):
         """The given tasks; or reID, its settings by outfits where the data set has any, PAR and APS for attributes."""
-        loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
         reader = reader_of(model)
+        test_set = test_set or build_test_set(cfg, dataset_name, reader.schema if reader else None)
+        loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
         attributes = reader is not None and bool(loader.dataset.annotations)
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
@@ -477,7 +478,7 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
 
 def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
                     held_out: tuple[AttributeDataset, int] | None = None) -> TestSets:
-    """DATASETS.TESTS; refuses those that have nothing to evaluate, or whose attributes the model cannot read.
+    """DATASETS.TESTS under the schema of a model; refuses those that have nothing to evaluate.
 
     Args:
         schema: of the model's attributes; None for a model without attributes.
@@ -485,11 +486,8 @@ def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
     """
     test_sets = {}
     for name in cfg.DATASETS.TESTS:
-        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name)
+        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name, schema)
         check_test_set(cfg, name, test_sets[name])
-        annotations = test_sets[name][0].annotations
-        if schema is not None and annotations:
-            check_schema(schema, annotations[0], name)
     return test_sets
 
 
