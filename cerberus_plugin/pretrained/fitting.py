@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,10 +102,8 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], rows_per_column: int =
 
 def grid_of(model: nn.Module) -> tuple[int, int]:
     """Rows and columns of patches of timm's or the host's transformer."""
-    patches = model.patch_embed
-    if hasattr(patches, "grid_size"):
-        return tuple(patches.grid_size)  # type: ignore[arg-type, return-value]
-    return patches.num_y, patches.num_x  # type: ignore[union-attr, return-value]
+    patches: Any = model.patch_embed
+    return tuple(patches.grid_size) if hasattr(patches, "grid_size") else (patches.num_y, patches.num_x)
 
 
 def resized_positions(positions: Tensor, count: int, grid: tuple[int, int], rows_per_column: int) -> Tensor:

@@ -27,7 +27,9 @@ CLIP_RESNET: Rules = ((r"^conv(\d)\.", r"stem.conv\1.conv."), (r"^bn(\d)\.", r"s
                       (r"^(layer\d\.\d+)\.(conv|bn)([13])\.", r"\1.conv\3_1x1.\2."),
                       (r"^(layer\d\.\d+)\.(conv|bn)2\.", r"\1.conv2_kxk.\2."),
                       (r"^(layer\d\.\d+)\.downsample\.0\.", r"\1.shortcut.conv.conv."),
-                      (r"^(layer\d\.\d+)\.downsample\.1\.", r"\1.shortcut.conv.bn."))
+                      (r"^(layer\d\.\d+)\.downsample\.1\.", r"\1.shortcut.conv.bn."),
+                      (r"^attnpool\.positional_embedding$", "head.pos_embed"),
+                      (r"^attnpool\.([qkv])_proj\.", r"head.\1."), (r"^attnpool\.c_proj\.", "head.proj."))
 TORCHVISION_VIT: Rules = ((r"^conv_proj\.", "patch_embed.proj."), (r"^class_token$", "cls_token"),
                           (r"^encoder\.pos_embedding$", "pos_embed"), (r"^encoder\.ln\.", "norm."),
                           (r"^encoder\.layers\.encoder_layer_", "blocks."), (r"\.ln_", ".norm"),
@@ -88,10 +90,9 @@ def clip_vit(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_resnet(tensors: Tensors) -> dict[str, Tensor]:
-    """CLIP's ResNet; the attention that pools its last map is left out, as branches pool in their own way."""
-    kept = {name: value for name, value in tensors.items() if not name.startswith("attnpool.")}
+    """CLIP's ResNet; the attention that pools its last map is the head of timm's model, which branches leave out."""
     return {re.sub(r"^layer(\d)\.", lambda found: f"stages.{int(found[1]) - 1}.", name): value
-            for name, value in renamed(kept, CLIP_RESNET).items()}
+            for name, value in renamed(tensors, CLIP_RESNET).items()}
 
 
 def with_part_tokens(tensors: Tensors) -> dict[str, Tensor]:
