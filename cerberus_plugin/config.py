@@ -35,12 +35,24 @@ MODEL_KEYS = {
     "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
 }
 # Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
-PRETRAINED = ("PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
-_RESNET = ("NAME", "DEPTH", "FEAT_DIM", "LAST_STRIDE", "NORM", *PRETRAINED)
+_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", "PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
+_CONVOLUTIONS = (*_BACKBONE, "NORM")
+_RESNET = (*_CONVOLUTIONS, "LAST_STRIDE")
 BACKBONE_KEYS = {
     "build_resnet_backbone": (*_RESNET, "WITH_IBN", "WITH_SE", "WITH_NL", "STEM_POOL"),
     "build_resnext_backbone": (*_RESNET, "WITH_IBN", "WITH_NL"),
     "build_resnest_backbone": _RESNET,
+    "build_osnet_backbone": (*_CONVOLUTIONS, "WITH_IBN"),
+    "build_mobilenetv2_backbone": _CONVOLUTIONS,
+    "build_mobilenetv3_backbone": _CONVOLUTIONS,
+    "build_shufflenetv2_backbone": _CONVOLUTIONS,
+    "build_effnet_backbone": _RESNET,
+    "build_regnet_backbone": _RESNET,
+    "build_repvgg_backbone": _RESNET,
+    # Without SIE_COE: the host's builder gives its transformer no cameras, of which it is the weight.
+    "build_vit_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "DROP_RATIO", "ATT_DROP_RATE"),
+    "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
+                            "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
 }
 # Names that MODEL.LOSSES.NAME may hold, with the section that each of them reads.
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
@@ -212,6 +224,12 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.SEMANTIC_WEIGHT = -1.0
     cfg.MODEL.BACKBONE.WINDOW_SIZE = 0  # rows and columns of a window of timm's Swin, 8 in CION's; 0 for timm's
 
+    # Cerberus and CSSC: the module of the backbone behind which the branches begin, by its name, such as layer3.0 of a
+    # ResNet or blocks.8 of a vision transformer; an unknown one is answered with those there are. "" is the default:
+    # for Cerberus the first block with maps of a sixteenth of the image's height (layer3.0), and two thirds of a
+    # vision transformer's blocks; for CSSC what comes before the last blocks of one width.
+    cfg.MODEL.BACKBONE.CUT = ""
+
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
     # person; evaluation, rank sheets and figures leave it out. Each is named in the log, and their number at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
@@ -349,7 +367,7 @@ def _read_keys(cfg: CN) -> tuple[list[str], list[str]]:
         read.append("BACKBONE")
     if model.META_ARCHITECTURE == "Cerberus" and model.HEADS.NAME != "CerberusHead":
         read.append("HEADS")  # a head of the user's own may read any
-    unused = []
+    unused = [] if model.META_ARCHITECTURE in ("Cerberus", "CSSC") else ["BACKBONE.CUT"]
     if "HEADS.WITH_BNNECK" in read and not model.HEADS.WITH_BNNECK and not model.APR.BLOCK_DIM:
         unused.append("HEADS.NORM")
     if "LOSSES.NAME" not in read:

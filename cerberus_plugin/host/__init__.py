@@ -8,7 +8,7 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import bases, checkpoints, data, evaluation, imports, launching, pretrained, training, waits, weights
+from . import backbones, bases, checkpoints, data, evaluation, imports, launching, pretrained, training, waits, weights
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .data import use_listing as use_listing
@@ -50,6 +50,7 @@ def adapt() -> None:
     checkpoints.write_whole_files()
     checkpoints.remember_best()
     checkpoints.refuse_other_files()
+    backbones.read_sizes_of_regnets()
     pretrained.load_pretrained()
     weights.load_tensors_alone()
     evaluation.skip_compilation()
