@@ -70,8 +70,9 @@ WEIGHTS = sorted(path for path in FILES if read(path).MODEL.BACKBONE.PRETRAIN_SO
 def test_a_file_with_weights_of_people_has_what_they_need_and_a_baseline_on_the_same(path):
     cfg = read(path)
     source = recognise(unwrap({"any": torch.zeros(1)}), cfg.MODEL.BACKBONE.PRETRAIN_SOURCE)
-    given = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
-    assert any(given == pytest.approx(pair) for pair in source.normalisations) and cfg.MODEL.BACKBONE.PRETRAIN
+    given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
+    assert any(given == pytest.approx([*mean, *std]) for mean, std in source.normalisations)
+    assert cfg.MODEL.BACKBONE.PRETRAIN and cfg.MODEL.BACKBONE.PRETRAIN_PATH
     assert {key: cfg.MODEL.BACKBONE[key] for key in source.needs} == source.needs
     method, _, name = path.stem.partition("_")
     baseline = read(path.with_name(f"bot_{name}.yml"))
