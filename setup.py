@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     # Reads tables of own data: CSV, JSON lines and Parquet in one package without requirements, a million rows in
     # seconds, coded. pandas needs it for Parquet all the same. 16.1 is the first release for numpy 2.
     "pyarrow>=16.1,<30",
+    "safetensors>=0.4.3,<1",  # reads pretrained weights of that format, which can hold no code; 0.4.3 bounds its header
     "termcolor>=2",  # imported by the host's logger
     "tensorboard>=2.10",  # imported by the host's optimisers
     "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve, t-SNE

@@ -35,7 +35,8 @@ MODEL_KEYS = {
     "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
 }
 # Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
-_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", "PRETRAIN", "PRETRAIN_PATH")
+PRETRAINED = ("PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
+_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", *PRETRAINED)
 _CONVOLUTIONS = (*_BACKBONE, "NORM")
 _RESNET = (*_CONVOLUTIONS, "LAST_STRIDE")
 BACKBONE_KEYS = {
@@ -51,7 +52,8 @@ BACKBONE_KEYS = {
     "build_repvgg_backbone": _RESNET,
     # Without SIE_COE: the host's builder gives its transformer no cameras, of which it is the weight.
     "build_vit_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "DROP_RATIO", "ATT_DROP_RATE"),
-    "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO"),
+    "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
+                            "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
 }
 # Names that MODEL.LOSSES.NAME may hold, with the section that each of them reads.
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
@@ -213,8 +215,18 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.INPUT.REA.RATIO = [0.3, 3.3]
 
     # Pooling behind the first convolution of build_resnet_backbone: "ceil", the host's, without padding; "padding",
-    # torchvision's, by which its ImageNet weights were trained.
-    cfg.MODEL.BACKBONE.STEM_POOL = "ceil"
+    # torchvision's; "auto", that by which the pretrained weights were trained: "padding" for torchvision, timm,
+    # IBN-Net, CION and LUPerson, "ceil" for checkpoints of FastReID and from scratch. FastReID's figures are of "ceil".
+    cfg.MODEL.BACKBONE.STEM_POOL = "auto"
+    # Whose file MODEL.BACKBONE.PRETRAIN_PATH is; "" goes by the names of its tensors. docs/pretrained.md lists them.
+    cfg.MODEL.BACKBONE.PRETRAIN_SOURCE = ""
+    cfg.MODEL.BACKBONE.PRETRAIN_PARTIAL = False  # accept a file that fills fewer than 95 % of the backbone's tensors
+    # Of build_timm_backbone; set by weights that need them. Tokens beside the class token, 3 in PASS; the convolution
+    # stem of TransReID-SSL and CION; the share of semantic information in SOLIDER's Swin, 0.2 for reID, -1 for none.
+    cfg.MODEL.BACKBONE.EXTRA_TOKENS = 0
+    cfg.MODEL.BACKBONE.CONV_STEM = False
+    cfg.MODEL.BACKBONE.SEMANTIC_WEIGHT = -1.0
+    cfg.MODEL.BACKBONE.WINDOW_SIZE = 0  # rows and columns of a window of timm's Swin, 8 in CION's; 0 for timm's
 
     # Cerberus and CSSC: the module of the backbone behind which the branches begin, by its name, such as layer3.0 of a
     # ResNet or blocks.8 of a vision transformer; an unknown one is answered with those there are. "" is the default:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cerberus_plugin"
 # Rooms and modules of the root from the bottom up; each imports from lower lines only.
 LAYERS = (("utils",),
+          ("pretrained",),
           ("attributes", "config", "host"),
           ("metrics", "own_data", "search.portable", "synthetic"),
           ("inference",),
@@ -22,11 +23,11 @@ LAYERS = (("utils",),
           ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
-FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "own_data", "synthetic", "search.portable",
-                    "search.calibration", "search.gallery", "search.web")
+FREE_OF_THE_HOST = ("attributes", "utils", "pretrained", "metrics", "inference", "own_data", "synthetic",
+                    "search.portable", "search.calibration", "search.gallery", "search.web")
 FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
-                 "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.schema",
-                 "search.portable", "search.gallery", "search.web")
+                 "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.matching",
+                 "attributes.schema", "search.portable", "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .matching import Matching, relabel
 from .matlab import read_matlab
 from .schema import DUKEMTMC, MISSING, AttributeSchema
 
@@ -21,7 +22,8 @@ KNOWN_MISSING = {(DUKEMTMC.name, "top"): 0}
 class Annotations:
     """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing.
 
-    `digest` is a hash of all labels where more than the file `path` holds them.
+    `digest` is a hash of all labels where more than the file `path` holds them. `matching` tells what was left out
+    where the labels are those of another schema, read under `schema`.
     """
 
     schema: AttributeSchema
@@ -29,9 +31,19 @@ class Annotations:
     test: dict[int, Tensor]
     path: str = ""
     digest: str | None = None
+    matching: Matching | None = None
 
     def __repr__(self) -> str:
         return f"Annotations({self.schema.name}: {len(self.train)} training and {len(self.test)} test rows)"
+
+    def under(self, schema: AttributeSchema) -> Annotations:
+        """The same labels under another schema, see `matching.relabel`."""
+        tables = [self.train, self.test]
+        rows = [row for table in tables for row in table.values()]
+        labels, report = relabel(torch.stack(rows) if rows else torch.empty(0, len(self.schema.fields),
+                                                                            dtype=torch.int64), self.schema, schema)
+        found = [dict(zip(table, part)) for table, part in zip(tables, labels.split([len(table) for table in tables]))]
+        return Annotations(schema, *found, self.path, self.digest, report)
 
     def lookup(self, split: str, pids) -> Tensor:
         """Labels of many identities of a split: int64 (N, A); rows of unlabelled identities are all -1."""

@@ -102,7 +102,7 @@ class Column:
         return (NONE, *self.classes) if self.is_colour else self.classes
 
 
-def _of_labels(method):
+def of_labels(method):
     """Let a method of arrays take a tensor as its first argument as well."""
 
     @functools.wraps(method)
@@ -319,7 +319,7 @@ class AttributeSchema:
         single = set(self.group_fields(group)) - {field for fields in sets for field in fields}
         return math.prod([len(fields) + 1 for fields in sets] + [len(self.fields[i].values) for i in single])
 
-    @_of_labels
+    @of_labels
     def bits(self, labels, group: str):
         """Bits of one group: labels int64 (N, A) -> uint8 (N, L); rows with a missing label come out as zeros."""
         parts = []
@@ -329,7 +329,7 @@ class AttributeSchema:
         bits = np.concatenate(parts, axis=1) & self.is_complete(labels, group)[:, None]  # (N, L)
         return bits.astype(np.uint8)
 
-    @_of_labels
+    @of_labels
     def labels_from_bits(self, bits, group: str):
         """The inverse of `bits`: uint8 (N, L) -> int64 (N, A), fields of other groups -1."""
         labels = np.full((len(bits), len(self.fields)), MISSING, dtype=np.int64)
@@ -339,12 +339,12 @@ class AttributeSchema:
             labels[:, i] = part[:, 0] if part.shape[1] == 1 else part.argmax(axis=1)
         return labels
 
-    @_of_labels
+    @of_labels
     def is_complete(self, labels, group: str):
         """Whether every label of a group is known: int64 (N, A) -> bool (N,)."""
         return (labels[:, list(self.group_fields(group))] != MISSING).all(axis=1)
 
-    @_of_labels
+    @of_labels
     def column_truth(self, labels):
         """What recognition is scored against.
 
@@ -359,7 +359,7 @@ class AttributeSchema:
             known.append((values != MISSING).all(axis=1))
         return truth, np.stack(known, axis=1)
 
-    @_of_labels
+    @of_labels
     def column_answers(self, labels):
         """The one answer a column each label gives: int64 (N, A) -> int64 (N, M), -1 for no listed colour.
 

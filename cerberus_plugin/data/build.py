@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..attributes import Annotations, AttributeSchema, SIDTable
+from ..attributes import MISSING, Annotations, AttributeSchema, SIDTable
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
 from ..own_data.split import query_and_gallery
@@ -30,18 +31,35 @@ from .splits import HELD_OUT, at_random, leave_out, split_identities
 logger = logging.getLogger("fastreid.cerberus")
 
 
-def build_dataset(cfg: CfgNode, name: str):
-    """A data set of the host's registry, under FASTREID_DATASETS; or one of a user's own, by its folder or table."""
+def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None):
+    """A data set of the host's registry, under FASTREID_DATASETS; or one of a user's own, by its folder or table.
+
+    Args:
+        schema: read its labels under this schema; what is left out is in the `matching` of its annotations.
+    """
     options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
     try:
         registered = DATASET_REGISTRY.get(name)
     except KeyError:
         if os.path.exists(name):
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, combineall=cfg.DATASETS.COMBINEALL)
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, combineall=cfg.DATASETS.COMBINEALL)
         raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
                                 "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "
                                 "path.") from None
-    return registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+    return read_under(registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options), schema)
+
+
+def read_under(dataset, schema: AttributeSchema | None):
+    """A data set with its labels under a schema; as it is where it has no labels, or those of the schema."""
+    if schema is None or not hasattr(dataset, "labels_of") or dataset.schema == schema:
+        return dataset
+    under = copy.copy(dataset)
+    under.schema, under.annotations = schema, dataset.annotations.under(schema)
+    known = {tuple(before.tolist()): after for table in ("train", "test") for before, after in
+             zip(getattr(dataset.annotations, table).values(), getattr(under.annotations, table).values())}
+    nothing = torch.full((len(schema.fields),), MISSING)  # of distractors
+    under.labels_of = lambda key: known.get(tuple(dataset.labels_of(key).tolist()), nothing)
+    return under
 
 
 @dataclass(frozen=True)
@@ -110,9 +128,13 @@ def _train_set(cfg: CfgNode, items: list[tuple], known: Known) -> AttributeDatas
                             without=without, **known._asdict())
 
 
-def build_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, int]:
-    """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries."""
-    return _test_set(cfg, *_test_items(cfg, name))
+def build_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None) -> tuple[AttributeDataset, int]:
+    """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries.
+
+    Args:
+        schema: read labels under this schema. A data set that has none of its attributes comes out without labels.
+    """
+    return _test_set(cfg, *_test_items(cfg, name, schema))
 
 
 def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, int]) -> None:
@@ -157,16 +179,18 @@ def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, in
                            "no figures of it; check the outfits if this is the whole data set")
 
 
-def _test_items(cfg: CfgNode, name: str) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+def _test_items(cfg: CfgNode, name: str,
+                schema: AttributeSchema | None) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
     """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits."""
     if name == HELD_OUT:
         if not cfg.DATASETS.HOLD_OUT:
             raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out "
                              "of training")
         return _held_out(cfg, *_training_items(cfg))
-    dataset = build_dataset(cfg, name)
+    dataset = build_dataset(cfg, name, schema)
     if comm.is_main_process():
         dataset.show_test()
+        _tell_matching(dataset)
     known = _known_of([dataset])
     return dataset.query, dataset.gallery, known, tuple(getattr(dataset, "settings", ())) if known.outfit_of else ()
 
@@ -193,6 +217,12 @@ def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, 
         raise ValueError(f"{name}: {len(readable[0])} query and {len(readable[1])} gallery images can be read; both "
                          "must have at least one")
     return dataset, *readable
+
+
+def _tell_matching(dataset) -> None:
+    matching = dataset.annotations.matching if hasattr(dataset, "labels_of") else None
+    if matching is not None and not matching.complete:
+        logger.warning(f"{matching.data} is read under the schema {matching.schema}: {'; '.join(matching.lines())}")
 
 
 class Known(NamedTuple):
@@ -249,7 +279,7 @@ def _known_of(datasets: list) -> Known:
         dataset, name = owners[key]
         return dataset.labels_of(name)
 
-    labelled = all(hasattr(dataset, "labels_of") for dataset in datasets)
+    labelled = all(map(_is_labelled, datasets))
     by_unit = labelled and _whose(datasets[0]) != "identities"
     annotations = [dataset.annotations for dataset in datasets] if labelled else []
     worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
@@ -258,6 +288,14 @@ def _known_of(datasets: list) -> Known:
     folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
     return Known(labels_of if labelled else None, units.__getitem__ if by_unit else None, annotations,
                  outfits.__getitem__ if worn else None, folders, distractors)
+
+
+def _is_labelled(dataset) -> bool:
+    """Whether a data set has labels; read under a schema, of any of its attributes."""
+    if not hasattr(dataset, "labels_of"):
+        return False
+    matching = dataset.annotations.matching
+    return matching is None or bool(matching.columns)
 
 
 def _append(numbers: dict[str, int], more: Mapping[str, int]) -> int:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 from torch import Tensor
 
-from ..attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, find_annotations, read_annotations
+from ..attributes import (
+    DUKEMTMC,
+    MARKET1501,
+    MISSING,
+    Annotations,
+    AttributeSchema,
+    find_annotations,
+    read_annotations,
+)
+from ..own_data.overlay import OVERLAY, PERSON, read_overlay
+from ..utils.files import file_sha256, json_sha256
 from ..utils.images import SUFFIXES
+
+logger = logging.getLogger("fastreid.cerberus")
 
 
 class AttributeAnnotated:
@@ -39,7 +55,8 @@ class AttributeAnnotated:
             if not items:
                 raise ValueError(f"{folder}: no {name} images ({', '.join(SUFFIXES)}) found; check that the data set "
                                  "is complete.")
-        self.annotations: Annotations = read_annotations(find_annotations(folder, self.annotation_file), self.schema)
+        path = find_annotations(folder, self.annotation_file)
+        self.annotations: Annotations = with_overlay(read_annotations(path, self.schema), path.parent / OVERLAY)
         self._check_identities("train", {_identity(pid) for _, pid, _ in self.train if _split(pid) == "train"},
                                allow_subset)
         test = {pid for _, pid, _ in self.query + self.gallery} - set(self.schema.junk_pids)
@@ -78,6 +95,45 @@ class DukeMTMCAttributes(AttributeAnnotated, DukeMTMC):
     schema = DUKEMTMC
     annotation_file = "duke_attribute.mat"
     folder_name = "DukeMTMC-reID"
+
+
+def with_overlay(annotations: Annotations, path: Path) -> Annotations:
+    """Annotations of people, corrected by an overlay where there is one.
+
+    Args:
+        path: of the overlay; `person` is an identity as in the names of files, with or without leading zeros.
+
+    Raises:
+        ValueError: with the line of a row that is of nobody, of a picture, of an unknown attribute or value, or stale.
+    """
+    if not path.is_file():
+        return annotations
+    overlay, schema = read_overlay(path), annotations.schema
+    tables = {"train": dict(annotations.train), "test": dict(annotations.test)}
+    for row in overlay.rows:
+        if row.level or row.attribute == PERSON:
+            overlay.refuse(row, f"corrects a picture, an outfit or who is on it, but labels of {schema.name} are those "
+                           "of people. Delete the row, or convert the data set to a table of pictures.")
+        holding = [table for table in tables.values() if row.person.isdecimal() and int(row.person) in table]
+        if not holding:
+            overlay.refuse(row, f"there is no identity '{row.person}' in {annotations.path}. Correct the number, or "
+                           "delete the row.")
+        try:
+            column = schema.column(row.attribute)
+            given = schema.parse({row.attribute: row.value}) if row.value else None
+        except ValueError as error:
+            overlay.refuse(row, f"{str(error).removeprefix('search: ')}. Correct or delete the row.")
+        for table in holding:
+            labels = table[int(row.person)].clone()
+            now = schema.describe(labels).get(column.name, "")
+            if now != row.was:
+                overlay.refuse_stale(row, now)
+            fields = list(column.fields)
+            labels[fields] = MISSING if given is None else torch.from_numpy(given[fields])
+            table[int(row.person)] = labels
+    logger.info(f"{path}: {len(overlay.rows)} rows applied to the labels of {annotations.path}")
+    digest = json_sha256([file_sha256(annotations.path), file_sha256(str(path))])
+    return replace(annotations, **tables, digest=digest)
 
 
 def _identity(pid: str | int) -> int:

@@ -11,8 +11,8 @@ from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm
 from torch import Tensor
 
-from ..attributes import Annotations
-from ..own_data.people import labels_of, read_people, read_wording, split_people
+from ..attributes import Annotations, AttributeSchema
+from ..own_data.people import labels_of, labels_under, read_people, read_wording, split_people
 from ..own_data.split import SPLIT_FILE
 from ..own_data.tables import EMPTY
 from ..utils.files import json_sha256
@@ -36,6 +36,7 @@ class OwnDataset(ImageDataset):
 
     Args:
         data: folder or table.   name_pattern: of `read_people`.
+        schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
 
     Raises:
         FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
@@ -44,7 +45,7 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
         own = split_people(own, write=main)
@@ -62,7 +63,7 @@ class OwnDataset(ImageDataset):
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
         paths = [own.path(row) for row in range(len(own))]
-        self._label(own, paths, pids)
+        self._label(own, paths, pids, schema)
         self.outfits = {}
         if own.outfit is not None and own.outfit.complete:
             worn = np.unique(np.stack([pids, own.outfit.codes], axis=1), axis=0, return_inverse=True)[1].ravel()
@@ -78,15 +79,18 @@ class OwnDataset(ImageDataset):
         super().__init__([(path, f"{name}_{pid}", f"{name}_{camid}") for path, pid, camid in train], query, gallery,
                          **kwargs)
 
-    def _label(self, own, paths: list[str], pids: np.ndarray) -> None:
+    def _label(self, own, paths: list[str], pids: np.ndarray, schema: AttributeSchema | None) -> None:
         """Set the attributes about labels."""
         self.units: dict[str, int] = {}
-        wording = read_wording(own)
-        if wording is None:
+        wording, matching = read_wording(own), None
+        if schema is not None and own.attributes and (wording is None or wording.schema != schema):
+            labels, matching = labels_under(own, schema)
+        elif wording is None:
             return
-        for column, reason in (wording.left_out or {}).items():
-            logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
-        labels = labels_of(own, wording)
+        else:
+            for column, reason in (wording.left_out or {}).items():
+                logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
+            schema, labels = wording.schema, labels_of(own, wording)
         kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
         units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
         rows = torch.from_numpy(units[:, -labels.shape[1]:].astype(np.int64))
@@ -96,15 +100,16 @@ class OwnDataset(ImageDataset):
             keys = whose
         else:
             self.units = dict(zip(paths, number.ravel().tolist()))
-        self.schema = wording.schema
+        self.schema = schema
         self._labels = {int(key): row for key, row in zip(keys, rows)}
         trained = set(keys[np.unique(number.ravel()[own.is_in("train")])].tolist())
         tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
         rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
         by_name = sorted(range(len(own)), key=own.files.__getitem__)
         digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
-                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest()])
-        self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest)
+                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest(),
+                              *([own.overlay] if own.overlay else [])])
+        self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest, matching)
         self.labels_of = self._labels_of
 
     def _labels_of(self, key: str | int) -> Tensor:

@@ -142,8 +142,10 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
         lines += [line(f"majority answer, {rule}", results, rule, "PAR-majority") for rule in MEANS]
     lines += [line(f"{name}, {rule}", figures, rule) for name, figures in rows[1:] for rule in MEANS
               if f"PAR/mA_{rule}" in figures]
-    ceiling = [results.get(f"PAR/ceiling/{c}", 100.0) for c in columns]
-    lines.append(["ceiling, official", sum(ceiling) / len(ceiling), *ceiling])
+    ceiling = [results.get(f"PAR/ceiling/{c}", math.nan if math.isnan(results[f"PAR/official/{c}"]) else 100.0)
+               for c in columns]
+    known = [share for share in ceiling if not math.isnan(share)]
+    lines.append(["ceiling, official", sum(known) / len(known) if known else math.nan, *ceiling])
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
     if "PAR/person/persons" in results:
         title += f"; {PERSON}: one answer to the images of each of {results['PAR/person/persons']:.0f} persons"

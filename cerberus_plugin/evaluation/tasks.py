@@ -16,6 +16,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from ..attributes import GROUPS, MISSING
+from ..attributes.schema import agreeing
 from ..data.build import check_expansion
 from ..inference import PARTIAL, READINGS, AttributeReader, blocks, of_groups
 from ..metrics import aps, par, ranking
@@ -269,18 +270,19 @@ class APSTask:
         person, of_persons = _persons(gathered, pool)
         person_scores: list[Tensor] = []
         asked = self._asked(pool_categories, pool < gathered.num_query)
-        result = self._run(gathered, pool, labels, pool_categories, asked, person, person_scores)
+        related = aps.relations(labels, labels)
+        result = self._run(gathered, pool, labels, pool_categories, asked, related, person, person_scores)
         figures = {**result.percentages(), "queries": len(asked), "categories": len(labels),
                    "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
             described = labels[asked]
-            seen = (described[:, None] == self.train_labels[None]).all(dim=2).any(dim=1)
+            seen = agreeing(self.train_labels, described).any(dim=1)
             unseen_sid = self._with_unseen_sid(described)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
         # Queries are to find the persons of their category; those of the persons are numbered as those of the pool.
-        by_person = aps.aps_metrics(torch.cat(person_scores), asked, aps.categories(of_persons)[0])
+        by_person = aps.aps_metrics(torch.cat(person_scores), asked, aps.categories(of_persons)[0], related=related)
         figures |= {f"person/{key}": value for key, value in by_person.percentages().items()}
         figures |= {"person/queries": len(asked), "person/persons": len(of_persons)}
         for name in self.groups:
@@ -315,8 +317,8 @@ class APSTask:
         fields = [i for group in _groups_of(name, schema.group_names) for i in schema.group_fields(group)]
         own_categories, own = aps.categories(gathered.attributes[pool][:, fields])
         figures = {}
-        for reading, values, categories in (("full", labels[:, fields], pool_categories),
-                                            ("given", own, own_categories)):
+        for reading, values, categories, known in (("full", labels[:, fields], pool_categories, labels),
+                                                   ("given", own, own_categories, own)):
             queries = torch.full((len(values), labels.shape[1]), MISSING, dtype=torch.int64)
             queries[:, fields] = values
             asked = self._asked(categories, pool < gathered.num_query)
@@ -324,16 +326,18 @@ class APSTask:
             if not len(described):
                 image = "query image" if self.protocol == "sal" else "test image"
                 raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no {image} has a label in these groups")
-            result = self._run(gathered, pool, queries, categories, described)
+            result = self._run(gathered, pool, queries, categories, described, aps.relations(known, known))
             figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
 
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor, chosen: Tensor,
-             person: Tensor | None = None, person_scores: list[Tensor] | None = None) -> aps.APSResult:
-        """Query k, labels int64 (K, A), is to find the images of category k among the rows `pool`, int64 (N,).
+             related: tuple[Tensor, Tensor] | None, person: Tensor | None = None,
+             person_scores: list[Tensor] | None = None) -> aps.APSResult:
+        """Query k, labels int64 (K, A), is to find the images that fit category k among the rows `pool`, int64 (N,).
 
         Args:
             chosen: int64 (Q,), the queries to run.
+            related: of `aps.relations`, of the categories.
             person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
             person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
                 time. They take the same scores as the images do, so nothing is computed twice.
@@ -355,7 +359,8 @@ class APSTask:
                 person_scores.append(total.means().T)
             return torch.cat(parts, dim=1)
 
-        return aps.aps_metrics(scores, chosen, pool_categories, protocol=self.protocol, **representative)
+        return aps.aps_metrics(scores, chosen, pool_categories, protocol=self.protocol, related=related,
+                               **representative)
 
 
 def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:

@@ -14,6 +14,8 @@ from .data import use_device as use_device
 from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
+from .pretrained import SETTINGS as SETTINGS
+from .pretrained import settle as settle
 from .training import gather_gradients as gather_gradients
 from .waits import LateScalars as LateScalars
 from .weights import read_tensors as read_tensors
@@ -49,7 +51,7 @@ def adapt() -> None:
     checkpoints.remember_best()
     checkpoints.refuse_other_files()
     backbones.read_sizes_of_regnets()
-    pretrained.count_matches()
+    pretrained.load_pretrained()
     weights.load_tensors_alone()
     evaluation.skip_compilation()
     evaluation.rerank_on_cpu()

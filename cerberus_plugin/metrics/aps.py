@@ -1,8 +1,9 @@
 """Attribute-based person search (APS): a description ranks the gallery, and its images are those that fit it.
 
-Letters: Q queries (descriptions), N gallery images, A label fields. A category is one full tuple of labels; the queries
-of a data set are distinct categories of its test images, see `QUERIES`, and an image is relevant when its category is
-the query's.
+Letters: Q queries (descriptions), N gallery images, A label fields, K categories. A category is one full tuple of
+labels; the queries of a data set are distinct categories of its test images, see `QUERIES`, and an image is relevant
+when its category is the query's. Where labels are missing, a query describes what is known of its category, and
+`relations` tells which images fit it.
 For a partial query (some groups given) there are two readings, both served here: hand over the full categories, or the
 categories of the given fields alone, `categories(labels[:, given])`.
 """
@@ -75,6 +76,33 @@ def categories(labels: Tensor) -> tuple[Tensor, Tensor]:
     return ids, distinct
 
 
+def relations(described: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which categories fit which description, where labels are missing.
+
+    A category fits if all that is described is known of it, and so. It is open, and neither found nor missed, if
+    nothing that is known of it contradicts the description but some of that is unknown.
+
+    Args:
+        described: int64 (K', A), -1 where nothing is described.   labels: int64 (K, A), -1 where missing.
+
+    Returns:
+        fits and open, bool (K', K); None where no description has a gap, nor any category, in a field that another one
+        knows: then categories fit that are equal, and none is open.
+    """
+    unknown = torch.cat([described, labels]) == -1
+    if (unknown.any(dim=0) == unknown.all(dim=0)).all():
+        return None
+    fits, contradicted = (torch.empty(len(described), len(labels), dtype=torch.bool) for _ in range(2))
+    step = max(1, 2**24 // max(1, labels.numel()))
+    for start in range(0, len(described), step):
+        rows = slice(start, start + step)
+        wanted = described[rows, None]  # (B, 1, A)
+        same = (wanted == labels) | (wanted == -1)
+        fits[rows] = same.all(dim=2)
+        contradicted[rows] = (~same & (labels != -1)).any(dim=2)
+    return fits, ~(fits | contradicted)
+
+
 def aps_metrics(
     scores: Tensor | Callable[[slice], Tensor],
     query_categories: Tensor,
@@ -85,6 +113,7 @@ def aps_metrics(
     representative_camids: Tensor | None = None,
     gallery_pids: Tensor | None = None,
     gallery_camids: Tensor | None = None,
+    related: tuple[Tensor, Tensor] | None = None,
     block_size: int | None = None,
 ) -> APSResult:
     """Rank the gallery for each category: Rank-k and mAP by both rules, macro over queries.
@@ -99,6 +128,8 @@ def aps_metrics(
         query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
         representative_pids, representative_camids: int64 (Q,), not for "asmr".
         gallery_pids, gallery_camids: int64 (N,), not for "asmr".
+        related: of `relations`, by number of category; None where a category fits itself alone. Images of open
+            categories are taken out of the ranking.
         block_size: queries ranked at a time; None for `ranking.block_rows` of the device.
     """
     if protocol not in PROTOCOLS:
@@ -118,11 +149,15 @@ def aps_metrics(
         def equal(of_queries: Tensor, of_gallery: Tensor) -> Tensor:
             return of_queries[rows, None].to(block_scores.device) == of_gallery.to(block_scores.device)  # (B, N)
 
-        wanted = equal(query_categories, gallery_categories)
+        wanted, left_out = equal(query_categories, gallery_categories), None
+        if related is not None:
+            pairs = query_categories[rows, None].cpu(), gallery_categories.cpu()
+            wanted, left_out = (table[pairs].to(block_scores.device) for table in related)
         _check_shape("a block of scores", block_scores, *wanted.shape)
-        if protocol == "asmr":
-            return -block_scores, wanted, None
-        return -block_scores, wanted, equal(people[0], people[2]) & equal(people[1], people[3])
+        if protocol != "asmr":
+            own = equal(people[0], people[2]) & equal(people[1], people[3])
+            left_out = own if left_out is None else left_out | own
+        return -block_scores, wanted, left_out
 
     queries = rank_in_blocks(block, num_queries, len(gallery_categories), block_size)
     result = APSResult.of(queries, protocol)

@@ -21,6 +21,7 @@ from ..utils.commands import printable
 from ..utils.files import write_text
 from ..utils.images import Limits, Unreadable, read_image
 from ..utils.processor import usable_cores
+from .near_duplicates import near_duplicates, picture_hash
 from .people import OwnData, labels_of, read_people, read_wording, split_people
 from .schema_file import FILE_NAME, Wording, folded, schema_text
 from .split import PARTS
@@ -243,41 +244,44 @@ def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
 
     limits = Limits()
 
-    def look(row: int) -> tuple[bytes | None, tuple[int, int], str]:
+    def look(row: int) -> tuple[bytes | None, tuple[int, int], str, np.ndarray | None]:
         path = own.path(row)
         try:
             with open(path, "rb") as file:
                 data = file.read(limits.max_bytes + 1)
             image = read_image(data, limits, path)
-            return hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), ""
+            return (hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), "",
+                    picture_hash(image))
         except Unreadable as error:
-            return None, (0, 0), error.reason
+            return None, (0, 0), error.reason, None
         except OSError as error:
-            return None, (0, 0), error.strerror or str(error)
+            return None, (0, 0), error.strerror or str(error), None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
-    bad = [(own.files[row], reason) for row, (_, _, reason) in enumerate(found) if reason]
+    bad = [(own.files[row], reason) for row, (_, _, reason, _) in enumerate(found) if reason]
     if bad:
         report.sections.append(Section("Pictures that cannot be read", ("picture", "reason"), bad[:50]))
         report.errors.append(f"{len(bad)} pictures cannot be read, such as {bad[0][0]} ({bad[0][1]}). Replace them, "
                              "delete their lines, or train with DATALOADER.ON_UNREADABLE skip")
     alike: dict[bytes, list[int]] = defaultdict(list)
-    for row, (digest, _, _) in enumerate(found):
+    for row, (digest, _, _, _) in enumerate(found):
         if digest is not None:
             alike[digest].append(row)
     _report_duplicates(report, own, [rows for rows in alike.values() if len(rows) > 1])
-    sizes = [size for _, size, reason in found if not reason]
+    firsts = sorted(rows[0] for rows in alike.values())  # copies of a file are reported by themselves
+    if len(firsts) > 1:
+        _report_near(report, own, np.array(firsts), np.stack([found[row][3] for row in firsts]))
+    sizes = [size for _, size, reason, _ in found if not reason]
     return tuple(np.median(sizes, axis=0).tolist()) if sizes else None
 
 
 def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]) -> None:
-    assert own.split is not None
-    part = ["test" if word in ("query", "gallery") else word for word in own.split.words]
+    side = _sides(own)
     rows, people, parts = [], 0, 0
     for same in copies:
         other_people = len({own.person.codes[row] for row in same}) > 1
-        other_parts = len({part[own.split.codes[row]] for row in same}) > 1
+        other_parts = len({side[row] for row in same}) > 1
         people, parts = people + other_people, parts + other_parts
         where = [name for name, yes in (("several people", other_people), ("training and test", other_parts)) if yes]
         rows.append((", ".join(f"{own.files[row]} ({own.person[row]})" for row in same[:MOST_EXAMPLES]), len(same),
@@ -292,6 +296,41 @@ def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]
         report.warnings.append(f"{parts} pictures are in training and in the test, so figures are too high")
     if len(rows) > people:
         report.notes.append(f"{len(rows)} pictures are there more than once")
+
+
+def _report_near(report: Report, own: OwnData, rows: np.ndarray, hashes: np.ndarray) -> None:
+    """Pictures that are nearly the same.
+
+    Args:
+        rows: int64 (n,), of pictures without copies.   hashes: uint8 (n, bytes).
+    """
+    person, side = own.person.codes[rows], _sides(own)[rows]
+    near = near_duplicates(hashes, person, side)
+    if near.others:
+        report.notes.append(f"{near.others} pairs of pictures of one person are nearly the same, such as successive "
+                            "ones")
+    if not len(near.pairs):
+        return
+    first, second = near.pairs[:, 0], near.pairs[:, 1]
+    people, parts = person[first] != person[second], side[first] != side[second]
+    report.sections.append(Section(
+        "Pictures that are nearly the same", ("pictures", "of"),
+        [(", ".join(f"{own.files[row]} ({own.person[row]})" for row in rows[pair[:2]]),
+          " and ".join(name for name, yes in (("several people", one), ("training and test", other)) if yes))
+         for pair, one, other in zip(near.pairs[:50], people, parts)]))
+    example = " and ".join(own.files[row] for row in rows[near.pairs[0, :2]])
+    if people.any():
+        report.warnings.append(f"{people.sum()} pairs of nearly the same pictures are under two people, such as "
+                               f"{example}; one of the names may be wrong, which `cerberus audit` shows")
+    if parts.any():
+        report.warnings.append(f"{parts.sum()} pairs of nearly the same pictures are in training and in the test, so "
+                               "figures are too high")
+
+
+def _sides(own: OwnData) -> np.ndarray:
+    """train, val or test of each picture: str (N,)."""
+    assert own.split is not None
+    return np.array(["test" if word in ("query", "gallery") else word for word in own.split.words])[own.split.codes]
 
 
 def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[float, float] | None,

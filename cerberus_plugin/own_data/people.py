@@ -15,9 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..attributes.matching import Matching, express, matched, source_of_words, sources_of
+from ..attributes.schema import AttributeSchema, Column
+from ..utils.files import file_sha256
 from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
+from .overlay import OVERLAY, corrections, follow_people, read_overlay, replaced
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
 from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_split, read_split
 from .tables import EMPTY, KEYS, Table, Words, joined, read_table
@@ -42,6 +46,8 @@ class OwnData:
         split: the part that each picture is in; None until it is drawn or read.
         attributes: words of each picture by name of attribute; its own, else those of its outfit, else of its person.
         notes: what was read otherwise than it is written.
+        moved: rows of the pictures that `labels_overlay.csv` gives to another person: int64.
+        overlay: digest of that file, "" without one.
         where: the place that tells of a picture, for a message.
         find: the place where a column holds a word, for a message.
     """
@@ -56,6 +62,8 @@ class OwnData:
     split: Words | None = field(default=None, repr=False)
     attributes: Mapping[str, Words] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    moved: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    overlay: str = ""
     where: Callable[[int], str] = field(default=lambda row: "", repr=False)
     find: Callable[[str, str], str] = field(default=lambda name, word: "", repr=False)
 
@@ -72,7 +80,7 @@ class OwnData:
 
 
 def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
-    """Read a data set of one's own, without its split unless the table has one.
+    """Read a data set of one's own, without its split unless the table has one; corrected by `labels_overlay.csv`.
 
     Args:
         data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
@@ -132,23 +140,50 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
+def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Matching]:
+    """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
+
+    Words are matched by themselves, so that an attribute which everybody has alike is read as well; a `schema.yaml` in
+    the folder adds display names and words for none of the values.
+
+    Raises:
+        ValueError: if the folder's own `schema.yaml` is wrong, or a word is none of its values.
+    """
+    wording = read_wording(own) if (own.folder / FILE_NAME).is_file() else None
+    columns = list(wording.schema.columns) if wording else []
+    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items()
+                if name not in {column.name for column in columns}]
+    pairs = matched(columns, schema.columns)
+    sources = [source_of_words(column.name, own.attributes[column.name].codes, column.classes, schema.column(name))
+               for name, column in pairs.items() if not column.fields]
+    if wording:
+        sources += sources_of(labels_of(own, wording), wording.schema, schema,
+                              {name: column for name, column in pairs.items() if column.fields})
+    labels, report = express(sources, schema, own.folder.resolve().name or str(own.source),
+                             [column.name for column in columns])
+    return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
+
+
 def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Args:
         write: write what was drawn.
     """
-    if own.split is not None:
-        if TEST not in own.split.words:
-            return own
-        return replace(own, split=divide_test(own.split, own.files, own.person, own.camera), notes=(
-            *own.notes, f"split: pictures in '{TEST}' are one query a person"
-            + (" and camera" if own.camera is not None else "") + ", all others gallery"))
+    split, notes = own.split, []
     path = own.folder / SPLIT_FILE
-    if path.is_file():
-        split, notes = read_split(path, own.files)
-    else:
+    if split is None and not path.is_file():
         split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
+        return replace(own, split=split, notes=(*own.notes, *notes))
+    if split is None:
+        split, notes = read_split(path, own.files)
+    if len(own.moved):
+        split, note = follow_people(split, own.person, own.moved, own.files, own.folder)
+        notes += [note] if note else []
+    if TEST in split.words:
+        split = divide_test(split, own.files, own.person, own.camera)
+        notes.append(f"split: pictures in '{TEST}' are one query a person"
+                     + (" and camera" if own.camera is not None else "") + ", all others gallery")
     return replace(own, split=split, notes=(*own.notes, *notes))
 
 
@@ -313,6 +348,22 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
 
 
 def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
+    """The record with attributes, corrected by the overlay where there is one."""
+    worded = _worded(own, folder, table)
+    path = folder / OVERLAY
+    if not path.is_file():
+        return worded
+    overlay = read_overlay(path)
+    made = corrections(overlay, folder, own.files, own.person, own.outfit, worded.attributes)
+    if len(made.moved):  # whose labels are then those of another person
+        worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
+    attributes = {name: replaced(words, made.words.get(name, {})) for name, words in worded.attributes.items()}
+    return replace(worded, attributes=attributes, notes=(*worded.notes, made.note),
+                   overlay=file_sha256(str(path)) or "",
+                   find=lambda name, word: overlay.find(name, word) or worded.find(name, word))
+
+
+def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     """The record with attributes: of the pictures' own table, of `outfits.csv`, and of `people.csv`."""
     tables = {} if table is None else {"": table}
     levels, notes = [], list(own.notes)

@@ -20,7 +20,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ..attributes.matching import JOIN, NO, NONE_WORDS, YES
+from ..attributes.matching import folded as folded
 from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
 from .tables import Words
 
@@ -36,9 +37,6 @@ FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
-NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
-NONE_WORDS = (NONE, "nothing", "-")
-JOIN = " and "  # between several values in one cell
 WHOLE = "whole"
 # Parts of names by which attributes are put into groups when a schema is inferred: group, strip, lasting, words.
 PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face beard scarf"),
@@ -46,11 +44,6 @@ PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face be
           ("lower", 2, False, "bottom lower trouser trousers pants jeans skirt shorts leg legs shoe shoes boots"),
           ("person", None, True, "gender sex age height build body"))
 OTHER = "other"  # group of the attributes that no word places
-
-
-def folded(word: str) -> str:
-    """What words that differ in case or in spaces have in common."""
-    return " ".join(unicodedata.normalize("NFC", word).casefold().split())
 
 
 @dataclass(frozen=True)

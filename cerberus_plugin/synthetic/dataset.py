@@ -5,7 +5,8 @@
 
 The first samples the people too; the second draws the identities of an annotation file and, where given, exactly
 the file names of lists with lines `id,folder/name.jpg`. `--form prcc` and `--form ltcc` draw people who change their
-clothes (`clothes.py`). It replaces no real data: results on it are results on drawings.
+clothes (`clothes.py`), `--form site` a folder of crops with a spreadsheet, in the form of own data (`site.py`). It
+replaces no real data: results on it are results on drawings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from .clothes import OUTFITS, draw_clothes, table
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
 from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view, spoil
+from .site import IMAGES, PEOPLE, draw_site
+from .site import table as site_table
 
 FOLDER = "Market-1501-v15.09.15"
 ANNOTATIONS = "market_attribute.mat"
@@ -40,8 +43,9 @@ _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(
 _DISTRACTOR, _JUNK = 0, -1
 _LAST_PID = 1501  # that the host's Market1501 accepts; training and test share the numbers
 # Options that not every form takes.
-_OPTIONS = {"market1501": ("images_per_id", "distractors", "junk", "annotations", "names"),
-            "prcc": ("images_per_camera",), "ltcc": ("images_per_camera", "outfits")}
+_OPTIONS = {"market1501": ("train_ids", "test_ids", "images_per_id", "distractors", "junk", "annotations", "names"),
+            "prcc": ("train_ids", "test_ids", "images_per_camera"),
+            "ltcc": ("train_ids", "test_ids", "images_per_camera", "outfits"), "site": ("people", "images_per_id")}
 
 Labels = dict[int, tuple[int, ...]]
 
@@ -242,11 +246,14 @@ def main(arguments: list[str] | None = None) -> None:
         description="Draw people, with labels, in the form of a published data set.")
     parser.add_argument("--output", required=True, help="folder to make the form's in (the host's FASTREID_DATASETS)")
     parser.add_argument("--form", choices=_OPTIONS, default="market1501",
-                        help="folder form; people of prcc and ltcc change clothes (default %(default)s)")
-    parser.add_argument("--train-ids", type=int, help="training identities (default 100)")
-    parser.add_argument("--test-ids", type=int, help="test identities (default 100)")
+                        help="folder form; people of prcc and ltcc change clothes, site is a folder of crops with a "
+                             "spreadsheet (default %(default)s)")
+    parser.add_argument("--train-ids", type=int, help="all but site: training identities (default 100)")
+    parser.add_argument("--test-ids", type=int, help="all but site: test identities (default 100)")
+    parser.add_argument("--people", type=int, help=f"site: identities, not yet split (default {PEOPLE})")
     parser.add_argument("--images-per-id", type=int, help="market1501: images of a training identity, and of a test "
-                                                          "identity in the gallery (default 12)")
+                                                          "identity in the gallery (default 12); site: images of an "
+                                                          f"identity (default {IMAGES})")
     parser.add_argument("--distractors", type=int, help="market1501: gallery images of 0000 (default 100)")
     parser.add_argument("--junk", type=int, help="market1501: gallery images of -1 (default 50)")
     parser.add_argument("--images-per-camera", type=int, help="prcc, ltcc: images of an outfit under each camera that "
@@ -263,6 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
     _check_options(form, options)
     if form == "market1501":
         print(_market_table(draw_dataset(progress=True, **options), Path(output) / FOLDER))
+    elif form == "site":
+        print(site_table(draw_site(progress=True, **options), output))
     else:
         print(table(form, draw_clothes(form=form, progress=True, **options), output))
 

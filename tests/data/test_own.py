@@ -6,9 +6,15 @@ import shlex
 import shutil
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.attributes import SIDTable
+from cerberus_plugin.attributes import AttributeSchema, Field, Group, SIDTable
 from cerberus_plugin.attributes.schema import MARKET1501, SCHEMAS
-from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data, check_test_set
+from cerberus_plugin.data.build import (
+    build_dataset,
+    build_test_set,
+    build_train_set,
+    build_training_data,
+    check_test_set,
+)
 from cerberus_plugin.data.datasets import Market1501Attributes
 from cerberus_plugin.data.own import OwnDataset
 from cerberus_plugin.evaluation import manifest
@@ -188,3 +194,44 @@ def test_the_table_of_results_says_that_no_cameras_are_known():
     for camids, shared in ((torch.tensor([0, 1, 1, 0]), True), (torch.arange(4), False)):
         figures = ReIDTask(cfg)(Gathered(torch.eye(4), ids, camids, None, 2, torch.device("cpu")))
         assert ("share no camera" in results_table(figures)) is not shared
+
+
+def test_a_data_set_is_read_under_the_schema_of_another(tmp_path):
+    """A hat that nobody wears, a colour that the schema lacks, a column that it lacks, and one that it asks for."""
+    write_people(tmp_path / "site", cameras=2)
+    there = OwnDataset(str(tmp_path / "site"))
+    folder = write_people(tmp_path / "other", attributes=False)
+    words = {"p0": "No,red,saw", "p1": "no,pink,saw", "p2": "no,,drill", "p3": "no,none,saw"}
+    (folder / "people.csv").write_text("person,HAT,vest,tool\n" + "".join(f"{p},{w}\n" for p, w in words.items()))
+    data = OwnDataset(str(folder), schema=there.schema)
+    numbers = {int(path.rsplit("/", 1)[1][0]): pid for path, pid, _ in data.train + data.query + data.gallery}
+    said = [there.schema.describe(data.labels_of(numbers[person])) for person in range(5)]
+    assert said == [{"hat": "no", "vest": "red"}, {"hat": "no"}, {"hat": "no"}, {"hat": "no"}, {}]
+    matching = data.annotations.matching
+    assert matching.columns == {"hat": ("HAT",), "vest": ("vest",)} and matching.only_data == ("tool",)
+    assert matching.lost == {"vest": {"pink": 3}} and matching.absent == {"hat": ("yes",), "vest": ("blue",)}
+    # Blue is none of the colours that the other table knows, so that "none" leaves it open.
+    assert data.labels_of(numbers[3]).tolist().count(-1) == 1
+
+
+def test_registered_and_own_data_are_read_under_the_schema_of_each_other(tmp_path, market_root, use_root):
+    use_root(market_root)
+    folder = write_people(tmp_path / "site")
+    own, cfg = OwnDataset(str(folder)), config(folder)
+    for name, schema, columns in (("Market1501Attributes", own.schema, {"hat"}), (str(folder), MARKET1501, {"hat"})):
+        here, under = build_dataset(cfg, name), build_dataset(cfg, name, schema)
+        assert set(under.annotations.matching.columns) == columns and under.schema == schema
+        assert (here.train, here.units if name == str(folder) else {}) == (under.train, getattr(under, "units", {}))
+        for _, pid, _ in here.train + here.query + here.gallery:
+            key = next(iter(here.units.values())) if name == str(folder) else pid
+            words = here.schema.describe(here.labels_of(key))
+            assert schema.describe(under.labels_of(key)) == {n: word for n, word in words.items() if n in columns}
+
+
+def test_a_data_set_without_any_attribute_of_the_schema_has_no_labels(tmp_path, caplog):
+    folder = write_people(tmp_path / "site")
+    cfg = config(folder)
+    data, _ = build_test_set(cfg, str(folder), AttributeSchema("other", (Field("tail", "x", ("no", "yes")),),
+                                                               groups=(Group("x"),)))
+    assert data.labels is None and not data.annotations
+    assert "unknown, as site lacks them: tail" in caplog.text

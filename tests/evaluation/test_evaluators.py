@@ -103,12 +103,12 @@ def test_queries_with_a_semantic_id_that_nobody_in_training_carries_are_told_apa
     head, upper = (list(MARKET1501.group_fields(group)) for group in ("head", "upper"))
     labels[0, head] = task.train_labels[7, head]  # another person's: an unseen category of seen semantic IDs
     labels[1, upper] = 1  # every colour at once
-    labels[2, upper[0]] = -1
+    labels[2, upper[0]] = -1  # what is left to describe is a training person
     expected = [any(not (task.train_labels[:, fields] == row[fields]).all(dim=1).any() and (row[fields] != -1).all()
                     for fields in (list(MARKET1501.group_fields(group)) for group in GROUPS)) for row in labels]
     alone = [task(Gathered(torch.ones(1, 1), torch.tensor([1]), torch.tensor([0]), row[None], 1)) for row in labels]
     assert [found["APS/unseen semantic ID/queries"] for found in alone] == expected == [False, True, False, False]
-    assert [found["APS/seen/queries"] for found in alone] == [False, False, False, True]
+    assert [found["APS/seen/queries"] for found in alone] == [False, False, True, True]
 
 
 def test_the_majority_answer_of_training_is_the_floor_of_recognition():
@@ -370,3 +370,25 @@ def test_a_models_last_touch_is_given_to_its_embeddings():
     seen = []
     run(TaskEvaluator(24, [lambda gathered: seen.append(gathered.embeddings) or {}], finish=lambda e: e * 0 + 2))
     assert (seen[0] == 2).all()
+
+
+def test_attributes_that_a_data_set_lacks_are_undefined_and_in_no_mean():
+    """Two people of whom the gender is known, and a hat of one; the reader says yes and female of image 0 and 2."""
+    labels = torch.full((2, len(MARKET1501.fields)), -1)
+    labels[:, MARKET1501.index("gender")] = torch.tensor([0, 1])
+    labels[0, MARKET1501.index("hat")] = 1
+    pids = torch.tensor([1, 2, 1, 2, 2])
+    images = Gathered(torch.tensor([[1.0], [1], [1], [-1], [1]]), pids, torch.arange(5), labels[pids - 1], 2)
+    figures = PARTask(OwnReader())(images) | APSTask(OwnReader())(images)
+    # The gallery is a man who is read as female with a hat, and a woman who is read as male, and as female.
+    official = {name.rsplit("/", 1)[1]: value for name, value in figures.items() if name.startswith("PAR/official/")}
+    assert {name for name, value in official.items() if value == value} == {"gender", "hat"}
+    assert official["gender"] == pytest.approx(100 / 3) and official["hat"] == 100
+    assert figures["PAR/mA_official"] == figures["PAR/label/accuracy"] == pytest.approx((100 / 3 + 100) / 2)
+    assert figures["PAR/label/mA"] == pytest.approx(100 * (0 + 1 / 2) / 2)  # a hat that all have has no mA
+    # One label of each woman, once right; of the man two, of which one is right: |P & A| / |P | A| is 1 / 2, - and 1.
+    assert figures["PAR/instance/accuracy"] == pytest.approx(100 * (1 / 2 + 0 + 1) / 3)
+    table = results_table(figures)
+    assert "undefined" in table and "nan" not in table
+    # Queries are what is known: a man with a hat, and a woman.
+    assert figures["APS/queries"] == 2

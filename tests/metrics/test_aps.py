@@ -1,6 +1,6 @@
 """Attribute search: worked examples to exact fractions, and a brute-force twin of both protocols."""
 
-from cerberus_plugin.metrics.aps import aps_metrics, categories
+from cerberus_plugin.metrics.aps import aps_metrics, categories, relations
 
 import pytest
 import torch
@@ -143,3 +143,30 @@ def test_scores_or_blocks_of_another_shape_are_an_error():
 def test_no_query_with_a_relevant_image_is_an_error():
     with pytest.raises(ValueError, match="none of 3 queries has a relevant image"):
         aps_metrics(FULL, QUERIES + 10, GALLERY)
+
+
+# Sleeve and colour; -1 where the label is missing.
+PARTLY_KNOWN = torch.tensor([[0, -1], [0, 0], [0, 1], [1, -1], [1, 0]])
+
+
+def test_a_query_of_what_is_known_finds_who_fits_it_and_passes_over_who_may():
+    fits, may = relations(PARTLY_KNOWN, PARTLY_KNOWN)
+    assert fits.int().tolist() == [[1, 1, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
+    assert may.int().tolist() == [[0] * 5, [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0, 0, 0, 1, 0]]
+    # Images in the order 3, 1, 0, 2, 4 for each query.
+    scores = torch.tensor([[3.0, 4, 2, 5, 1]]).expand(5, -1)
+    found = aps_metrics(scores, torch.arange(5), torch.arange(5), related=(fits, may))
+    assert found.queries.ap.tolist() == exactly((1 / 2 + 2 / 3 + 3 / 4) / 3, 1 / 2, 1 / 3, (1 + 2 / 5) / 2, 1 / 4)
+    assert found.queries.num_matches.tolist() == [3, 1, 1, 2, 1]
+
+
+def test_categories_that_are_known_alike_fit_themselves_alone():
+    assert relations(*[torch.tensor([[0, 1, -1], [1, 1, -1]])] * 2) is None
+    known = torch.arange(3)[:, None]
+    assert relations(known, known) is None
+
+
+def test_sal_drops_the_representatives_images_and_those_that_may_fit(pool):
+    related = torch.eye(2, dtype=torch.bool), torch.tensor([[False, True], [False, False]])
+    result = aps_metrics(**pool, protocol="sal", related=related)
+    assert result.mAP == exactly(1)  # images 1 and 3 remain, both relevant

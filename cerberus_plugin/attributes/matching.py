@@ -1,0 +1,264 @@
+"""Labels of one data set in the words of another: attributes are matched by name and by value, the rest is unknown.
+
+What a label says becomes statements about the attributes of the other schema, "the upper colour is red", "it is not
+blue", and these become labels again. Nothing is concluded from a value that a data set does not know, with one
+exception, as everywhere in the plugin: who has one listed colour has no other one unless it is said.
+
+Shapes: N rows of labels, F fields of the source, A fields of the target.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .schema import MISSING, NONE, AttributeSchema, Column, of_labels
+
+NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
+NONE_WORDS = (NONE, "nothing", "-")
+JOIN = " and "  # between several values of one label
+
+
+def folded(word: str) -> str:
+    """What words that differ in case or in spaces have in common."""
+    return " ".join(unicodedata.normalize("NFC", word).casefold().split())
+
+
+def plain(word: str) -> str:
+    """A folded word, one for all that mean yes, and one for all that mean no."""
+    word = folded(word)
+    return NO[0] if word in NO else YES[0] if word in YES else word
+
+
+class Statement(NamedTuple):
+    """That a column of the target has a value, or that it has not; value None: it has one that the target lacks."""
+
+    column: str
+    value: str | None
+    holds: bool = True
+
+
+class Source(NamedTuple):
+    """A field of labels: values int (N,), -1 where not known, and what each of them says of the target.
+
+    `name` and `words`, of the attribute and of its values, are for the report.
+    """
+
+    name: str
+    values: np.ndarray
+    words: Sequence[str]
+    says: Sequence[Sequence[Statement]]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What of a data set's labels a schema takes, and what is left out on either side.
+
+    Attributes:
+        data, schema: names of the two.
+        columns: attributes of the schema, each with the data's own names for it.
+        only_data: attributes of the data that the schema lacks.
+        only_schema: attributes of the schema that the data lacks.
+        lost: values that the schema lacks by attribute of the data, with the number of labels, which are unknown.
+        absent: values that the data lacks by attribute of the schema.
+    """
+
+    data: str
+    schema: str
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_data: tuple[str, ...] = ()
+    only_schema: tuple[str, ...] = ()
+    lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left out."""
+        return not (self.only_data or self.only_schema or self.lost or self.absent)
+
+    def lines(self) -> list[str]:
+        """What is left out, in words."""
+        total = len(self.columns) + len(self.only_schema)
+        lines = [f"{len(self.columns)} of {total} attributes of {self.schema} are in {self.data}"]
+        if self.only_schema:
+            lines.append(f"unknown, as {self.data} lacks them: {', '.join(self.only_schema)}")
+        if self.only_data:
+            lines.append(f"not read, as {self.schema} lacks them: {', '.join(self.only_data)}")
+        lines += [f"'{name}': {', '.join(f'{word} ({count} labels)' for word, count in values.items())} unknown to "
+                  f"{self.schema}, so these labels are left out" for name, values in self.lost.items()]
+        lines += [f"'{name}': {self.data} has no {', '.join(values)}" for name, values in self.absent.items()]
+        return lines
+
+
+def relabel(labels, source: AttributeSchema, target: AttributeSchema):
+    """Labels of one schema in another.
+
+    A value that the target lacks is unknown. "None of the listed colours" is no to the colours that the source lists,
+    and leaves others unknown.
+
+    Args:
+        labels: int (N, A'), array or tensor, of `source`.
+
+    Returns:
+        labels int (N, A) of `target`, -1 where unknown, of the kind and type given; and what is left out, `Matching`.
+    """
+    report = None
+
+    @of_labels
+    def relabelled(schema: AttributeSchema, own):
+        nonlocal report
+        found, report = express(sources_of(own, source, schema), schema, source.name,
+                                [column.name for column in source.columns])
+        return found.astype(own.dtype)
+
+    return relabelled(target, labels), report
+
+
+def sources_of(labels: np.ndarray, source: AttributeSchema, target: AttributeSchema,
+               names: Mapping[str, Column] | None = None) -> list[Source]:
+    """The fields of labels, int (N, A'), whose columns the target has.
+
+    Args:
+        names: columns of the source by name of the target's, of `matched` where None.
+    """
+    found = []
+    for name, column in (matched(source.columns, target.columns) if names is None else names).items():
+        own = target.column(name)
+        if not column.is_colour:
+            words = column.classes
+            found.append(Source(column.name, labels[:, column.fields[0]], words,
+                                [_cell(own, [word], words) for word in words]))
+            continue
+        found += [Source(column.name, labels[:, i], (f"not {word}", word),
+                         (_absence(own, [word]), _presence(own, word)))
+                  for i, word in zip(column.fields, column.classes)]
+    return found
+
+
+def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], target: Column) -> Source:
+    """A column of words: their numbers int (N,), -1 for an empty cell. Several values in one cell are joined by "and".
+    """
+    known = {plain(word) for word in target.answers}
+    cells = [[word] if plain(word) in known or not target.is_colour else word.split(JOIN) for word in words]
+    values = list(dict.fromkeys(value for cell in cells for value in cell))
+    return Source(name, codes, words, [_cell(target, cell, values) for cell in cells])
+
+
+def _cell(target: Column, held: Sequence[str], values: Sequence[str]) -> list[Statement]:
+    """What a cell with one or more of the values that the data knows says of a column."""
+    if not target.is_colour:
+        return _presence(target, held[0])
+    found = [value for value in held if folded(value) not in NONE_WORDS]
+    return ([say for value in found for say in _presence(target, value)]
+            + _absence(target, [value for value in values if value not in found]))
+
+
+def _presence(target: Column, word: str) -> list[Statement]:
+    return [Statement(target.name, _value_of(target, word))]
+
+
+def _absence(target: Column, words: Iterable[str]) -> list[Statement]:
+    """That none of these values is there."""
+    if target.is_colour:
+        return [Statement(target.name, value, False) for value in map(lambda word: _value_of(target, word), words)
+                if value is not None]
+    nothing = nothing_of(target)
+    return [Statement(target.name, nothing)] if nothing is not None else []
+
+
+def _value_of(target: Column, word: str) -> str | None:
+    same = {plain(value): value for value in target.classes}
+    if folded(word) in NONE_WORDS and not target.is_colour:
+        return nothing_of(target)
+    return same.get(plain(word))
+
+
+def nothing_of(column: Column) -> str | None:
+    """The value of a column that says that there is nothing of its kind, such as "no"; None where it has none."""
+    return next((value for value in column.classes if not column.is_colour
+                 and (plain(value) == NO[0] or folded(value) in NONE_WORDS)), None)
+
+
+def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Column]:
+    """Columns of the source by name of the target's; names count before display names."""
+    left, open_ = list(source), list(target)
+    found: dict[str, Column] = {}
+    for names in (lambda column: {folded(column.name)},
+                  lambda column: {folded(column.name), folded(column.display or column.name)}):
+        for own in list(open_):
+            same = next((other for other in left if names(other) & names(own)), None)
+            if same is not None:
+                found[own.name] = same
+                left.remove(same)
+                open_.remove(own)
+    return found
+
+
+def express(sources: Sequence[Source], target: AttributeSchema, data: str,
+            names: Sequence[str]) -> tuple[np.ndarray, Matching]:
+    """Labels int64 (N, A) from what fields say; of several fields that tell of one value, all must deny it.
+
+    Args:
+        sources: not empty, unless there is nothing to be told.   data: its name.   names: of all of its attributes.
+    """
+    size = len(sources[0].values) if sources else 0
+    labels = np.full((size, len(target.fields)), MISSING, np.int64)
+    columns: dict[str, tuple[str, ...]] = {}
+    absent: dict[str, tuple[str, ...]] = {}
+    for column in target.columns:
+        own = [source for source in sources if any(say.column == column.name for says in source.says for say in says)]
+        if not own:
+            continue
+        columns[column.name] = tuple(dict.fromkeys(source.name for source in own))
+        told = Counter(value for source in own for value in
+                       {say.value for says in source.says for say in says if say.column == column.name})
+        unsaid = tuple(value for value in column.classes if not told[value] and value != nothing_of(column))
+        if unsaid:
+            absent[column.name] = unsaid
+        kinds, inverse = np.unique(np.stack([source.values for source in own], axis=1), axis=0, return_inverse=True)
+        rows = [_labels(column, [say for source, value in zip(own, kind) if value != MISSING
+                                 for say in source.says[value] if say.column == column.name], told, len(own))
+                for kind in kinds.tolist()]
+        if rows:
+            labels[:, list(column.fields)] = np.array(rows)[inverse.ravel()]
+    return labels, Matching(
+        data, target.name, columns,
+        tuple(name for name in names if name not in {source.name for source in sources}),
+        tuple(column.name for column in target.columns if column.name not in columns), _lost(sources), absent)
+
+
+def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None, int], fields: int) -> list[int]:
+    """Labels of a column's fields.
+
+    Args:
+        says: about it.   told: how many fields of the source tell of each value.   fields: how many tell of the column.
+    """
+    has = {say.value for say in says if say.holds}
+    if column.is_colour:
+        if has == {None}:  # a colour, but one that the schema lacks
+            return [MISSING] * len(column.classes)
+        denied = Counter(say.value for say in says if not say.holds)
+        return [1 if word in has else 0 if (denied[word] == told[word] if told[word] else has) else MISSING
+                for word in column.classes]
+    nothing = nothing_of(column)
+    held = has - {nothing}
+    if len(held) == 1 and None not in held:
+        return [column.classes.index(held.pop())]
+    if nothing is not None and sum(say.value == nothing for say in says) == fields:
+        return [column.classes.index(nothing)]
+    return [MISSING]
+
+
+def _lost(sources: Sequence[Source]) -> dict[str, dict[str, int]]:
+    lost: dict[str, dict[str, int]] = {}
+    for source in sources:
+        for value, says in enumerate(source.says):
+            count = int((source.values == value).sum())
+            if count and any(say.value is None for say in says):
+                lost.setdefault(source.name, {})[source.words[value]] = count
+    return lost

@@ -1,0 +1,238 @@
+"""`labels_overlay.csv`: corrections of labels, kept beside the tables that they correct, which stay as they are.
+
+    file_name,person,outfit,attribute,value,was
+    a/0001.jpg,,,hat,yes,no        one picture
+    ,p7,,gender,female,male        all pictures of a person whose label is "male"
+    ,p7,winter,coat,,red           those of one outfit; an empty value is unknown
+    a/0002.jpg,,,person,p9,p7      the picture shows another person
+    ,p8,,person,p7,p8              two people are one
+
+`was` is the label without the overlay: a row whose label has changed since is refused. A row of a picture beats one of
+an outfit, and this one that of a person. Shapes: N pictures.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from .schema_file import FILE_NAME, JOIN, folded
+from .tables import EMPTY, Table, Words, read_table
+
+OVERLAY = "labels_overlay.csv"
+COLUMNS = ("file_name", "person", "outfit", "attribute", "value", "was")
+PERSON = "person"  # the attribute that moves pictures to another person
+TRAIN, VAL, TEST = "train", "val", "test"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A correction: of the picture `file_name`, or else of `person` (in `outfit`); `number` is its place."""
+
+    number: int
+    file_name: str
+    person: str
+    outfit: str
+    attribute: str
+    value: str
+    was: str
+
+    @property
+    def target(self) -> tuple[str, str, str]:
+        return self.file_name, self.person, self.outfit
+
+    @property
+    def level(self) -> int:
+        """0 for a person, 1 for an outfit, 2 for a picture, which beats the others."""
+        return 2 if self.file_name else 1 if self.outfit else 0
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The rows of an overlay, those of people first and those of pictures last, as they are applied."""
+
+    table: Table = field(repr=False)
+    rows: list[Row] = field(repr=False)
+
+    def refuse(self, row: Row, what: str):
+        raise ValueError(f"{self.table.where(row.number)}: {what}")
+
+    def refuse_stale(self, row: Row, now: str):
+        self.refuse(row, f"'{row.attribute}' was '{row.was}' and is '{now}' now, so the row is out of date. Look at it "
+                    "again: correct was, or delete the row.")
+
+    def find(self, attribute: str, value: str) -> str:
+        """The place of the first row that gives a value; "" where none does."""
+        return next((self.table.where(row.number) for row in self.rows
+                     if folded(row.attribute) == folded(attribute) and folded(row.value) == folded(value)), "")
+
+
+def read_overlay(path: str | Path) -> Overlay:
+    """Read an overlay, without looking at what it corrects.
+
+    Raises:
+        ValueError: with the line, if a row names no picture or person, or both, or repeats or contradicts another.
+    """
+    table = read_table(path, COLUMNS[3:])
+    empty = [""] * len(table)
+    columns = [table.columns[name].to_list() if name in table.columns else empty for name in COLUMNS]
+    rows = [Row(number, *cells) for number, cells in enumerate(zip(*columns))]
+    overlay = Overlay(table, sorted(rows, key=lambda row: row.level))
+    seen: dict[tuple, Row] = {}
+    for row in rows:
+        if bool(row.file_name) == bool(row.person) or row.outfit and not row.person:
+            overlay.refuse(row, f"names {'a picture and a person' if row.file_name else 'no picture and no person'}, "
+                           "expected a file_name, or a person, or a person and an outfit. Fill in one of them.")
+        if not row.attribute:
+            overlay.refuse(row, "has no attribute. Name the column that the row corrects, or delete the row.")
+        if folded(row.value) == folded(row.was):
+            overlay.refuse(row, f"value and was are both '{row.value}', so it changes nothing. Delete the row.")
+        other = seen.setdefault((*row.target, folded(row.attribute), folded(row.was)), row)
+        if other is not row:
+            how = "repeats" if folded(other.value) == folded(row.value) else "contradicts"
+            overlay.refuse(row, f"{how} {table.where(other.number)}. Delete one.")
+    return overlay
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What an overlay makes of labels.
+
+    Attributes:
+        person: of each picture.   moved: rows of pictures that it gives to another person, int64.
+        words: for each attribute that it changes, new words by row of picture.
+        note: how many rows were applied, and to what.
+    """
+
+    person: Words
+    moved: np.ndarray
+    words: Mapping[str, Mapping[int, str]]
+    note: str
+
+
+def corrections(overlay: Overlay, folder: Path, files: Sequence[str], person: Words, outfit: Words | None,
+                attributes: Mapping[str, Words]) -> Corrected:
+    """Check each row of an overlay against the data that it corrects.
+
+    Args:
+        folder: of the data; where it has a schema, new values are checked against that later.
+        files, person, outfit, attributes: of `OwnData`, without the overlay.
+
+    Raises:
+        ValueError: with the line of a row that is of nobody, of an unknown attribute or value, or stale.
+    """
+    chosen = _chooser(overlay, files, person, outfit)
+    columns = {folded(name): name for name in attributes}
+    spelling = {name: {folded(word): word for word in words.words} for name, words in attributes.items()}
+    checked_later = (folder / FILE_NAME).is_file()
+    people: dict[int, str] = {}
+    words: dict[str, dict[int, str]] = defaultdict(dict)
+    for row in overlay.rows:
+        rows = chosen(row)
+        if row.attribute == PERSON:
+            if not row.value:
+                overlay.refuse(row, "moves pictures to nobody. Give the person in value, or delete the row.")
+            now = person[rows[0]]
+            if row.was != now:
+                overlay.refuse_stale(row, now)
+            people |= dict.fromkeys(rows, row.value)
+            continue
+        name = columns.get(folded(row.attribute))
+        if name is None:
+            near = get_close_matches(folded(row.attribute), columns, n=1)
+            overlay.refuse(row, f"attribute '{row.attribute}' is no column; expected one of "
+                           f"{', '.join((*attributes, PERSON))}"
+                           + (f"; did you mean '{columns[near[0]]}'?" if near else ". Correct or delete the row."))
+        known = spelling[name]
+        column = attributes[name]
+        rows_of = [place for place in rows if folded(column[place]) == folded(row.was)]
+        if not rows_of:
+            overlay.refuse_stale(row, column[rows[0]])
+        parts = [folded(part) for part in row.value.split(JOIN)]
+        if row.value and not checked_later and folded(row.value) not in known and not set(parts) <= set(known):
+            overlay.refuse(row, f"'{name}' is '{row.value}', which it is nowhere in the tables; values are "
+                           f"{', '.join(column.words)}. Correct the value, or list it in {FILE_NAME}.")
+        words[name] |= dict.fromkeys(rows_of, known.get(folded(row.value), row.value))
+    moved = np.array(sorted(row for row, name in people.items() if person[row] != name), np.int64)
+    new = sorted({people[row] for row in moved.tolist()} - set(person.words))
+    labels = sum(map(len, words.values()))
+    note = (f"{OVERLAY}: {len(overlay.rows)} rows applied: {labels} labels of pictures changed, {len(moved)} pictures "
+            "moved to another person"
+            + (f"; {len(new)} people are new: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}" if new else ""))
+    return Corrected(replaced(person, {row: people[row] for row in moved.tolist()}), moved, words, note)
+
+
+def replaced(column: Words, words: Mapping[int, str]) -> Words:
+    """A column with other words in some rows; "" is an empty cell."""
+    if not words:
+        return column
+    names = tuple(dict.fromkeys((*column.words, *filter(None, words.values()))))
+    number = {word: code for code, word in enumerate(names)} | {"": EMPTY}
+    codes = column.codes.copy()
+    codes[list(words)] = [number[word] for word in words.values()]
+    return Words(codes, names).in_use()
+
+
+def _chooser(overlay: Overlay, files: Sequence[str], person: Words,
+             outfit: Words | None) -> Callable[[Row], list[int]]:
+    """Rows of the pictures that a row of the overlay names."""
+    of_file = {name: row for row, name in enumerate(files)}
+    code_of = {word: code for code, word in enumerate(person.words)}
+    order = np.argsort(person.codes, kind="stable")
+    ends = np.cumsum(person.counts())
+
+    def chosen(row: Row) -> list[int]:
+        if row.file_name:
+            place = of_file.get(row.file_name)
+            if place is None:
+                overlay.refuse(row, f"there is no picture '{row.file_name}'. Correct the name, or delete the row.")
+            return [place]
+        code = code_of.get(row.person)
+        if code is None:
+            overlay.refuse(row, f"there is no person '{row.person}'. Correct the name, or delete the row.")
+        own = order[ends[code - 1] if code else 0:ends[code]].tolist()
+        if row.outfit:
+            own = [place for place in own if outfit is not None and outfit[place] == row.outfit]
+            if not own:
+                overlay.refuse(row, f"person '{row.person}' has no outfit '{row.outfit}'. Correct the name, or delete "
+                               "the row.")
+        return own
+
+    return chosen
+
+
+def follow_people(split: Words, person: Words, moved: np.ndarray, files: Sequence[str],
+                  folder: Path) -> tuple[Words, str]:
+    """A split in which pictures that an overlay has moved are in the part of their new person.
+
+    Nobody is then in training and in the test because of a move. In the test such a picture is searched, not asked for.
+
+    Returns:
+        the split, and what is to be said of it, "" for nothing.
+
+    Raises:
+        ValueError: if pictures of a new person come from training and from the test.
+    """
+    side = np.array([word if word in (TRAIN, VAL) else TEST for word in split.words])[split.codes]
+    kept = np.ones(len(split), bool)
+    kept[moved] = False
+    new = {}
+    for row in moved.tolist():
+        same = np.flatnonzero(person.codes == person.codes[row])
+        own = same[kept[same]]
+        sides = set(side[own].tolist()) or set(side[same].tolist())
+        if len(sides) > 1 and not len(own):
+            other = next(place for place in same.tolist() if side[place] != side[row])
+            raise ValueError(f"{folder / OVERLAY}: moves '{files[row]}' ({split[row]}) and '{files[other]}' "
+                             f"({split[other]}) to the new person '{person[row]}', who would be in both. Give them two "
+                             "names, or put both pictures into one part of the split.")
+        if len(sides) == 1 and side[row] not in sides:
+            goal = sides.pop()
+            new[row] = "gallery" if goal == TEST and TEST not in split.words else goal
+    note = f"{OVERLAY}: {len(new)} moved pictures change between training and test with their person" if new else ""
+    return replaced(split, new), note

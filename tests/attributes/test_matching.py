@@ -1,0 +1,83 @@
+"""Labels of one schema in another, worked by hand."""
+
+from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Field, Group
+from cerberus_plugin.attributes.matching import relabel
+
+import numpy as np
+import pytest
+import torch
+
+GROUPS = (Group("head", 0), Group("body"))
+
+
+def colours(column: str, *words: str, group: str = "body", display: str = "") -> tuple[Field, ...]:
+    return tuple(Field(f"{column} {word}", group, ("no", "yes"), column, word, display) for word in words)
+
+
+def schema(name: str, *fields: Field) -> AttributeSchema:
+    return AttributeSchema(name, fields, groups=tuple(g for g in GROUPS if g.name in {own.group for own in fields}))
+
+
+HERE = schema("here", Field("Hat", "head", ("0", "1")), Field("build", "body", ("slim", "Stout", "giant")),
+              *colours("vest", "red", "blue", "pink"), Field("tool", "body", ("saw", "drill")))
+THERE = schema("there", Field("cap", "head", ("no", "yes"), display="hat"), Field("scarf", "head", ("no", "yes")),
+               Field("build", "body", ("stout", "slim", "tall")), *colours("vest", "green", "red", "blue"))
+
+
+def test_attributes_and_values_are_matched_by_words_and_the_rest_is_unknown():
+    here = np.array([
+        # hat, build, vest red, blue, pink, tool
+        [1, 0, 1, 0, 0, 1],
+        [0, 1, 0, 0, 0, 0],  # no listed colour: green may be there
+        [-1, 2, 0, 0, 1, 1],  # neither "giant" nor "pink" is known there
+        [1, -1, 0, 1, 1, 1],
+        [0, 1, -1, 1, 0, -1],
+        [0, 1, -1, -1, -1, -1],
+    ])
+    labels, report = relabel(here, HERE, THERE)
+    assert labels.tolist() == [
+        # cap, scarf, build, vest green, red, blue
+        [1, -1, 1, 0, 1, 0],
+        [0, -1, 0, -1, 0, 0],
+        [-1, -1, -1, -1, -1, -1],
+        [1, -1, -1, 0, 0, 1],
+        [0, -1, 0, 0, -1, 1],
+        [0, -1, 0, -1, -1, -1],
+    ]
+    assert report.columns == {"cap": ("Hat",), "build": ("build",), "vest": ("vest",)}
+    assert report.only_data == ("tool",) and report.only_schema == ("scarf",)
+    assert report.lost == {"build": {"giant": 1}, "vest": {"pink": 2}}
+    assert report.absent == {"build": ("tall",), "vest": ("green",)}
+    assert not report.complete and "tool" in "\n".join(report.lines())
+
+
+def test_colours_become_values_and_values_colours():
+    one = schema("one", Field("vest", "body", ("none", "red", "blue")))
+    several = schema("several", *colours("vest", "red", "blue", "green"))
+    labels, report = relabel(np.array([[0], [1], [2], [-1]]), one, several)
+    assert labels.tolist() == [[0, 0, -1], [1, 0, 0], [0, 1, 0], [-1, -1, -1]] and not report.lost
+    back, report = relabel(np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1], [0, -1, 0]]), several, one)
+    assert back.tolist() == [[0], [1], [-1], [-1], [-1]] and report.lost == {"vest": {"green": 1}}
+
+
+def test_a_schema_read_under_itself_is_the_same_and_tensors_stay_tensors():
+    labels = torch.randint(-1, 2, (40, 27), generator=torch.Generator().manual_seed(0))
+    # Who has a colour that the schema lists: partly unknown colours stay as they are.
+    found, report = relabel(labels, MARKET1501, MARKET1501)
+    assert torch.equal(found, labels) and found.dtype == labels.dtype and report.complete
+
+
+def test_what_duke_and_market_share_is_read_and_what_they_lack_is_not():
+    words = {"gender": "female", "hat": "yes", "age": "old", "up": "short sleeve", "backpack": "no",
+             "upper colour": "yellow", "lower colour": "blue"}
+    labels, report = relabel(torch.from_numpy(MARKET1501.parse(words))[None], MARKET1501, DUKEMTMC)
+    assert DUKEMTMC.describe(labels[0]) == {"gender": "female", "backpack": "no", "hat": "yes", "lower colour": "blue"}
+    assert report.only_schema == ("top", "shoes", "boots")
+    assert report.only_data == ("age", "hair", "up", "down", "clothes")
+    assert report.lost == {"upper colour": {"yellow": 1}} and report.absent["upper colour"] == ("brown",)
+
+
+@pytest.mark.parametrize("labels", [np.empty((0, 6), int), np.full((2, 6), -1)])
+def test_nothing_known_stays_nothing_known(labels):
+    found, report = relabel(labels, HERE, THERE)
+    assert found.shape == (len(labels), 6) and (found == -1).all() and not report.lost
