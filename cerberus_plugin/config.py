@@ -35,7 +35,8 @@ MODEL_KEYS = {
     "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
 }
 # Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
-_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", "PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
+PRETRAINED = ("PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
+_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", *PRETRAINED)
 _CONVOLUTIONS = (*_BACKBONE, "NORM")
 _RESNET = (*_CONVOLUTIONS, "LAST_STRIDE")
 BACKBONE_KEYS = {
@@ -138,6 +139,9 @@ def add_cerberus_config(cfg: CN) -> None:
     # Alignment: crop the local map to the rows whose largest norm exceeds SIGMA, before part pooling.
     node.ALIGN = True
     node.SIGMA = 5.0  # sigma; the paper tries 2, 5, 7, 10
+    # 0 takes SIGMA as it is. Else SIGMA counts in the norm that this share of the places of an image's own map stay
+    # below: at 0.5, a SIGMA of 1 is the median norm. One SIGMA then fits backbones whatever the scale of their maps.
+    node.SIGMA_QUANTILE = 0.0
     node.SQUARED_NORM = False  # hold SIGMA against the squared norm, the other reading of the paper
     node.STRIP_OVERLAP = 0.0  # share of its height by which a strip reaches into its neighbours; equal thirds at 0
 

@@ -70,8 +70,8 @@ class SMR(nn.Module):
         height = x.shape[2] // STRIPES
         if height == 0:
             raise ValueError(f"a map of {x.shape[2]} rows cannot be cut into the {STRIPES} stripes of CSSC: raise "
-                             "INPUT.SIZE_TRAIN. At MODEL.BACKBONE.LAST_STRIDE 1 a row is 16 pixels, so images must be "
-                             "128 high or more; at 2 it is 32, so 256.")
+                             "INPUT.SIZE_TRAIN. A row is 16 pixels where MODEL.BACKBONE.LAST_STRIDE is 1, so images "
+                             "must be 128 high or more; it is 32, so 256, at 2 and of most backbones without this key.")
         stripes = self._pool(x[:, :, :STRIPES * height].unflatten(2, (STRIPES, height)))  # (B, C, 8)
         stripes = torch.einsum("bcs,sdc->bsd", stripes, self.stripe_weight).flatten(1)  # (B, 8 * C / 8)
         parts = torch.cat([_normalised(self.bn, pooled), _normalised(self.stripe_bn, stripes)], dim=1)

@@ -12,9 +12,6 @@ from torchvision.ops import Permute
 from .chains import calls_of
 from .tokens import ClassToken, Grid, MapOfTokens
 
-# Keys of MODEL.BACKBONE by what timm calls them; 0 leaves a model as it is.
-OPTIONS = {"EXTRA_TOKENS": "reg_tokens", "WINDOW_SIZE": "window_size"}
-
 
 class TimmBackbone(nn.Module):
     """A network of timm without its head: images (B, 3, H, W) to a map (B, C, h, w).
@@ -62,7 +59,7 @@ def build_timm_backbone(cfg) -> TimmBackbone:
     """
     node, size = cfg.MODEL.BACKBONE, tuple(cfg.INPUT.SIZE_TRAIN)
     timm = _timm()
-    from .timm_adaptations import adapt_timm_model  # which imports timm
+    from .timm_adaptations import adapt_timm_model
 
     if node.PRETRAIN and not node.PRETRAIN_PATH:
         raise ValueError("MODEL.BACKBONE.PRETRAIN is True without a PRETRAIN_PATH: weights of timm are not downloaded. "
@@ -71,13 +68,11 @@ def build_timm_backbone(cfg) -> TimmBackbone:
         near = difflib.get_close_matches(node.DEPTH, timm.list_models(), n=5)
         raise ValueError(f"MODEL.BACKBONE.DEPTH is '{node.DEPTH}', which timm {timm.__version__} has no model of; "
                          + (f"near it: {', '.join(near)}" if near else "timm.list_models() lists them"))
-    asked = {option: node[key] for key, option in OPTIONS.items() if node[key]}
-    # Windows that do not fit a map are padded, as in the published Swins, not shrunk to it.
-    model, taken = _created(timm, node.DEPTH, img_size=size, dynamic_img_size=False, always_partition=True,
-                            drop_path_rate=node.DROP_PATH_RATIO, **asked)
-    unknown = [f"{key} {node[key]}" for key, option in OPTIONS.items() if option in asked.keys() - taken.keys()]
-    if unknown:
-        raise ValueError(f"MODEL.BACKBONE.{', '.join(unknown)}: {node.DEPTH} has no such option; leave it out")
+    wanted = {"reg_tokens": node.EXTRA_TOKENS, "window_size": node.WINDOW_SIZE}
+    # Without always_partition a Swin shrinks its windows to the map, and weights of relative positions fit no more.
+    model, taken = _created(timm, node.DEPTH, {key: value for key, value in wanted.items() if value},
+                            img_size=size, dynamic_img_size=False, always_partition=True,
+                            drop_path_rate=node.DROP_PATH_RATIO)
     if "img_size" in taken and list(cfg.INPUT.SIZE_TEST) != list(size):
         raise ValueError(f"INPUT.SIZE_TEST is {list(cfg.INPUT.SIZE_TEST)} and SIZE_TRAIN {list(size)}: {node.DEPTH} "
                          "has positions for one size; set both alike")
@@ -98,15 +93,18 @@ def _timm():
     return timm
 
 
-def _created(timm, name: str, **options) -> tuple[nn.Module, dict]:
-    """The model, and those of the options that its class knows."""
+def _created(timm, name: str, wanted: dict, **options) -> tuple[nn.Module, dict]:
+    """The model as it is wanted, and those of the options that its class knows."""
     while True:
         try:
-            return timm.create_model(name, pretrained=False, num_classes=0, **options), options
+            return timm.create_model(name, pretrained=False, num_classes=0, **wanted, **options), options
         except TypeError as error:
-            refused = [key for key in options if f"'{key}'" in str(error)]
+            refused = [key for key in (*wanted, *options) if f"'{key}'" in str(error)]
             if not refused:
                 raise
+            if set(refused) & set(wanted):
+                raise ValueError(f"MODEL.BACKBONE.DEPTH is '{name}', which has no {refused[0]}: set EXTRA_TOKENS and "
+                                 "WINDOW_SIZE of MODEL.BACKBONE to 0") from error
             options = {key: value for key, value in options.items() if key not in refused}
 
 

@@ -101,8 +101,14 @@ def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("name", "built"), [("resnet", "ResNet"), ("resnext", "ResNeXt"), ("resnest", "ResNeSt")])
-def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, built):
+@pytest.mark.parametrize(("name", "module", "built", "depth"), [
+    ("resnet", "resnet", "ResNet", "50x"), ("resnext", "resnext", "ResNeXt", "50x"),
+    ("resnest", "resnest", "ResNeSt", "50x"), ("osnet", "osnet", "OSNet", "x1_0"),
+    ("mobilenetv2", "mobilenet", "MobileNetV2", "1.0x"), ("mobilenetv3", "mobilenetv3", "MobileNetV3", "Small"),
+    ("shufflenetv2", "shufflenet", "ShuffleNetV2", "1.0x"), ("effnet", "regnet.effnet", "EffNet", "b0"),
+    ("regnet", "regnet.regnet", "RegNet", "200x"), ("repvgg", "repvgg", "RepVGG", "A0"),
+    ("vit", "vision_transformer", "VisionTransformer", "small")])
+def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, module, built, depth):
     read = set()
 
     class Recorded(CfgNode):
@@ -110,16 +116,22 @@ def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, na
             read.add(key)
             return super().__getattr__(key)
 
-    module = importlib.import_module(f"fastreid.modeling.backbones.{name}")
+    module = importlib.import_module(f"fastreid.modeling.backbones.{module}")
     monkeypatch.setattr(module, built, lambda *args, **kwargs: None)
-    cfg = read_config("MODEL.BACKBONE.DEPTH", "50x").clone()
+    cfg = read_config("MODEL.BACKBONE.DEPTH", depth).clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE = Recorded(cfg.MODEL.BACKBONE)
     read.clear()
     getattr(module, f"build_{name}_backbone")(cfg)
-    outside = {"NAME", "FEAT_DIM", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # of the builder
+    outside = {"NAME", "FEAT_DIM", "CUT", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # of the builder
+    without_effect = {"SIE_COE"}  # the weight of cameras, of which the host's builder gives its transformer none
     keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - outside
-    assert keys == {key for key in read if key.isupper()}
+    assert keys == {key for key in read if key.isupper()} - without_effect
+
+
+def test_where_to_cut_a_backbone_is_refused_for_models_that_leave_it_whole():
+    with pytest.raises(ValueError, match="keys without effect on APR.*MODEL.BACKBONE.CUT is 'layer3.0'"):
+        check_model_keys(config_of("APR", "MODEL.BACKBONE.CUT", "layer3.0"))
 
 
 @pytest.mark.parametrize(("name", "key"), [("resnet", "SIE_COE"), ("resnest", "WITH_IBN")])
