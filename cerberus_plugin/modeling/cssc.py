@@ -129,8 +129,8 @@ class CSSC(ImageModel):
 
     @configurable
     def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, channels: int, num_classes: int,
-                 width: int | None = None, norm: str = "BN", pixel_mean: list[float], pixel_std: list[float], criteria: Sequence[Loss],
-                 triplet_epoch: int = 36, flip_sum: bool = True) -> None:
+                 norm: str = "BN", pixel_mean: list[float], pixel_std: list[float], criteria: Sequence[Loss],
+                 triplet_epoch: int = 36, flip_sum: bool = True, width: int | None = None) -> None:
         super().__init__(pixel_mean, pixel_std)
         smr = {"channels": width or channels, "num_classes": num_classes, "norm": norm}
         self.trunk = trunk

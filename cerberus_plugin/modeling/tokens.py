@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Grid(NamedTuple):
-    """Where the patches are among the tokens: behind `prefix` others, row by row.   class_token: whether it is first."""
+    """Where the patches are among the tokens: row by row behind `prefix` others, of which the class token is first."""
 
     rows: int
     columns: int
