@@ -5,6 +5,7 @@ from pathlib import Path
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.config import merge_file
 from cerberus_plugin.engine.trainer import setup
+from cerberus_plugin.host import settle
 from cerberus_plugin.modeling.build import load_model
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from fastreid.config import get_cfg
 from fastreid.engine import default_argument_parser
 from fastreid.modeling.backbones import build_backbone
+from support import published_names
 from support.training import RESNET, trained
 from torch import nn
 
@@ -74,3 +76,27 @@ def test_a_run_resumes_with_the_settings_that_it_began_with_though_its_weights_a
     assert not cfg.MODEL.BACKBONE.PRETRAIN
     with pytest.raises(ValueError, match="config.yaml: was trained with MODEL.BACKBONE.STEM_POOL padding, not ceil"):
         setup(default_argument_parser().parse_args([*arguments, "MODEL.BACKBONE.STEM_POOL", "ceil"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["bot", "agw", "sbs", "mgn"])
+def test_the_hosts_models_begin_with_the_same_weights(tmp_path, log, model):
+    from fastreid.modeling.meta_arch import build_model
+
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    merge_file(cfg, f"configs/Market1501/{model}_R50ibn_cion.yml" if model in ("bot", "mgn") else
+               f"configs/Market1501/{model}_R50.yml")
+    ibn = cfg.MODEL.BACKBONE.WITH_IBN
+    torch.manual_seed(0)
+    tensors = {name: torch.rand(shape) for name, shape in published_names.resnet(ibn=ibn, classes=0).items()}
+    torch.save({"teacher": {f"module.backbone.{name}": value for name, value in tensors.items()}}, tmp_path / "R50.pth")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.HEADS.NUM_CLASSES", 8, "MODEL.BACKBONE.PRETRAIN_PATH",
+                         str(tmp_path / "R50.pth")])
+    built = build_model(settle(cfg)[0])
+    count = 291 if ibn else 265
+    assert f"{count} of {count} tensors matched" in log.text
+    last = tensors["layer4.2.conv3.weight"]
+    branches = [value for name, value in built.state_dict().items()
+                if name.endswith("2.conv3.weight") and value.shape == last.shape]
+    assert len(branches) == (3 if model == "mgn" else 1) and all(torch.equal(value, last) for value in branches)
