@@ -59,6 +59,13 @@ BACKBONE_KEYS = {
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
 
 
+def configuration(name: str) -> Path:
+    """A configuration file of the package, such as "Market1501/bot_R50.yml": of the repository, or installed with it.
+    """
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()) / name
+
+
 def read_run_config(path: str | Path) -> CN:
     """The configuration of a training run, from the config.yaml that it wrote.
 

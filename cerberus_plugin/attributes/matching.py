@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .schema import MISSING, NONE, AttributeSchema, Column, of_labels
+from .schema import MISSING, NONE, AttributeSchema, Column, Field, Group, of_labels
 
 NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
 NONE_WORDS = (NONE, "nothing", "-")
@@ -262,3 +262,137 @@ def _lost(sources: Sequence[Source]) -> dict[str, dict[str, int]]:
             if count and any(say.value is None for say in says):
                 lost.setdefault(source.name, {})[source.words[value]] = count
     return lost
+
+
+class _Part:
+    """A column of a merged schema while it is put together."""
+
+    def __init__(self, column: Column, group: str, owner: int) -> None:
+        self.name, self.display, self.group, self.owner = column.name, column.display, group, owner
+        self.values: dict[str, str] = {}  # by `plain`
+        self.fields: dict[str, str] = {}  # names by value, of a column of which several values can be true
+        self.is_colour = column.is_colour
+        self.sources: set[int] = set()
+
+    @property
+    def names(self) -> set[str]:
+        return {folded(self.name), folded(self.display or self.name)}
+
+    @property
+    def yes_no(self) -> bool:
+        return not self.is_colour and set(self.values) == {NO[0], YES[0]}
+
+    def add(self, schema: AttributeSchema, column: Column, source: int, taken: set[str]) -> None:
+        """Add the values of a column of the same name; those that are there keep their words."""
+        self.sources.add(source)
+        if column.is_colour and not self.is_colour:
+            self.is_colour = True
+            self.values = {key: value for key, value in self.values.items() if key not in (*NO, *NONE_WORDS)}
+            self.fields = {value: f"{self.name} {value}" for value in self.values.values()}
+        for i, value in zip(column.fields if column.is_colour else column.fields * len(column.classes), column.classes):
+            if plain(value) in self.values or self.is_colour and not column.is_colour and (
+                    plain(value) == NO[0] or folded(value) in NONE_WORDS):
+                continue
+            self.values[plain(value)] = value
+            name = schema.fields[i].name if column.is_colour else f"{self.name} {value}"
+            if self.is_colour:
+                self.fields[value] = f"{self.name} {value}" if name in taken else name
+                taken.add(self.fields[value])
+
+
+def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -> AttributeSchema:
+    """One schema with the attributes and the values of several, matched as `relabel` does.
+
+    An attribute is in the group of the first schema that has it. A group whose attributes not all of the same schemas
+    have is split by who has them: semantic IDs are of groups that are known in full, and a set without one attribute
+    would otherwise teach nothing about the others.
+
+    Args:
+        adaptable: places of schemas whose groups nobody has chosen: regions are those of the others.
+
+    Raises:
+        ValueError: if two groups of one name read different regions, or an attribute is yes or no in one schema and has
+            other values in another one.
+    """
+    schemas = list(schemas)
+    order = sorted(range(len(schemas)), key=lambda k: (k in adaptable, k))
+    first = schemas[order[0]]
+    if all(schema == first for schema in schemas):
+        return first
+    groups: dict[str, tuple[Group, int]] = {}
+    parts: list[_Part] = []
+    taken = {own.name for schema in schemas for own in schema.fields if not own.column}
+    for k in order:
+        schema = schemas[k]
+        for group in schema.groups:
+            known, owner = groups.setdefault(group.name, (group, k))
+            if known.strip != group.strip and k not in adaptable:
+                raise ValueError(f"group '{group.name}' reads {_region(known)} in {schemas[owner].name} and "
+                                 f"{_region(group)} in {schema.name}. Write one region in both schema.yaml, or give "
+                                 "one of the two groups another name.")
+        found = matched(schema.columns, [Column(part.name, (), (), part.group, display=part.display)
+                                         for part in parts])
+        part_of = {column.name: part for part in parts for column in [found.get(part.name)] if column is not None}
+        for column in schema.columns:
+            part = part_of.get(column.name)
+            if part is None:
+                part = _Part(column, column.group, k)
+                parts.append(part)
+            elif part.yes_no != _is_yes_no(column):
+                raise ValueError(f"'{part.name}' is one of {', '.join(part.values.values())} in "
+                                 f"{schemas[part.owner].name} and one of {', '.join(column.classes)} in {schema.name}. "
+                                 "Give one of the two another name, or write the same values in both.")
+            part.add(schema, column, k, taken)
+    return _assembled(" and ".join(dict.fromkeys(schema.name for schema in schemas)), schemas, groups, parts)
+
+
+def _is_yes_no(column: Column) -> bool:
+    return not column.is_colour and {plain(value) for value in column.classes} == {NO[0], YES[0]}
+
+
+def _region(group: Group) -> str:
+    return "the whole picture" if group.strip is None else f"strip {group.strip}"
+
+
+def _assembled(name: str, schemas: Sequence[AttributeSchema], groups: Mapping[str, tuple[Group, int]],
+               parts: Sequence[_Part]) -> AttributeSchema:
+    """The merged schema of its columns, group by group, those of the same sources together."""
+    made: list[Group] = []
+    fields: list[Field] = []
+    for group, _ in groups.values():
+        own = [part for part in parts if part.group == group.name]
+        # The one that most schemas know first, which keeps the name.
+        kinds = sorted(dict.fromkeys(frozenset(part.sources) for part in own), key=lambda kind: -len(kind))
+        for number, kind in enumerate(kinds, start=1):
+            named = group.name if number == 1 else f"{group.name}_{number}"
+            while number > 1 and named in groups:
+                named += "_"
+            made.append(replace(group, name=named))
+            for part in (part for part in own if part.sources == kind):
+                if part.is_colour:
+                    fields += [Field(part.fields[value], named, ("no", "yes"), part.name, value, part.display)
+                               for value in part.values.values()]
+                else:
+                    fields.append(Field(part.name, named, tuple(part.values.values()), display=part.display))
+    return AttributeSchema(name, tuple(fields), _exclusive(schemas, parts, {own.name: own.group for own in fields}),
+                           groups=tuple(made))
+
+
+def _exclusive(schemas: Sequence[AttributeSchema], parts: Sequence[_Part],
+               group_of: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """Sets of attributes of one group of which at most one is yes, as far as every schema that has two of them says so.
+    """
+    names = {folded(name): part.name for part in parts for name in part.names}
+    said = [[{names[folded(name)] for name in own if folded(name) in names} for own in schema.exclusive]
+            for schema in schemas]
+    found: list[tuple[str, ...]] = []
+    for own in (own for sets in said for own in sets):
+        for group in dict.fromkeys(map(group_of.get, own)):
+            inside = {name for name in own if group_of.get(name) == group}
+            agreed = all(any(inside & has <= other for other in sets) for has, sets in (
+                ({part.name for part in parts if k in part.sources}, said[k]) for k in range(len(schemas)))
+                if len(inside & has) > 1)
+            kept = tuple(name for name in group_of if name in inside)
+            if group is not None and len(kept) > 1 and agreed and kept not in found:
+                found.append(kept)
+    return tuple(found)

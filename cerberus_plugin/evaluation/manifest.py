@@ -153,7 +153,8 @@ def _junk_by_outfits(served: set[str]) -> str:
 
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
-    return {"images": len(items), "identities": len({pid for _, pid, _ in items} - set(dataset.distractors))}
+    people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
+    return {"images": len(items), "identities": len(people)}
 
 
 def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cerberus_plugin.own_data.schema_file import NoAttributes, infer_schema, read_schema, schema_text
 from cerberus_plugin.own_data.tables import Words
 
+import numpy as np
 import pytest
 
 SITE = """
@@ -93,8 +94,8 @@ def test_groups_and_values_are_inferred_from_words():
     ([str(n) for n in range(3)], "holds numbers"), (["1.5", "2,5"], "holds numbers"),
     (["2024-01-31", "2024-02-01"], "holds dates"), (["31.1.2024", "1.2.2024"], "holds dates"),
     (["a man walks along the street and " * 3, "another one who is sitting on a bench " * 2], "holds free text"),
-    ([f"value {n}" for n in range(200)], "has 200 different values"), (["yes"], "all cells .* 'yes'; .* write 'no'"),
-    ([""], "all cells are empty"),
+    ([f"value {n}" for n in range(200)], "has 200 different values"),
+    (["yes"], "holds nothing but 'yes'; .* write 'no'"), ([""], "is empty"),
 ])
 def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reason):
     kept = {"hat": words("yes", "no"), "vest": words("0", "1")}
@@ -103,6 +104,15 @@ def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reaso
     assert re.match(reason, wording.left_out["other"])
     with pytest.raises(NoAttributes, match=f"no column is an attribute; 'other' {reason}"):
         infer_schema("site", {"other": words(*values)})
+
+
+def test_a_column_of_another_value_for_each_person_is_left_out():
+    people = np.repeat(np.arange(24), 3)
+    remarks = words(*(f"says {n}" for n in people))
+    trades = words(*(f"trade {n % 12}" for n in people))
+    wording = infer_schema("site", {"trade": trades, "remark": remarks}, people)
+    assert [column.name for column in wording.schema.columns] == ["trade"]
+    assert wording.left_out["remark"].startswith("has 24 different values for 24 people, as names and remarks have")
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("hat", "hair"), ("hat", "vest", "shoes"), ("gender", "age")])
