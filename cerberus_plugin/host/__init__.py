@@ -15,6 +15,7 @@ from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
 from .pretrained import SETTINGS as SETTINGS
+from .pretrained import read_pretrained as read_pretrained
 from .pretrained import settle as settle
 from .training import gather_gradients as gather_gradients
 from .waits import LateScalars as LateScalars

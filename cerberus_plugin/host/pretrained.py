@@ -84,14 +84,18 @@ def _check_path(path: str) -> None:
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH '{path}' is no file. {_ADVICE}")
 
 
-def _read(node) -> tuple[pretrained.Contents, pretrained.Source]:
-    """Contents of MODEL.BACKBONE.PRETRAIN_PATH, and whose they are."""
-    path = node.PRETRAIN_PATH
-    _check_path(path)
+def read_pretrained(path: str) -> pretrained.Contents:
+    """Tensors of a file of pretrained weights; raises ValueError as `read_tensors` and `pretrained.unwrap`."""
     # Self-distillation keeps its options beside the weights: an argparse.Namespace, of which reading sets attributes.
     with _recording, torch.serialization.safe_globals([argparse.Namespace]):
         content = read_tensors(path, map_location="cpu")
-    contents = pretrained.unwrap(content, os.path.basename(path))
+    return pretrained.unwrap(content, os.path.basename(path))
+
+
+def _read(node) -> tuple[pretrained.Contents, pretrained.Source]:
+    """Contents of MODEL.BACKBONE.PRETRAIN_PATH, and whose they are."""
+    _check_path(node.PRETRAIN_PATH)
+    contents = read_pretrained(node.PRETRAIN_PATH)
     return contents, pretrained.recognise(contents, node.get("PRETRAIN_SOURCE", ""))
 
 
@@ -119,7 +123,11 @@ def settle(cfg):
     who = f"{node.PRETRAIN_PATH} is read as {source.what}"
     if source.needs and node.NAME != TIMM:
         raise ValueError(f"{who}, which needs MODEL.BACKBONE.NAME {TIMM}, not {node.NAME}")
-    notes = _settle_normalisation(cfg, source, who)
+    notes = [f"{who} ({source.terms})"] if source.terms else []
+    size = tuple(cfg.INPUT.SIZE_TRAIN)
+    if source.sizes and size not in source.sizes:
+        notes.append(f"{who}; their authors fine-tune with INPUT.SIZE_TRAIN {list(source.sizes[0])}, not {list(size)}")
+    notes += _settle_normalisation(cfg, source, who)
     for key, value in source.needs.items():
         if node[key] == UNSET[key]:
             node[key] = value

@@ -38,6 +38,8 @@ class Source:
         stem: pooling of a ResNet's stem that the weights were trained with, "padding" or "ceil".
         rows_per_column: rows over columns of the grid of position embeddings.
         needs: keys of MODEL.BACKBONE, of timm's models, without which the weights mean something else.
+        sizes: height and width of images that their authors fine-tune with; none, where many do.
+        terms: under which the weights are given, as far as their authors state it; for the log.
     """
 
     name: str
@@ -48,8 +50,13 @@ class Source:
     stem: str = "padding"
     rows_per_column: int = 1
     needs: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ()
+    terms: str = ""
 
 
+USUAL, TALL = (256, 128), (384, 128)
+OF_LUPERSON = "trained on LUPerson, pictures given for research"
+AGREEMENT = "by a signed agreement"
 RESNET, VIT, SWIN = "layer4.0.conv1.weight", "blocks.0.attn.qkv.weight", "layers.0.blocks.0.attn.qkv.weight"
 
 
@@ -68,26 +75,28 @@ def _of_luperson(contents: Contents) -> bool:
 
 SOURCES = (
     Source("solider", "SOLIDER's Swin", lambda held: held.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
-           needs={"SEMANTIC_WEIGHT": 0.2}),
+           needs={"SEMANTIC_WEIGHT": 0.2}, sizes=(TALL,), terms=OF_LUPERSON),
     Source("clip_vit", "CLIP's transformer", lambda held: held.has("class_embedding", "positional_embedding"),
            names.clip_vit, (CLIP, HALF)),
     Source("clip_resnet", "CLIP's ResNet", lambda held: held.has(RESNET, "conv3.weight"), names.clip_resnet,
            (CLIP, HALF)),
     Source("pass", "PASS, with three part tokens", lambda held: held.has("part_token1"), names.with_part_tokens,
-           (HALF,), rows_per_column=2, needs={"EXTRA_TOKENS": 3}),
+           (HALF,), rows_per_column=2, needs={"EXTRA_TOKENS": 3}, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("ics_vit", "TransReID-SSL's or CION's transformer with a convolution stem",
            lambda held: held.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
-           needs={"CONV_STEM": True}),
+           needs={"CONV_STEM": True}, sizes=(USUAL, TALL), terms=f"{OF_LUPERSON}; CION's {AGREEMENT}"),
     Source("cion", "CION's ResNet", lambda held: "teacher" in held.outer and held.has(RESNET),
-           normalisations=(IMAGENET, HALF)),
-    Source("cion_swin", "CION's Swin", lambda held: held.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,)),
+           normalisations=(IMAGENET, HALF), sizes=(TALL, USUAL), terms=AGREEMENT),
+    Source("cion_swin", "CION's Swin", lambda held: held.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
+           sizes=(USUAL,), terms=AGREEMENT),
     Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _of_people,
-           normalisations=(HALF,), rows_per_column=2),
+           normalisations=(HALF,), rows_per_column=2, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("fastreid", "a checkpoint of FastReID",
            lambda held: held.prefix == "backbone." and any(name.startswith("heads.") for name in held.beside),
            stem="ceil"),
     Source("torchreid", "torchreid's OSNet", lambda held: held.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
-    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _of_luperson, normalisations=(LUPERSON,)),
+    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _of_luperson, normalisations=(LUPERSON,),
+           sizes=(TALL, USUAL), terms="for research only"),
     Source("imagenet", "torchvision's, timm's or other plain names", lambda held: True, names.imagenet),
 )
 

@@ -145,13 +145,21 @@ def test_the_normalisation_that_weights_need_is_set_and_another_one_refused(tmp_
     path = saved(tmp_path / "lup_r18.pth", state)
     settled, notes = settle(backbone_cfg(path))
     assert (settled.MODEL.PIXEL_MEAN, settled.MODEL.PIXEL_STD) == (MEAN, STD)
-    assert "LUPerson" in notes[0] and "PIXEL_MEAN is [89.896" in notes[0]
+    assert "LUPerson's or LUPerson-NL's ResNet (for research only)" in notes[0]
+    assert "PIXEL_MEAN is [89.896" in notes[1]
     build_backbone(path, PIXEL_MEAN=MEAN, PIXEL_STD=STD)
     with pytest.raises(ValueError, match=r"set MODEL.PIXEL_MEAN to \[89.896.* and MODEL.PIXEL_STD to \[63.872"):
         build_backbone(path)  # of a configuration that was not settled
     with pytest.raises(ValueError, match=r"LUPerson.*MEAN \[89.896.*configuration has \[127.5, .*PRETRAIN_SOURCE"):
         settle(backbone_cfg(path, PIXEL_MEAN=[127.5] * 3, PIXEL_STD=[127.5] * 3))
     assert settle(backbone_cfg(path, PRETRAIN_SOURCE="imagenet"))[0].MODEL.PIXEL_MEAN == get_cfg().MODEL.PIXEL_MEAN
+
+
+def test_an_unusual_size_of_images_is_told(tmp_path, state):
+    cfg = backbone_cfg(saved(tmp_path / "lup_r18.pth", state))
+    assert not any("SIZE_TRAIN" in note for note in settle(cfg)[1])
+    cfg.INPUT.SIZE_TRAIN = [64, 32]
+    assert "fine-tune with INPUT.SIZE_TRAIN [384, 128], not [64, 32]" in settle(cfg)[1][1]
 
 
 def test_either_published_normalisation_is_taken(tmp_path, state):

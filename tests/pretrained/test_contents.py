@@ -1,5 +1,7 @@
 """What a file holds, whose it is, and how tensors of another size come into a model."""
 
+from pathlib import Path
+
 from cerberus_plugin.pretrained import SOURCES, fit, recognise, unwrap
 from cerberus_plugin.pretrained.fitting import resized_positions
 
@@ -58,6 +60,11 @@ def test_a_file_is_recognised_by_its_names(names, outer, file_name, name):
 def test_a_transformer_whose_patches_are_no_square_is_of_people(tokens, outer, name):
     tensors = {"blocks.0.attn.qkv.weight": ONE, "pos_embed": torch.zeros(1, tokens, 4)}
     assert recognise(unwrap({outer: tensors} if outer else tensors)).name == name
+
+
+def test_the_page_of_the_docs_has_every_source():
+    page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    assert [source.name for source in SOURCES if f"`{source.name}`" not in page] == []
 
 
 def test_a_source_can_be_named_and_another_name_is_refused():
