@@ -55,6 +55,8 @@ BACKBONE_KEYS = {
     "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
                             "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
 }
+# Defaults of earlier versions, which the files of their runs name.
+EARLIER_DEFAULTS = {"MODEL.BACKBONE.STEM_POOL": "ceil"}
 # Names that MODEL.LOSSES.NAME may hold, with the section that each of them reads.
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
 
@@ -431,7 +433,8 @@ def defaults() -> Mapping[str, Any]:
 def changed(cfg: Mapping) -> dict[str, Any]:
     """What a configuration has otherwise than by default, by dotted key.
 
-    Keys that the defaults lack count; those of a later version at their defaults do not.
+    Keys that the defaults lack count; those of a later version at their defaults do not, nor EARLIER_DEFAULTS.
     """
     usual = defaults()
-    return {key: value for key, value in flat(cfg).items() if key not in usual or usual[key] != value}
+    return {key: value for key, value in flat(cfg).items()
+            if key not in usual or usual[key] != value and EARLIER_DEFAULTS.get(key) != value}

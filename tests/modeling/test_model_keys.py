@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, check_model_keys
+from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, changed, check_model_keys
 from cerberus_plugin.modeling.build import load_model
 
 import pytest
@@ -132,6 +132,14 @@ def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, na
 def test_where_to_cut_a_backbone_is_refused_for_models_that_leave_it_whole():
     with pytest.raises(ValueError, match="keys without effect on APR.*MODEL.BACKBONE.CUT is 'layer3.0'"):
         check_model_keys(config_of("APR", "MODEL.BACKBONE.CUT", "layer3.0"))
+
+
+def test_the_stem_that_earlier_runs_name_is_no_change_for_any_backbone():
+    for pool, named in (("auto", False), ("ceil", False), ("padding", True)):
+        cfg = read_config("MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.BACKBONE.STEM_POOL", pool)
+        assert ("MODEL.BACKBONE.STEM_POOL" in changed(cfg)) is named
+        if not named:
+            check_model_keys(cfg)
 
 
 @pytest.mark.parametrize(("name", "key"), [("resnet", "SIE_COE"), ("resnest", "WITH_IBN")])

@@ -126,5 +126,4 @@ def _settings(cfg: CfgNode) -> dict:
     by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
     with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
     return {name: value for name, value in changed(cfg).items()
-            if is_among(name, with_effect) and not is_among(name, WITHOUT_EFFECT)
-            and (name, value) != ("MODEL.BACKBONE.STEM_POOL", "ceil")}  # which earlier versions had as the default
+            if is_among(name, with_effect) and not is_among(name, WITHOUT_EFFECT)}
