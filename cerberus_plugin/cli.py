@@ -2,6 +2,7 @@
 
     cerberus convert pa100k PA-100K --out data/pa100k         write a published set in the form of own data
     cerberus check crops                                      look over own data before training
+    cerberus audit crops --out runs/audit                     look for wrong labels
     cerberus train crops --out runs/shop                      train, evaluate and calibrate on own data
     cerberus evaluate runs/shop airport                       the figures of a run on other data
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
@@ -24,11 +25,11 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import check, convert, evaluate, export, index, recognise, search, serve, train
+from .commands import audit, check, convert, evaluate, export, index, recognise, search, serve, train
 from .utils.commands import printable, run_command
 
 # In the order of `cerberus --help`.
-COMMANDS = (convert, check, train, evaluate, index, search, serve, recognise, export)
+COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export)
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",

@@ -259,6 +259,13 @@ def add_cerberus_config(cfg: CN) -> None:
     # person, and camera, time and outfit as far as names of pictures tell, searched in the path below the folder.
     cfg.DATASETS.NAME_PATTERN = ""
 
+    # Read the attributes of all data sets under common ones: "common" for those of the package, which Market-1501,
+    # DukeMTMC-reID, PA-100K, PETA and UPAR have in part, or the path of a YAML file, see docs/several_sets.md.
+    cfg.DATASETS.ONTOLOGY = ""
+
+    # For a data set of one's own: a file in the form of split.csv that is read in place of the data set's own split.
+    cfg.DATASETS.SPLIT_FILE = ""
+
     # Keep this many training identities, drawn by the seed, out of training; DATASETS.TESTS "held-out" tests on them.
     cfg.DATASETS.HOLD_OUT = 0
     cfg.DATASETS.HOLD_OUT_SEED = 0

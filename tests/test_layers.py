@@ -20,6 +20,7 @@ LAYERS = (("utils",),
           ("search.export",),
           ("experiments", "search"),
           ("workflow",),
+          ("audit",),
           ("commands",),
           ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -86,7 +87,7 @@ def test_no_test_module_imports_another():
 
 def test_the_configuration_is_read_at_the_edges_only():
     readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones", "engine",
-               "evaluation", "predictor", "search.export", "experiments", "workflow", "host")
+               "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

@@ -40,7 +40,7 @@ def add(jobs) -> None:
     train.add_argument("--model", choices=tuple(MODELS), default="", help="plus and cerberus learn people and "
                        "attributes, apr and arn attributes as classes, the others people alone (default: plus where "
                        "the data has attributes for it, else bot)")
-    train.add_argument("--epochs", type=int, default=0, help="(default: by the number of pictures)")
+    train.add_argument("--epochs", type=int, help="(default: by the number of pictures)")
     train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet, to begin with "
                        "(default: on a GPU those of ImageNet, which are downloaded once; on a CPU none)")
     train.add_argument("--resume", action="store_true", help="go on with the run in RUN as it was begun")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     # OpenMP reads it once, when torch is imported: where other processes use the cores as well, waiting threads yield.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = given_keys(args.options)
-    if args.epochs < 0:
+    if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs {args.epochs}: expected 1 or more")
     cerberus_plugin.use_torch()
     from ..workflow import training
@@ -82,11 +82,11 @@ def _begin(args: argparse.Namespace, folder: Path, given: dict[str, str], said: 
     weights, depth = training.pretrained_weights(args.weights, gpu, given)  # missing ones are found before the check
     report = check(args.data, args.name_pattern, skip_unreadable=given.get("DATALOADER.ON_UNREADABLE") == "skip")
     for kind, texts in report.findings:
-        if kind in ("error", "warning"):
+        if kind != "advice":
             print(*(f"{kind}: {printable(text)}" for text in texts), sep="\n")
     if report.errors:
         raise SystemExit(1)
-    wish = Wish(args.model, args.epochs, weights, depth, given)
+    wish = Wish(args.model, args.epochs or 0, weights, depth, given)
     recipe = choose(report.facts, gpu, usable_cores(), wish)
     record = training.begin(folder, args.data, args.name_pattern, wish, recipe, report.findings, said)
     print(f"\n{printable_lines(training.table_of(record))}\n", flush=True)

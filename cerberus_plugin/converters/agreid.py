@@ -109,11 +109,12 @@ def _people(path: Path, part: str, struct, kept) -> dict[int, list[str]]:
         if differing:
             raise ValueError(f"{path}: {part} {what} the label '{differing[0]}' ({len(differing)} such), expected the "
                              f"{len(wanted)} labels of the published file. Use it as published.")
-    index = np.atleast_1d(struct["image_index"]).ravel()
-    wrong = [number for number in index.tolist() if not re.fullmatch(r"\d{1,18}", str(number))]
-    if wrong or len(set(map(int, index.tolist()))) < len(index):
-        raise ValueError(f"{path}: {part}.image_index must hold distinct numbers, got {wrong[:1] or 'repeats'}.")
-    people: dict[int, list[str]] = {int(number): [] for number in index.tolist()}
+    index = [str(number).removesuffix(".0") for number in np.atleast_1d(struct["image_index"]).ravel().tolist()]
+    wrong = [number for number in index if not re.fullmatch("[0-9]{1,15}", number)]
+    people: dict[int, list[str]] = {} if wrong else {int(number): [] for number in index}
+    if len(people) < len(index):
+        raise ValueError(f"{path}: {part}.image_index must hold distinct numbers of identities, got "
+                         f"{wrong[0] if wrong else 'repeats'}. Use the file as published.")
     for _, _, begin, listed in kept:
         labels = np.stack([_label(path, part, struct, begin + ending, len(index)) for ending in endings[begin]], axis=1)
         several = np.flatnonzero(labels.sum(axis=1) > 1)

@@ -68,13 +68,15 @@ def read(source: Path, *, partition: int = 1) -> Converted:
     data, attributes, _, partitions = read_fields(path, "data", "attribute", "selected_attribute", "partitions")
     names = texts(path, "attributes", attributes)
     check_names(path, names[:len(EVALUATED)], EVALUATED)
+    count = len(names)
     data = matrix(path, data, None, 4 + len(names))
     files = [f"{number:05d}.png" for number in range(1, len(data) + 1)]
+    names = names[:len(EVALUATED)]
     # The first four columns number the picture, the person and the source.
-    labels = check_labels(path, data[:, 4:], files, names)
+    labels = check_labels(path, data[:, 4:4 + len(names)], files, names)
     split = split_of(path, chosen_parts(path, partitions, partition, {"train": 0, "val": 1, "test": 2}), len(files))
     return Converted(find(source, "images", folder=True), files,
                      {"split": split, **QUESTIONS.words(labels, names)}, QUESTIONS.wording, path,
                      binaries=QUESTIONS.binaries, about={"partition": partition},
                      published={"train pictures": 9500, "val pictures": 1900, "test pictures": 7600,
-                                "labels in the file": ALL}, found={"labels in the file": len(names)})
+                                "labels in the file": ALL}, found={"labels in the file": count})

@@ -52,7 +52,8 @@ class _Array:
         _, shape, kind, by_columns, content = state
         if kind.dtype.hasobject:
             values = np.empty(len(content), object)
-            values[:] = content
+            for place, each in enumerate(content):  # all at once, numpy would look into lists
+                values[place] = each
         else:  # Python 2 wrote text
             values = np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, kind.dtype)
         self.values = values.reshape(shape, order="F" if by_columns else "C")

@@ -36,11 +36,7 @@ def read_annotation(path: Path, *names: str) -> list:
     Raises:
         ValueError: if it cannot be read, or has no variable of a name.
     """
-    try:
-        found = read_matlab(path, MOST_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a readable MATLAB file ({error}). Expected the annotation file as published; it "
-                         "may be truncated: copy it again.") from error
+    found = _variables(path)
     if len(found) == 1 and isinstance(content := next(iter(found.values())), dict):
         found = content
     missing = [name for name in names if name not in found]
@@ -56,11 +52,7 @@ def read_fields(path: Path, *kinds: str) -> list:
     Args:
         kinds: names for the error, one for each of the first fields; "" for one that is not needed.
     """
-    try:
-        found = read_matlab(path, MOST_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a readable MATLAB file ({error}). Expected the annotation file as published; it "
-                         "may be truncated: copy it again.") from error
+    found = _variables(path)
     structs = [value for value in found.values() if isinstance(value, dict)]
     if len(structs) != 1 or len(structs[0]) < len(kinds):
         raise ValueError(f"{path}: expected one struct with {', '.join(filter(None, kinds))}, found "
@@ -68,8 +60,16 @@ def read_fields(path: Path, *kinds: str) -> list:
     return [value for value, kind in zip(structs[0].values(), kinds) if kind]
 
 
+def _variables(path: Path) -> dict[str, Any]:
+    try:
+        return read_matlab(path, MOST_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable MATLAB file ({error}). Expected the annotation file as published; it "
+                         "may be truncated: copy it again.") from error
+
+
 def texts(path: Path, what: str, values) -> list[str]:
-    """A list of texts.
+    """A list of texts, without spaces around them.
 
     Raises:
         ValueError: if it is something else.
@@ -79,7 +79,7 @@ def texts(path: Path, what: str, values) -> list[str]:
     if wrong is not None or not found:
         raise ValueError(f"{path}: {what} hold {'nothing' if wrong is None else repr(wrong)[:60]}, expected texts. "
                          "Use the file as published.")
-    return found
+    return [text.strip() for text in found]
 
 
 def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:

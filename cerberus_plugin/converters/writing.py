@@ -16,10 +16,10 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..own_data.people import PEOPLE
+from ..own_data.people import PEOPLE, refused_name
 from ..own_data.schema_file import FILE_NAME, Wording, schema_text
 from ..own_data.split import TEST
 from ..utils.files import write_text
@@ -73,8 +73,8 @@ class Converted:
 
     def rows(self, keep: Sequence[int]) -> Converted:
         """The data set with these pictures alone."""
-        return Converted(**{**self.__dict__, "files": [self.files[row] for row in keep],
-                            "columns": {name: [words[row] for row in keep] for name, words in self.columns.items()}})
+        return replace(self, files=[self.files[row] for row in keep],
+                       columns={name: [words[row] for row in keep] for name, words in self.columns.items()})
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
         FileNotFoundError, ValueError: with the file, what is there, what is expected, and a remedy.
     """
     converter = find_converter(name)
-    source, out = Path(source), Path(out)
+    source, out = Path(source), Path(os.path.abspath(out))
     data = converter(source, **options)
     notes = [*data.notes]
     used = [row for row, part in enumerate(data.columns["split"]) if part]
     if len(used) < len(data.files):
         notes.append(f"{len(data.files) - len(used)} pictures are in no part of the split and are left out")
+    _check_names(data)
     there = _there(data, used, allow_subset)
     if len(there) < len(used):
         notes.append(f"{len(used) - len(there)} pictures are missing and are left out")
@@ -128,6 +129,18 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
         return Conversion(out, counts, (*notes, "it is there already, the same; nothing was written"), False)
     _write(out, data, texts, copy, progress)
     return Conversion(out, counts, tuple(notes), True)
+
+
+def _check_names(data: Converted) -> None:
+    """Refuse names that are there twice, and such as would lead out of the folder."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(data.files):
+        reason = refused_name(name)
+        if first.setdefault(name, row) != row:
+            reason = f"as picture {first[name] + 1} is, expected a name of its own."
+        if reason:
+            raise ValueError(f"{data.annotation}: picture {row + 1} is called '{name}', {reason} Use the file as "
+                             "published.")
 
 
 def _there(data: Converted, rows: Sequence[int], allow_subset: bool) -> list[int]:
@@ -195,7 +208,7 @@ def _write(out: Path, data: Converted, texts: Mapping[str, str], copy: bool, pro
 
     folder = out.with_name(out.name + UNFINISHED)
     if folder.exists():  # of a conversion that was stopped; the record is the first file of one
-        if not (folder / SOURCE).is_file():
+        if not (folder / SOURCE).is_file() and not all(own.name.startswith(SOURCE) for own in folder.iterdir()):
             raise ValueError(f"{folder}: is in the way, and not of a conversion that was stopped. Delete it.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attributes import MISSING, Annotations, AttributeSchema, SIDTable
-from ..attributes.matching import merge
+from ..attributes.matching import Readings, merge
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
+from ..own_data.ontology import read_ontology
 from ..own_data.people import infer_together
 from ..own_data.schema_file import NoAttributes
 from ..own_data.split import query_and_gallery
@@ -43,19 +44,28 @@ def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
         number: of `OwnDataset`.
     """
     options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
+    ontology = read_ontology(cfg.DATASETS.ONTOLOGY) if cfg.DATASETS.ONTOLOGY else None
     try:
         registered = DATASET_REGISTRY.get(name)
     except KeyError:
         if os.path.exists(name):
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, number, combineall=cfg.DATASETS.COMBINEALL)
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, ontology, number, cfg.DATASETS.SPLIT_FILE,
+                              combineall=cfg.DATASETS.COMBINEALL)
         raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
                                 "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "
                                 "path.") from None
-    return read_under(registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options), schema)
+    dataset = registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+    if ontology is not None and hasattr(dataset, "labels_of") and ontology.has(dataset.schema.name):
+        dataset = read_under(dataset, ontology.schema, ontology.readings(dataset.schema.name, dataset.schema.columns))
+    return read_under(dataset, schema)
 
 
-def read_under(dataset, schema: AttributeSchema | None):
-    """A data set with its labels under a schema; as it is where it has no labels, or those of the schema."""
+def read_under(dataset, schema: AttributeSchema | None, readings: Readings | None = None):
+    """A data set with its labels under a schema; as it is where it has no labels, or those of the schema.
+
+    Args:
+        readings: of its columns; by name where None.
+    """
     if schema is None or getattr(dataset, "schema", None) == schema:
         return dataset
     if isinstance(dataset, OwnDataset):
@@ -63,7 +73,7 @@ def read_under(dataset, schema: AttributeSchema | None):
     if not hasattr(dataset, "labels_of"):
         return dataset
     under = copy.copy(dataset)
-    under.schema, under.annotations = schema, dataset.annotations.under(schema)
+    under.schema, under.annotations = schema, dataset.annotations.under(schema, readings)
     known = {tuple(before.tolist()): after for table in ("train", "test") for before, after in
              zip(getattr(dataset.annotations, table).values(), getattr(under.annotations, table).values())}
     nothing = torch.full((len(schema.fields),), MISSING)  # of distractors
@@ -232,12 +242,13 @@ def _test_set(cfg: CfgNode, query: list[tuple], gallery: list[tuple], known: Kno
                             **known._asdict()), len(query)
 
 
-def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+def build_readable_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
+                            ) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
     """The data set of `build_test_set`, with its query and gallery items without those that evaluation leaves out.
 
     For whoever reads the images by themselves. Raises ValueError where no query or no gallery image can be read.
     """
-    dataset, num_query = build_test_set(cfg, name)
+    dataset, num_query = build_test_set(cfg, name, schema)
     left_out = dataset.left_out()
     if left_out:
         logger.warning(f"{name}: {len(left_out)} of {len(dataset)} test images could not be read and are left out")
@@ -285,7 +296,7 @@ def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known, dict[str, ImageDa
     if 0 < len(unknown) < len(datasets) and comm.is_main_process():
         logger.warning(f"DATASETS.NAMES: it is not known who is on the pictures of {', '.join(unknown)}, so identities "
                        "are not learned, and attributes alone are")
-    datasets = _under_one_schema(datasets)
+    datasets = _under_common(cfg, datasets) if cfg.DATASETS.ONTOLOGY else _under_one_schema(datasets)
     items = [item for dataset in datasets.values() for item in dataset.train]
     pids: dict = {}
     paths: dict[str, str] = {}
@@ -320,6 +331,25 @@ def _under_one_schema(datasets: dict[str, ImageDataset]) -> dict[str, ImageDatas
     if comm.is_main_process() and len(set(schemas)) > 1:
         logger.info(f"DATASETS.NAMES: one schema of {len(schema.columns)} attributes in {len(schema.groups)} groups; "
                     "what a data set lacks is unknown, and left out of the losses")
+    for dataset in read.values():
+        if comm.is_main_process():
+            _tell_matching(dataset)
+    return read
+
+
+def _under_common(cfg: CfgNode, datasets: dict[str, ImageDataset]) -> dict[str, ImageDataset]:
+    """Data sets, read by an ontology, with those of its attributes that any of them has."""
+    ontology = read_ontology(cfg.DATASETS.ONTOLOGY)
+    schemas = []
+    for dataset in datasets.values():
+        if hasattr(dataset, "labels_of"):
+            if dataset.schema != ontology.schema:
+                ontology.check_set(dataset.schema.name)
+            schemas.append(ontology.schema.restricted(dataset.annotations.matching.columns, dataset.schema.name))
+    if len(schemas) < len(datasets):
+        return datasets
+    schema = merge(schemas)
+    read = {name: read_under(dataset, schema) for name, dataset in datasets.items()}
     for dataset in read.values():
         if comm.is_main_process():
             _tell_matching(dataset)

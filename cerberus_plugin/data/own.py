@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import logging
 
@@ -13,6 +14,8 @@ from fastreid.utils import comm
 from torch import Tensor
 
 from ..attributes import Annotations, AttributeSchema
+from ..attributes.matching import relabel
+from ..own_data.ontology import Ontology
 from ..own_data.people import labels_of, labels_under, read_people, read_wording, split_people
 from ..own_data.split import SPLIT_FILE
 from ..own_data.tables import EMPTY
@@ -40,8 +43,9 @@ class OwnDataset(ImageDataset):
         inferred: whether nobody has written the schema.
 
     Args:
-        data: folder or table.   name_pattern: of `read_people`.
+        data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
+        ontology: read them under its common attributes, where it has this data set; then under `schema`.
         number: place among the sets of one's own that are trained on together, so that their people and cameras have
             different names.
 
@@ -52,11 +56,11 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, number: int = 0,
-                 **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None,
+                 ontology: Ontology | None = None, number: int = 0, split_file: str = "", **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
-        own = split_people(own, write=main)
+        own = split_people(own, write=main, split_file=split_file)
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)
@@ -71,7 +75,7 @@ class OwnDataset(ImageDataset):
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
         paths = [own.path(row) for row in range(len(own))]
-        self.own, self._paths, self._pids = own, paths, pids
+        self.own, self._paths, self._pids, self._ontology = own, paths, pids, ontology
         self._label(schema)
         self.outfits = {}
         if own.outfit is not None and own.outfit.complete:
@@ -101,14 +105,22 @@ class OwnDataset(ImageDataset):
         wording, matching = read_wording(own), None
         self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
         self.inferred = wording is None or not wording.path
-        if schema is not None and own.attributes and (wording is None or wording.schema != schema):
+        name, ontology = own.name if wording is None else wording.schema.name, self._ontology
+        # As they are in the tables, whatever schema they are read under.
+        written = None if wording is None else (wording.schema, labels_of(own, wording))
+        if ontology is not None and ontology.has(name):
+            labels, matching = labels_under(own, ontology.schema, functools.partial(ontology.readings, name))
+            if schema is not None:
+                labels, _ = relabel(labels, ontology.schema, schema)
+            schema = schema or ontology.schema
+        elif schema is not None and own.attributes and (wording is None or wording.schema != schema):
             labels, matching = labels_under(own, schema)
-        elif wording is None:
+        elif wording is None or written is None:
             return
         else:
             for column, reason in (wording.left_out or {}).items():
                 logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
-            schema, labels = wording.schema, labels_of(own, wording)
+            schema, labels = written
         kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
         units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
         rows = torch.from_numpy(units[:, -labels.shape[1]:].astype(np.int64))
@@ -124,8 +136,9 @@ class OwnDataset(ImageDataset):
         tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
         rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
         by_name = sorted(range(len(own)), key=own.files.__getitem__)
-        digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
-                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest(),
+        of_tables, as_written = written or (schema, labels)
+        digest = json_sha256([of_tables.to_dict(), [own.files[row] for row in by_name],
+                              hashlib.sha256(np.ascontiguousarray(as_written[by_name])).hexdigest(),
                               *([own.overlay] if own.overlay else [])])
         self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest, matching)
         self.labels_of = self._labels_of

@@ -22,7 +22,7 @@ from ..utils.files import file_sha256, json_sha256
 
 # Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
-FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH",)  # hashed as the file's name, without its folder
+FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
 
 JUNK = ("images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
         "images of identity -1 are not read")

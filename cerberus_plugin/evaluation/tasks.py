@@ -281,7 +281,7 @@ class APSTask:
                    "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
             described = labels[asked]
-            seen = agreeing(self.train_labels, described).any(dim=1)
+            seen = agreeing(self.train_labels.unique(dim=0), described).any(dim=1)
             unseen_sid = self._with_unseen_sid(described)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)

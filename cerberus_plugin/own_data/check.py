@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..attributes.schema import MOST_COMBINATIONS
+from ..attributes.schema import MOST_COMBINATIONS, AttributeSchema
 from ..utils.commands import printable
 from ..utils.files import write_text
 from ..utils.images import Limits, Unreadable, read_bytes, read_image
@@ -226,18 +226,12 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
             report.warnings.append(f"group '{group}' is known in full of {int(complete.sum())} of {len(complete)} "
                                    "training pictures, and Cerberus learns from these alone. Fill in its attributes, "
                                    "or give those that are often empty a group of their own")
-    crowded = tuple(group for group in schema.group_names if schema.num_combinations(group) > MOST_COMBINATIONS)
+    reason, crowded = limits_of(schema)
     for group in crowded:
         report.warnings.append(f"the values of group '{group}' have {schema.num_combinations(group)} combinations, "
                                f"more than the {MOST_COMBINATIONS} that Cerberus makes prototypes for; it learns those "
                                "that training people carry. Put its attributes into several groups to search by all")
-    strips = [group.strip is None for group in schema.groups]
-    reason = ""
-    if all(strips) or not any(strips):
-        reason = ("Cerberus needs a group that reads a strip and one that reads the whole picture; "
-                  + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}" if len(strips) > 1
-                     else f"make two groups of the attributes in {FILE_NAME}" if len(schema.columns) > 1 else
-                     "there is one attribute"))
+    if reason:
         report.warnings.append(reason)
     report.facts = replace(report.facts, attributes=learned, not_for_cerberus=reason, crowded=crowded)
     if not wording.path:
@@ -247,6 +241,18 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
             report.notes.append(f"wrote {path} from the words of the tables; correct it where it is wrong")
         except OSError as error:
             report.notes.append(f"{error}; the schema is inferred each time")
+
+
+def limits_of(schema: AttributeSchema) -> tuple[str, tuple[str, ...]]:
+    """Why a Cerberus cannot learn a schema, "" where it can; groups with too many combinations for a prototype each."""
+    crowded = tuple(group for group in schema.group_names if schema.num_combinations(group) > MOST_COMBINATIONS)
+    strips = [group.strip is None for group in schema.groups]
+    if not all(strips) and any(strips):
+        return "", crowded
+    return ("Cerberus needs a group that reads a strip and one that reads the whole picture; "
+            + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}" if len(strips) > 1
+               else f"make two groups of the attributes in {FILE_NAME}" if len(schema.columns) > 1 else
+               "there is one attribute")), crowded
 
 
 def _contradictions(own: OwnData, column, labels: np.ndarray, known: np.ndarray, lasting: bool) -> list[tuple]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,10 +28,10 @@ def refuse_misnamed(folder: Path) -> None:
         ValueError: with its name, and what to do.
     """
     for place in (folder, *(folder / part for part in (*PARTS, TEST))):
-        there = {path.name for path in place.iterdir()} if place.is_dir() else set()
-        read = {_OTHER_NAMES[name] for name in there & set(_NAMES)}
-        for name in sorted(there - set(_NAMES)):
-            stem, suffix = Path(name).stem.casefold(), Path(name).suffix.casefold()
+        there = os.listdir(place) if place.is_dir() else []
+        read = {_OTHER_NAMES[name] for name in there if name in _OTHER_NAMES}
+        for name in sorted(name for name in there if name not in _OTHER_NAMES):
+            stem, suffix = os.path.splitext(name.casefold())
             known = [other for other, own in _OTHER_NAMES.items() if own == stem]
             if not known or stem in read or not (place / name).is_file():
                 continue
@@ -49,8 +50,8 @@ def other_tables(folder: Path, read: Iterable[Path]) -> list[str]:
         read: tables of pictures that are read.
     """
     known = {*_NAMES, *(path.name for path in read)}
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.casefold() in _TABLES and path.is_file()
-                   and path.name not in known and not path.name.startswith((".", "~$")))
+    names = sorted(name for name in os.listdir(folder) if name.casefold().endswith(_TABLES) and name not in known
+                   and not name.startswith((".", "~$")) and (folder / name).is_file())
     return [f"not read: {_listed(names)}; the form knows {METADATA}, {PEOPLE} and {OUTFITS}"] if names else []
 
 

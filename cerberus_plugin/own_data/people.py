@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..attributes.matching import Matching, express, matched, source_of_words, sources_of
+from ..attributes.matching import Matching, Readings, by_name, express, source_of_words, sources_of
 from ..attributes.schema import AttributeSchema, Column
 from ..utils.files import file_sha256
 from ..utils.folders import walk
@@ -73,6 +73,11 @@ class OwnData:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def name(self) -> str:
+        """That of the folder."""
+        return self.folder.resolve().name or "own"
+
     def path(self, row: int) -> str:
         return os.path.join(self.folder, *self.files[row].split("/"))
 
@@ -122,8 +127,7 @@ def read_wording(own: OwnData) -> Wording | None:
     if not own.attributes:
         return None
     try:
-        return infer_schema(own.folder.resolve().name or "own", own.attributes,
-                            own.person.codes if own.identified else None)
+        return infer_schema(own.name, own.attributes, own.person.codes if own.identified else None)
     except NoAttributes as error:
         logger.warning(f"{own.source}: {error}")
         return None
@@ -137,22 +141,26 @@ def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
     Raises:
         NoAttributes: if no column is an attribute.
     """
-    words: dict[str, dict[str, str]] = {}
-    names: dict[str, str] = {}
+    spelt: dict[str, str] = {}  # the first spelling of names and words
+    columns: dict[str, list[str]] = {}
+    size = sum(map(len, parts))
+    start = 0
     for own in parts:
         for name, column in own.attributes.items():
-            known = words.setdefault(names.setdefault(folded(name), name), {})
-            for word in column.words:
-                known.setdefault(folded(word), word)
-    whole = infer_schema("all", {name: Words.of(list(known.values())) for name, known in words.items()}).schema
+            cells = columns.setdefault(spelt.setdefault(f"{folded(name)}:", name), [""] * size)
+            known = [spelt.setdefault(f"{folded(name)}: {folded(word)}", word) for word in column.words] + [""]
+            cells[start:start + len(own)] = [known[code] for code in column.codes.tolist()]  # EMPTY is the last
+        start += len(own)
+    people = None
+    if all(own.identified for own in parts):
+        people = np.unique([f"{k}:{person}" for k, own in enumerate(parts) for person in own.person.to_list()],
+                           return_inverse=True)[1].ravel()
+    whole = infer_schema("all", {name: Words.of(cells) for name, cells in columns.items()}, people).schema
     found = []
     for own in parts:
         has = {folded(name) for name in own.attributes}
-        fields = tuple(each for each in whole.fields if folded(each.column or each.name) in has)
-        if fields:
-            groups = {each.group for each in fields}
-            found.append(AttributeSchema(own.folder.resolve().name or "own", fields, groups=tuple(
-                group for group in whole.groups if group.name in groups)))
+        kept = [column.name for column in whole.columns if folded(column.name) in has]
+        found += [whole.restricted(kept, own.name)] if kept else []
     return found
 
 
@@ -174,41 +182,45 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
-def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Matching]:
+def labels_under(own: OwnData, schema: AttributeSchema,
+                 read: Callable[[Sequence[Column]], Readings] | None = None) -> tuple[np.ndarray, Matching]:
     """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
 
     Words are matched by themselves, so that an attribute which everybody has alike is read as well; a `schema.yaml` in
     the folder adds display names and words for none of the values.
+
+    Args:
+        read: how the columns of the data are read; by their names where None.
 
     Raises:
         ValueError: if the folder's own `schema.yaml` is wrong, or a word is none of its values.
     """
     wording = read_wording(own) if (own.folder / FILE_NAME).is_file() else None
     columns = list(wording.schema.columns) if wording else []
-    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items()
-                if name not in {column.name for column in columns}]
-    pairs = matched(columns, schema.columns)
-    sources = [source_of_words(column.name, own.attributes[column.name].codes, column.classes, schema.column(name))
-               for name, column in pairs.items() if not column.fields]
+    listed = {column.name for column in columns}
+    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items() if name not in listed]
+    readings = by_name(columns, schema) if read is None else read(columns)
+    sources = [source_of_words(name, own.attributes[name].codes, own.attributes[name].words, readings[name])
+               for name in own.attributes if name in readings and name not in listed]
     if wording:
-        sources += sources_of(labels_of(own, wording), wording.schema, schema,
-                              {name: column for name, column in pairs.items() if column.fields})
-    labels, report = express(sources, schema, own.folder.resolve().name or str(own.source),
-                             [column.name for column in columns])
+        sources += sources_of(labels_of(own, wording), wording.schema, readings)
+    labels, report = express(sources, schema, own.name, [column.name for column in columns])
     return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
 
 
-def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
 
     Pictures without identities are all gallery where they are tested on: nobody is asked for.
 
     Args:
         write: write what was drawn.
+        split_file: a file in the form of `split.csv`, which is read in place of all these.
     """
-    split, notes = own.split, []
-    path = own.folder / SPLIT_FILE
-    if split is None and path.is_file():
+    split: Words | None = None if split_file else own.split
+    notes: list[str] = []
+    path = Path(split_file) if split_file else own.folder / SPLIT_FILE
+    if split is None and (split_file or path.is_file()):
         split, notes = read_split(path, own.files)
     elif split is None:
         drawn = path if write else None
@@ -263,7 +275,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
     for code, name in enumerate(names.words):
         if _PLAIN_NAME(name) and "./" not in name and "//" not in name:
             continue
-        reason = _refused_name(name)
+        reason = refused_name(name)
         if reason:
             row = int(np.flatnonzero(names.codes == code)[0])
             raise ValueError(f"{table.where(row)}: file_name is '{name}', {reason}")
@@ -322,7 +334,8 @@ def _known(columns: Mapping[str, Words], name: str) -> Words | None:
 _PLAIN_NAME = re.compile(rf"(?!/|.:)[^\\\0-\x1f]+(?i:{'|'.join(map(re.escape, SUFFIXES))})").fullmatch
 
 
-def _refused_name(name: str) -> str:
+def refused_name(name: str) -> str:
+    """Why a name of a picture is refused, and what to do; "" where it is not."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "an absolute path, expected one relative to the folder of the table. Remove the folder's own path."

@@ -38,6 +38,7 @@ from .tables import EMPTY, Words, text_of
 FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
 FEW_VALUES = 10  # of an attribute that is inferred, up to which every person may have another one
+FEW_COMBINATIONS = 1000  # of the answers of a group that is inferred
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
 WHOLE = "whole"
@@ -91,7 +92,7 @@ class NoAttributes(ValueError):
     """No column can be an attribute."""
 
 
-class _Loader(yaml.SafeLoader):
+class TextLoader(yaml.SafeLoader):
     """YAML whose plain scalars are all texts, so that `no` is a word, without aliases and repeated keys."""
 
     yaml_implicit_resolvers: dict = {}
@@ -117,10 +118,22 @@ def read_schema(path: str | Path) -> Wording:
         ValueError: with the file, the place in it, what is expected there, and a remedy.
     """
     path = Path(path)
+    return SchemaReader(path).wording(read_yaml(path))
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] | None = None):
+    """What a YAML file holds, all of it texts, lists and mappings.
+
+    Args:
+        loader: derived from `TextLoader`.
+
+    Raises:
+        ValueError: with the file, the line and a remedy.
+    """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path}: is larger than {MOST_BYTES} bytes; is this the schema?")
     try:
-        record = yaml.load(decode_text(path, path.read_bytes()), _Loader)  # noqa: S506  a safe loader
+        return yaml.load(decode_text(path, path.read_bytes()), loader or TextLoader)  # noqa: S506  a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -128,10 +141,9 @@ def read_schema(path: str | Path) -> Wording:
                          "or delete the file: `cerberus check` writes one from the words of the tables.") from error
     except RecursionError as error:
         raise ValueError(f"{path}: no YAML that can be read (lists in lists in lists). Correct it.") from error
-    return _Reader(path).wording(record)
 
 
-class _Reader:
+class SchemaReader:
     """Turns the contents of a schema file into a `Wording`; every refusal names the file and the place."""
 
     def __init__(self, path: Path) -> None:
@@ -141,39 +153,39 @@ class _Reader:
         raise ValueError(f"{self.path}: {what}")
 
     def wording(self, record) -> Wording:
-        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
+        record = self.mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
         groups, fields = [], []
         none: dict[str, tuple[str, ...]] = {}
         for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
-            own = self._mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
-            name = self._word(own["name"], f"the name of group {number}")
+            own = self.mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
+            name = self.word(own["name"], f"the name of group {number}")
             groups.append(Group(name, self._strip(own["region"], name), self._flag(own.get("lasting", "no"), name)))
             attributes = self._list(own["attributes"], f"attributes of group '{name}'")
             for place, attribute in enumerate(attributes, start=1):
                 fields += self._fields(attribute, f"attribute {place} of group '{name}'", name, none)
-        exclusive = tuple(tuple(self._word(name, "exclusive") for name in self._list(names, "a set of exclusive"))
+        exclusive = tuple(tuple(self.word(name, "exclusive") for name in self._list(names, "a set of exclusive"))
                           for names in self._list(record.get("exclusive", []), "exclusive", empty=True))
         yes_no = {own.name for own in fields if len(own.values) == 2 and not own.column}
         for name in (name for names in exclusive for name in names):
             if name not in yes_no:
                 self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]")
         try:
-            schema = AttributeSchema(self._word(record.get("name", self.path.resolve().parent.name), "name"),
+            schema = AttributeSchema(self.word(record.get("name", self.path.resolve().parent.name), "name"),
                                      tuple(fields), exclusive, groups=tuple(groups))
         except ValueError as error:
             self.refuse(f"{error}. Correct the file.")
-        nobody = tuple(self._word(name, "nobody")
+        nobody = tuple(self.word(name, "nobody")
                        for name in self._list(record.get("nobody", []), "nobody", empty=True))
         return Wording(schema, none, str(self.path), nobody=nobody)
 
     def _fields(self, attribute, where: str, group: str, none: dict) -> list[Field]:
-        attribute = self._mapping(attribute, where, ("name", "values"), ("display", "none"))
-        name = self._word(attribute["name"], f"the name of {where}")
-        values = [self._word(value, f"values of '{name}'") for value in
+        attribute = self.mapping(attribute, where, ("name", "values"), ("display", "none"))
+        name = self.word(attribute["name"], f"the name of {where}")
+        values = [self.word(value, f"values of '{name}'") for value in
                   self._list(attribute["values"], f"values of '{name}'")]
-        display = self._word(attribute["display"], f"display of '{name}'") if "display" in attribute else ""
+        display = self.word(attribute["display"], f"display of '{name}'") if "display" in attribute else ""
         nothing = attribute.get("none", [])
-        nothing = [self._word(word, f"none of '{name}'") for word in
+        nothing = [self.word(word, f"none of '{name}'") for word in
                    (nothing if isinstance(nothing, list) else [nothing])]
         seen: dict[str, str] = {}
         for value in (*values, *nothing):
@@ -197,7 +209,7 @@ class _Reader:
             self.refuse(f"lasting of group '{group}' is {text_of(value)}, expected yes or no")
         return value.casefold() in ("yes", "true")
 
-    def _mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
+    def mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
         if not isinstance(value, dict):
             self.refuse(f"{what} is {text_of(value)}, expected a mapping with {', '.join(required)}")
         for name in (name for name in required if name not in value):
@@ -211,7 +223,7 @@ class _Reader:
             self.refuse(f"{what}: is {text_of(value)}, expected a list with at least one entry")
         return value
 
-    def _word(self, value, what: str) -> str:
+    def word(self, value, what: str) -> str:
         if not isinstance(value, str) or not value.strip():
             self.refuse(f"{what}: is {text_of(value)}, expected a word")
         return " ".join(value.split())
@@ -243,7 +255,7 @@ def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | N
                                                                  left_out.items()))
     fields: list[Field] = []
     none = {}
-    groups = _groups(list(kept))
+    groups = _groups({column: len(words.words) + 1 for column, words in kept.items()})
     for group, own in groups.items():
         for column in own:
             values = _ordered(kept[column].words)
@@ -295,8 +307,12 @@ def _ordered(words: Sequence[str]) -> list[str]:
     return sorted(words, key=lambda word: (folded(word) not in NO, folded(word) in YES, folded(word), word))
 
 
-def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
-    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture."""
+def _groups(columns: Mapping[str, int]) -> dict[Group, list[str]]:
+    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture.
+
+    Args:
+        columns: the number of answers of each.
+    """
     places: dict[str, list[str]] = {name: [] for name, *_ in (*PLACES, (OTHER,))}
     for column in columns:
         parts = set(re.findall(r"[^\W\d_]+", column.casefold()))
@@ -312,8 +328,22 @@ def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
         last = list(places)[-1]
         whole[last] = not whole[last]
     strips = [name for name in places if not whole[name]]
-    return {Group(name, None if whole[name] else strips.index(name), known.get(name, (True, False))[1]): own
-            for name, own in places.items()}
+    return {Group(f"{name}_{part}" if part > 1 else name, None if whole[name] else strips.index(name),
+                  known.get(name, (True, False))[1]): own
+            for name, all_own in places.items() for part, own in enumerate(_small_parts(all_own, columns), start=1)}
+
+
+def _small_parts(names: Sequence[str], answers: Mapping[str, int]) -> list[list[str]]:
+    """Names in parts whose answers have at most `FEW_COMBINATIONS`, or one name each."""
+    parts: list[list[str]] = []
+    combinations = FEW_COMBINATIONS
+    for name in names:
+        combinations *= answers[name]
+        if combinations > FEW_COMBINATIONS:
+            parts.append([])
+            combinations = answers[name]
+        parts[-1].append(name)
+    return parts
 
 
 def schema_text(wording: Wording) -> str:

@@ -30,7 +30,7 @@ def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...
             raise SystemExit(1) from None
         if sys.flags.dev_mode:
             raise
-        raise SystemExit(message(error)) from error
+        raise SystemExit(printable_lines(message(error))) from error
 
 
 def _is_closed() -> bool:

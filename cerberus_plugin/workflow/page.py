@@ -123,10 +123,9 @@ def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> lis
 
 def next_commands(folder: Path, data: str, predictor: CerberusPredictor) -> list[tuple[str, str]]:
     """Commands and what they do."""
-    run, data, gallery = (shlex.quote(str(path)) for path in (folder, data, f"{folder}/gallery"))
-    if not Path(data).is_dir():
-        data = shlex.quote(str(Path(data).parent))
-    commands = [(f"cerberus index --run {run} --images {data} --out {gallery}", "embed the pictures, to search them")]
+    pictures = Path(data) if Path(data).is_dir() else Path(data).parent
+    run, data, images, gallery = (shlex.quote(str(path)) for path in (folder, data, pictures, folder / "gallery"))
+    commands = [(f"cerberus index --run {run} --images {images} --out {gallery}", "embed the pictures, to search them")]
     if predictor.attribute_model is not None:
         column = predictor.reader.schema.columns[0]
         words = f"{column.display or column.name}={column.classes[-1]}"
@@ -134,7 +133,7 @@ def next_commands(folder: Path, data: str, predictor: CerberusPredictor) -> list
     commands += [(f"cerberus serve {gallery} --run {run} --open", "search in a browser"),
                  (f"cerberus audit {data} --run {run}", "look for wrong labels"),
                  (f"cerberus evaluate {run} OTHER", "the same figures on another data set"),
-                 (f"cerberus export --run {run} --images {data}", "one file that runs without torch")]
+                 (f"cerberus export --run {run} --images {images}", "one file that runs without torch")]
     return commands
 
 

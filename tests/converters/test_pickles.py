@@ -42,6 +42,8 @@ def test_records_and_arrays_are_read_as_they_were(tmp_path, easydict, protocol):
     record.columns = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     record.big = np.arange(3, dtype=">i4")
     record.objects = np.array([np.arange(2), "word", None], object)
+    record.lists = np.empty(2, object)
+    record.lists[0], record.lists[1] = [1, 2], [np.arange(2), np.arange(2)]
     record.words = np.array(["a", "bcd"])
     record.nested = easydict()
     record.nested.parts = [[np.array([1, 2])], (3, 4.5, True)]
@@ -51,6 +53,7 @@ def test_records_and_arrays_are_read_as_they_were(tmp_path, easydict, protocol):
     for name in ("label", "columns", "big", "words"):
         assert np.array_equal(read[name], record[name]) and read[name].dtype == record[name].dtype
     assert read["objects"][0].tolist() == [0, 1] and read["objects"].tolist()[1:] == ["word", None]
+    assert read["lists"][0] == [1, 2] and [each.tolist() for each in read["lists"][1]] == [[0, 1], [0, 1]]
     assert read["nested"]["parts"][0][0].tolist() == [1, 2] and read["nested"]["parts"][1] == (3, 4.5, True)
     assert read["scalar"] == np.float32(0.25) and list(read["many"]) == [3, 4, 5, 6, 7, 8]
     assert read["names"] == record.names

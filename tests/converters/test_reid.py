@@ -25,6 +25,7 @@ def check_same(there, here) -> None:
     """Items in one order, people and cameras the same ones under other numbers, and labels of the same meaning."""
     assert here.units == {} and {column.name: column.answers for column in here.schema.columns} == {
         column.name: column.answers for column in there.schema.columns}
+    assert len(here.schema.fields) == len(there.schema.fields)
     for part in ("train", "query", "gallery"):
         one, other = getattr(there, part), getattr(here, part)
         assert [os.path.basename(path) for path, *_ in one] == [os.path.basename(path) for path, *_ in other]

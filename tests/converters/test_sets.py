@@ -249,6 +249,15 @@ def test_pictures_that_are_missing_are_named_or_left_out(tmp_path):
     assert len(rows(tmp_path / "out")) == 7 and "1 pictures are missing and are left out" in done.notes
 
 
+@pytest.mark.parametrize("name, message", [("../../000003.jpg", "leads out of"), ("/etc/000003.jpg", "absolute path"),
+                                           ("000002.jpg", "as picture 2 is"), ("000003.txt", "expected a picture")])
+def test_a_name_that_leads_elsewhere_or_is_there_twice_is_refused(tmp_path, name, message):
+    names = cells(["000001.jpg", "000002.jpg", name, "000004.jpg"])
+    source = write_pa100k(tmp_path, drawn_labels(8, 26), train_images_name=names)
+    with pytest.raises(ValueError, match=f"annotation.mat: picture 3 is called '{name}', .*{message}"):
+        convert("pa100k", source, tmp_path / "out", allow_subset=True)
+
+
 def test_the_command_prints_counts_the_licence_and_the_rule(tmp_path, capsys):
     write_rapv2(tmp_path, drawn_labels(9, 54))
     cli.main(["convert", "rapv2", str(tmp_path), "--out", str(tmp_path / "out"), "--allow-subset", "--partition", "2",

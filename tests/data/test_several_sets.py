@@ -4,7 +4,8 @@ from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Fi
 from cerberus_plugin.attributes.matching import merge, relabel
 from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data import own as own_module
-from cerberus_plugin.data.build import build_train_set, build_training_data
+from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data
+from cerberus_plugin.evaluation.manifest import of_test
 from cerberus_plugin.own_data.check import check
 
 import numpy as np
@@ -178,3 +179,73 @@ def test_pictures_without_identities_beside_people_make_attributes_the_only_thin
     data = build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(crops))))
     assert not data.identified and data.num_classes == 0
     assert "it is not known who is on the pictures of" in caplog.text
+
+
+# Two drawn sets under common attributes: "cap" and "helmet" are hats, and "mason" is no common word.
+ONTOLOGY = """\
+extends: common
+sets:
+  site:
+    helmet: {hat: same}
+    vest colour: {upper colour: {red: red, blue: blue}}
+    gender: {gender: same}
+  yard:
+    cap: {hat: same}
+    shirt: {upper colour: {crimson: red, navy: blue, green: green, pattern: white}}
+    trade: not mapped
+    satchel: {bag: {yes: yes}}
+"""
+
+
+@pytest.fixture
+def worded(tmp_path, folders):
+    yard = write_set(tmp_path / "work/yard", "cap,shirt,trade,satchel", *(
+        f"p{n},{('no', 'yes')[n % 2]},{('crimson', 'green', 'tartan')[n % 3]},{('mason', 'smith')[n % 2]},"
+        f"{('yes', 'no')[n == 2]}" for n in range(8)))
+    (tmp_path / "common.yaml").write_text(ONTOLOGY)
+    return [folders[0], yard], ("DATASETS.ONTOLOGY", str(tmp_path / "common.yaml"))
+
+
+def test_sets_of_other_words_are_read_under_common_ones(worded):
+    folders, ontology = worded
+    data = build_training_data(config(folders, *ontology), semantic_ids=True)
+    assert {column.name for column in data.schema.columns} == {"hat", "upper colour", "gender", "bag"}
+    assert data.schema.name == "common"
+    assert words_of(data.dataset, "site/0_0.png") == {"hat": "yes", "upper colour": "red", "gender": "male"}
+    assert words_of(data.dataset, "yard/0_0.png") == {"hat": "no", "upper colour": "red", "bag": "yes"}
+    # Tartan is unknown, and no satchel is not yet no bag.
+    assert words_of(data.dataset, "yard/2_0.png") == {"hat": "no"}
+    matching = data.dataset.annotations[1].matching
+    assert matching.columns["upper colour"] == ("shirt",) and matching.only_data == ("trade",)
+    assert matching.lost == {"shirt": {"tartan": 4}}
+
+
+def test_a_model_of_common_attributes_is_evaluated_on_each_set_and_on_others_by_name(worded, tmp_path):
+    folders, ontology = worded
+    third = write_set(tmp_path / "third", "hat,age", *(f"p{n},{('no', 'yes')[n % 2]},old" for n in range(6)))
+    results = trained(config(folders, *ontology, "DATASETS.TESTS", (*map(str, folders), str(third)), *PLUS)).results
+    known = {name: {key.rsplit("/", 1)[1] for key, value in figures.items()
+                    if key.startswith("PAR/official/") and value == value} for name, figures in results.items()}
+    assert list(known.values()) == [{"hat", "upper colour", "gender"}, {"hat", "upper colour", "bag"}, {"hat"}]
+
+
+def test_a_set_that_the_ontology_lacks_is_not_trained_on(worded):
+    folders, ontology = worded
+    with pytest.raises(ValueError, match="has no data set 'yards'; its sets are .* did you mean 'yard', line 7"):
+        build_train_set(config([folders[0], folders[1].rename(folders[1].parent / "yards")], *ontology))
+
+
+def test_market_1501_and_own_data_share_common_attributes(worded, market_root, use_root):
+    use_root(market_root)
+    folders, ontology = worded
+    data = build_train_set(config(folders, *ontology, "DATASETS.NAMES", ("Market1501Attributes", str(folders[1]))))
+    path, pid, _ = next(item for item in data.img_items if str(item[1]).startswith("market"))
+    words = data.annotations[0].schema.describe(data.known_of(path, pid)["attributes"])
+    assert {"long hair", "short sleeves", "hat", "gender", "bag"} <= set(words) and "cap" not in words
+
+
+def test_the_account_of_labels_is_that_of_the_tables_whatever_they_are_read_under(folders):
+    cfg = config(folders)
+    alone = of_test(*build_test_set(cfg, str(folders[0])), 0)
+    merged = of_test(*build_test_set(cfg, str(folders[0]), build_training_data(cfg, True).schema), 0)
+    assert alone == merged and alone["labels"]["sha256"]

@@ -81,7 +81,8 @@ def write_rapv2(root: Path, labels: np.ndarray) -> Path:
     (root / "RAP_annotation").mkdir()
     savemat(root / "RAP_annotation/RAP_annotation.mat", {"RAP_annotation": {
         "name": cells(names), "data": np.concatenate([labels[:, ::-1], np.full((count, 152 - wide), 7)], axis=1),
-        "attribute": cells([*rap.V2.published[::-1], *(f"further{i}" for i in range(152 - wide))]),
+        "attribute": cells([*(f"{name} " for name in rap.V2.published[::-1]),  # one reader strips them
+                            *(f"further{i}" for i in range(152 - wide))]),
         "selected_attribute": np.arange(wide, 0, -1)[None],
         "partition_attribute": cells([{"train_index": order[:, :count - 3], "test_index": order[:, -2:],
                                        "val_index": order[:, -3:-2]} for order in orders]).T}})
@@ -108,8 +109,8 @@ def write_agreid(root: Path, people: dict[str, dict[str, dict[str, str]]], chang
     """
     record = {}
     for part, own in people.items():
-        record[part] = {"image_index": np.array([int("".join(name.translate(str.maketrans("PTA", "   ")).split()))
-                                                 for name in own])}
+        numbers = ["".join(name.translate(str.maketrans("PTA", "   ")).split()) for name in own]
+        record[part] = {"image_index": np.array(numbers, float) if part == "train" else cells(numbers)}
         for column, _, begin, listed in agreid.ATTRIBUTES:
             for ending, word in {**agreid.words_of(listed), "unknown": None}.items():
                 record[part][begin + ending] = np.array([2 if words.get(column) == word else 1

@@ -3,7 +3,9 @@
 import contextlib
 import io
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.own_data import write_people
 from support.own_runs import train_own
 
@@ -12,8 +14,15 @@ PEOPLE = 184  # half of the test people are as many as choosing what a model abs
 
 @pytest.fixture(scope="session")
 def crops(tmp_path_factory):
-    """With a name that a page must not take for its own."""
-    return write_people(tmp_path_factory.mktemp("own") / "crops <b>", people=PEOPLE, cameras=2)
+    """With a name that a page must not take for its own. Pictures of one person are alike, so that pairs tell people.
+    """
+    folder = write_people(tmp_path_factory.mktemp("own") / "crops <b>", people=PEOPLE, cameras=2)
+    for path in (folder / "img").iterdir():
+        person, camera = map(int, path.stem.split("_"))
+        blocks = np.random.default_rng(person).integers(20, 235, (6, 3, 3))
+        noise = np.random.default_rng((person, camera)).integers(-20, 20, (48, 24, 3))
+        Image.fromarray((blocks.repeat(8, 0).repeat(8, 1) + noise).astype(np.uint8)).save(path)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 import json
 import logging
 import re
+import shlex
 
 from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
 from cerberus_plugin.workflow.log import short_log
+from cerberus_plugin.workflow.page import next_commands
 
 import pytest
 import torch
@@ -44,6 +46,13 @@ def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, cr
     for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "answered", "seeds"):
         assert text in page
     assert "crops &lt;b&gt;" in page and "<b>" not in page
+
+
+def test_the_next_commands_take_the_folder_of_a_table_and_quote_names(run, crops):
+    commands = dict(next_commands(run, str(crops / "metadata.csv"), CerberusPredictor(run)))
+    index, search, *rest = (shlex.split(command) for command in commands)
+    assert [words[1] for words in rest] == ["serve", "audit", "evaluate", "export"]
+    assert index[index.index("--images") + 1] == str(crops) and search[3] == "hat=yes"
 
 
 def test_probabilities_are_calibrated_where_there_are_enough_people(run):
@@ -83,7 +92,7 @@ def test_unreadable_pictures_are_passed_over_where_that_is_asked_for(tmp_path, m
 @pytest.mark.parametrize("arguments, reason", [
     (["--model", "plus"], "needs attributes, and no column of the data is one"),
     (["--weights", "no.pth"], "no.pth: no such file. Give a file by --weights.*MODEL.BACKBONE.PRETRAIN False"),
-    (["--epochs", "-1"], "expected 1 or more"),
+    (["--epochs", "0"], "expected 1 or more"),
     (["SOLVER.MAX_EPOCH"], "expected KEY VALUE pairs"),
     (["SEED", "1", "SEED", "2"], "given twice"),
     (["SOLVER.NO_SUCH", "1"], "SOLVER.NO_SUCH"),
