@@ -32,7 +32,8 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("model", [(), IDE], ids=["Cerberus", "a model of the host"])
+@pytest.mark.parametrize("model", [pytest.param((), marks=pytest.mark.slow), IDE],
+                         ids=["Cerberus", "a model of the host"])
 def test_a_run_is_evaluated_as_its_weights_were_trained_with_any_configuration(small_config, weights, model):
     options = (*RESNET, *model, "SOLVER.MAX_EPOCH", 1, "MODEL.BACKBONE.PRETRAIN", True,
                "MODEL.BACKBONE.PRETRAIN_PATH", str(weights))
