@@ -3,6 +3,7 @@
 from cerberus_plugin import CerberusPredictor, CerberusTrainer
 from cerberus_plugin.config import check_model_keys
 from cerberus_plugin.engine.hooks import frozen_layers
+from cerberus_plugin.experiments.figures.attention import weights_of_places
 from cerberus_plugin.modeling import precision
 from cerberus_plugin.modeling.backbones import CUTS, SPLITTERS, split_backbone
 from cerberus_plugin.modeling.chains import chain_of
@@ -37,7 +38,8 @@ CASES = {**{name: (f"build_{name}_backbone", *values) for name, values in BACKBO
          **{name: ("build_timm_backbone", name, *values) for name, values in OF_TIMM.items()}}
 LARGE = ("resnext", "resnest", "effnet", "regnet", "repvgg", "vit", "repvit_m0_9", "mobilenetv3")
 
-MODELS = {"Cerberus": ("configs/Market1501/cerberus_demo.yml", ("MODEL.HEADS.EMBEDDING_DIM", 16)),
+MODELS = {"Cerberus": ("configs/Market1501/cerberus_demo.yml", ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.CERBERUS.SIGMA", 1.0,
+                                                              "MODEL.CERBERUS.SIGMA_QUANTILE", 0.5)),
           "CSSC": ("configs/PRCC/cssc_demo.yml", ("DATASETS.NAMES", ("Market1501",), "DATASETS.TESTS", ("Market1501",),
                                                   "DATASETS.HOLD_OUT", 0)),
           "APR": ("configs/Market1501/apr_demo.yml", ())}
@@ -223,6 +225,15 @@ def test_tokens_become_the_map_of_their_patches_row_by_row():
         for column in range(2):
             assert torch.equal(given[:, :, row, column], tokens[:, 2 + 2 * row + column])
     assert torch.equal(OnMap(nn.Identity())(given), given)
+
+
+def test_of_a_class_token_every_place_gives_the_same_to_the_figure_of_attention():
+    model = with_statistics(model_of(*options_of("test_vit"), "MODEL.HEADS.EMBEDDING_DIM", 16))
+    weights, rows = weights_of_places(model, torch.rand(2, 3, 128, 64) * 255)
+    assert weights.shape == (2, 5, 8, 4) and rows.shape == (2, 5, 8)
+    of_token = weights[:, [3, 4]]  # identity and carrying
+    assert torch.allclose(of_token, torch.ones_like(of_token), atol=1e-4)
+    assert weights[:, 0].std() > 0.01
 
 
 @torch.no_grad()
