@@ -38,8 +38,8 @@ CASES = {**{name: (f"build_{name}_backbone", *values) for name, values in BACKBO
          **{name: ("build_timm_backbone", name, *values) for name, values in OF_TIMM.items()}}
 LARGE = ("resnext", "resnest", "effnet", "regnet", "repvgg", "vit", "repvit_m0_9", "mobilenetv3")
 
-MODELS = {"Cerberus": ("configs/Market1501/cerberus_demo.yml", ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.CERBERUS.SIGMA", 1.0,
-                                                              "MODEL.CERBERUS.SIGMA_QUANTILE", 0.5)),
+SMALL_HEADS = ("MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.CERBERUS.SIGMA", 1.0, "MODEL.CERBERUS.SIGMA_QUANTILE", 0.5)
+MODELS = {"Cerberus": ("configs/Market1501/cerberus_demo.yml", SMALL_HEADS),
           "CSSC": ("configs/PRCC/cssc_demo.yml", ("DATASETS.NAMES", ("Market1501",), "DATASETS.TESTS", ("Market1501",),
                                                   "DATASETS.HOLD_OUT", 0)),
           "APR": ("configs/Market1501/apr_demo.yml", ())}
