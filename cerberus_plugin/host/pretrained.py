@@ -47,7 +47,7 @@ def load_pretrained() -> None:
             node = cfg.MODEL.BACKBONE
             if not node.PRETRAIN:
                 return _with_stem_pool(host_build(cfg), node, _stem_pool(node))
-            if not node.PRETRAIN_PATH or not _is_known(host_module.BACKBONE_REGISTRY.get(node.NAME)):
+            if not _is_read_here(node):
                 if node.PRETRAIN_PATH:
                     _check_path(node.PRETRAIN_PATH)
                 with recorded_loads() as loads:
@@ -71,8 +71,12 @@ def load_pretrained() -> None:
     replace(host_module, "build_backbone", build)
 
 
-def _is_known(builder) -> bool:
-    return builder.__module__.startswith(("fastreid.", "cerberus_plugin."))
+def _is_read_here(node) -> bool:
+    """Whether there is a file, of a backbone that does not load it by itself."""
+    from fastreid.modeling.backbones import BACKBONE_REGISTRY
+
+    builder = BACKBONE_REGISTRY.get(node.NAME)
+    return bool(node.PRETRAIN_PATH) and builder.__module__.startswith(("fastreid.", "cerberus_plugin."))
 
 
 def _check_path(path: str) -> None:
@@ -107,7 +111,7 @@ def settle(cfg):
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.BACKBONE
-    if not node.PRETRAIN or not node.PRETRAIN_PATH:
+    if not node.PRETRAIN or not _is_read_here(node):
         if "STEM_POOL" in node:
             node.STEM_POOL = _stem_pool(node, "padding" if node.PRETRAIN else "ceil")
         return cfg, []
@@ -146,6 +150,9 @@ def _settle_normalisation(cfg, source: pretrained.Source, who: str) -> list[str]
     if not accepted or any(_are_close(given, pair) for pair in accepted):
         return []
     mean, std = ([round(each, 4) for each in part] for part in accepted[0])
+    if source.name == "imagenet" and not _are_close(given, pretrained.NORMALISATIONS["ImageNet"]):
+        return [f"{who}; timm trained the weights of this name with MODEL.PIXEL_MEAN {mean} and PIXEL_STD {std}, not "
+                f"{list(given[0])} and {list(given[1])}"]
     if not _are_close(given, pretrained.NORMALISATIONS["ImageNet"]):
         names = " or ".join(name for name, pair in pretrained.NORMALISATIONS.items() if pair in accepted)
         raise ValueError(f"{who}, trained with pixels normalised by MODEL.PIXEL_MEAN {mean} and PIXEL_STD {std}"

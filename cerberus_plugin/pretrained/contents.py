@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 # Of several, the first is opened: self-distillation keeps a teacher beside its student, and releases the teacher.
-OUTER = ("teacher", "state_dict", "model", "model_state_dict", "module")
-# In front of every name: of DataParallel and torch.compile.
-WRAPPERS = ("module.", "_orig_mod.")
+OUTER = ("teacher", "state_dict", "model", "model_state", "model_state_dict", "module")
+# In front of every name: of DataParallel, torch.compile, and the ResNeXt that FastReID links to.
+WRAPPERS = ("module.", "_orig_mod.", "encoder.")
 # In front of a backbone's names, beside heads, projections and text encoders.
 BACKBONES = ("backbone.", "encoder_q.", "image_encoder.", "visual.", "base.")
 

@@ -193,6 +193,10 @@ def test_timms_own_weights_bring_the_normalisation_of_their_name(tmp_path):
     for depth, mean in (("vit_small_patch16_224", 127.5), ("deit_small_patch16_224", 123.675)):
         settled, _ = settle(backbone_cfg(path, NAME="build_timm_backbone", DEPTH=depth))
         assert settled.MODEL.PIXEL_MEAN[0] == pytest.approx(mean)
+    other = backbone_cfg(path, NAME="build_timm_backbone", DEPTH="deit_small_patch16_224", PIXEL_MEAN=[127.5] * 3,
+                         PIXEL_STD=[127.5] * 3)
+    settled, notes = settle(other)  # a choice that others have made too
+    assert settled.MODEL.PIXEL_MEAN == [127.5] * 3 and "timm trained the weights of this name with" in notes[0]
 
 
 def test_a_path_that_is_no_file_is_refused(tmp_path):
@@ -218,5 +222,6 @@ def test_a_backbone_that_loads_in_its_own_way_is_left_alone(tmp_path, monkeypatc
     cfg = backbone_cfg(tmp_path / "any.pth")
     cfg.MODEL.BACKBONE.NAME = "own"
     (tmp_path / "any.pth").touch()
+    assert settle(cfg)[0].MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_MEAN
     fastreid.modeling.build_backbone(cfg)
     assert "own loads weights in a way that cannot be counted" in log.text

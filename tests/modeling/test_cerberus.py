@@ -20,8 +20,9 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_parameters_and_sizes_of_maps_are_those_of_the_paper():
-    model = model_of().eval()
+@pytest.mark.parametrize("pool", ["ceil", "padding"])
+def test_parameters_and_sizes_of_maps_are_those_of_the_paper(pool):
+    model = model_of("MODEL.BACKBONE.STEM_POOL", pool).eval()
     assert count(model.trunk) == 2_957_376
     assert count(model.global_branch) == count(model.local_branch) == 20_550_656
     assert count(model.heads.fc) + count(model.heads.bn) == 5_248_000

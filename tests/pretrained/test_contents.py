@@ -20,6 +20,8 @@ ONE = torch.ones(1)
     ({"visual.a": ONE, "transformer.a": ONE, "logit_scale": ONE}, (), "visual."),
     ({"state_dict": {"module.encoder_q.a": ONE, "module.encoder_k.a": ONE, "module.queue": ONE}}, ("state_dict",),
      "encoder_q."),
+    ({"model": {"module.encoder.a": ONE}}, ("model",), ""),
+    ({"model_state": {"a": ONE}, "epoch": 3}, ("model_state",), ""),
     ({"_orig_mod.a": ONE}, (), "")])
 def test_outer_keys_and_prefixes_are_taken_off(content, outer, prefix):
     contents = unwrap(content)
