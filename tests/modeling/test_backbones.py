@@ -5,7 +5,7 @@ from cerberus_plugin.config import check_model_keys
 from cerberus_plugin.engine.hooks import frozen_layers
 from cerberus_plugin.experiments.figures.attention import weights_of_places
 from cerberus_plugin.modeling import precision
-from cerberus_plugin.modeling.backbones import CUTS, SPLITTERS, split_backbone
+from cerberus_plugin.modeling.backbones import CUTS, SPLITTERS, split_backbone, split_chain, split_vit
 from cerberus_plugin.modeling.chains import chain_of
 from cerberus_plugin.modeling.tokens import ClassToken, Grid, MapOfTokens, OnMap
 from cerberus_plugin.search.export.onnx import export
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastreid.modeling.backbones import build_backbone
+from fastreid.modeling.backbones.vision_transformer import VisionTransformer
 from fastreid.modeling.meta_arch import build_model
 from support.training import model_of, read_config, small_batch, trained
 from timm.models import build_model_with_cfg, register_model
@@ -176,7 +177,7 @@ def test_frozen_as_the_backbone_is_all_of_it_and_nothing_else(case, model):
 
 @pytest.mark.parametrize(("case", "model", "cut", "trunk"), [
     ("resnet", "Cerberus", "layer3.1", 7), ("resnet", "Cerberus", "layer4.0", 8), ("osnet", "Cerberus", "conv2.1", 4),
-    ("mobilenetv2", "Cerberus", "features.2", 5), ("mobilenetv2", "CSSC", "features.14", 17),
+    ("mobilenetv2", "Cerberus", "features.2", 5), ("mobilenetv2", "CSSC", "features.15", 18),
     ("test_vit", "Cerberus", "blocks.0", 1), ("test_vit", "CSSC", "blocks.1", 2)])
 def test_the_trunk_ends_with_the_module_that_the_key_names(case, model, cut, trunk):
     cfg = config_of(case, "MODEL.BACKBONE.CUT", cut)
@@ -192,6 +193,9 @@ def test_the_trunk_ends_with_the_module_that_the_key_names(case, model, cut, tru
      r"CUT is 'layer2', .* behind layer3.0, layer3.1, layer4.0 alone"),
     ("resnet", "conv5_1", ("MODEL.BACKBONE.CUT", "layer3.0"), "CUT is 'layer3.0', .* behind layer3.1 alone"),
     ("test_vit", "conv4_2", ("MODEL.BACKBONE.CUT", "blocks.5"), "behind blocks.0, .*, blocks.4 alone"),
+    ("test_vit", "conv5_1", ("MODEL.BACKBONE.CUT", "blocks.4"), "behind blocks.0, .*, blocks.3 alone"),
+    ("osnet", "conv5_1", ("MODEL.BACKBONE.CUT", "conv4.0"), r"behind .*, conv3\.2\.1 alone"),  # the branch has two
+    ("mobilenetv2", "conv5_1", ("MODEL.BACKBONE.CUT", "features.16"), r"behind .*, features\.15 alone"),
     ("osnet", "conv4_2", ("MODEL.BACKBONE.FEAT_DIM", 512), "FEAT_DIM is 512, but build_osnet_backbone .* gives 128"),
     ("test_vit", "conv4_2", ("MODEL.BACKBONE.DEPTH", "vit_smal_patch16_224"),
      "'vit_smal_patch16_224', which timm .* near it: .*vit_small_patch16_224"),
@@ -214,6 +218,35 @@ def test_a_backbone_that_nobody_splits_is_refused_with_those_that_somebody_does(
     monkeypatch.delitem(SPLITTERS, "build_osnet_backbone")
     with pytest.raises(ValueError, match="'build_osnet_backbone', expected one of build_resnet_.* register a function"):
         model_of(*options_of("osnet"))
+
+
+def test_a_chain_of_ones_own_is_cut_by_the_function_for_the_hosts(monkeypatch):
+    monkeypatch.setitem(SPLITTERS, "build_chain", split_chain)
+    chain = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()) for _ in range(5)), nn.Conv2d(3, 3, 1))
+    cfg = read_config("MODEL.BACKBONE.NAME", "build_chain", "MODEL.BACKBONE.FEAT_DIM", 3)
+    split = split_backbone(chain, cfg, "conv4_2")
+    images = torch.randn(1, 3, 32, 16)
+    assert len(split.trunk) == 7 and torch.equal(split.branch(split.trunk(images)), chain(images))
+    with pytest.raises(ValueError, match="build_chain .* has no two blocks"):
+        split_backbone(chain, cfg, "conv5_1")
+
+
+@torch.no_grad()
+def test_the_hosts_vision_transformer_is_cut_without_its_own_forward_pass_and_only_without_cameras():
+    def vit(camera: int) -> VisionTransformer:
+        return VisionTransformer(img_size=(64, 32), stride_size=16, embed_dim=32, depth=3, num_heads=2, camera=camera)
+
+    options = read_config("MODEL.BACKBONE.NAME", "build_vit_backbone").MODEL.BACKBONE
+    whole, images = vit(camera=0).eval(), torch.randn(2, 3, 64, 32)
+    nn.init.normal_(whole.pos_embed)
+    split = split_vit(whole, options, "conv4_2")
+    tokens = split.branch(split.trunk(images))
+    assert torch.allclose(split.to_global(tokens), whole(images), atol=1e-5)
+    assert split.to_map(tokens).shape == (2, 32, 4, 2) and len(split.trunk.blocks) == 2
+    with pytest.raises(AssertionError, match="doesn't match model"):  # its patches still check the size
+        split.trunk(torch.randn(1, 3, 64, 48))
+    with pytest.raises(ValueError, match="has camera embeddings"):
+        split_vit(vit(camera=2), options, "conv4_2")
 
 
 def test_tokens_become_the_map_of_their_patches_row_by_row():
