@@ -75,13 +75,16 @@ if __name__ == "__main__":
         name="cerberus-plugin",
         version="0.1.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
-        packages=find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]),
+        packages=[*find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]), "cerberus_plugin.configs"],
+        package_dir={"cerberus_plugin.configs": "configs"},  # which `cerberus train` chooses from
         license="Apache-2.0",
         package_data={"cerberus_plugin": ["py.typed"],  # its annotations are for type checkers of other projects too
+                      "cerberus_plugin.configs": ["*.yml", "*/*.yml"],
                       "cerberus_plugin.experiments.page": ["*.j2", "*.css", "*.js"],  # what the report is written with
-                      "cerberus_plugin.own_data": ["*.j2"],  # the page of `cerberus check`
+                      "cerberus_plugin.own_data": ["*.j2", "*.yaml"],  # the page of `cerberus check`, and the ontology
                       "cerberus_plugin.search.gallery": ["*.j2", "*.css"],  # and sheets of what was found
-                      "cerberus_plugin.search.web": ["*.j2", "*.css", "*.js", "*.svg"]},  # and `cerberus serve`
+                      "cerberus_plugin.search.web": ["*.j2", "*.css", "*.js", "*.svg"],  # and `cerberus serve`
+                      "cerberus_plugin.workflow": ["*.j2"]},  # the report of `cerberus train`
         python_requires=">=3.10",
         install_requires=INSTALL_REQUIRES,
         extras_require=EXTRAS_REQUIRE,

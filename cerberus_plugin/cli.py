@@ -1,6 +1,10 @@
 """The `cerberus` command: check own data, use a trained model; the first word chooses the job.
 
+    cerberus convert pa100k PA-100K --out data/pa100k         write a published set in the form of own data
     cerberus check crops                                      look over own data before training
+    cerberus audit crops --out runs/audit                     look for wrong labels
+    cerberus train crops --out runs/shop                      train, evaluate and calibrate on own data
+    cerberus evaluate runs/shop airport                       the figures of a run on other data
     cerberus index --run RUN --images crops --out gallery     embed a folder of pictures, or update its index
     cerberus search gallery gender=female "upper colour=red"  find people by attributes
     cerberus search gallery --picture 0001.jpg --run RUN      find people who look like a picture
@@ -8,7 +12,7 @@
     cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
     cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
 
-`cerberus WORD --help` describes each. Except for check and export, --model model.onnx can be given in place of --run.
+`cerberus WORD --help` describes each. index, search, serve and recognise take --model model.onnx in place of --run.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import check, export, index, recognise, search, serve
+from .commands import audit, check, convert, evaluate, export, index, recognise, search, serve, train
 from .utils.commands import printable, run_command
 
-COMMANDS = (check, index, search, serve, recognise, export)  # in the order of `cerberus --help`
+# In the order of `cerberus --help`.
+COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export)
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     run_command(lambda: args.job(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
                 lambda error: f"cerberus: {_message(error)}",
-                "\ncerberus: stopped; an index goes on where it was when it is started again")
+                "\ncerberus: stopped; an index goes on where it was when it is started again, a training with --resume")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -59,6 +59,13 @@ BACKBONE_KEYS = {
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
 
 
+def configuration(name: str) -> Path:
+    """A configuration file of the package, such as "Market1501/bot_R50.yml": of the repository, or installed with it.
+    """
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()) / name
+
+
 def read_run_config(path: str | Path) -> CN:
     """The configuration of a training run, from the config.yaml that it wrote.
 
@@ -249,6 +256,13 @@ def add_cerberus_config(cfg: CN) -> None:
     # For a folder of one's own among DATASETS.NAMES and TESTS without a table: a regular expression with the group
     # person, and camera, time and outfit as far as names of pictures tell, searched in the path below the folder.
     cfg.DATASETS.NAME_PATTERN = ""
+
+    # Read the attributes of all data sets under common ones: "common" for those of the package, which Market-1501,
+    # DukeMTMC-reID, PA-100K, PETA and UPAR have in part, or the path of a YAML file, see docs/several_sets.md.
+    cfg.DATASETS.ONTOLOGY = ""
+
+    # For a data set of one's own: a file in the form of split.csv that is read in place of the data set's own split.
+    cfg.DATASETS.SPLIT_FILE = ""
 
     # Keep this many training identities, drawn by the seed, out of training; DATASETS.TESTS "held-out" tests on them.
     cfg.DATASETS.HOLD_OUT = 0

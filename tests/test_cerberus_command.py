@@ -108,6 +108,8 @@ def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
     for error in (ValueError("--top is 0"), FileNotFoundError("runs/demo: not found")):
         with pytest.raises(SystemExit, match=f"^error: {error}$"):
             run_command(lambda error=error: raising(error))
+    with pytest.raises(SystemExit, match="^error: \N{REPLACEMENT CHARACTER}\\[2J\nsecond line$"):  # clears a terminal
+        run_command(lambda: raising(ValueError("\x1b[2J\nsecond line")))
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
     with pytest.raises(SystemExit, match="^stopped; the same command goes on"):
@@ -322,7 +324,7 @@ def test_the_words_of_a_search_stand_before_and_behind_its_options_and_other_opt
 
 def test_help_teaches_every_word(capsys):
     for words in (["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"], ["recognise", "--help"],
-                  ["export", "--help"]):
+                  ["export", "--help"], ["convert", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0 and len(capsys.readouterr().out) > 200

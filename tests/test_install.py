@@ -3,9 +3,11 @@
 import contextlib
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -48,7 +50,32 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
     found = {path for path in (ROOT / "cerberus_plugin").rglob("*")
              if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert found and found <= shipped
+    assert asked["package_dir"] == {"cerberus_plugin.configs": "configs"}
+    assert "cerberus_plugin.configs" in asked["packages"]
+    configs = {path for pattern in asked["package_data"]["cerberus_plugin.configs"]
+               for path in ROOT.joinpath("configs").glob(pattern)}
+    assert configs == {path for path in ROOT.joinpath("configs").rglob("*") if path.is_file()}
     assert "Jinja2" in {item.split(">")[0] for item in asked["install_requires"]}
+
+
+@pytest.mark.slow
+def test_configurations_are_found_from_a_wheel(tmp_path):
+    """As `cerberus train` finds them where the repository is not there."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "logs", "tests", "build", "*.egg-info"))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+                    "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    found = subprocess.run([sys.executable, "-c", "from cerberus_plugin.config import configuration, merge_file\n"
+                            "from cerberus_plugin import add_cerberus_config\nfrom fastreid.config import get_cfg\n"
+                            "cfg = get_cfg()\nadd_cerberus_config(cfg)\n"
+                            "print(configuration('Market1501/cerberus_plus_demo.yml'))\n"
+                            "merge_file(cfg, configuration('Market1501/cerberus_plus_demo.yml'))"],
+                           env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")}, cwd=tmp_path, text=True,
+                           capture_output=True, check=True)
+    assert Path(found.stdout.split()[-1]).is_relative_to(tmp_path / "installed/cerberus_plugin/configs")
 
 
 def test_a_minimal_environment_has_what_the_package_imports_and_pytest():

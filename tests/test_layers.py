@@ -15,10 +15,12 @@ LAYERS = (("utils",),
           ("metrics", "own_data", "search.portable", "synthetic"),
           ("inference",),
           ("data", "modeling", "search.calibration"),
-          ("evaluation", "search.gallery"),
+          ("converters", "evaluation", "search.gallery"),
           ("engine", "predictor", "search.web"),
           ("search.export",),
           ("experiments", "search"),
+          ("workflow",),
+          ("audit",),
           ("commands",),
           ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -84,9 +86,8 @@ def test_no_test_module_imports_another():
 
 
 def test_the_configuration_is_read_at_the_edges_only():
-    readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones",
-               "engine", "evaluation", "predictor",
-               "search.export", "experiments", "host")
+    readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones", "engine",
+               "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

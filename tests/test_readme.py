@@ -22,7 +22,8 @@ from support.training import model_of, read_config, small_batch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "projects/Cerberus/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "projects/Cerberus/README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def python_blocks(page: str = README) -> list[str]:

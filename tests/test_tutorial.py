@@ -1,4 +1,4 @@
-"""The tutorial: what is kept of its run, and the run itself, from nothing and once more."""
+"""The tutorial notebooks: what is kept of their runs, the page of one, and the runs themselves."""
 
 import base64
 import json
@@ -20,12 +20,22 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = runpy.run_path(str(ROOT / "tools" / "tutorial.py"), run_name="tools")
-FIGURES = 8
+FIGURES = {"tutorial": 8, "own_data": 2}
+WORDS = {"tutorial": "search serve export".split(),
+         "own_data": "check check check train audit index search search search serve check train".split()}
+
+
+NOTEBOOKS = TUTORIAL["NOTEBOOKS"]
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS)
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def kept() -> nbformat.NotebookNode:
-    return nbformat.read(TUTORIAL["NOTEBOOK"], as_version=4)
+def kept(name) -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
 def text_of(notebook: nbformat.NotebookNode) -> str:
@@ -51,18 +61,20 @@ def test_the_notebook_is_whole_and_kept_as_its_tool_keeps_it(kept):
     assert nbformat.writes(TUTORIAL["tidy"](nbformat.from_dict(json.loads(written)))) == written
 
 
-def test_its_outputs_are_small_and_of_no_machine(kept):
-    assert TUTORIAL["NOTEBOOK"].stat().st_size < 400_000
-    assert len(figures_of(kept)) == FIGURES
+def test_its_outputs_are_small_and_of_no_machine(kept, name):
+    assert NOTEBOOKS[name].stat().st_size < 400_000
+    assert len(figures_of(kept)) == FIGURES[name]
     shown = text_of(kept)
     assert not re.search(r"(^|[\s'\"(=])/\w|[A-Z]:\\|Warning|it/s", shown)
     assert socket.gethostname() not in shown.split()
 
 
-def test_tidying_takes_bars_warnings_versions_and_names_of_cells():
+def test_tidying_takes_bars_warnings_logs_versions_and_names_of_cells():
     code = nbformat.v4.new_code_cell("draw()", id="8f3a")
     out = nbformat.v4.new_output
-    code.outputs = [out("stream", name="stderr", text="50%|##   | 3/6"), out("stream", name="stdout", text="epoch 1\n"),
+    log = "[11/29 08:01:20 fastreid.cerberus]: FastReID 1.4.0\nWARNING [11/29 08:01:20 fastreid.x]: w\n"
+    code.outputs = [out("stream", name="stderr", text="50%|##   | 3/6"),
+                    out("stream", name="stdout", text=f"{log}epoch 1\n"),
                     out("stream", name="stderr", text="UserWarning"), out("stream", name="stdout", text="epoch 2\n"),
                     out("display_data", {"image/jpeg": "AAAA", "text/plain": "<Figure>"})]
     notebook = nbformat.v4.new_notebook(cells=[code], metadata={"language_info": {"name": "python", "version": "3.99"}})
@@ -72,14 +84,23 @@ def test_tidying_takes_bars_warnings_versions_and_names_of_cells():
     assert tidied.cells[0].id == "01" and "3.99" not in nbformat.writes(tidied)
 
 
-def test_its_links_lead_somewhere_and_its_commands_are_known(kept):
-    text = "\n".join(cell.source for cell in kept.cells if cell.cell_type == "markdown")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (TUTORIAL["NOTEBOOK"].parent / link).exists(), link
-    commands = re.findall(r"^cerberus (.+)$", text, flags=re.M)
-    assert [command.split()[0] for command in commands] == ["search", "serve", "export"]
+def test_its_links_lead_somewhere_and_its_commands_are_known(kept, name):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", "\n".join(
+            cell.source for cell in kept.cells if cell.cell_type == "markdown")):
+        assert (NOTEBOOKS[name].parent / link).exists(), link
+    commands = re.findall(r"(?:^|\|\| |`)cerberus ([^|`\n]+)$", "\n".join(
+        cell.source for cell in kept.cells if cell.cell_type == "markdown" or cell.source.startswith("%%bash")),
+        flags=re.M)
+    assert [command.split()[0] for command in commands] == WORDS[name]
     for command in commands:
         assert callable(cli.parse(shlex.split(command, comments=True)).job), command
+
+
+def test_the_page_is_what_its_tool_writes_of_the_notebook():
+    for name, page in TUTORIAL["PAGES"].items():
+        files = TUTORIAL["page_of"](name, nbformat.read(NOTEBOOKS[name], as_version=4))
+        assert {path: path.read_bytes() for path in [page, *page.with_suffix("").glob("*")]} == files, (
+            "run tools/tutorial.py, or call its page_of")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +118,7 @@ def ran(folder) -> nbformat.NotebookNode:
 def test_everything_is_written_below_one_folder(ran, folder):
     assert [path.name for path in folder.iterdir()] == ["runs"]
     assert [path.name for path in (folder / "runs").iterdir()] == ["tutorial"]
-    assert len(figures_of(ran)) == FIGURES, "calibration and rank lists leave the notebook's plots alone"
+    assert len(figures_of(ran)) == FIGURES["tutorial"], "calibration and rank lists leave the notebook's plots alone"
 
 
 @pytest.mark.slow
@@ -155,3 +176,27 @@ def test_run_again_it_keeps_what_is_there(ran, folder):
     assert before and {path: path.stat().st_mtime_ns for path in run.glob("*.pth")} == before
     assert "Summary(new=0, changed=0, deleted=0, unreadable=0, rows=240)" in text_of(again)
     assert "epoch 1 of" in text_of(ran) and "epoch 1 of" not in text_of(again)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> tuple[Path, str]:
+    """Where the notebook of own data has run, and what it has printed."""
+    folder = tmp_path_factory.mktemp("own_data")
+    return folder / "runs/own", text_of(TUTORIAL["execute"](folder, "own_data"))
+
+
+@pytest.mark.slow
+def test_from_a_spreadsheet_to_a_search_that_finds_who_is_described_more_often_than_chance(site):
+    folder, shown = site
+    told = re.search(r"best eight (\d+)% fit, of all people (\d+)%", shown)
+    best, everybody = (float(share) for share in told.groups())
+    assert best > 4 * everybody > 0
+    figures, = json.loads((folder / "run/results.json").read_text())["results"].values()
+    assert figures["Rank-1"] > 30 and figures["PAR/mA_balanced"] > 60
+    assert all((folder / name).is_file() for name in ("check.html", "run/report.html", "audit/audit.html", "hits.html"))
+
+
+@pytest.mark.slow
+def test_a_slip_in_the_spreadsheet_is_named_with_its_place(site):
+    assert "exit code 1" in site[1]
+    assert (site[0] / "site/people.csv").read_text().count("yelow") == 0

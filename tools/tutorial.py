@@ -1,9 +1,15 @@
-"""Run the tutorial notebook from nothing and keep it with its outputs, as projects/Cerberus/tutorial.ipynb.
+"""Run the tutorial notebooks from nothing, keep them with their outputs in projects/Cerberus, and write their pages.
 
-    python tools/tutorial.py
+    python tools/tutorial.py [own_data tutorial]
+
+docs/tutorial_own_data.md is what own_data.ipynb holds, written anew by this tool: text is corrected in the notebook.
 """
 
+import base64
 import os
+import re
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,16 +17,21 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "projects" / "Cerberus" / "tutorial.ipynb"
+PROJECT, DOCS = ROOT / "projects" / "Cerberus", ROOT / "docs"
+NOTEBOOKS = {name: PROJECT / f"{name}.ipynb" for name in ("tutorial", "own_data")}
+PAGES = {"own_data": DOCS / "tutorial_own_data.md"}
+NOTEBOOK_ONLY = "# Only in the notebook"
+LOG = re.compile(r"^(WARNING )?\[\d\d/\d\d [\d:]{8} fastreid.*\n", flags=re.M)
+LANGUAGES = {"": "python", "bash": "bash", "writefile": "yaml"}
 
 
-def execute(folder: str | Path, timeout: int = 900) -> nbformat.NotebookNode:
+def execute(folder: str | Path, name: str = "tutorial", timeout: int = 900) -> nbformat.NotebookNode:
     """The notebook after its run in a folder; the first cell that fails ends it.
 
     Args:
-        timeout: seconds of the longest cell.
+        name: of `NOTEBOOKS`.   timeout: seconds of the longest cell.
     """
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     searched = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
                    resources={"metadata": {"path": str(folder)}}).execute(env={**os.environ, "PYTHONPATH": searched})
@@ -28,7 +39,7 @@ def execute(folder: str | Path, timeout: int = 900) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without what differs from machine to machine: bars and warnings, versions, names of cells."""
+    """Without what differs from machine to machine: bars, warnings and the host's log, versions, names of cells."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
                          "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells, start=1):
@@ -48,14 +59,59 @@ def _joined(outputs) -> list:
         if "image/jpeg" in output.get("data", {}):
             output.data.pop("text/plain", None)
         kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = LOG.sub("", output.text)
     return kept
 
 
+def page_of(name: str, notebook: nbformat.NotebookNode) -> dict[Path, bytes]:
+    """The files of a notebook's page: Markdown, and the pictures of its figures in a folder beside it."""
+    page = PAGES[name]
+    files: dict[Path, bytes] = {}
+    parts = [f"<!-- Written by tools/tutorial.py from {NOTEBOOKS[name].relative_to(ROOT)}: correct it there. -->"]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(re.sub(r"\]\((?!https?:)([^)#]+)", lambda link: "](" + _moved(link[1], page), cell.source))
+        elif not cell.source.startswith(NOTEBOOK_ONLY):
+            parts.append(_code(cell.source))
+            for output in cell.get("outputs", []):
+                if "image/jpeg" in output.get("data", {}):
+                    picture = page.with_suffix("") / f"{len(files) + 1}.jpg"
+                    files[picture] = base64.b64decode(output.data["image/jpeg"])
+                    about = cell.source.partition("\n")[0].removeprefix("# ")
+                    parts.append(f"![{about}]({picture.relative_to(page.parent).as_posix()})")
+                elif cell.source.partition(" ")[0] != "%%writefile":
+                    text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+                    parts.append(f"```text\n{text.strip()}\n```")
+    return {page: "\n\n".join(parts).encode() + b"\n", **files}
+
+
+def _code(source: str) -> str:
+    magic, _, body = source.partition("\n") if source.startswith("%%") else ("", "", source)
+    word, _, path = magic.removeprefix("%%").partition(" ")
+    return (f"`{path}`:\n\n" if path else "") + f"```{LANGUAGES[word]}\n{body}\n```"
+
+
+def _moved(link: str, page: Path) -> str:
+    """A link of a notebook as its page writes it."""
+    return Path(os.path.relpath(PROJECT / link, page.parent)).as_posix()
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        notebook = tidy(execute(folder))
-    nbformat.write(notebook, NOTEBOOK)
-    print(f"{NOTEBOOK.relative_to(ROOT)}: {NOTEBOOK.stat().st_size / 1000:.0f} kB")
+    for name in sys.argv[1:] or NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = tidy(execute(folder, name))
+        nbformat.write(notebook, NOTEBOOKS[name])
+        written = [NOTEBOOKS[name]]
+        if name in PAGES:
+            shutil.rmtree(PAGES[name].with_suffix(""), ignore_errors=True)
+            for path, content in page_of(name, notebook).items():
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+                written.append(path)
+        for path in written:
+            print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

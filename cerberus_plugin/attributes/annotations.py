@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .matching import Matching, relabel
+from .matching import Matching, Readings, relabel
 from .matlab import read_matlab
 from .schema import DUKEMTMC, MISSING, AttributeSchema
 
@@ -36,14 +36,14 @@ class Annotations:
     def __repr__(self) -> str:
         return f"Annotations({self.schema.name}: {len(self.train)} training and {len(self.test)} test rows)"
 
-    def under(self, schema: AttributeSchema) -> Annotations:
-        """The same labels under another schema, see `matching.relabel`."""
+    def under(self, schema: AttributeSchema, readings: Readings | None = None) -> Annotations:
+        """The same labels under another schema, see `matching.relabel`; what was left out before is still told."""
         tables = [self.train, self.test]
         rows = [row for table in tables for row in table.values()]
-        labels, report = relabel(torch.stack(rows) if rows else torch.empty(0, len(self.schema.fields),
-                                                                            dtype=torch.int64), self.schema, schema)
+        whole = torch.stack(rows) if rows else torch.empty(0, len(self.schema.fields), dtype=torch.int64)
+        labels, report = relabel(whole, self.schema, schema, readings)
         found = [dict(zip(table, part)) for table, part in zip(tables, labels.split([len(table) for table in tables]))]
-        return Annotations(schema, *found, self.path, self.digest, report)
+        return Annotations(schema, *found, self.path, self.digest, self.matching or report)
 
     def lookup(self, split: str, pids) -> Tensor:
         """Labels of many identities of a split: int64 (N, A); rows of unlabelled identities are all -1."""

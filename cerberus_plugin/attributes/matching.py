@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .schema import MISSING, NONE, AttributeSchema, Column, of_labels
+from .schema import MISSING, NONE, AttributeSchema, Column, Field, Group, of_labels
 
 NO, YES = ("no", "false", "0", "n"), ("yes", "true", "1", "y")
 NONE_WORDS = (NONE, "nothing", "-")
@@ -36,11 +36,29 @@ def plain(word: str) -> str:
 
 
 class Statement(NamedTuple):
-    """That a column of the target has a value, or that it has not; value None: it has one that the target lacks."""
+    """That a column of the target has a value, or that it has not; value None: it has one that the target lacks.
+
+    `whole` is false of "no" that holds only if all fields which can say so do: no handbag is not yet no bag.
+    """
 
     column: str
     value: str | None
     holds: bool = True
+    whole: bool = True
+
+
+class Reading(NamedTuple):
+    """How an attribute is read: which column of the target it tells of, and which value stands for which.
+
+    `values` maps `plain` words to values of the target and to whether they hold by themselves, see `Statement`; a value
+    that it does not have says nothing. Values of the same words where None.
+    """
+
+    target: Column
+    values: Mapping[str, tuple[str, bool]] | None = None
+
+
+Readings = Mapping[str, Sequence[Reading]]  # by name of the source's column
 
 
 class Source(NamedTuple):
@@ -95,7 +113,7 @@ class Matching:
         return lines
 
 
-def relabel(labels, source: AttributeSchema, target: AttributeSchema):
+def relabel(labels, source: AttributeSchema, target: AttributeSchema, readings: Readings | None = None):
     """Labels of one schema in another.
 
     A value that the target lacks is unknown. "None of the listed colours" is no to the colours that the source lists,
@@ -103,79 +121,92 @@ def relabel(labels, source: AttributeSchema, target: AttributeSchema):
 
     Args:
         labels: int (N, A'), array or tensor, of `source`.
+        readings: of columns of the source; by name where None.
 
     Returns:
         labels int (N, A) of `target`, -1 where unknown, of the kind and type given; and what is left out, `Matching`.
     """
     report = None
+    readings = by_name(source.columns, target) if readings is None else readings
 
     @of_labels
     def relabelled(schema: AttributeSchema, own):
         nonlocal report
-        found, report = express(sources_of(own, source, schema), schema, source.name,
+        found, report = express(sources_of(own, source, readings), schema, source.name,
                                 [column.name for column in source.columns])
         return found.astype(own.dtype)
 
     return relabelled(target, labels), report
 
 
-def sources_of(labels: np.ndarray, source: AttributeSchema, target: AttributeSchema,
-               names: Mapping[str, Column] | None = None) -> list[Source]:
-    """The fields of labels, int (N, A'), whose columns the target has.
+def by_name(source: Iterable[Column], target: AttributeSchema) -> dict[str, list[Reading]]:
+    """Readings of the columns that the target has under the same names."""
+    return {column.name: [Reading(target.column(name))] for name, column in matched(source, target.columns).items()}
 
-    Args:
-        names: columns of the source by name of the target's, of `matched` where None.
-    """
+
+def sources_of(labels: np.ndarray, source: AttributeSchema, readings: Readings) -> list[Source]:
+    """The fields of labels, int (N, A'), whose columns are read."""
     found = []
-    for name, column in (matched(source.columns, target.columns) if names is None else names).items():
-        own = target.column(name)
+    for column in source.columns:
+        own = readings.get(column.name, ())
+        if not own:
+            continue
         if not column.is_colour:
             words = column.classes
             found.append(Source(column.name, labels[:, column.fields[0]], words,
-                                [_cell(own, [word], words) for word in words]))
+                                [[say for reading in own for say in _cell(reading, [word], words)] for word in words]))
             continue
-        found += [Source(column.name, labels[:, i], (f"not {word}", word),
-                         (_absence(own, [word]), _presence(own, word)))
-                  for i, word in zip(column.fields, column.classes)]
+        for i, word in zip(column.fields, column.classes):
+            found.append(Source(column.name, labels[:, i], (f"not {word}", word), (
+                [say for reading in own for say in _absence(reading, [word])],
+                [say for reading in own for say in _presence(reading, word)])))
     return found
 
 
-def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], target: Column) -> Source:
+def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], readings: Sequence[Reading]) -> Source:
     """A column of words: their numbers int (N,), -1 for an empty cell. Several values in one cell are joined by "and".
     """
-    known = {plain(word) for word in target.answers}
-    cells = [[word] if plain(word) in known or not target.is_colour else word.split(JOIN) for word in words]
+    known = {plain(word) for reading in readings for word in reading.values or reading.target.answers}
+    several = any(reading.target.is_colour or reading.values for reading in readings)
+    cells = [word.split(JOIN) if several and plain(word) not in known else [word] for word in words]
     values = list(dict.fromkeys(value for cell in cells for value in cell))
-    return Source(name, codes, words, [_cell(target, cell, values) for cell in cells])
+    return Source(name, codes, words, [[say for reading in readings for say in _cell(reading, cell, values)]
+                                       for cell in cells])
 
 
-def _cell(target: Column, held: Sequence[str], values: Sequence[str]) -> list[Statement]:
+def _cell(reading: Reading, held: Sequence[str], values: Sequence[str]) -> list[Statement]:
     """What a cell with one or more of the values that the data knows says of a column."""
-    if not target.is_colour:
-        return _presence(target, held[0])
+    if not reading.target.is_colour:
+        return [say for value in held for say in _presence(reading, value)]
     found = [value for value in held if folded(value) not in NONE_WORDS]
-    return ([say for value in found for say in _presence(target, value)]
-            + _absence(target, [value for value in values if value not in found]))
+    return ([say for value in found for say in _presence(reading, value)]
+            + _absence(reading, [value for value in values if value not in found]))
 
 
-def _presence(target: Column, word: str) -> list[Statement]:
-    return [Statement(target.name, _value_of(target, word))]
+def _presence(reading: Reading, word: str) -> list[Statement]:
+    value, whole = _value_of(reading, word)
+    silent = reading.values is not None and (not reading.target.is_colour or plain(word) == NO[0])
+    return [] if value is None and silent else [Statement(reading.target.name, value, whole=whole)]
 
 
-def _absence(target: Column, words: Iterable[str]) -> list[Statement]:
+def _absence(reading: Reading, words: Iterable[str]) -> list[Statement]:
     """That none of these values is there."""
+    target = reading.target
     if target.is_colour:
-        return [Statement(target.name, value, False) for value in map(lambda word: _value_of(target, word), words)
-                if value is not None]
+        values = [_value_of(reading, word)[0] for word in words]
+        return [Statement(target.name, value, False) for value in dict.fromkeys(values) if value is not None]
     nothing = nothing_of(target)
-    return [Statement(target.name, nothing)] if nothing is not None else []
+    return [] if nothing is None or reading.values is not None else [Statement(target.name, nothing, whole=False)]
 
 
-def _value_of(target: Column, word: str) -> str | None:
-    same = {plain(value): value for value in target.classes}
+def _value_of(reading: Reading, word: str) -> tuple[str | None, bool]:
+    """The value of the target that a word stands for, and whether it holds by itself."""
+    if reading.values is not None:
+        return reading.values.get(plain(word), (None, True))
+    target = reading.target
     if folded(word) in NONE_WORDS and not target.is_colour:
-        return nothing_of(target)
-    return same.get(plain(word))
+        return nothing_of(target), True
+    return {plain(value): value for value in target.classes}.get(plain(word)), True
 
 
 def nothing_of(column: Column) -> str | None:
@@ -201,7 +232,8 @@ def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Col
 
 def express(sources: Sequence[Source], target: AttributeSchema, data: str,
             names: Sequence[str]) -> tuple[np.ndarray, Matching]:
-    """Labels int64 (N, A) from what fields say; of several fields that tell of one value, all must deny it.
+    """Labels int64 (N, A) from what fields say. Of several fields that tell of one value, all must deny it; fields that
+    contradict each other leave the label unknown.
 
     Args:
         sources: not empty, unless there is nothing to be told.   data: its name.   names: of all of its attributes.
@@ -217,12 +249,14 @@ def express(sources: Sequence[Source], target: AttributeSchema, data: str,
         columns[column.name] = tuple(dict.fromkeys(source.name for source in own))
         told = Counter(value for source in own for value in
                        {say.value for says in source.says for say in says if say.column == column.name})
+        shared = sum(any(say.column == column.name and not say.whole for says in source.says for say in says)
+                     for source in own)
         unsaid = tuple(value for value in column.classes if not told[value] and value != nothing_of(column))
         if unsaid:
             absent[column.name] = unsaid
         kinds, inverse = np.unique(np.stack([source.values for source in own], axis=1), axis=0, return_inverse=True)
         rows = [_labels(column, [say for source, value in zip(own, kind) if value != MISSING
-                                 for say in source.says[value] if say.column == column.name], told, len(own))
+                                 for say in source.says[value] if say.column == column.name], told, shared)
                 for kind in kinds.tolist()]
         if rows:
             labels[:, list(column.fields)] = np.array(rows)[inverse.ravel()]
@@ -232,11 +266,12 @@ def express(sources: Sequence[Source], target: AttributeSchema, data: str,
         tuple(column.name for column in target.columns if column.name not in columns), _lost(sources), absent)
 
 
-def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None, int], fields: int) -> list[int]:
+def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None, int], shared: int) -> list[int]:
     """Labels of a column's fields.
 
     Args:
-        says: about it.   told: how many fields of the source tell of each value.   fields: how many tell of the column.
+        says: about it.   told: how many fields of the source tell of each value.
+        shared: how many of them say no together alone.
     """
     has = {say.value for say in says if say.holds}
     if column.is_colour:
@@ -247,9 +282,11 @@ def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None,
                 for word in column.classes]
     nothing = nothing_of(column)
     held = has - {nothing}
-    if len(held) == 1 and None not in held:
-        return [column.classes.index(held.pop())]
-    if nothing is not None and sum(say.value == nothing for say in says) == fields:
+    denials = [say.whole for say in says if say.value == nothing and nothing is not None]
+    if held:
+        clear = len(held) == 1 and None not in held and not any(denials)
+        return [column.classes.index(held.pop()) if clear else MISSING]
+    if denials and (any(denials) or len(denials) == shared):
         return [column.classes.index(nothing)]
     return [MISSING]
 
@@ -262,3 +299,137 @@ def _lost(sources: Sequence[Source]) -> dict[str, dict[str, int]]:
             if count and any(say.value is None for say in says):
                 lost.setdefault(source.name, {})[source.words[value]] = count
     return lost
+
+
+class _Part:
+    """A column of a merged schema while it is put together."""
+
+    def __init__(self, column: Column, group: str, owner: int) -> None:
+        self.name, self.display, self.group, self.owner = column.name, column.display, group, owner
+        self.values: dict[str, str] = {}  # by `plain`
+        self.fields: dict[str, str] = {}  # names by value, of a column of which several values can be true
+        self.is_colour = column.is_colour
+        self.sources: set[int] = set()
+
+    @property
+    def names(self) -> set[str]:
+        return {folded(self.name), folded(self.display or self.name)}
+
+    @property
+    def yes_no(self) -> bool:
+        return not self.is_colour and set(self.values) == {NO[0], YES[0]}
+
+    def add(self, schema: AttributeSchema, column: Column, source: int, taken: set[str]) -> None:
+        """Add the values of a column of the same name; those that are there keep their words."""
+        self.sources.add(source)
+        if column.is_colour and not self.is_colour:
+            self.is_colour = True
+            self.values = {key: value for key, value in self.values.items() if key not in (*NO, *NONE_WORDS)}
+            self.fields = {value: f"{self.name} {value}" for value in self.values.values()}
+        for i, value in zip(column.fields if column.is_colour else column.fields * len(column.classes), column.classes):
+            if plain(value) in self.values or self.is_colour and not column.is_colour and (
+                    plain(value) == NO[0] or folded(value) in NONE_WORDS):
+                continue
+            self.values[plain(value)] = value
+            name = schema.fields[i].name if column.is_colour else f"{self.name} {value}"
+            if self.is_colour:
+                self.fields[value] = f"{self.name} {value}" if name in taken else name
+                taken.add(self.fields[value])
+
+
+def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -> AttributeSchema:
+    """One schema with the attributes and the values of several, matched as `relabel` does.
+
+    An attribute is in the group of the first schema that has it. A group whose attributes not all of the same schemas
+    have is split by who has them: semantic IDs are of groups that are known in full, and a set without one attribute
+    would otherwise teach nothing about the others.
+
+    Args:
+        adaptable: places of schemas whose groups nobody has chosen: regions are those of the others.
+
+    Raises:
+        ValueError: if two groups of one name read different regions, or an attribute is yes or no in one schema and has
+            other values in another one.
+    """
+    schemas = list(schemas)
+    order = sorted(range(len(schemas)), key=lambda k: (k in adaptable, k))
+    first = schemas[order[0]]
+    if all(schema == first for schema in schemas):
+        return first
+    groups: dict[str, tuple[Group, int]] = {}
+    parts: list[_Part] = []
+    taken = {own.name for schema in schemas for own in schema.fields if not own.column}
+    for k in order:
+        schema = schemas[k]
+        for group in schema.groups:
+            known, owner = groups.setdefault(group.name, (group, k))
+            if known.strip != group.strip and k not in adaptable:
+                raise ValueError(f"group '{group.name}' reads {_region(known)} in {schemas[owner].name} and "
+                                 f"{_region(group)} in {schema.name}. Write one region in both schema.yaml, or give "
+                                 "one of the two groups another name.")
+        found = matched(schema.columns, [Column(part.name, (), (), part.group, display=part.display)
+                                         for part in parts])
+        part_of = {column.name: part for part in parts for column in [found.get(part.name)] if column is not None}
+        for column in schema.columns:
+            part = part_of.get(column.name)
+            if part is None:
+                part = _Part(column, column.group, k)
+                parts.append(part)
+            elif part.yes_no != _is_yes_no(column):
+                raise ValueError(f"'{part.name}' is one of {', '.join(part.values.values())} in "
+                                 f"{schemas[part.owner].name} and one of {', '.join(column.classes)} in {schema.name}. "
+                                 "Give one of the two another name, or write the same values in both.")
+            part.add(schema, column, k, taken)
+    return _assembled(" and ".join(dict.fromkeys(schema.name for schema in schemas)), schemas, groups, parts)
+
+
+def _is_yes_no(column: Column) -> bool:
+    return not column.is_colour and {plain(value) for value in column.classes} == {NO[0], YES[0]}
+
+
+def _region(group: Group) -> str:
+    return "the whole picture" if group.strip is None else f"strip {group.strip}"
+
+
+def _assembled(name: str, schemas: Sequence[AttributeSchema], groups: Mapping[str, tuple[Group, int]],
+               parts: Sequence[_Part]) -> AttributeSchema:
+    """The merged schema of its columns, group by group, those of the same sources together."""
+    made: list[Group] = []
+    fields: list[Field] = []
+    for group, _ in groups.values():
+        own = [part for part in parts if part.group == group.name]
+        # The one that most schemas know first, which keeps the name.
+        kinds = sorted(dict.fromkeys(frozenset(part.sources) for part in own), key=lambda kind: -len(kind))
+        for number, kind in enumerate(kinds, start=1):
+            named = group.name if number == 1 else f"{group.name}_{number}"
+            while number > 1 and named in groups:
+                named += "_"
+            made.append(replace(group, name=named))
+            for part in (part for part in own if part.sources == kind):
+                if part.is_colour:
+                    fields += [Field(part.fields[value], named, ("no", "yes"), part.name, value, part.display)
+                               for value in part.values.values()]
+                else:
+                    fields.append(Field(part.name, named, tuple(part.values.values()), display=part.display))
+    return AttributeSchema(name, tuple(fields), _exclusive(schemas, parts, {own.name: own.group for own in fields}),
+                           groups=tuple(made))
+
+
+def _exclusive(schemas: Sequence[AttributeSchema], parts: Sequence[_Part],
+               group_of: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """Sets of attributes of one group of which at most one is yes, as far as every schema that has two of them says so.
+    """
+    names = {folded(name): part.name for part in parts for name in part.names}
+    said = [[{names[folded(name)] for name in own if folded(name) in names} for own in schema.exclusive]
+            for schema in schemas]
+    found: list[tuple[str, ...]] = []
+    for own in (own for sets in said for own in sets):
+        for group in dict.fromkeys(map(group_of.get, own)):
+            inside = {name for name in own if group_of.get(name) == group}
+            agreed = all(any(inside & has <= other for other in sets) for has, sets in (
+                ({part.name for part in parts if k in part.sources}, said[k]) for k in range(len(schemas)))
+                if len(inside & has) > 1)
+            kept = tuple(name for name in group_of if name in inside)
+            if group is not None and len(kept) > 1 and agreed and kept not in found:
+                found.append(kept)
+    return tuple(found)

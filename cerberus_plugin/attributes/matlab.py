@@ -26,30 +26,35 @@ CELL, STRUCT, CHAR, NUMERIC = 1, 2, 4, range(6, 16)
 LOGICAL, COMPLEX = 0x200, 0x800  # flags
 
 
-def read_matlab(path: str | Path) -> dict:
+def read_matlab(path: str | Path, max_bytes: int = MAX_BYTES) -> dict:
     """Variables by name.
 
     A struct is a dict; a row of text is a str; one number or logical value is Python's; several, cells (dtype object)
     and several rows of text are arrays without dimensions of size 1. None stands for what has no such form, such as a
     function.
 
+    Args:
+        max_bytes: of the file, and of all that is compressed in it.
+
     Raises:
-        ValueError: with the reason, if the file is none of MATLAB 5 to 7, is damaged, or exceeds `MAX_BYTES`.
+        ValueError: with the reason, if the file is none of MATLAB 5 to 7, is damaged, or exceeds `max_bytes`.
     """
     with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if data.startswith(b"MATLAB 7.3") or data.startswith(b"\x89HDF"):
         raise ValueError("it is of MATLAB 7.3; save it by `save -v7`")
     if order is None:
         raise ValueError("it is cut short or not of MATLAB 5 to 7")
-    found, left = {}, MAX_BYTES
+    found, left = {}, max_bytes
     for kind, content in _elements(data[128:], order):
         if kind == COMPRESSED:
             content = _decompressed(content, left)
             left -= len(content)
+            if left < 0:
+                raise ValueError(f"it has more than {max_bytes} bytes when decompressed")
             kind, content = next(_elements(content, order), (0, b""))
         if kind != MATRIX:
             raise ValueError(f"a variable is of the unknown type {kind}")
@@ -60,14 +65,13 @@ def read_matlab(path: str | Path) -> dict:
 
 
 def _decompressed(content: bytes, most: int) -> bytes:
+    """Of a variable that is larger, one byte more than `most`."""
     stream = zlib.decompressobj()
     try:
         content = stream.decompress(content, most + 1)
     except zlib.error as error:
         raise ValueError(f"a compressed variable is damaged: {error}") from error
-    if len(content) > most:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes when decompressed")
-    if not stream.eof:
+    if not stream.eof and len(content) <= most:
         raise ValueError("a compressed variable is cut short")
     return content
 

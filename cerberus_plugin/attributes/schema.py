@@ -21,7 +21,7 @@ import keyword
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -184,7 +184,8 @@ class AttributeSchema:
                 refuse(f"{what} '{repeated[0]}' is there twice")
         for group in self.groups:
             if not group.name.isidentifier() or keyword.iskeyword(group.name) or hasattr(dict, group.name):
-                refuse(f"group {group.name!r} is no name that a module can have, such as 'upper'")
+                refuse(f"group {group.name!r} is no name that a module can have; expected letters, digits and "
+                       "underscores, such as 'left_hand', and no word of Python")
             if group.strip is not None and not (isinstance(group.strip, int) and group.strip >= 0):
                 refuse(f"group '{group.name}' reads strip {group.strip!r}, expected 0 (the uppermost), 1, ..., or None "
                        "for the whole picture")
@@ -399,6 +400,19 @@ class AttributeSchema:
             else:
                 labels[column.fields[0]] = column.classes.index(value)
         return labels
+
+    def restricted(self, columns: Collection[str], name: str = "") -> AttributeSchema:
+        """The schema with some of its columns alone, by their names, and the groups of these.
+
+        Args:
+            name: of the new schema; the same where "".
+        """
+        fields = tuple(own for own in self.fields if (own.column or own.name) in columns)
+        groups, names = {own.group for own in fields}, {own.name for own in fields}
+        exclusive = (tuple(each for each in own if each in names) for own in self.exclusive)
+        return AttributeSchema(name or self.name, fields, tuple(own for own in exclusive if len(own) > 1),
+                               tuple(each for each in self._column_order if each in columns), self.junk_pids,
+                               tuple(group for group in self.groups if group.name in groups))
 
     def to_dict(self) -> dict:
         """A record of plain values, for JSON, from which `from_dict` makes an equal schema."""

@@ -13,14 +13,19 @@ import torch
 from fastreid.config import CfgNode
 from fastreid.data import build as host_build
 from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.transforms import build_transforms
 from fastreid.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attributes import MISSING, Annotations, AttributeSchema, SIDTable
+from ..attributes.matching import Readings, merge
 from ..metrics.counting import Identities
 from ..metrics.outfits import CHANGES, SETTINGS, Outfits
+from ..own_data.ontology import read_ontology
+from ..own_data.people import infer_together
+from ..own_data.schema_file import NoAttributes
 from ..own_data.split import query_and_gallery
 from ..utils.images import SUFFIXES
 from .loader import AttributeDataset, SeededBatches, SeparateGenerators
@@ -31,30 +36,44 @@ from .splits import HELD_OUT, at_random, leave_out, split_identities
 logger = logging.getLogger("fastreid.cerberus")
 
 
-def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None):
+def build_dataset(cfg: CfgNode, name: str, schema: AttributeSchema | None = None, number: int = 0):
     """A data set of the host's registry, under FASTREID_DATASETS; or one of a user's own, by its folder or table.
 
     Args:
         schema: read its labels under this schema; what is left out is in the `matching` of its annotations.
+        number: of `OwnDataset`.
     """
     options = {"allow_subset": True} if cfg.DATASETS.ALLOW_SUBSET else {}
+    ontology = read_ontology(cfg.DATASETS.ONTOLOGY) if cfg.DATASETS.ONTOLOGY else None
     try:
         registered = DATASET_REGISTRY.get(name)
     except KeyError:
         if os.path.exists(name):
-            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, combineall=cfg.DATASETS.COMBINEALL)
+            return OwnDataset(name, cfg.DATASETS.NAME_PATTERN, schema, ontology, number, cfg.DATASETS.SPLIT_FILE,
+                              combineall=cfg.DATASETS.COMBINEALL)
         raise FileNotFoundError(f"DATASETS: '{name}' is neither a data set of the registry, such as "
                                 "Market1501Attributes, nor a folder or table of your own data. Correct the name or the "
                                 "path.") from None
-    return read_under(registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options), schema)
+    dataset = registered(root=host_build._root, combineall=cfg.DATASETS.COMBINEALL, **options)
+    if ontology is not None and hasattr(dataset, "labels_of") and ontology.has(dataset.schema.name):
+        dataset = read_under(dataset, ontology.schema, ontology.readings(dataset.schema.name, dataset.schema.columns))
+    return read_under(dataset, schema)
 
 
-def read_under(dataset, schema: AttributeSchema | None):
-    """A data set with its labels under a schema; as it is where it has no labels, or those of the schema."""
-    if schema is None or not hasattr(dataset, "labels_of") or dataset.schema == schema:
+def read_under(dataset, schema: AttributeSchema | None, readings: Readings | None = None):
+    """A data set with its labels under a schema; as it is where it has no labels, or those of the schema.
+
+    Args:
+        readings: of its columns; by name where None.
+    """
+    if schema is None or getattr(dataset, "schema", None) == schema:
+        return dataset
+    if isinstance(dataset, OwnDataset):
+        return dataset.under(schema)
+    if not hasattr(dataset, "labels_of"):
         return dataset
     under = copy.copy(dataset)
-    under.schema, under.annotations = schema, dataset.annotations.under(schema)
+    under.schema, under.annotations = schema, dataset.annotations.under(schema, readings)
     known = {tuple(before.tolist()): after for table in ("train", "test") for before, after in
              zip(getattr(dataset.annotations, table).values(), getattr(under.annotations, table).values())}
     nothing = torch.full((len(schema.fields),), MISSING)  # of distractors
@@ -71,12 +90,15 @@ class TrainingData:
         schema: attribute schema of the labels; None without labels.
         sid_table: semantic IDs of the training identities, or of their outfits; None for a model without prototypes.
         held_out: test set of the held-out identities, with the number of its queries; None where nobody is held out.
+        datasets: by their names in DATASETS.NAMES, labels under `schema`, so that tests on the same data need not read
+            them again.
     """
 
     dataset: AttributeDataset
     schema: AttributeSchema | None
     sid_table: SIDTable | None
     held_out: tuple[AttributeDataset, int] | None
+    datasets: Mapping[str, ImageDataset]
 
 
 def build_training_data(cfg: CfgNode, semantic_ids: bool) -> TrainingData:
@@ -85,14 +107,14 @@ def build_training_data(cfg: CfgNode, semantic_ids: bool) -> TrainingData:
     Args:
         semantic_ids: number the semantic IDs of a labelled training set and add them to its items.
     """
-    items, known = _training_items(cfg)
+    items, known, datasets = _training_items(cfg)
     dataset = _train_set(cfg, items, known)
     schema, table = dataset.annotations[0].schema if dataset.annotations else None, None
     if semantic_ids and schema is not None:
         table = SIDTable.build(schema, dataset.labels, test_labels(dataset.annotations), cfg.MODEL.CERBERUS.SID_SPACE)
         dataset.sids = table.lookup(dataset.labels)
     held_out = _test_set(cfg, *_held_out(cfg, items, known)) if cfg.DATASETS.HOLD_OUT else None
-    return TrainingData(dataset, schema, table, held_out)
+    return TrainingData(dataset, schema, table, held_out, datasets)
 
 
 def build_train_set(cfg: CfgNode) -> AttributeDataset:
@@ -100,7 +122,8 @@ def build_train_set(cfg: CfgNode) -> AttributeDataset:
 
     They are labelled where every data set is, by one schema.
     """
-    return _train_set(cfg, *_training_items(cfg))
+    items, known, _ = _training_items(cfg)
+    return _train_set(cfg, items, known)
 
 
 def build_train_loader(cfg: CfgNode, train_set: AttributeDataset | None = None) -> DataLoader | ResidentLoader:
@@ -112,8 +135,21 @@ def build_train_loader(cfg: CfgNode, train_set: AttributeDataset | None = None) 
     train_set = build_train_set(cfg) if train_set is None else train_set
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     with SeparateGenerators(seed):  # from which the host draws the seed of its sampler
-        loader = host_build.build_reid_train_loader(cfg, train_set=train_set)
+        loader = host_build.build_reid_train_loader(_any_pictures(cfg, train_set), train_set=train_set)
     return resident_or_host(loader.with_batches(SeededBatches(loader.batch_sampler, seed)), cfg)
+
+
+def _any_pictures(cfg: CfgNode, train_set: AttributeDataset) -> CfgNode:
+    """The configuration; with the sampler of single pictures for a training set without identities."""
+    if train_set.identified or cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+        return cfg
+    logger.info(f"DATALOADER.SAMPLER_TRAIN: TrainingSampler in place of {cfg.DATALOADER.SAMPLER_TRAIN}, as the "
+                "pictures have no identities")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    cfg.freeze()
+    return cfg
 
 
 def _train_set(cfg: CfgNode, items: list[tuple], known: Known) -> AttributeDataset:
@@ -128,13 +164,15 @@ def _train_set(cfg: CfgNode, items: list[tuple], known: Known) -> AttributeDatas
                             without=without, **known._asdict())
 
 
-def build_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None) -> tuple[AttributeDataset, int]:
+def build_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None,
+                   datasets: Mapping[str, ImageDataset] | None = None) -> tuple[AttributeDataset, int]:
     """Query images, then gallery images, of a test data set or of the held-out identities; how many are queries.
 
     Args:
         schema: read labels under this schema. A data set that has none of its attributes comes out without labels.
+        datasets: those that have been read already, by name.
     """
-    return _test_set(cfg, *_test_items(cfg, name, schema))
+    return _test_set(cfg, *_test_items(cfg, name, schema, datasets or {}))
 
 
 def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, int]) -> None:
@@ -149,10 +187,12 @@ def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, in
     query, gallery, settings = dataset.img_items[:num_query], dataset.img_items[num_query:], dataset.settings
     where = f"DATASETS.TESTS '{name}'" + ("" if name == HELD_OUT else f" in '{dataset.folders[0]}'")
     for what, items in (("query", query), ("gallery", gallery)):
-        if not items:
+        if not items and (dataset.identified or what == "gallery"):
             raise ValueError(f"{where}: has no {what} images, so there is nothing to evaluate. Complete the data set"
                              + (", or raise DATASETS.HOLD_OUT." if name == HELD_OUT else
                                 f": both query and gallery need images ({', '.join(SUFFIXES)})."))
+    if not dataset.identified:  # attributes alone are evaluated
+        return
     check_expansion(cfg, len(query), len(gallery))
 
     def distinct(items: list[tuple]) -> Tensor:
@@ -179,15 +219,15 @@ def check_test_set(cfg: CfgNode, name: str, test_set: tuple[AttributeDataset, in
                            "no figures of it; check the outfits if this is the whole data set")
 
 
-def _test_items(cfg: CfgNode, name: str,
-                schema: AttributeSchema | None) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
+def _test_items(cfg: CfgNode, name: str, schema: AttributeSchema | None,
+                datasets: Mapping[str, ImageDataset]) -> tuple[list[tuple], list[tuple], Known, tuple[str, ...]]:
     """Query, gallery, what is known of them, and the settings of an evaluation by outfits, none without outfits."""
     if name == HELD_OUT:
         if not cfg.DATASETS.HOLD_OUT:
             raise ValueError(f"DATASETS.TESTS has '{HELD_OUT}', but DATASETS.HOLD_OUT is 0: no identity was kept out "
                              "of training")
-        return _held_out(cfg, *_training_items(cfg))
-    dataset = build_dataset(cfg, name, schema)
+        return _held_out(cfg, *_training_items(cfg)[:2])
+    dataset = read_under(datasets[name], schema) if name in datasets else build_dataset(cfg, name, schema)
     if comm.is_main_process():
         dataset.show_test()
         _tell_matching(dataset)
@@ -202,12 +242,13 @@ def _test_set(cfg: CfgNode, query: list[tuple], gallery: list[tuple], known: Kno
                             **known._asdict()), len(query)
 
 
-def build_readable_test_set(cfg: CfgNode, name: str) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
+def build_readable_test_set(cfg: CfgNode, name: str, schema: AttributeSchema | None = None
+                            ) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
     """The data set of `build_test_set`, with its query and gallery items without those that evaluation leaves out.
 
     For whoever reads the images by themselves. Raises ValueError where no query or no gallery image can be read.
     """
-    dataset, num_query = build_test_set(cfg, name)
+    dataset, num_query = build_test_set(cfg, name, schema)
     left_out = dataset.left_out()
     if left_out:
         logger.warning(f"{name}: {len(left_out)} of {len(dataset)} test images could not be read and are left out")
@@ -234,31 +275,85 @@ class Known(NamedTuple):
     outfit_of: Callable[[str], int] | None
     folders: list[str]
     distractors: frozenset[int]
+    identified: bool
 
 
-def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known]:
-    """Items of all DATASETS.NAMES, and what is known of them."""
-    datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.NAMES]
-    for name, dataset in zip(cfg.DATASETS.NAMES, datasets):
+def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known, dict[str, ImageDataset]]:
+    """Items of all DATASETS.NAMES, what is known of them, and the data sets by name, labels under one schema."""
+    names = list(cfg.DATASETS.NAMES)
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} has a data set twice, whose people would count as "
+                         "others. Name it once.")
+    datasets = {}
+    for name in names:
+        number = sum(isinstance(other, OwnDataset) for other in datasets.values())
+        datasets[name] = build_dataset(cfg, name, number=number) if number else build_dataset(cfg, name)
+    for name, dataset in datasets.items():
         if not dataset.train:
             raise ValueError(f"DATASETS.NAMES '{name}' in '{_folder_of(dataset)}': has no training images "
-                             f"({', '.join(SUFFIXES)}). Complete the data set.")
-    items = [item for dataset in datasets for item in dataset.train]
-    labelled = [dataset for dataset in datasets if hasattr(dataset, "labels_of")]
-    for what, kinds in (("the attribute schemas", {dataset.schema.name for dataset in labelled}),
-                        ("labels of", {_whose(dataset) for dataset in labelled})):
-        if len(labelled) == len(datasets) and len(kinds) > 1:
-            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} mix {what} {', '.join(sorted(kinds))}; train on "
-                             "data sets of one kind.")
-    before: set = set()
-    for dataset in datasets:
-        own = {pid for _, pid, _ in dataset.train}
-        shared = before & own
-        before |= own
-        if shared:
-            raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have an identity '{min(shared)}', and "
-                             "images of different people would count as one person. Merge tables of your own into one.")
-    return items, _known_of(datasets)
+                             f"({', '.join(SUFFIXES)}). Complete the data set, or put pictures into train.")
+    unknown = [name for name, dataset in datasets.items() if not getattr(dataset, "identified", True)]
+    if 0 < len(unknown) < len(datasets) and comm.is_main_process():
+        logger.warning(f"DATASETS.NAMES: it is not known who is on the pictures of {', '.join(unknown)}, so identities "
+                       "are not learned, and attributes alone are")
+    datasets = _under_common(cfg, datasets) if cfg.DATASETS.ONTOLOGY else _under_one_schema(datasets)
+    items = [item for dataset in datasets.values() for item in dataset.train]
+    pids: dict = {}
+    paths: dict[str, str] = {}
+    for name, dataset in datasets.items():
+        for path, pid, _ in dataset.train:
+            for known, key, what in ((pids, pid, "an identity"), (paths, path, "a picture")):
+                if known.setdefault(key, name) != name:
+                    raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have {what} '{key}', which "
+                                     "would count as two. Name the data sets that hold different people.")
+    return items, _known_of(list(datasets.values())), datasets
+
+
+def _under_one_schema(datasets: dict[str, ImageDataset]) -> dict[str, ImageDataset]:
+    """Data sets with their labels under one schema, that of all of them merged; as they are where one has no labels.
+
+    Schemas that nobody has written are inferred from the words of all of them together.
+    """
+    own = {name: dataset for name, dataset in datasets.items() if isinstance(dataset, OwnDataset) and dataset.inferred}
+    if len(datasets) < 2 or not all(hasattr(dataset, "labels_of") or name in own and dataset.own.attributes
+                                    for name, dataset in datasets.items()):
+        return datasets
+    schemas = [dataset.schema for name, dataset in datasets.items() if name not in own]
+    try:
+        written = len(schemas)
+        schemas += infer_together([dataset.own for dataset in own.values()]) if own else []
+        schema = merge(schemas, range(written, len(schemas)))
+    except NoAttributes:
+        return datasets
+    except ValueError as error:
+        raise ValueError(f"DATASETS.NAMES {', '.join(datasets)}: {error}") from error
+    read = {name: read_under(dataset, schema) for name, dataset in datasets.items()}
+    if comm.is_main_process() and len(set(schemas)) > 1:
+        logger.info(f"DATASETS.NAMES: one schema of {len(schema.columns)} attributes in {len(schema.groups)} groups; "
+                    "what a data set lacks is unknown, and left out of the losses")
+    for dataset in read.values():
+        if comm.is_main_process():
+            _tell_matching(dataset)
+    return read
+
+
+def _under_common(cfg: CfgNode, datasets: dict[str, ImageDataset]) -> dict[str, ImageDataset]:
+    """Data sets, read by an ontology, with those of its attributes that any of them has."""
+    ontology = read_ontology(cfg.DATASETS.ONTOLOGY)
+    schemas = []
+    for dataset in datasets.values():
+        if hasattr(dataset, "labels_of"):
+            if dataset.schema != ontology.schema:
+                ontology.check_set(dataset.schema.name)
+            schemas.append(ontology.schema.restricted(dataset.annotations.matching.columns, dataset.schema.name))
+    if len(schemas) < len(datasets):
+        return datasets
+    schema = merge(schemas)
+    read = {name: read_under(dataset, schema) for name, dataset in datasets.items()}
+    for dataset in read.values():
+        if comm.is_main_process():
+            _tell_matching(dataset)
+    return read
 
 
 def _known_of(datasets: list) -> Known:
@@ -266,28 +361,39 @@ def _known_of(datasets: list) -> Known:
     outfits: dict[str, int] = {}
     units: dict[str, int] = {}
     owners: dict = {}  # of an identity or a unit: its data set, and what this calls it
+    labelled = all(map(_is_labelled, datasets))
+    by_unit = labelled and any(_whose(dataset) != "identities" for dataset in datasets)
     for dataset in datasets:
         _append(outfits, getattr(dataset, "outfits", {}))
-        if _whose(dataset) == "identities":
+        if not by_unit:
             owners |= {pid: (dataset, pid) for _, pid, _ in dataset.train + dataset.query + dataset.gallery}
         else:
-            own = dataset.outfits if _whose(dataset) == "outfits" else dataset.units
+            own, keys = _units_of(dataset)
             first = _append(units, own)
-            owners |= {first + number: (dataset, number) for number in set(own.values())}
+            owners |= {first + number: (dataset, key) for number, key in keys.items()}
 
     def labels_of(key: str | int) -> Tensor:
         dataset, name = owners[key]
         return dataset.labels_of(name)
 
-    labelled = all(map(_is_labelled, datasets))
-    by_unit = labelled and _whose(datasets[0]) != "identities"
     annotations = [dataset.annotations for dataset in datasets] if labelled else []
     worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
     # The host's own name for identities that are no person; the root stands in for what names no folder of its own.
     distractors = frozenset().union(*(getattr(dataset, "_junk_pids", ()) for dataset in datasets))
     folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
     return Known(labels_of if labelled else None, units.__getitem__ if by_unit else None, annotations,
-                 outfits.__getitem__ if worn else None, folders, distractors)
+                 outfits.__getitem__ if worn else None, folders, distractors,
+                 all(getattr(dataset, "identified", True) for dataset in datasets))
+
+
+def _units_of(dataset) -> tuple[Mapping[str, int], Mapping[int, str | int]]:
+    """Numbers of the images with labels in common by path, and what the data set calls these labels by number."""
+    if _whose(dataset) != "identities":
+        own = dataset.outfits if _whose(dataset) == "outfits" else dataset.units
+        return own, {number: number for number in own.values()}
+    items = dataset.train + dataset.query + dataset.gallery
+    places = {pid: place for place, pid in enumerate(dict.fromkeys(pid for _, pid, _ in items))}
+    return {path: places[pid] for path, pid, _ in items}, {place: pid for pid, place in places.items()}
 
 
 def _is_labelled(dataset) -> bool:
@@ -346,7 +452,7 @@ def _without_carriers(cfg: CfgNode, items: list[tuple], known: Known) -> tuple[l
 
 
 def test_labels(annotations: list[Annotations]) -> Tensor:
-    return torch.cat([torch.stack(list(a.test.values())) for a in annotations])
+    return torch.cat([a.lookup("test", a.test) for a in annotations])
 
 
 def _held_out(cfg: CfgNode, items: list[tuple],
@@ -358,8 +464,9 @@ def _held_out(cfg: CfgNode, items: list[tuple],
     """
     _, items = split_identities(items, cfg.DATASETS.HOLD_OUT, cfg.DATASETS.HOLD_OUT_SEED)
     pids, camids = (sorted({item[k] for item in items}) for k in (1, 2))
-    query, gallery = query_and_gallery([(path, 1 + pids.index(pid), camids.index(camid))
-                                        for path, pid, camid in items])
+    number = {pid: 1 + place for place, pid in enumerate(pids)}
+    items = [(path, number[pid], camids.index(camid)) for path, pid, camid in items]
+    query, gallery = query_and_gallery(items) if known.identified else ([], items)
     if known.labels_of and not known.unit_of:
         known = known._replace(labels_of=lambda pid, labels_of=known.labels_of: labels_of(pids[pid - 1]))
     logger.info(f"{HELD_OUT}: {len(query)} query and {len(gallery)} gallery images of {cfg.DATASETS.HOLD_OUT} training "

@@ -129,6 +129,8 @@ class AttributeDataset(CommDataset):
         folders: of the data sets, so that an image has one name on every machine.
         distractors: identities that stand for no person.
         without: who was left out of these items and why, for the account of a training; None for nobody.
+        identified: whether it is known who is on the images; if not, each is an identity of its own, and classes that
+            a model could learn there are none.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
@@ -136,7 +138,7 @@ class AttributeDataset(CommDataset):
                  on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None,
                  unit_of: Callable[[str], int] | None = None,
                  settings: Sequence[str] = (), folders: Sequence[str] = (),
-                 distractors: Collection[int] = (), without: Mapping | None = None) -> None:
+                 distractors: Collection[int] = (), without: Mapping | None = None, identified: bool = True) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
@@ -148,6 +150,7 @@ class AttributeDataset(CommDataset):
         self.folders = folders
         self.distractors = distractors
         self.without = without
+        self.identified = identified
         outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
         labelled = sorted({unit_of(path) for path, *_ in img_items}) if unit_of else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}
@@ -163,8 +166,13 @@ class AttributeDataset(CommDataset):
         try:
             item = self._read(index)
         except Unreadable as error:
-            item = self._instead_of(index, error)
+            index, item = self._instead_of(index, error)
         return item | self.known_of(item["img_paths"], self.img_items[index][1])
+
+    @property
+    def num_classes(self) -> int:
+        """Training identities, as the host counts them; 0 where they are not known."""
+        return len(self.pids) if self.identified else 0
 
     def left_out(self) -> set[int]:
         """Indices of the test images that an evaluation leaves out because they cannot be read.
@@ -213,7 +221,8 @@ class AttributeDataset(CommDataset):
             pid, camid = self.pid_dict[pid], self.cam_dict[camid]
         return {"images": image, "targets": pid, "camids": camid, "img_paths": path}
 
-    def _instead_of(self, index: int, error: Unreadable) -> dict:
+    def _instead_of(self, index: int, error: Unreadable) -> tuple[int, dict]:
+        """The item that stands in for one that cannot be read, and the number of the one whose labels it has."""
         path, pid, camid = self.img_items[index]
         if self.on_unreadable == "stop":
             raise RuntimeError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to go on without "
@@ -221,21 +230,29 @@ class AttributeDataset(CommDataset):
         self.num_unreadable += 1
         logger.warning(f"{error}; skipped")
         if self.relabel:
-            return self._same_identity(index, pid)
+            return self._same_identity(index, pid) if self.identified else self._another(index)
         readable = next((item for item in map(self._readable, range(len(self))) if item is not None), None)
         if readable is None:
             raise RuntimeError(f"{error}; none of the {len(self)} test images can be read")
-        return {"images": torch.zeros_like(readable["images"]), "targets": LEFT_OUT_PID, "camids": camid,
-                "img_paths": path}
+        return index, {"images": torch.zeros_like(readable["images"]), "targets": LEFT_OUT_PID, "camids": camid,
+                       "img_paths": path}
 
-    def _same_identity(self, index: int, pid) -> dict:
+    def _another(self, index: int) -> tuple[int, dict]:
+        """The next readable image, with its own labels."""
+        for other in (*range(index + 1, len(self)), *range(index)):
+            item = self._readable(other)
+            if item is not None:
+                return other, item
+        raise RuntimeError(f"none of the {len(self)} training images can be read")
+
+    def _same_identity(self, index: int, pid) -> tuple[int, dict]:
         """The next readable image of the same identity, so that a batch keeps its P x K form."""
         own = self._items_of[pid]
         start = own.index(index)
         for other in own[start + 1:] + own[:start]:
             item = self._readable(other)
             if item is not None:
-                return item
+                return index, item
         raise RuntimeError(f"{self.img_items[index][0]}: no image of identity {pid} can be read "
                            f"({len(own)} files); remove the identity or replace its files.")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import logging
 
@@ -12,6 +14,8 @@ from fastreid.utils import comm
 from torch import Tensor
 
 from ..attributes import Annotations, AttributeSchema
+from ..attributes.matching import relabel
+from ..own_data.ontology import Ontology
 from ..own_data.people import labels_of, labels_under, read_people, read_wording, split_people
 from ..own_data.split import SPLIT_FILE
 from ..own_data.tables import EMPTY
@@ -33,10 +37,17 @@ class OwnDataset(ImageDataset):
             of each person have the same ones.
         outfits: number of the outfit by path; empty where that of a picture is not known.
         cameras_known: whether a camera is known of any picture.
+        identified: whether it is known who is on the pictures; if not, each is an identity of its own, all that are
+            tested on are gallery, and attributes alone can be learned and tested.
+        own: what was read.
+        inferred: whether nobody has written the schema.
 
     Args:
-        data: folder or table.   name_pattern: of `read_people`.
+        data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
         schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
+        ontology: read them under its common attributes, where it has this data set; then under `schema`.
+        number: place among the sets of one's own that are trained on together, so that their people and cameras have
+            different names.
 
     Raises:
         FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
@@ -45,15 +56,16 @@ class OwnDataset(ImageDataset):
     dataset_name = "own"
     settings = ("cloth-changing", "same-clothes")
 
-    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None, **kwargs) -> None:
+    def __init__(self, data: str, name_pattern: str = "", schema: AttributeSchema | None = None,
+                 ontology: Ontology | None = None, number: int = 0, split_file: str = "", **kwargs) -> None:
         own = read_people(data, name_pattern)
         main = comm.is_main_process()
-        own = split_people(own, write=main)
+        own = split_people(own, write=main, split_file=split_file)
         for note in own.notes if main else ():
             logger.info(f"{own.source}: {note}")
         self.dataset_dir = str(own.folder)
-        self.cameras_known = own.camera is not None
-        if not self.cameras_known and main:
+        self.cameras_known, self.identified = own.camera is not None, own.identified
+        if not self.cameras_known and self.identified and main:
             logger.info(f"{own.source}: no cameras are known, so reID ignores no match for its camera")
         people = len(own.person.words)
         numbers = np.empty(people, np.int64)  # they follow from the names alone
@@ -63,7 +75,8 @@ class OwnDataset(ImageDataset):
         if own.camera is not None:
             camids = np.where(own.camera.codes == EMPTY, camids, own.camera.codes)
         paths = [own.path(row) for row in range(len(own))]
-        self._label(own, paths, pids, schema)
+        self.own, self._paths, self._pids, self._ontology = own, paths, pids, ontology
+        self._label(schema)
         self.outfits = {}
         if own.outfit is not None and own.outfit.complete:
             worn = np.unique(np.stack([pids, own.outfit.codes], axis=1), axis=0, return_inverse=True)[1].ravel()
@@ -75,22 +88,39 @@ class OwnDataset(ImageDataset):
 
         train, query, gallery = map(items, ("train", "query", "gallery"))
         _check_parts(own, train, query, gallery)
-        name = self.dataset_name
+        name = self.dataset_name = f"own{number + 1}" if number else "own"
         super().__init__([(path, f"{name}_{pid}", f"{name}_{camid}") for path, pid, camid in train], query, gallery,
                          **kwargs)
 
-    def _label(self, own, paths: list[str], pids: np.ndarray, schema: AttributeSchema | None) -> None:
+    def under(self, schema: AttributeSchema) -> OwnDataset:
+        """The same pictures with their labels under another schema."""
+        other = copy.copy(self)
+        other._label(schema)
+        return other
+
+    def _label(self, schema: AttributeSchema | None) -> None:
         """Set the attributes about labels."""
+        own, paths, pids = self.own, self._paths, self._pids
         self.units: dict[str, int] = {}
         wording, matching = read_wording(own), None
-        if schema is not None and own.attributes and (wording is None or wording.schema != schema):
+        self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
+        self.inferred = wording is None or not wording.path
+        name, ontology = own.name if wording is None else wording.schema.name, self._ontology
+        # As they are in the tables, whatever schema they are read under.
+        written = None if wording is None else (wording.schema, labels_of(own, wording))
+        if ontology is not None and ontology.has(name):
+            labels, matching = labels_under(own, ontology.schema, functools.partial(ontology.readings, name))
+            if schema is not None:
+                labels, _ = relabel(labels, ontology.schema, schema)
+            schema = schema or ontology.schema
+        elif schema is not None and own.attributes and (wording is None or wording.schema != schema):
             labels, matching = labels_under(own, schema)
-        elif wording is None:
+        elif wording is None or written is None:
             return
         else:
             for column, reason in (wording.left_out or {}).items():
                 logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
-            schema, labels = wording.schema, labels_of(own, wording)
+            schema, labels = written
         kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
         units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
         rows = torch.from_numpy(units[:, -labels.shape[1]:].astype(np.int64))
@@ -106,8 +136,9 @@ class OwnDataset(ImageDataset):
         tested = set(keys[np.unique(number.ravel()[own.is_in("query") | own.is_in("gallery")])].tolist())
         rows_of = [{key: self._labels[key] for key in sorted(chosen)} for chosen in (trained, tested)]
         by_name = sorted(range(len(own)), key=own.files.__getitem__)
-        digest = json_sha256([self.schema.to_dict(), [own.files[row] for row in by_name],
-                              hashlib.sha256(np.ascontiguousarray(labels[by_name])).hexdigest(),
+        of_tables, as_written = written or (schema, labels)
+        digest = json_sha256([of_tables.to_dict(), [own.files[row] for row in by_name],
+                              hashlib.sha256(np.ascontiguousarray(as_written[by_name])).hexdigest(),
                               *([own.overlay] if own.overlay else [])])
         self.annotations = Annotations(self.schema, *rows_of, str(own.source), digest, matching)
         self.labels_of = self._labels_of
@@ -122,9 +153,19 @@ class OwnDataset(ImageDataset):
     show_test = show_train
 
 
+def _distractors(own, wording, pids: np.ndarray) -> list[int]:
+    """Numbers of the persons who stand for nobody, whom nobody may ask for."""
+    rows = np.flatnonzero(np.isin(own.person.to_list(), wording.nobody if wording else ()))
+    wrong = [row for row in rows.tolist() if not own.is_in("gallery")[row]]
+    if wrong:
+        raise ValueError(f"{wording.path}: nobody holds '{own.person[wrong[0]]}', but '{own.files[wrong[0]]}' is in "
+                         f"{own.split[wrong[0]]}; expected persons who are in the gallery alone. Correct one of the "
+                         "two.")
+    return sorted(set(pids[rows].tolist()))
+
+
 def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tuple]) -> None:
-    """Refuse a split that nothing can be trained or tested on, and one that tests people who are trained on."""
-    counts = f"{len(train)} training, {len(query)} query and {len(gallery)} gallery pictures"
+    """Refuse a split that tests people who are trained on."""
     where = own.folder / SPLIT_FILE if (own.folder / SPLIT_FILE).is_file() else own.source
     both = {pid for _, pid, _ in train} & {pid for _, pid, _ in query + gallery}
     if both:
@@ -133,7 +174,5 @@ def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tupl
         raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
                          f"('{own.files[row]}'). Put all pictures of a person into one of them; their figures would be "
                          "those of people that the model knows.")
-    if not train:
-        raise ValueError(f"{where}: has {counts}. Put people into train.")
 
 

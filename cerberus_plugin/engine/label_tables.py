@@ -42,9 +42,9 @@ def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
                    else "train IDE or the host's Baseline")
         raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
-    units = len(train_set.labels) if train_set.unit_of else 0
-    logger.info(f"{table or schema}; {len(train_set.pids)} training identities"
-                + (f" with {units} outfits or other sets of labels" if units else ""))
+    units = len(train_set.labels) if train_set.unit_of or not train_set.identified else 0
+    who = f"{len(train_set.pids)} training identities" if train_set.identified else "no identities"
+    logger.info(f"{table or schema}; {who}" + (f" with {units} outfits or other sets of labels" if units else ""))
     cfg = with_sizes(cfg, train_set.num_classes, key, table.sizes if table else (), units)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
@@ -68,7 +68,7 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) ->
     if node.MARGIN not in ("adaptive", "constant"):
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
     constant = node.MARGIN_CONSTANT if node.MARGIN == "constant" else None
-    margins = margins_from_counts(data.sid_table.counts, len(data.dataset.labels), node.ALPHA, node.BETA, constant)
+    margins = margins_from_counts(data.sid_table.counts, node.ALPHA, node.BETA, constant)
     prototypes.fill(data.sid_table, data.dataset.sids, margins)
 
 

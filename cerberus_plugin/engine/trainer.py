@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.engine import DefaultTrainer, default_setup, hooks
 from fastreid.evaluation import inference_on_dataset
 from fastreid.utils import comm
@@ -20,7 +21,7 @@ from fastreid.utils.env import seed_all_rng
 from torch import nn
 
 from .. import host
-from ..attributes import GROUPS, AttributeSchema
+from ..attributes import GROUPS, MISSING, AttributeSchema
 from ..config import add_cerberus_config, check_model_keys, merge_file
 from ..data.build import (
     build_test_set,
@@ -86,10 +87,12 @@ class CerberusTrainer(DefaultTrainer):
         # What would only come up at the first evaluation, epochs from now, is checked before the first step.
         host.check_config(cfg, len(self.data.dataset))
         check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
+        check_identities(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
         cfg = _settled(cfg)
         cfg = with_attributes(cfg, self.data)
-        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out)
+        self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out,
+                                         self.data.datasets)
         super().__init__(cfg)
         fill_tables(self.model, self.cfg, self.data)
 
@@ -149,10 +152,20 @@ class CerberusTrainer(DefaultTrainer):
         reader = reader_of(model)
         test_set = test_set or build_test_set(cfg, dataset_name, reader.schema if reader else None)
         loader, num_query = cls.build_test_loader(cfg, dataset_name, test_set)
-        attributes = reader is not None and bool(loader.dataset.annotations)
+        attributes = reader is not None and any((labels != MISSING).any() for own in loader.dataset.annotations
+                                                for labels in own.test.values())
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
-        if tasks is None:
+        identified = loader.dataset.identified
+        if tasks is None and not identified:
+            if not attributes:
+                raise ValueError(f"DATASETS.TESTS: it is not known who is on the pictures of '{dataset_name}', so reID "
+                                 "cannot be evaluated, and this model reads none of its attributes. Add a column "
+                                 "'person', or evaluate a model that learned some of these attributes.")
+            tasks = attribute_tasks(reader, cfg, identified)
+            logger.info(f"{dataset_name}: it is not known who is on the pictures, so reID and APS, which ask for "
+                        "people, are left out: PAR alone is evaluated")
+        elif tasks is None:
             groups = groups_of(model) or GROUPS
             directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
             reid = ReIDTask(cfg, all_groups=groups)
@@ -160,7 +173,8 @@ class CerberusTrainer(DefaultTrainer):
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(reid.ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
-        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish)
+        return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish,
+                                     identified=identified)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -309,7 +323,8 @@ class CerberusTrainer(DefaultTrainer):
         if comm.is_main_process():
             report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:
-            logger.info("Evaluating the model before the first step, the floor of the result table")
+            logger.info("Evaluating the model before the first step, the floor of the result table; whatever is "
+                        "warned of here is of a model that has learned nothing")
             floor, _ = self.run_tests(self.cfg, self.model, self.test_sets)
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
@@ -434,18 +449,22 @@ def read_config(args) -> CfgNode:
     return cfg
 
 
-def evaluate(cfg: CfgNode) -> OrderedDict:
-    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from."""
+def evaluate(cfg: CfgNode, model: nn.Module | None = None, test_sets: TestSets | None = None) -> OrderedDict:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TESTS and write the results, beside the floor of the run they are from.
+
+    Args:
+        model: with these weights, and `test_sets` of these names, where they are there already.
+    """
     host.use_device(cfg.MODEL.DEVICE)
     if cfg.TEST.BEST_EPOCH:
         logger.info("TEST.BEST_EPOCH: an evaluation alone has one epoch; the best stands in the run's own results.txt")
     if os.path.basename(cfg.MODEL.WEIGHTS) == "model_best.pth":
         logger.warning("model_best.pth was chosen by its figures on a test set: they are no estimate of how it does on "
                        "other data; model_final.pth is the last epoch")
-    model = load_model(cfg)
+    model = load_model(cfg) if model is None else model
     reader = reader_of(model)
     check_task_options(cfg, groups_of(model) or (reader.schema.group_names if reader else GROUPS))
-    test_sets = build_test_sets(cfg, reader.schema if reader else None)
+    test_sets = test_sets or build_test_sets(cfg, reader.schema if reader else None)
     prototypes = getattr(model, "prototypes", None)
     if reader and prototypes is not None and prototypes.column_scales(reader.schema) is None:
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
@@ -465,6 +484,18 @@ def as_the_host(results: OrderedDict) -> OrderedDict:
     return next(iter(results.values())) if len(results) == 1 else results
 
 
+def check_identities(cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Refuse to train a model that learns identities on pictures without any."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if train_set.identified or name == "ARN" or name == "Cerberus" and needs_prototypes(cfg):
+        return
+    why = ("its LAMBDA_SEM, LAMBDA_REG and SOFTMAX are 0" if name == "Cerberus" else "it learns identities")
+    raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: it is not known who is on the pictures, as there is no "
+                     f"column 'person', and {name} cannot be trained on attributes alone ({why}). Train Cerberus with "
+                     "its prototypes (configs/Market1501/cerberus_R50.yml) or ARN (configs/Market1501/arn_R50.yml), or "
+                     "add the column.")
+
+
 def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
     """Refuse keys of the optimiser that would have no effect on this model."""
     layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
@@ -477,16 +508,18 @@ def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
-                    held_out: tuple[AttributeDataset, int] | None = None) -> TestSets:
+                    held_out: tuple[AttributeDataset, int] | None = None,
+                    datasets: Mapping[str, ImageDataset] | None = None) -> TestSets:
     """DATASETS.TESTS under the schema of a model; refuses those that have nothing to evaluate.
 
     Args:
         schema: of the model's attributes; None for a model without attributes.
-        held_out: of `TrainingData`; read again where None.
+        held_out, datasets: of `TrainingData`; read again where None.
     """
     test_sets = {}
     for name in cfg.DATASETS.TESTS:
-        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(cfg, name, schema)
+        test_sets[name] = held_out if name == HELD_OUT and held_out else build_test_set(
+            cfg, name, schema, datasets)
         check_test_set(cfg, name, test_sets[name])
     return test_sets
 

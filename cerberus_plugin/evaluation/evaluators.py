@@ -34,14 +34,16 @@ class TaskEvaluator(DatasetEvaluator):
         tasks: what to compute.
         device: where the tasks compute, and where they find the embeddings if these fit; they are gathered on the CPU.
         finish: what a model does to its embeddings after the host has averaged them over the flip test.
+        identified: whether it is known who is on the images; if not, there may be no query.
     """
 
     def __init__(self, num_query: int, tasks: Sequence[Task], device: torch.device | str = "cpu",
-                 finish: Callable[[Tensor], Tensor] | None = None) -> None:
+                 finish: Callable[[Tensor], Tensor] | None = None, identified: bool = True) -> None:
         self.num_query = num_query
         self._tasks = tasks
         self._device = device
         self._finish = finish
+        self._identified = identified
         self.reset()
 
     def reset(self) -> None:
@@ -103,7 +105,7 @@ class TaskEvaluator(DatasetEvaluator):
         if self.num_left_out:
             logger.warning(f"{self.num_left_out} of {len(left_out)} test images could not be read and are left out")
             gathered = gathered.rows(~left_out)
-        if not 0 < gathered.num_query < len(gathered.pids):
+        if not self._identified <= gathered.num_query < len(gathered.pids):
             raise ValueError(f"evaluation: {gathered.num_query} query and {len(gathered.pids) - gathered.num_query} "
                              "gallery images; both must have at least one")
         return gathered

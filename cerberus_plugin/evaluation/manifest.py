@@ -22,7 +22,7 @@ from ..utils.files import file_sha256, json_sha256
 
 # Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
-FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH",)  # hashed as the file's name, without its folder
+FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
 
 JUNK = ("images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
         "images of identity -1 are not read")
@@ -153,7 +153,8 @@ def _junk_by_outfits(served: set[str]) -> str:
 
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
-    return {"images": len(items), "identities": len({pid for _, pid, _ in items} - set(dataset.distractors))}
+    people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
+    return {"images": len(items), "identities": len(people)}
 
 
 def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -> str:

@@ -41,6 +41,8 @@ def results_table(results: Mapping[str, float], floor: Mapping[str, float] | Non
     rows += [("before training", floor)] if floor else []
     parts = ["reID (rectangle AP unless said)\n" + _table(
         ["", *REID], [[name, *(figures.get(key) for key in REID)] for name, figures in rows])]
+    if "mAP" not in results and "PAR/mA_official" in results:
+        parts[0] = "no reID and no APS: it is not known who is on the pictures"
     if any(f"{setting}/mAP" in results for setting in SETTINGS):
         parts[0] = _outfits_table(rows)
     if results.get("shared cameras") == 0:
@@ -76,7 +78,8 @@ def best_rows(evaluations: Mapping[int, Mapping[str, float]]) -> list[tuple[str,
     best = max(metrics, key=metrics.__getitem__)
     keys = [f"{prefix}{key}" for prefix in ("", *(f"{name}/" for name in SETTINGS)) for key in ("mAP", "Rank-1")]
     values = {key: [row[key] for row in evaluations.values() if not math.isnan(row.get(key, math.nan))] for key in keys}
-    return [(f"epoch {best} of {max(evaluations)}, the best on this test set by reID", evaluations[best]),
+    by = "reID" if "mAP" in evaluations[best] else "label mA"
+    return [(f"epoch {best} of {max(evaluations)}, the best on this test set by {by}", evaluations[best]),
             ("each figure's own best epoch on this test set", {key: max(of) for key, of in values.items() if of})]
 
 

@@ -159,20 +159,23 @@ class PARTask:
         name: of the figures.
         train_labels: int64 (identities, A), from which the majority answer is taken; None leaves it out.
         query_identities_only: score gallery images of query identities alone.
+        identified: whether it is known who is on the images; if not, there are no persons to score, and the "metric" by
+            which a checkpoint is the best is the mA of labels.
     """
 
     reader: AttributeReader
     train_labels: Tensor | None = None
     query_identities_only: bool = False
     name: str = "PAR"
+    identified: bool = True
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gallery = gathered.gallery
         chosen = _labelled(gallery)
-        if self.query_identities_only:
+        if self.query_identities_only and self.identified:
             chosen = chosen[torch.isin(gallery.pids[chosen], gathered.query.pids)]
         schema, labels = self.reader.schema, gallery.attributes[chosen]
-        if hasattr(self.reader, "answer_scores"):
+        if self.identified and hasattr(self.reader, "answer_scores"):
             person, of_persons = _persons(gallery, chosen)
             answers, of_each = self._answers_and_persons(gallery, chosen, person)
             result = self._scored(labels, *answers)
@@ -193,6 +196,8 @@ class PARTask:
             figures |= self._figures("PAR-majority", self._scored(labels, answers.expand(len(chosen), -1)))
         figures |= {f"{self.name}/images": len(chosen), f"{self.name}/questions": result.num_bits,
                     f"{self.name}/undefined_questions": result.num_undefined_bits}
+        if not self.identified and self.name == "PAR":
+            figures["metric"] = figures["PAR/label/mA"]
         return figures
 
     def _answers_and_persons(self, gallery: Gathered, chosen: Tensor,
@@ -276,7 +281,7 @@ class APSTask:
                    "unmatched": result.num_unmatched, "images": len(pool)}
         if self.train_labels is not None:
             described = labels[asked]
-            seen = agreeing(self.train_labels, described).any(dim=1)
+            seen = agreeing(self.train_labels.unique(dim=0), described).any(dim=1)
             unseen_sid = self._with_unseen_sid(described)
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
@@ -363,8 +368,12 @@ class APSTask:
                                **representative)
 
 
-def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
-    """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so."""
+def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> list[PARTask | APSTask]:
+    """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so.
+
+    Args:
+        identified: whether it is known who is on the images; if not, PAR alone.
+    """
     train_labels = getattr(reader, "train_labels", None)
     tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
              APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
@@ -373,7 +382,7 @@ def attribute_tasks(reader: AttributeReader, cfg) -> list[PARTask | APSTask]:
         reader = reader.read_by(other)
         tasks += [PARTask(reader, None, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, f"PAR ({other})"),
                   APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, name=f"APS ({other})")]
-    return tasks
+    return tasks if identified else [replace(task, identified=False) for task in tasks if isinstance(task, PARTask)]
 
 
 def check_task_options(cfg, groups: Sequence[str] = GROUPS) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastreid.config import CfgNode, get_cfg
+from fastreid.engine.hooks import HookBase
 from fastreid.utils.env import seed_all_rng
 
 from ..config import FILLED, add_cerberus_config, flat, merge_file
@@ -21,16 +22,20 @@ FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIO
         "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB", "TEST.BEST_EPOCH")
 
 
-def train_once(cfg: CfgNode) -> dict:
+def train_once(cfg: CfgNode, hooks: Sequence[HookBase] = ()) -> dict:
     """The record of results.json of a configuration: from its OUTPUT_DIR where it is finished, else trained there.
 
     A run that was killed goes on from its last checkpoint.
+
+    Args:
+        hooks: more of them, called after the trainer's own.
     """
     check_same_run(cfg)
     if not is_finished(cfg):
         write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
         seed_all_rng(cfg.SEED)
         trainer = CerberusTrainer(cfg)
+        trainer.register_hooks(list(hooks))
         trainer.resume_or_load(resume=True)
         trainer.train()
         del trainer

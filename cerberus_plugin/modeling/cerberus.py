@@ -79,7 +79,9 @@ class Cerberus(ImageModel):
         prototypes, reading, schema = None, None, None
         if node.SCHEMA or has_prototypes(node):
             schema = find_schema(node.SCHEMA, "MODEL.CERBERUS.SCHEMA")
-        criteria = [IdentityLoss(node.LAMBDA_ID, cfg.MODEL.LOSSES.CE.EPSILON), TripletLoss(node.LAMBDA_ID)]
+        # A training set without identities has no classes: the attribute half is trained alone.
+        criteria: list[Loss] = [IdentityLoss(node.LAMBDA_ID, cfg.MODEL.LOSSES.CE.EPSILON), TripletLoss(
+            node.LAMBDA_ID)] if cfg.MODEL.HEADS.NUM_CLASSES else []
         if node.PROTOTYPES not in PROTOTYPES:
             raise ValueError(f"MODEL.CERBERUS.PROTOTYPES is '{node.PROTOTYPES}', expected one of "
                              f"{', '.join(PROTOTYPES)}")

@@ -266,9 +266,12 @@ def has_prototypes(options) -> bool:
     return bool(options.LAMBDA_SEM or options.SOFTMAX or (options.LAMBDA_REG and options.PROTOTYPES == "free"))
 
 
-def margins_from_counts(counts: tuple[Tensor, ...], num_identities: int, alpha: float, beta: float,
+def margins_from_counts(counts: tuple[Tensor, ...], alpha: float, beta: float,
                         constant: float | None = None) -> tuple[Tensor, ...]:
-    """Margins of each group: adaptive (Eq. 4), or one constant for all (Table 8 of the paper)."""
+    """Margins of each group: adaptive (Eq. 4), or one constant for all (Table 8 of the paper).
+
+    Identities whose label is missing in a group do not count in it.
+    """
     if constant is not None:
         return tuple(torch.full((len(count),), constant) for count in counts)
-    return tuple(adaptive_margins(count, num_identities, alpha, beta) for count in counts)
+    return tuple(adaptive_margins(count, int(count.sum()), alpha, beta) for count in counts)

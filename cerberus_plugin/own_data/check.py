@@ -6,32 +6,29 @@ Shapes: N pictures, A label fields, M columns.
 from __future__ import annotations
 
 import hashlib
-import math
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..attributes.schema import MOST_COMBINATIONS
+from ..attributes.schema import MOST_COMBINATIONS, AttributeSchema
 from ..utils.commands import printable
 from ..utils.files import write_text
-from ..utils.images import Limits, Unreadable, read_image
+from ..utils.images import Limits, Unreadable, read_bytes, read_image
 from ..utils.processor import usable_cores
 from .near_duplicates import near_duplicates, picture_hash
 from .people import OwnData, labels_of, read_people, read_wording, split_people
-from .schema_file import FILE_NAME, Wording, folded, schema_text
-from .split import PARTS
+from .recipe import FEW_IMAGES, FEW_PEOPLE, UPRIGHT, Facts, Wish, choose, model_for, too_few
+from .schema_file import FILE_NAME, MOST_VALUES, Wording, folded, schema_text
+from .split import PARTS, SPLIT_FILE
 from .tables import EMPTY, Words
 
 MOST_EXAMPLES = 5
-BATCH, IMAGES_OF_EACH = 64, 4  # of the paper's recipe
-RECIPE, WITHOUT_ATTRIBUTES = "configs/Market1501/cerberus_R50.yml", "configs/Market1501/bot_R50.yml"
-EPOCHS, WARMUP, STEPS = 120, 2000, 24_000  # of the recipe on Market-1501
-FEW_PEOPLE, FEW_IMAGES = 100, 4
+UNKNOWN = ("unknown", "n/a", "na", "nan", "null", "?", "??", "???", "unclear", "unsure", "not visible")
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,13 @@ class Section:
 
 @dataclass
 class Report:
-    """The findings. Training would fail where there are errors, and learn something wrong where there are warnings."""
+    """The findings. Training would fail where there are errors, and learn something wrong where there are warnings.
+
+    `facts` are what a configuration is chosen by.
+    """
 
     data: str
+    facts: Facts = Facts(0, 0, 0)
     sections: list[Section] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -61,7 +62,8 @@ class Report:
         return [(name, texts) for name, texts in kinds if texts]
 
 
-def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: bool = True) -> Report:
+def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: bool = True,
+          skip_unreadable: bool = False) -> Report:
     """Read a data set of one's own and look for what training would stumble over.
 
     Writes `split.csv` where a split is drawn, and `schema.yaml` where a schema is inferred.
@@ -69,6 +71,7 @@ def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: boo
     Args:
         data, name_pattern: of `read_people`.   seed: of the split, where one is drawn.
         pictures: open each picture; without, files are only looked up.
+        skip_unreadable: training passes over pictures that cannot be read, so they are no error.
 
     Raises:
         FileNotFoundError, ValueError: if tables, names or the schema are wrong.
@@ -77,21 +80,27 @@ def check(data: str | Path, name_pattern: str = "", seed: int = 0, pictures: boo
     report = Report(str(data), notes=list(own.notes))
     _count(report, own)
     _check_split(report, own)
+    trained = own.is_in("train")
+    report.facts = Facts(int(trained.sum()), len(np.unique(own.person.codes[trained])) if own.identified else None,
+                         len(np.unique(own.person.codes[own.is_in("query")])), cameras=own.camera is not None)
     wording = read_wording(own)
     if wording is not None:
         _check_attributes(report, own, wording, labels_of(own, wording))
     elif own.attributes:
         report.warnings.append("no column can be an attribute, so only identities are learned: "
                                f"{', '.join(own.attributes)}")
-    size = _check_pictures(report, own) if pictures else None
-    _advise(report, own, wording, size, name_pattern)
+    if pictures:
+        report.facts = replace(report.facts, size=_check_pictures(report, own, skip_unreadable))
+    _advise(report, name_pattern)
     return report
 
 
 def _count(report: Report, own: OwnData) -> None:
     images = own.person.counts()
-    rows = [("pictures", len(own)), ("people", len(own.person.words)),
-            ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")]
+    rows: list[tuple] = [("pictures", len(own))]
+    rows += [("people", len(own.person.words)),
+             ("pictures a person", f"{images.min()} to {images.max()}, median {np.median(images):g}")
+             ] if own.identified else [("people", "none known")]
     for name, words in (("cameras", own.camera), ("outfits", own.outfit)):
         unknown = len(own) if words is None else int((words.codes == EMPTY).sum())
         rows.append((name, "none known" if words is None else f"{len(words.words)}"
@@ -99,23 +108,32 @@ def _count(report: Report, own: OwnData) -> None:
     report.sections.append(Section(f"Pictures of {own.source}", ("", "count"), rows))
     if own.outfit is not None and not own.outfit.complete:
         report.notes.append("the outfit of some pictures is not known, so nothing is evaluated by outfits")
-    if own.camera is None:
+    if own.camera is None and own.identified:
         report.notes.append("no cameras are known, so reID ignores no match for its camera; figures are higher than "
                             "those across cameras")
-    for name, words in (("people", own.person), ("cameras", own.camera)):
+    for name, words in (("people", own.person if own.identified else None), ("cameras", own.camera)):
         alike = defaultdict(list)
         for word in () if words is None else words.words:
-            alike[folded(word)].append(word)
+            alike[folded(word).lstrip("0")].append(word)
         several = sorted(same for same in alike.values() if len(same) > 1)
         if several:
-            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case alone and count as "
-                                   f"several, such as {' and '.join(several[0])}. Write them alike if they are one")
-    report.sections.append(Section("Split", ("part", "pictures", "people"), [
-        (part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
-        if (chosen := own.is_in(part)).any()]))
+            report.warnings.append(f"{len(several)} names of {name} differ in upper and lower case or in leading zeros "
+                                   f"alone and count as several, such as {' and '.join(several[0])}. Write them alike "
+                                   "if they are one")
+    parts = [(part, int(chosen.sum()), len(np.unique(own.person.codes[chosen]))) for part in PARTS
+             if (chosen := own.is_in(part)).any()]
+    report.sections.append(Section("Split", ("part", "pictures", "people"), parts) if own.identified else
+                           Section("Split", ("part", "pictures"), [("test" if part == "gallery" else part, count)
+                                                                   for part, count, _ in parts]))
 
 
 def _check_split(report: Report, own: OwnData) -> None:
+    if not own.identified:
+        for part, name in (("train", "train"), ("gallery", "test")):
+            if not own.is_in(part).any():
+                report.errors.append(f"no pictures are in {name}; name the parts in a column 'split', or delete "
+                                     f"{SPLIT_FILE} to have them drawn")
+        return
     people = {part: set(np.unique(own.person.codes[own.is_in(part)]).tolist()) for part in PARTS}
     both = people["train"] & (people["query"] | people["gallery"])
     if both:
@@ -155,14 +173,15 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
             report.notes.append(f"column '{name}' is not in {wording.path or FILE_NAME} and is not read")
     trained = own.is_in("train")
     truth, known = schema.column_truth(labels)
-    rows, contradictions = [], []
+    rows, contradictions, learned = [], [], 0
     for m, column in enumerate(schema.columns):
         counts = truth[m][known[:, m]].sum(axis=0)
         answers = list(zip(column.classes, counts.tolist()))
         if column.is_colour:
             answers.append(("none", int((~truth[m].any(axis=1) & known[:, m]).sum())))
         held = [word for word, count in answers if count]
-        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers),
+        rows.append((column.display, column.group, ", ".join(f"{word} {count}" for word, count in answers[:MOST_VALUES])
+                     + (", ..." if len(answers) > MOST_VALUES else ""),
                      f"{1 - known[:, m].mean():.0%}"))
         if not known[:, m].any():
             report.warnings.append(f"'{column.name}' is not known of anybody, so it is not learned")
@@ -172,14 +191,21 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         else:
             absent = [word for word, count in answers if not count and word != "none"]
             if absent:
-                report.warnings.append(f"'{column.name}': nobody has {', '.join(absent)}")
+                report.warnings.append(f"'{column.name}': nobody has {_some(absent)}")
             in_training = truth[m][known[:, m] & trained].any(axis=0)
+            seen = truth[m][known[:, m] & trained]
+            learned += bool((seen != seen[:1]).any())
             unseen = [word for word, count, seen in zip(column.classes, counts.tolist(), in_training.tolist())
                       if count and not seen]
             if unseen:
-                report.warnings.append(f"'{column.name}': nobody in training has {', '.join(unseen)}")
-        contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
-                                          column.group in schema.lasting_groups)
+                report.warnings.append(f"'{column.name}': nobody in training has {_some(unseen)}")
+        doubtful = [word for word in held if folded(word) in UNKNOWN]
+        if doubtful:
+            report.warnings.append(f"'{column.name}' has the value {_some(doubtful)}, which is learned like any other. "
+                                   "Leave the cell empty where it is not known")
+        if own.identified:
+            contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
+                                              column.group in schema.lasting_groups)
     report.sections.append(Section("Attributes (pictures of each value)", ("attribute", "group", "values", "unknown"),
                                    rows))
     if contradictions:
@@ -190,25 +216,24 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if wrong:
             report.warnings.append(f"attributes of lasting groups differ within people: {', '.join(wrong)}")
     unlabelled = set(range(len(own.person.words))) - set(np.unique(own.person.codes[known.any(axis=1)]).tolist())
+    unlabelled -= {code for code, name in enumerate(own.person.words) if name in wording.nobody}
     if unlabelled:
-        report.warnings.append(f"nothing is known of {len(unlabelled)} people: {_names(own.person, unlabelled)}")
+        report.warnings.append(f"nothing is known of {len(unlabelled)} "
+                               f"{'people' if own.identified else 'pictures'}: {_names(own.person, unlabelled)}")
     for group in schema.group_names:
         complete = schema.is_complete(labels[trained], group)
         if trained.any() and complete.mean() < 0.5:
             report.warnings.append(f"group '{group}' is known in full of {int(complete.sum())} of {len(complete)} "
                                    "training pictures, and Cerberus learns from these alone. Fill in its attributes, "
                                    "or give those that are often empty a group of their own")
-        if schema.num_combinations(group) > MOST_COMBINATIONS:
-            report.errors.append(f"the values of group '{group}' have {schema.num_combinations(group)} combinations, "
-                                 f"more than the {MOST_COMBINATIONS} that Cerberus makes prototypes for. Put its "
-                                 "attributes into several groups, or train with MODEL.CERBERUS.SID_SPACE observed")
-    strips = [group.strip is None for group in schema.groups]
-    if all(strips) or not any(strips):
-        report.errors.append("Cerberus needs a group that reads a strip and one that reads the whole picture; "
-                             + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}"
-                                if len(strips) > 1 else f"make two groups of the attributes in {FILE_NAME}"
-                                if len(schema.columns) > 1 else "with one attribute, train "
-                                "configs/Market1501/apr_R50.yml in its place"))
+    reason, crowded = limits_of(schema)
+    for group in crowded:
+        report.warnings.append(f"the values of group '{group}' have {schema.num_combinations(group)} combinations, "
+                               f"more than the {MOST_COMBINATIONS} that Cerberus makes prototypes for; it learns those "
+                               "that training people carry. Put its attributes into several groups to search by all")
+    if reason:
+        report.warnings.append(reason)
+    report.facts = replace(report.facts, attributes=learned, not_for_cerberus=reason, crowded=crowded)
     if not wording.path:
         path = own.folder / FILE_NAME
         try:
@@ -216,6 +241,18 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
             report.notes.append(f"wrote {path} from the words of the tables; correct it where it is wrong")
         except OSError as error:
             report.notes.append(f"{error}; the schema is inferred each time")
+
+
+def limits_of(schema: AttributeSchema) -> tuple[str, tuple[str, ...]]:
+    """Why a Cerberus cannot learn a schema, "" where it can; groups with too many combinations for a prototype each."""
+    crowded = tuple(group for group in schema.group_names if schema.num_combinations(group) > MOST_COMBINATIONS)
+    strips = [group.strip is None for group in schema.groups]
+    if not all(strips) and any(strips):
+        return "", crowded
+    return ("Cerberus needs a group that reads a strip and one that reads the whole picture; "
+            + (f"change the region of one of {', '.join(schema.group_names)} in {FILE_NAME}" if len(strips) > 1
+               else f"make two groups of the attributes in {FILE_NAME}" if len(schema.columns) > 1 else
+               "there is one attribute")), crowded
 
 
 def _contradictions(own: OwnData, column, labels: np.ndarray, known: np.ndarray, lasting: bool) -> list[tuple]:
@@ -238,7 +275,7 @@ def _contradictions(own: OwnData, column, labels: np.ndarray, known: np.ndarray,
     return [(column.display, len(np.unique(people[differ])), f"{own.person.words[person]}: {example}", lasting)]
 
 
-def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
+def _check_pictures(report: Report, own: OwnData, skip_unreadable: bool) -> tuple[float, float] | None:
     """Open all pictures; their median height and width."""
     from tqdm import tqdm
 
@@ -247,23 +284,21 @@ def _check_pictures(report: Report, own: OwnData) -> tuple[float, float] | None:
     def look(row: int) -> tuple[bytes | None, tuple[int, int], str, np.ndarray | None]:
         path = own.path(row)
         try:
-            with open(path, "rb") as file:
-                data = file.read(limits.max_bytes + 1)
+            data = read_bytes(path, limits.max_bytes)
             image = read_image(data, limits, path)
             return (hashlib.blake2b(data, digest_size=16).digest(), (image.height, image.width), "",
                     picture_hash(image))
         except Unreadable as error:
             return None, (0, 0), error.reason, None
-        except OSError as error:
-            return None, (0, 0), error.strerror or str(error), None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         found = list(tqdm(threads.map(look, range(len(own))), total=len(own), desc="checking", unit=" pictures"))
     bad = [(own.files[row], reason) for row, (_, _, reason, _) in enumerate(found) if reason]
     if bad:
         report.sections.append(Section("Pictures that cannot be read", ("picture", "reason"), bad[:50]))
-        report.errors.append(f"{len(bad)} pictures cannot be read, such as {bad[0][0]} ({bad[0][1]}). Replace them, "
-                             "delete their lines, or train with DATALOADER.ON_UNREADABLE skip")
+        (report.warnings if skip_unreadable else report.errors).append(
+            f"{len(bad)} pictures cannot be read, such as {bad[0][0]} ({bad[0][1]}). Replace them, delete their lines, "
+            "or train with DATALOADER.ON_UNREADABLE skip")
     alike: dict[bytes, list[int]] = defaultdict(list)
     for row, (digest, _, _, _) in enumerate(found):
         if digest is not None:
@@ -280,15 +315,16 @@ def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]
     side = _sides(own)
     rows, people, parts = [], 0, 0
     for same in copies:
-        other_people = len({own.person.codes[row] for row in same}) > 1
+        other_people = own.identified and len({own.person.codes[row] for row in same}) > 1
         other_parts = len({side[row] for row in same}) > 1
         people, parts = people + other_people, parts + other_parts
         where = [name for name, yes in (("several people", other_people), ("training and test", other_parts)) if yes]
-        rows.append((", ".join(f"{own.files[row]} ({own.person[row]})" for row in same[:MOST_EXAMPLES]), len(same),
-                     " and ".join(where) or "one person"))
+        names = [f"{own.files[row]} ({own.person[row]})" if own.identified else own.files[row]
+                 for row in same[:MOST_EXAMPLES]]
+        rows.append((", ".join(names), len(same), " and ".join(where) or ("one person" if own.identified else "")))
     if not rows:
         return
-    rows.sort(key=lambda row: row[2] == "one person")
+    rows.sort(key=lambda row: row[2] in ("one person", ""))
     report.sections.append(Section("The same file more than once", ("pictures", "copies", "of"), rows[:50]))
     if people:
         report.warnings.append(f"{people} pictures are under several people; one of the names is wrong")
@@ -304,18 +340,19 @@ def _report_near(report: Report, own: OwnData, rows: np.ndarray, hashes: np.ndar
     Args:
         rows: int64 (n,), of pictures without copies.   hashes: uint8 (n, bytes).
     """
-    person, side = own.person.codes[rows], _sides(own)[rows]
+    person, side = own.person.codes[rows] if own.identified else np.zeros(len(rows), np.int32), _sides(own)[rows]
     near = near_duplicates(hashes, person, side)
     if near.others:
-        report.notes.append(f"{near.others} pairs of pictures of one person are nearly the same, such as successive "
-                            "ones")
+        report.notes.append(f"{near.others} pairs of pictures{' of one person' * own.identified} are nearly the same, "
+                            "such as successive ones")
     if not len(near.pairs):
         return
     first, second = near.pairs[:, 0], near.pairs[:, 1]
     people, parts = person[first] != person[second], side[first] != side[second]
     report.sections.append(Section(
         "Pictures that are nearly the same", ("pictures", "of"),
-        [(", ".join(f"{own.files[row]} ({own.person[row]})" for row in rows[pair[:2]]),
+        [(", ".join(f"{own.files[row]} ({own.person[row]})" if own.identified else own.files[row]
+                    for row in rows[pair[:2]]),
           " and ".join(name for name, yes in (("several people", one), ("training and test", other)) if yes))
          for pair, one, other in zip(near.pairs[:50], people, parts)]))
     example = " and ".join(own.files[row] for row in rows[near.pairs[0, :2]])
@@ -333,44 +370,37 @@ def _sides(own: OwnData) -> np.ndarray:
     return np.array(["test" if word in ("query", "gallery") else word for word in own.split.words])[own.split.codes]
 
 
-def _advise(report: Report, own: OwnData, wording: Wording | None, size: tuple[float, float] | None,
-            name_pattern: str) -> None:
-    trained = own.is_in("train")
-    images, people = int(trained.sum()), len(np.unique(own.person.codes[trained]))
-    batch = min(BATCH, IMAGES_OF_EACH * people, images - images % IMAGES_OF_EACH)
-    if batch < 2 * IMAGES_OF_EACH:
-        if images:  # else there is an error already
-            report.errors.append(f"{images} pictures of {people} people are too few to train on; a batch needs two "
-                                 f"people and {2 * IMAGES_OF_EACH} pictures")
+def _advise(report: Report, name_pattern: str) -> None:
+    facts = report.facts
+    if reason := too_few(facts):
+        report.errors.append(reason)
+    if reason or not facts.images:  # which is an error already
         return
-    if people < FEW_PEOPLE:
-        report.advice.append(f"{people} people to train on are few: identities are told apart well from some hundred "
-                             "people on. Begin with pretrained weights, and trust no figure of one split")
-    elif images / people < FEW_IMAGES:
-        report.advice.append(f"{images / people:.1f} pictures a person are few; {FEW_IMAGES} or more, from several "
-                             "cameras, are better than more people")
-    if size is not None:
-        ratio = size[0] / size[1]
-        report.advice.append(f"pictures are {size[1]:g} x {size[0]:g} in the median"
+    if facts.people is None:
+        report.advice.append("identities are unknown: Cerberus and ARN learn the attributes alone, evaluated by PAR")
+    elif facts.people < FEW_PEOPLE:
+        report.advice.append(f"{facts.people} people to train on are few: identities are told apart well from some "
+                             "hundred people on. Begin with pretrained weights, and trust no figure of one split")
+    elif facts.images / facts.people < FEW_IMAGES:
+        report.advice.append(f"{facts.images / facts.people:.1f} pictures a person are few; {FEW_IMAGES} or more, from "
+                             "several cameras, are better than more people")
+    if facts.size is not None:
+        report.advice.append(f"pictures are {facts.size[1]:g} x {facts.size[0]:g} in the median"
                              + ("; people are expected in upright crops, about twice as high as wide"
-                                if ratio < 1.3 else ""))
-    epochs = min(EPOCHS, max(20, math.ceil(STEPS / 4 * batch / images)))
-    steps = epochs * (images // batch)
-    options = [f"DATASETS.NAME_PATTERN {shlex.quote(name_pattern)}"] if name_pattern else []
-    options += [f"SOLVER.IMS_PER_BATCH {batch}"] if batch < BATCH else []
-    options += [f"SOLVER.MAX_EPOCH {epochs}"] if epochs < EPOCHS else []
-    options += [f"SOLVER.WARMUP_ITERS {steps // 10}"] if steps < 10 * WARMUP else []
-    names = f"({report.data!r},)"
-    names = shlex.quote(names) if set('"$`\\!') & set(names) else f'"{names}"'
+                                if facts.size[0] / facts.size[1] < UPRIGHT else ""))
+    model, why = model_for(facts)
+    pattern = f" --name-pattern {shlex.quote(name_pattern)}" if name_pattern else ""
+    plans = [choose(facts, gpu, wish=Wish(weights="resnet50.pth" if gpu else "")) for gpu in (True, False)]
     report.advice.append(
-        f"{steps} steps in {epochs} epochs: python projects/Cerberus/train_net.py --config-file "
-        f"{WITHOUT_ATTRIBUTES if wording is None else RECIPE} MODEL.BACKBONE.PRETRAIN_PATH resnet50.pth "
-        f"DATASETS.NAMES {names} DATASETS.TESTS {names} "
-        + " ".join(["OUTPUT_DIR runs/own", *options]))
+        f"cerberus train {shlex.quote(report.data)} --out runs/own{pattern} takes --model {model} ({why}); on a GPU "
+        + ", on a CPU ".join(f"{plan.steps} steps in {plan.epochs} epochs" for plan in plans))
 
 
 def _names(words: Words, codes: Iterable[int]) -> str:
-    names = sorted(words.words[code] for code in codes)
+    return _some(sorted(words.words[code] for code in codes))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_EXAMPLES]) + (", ..." if len(names) > MOST_EXAMPLES else "")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -59,10 +60,10 @@ class Overlay:
     table: Table = field(repr=False)
     rows: list[Row] = field(repr=False)
 
-    def refuse(self, row: Row, what: str):
+    def refuse(self, row: Row, what: str) -> NoReturn:
         raise ValueError(f"{self.table.where(row.number)}: {what}")
 
-    def refuse_stale(self, row: Row, now: str):
+    def refuse_stale(self, row: Row, now: str) -> NoReturn:
         self.refuse(row, f"'{row.attribute}' was '{row.was}' and is '{now}' now, so the row is out of date. Look at it "
                     "again: correct was, or delete the row.")
 

@@ -9,28 +9,29 @@ import logging
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..attributes.matching import Matching, express, matched, source_of_words, sources_of
+from ..attributes.matching import Matching, Readings, by_name, express, source_of_words, sources_of
 from ..attributes.schema import AttributeSchema, Column
 from ..utils.files import file_sha256
 from ..utils.folders import walk
 from ..utils.images import SUFFIXES
 from . import schema_file
-from .overlay import OVERLAY, corrections, follow_people, read_overlay, replaced
+from .left_over import OUTFITS, PEOPLE, other_files, other_tables, refuse_misnamed
+from .overlay import OVERLAY, PERSON, corrections, follow_people, read_overlay, replaced
 from .schema_file import FILE_NAME, NoAttributes, Wording, folded, infer_schema, read_schema
-from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_split, read_split
+from .split import PARTS, SPLIT_FILE, TEST, divide_test, draw_pictures, draw_split, read_split
 from .tables import EMPTY, KEYS, Table, Words, joined, read_table
 from .tables import SUFFIXES as TABLE_SUFFIXES
 
 logger = logging.getLogger("fastreid.cerberus")
 
 NAME_GROUPS = ("person", "camera", "time", "outfit")
-PEOPLE, OUTFITS = "people.csv", "outfits.csv"
 MOST_SPELLINGS = 3  # of an attribute that are named
 
 
@@ -50,6 +51,7 @@ class OwnData:
         overlay: digest of that file, "" without one.
         where: the place that tells of a picture, for a message.
         find: the place where a column holds a word, for a message.
+        identified: whether it is known who is on the pictures. Where it is not, `person` numbers the pictures.
     """
 
     folder: Path
@@ -66,9 +68,15 @@ class OwnData:
     overlay: str = ""
     where: Callable[[int], str] = field(default=lambda row: "", repr=False)
     find: Callable[[str, str], str] = field(default=lambda name, word: "", repr=False)
+    identified: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def name(self) -> str:
+        """That of the folder."""
+        return self.folder.resolve().name or "own"
 
     def path(self, row: int) -> str:
         return os.path.join(self.folder, *self.files[row].split("/"))
@@ -85,6 +93,7 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
     Args:
         data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
             each of `train`, `query` and `gallery`, or a folder with a folder of pictures for each person, likewise.
+            A table without a column `person` is of pictures without identities, of which attributes alone are learned.
         name_pattern: regular expression with the group person, and camera, time and outfit as far as names tell; it is
             searched in the name of each picture below the folder, in place of a table.
 
@@ -93,13 +102,15 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
         ValueError: with the file, the line, what is there, what is expected, and a remedy.
     """
     data = Path(data)
+    folder = data.parent if data.is_file() else data
+    if folder.is_dir():
+        refuse_misnamed(folder)
     if name_pattern:
         return _with_words(_by_names(data, name_pattern), data, None)
     sources = _tables_of(data)
     if not sources:
         return _with_words(_folders(data), data, None)
-    tables = {part: read_table(path, ("file_name", "person")) for part, path in sources.items()}
-    folder = data.parent if data.is_file() else data
+    tables = {part: read_table(path, ("file_name",)) for part, path in sources.items()}
     table = tables[""] if "" in tables else joined(folder, tables)
     return _with_words(_listed(table, folder), folder, table)
 
@@ -116,10 +127,41 @@ def read_wording(own: OwnData) -> Wording | None:
     if not own.attributes:
         return None
     try:
-        return infer_schema(own.folder.resolve().name or "own", own.attributes)
+        return infer_schema(own.name, own.attributes, own.person.codes if own.identified else None)
     except NoAttributes as error:
         logger.warning(f"{own.source}: {error}")
         return None
+
+
+def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
+    """The schemas of several data sets, with values and groups that are inferred from the words of all of them.
+
+    Words are spelt as in the first data set that has them. One without any attribute has no schema.
+
+    Raises:
+        NoAttributes: if no column is an attribute.
+    """
+    spelt: dict[str, str] = {}  # the first spelling of names and words
+    columns: dict[str, list[str]] = {}
+    size = sum(map(len, parts))
+    start = 0
+    for own in parts:
+        for name, column in own.attributes.items():
+            cells = columns.setdefault(spelt.setdefault(f"{folded(name)}:", name), [""] * size)
+            known = [spelt.setdefault(f"{folded(name)}: {folded(word)}", word) for word in column.words] + [""]
+            cells[start:start + len(own)] = [known[code] for code in column.codes.tolist()]  # EMPTY is the last
+        start += len(own)
+    people = None
+    if all(own.identified for own in parts):
+        people = np.unique([f"{k}:{person}" for k, own in enumerate(parts) for person in own.person.to_list()],
+                           return_inverse=True)[1].ravel()
+    whole = infer_schema("all", {name: Words.of(cells) for name, cells in columns.items()}, people).schema
+    found = []
+    for own in parts:
+        has = {folded(name) for name in own.attributes}
+        kept = [column.name for column in whole.columns if folded(column.name) in has]
+        found += [whole.restricted(kept, own.name)] if kept else []
+    return found
 
 
 def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
@@ -140,43 +182,52 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
     return schema_file.encode(wording, own.attributes, refuse)
 
 
-def labels_under(own: OwnData, schema: AttributeSchema) -> tuple[np.ndarray, Matching]:
+def labels_under(own: OwnData, schema: AttributeSchema,
+                 read: Callable[[Sequence[Column]], Readings] | None = None) -> tuple[np.ndarray, Matching]:
     """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
 
     Words are matched by themselves, so that an attribute which everybody has alike is read as well; a `schema.yaml` in
     the folder adds display names and words for none of the values.
+
+    Args:
+        read: how the columns of the data are read; by their names where None.
 
     Raises:
         ValueError: if the folder's own `schema.yaml` is wrong, or a word is none of its values.
     """
     wording = read_wording(own) if (own.folder / FILE_NAME).is_file() else None
     columns = list(wording.schema.columns) if wording else []
-    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items()
-                if name not in {column.name for column in columns}]
-    pairs = matched(columns, schema.columns)
-    sources = [source_of_words(column.name, own.attributes[column.name].codes, column.classes, schema.column(name))
-               for name, column in pairs.items() if not column.fields]
+    listed = {column.name for column in columns}
+    columns += [Column(name, words.words, (), "") for name, words in own.attributes.items() if name not in listed]
+    readings = by_name(columns, schema) if read is None else read(columns)
+    sources = [source_of_words(name, own.attributes[name].codes, own.attributes[name].words, readings[name])
+               for name in own.attributes if name in readings and name not in listed]
     if wording:
-        sources += sources_of(labels_of(own, wording), wording.schema, schema,
-                              {name: column for name, column in pairs.items() if column.fields})
-    labels, report = express(sources, schema, own.folder.resolve().name or str(own.source),
-                             [column.name for column in columns])
+        sources += sources_of(labels_of(own, wording), wording.schema, readings)
+    labels, report = express(sources, schema, own.name, [column.name for column in columns])
     return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
 
 
-def split_people(own: OwnData, seed: int = 0, write: bool = True) -> OwnData:
+def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
     """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
+
+    Pictures without identities are all gallery where they are tested on: nobody is asked for.
 
     Args:
         write: write what was drawn.
+        split_file: a file in the form of `split.csv`, which is read in place of all these.
     """
-    split, notes = own.split, []
-    path = own.folder / SPLIT_FILE
-    if split is None and not path.is_file():
-        split, notes = draw_split(path if write else None, own.files, own.person, own.camera, seed)
-        return replace(own, split=split, notes=(*own.notes, *notes))
-    if split is None:
+    split: Words | None = None if split_file else own.split
+    notes: list[str] = []
+    path = Path(split_file) if split_file else own.folder / SPLIT_FILE
+    if split is None and (split_file or path.is_file()):
         split, notes = read_split(path, own.files)
+    elif split is None:
+        drawn = path if write else None
+        split, notes = (draw_split(drawn, own.files, own.person, own.camera, seed) if own.identified
+                        else draw_pictures(drawn, own.files, seed))
+    if not own.identified:
+        split = split.renamed({TEST: "gallery", "query": "gallery"})
     if len(own.moved):
         split, note = follow_people(split, own.person, own.moved, own.files, own.folder)
         notes += [note] if note else []
@@ -213,7 +264,8 @@ def _listed(table: Table, folder: Path) -> OwnData:
     """The pictures of a table, checked."""
     notes = []
     columns = table.columns
-    for name in ("file_name", "person"):
+    person = _known(columns, "person")
+    for name in ("file_name", "person")[:1 if person is None else 2]:
         if not columns[name].complete:
             row = int(np.flatnonzero(columns[name].codes == EMPTY)[0])
             raise ValueError(f"{table.where(row)}: has no {name}. Fill the cell, or delete the line.")
@@ -223,7 +275,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
     for code, name in enumerate(names.words):
         if _PLAIN_NAME(name) and "./" not in name and "//" not in name:
             continue
-        reason = _refused_name(name)
+        reason = refused_name(name)
         if reason:
             row = int(np.flatnonzero(names.codes == code)[0])
             raise ValueError(f"{table.where(row)}: file_name is '{name}', {reason}")
@@ -239,7 +291,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
         raise ValueError(f"{table.where(second)}: '{names.words[code]}' is also in {table.where(first)}. "
                          "A picture has one line, with one person; delete the others.")
     files = names.to_list()
-    _check_files(table, folder, files)
+    notes += _check_files(table, folder, files)
     split = _known(columns, "split")
     if split is not None:
         split = split.renamed({word: folded(word) for word in split.words})
@@ -250,9 +302,26 @@ def _listed(table: Table, folder: Path) -> OwnData:
             raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of "
                              f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the whole column to have a "
                              "split drawn.")
-    return OwnData(folder, table.path, files, columns["person"], _known(columns, "camera"),
-                   _known(columns, "outfit"), _known(columns, "time"), split,
-                   notes=tuple(notes), where=table.where)
+    outfit = _known(columns, "outfit")
+    notes += other_tables(folder, [part.path for part in table.parts or (table,)])
+    if person is None:
+        for name in columns:
+            if re.sub(r"[\W_]", "", name.casefold()) in _LIKE_PERSON:
+                raise ValueError(f"{table.path}: has no column 'person', but '{name}'. Call it 'person' if it says who "
+                                 "is on the picture, or else delete it.")
+        if not set(columns) - set(KEYS):
+            raise ValueError(f"{table.path}: has no column 'person' and no other one that tells of the pictures; its "
+                             f"columns are {', '.join(columns)}. Add 'person', or columns of attributes, or rename "
+                             "those that hold them.")
+        notes.append("there is no column 'person', so nobody is told apart: attributes alone are learned and tested"
+                     + ("; 'outfit' is not read, as outfits are those of a person" if outfit is not None else ""))
+        outfit = None
+    return OwnData(folder, table.path, files, Words.of(files) if person is None else person,
+                   _known(columns, "camera"), outfit, _known(columns, "time"), split, notes=tuple(notes),
+                   where=table.where, identified=person is not None)
+
+
+_LIKE_PERSON = ("personid", "personname", "persons", "people", "pid", "id", "identity", "identityid", "name")
 
 
 def _known(columns: Mapping[str, Words], name: str) -> Words | None:
@@ -265,7 +334,8 @@ def _known(columns: Mapping[str, Words], name: str) -> Words | None:
 _PLAIN_NAME = re.compile(rf"(?!/|.:)[^\\\0-\x1f]+(?i:{'|'.join(map(re.escape, SUFFIXES))})").fullmatch
 
 
-def _refused_name(name: str) -> str:
+def refused_name(name: str) -> str:
+    """Why a name of a picture is refused, and what to do; "" where it is not."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "an absolute path, expected one relative to the folder of the table. Remove the folder's own path."
@@ -278,8 +348,11 @@ def _refused_name(name: str) -> str:
     return ""
 
 
-def _check_files(table: Table, root: Path, files: Sequence[str]) -> None:
-    """Each folder is listed once, which takes a hundredth of asking for a million files one by one."""
+def _check_files(table: Table, root: Path, files: Sequence[str]) -> list[str]:
+    """A note of the pictures beside them that have no line.
+
+    Each folder is listed once, which takes a hundredth of asking for a million files one by one.
+    """
     there: dict[str, set[str]] = {}
     missing = []
     for row, name in enumerate(files):
@@ -289,36 +362,62 @@ def _check_files(table: Table, root: Path, files: Sequence[str]) -> None:
                 there[folder] = set(os.listdir(root / folder))
             except (FileNotFoundError, NotADirectoryError):
                 there[folder] = set()
-        if base not in there[folder]:
+        if base in there[folder]:
+            there[folder].discard(base)
+        else:
             missing.append(row)
     if missing:
         name = files[missing[0]]
         folder, _, base = name.rpartition("/")
-        near = next((other for other in sorted(there[folder]) if folded(other) == folded(base)), None)
+        listed = sorted(os.listdir(root / folder)) if (root / folder).is_dir() else []
+        near = next((other for other in listed if folded(other) == folded(base)), None)
         raise FileNotFoundError(
             f"{table.where(missing[0])}: '{name}' is not found in '{root}' ({len(missing)} of "
             f"{len(files)} pictures are missing)" + (f"; there is '{near}'" if near else "")
             + ". Names are relative to the folder of the table; copy the pictures there, or delete the lines.")
+    others = [f"{folder}/{base}".lstrip("/") for folder, bases in there.items() for base in bases
+              if base.lower().endswith(SUFFIXES) and not base.startswith(".")]
+    return [f"{table.path.name}: {len(others)} pictures beside those that it lists have no line, such as {min(others)}"
+            ] if others else []
 
 
 def _folders(folder: Path) -> OwnData:
     """`<folder>/<person>/<picture>`, below `train`, `query` and `gallery` where these are there."""
-    names = [picture.path for picture in walk(folder)]
+    passed_over: Counter[str] = Counter()
+    names = [picture.path for picture in walk(folder, passed_over=passed_over)]
     parts = [part for part in (*PARTS, TEST) if any(name.startswith(f"{part}/") for name in names)]
     if parts and not {"train", "query", "gallery", TEST} & set(parts):
         parts = []
     depth = 3 if parts else 2
     wrong = [name for name in names if name.count("/") != depth - 1 or parts and name.split("/")[0] not in parts]
     if wrong or not names:
-        found = f"'{wrong[0]}' and {len(wrong) - 1} others are elsewhere" if wrong else "there are no pictures"
+        found = f"{len(wrong)} of {len(names)} are elsewhere, such as '{wrong[0]}'" if wrong else (
+            "there are none" + (f", but {other}; convert them" if (other := other_files(passed_over)) else ""))
+        pattern = r"(?P<person>\d+)_c(?P<camera>\d+)"
+        if wrong and all(name.count("/") == 2 for name in names):
+            pattern = r"^(?P<person>[^/]+)/(?P<camera>[^/]+)/"
         raise ValueError(
             f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in a folder for each person, PERSON/PICTURE"
             + (f", in {', '.join(parts)}" if parts else "") + f"; {found}. Move them, write a metadata.csv with the "
-            "columns file_name and person, or say what names tell by --name-pattern, such as "
-            r"'(?P<person>\d+)_c(?P<camera>\d+)'.")
+            f"columns file_name and person, or say what names tell by --name-pattern, such as '{pattern}'.")
+    spaced = next((name for name in names if any(part != part.strip() for part in name.split("/"))), None)
+    if spaced is not None:
+        raise ValueError(f"{folder}: '{spaced}' has a name that begins or ends with a space, which tables cannot tell "
+                         "from one without. Rename it.")
     split = Words.of([name.split("/")[0] for name in names]) if parts else None
     return OwnData(folder, folder, names, Words.of([name.split("/")[depth - 2] for name in names]), split=split,
-                   where=lambda row: os.path.join(folder, names[row]))
+                   notes=_passed_over(folder, passed_over), where=lambda row: os.path.join(folder, names[row]))
+
+
+def _passed_over(folder: Path, passed_over: Counter[str]) -> tuple[str, ...]:
+    """Notes of what lies in a folder of pictures and is not read."""
+    other = other_files(passed_over)
+    return (*([f"passed over {other}; pictures end in {', '.join(SUFFIXES)}"] if other else []),
+            *other_tables(folder, ()))
+
+
+def _tables_not_read(folder: Path) -> list[str]:
+    return [f"{path.name} is not read, since names of pictures are" for path in _tables_of(folder).values()]
 
 
 def _by_names(folder: Path, pattern: str) -> OwnData:
@@ -333,18 +432,22 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
     if "person" not in groups or not groups <= set(NAME_GROUPS):
         raise ValueError(f"name pattern '{pattern}': has the groups {', '.join(sorted(groups)) or 'none'}, expected "
                          f"person and some of {', '.join(NAME_GROUPS[1:])}, such as (?P<person>\\d+)_c(?P<camera>\\d+)")
-    names = [picture.path for picture in walk(folder)]
+    passed_over: Counter[str] = Counter()
+    names = [picture.path for picture in walk(folder, passed_over=passed_over)]
     found = [expression.search(name) for name in names]
     bad = [name for name, match in zip(names, found) if match is None or not match["person"]]
     if bad or not names:
         raise ValueError(f"{folder}: " + (f"the name pattern '{pattern}' finds no person in '{bad[0]}' ({len(bad)} of "
                          f"{len(names)} pictures). Correct it, or move these pictures elsewhere." if bad else
-                         f"there are no pictures ({', '.join(SUFFIXES)})."))
+                         f"there are no pictures ({', '.join(SUFFIXES)})"
+                         + (f", but {other}; convert them." if (other := other_files(passed_over)) else ".")))
     columns = {group: Words.of([match[group] or "" for match in found if match]) for group in groups}
     tops = Words.of([name.split("/")[0] for name in names])
     split = tops if "train" in tops.words and set(tops.words) <= {*PARTS, TEST} else None
+    notes = (*_tables_not_read(folder), *_passed_over(folder, passed_over))
     return OwnData(folder, folder, names, columns["person"], _known(columns, "camera"), _known(columns, "outfit"),
-                   _known(columns, "time"), split, where=lambda row: os.path.join(folder, names[row]))
+                   _known(columns, "time"), split, notes=notes,
+                   where=lambda row: os.path.join(folder, names[row]))
 
 
 def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
@@ -354,6 +457,9 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     if not path.is_file():
         return worded
     overlay = read_overlay(path)
+    if moving := [row for row in overlay.rows if row.attribute == PERSON and not own.identified]:
+        overlay.refuse(moving[0], "moves pictures to another person, but it is not known who is on any picture. "
+                       "Delete the row.")
     made = corrections(overlay, folder, own.files, own.person, own.outfit, worded.attributes)
     if len(made.moved):  # whose labels are then those of another person
         worded = _worded(replace(own, person=made.person, moved=made.moved), folder, table)
@@ -371,6 +477,9 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
         levels.append({name: column for name, column in table.columns.items() if name not in KEYS})
     for file, keys in ((OUTFITS, ("person", "outfit")), (PEOPLE, ("person",))):
         if (folder / file).is_file():
+            if not own.identified:
+                raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'person' that says who is "
+                                 "on which picture. Add the column, or delete the file.")
             if "outfit" in keys and own.outfit is None:
                 raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'outfit' that says which "
                                  "picture shows which outfit. Add the column, or delete the file.")
@@ -381,10 +490,9 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
                                  f"table of pictures; beside {' and '.join(keys)} every column is an attribute.")
             rows, absent = _matched(own, other, keys)
             if absent == len(other):
-                written = " and ".join(f"{key} '{other.columns[key][0]}'" for key in keys)
-                raise ValueError(f"{other.where(0)}: {written} and all other lines are of nobody who has a picture; "
-                                 f"{own.source.name} has names such as person '{own.person[0]}'. Write them alike in "
-                                 "both; spreadsheets drop leading zeros.")
+                raise ValueError(f"{other.where(0)}: {_written(keys, [other.columns[key][0] for key in keys])} and all "
+                                 f"other lines are of nobody who has a picture; {own.source.name} has names such as "
+                                 f"person '{own.person[0]}'. Write them alike in both.")
             if absent:
                 notes.append(f"{file}: {absent} of {len(other)} lines are of nobody who has a picture")
             levels.append({name: Words(np.append(column.codes, EMPTY)[rows], column.words)
@@ -420,17 +528,34 @@ def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarra
     lines: dict[tuple[str, ...], int] = {}
     for row, names in enumerate(zip(*(column.to_list() for column in columns))):
         if lines.setdefault(names, row) != row:
-            written = " and ".join(f"{key} '{name}'" for key, name in zip(keys, names))
-            raise ValueError(f"{other.where(row)}: {written} is also in {other.where(lines[names])}. Delete one.")
+            raise ValueError(f"{other.where(row)}: {_written(keys, names)} is also in {other.where(lines[names])}. "
+                             "Delete one.")
     kinds = [own.person]
     if own.outfit is not None and "outfit" in keys:
         kinds.append(own.outfit)
     codes = np.stack([kind.codes for kind in kinds], axis=1)
     distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
     words = [(*kind.words, "") for kind in kinds]  # EMPTY is the last
-    found = [lines.get(tuple(own_words[code] for own_words, code in zip(words, row)), len(other))
-             for row in distinct.tolist()]
-    return np.array(found)[inverse.ravel()], len(set(range(len(other))) - set(found))
+    names_of = [tuple(own_words[code] for own_words, code in zip(words, row)) for row in distinct.tolist()]
+    found = [lines.get(names, len(other)) for names in names_of]
+    without = {_alike(names): names for names, row in zip(names_of, found) if row == len(other)}
+    used = set(found)
+    absent = {names: row for names, row in lines.items() if row not in used}
+    for names, row in absent.items():
+        if _alike(names) in without:
+            raise ValueError(f"{other.where(row)}: {_written(keys, names)} has no picture, but "
+                             f"'{', '.join(without[_alike(names)])}' has pictures and no line. Write them alike; "
+                             "spreadsheets drop zeros before a number, unless the column is text before it is filled.")
+    return np.array(found)[inverse.ravel()], len(absent)
+
+
+def _alike(names: Sequence[str]) -> tuple[str, ...]:
+    """What is left of names in a spreadsheet that takes them for numbers, or in another spelling."""
+    return tuple(folded(name).lstrip("0") for name in names)
+
+
+def _written(keys: Sequence[str], names: Sequence[str]) -> str:
+    return " and ".join(f"{key} '{name}'" for key, name in zip(keys, names))
 
 
 def _names_of(levels: Sequence[Mapping[str, Words]], tables: Mapping[str, Table]) -> list[str]:

@@ -15,6 +15,7 @@
       - ...
     exclusive:              # optional: attributes of which at most one is yes
       - [backpack, bag]
+    nobody: ["0000"]        # optional: persons in the gallery who stand for nobody, such as detections of background
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ import yaml
 from ..attributes.matching import JOIN, NO, NONE_WORDS, YES
 from ..attributes.matching import folded as folded
 from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
-from .tables import Words
+from ..utils.files import decode_text
+from .tables import EMPTY, Words, text_of
 
 FILE_NAME = "schema.yaml"
 MOST_VALUES = 50  # of an attribute that is inferred
+FEW_VALUES = 10  # of an attribute that is inferred, up to which every person may have another one
+FEW_COMBINATIONS = 1000  # of the answers of a group that is inferred
 MOST_LETTERS = 40  # of a value on average, beyond which it is free text
 MOST_BYTES = 2**20
 WHOLE = "whole"
@@ -55,12 +59,14 @@ class Wording:
         none: words by name of column.
         path: of the file that it was read from; "" for an inferred one.
         left_out: columns that are no attributes, with the reason and a way out.
+        nobody: persons who stand for nobody (distractors).
     """
 
     schema: AttributeSchema
     none: Mapping[str, tuple[str, ...]]
     path: str = ""
     left_out: Mapping[str, str] | None = None
+    nobody: tuple[str, ...] = ()
 
     def labels_of(self, name: str, word: str) -> np.ndarray:
         """Labels int64 (A,) that a word gives to the fields of its column, -1 for the others.
@@ -86,7 +92,7 @@ class NoAttributes(ValueError):
     """No column can be an attribute."""
 
 
-class _Loader(yaml.SafeLoader):
+class TextLoader(yaml.SafeLoader):
     """YAML whose plain scalars are all texts, so that `no` is a word, without aliases and repeated keys."""
 
     yaml_implicit_resolvers: dict = {}
@@ -112,21 +118,32 @@ def read_schema(path: str | Path) -> Wording:
         ValueError: with the file, the place in it, what is expected there, and a remedy.
     """
     path = Path(path)
+    return SchemaReader(path).wording(read_yaml(path))
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] | None = None):
+    """What a YAML file holds, all of it texts, lists and mappings.
+
+    Args:
+        loader: derived from `TextLoader`.
+
+    Raises:
+        ValueError: with the file, the line and a remedy.
+    """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path}: is larger than {MOST_BYTES} bytes; is this the schema?")
     try:
-        record = yaml.load(path.read_bytes(), _Loader)  # noqa: S506  a safe loader
+        return yaml.load(decode_text(path, path.read_bytes()), loader or TextLoader)  # noqa: S506  a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ValueError(f"{where}: no YAML that can be read ({getattr(error, 'problem', None) or error}). Correct it, "
                          "or delete the file: `cerberus check` writes one from the words of the tables.") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: no YAML that can be read ({error}). Save it in UTF-8.") from error
-    return _Reader(path).wording(record)
+    except RecursionError as error:
+        raise ValueError(f"{path}: no YAML that can be read (lists in lists in lists). Correct it.") from error
 
 
-class _Reader:
+class SchemaReader:
     """Turns the contents of a schema file into a `Wording`; every refusal names the file and the place."""
 
     def __init__(self, path: Path) -> None:
@@ -136,37 +153,39 @@ class _Reader:
         raise ValueError(f"{self.path}: {what}")
 
     def wording(self, record) -> Wording:
-        record = self._mapping(record, "the file", ("groups",), ("name", "exclusive"))
+        record = self.mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
         groups, fields = [], []
         none: dict[str, tuple[str, ...]] = {}
         for number, own in enumerate(self._list(record["groups"], "groups"), start=1):
-            own = self._mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
-            name = self._word(own["name"], f"the name of group {number}")
+            own = self.mapping(own, f"group {number}", ("name", "region", "attributes"), ("lasting",))
+            name = self.word(own["name"], f"the name of group {number}")
             groups.append(Group(name, self._strip(own["region"], name), self._flag(own.get("lasting", "no"), name)))
             attributes = self._list(own["attributes"], f"attributes of group '{name}'")
             for place, attribute in enumerate(attributes, start=1):
                 fields += self._fields(attribute, f"attribute {place} of group '{name}'", name, none)
-        exclusive = tuple(tuple(self._word(name, "exclusive") for name in self._list(names, "a set of exclusive"))
+        exclusive = tuple(tuple(self.word(name, "exclusive") for name in self._list(names, "a set of exclusive"))
                           for names in self._list(record.get("exclusive", []), "exclusive", empty=True))
         yes_no = {own.name for own in fields if len(own.values) == 2 and not own.column}
         for name in (name for names in exclusive for name in names):
             if name not in yes_no:
                 self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]")
         try:
-            schema = AttributeSchema(self._word(record.get("name", self.path.resolve().parent.name), "name"),
+            schema = AttributeSchema(self.word(record.get("name", self.path.resolve().parent.name), "name"),
                                      tuple(fields), exclusive, groups=tuple(groups))
         except ValueError as error:
             self.refuse(f"{error}. Correct the file.")
-        return Wording(schema, none, str(self.path))
+        nobody = tuple(self.word(name, "nobody")
+                       for name in self._list(record.get("nobody", []), "nobody", empty=True))
+        return Wording(schema, none, str(self.path), nobody=nobody)
 
     def _fields(self, attribute, where: str, group: str, none: dict) -> list[Field]:
-        attribute = self._mapping(attribute, where, ("name", "values"), ("display", "none"))
-        name = self._word(attribute["name"], f"the name of {where}")
-        values = [self._word(value, f"values of '{name}'") for value in
+        attribute = self.mapping(attribute, where, ("name", "values"), ("display", "none"))
+        name = self.word(attribute["name"], f"the name of {where}")
+        values = [self.word(value, f"values of '{name}'") for value in
                   self._list(attribute["values"], f"values of '{name}'")]
-        display = self._word(attribute["display"], f"display of '{name}'") if "display" in attribute else ""
+        display = self.word(attribute["display"], f"display of '{name}'") if "display" in attribute else ""
         nothing = attribute.get("none", [])
-        nothing = [self._word(word, f"none of '{name}'") for word in
+        nothing = [self.word(word, f"none of '{name}'") for word in
                    (nothing if isinstance(nothing, list) else [nothing])]
         seen: dict[str, str] = {}
         for value in (*values, *nothing):
@@ -181,18 +200,18 @@ class _Reader:
         if region == WHOLE:
             return None
         if not isinstance(region, str) or not re.fullmatch(r"\d{1,2}", region):
-            self.refuse(f"region of group '{group}' is {region!r}, expected 0 (the uppermost strip), 1, ..., or "
+            self.refuse(f"region of group '{group}' is {text_of(region)}, expected 0 (the uppermost strip), 1, ..., or "
                         f"{WHOLE}")
         return int(region)
 
     def _flag(self, value, group: str) -> bool:
         if not isinstance(value, str) or value.casefold() not in ("no", "yes", "false", "true"):
-            self.refuse(f"lasting of group '{group}' is {value!r}, expected yes or no")
+            self.refuse(f"lasting of group '{group}' is {text_of(value)}, expected yes or no")
         return value.casefold() in ("yes", "true")
 
-    def _mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
+    def mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
         if not isinstance(value, dict):
-            self.refuse(f"{what} is {_short(value)}, expected a mapping with {', '.join(required)}")
+            self.refuse(f"{what} is {text_of(value)}, expected a mapping with {', '.join(required)}")
         for name in (name for name in required if name not in value):
             self.refuse(f"{what} has no '{name}', expected {', '.join((*required, *optional))}")
         for name in (name for name in value if name not in (*required, *optional)):
@@ -201,19 +220,22 @@ class _Reader:
 
     def _list(self, value, what: str, empty: bool = False) -> list:
         if not isinstance(value, list) or not (value or empty):
-            self.refuse(f"{what}: is {_short(value)}, expected a list with at least one entry")
+            self.refuse(f"{what}: is {text_of(value)}, expected a list with at least one entry")
         return value
 
-    def _word(self, value, what: str) -> str:
+    def word(self, value, what: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.refuse(f"{what}: is {_short(value)}, expected a word")
+            self.refuse(f"{what}: is {text_of(value)}, expected a word")
         return " ".join(value.split())
 
 
-def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
-    """A schema of what columns of words hold, see `write_schema`.
+def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | None = None) -> Wording:
+    """A schema of what columns of words hold, see `schema_text`.
 
     Groups follow from words in the names of attributes, such as "hat" or "trousers".
+
+    Args:
+        columns: by name, of N rows each.   people: int (N,), numbers of the people of the rows, None if not known.
 
     Returns:
         the wording; `left_out` has the columns that are no attributes.
@@ -223,7 +245,7 @@ def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
     """
     left_out, kept = {}, {}
     for column, words in columns.items():
-        reason = _no_attribute(words)
+        reason = _no_attribute(words) or _of_one_each(words, people)
         if reason:
             left_out[column] = reason
         else:
@@ -233,7 +255,7 @@ def infer_schema(name: str, columns: Mapping[str, Words]) -> Wording:
                                                                  left_out.items()))
     fields: list[Field] = []
     none = {}
-    groups = _groups(list(kept))
+    groups = _groups({column: len(words.words) + 1 for column, words in kept.items()})
     for group, own in groups.items():
         for column in own:
             values = _ordered(kept[column].words)
@@ -254,7 +276,7 @@ def _no_attribute(column: Words) -> str:
     words = column.words
     listed = f"list its values in {FILE_NAME} if it is one"
     if len(words) < 2:
-        return (f"all cells that are filled hold '{words[0]}'" if words else "all cells are empty") + (
+        return (f"holds nothing but '{words[0]}'" if words else "is empty") + (
             "; an empty cell is unknown, so write 'no' where it is not so")
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", word) for word in words) and not set(words) <= {"0", "1"}:
         return f"holds numbers, such as {words[0]}; write ranges in words, such as 'young' and 'old', or {listed}"
@@ -267,13 +289,30 @@ def _no_attribute(column: Words) -> str:
     return ""
 
 
+def _of_one_each(column: Words, people: np.ndarray | None) -> str:
+    """Why a column is more likely a name or a remark than an attribute; "" where it is not."""
+    if len(column.words) <= FEW_VALUES:
+        return ""
+    filled = column.codes != EMPTY
+    count = int(filled.sum()) if people is None else len(np.unique(people[filled]))
+    if len(column.words) <= count / 2:
+        return ""
+    whose = "pictures" if people is None else "people"
+    return (f"has {len(column.words)} different values for {count} {whose}, as names and remarks have; merge them into "
+            f"fewer words, or list its values in {FILE_NAME} if it is one")
+
+
 def _ordered(words: Sequence[str]) -> list[str]:
     """Values sorted, with no before yes."""
     return sorted(words, key=lambda word: (folded(word) not in NO, folded(word) in YES, folded(word), word))
 
 
-def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
-    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture."""
+def _groups(columns: Mapping[str, int]) -> dict[Group, list[str]]:
+    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture.
+
+    Args:
+        columns: the number of answers of each.
+    """
     places: dict[str, list[str]] = {name: [] for name, *_ in (*PLACES, (OTHER,))}
     for column in columns:
         parts = set(re.findall(r"[^\W\d_]+", column.casefold()))
@@ -289,8 +328,22 @@ def _groups(columns: Sequence[str]) -> dict[Group, list[str]]:
         last = list(places)[-1]
         whole[last] = not whole[last]
     strips = [name for name in places if not whole[name]]
-    return {Group(name, None if whole[name] else strips.index(name), known.get(name, (True, False))[1]): own
-            for name, own in places.items()}
+    return {Group(f"{name}_{part}" if part > 1 else name, None if whole[name] else strips.index(name),
+                  known.get(name, (True, False))[1]): own
+            for name, all_own in places.items() for part, own in enumerate(_small_parts(all_own, columns), start=1)}
+
+
+def _small_parts(names: Sequence[str], answers: Mapping[str, int]) -> list[list[str]]:
+    """Names in parts whose answers have at most `FEW_COMBINATIONS`, or one name each."""
+    parts: list[list[str]] = []
+    combinations = FEW_COMBINATIONS
+    for name in names:
+        combinations *= answers[name]
+        if combinations > FEW_COMBINATIONS:
+            parts.append([])
+            combinations = answers[name]
+        parts[-1].append(name)
+    return parts
 
 
 def schema_text(wording: Wording) -> str:
@@ -312,6 +365,8 @@ def schema_text(wording: Wording) -> str:
     record: dict = {"name": schema.name, "groups": groups}
     if schema.exclusive:
         record["exclusive"] = [list(names) for names in schema.exclusive]
+    if wording.nobody:
+        record["nobody"] = list(wording.nobody)
     text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     left_out = "".join(f"# '{_one_line(name)}' is left out: {_one_line(reason)}\n" for name, reason in
                        (wording.left_out or {}).items())
@@ -328,11 +383,6 @@ class _Dumper(yaml.SafeDumper):
 
 def _one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def encode(wording: Wording, columns: Mapping[str, Words], refuse) -> np.ndarray:

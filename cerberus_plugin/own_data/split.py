@@ -17,6 +17,7 @@ PARTS = ("train", "query", "gallery", "val")
 TEST = "test"  # of query and gallery together, which are then drawn
 SPLIT_FILE = "split.csv"
 FEWEST = 4  # people with pictures enough to be tested on; of fewer nobody is
+TEST_SHARE = 0.2  # of pictures without identities
 
 
 def query_and_gallery(items: list[tuple]) -> tuple[list[tuple], list[tuple]]:
@@ -58,12 +59,7 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
     split = divide_test(split, files, person, camera)
     notes = [f"split drawn by seed {seed}: {len(order) - len(tested)} people to train on, {len(tested)} others to test "
              "on"]
-    if path is not None:
-        try:
-            write_split(path, files, split)
-            notes[0] += f"; kept in {path.name}"
-        except OSError as error:
-            notes[0] += f"; {error}: it is drawn each time, and changes when pictures are added"
+    _keep(path, files, split, notes)
     single = int((images == 1).sum())
     if single:
         notes.append(f"{single} people have one picture: used for training only")
@@ -71,6 +67,30 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
     if elsewhere:
         notes.append(f"{elsewhere} people are seen by one camera alone: used for training only")
     return split, notes
+
+
+def draw_pictures(path: Path | None, files: Sequence[str], seed: int) -> tuple[Words, list[str]]:
+    """`TEST_SHARE` of pictures without identities into the test, all others into training; otherwise as `draw_split`.
+    """
+    order = np.random.default_rng(seed).permutation(np.argsort(np.array(files)))
+    tested = np.zeros(len(files), np.int32)
+    tested[order[:round(TEST_SHARE * len(files))]] = 1
+    split = Words(tested, ("train", TEST))
+    notes = [f"split drawn by seed {seed}: {int((1 - tested).sum())} pictures to train on, {int(tested.sum())} to test "
+             "on"]
+    _keep(path, files, split, notes)
+    return split, [*notes, "pictures of one person may be trained and tested on, which makes figures too high; where "
+                           "you know which belong together, say so in a column 'person' or 'split'"]
+
+
+def _keep(path: Path | None, files: Sequence[str], split: Words, notes: list[str]) -> None:
+    """Write a split that was drawn, and add to the first note where it is."""
+    if path is not None:
+        try:
+            write_split(path, files, split)
+            notes[0] += f"; kept in {path.name}"
+        except OSError as error:
+            notes[0] += f"; {error}: it is drawn each time, and changes when pictures are added"
 
 
 def divide_test(split: Words, files: Sequence[str], person: Words, camera: Words | None) -> Words:
@@ -109,16 +129,16 @@ def read_split(path: Path, files: Sequence[str]) -> tuple[Words, list[str]]:
     table = read_table(path, ("file_name", "split"))
     split = table.columns["split"]
     for code, word in enumerate((*split.words, "")):
-        if word not in PARTS and (split.codes == (code if word else EMPTY)).any():
+        if word not in (*PARTS, TEST) and (split.codes == (code if word else EMPTY)).any():
             row = int(np.flatnonzero(split.codes == (code if word else EMPTY))[0])
-            raise ValueError(f"{table.where(row)}: split is '{word}', expected one of {', '.join(PARTS)}. Correct the "
-                             "cell.")
+            raise ValueError(f"{table.where(row)}: split is '{word}', expected one of "
+                             f"{', '.join((*PARTS, TEST))}. Correct the cell.")
     known = dict(zip(table.columns["file_name"].to_list(), split.to_list()))
     new = [name for name in files if name not in known]
     if new:
         raise ValueError(f"{path}: has no line for '{new[0]}' ({len(new)} of {len(files)} pictures). Add lines, with "
-                         f"one of {', '.join(PARTS)}, or delete the file to have a split drawn anew, whose figures do "
-                         "not compare with earlier ones.")
+                         f"one of {', '.join((*PARTS, TEST))}, or delete the file to have a split drawn anew, whose "
+                         "figures do not compare with earlier ones.")
     gone = len(known) - len(files)
     notes = [f"split as in {path.name}"]
     if gone:

@@ -5,9 +5,11 @@ Shapes: N rows, W distinct words of a column.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,15 @@ import numpy as np
 from ..utils.files import decode_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 MOST_COLUMNS = 500
+MOST_BYTES = 2**29  # of a file of text, which takes several times as much memory
+MOST_ROWS = 10**7  # of a Parquet file, which may need few bytes for many
+LONGEST = 2**24  # bytes of a record
 KEYS = ("file_name", "person", "camera", "split", "outfit", "time")  # columns that are no attributes
 EMPTY = -1  # code of an empty cell
+TO_CSV = ("Open it in the spreadsheet program and save it as CSV: Excel calls the form 'CSV UTF-8', LibreOffice "
+          "'Text CSV' with the character set UTF-8.")
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,8 @@ class Table:
         text = decode_text(self.path, self.path.read_bytes())
         lines = _csv_lines(text) if self.path.suffix.lower() == ".csv" else (
             line for line, content in enumerate(text.split("\n"), start=1) if content.strip())
-        return f"{self.path}, line {next(line for place, line in enumerate(lines) if place == number)}"
+        found = next((line for place, line in enumerate(lines) if place == number), None)
+        return f"{self.path}, " + (f"line {found}" if found else f"row {number + 1}")
 
 
 def read_table(path: str | Path, required: Sequence[str]) -> Table:
@@ -134,8 +143,12 @@ def read_table(path: str | Path, required: Sequence[str]) -> Table:
         raise FileNotFoundError(f"{path}: not found. Expected a table with the columns {', '.join(required)}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: ends in '{suffix}', expected one of {', '.join(SUFFIXES)}. Save the table as CSV "
-                         "UTF-8.")
+        raise ValueError(f"{path}: ends in '{suffix}', expected one of {', '.join(SUFFIXES)}. "
+                         + (TO_CSV if suffix in SPREADSHEETS else "Give a folder of pictures, or a table."))
+    size = path.stat().st_size
+    if size > MOST_BYTES and suffix != ".parquet":
+        raise ValueError(f"{path}: has {size / 2**20:,.0f} MiB, expected at most {MOST_BYTES / 2**20:.0f}. Is this the "
+                         "table? Write a larger one as Parquet.")
     columns = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix](path)
     _check_names(path, list(columns), required)
     filled = np.zeros(len(next(iter(columns.values()))), bool)
@@ -175,11 +188,14 @@ def _check_names(path: Path, names: Sequence[str], required: Sequence[str]) -> N
     missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(f"{path}: has no column '{missing[0]}'; its columns are {_listed(names)}. Rename the column "
-                         f"that holds it; required are {', '.join(required)}.")
+                         "that holds it.")
     folded = Counter(name.casefold() for name in names)
     twice = [name for name in names if folded[name.casefold()] > 1]
     if twice:
         raise ValueError(f"{path}: two columns are called '{twice[0]}', but for upper and lower case. Rename one.")
+
+
+_TOO_LONG = f"a line is longer than {LONGEST // 2**20} MiB"
 
 
 def _check_number(path: Path, count: int) -> None:
@@ -194,13 +210,32 @@ def _tidied(name: str) -> str:
     return name.casefold() if name.casefold() in KEYS else name
 
 
-def _csv_header(path: Path, text: str) -> tuple[list[str], str]:
-    """Names in the first line, and the separator."""
-    # Excel writes semicolons where a comma is the decimal sign, and tabs into its "Unicode text".
-    separator = max(",;\t", key=text.partition("\n")[0].count)
+def _first_line(text: str) -> str:
+    return re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+
+
+def _separator(text: str) -> str:
+    """Excel writes semicolons where a comma is the decimal sign, and tabs into its "Unicode text"."""
+    return max(",;\t", key=_first_line(text).count)
+
+
+def _csv_header(path: Path, text: str) -> tuple[list[str], str, int]:
+    """Names in the first line that is not blank, the separator, and where the lines below it begin."""
+    separator = _separator(text)
+    if _first_line(text).casefold().startswith("sep="):
+        raise ValueError(f"{path}, line 1: is '{_first_line(text)}', a note for Excel; the first line names the "
+                         "columns. Delete the line.")
+    end = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal end
+        for line in io.StringIO(text, newline=""):
+            end += len(line)
+            yield line
+
     try:
-        names = next((line for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-                      if line), [])
+        with _long_cells():
+            names = next((cells for cells in csv.reader(lines(), delimiter=separator, strict=True) if cells), [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1: {error}. Check the quotes of the names of columns.") from error
     names = [_tidied(name) for name in names]
@@ -211,15 +246,28 @@ def _csv_header(path: Path, text: str) -> tuple[list[str], str]:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise ValueError(f"{path}, line 1: two columns are called '{twice[0]}'. Rename one.")
-    return names, separator
+    return names, separator, end
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Read cells of up to `LONGEST` letters; Python's limit is one for all readers of a process."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
     """The first line and the cells of each record below the header that is not blank."""
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text))
     first, header = 1, True
-    for cells in reader:
+    while True:
+        with _long_cells():
+            cells = next(reader, None)
+        if cells is None:
+            return
         if any(cell.strip() for cell in cells) or len(cells) > 1:
             if not header:
                 yield first, cells
@@ -236,10 +284,14 @@ def _read_csv(path: Path) -> dict[str, Words]:
     from pyarrow import csv as arrow_csv
 
     with path.open("rb") as file:  # before a file of any size is read
-        first = file.readline(2**22)
+        first = re.split(rb"[\r\n]", file.read(LONGEST).lstrip(b"\r\n"), maxsplit=1)[0]
     _check_number(path, 1 + max(map(first.count, (b",", b";", b"\t"))))
+    if len(first) == LONGEST:
+        raise ValueError(f"{path}, line 1: {_TOO_LONG}. Is this a table?")
     text = decode_text(path, path.read_bytes())
-    names, separator = _csv_header(path, text)
+    names, separator, end = _csv_header(path, text)
+    if not text[end:].strip():
+        return {name: Words.of([]) for name in names if name}
     places = [str(place) for place in range(len(names))]
     bad = []
 
@@ -250,21 +302,26 @@ def _read_csv(path: Path) -> dict[str, Words]:
 
     try:
         table = arrow_csv.read_csv(
-            io.BytesIO(text.encode()),
+            io.BytesIO(text[end:].encode()),
             # A block holds whole records: one that is longer than it is refused.
-            read_options=arrow_csv.ReadOptions(column_names=places, skip_rows_after_names=1, block_size=2**24),
+            read_options=arrow_csv.ReadOptions(column_names=places, block_size=LONGEST),
             parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True,
                                                  invalid_row_handler=refuse),
             convert_options=arrow_csv.ConvertOptions(
                 column_types={place: pa.dictionary(pa.int32(), pa.string()) for place in places},
                 strings_can_be_null=False, null_values=[]))
     except pa.ArrowInvalid as error:
+        if "straddling" in str(error):
+            odd = next((f"; line {line} is the first with an odd number of them" for line, content in
+                        enumerate(text.split("\n"), start=1) if content.count('"') % 2), "")
+            raise ValueError(f"{path}: {_TOO_LONG}. A quote may be opened and never closed{odd}.") from error
         raise ValueError(f"{path}: {error}. Check the quotes; values need none unless they have a separator."
                          ) from error
     if bad:
-        line, cells = next((line, cells) for line, cells in _csv_records(text) if len(cells) != len(names))
-        raise ValueError(f"{path}, line {line}: has {len(cells)} cells, expected {len(names)} as in the first line. "
-                         f"Quote a value that has a '{separator}' in it, and check the quotes before this line.")
+        found = [(f", line {line}", len(cells)) for line, cells in _csv_records(text) if len(cells) != len(names)]
+        line, count = found[0] if found else ("", bad[0].actual_columns)
+        raise ValueError(f"{path}{line}: has {count} cells, expected {len(names)} as in the first line. Quote a value "
+                         f"that has a '{separator}' in it, and check the quotes before this line.")
     columns = {name or place: _words(table.column(place)) for place, name in zip(places, names)}
     _check_last(path, text, table, columns)
     for place, name in zip(places, names):
@@ -285,27 +342,43 @@ def _check_last(path: Path, text: str, table, columns: Mapping[str, Words]) -> N
 
 
 def _read_jsonl(path: Path) -> dict[str, Words]:
-    import pyarrow as pa
-    from pyarrow import json as arrow_json
-
-    text = decode_text(path, path.read_bytes())
-    first = next(filter(None, map(str.strip, text.split("\n", 100)[:100])), "")
-    try:
-        record = json.loads(first)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line 1: no JSON ({error}). Expected one object a line, such as "
-                         '{"file_name": "0001.jpg", "person": "7"}') from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}, line 1: holds {first[:40]}, expected one object a line, such as "
-                         '{"file_name": "0001.jpg", "person": "7"}')
-    _check_number(path, len(record))
-    try:
-        table = arrow_json.read_json(io.BytesIO(text.encode()),
-                                     read_options=arrow_json.ReadOptions(block_size=2**24))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: {error}. Write one object a line, and each value of a column in the same form, best "
-                         "as text.") from error
-    return _columns_of(path, table)
+    """Numbers stay as they are written, which pyarrow's own reader does not do: a large one would lose digits."""
+    codes: dict[str, list[int]] = {}  # by column, as long as the column is filled
+    words: dict[str, dict[str, int]] = {}
+    read = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str, parse_constant=str).decode
+    example = 'expected one object a line, such as {"file_name": "0001.jpg", "person": "7"}'
+    row = 0
+    for line, text in enumerate(decode_text(path, path.read_bytes()).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = read(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {line}: no JSON ({error}), {example}") from error
+        if not text.lstrip().startswith("{"):
+            raise ValueError(f"{path}, line {line}: holds {text.strip()[:40]}, {example}")
+        for name, value in record:
+            if value is None or value == "":
+                continue
+            if value is True or value is False:
+                value = "yes" if value else "no"
+            elif not isinstance(value, str):
+                raise ValueError(f"{path}, line {line}: '{name}' holds {text_of(value)}, expected text. Leave it out, "
+                                 "or write one column for each of its parts.")
+            if name not in codes:
+                codes[name], words[name] = [], {}
+                _check_number(path, len(codes))
+            own, known = codes[name], words[name]
+            if len(own) > row:
+                raise ValueError(f"{path}, line {line}: has '{name}' twice. Delete one.")
+            own += [EMPTY] * (row - len(own))
+            own.append(known.setdefault(value, len(known)))
+        row += 1
+    columns: dict[str, Words] = {}
+    for name, own in codes.items():
+        column = Words(np.array(own + [EMPTY] * (row - len(own)), np.int32), tuple(words[name]))
+        _add_column(path, columns, name, column.renamed({word: word.strip() for word in words[name]}))
+    return columns
 
 
 def _read_parquet(path: Path) -> dict[str, Words]:
@@ -315,6 +388,9 @@ def _read_parquet(path: Path) -> dict[str, Words]:
     try:
         file = parquet.ParquetFile(path)
         _check_number(path, len(file.schema_arrow.names))
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"{path}: has {file.metadata.num_rows:,} rows, expected at most {MOST_ROWS:,}. Is this "
+                             "the table?")
         table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is no Parquet file that can be read ({error}). Write it anew, or as CSV.") from error
@@ -326,21 +402,39 @@ def _columns_of(path: Path, table) -> dict[str, Words]:
     import pyarrow as pa
     from pyarrow import compute
 
-    _check_number(path, table.num_columns)
     columns: dict[str, Words] = {}
-    for name in table.column_names:
-        column = table.column(name)
+    for name, column in zip(table.column_names, table.columns):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        tidied = _tidied(name)
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             raise ValueError(f"{path}: column '{name}' holds {kind}, expected text. Leave it out, or write one column "
                              "for each of its parts.")
-        if not tidied or tidied in columns:
-            raise ValueError(f"{path}: column '{name}' has no name of its own. Rename it.")
         if pa.types.is_boolean(kind):
             column = compute.if_else(column, "yes", "no")
-        columns[tidied] = _words(column.cast(pa.string()))
+        if pa.types.is_floating(kind):  # pandas makes whole numbers so where a cell is empty
+            column = compute.if_else(compute.is_nan(column), None, column)
+            whole = compute.all(compute.equal(column, compute.round(column))).as_py()
+            column = column.cast(pa.int64(), safe=False) if whole else column
+        try:
+            _add_column(path, columns, name, _words(column.cast(pa.string())))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: column '{name}' holds text that is not UTF-8. Write it anew.") from error
     return columns
+
+
+def _add_column(path: Path, columns: dict[str, Words], name: str, column: Words) -> None:
+    tidied = _tidied(name)
+    if not tidied or tidied in columns:
+        raise ValueError(f"{path}: column '{name}' has no name of its own. Rename it.")
+    for word in column.words:
+        if "\0" in word or not word.isascii() and re.search("[\ud800-\udfff]", word):
+            raise ValueError(f"{path}: column '{name}' holds {word!r}, a character that is no text. Correct the cell.")
+    columns[tidied] = column
+
+
+def text_of(value, most: int = 60) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _words(column) -> Words:

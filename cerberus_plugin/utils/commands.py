@@ -30,7 +30,7 @@ def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...
             raise SystemExit(1) from None
         if sys.flags.dev_mode:
             raise
-        raise SystemExit(message(error)) from error
+        raise SystemExit(printable_lines(message(error))) from error
 
 
 def _is_closed() -> bool:
@@ -58,3 +58,8 @@ def replace_unprintable() -> None:
 def printable(text: str) -> str:
     """Without what a terminal would obey: names of files and words of tables come from anywhere."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))

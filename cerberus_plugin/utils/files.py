@@ -96,8 +96,8 @@ def decode_text(path: str | Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = 1 + data[:error.start].count(b"\n")
         raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not "
-                         f"{'UTF-16' if marked else 'UTF-8'}. Save the file in UTF-8; Excel calls it 'CSV UTF-8'."
-                         ) from error
+                         f"{'UTF-16' if marked else 'UTF-8'}. Save the file in UTF-8; Excel calls it 'CSV UTF-8', "
+                         "LibreOffice asks for it as the character set.") from error
     if "\0" in text:
         raise ValueError(f"{path}, line {1 + text[:text.index(chr(0))].count(chr(10))}: a NUL character, as in UTF-16 "
                          "without its mark or in a damaged file. Save the file in UTF-8; Excel calls it 'CSV UTF-8'.")

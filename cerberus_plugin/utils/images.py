@@ -66,7 +66,7 @@ def read_image(source: str | os.PathLike | bytes, limits: Limits | None = None, 
         data = source
     else:
         name = os.fspath(source)
-        data = _read_file(name, limits.max_bytes)
+        data = read_bytes(name, limits.max_bytes)
     if len(data) > limits.max_bytes:
         raise Unreadable(name, f"is a file of more than {limits.max_bytes} bytes")
     if not data:
@@ -134,8 +134,12 @@ def _open_file(path: str) -> IO[bytes]:
         raise Unreadable(path, f"cannot be opened ({error.strerror})", passing=True) from error
 
 
-def _read_file(path: str, max_bytes: int) -> bytes:
-    """The bytes of a file; one byte more than `max_bytes` of a file that is larger."""
+def read_bytes(path: str, max_bytes: int) -> bytes:
+    """The bytes of a file; one byte more than `max_bytes` of a file that is larger.
+
+    Raises:
+        Unreadable: if it is no file, such as a named pipe, which would block, or cannot be read.
+    """
     with _open_file(path) as file:
         try:
             # A buffer of `max_bytes` costs more than reading a small file does.

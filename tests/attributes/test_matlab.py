@@ -4,7 +4,7 @@ import random
 import struct
 import zlib
 
-from cerberus_plugin.attributes import MARKET1501, matlab, read_annotations
+from cerberus_plugin.attributes import MARKET1501, read_annotations
 from cerberus_plugin.attributes.matlab import read_matlab
 
 import numpy as np
@@ -107,15 +107,14 @@ def test_a_file_of_another_kind_or_length_gives_the_reason(tmp_path, data, messa
         read_annotations(tmp_path / "a.mat", MARKET1501)
 
 
-def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decompressed(tmp_path, monkeypatch):
-    monkeypatch.setattr(matlab, "MAX_BYTES", 2**16)
+def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decompressed(tmp_path):
     savemat(tmp_path / "a.mat", {"first": np.zeros(2**12), "second": np.zeros(2**12)}, do_compression=True)
     assert (tmp_path / "a.mat").stat().st_size < 2**10
     with pytest.raises(ValueError, match="more than 65536 bytes when decompressed"):
-        read_matlab(tmp_path / "a.mat")
+        read_matlab(tmp_path / "a.mat", max_bytes=2**16)
     savemat(tmp_path / "a.mat", {"first": np.random.default_rng(0).random(2**13)})
     with pytest.raises(ValueError, match="it has more than 65536 bytes$"):
-        read_matlab(tmp_path / "a.mat")
+        read_matlab(tmp_path / "a.mat", max_bytes=2**16)
 
 
 def test_structs_without_end_are_refused(tmp_path):

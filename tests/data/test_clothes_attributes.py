@@ -90,10 +90,16 @@ def test_whoever_wears_what_is_left_out_once_leaves_training_in_every_outfit(tmp
     assert len(kept.labels) == 2 * (4 - len(carriers))
 
 
-def test_labels_of_identities_and_of_outfits_are_not_mixed(tmp_path, prcc, market_people):
+def test_labels_of_identities_and_of_outfits_stay_those_of_each(tmp_path, prcc, market_people):
     write_market_folder(tmp_path, *market_people)
-    with pytest.raises(ValueError, match="mix labels of identities, outfits; train on data sets of one kind"):
-        build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCCAttributes", "Market1501Attributes"]))
+    train = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES",
+                                         ["PRCCAttributes", "Market1501Attributes"]))
+    for path, pid, _ in train.img_items:
+        person = int(str(pid).rsplit("_", 1)[-1])
+        expected = (market_people[0][person] if "market" in pid else
+                    prcc["train", person, "C" if "/C_" in path else "A and B"])
+        assert torch.equal(train.known_of(path, pid)["attributes"], expected)
+    assert len({pid for _, pid, _ in train.img_items}) == 4 + len(market_people[0])
 
 
 def test_data_sets_without_labels_beside_labelled_ones_leave_all_without(tmp_path, prcc):

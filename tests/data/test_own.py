@@ -24,6 +24,7 @@ from cerberus_plugin.evaluation.tasks import ReIDTask
 from cerberus_plugin.host.checks import check_config
 from cerberus_plugin.host.data import check_identity_batch
 from cerberus_plugin.own_data.check import check
+from cerberus_plugin.own_data.recipe import choose
 from cerberus_plugin.own_data.schema_file import Wording, schema_text
 
 import pytest
@@ -112,10 +113,10 @@ def test_a_name_that_is_neither_registered_nor_a_path_is_refused(tmp_path):
         build_train_set(config(tmp_path / "nowhere"))
 
 
-def test_two_folders_whose_identities_share_names_are_not_mixed(tmp_path):
+def test_people_of_two_folders_who_share_names_are_others(tmp_path):
     folders = [write_people(tmp_path / name / "site") for name in "ab"]
-    with pytest.raises(ValueError, match="two of them have an identity 'own_.*Merge tables"):
-        build_train_set(config(folders[0], "DATASETS.NAMES", tuple(map(str, folders))))
+    train = build_train_set(config(folders[0], "DATASETS.NAMES", tuple(map(str, folders))))
+    assert len(train.pids) == 2 * len(build_train_set(config(folders[0])).pids)
 
 
 def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
@@ -152,6 +153,26 @@ def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_pat
     assert sizes[0] == sizes[1] == (4, 18, 40, 8, 4)
 
 
+def test_persons_who_stand_for_nobody_are_distractors_and_in_the_gallery_alone(tmp_path):
+    folder = write_people(tmp_path / "site")
+    check(folder, pictures=False)
+    split = dict(line.split(",") for line in (folder / "split.csv").read_text().splitlines()[1:])
+    schema = (folder / "schema.yaml").read_text()
+    write_picture(folder / "img/other.png", 9)
+    with open(folder / "metadata.csv", "a") as table, open(folder / "split.csv", "a") as parts:
+        table.write("img/other.png,nobody,1,,\n")
+        parts.write("img/other.png,gallery\n")
+    (folder / "schema.yaml").write_text(schema + "nobody: [nobody]\n")
+    test, queries = build_test_set(config(folder), str(folder))
+    pid = next(pid for path, pid, _ in test.img_items if path.endswith("other.png"))
+    assert test.distractors == {pid} and manifest.of_test(test, queries, 0)["gallery"]["distractors"] == 1
+    assert not any("nothing is known of" in each for each in check(folder, pictures=False).warnings)
+    query = next(name for name, part in split.items() if part == "query")
+    (folder / "schema.yaml").write_text(schema + f"nobody: [p{query[4]}]\n")
+    with pytest.raises(ValueError, match=f"nobody holds 'p{query[4]}', but '{query}' is in query"):
+        OwnDataset(str(folder))
+
+
 def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path):
     folder = write_people(tmp_path / "market1501")
     trainer = CerberusTrainer(config(folder))
@@ -174,18 +195,18 @@ def test_the_manifest_is_the_same_elsewhere_and_another_with_other_labels_of_peo
 
 
 @pytest.mark.parametrize("people, cameras", [(4, 4), (8, 3), (40, 2), (40, 12)])
-def test_the_command_that_check_advises_is_one_that_training_accepts(tmp_path, people, cameras):
+def test_the_recipe_that_is_chosen_for_data_is_one_that_training_accepts(tmp_path, people, cameras):
     folder = write_people(tmp_path / "a 'site'", people, cameras)
-    words = shlex.split(check(folder, pictures=False).advice[-1].partition("python ")[2])
-    file = words[words.index("--config-file") + 1]
-    cfg = read_config(file=file)
-    cfg.defrost()
-    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.IMS_PER_BATCH = 2000, 119, 64  # as in the file
-    cfg.merge_from_list(words[words.index("--config-file") + 2:])
-    items = build_train_set(cfg).img_items
-    check_config(cfg, len(items))
-    check_identity_batch(cfg.DATALOADER.SAMPLER_TRAIN, items, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE)
-    assert cfg.DATASETS.TESTS == (str(folder),) and build_test_set(cfg, str(folder))[1] > 0
+    report = check(folder, pictures=False)
+    assert report.advice[-1].startswith(f"cerberus train {shlex.quote(str(folder))} --out ")
+    for recipe in (choose(report.facts, gpu) for gpu in (True, False)):
+        cfg = read_config(*recipe.options, "DATASETS.NAMES", (str(folder),), "DATASETS.TESTS", (str(folder),),
+                          file=f"configs/{recipe.file}")
+        items = build_train_set(cfg).img_items
+        check_config(cfg, len(items))
+        check_identity_batch(cfg.DATALOADER.SAMPLER_TRAIN, items, cfg.SOLVER.IMS_PER_BATCH,
+                             cfg.DATALOADER.NUM_INSTANCE)
+        assert build_test_set(cfg, str(folder))[1] > 0
 
 
 def test_the_table_of_results_says_that_no_cameras_are_known():

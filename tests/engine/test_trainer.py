@@ -334,12 +334,15 @@ def test_all_images_of_both_splits_can_be_trained_on(small_config):
     assert (train_set.labels >= 0).all()  # test identities by the labels of the test split
 
 
-def test_data_sets_of_two_schemas_are_not_mixed(duke_config, market_people, tmp_path):
+def test_data_sets_of_two_schemas_are_read_under_both_together(duke_config, market_people, tmp_path):
     write_market_folder(tmp_path / "duke", *market_people)
     duke_config.defrost()
     duke_config.DATASETS.NAMES = ("DukeMTMCAttributes", "Market1501Attributes")
-    with pytest.raises(ValueError, match="mix the attribute schemas dukemtmc, market1501"):
-        build_train_set(duke_config)
+    train = build_train_set(duke_config)
+    schema = train.annotations[0].schema
+    for path, pid, _ in train.img_items:
+        words = schema.describe(train.known_of(path, pid)["attributes"])
+        assert ("age" in words, "shoes" in words) == ("market" in pid, "market" not in pid) and "gender" in words
 
 
 @pytest.mark.gpu
@@ -392,14 +395,14 @@ def test_an_evaluation_checks_its_test_sets_before_it_reads_an_image(run, tmp_pa
 def test_a_start_reads_each_data_set_and_numbers_semantic_ids_once(small_config, monkeypatch):
     read, numbered = [], []
     build_dataset, build_table = build.build_dataset, SIDTable.build
-    monkeypatch.setattr(build, "build_dataset", lambda cfg, name, *schema: read.append(name) or build_dataset(
-        cfg, name, *schema))
+    monkeypatch.setattr(build, "build_dataset", lambda cfg, name, *schema, **options: read.append(
+        name) or build_dataset(cfg, name, *schema, **options))
     monkeypatch.setattr(SIDTable, "build", lambda *args: numbered.append(args) or build_table(*args))
     trainer = CerberusTrainer(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", [TESTS, "held-out"],
                                            "TEST.EVAL_PERIOD", 1))
     trainer.resume_or_load(resume=False)
     trainer.train()
-    assert read == [TESTS, TESTS] and len(numbered) == 1  # to train on, and to test on
+    assert read == [TESTS] and len(numbered) == 1
 
 
 def test_batches_carry_the_labels_of_each_image_and_their_semantic_ids(run):

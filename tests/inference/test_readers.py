@@ -19,7 +19,7 @@ def prototypes_of(schema, count: int = 60, space: str = "product", init: str = "
     table = SIDTable.build(schema, labels, labels, space)
     torch.manual_seed(0)
     module = SIDPrototypes(table.sizes, schema.group_bits, count, DIM, init)
-    module.fill(table, table.lookup(labels), margins_from_counts(table.counts, count, 0.4, 1.8))
+    module.fill(table, table.lookup(labels), margins_from_counts(table.counts, 0.4, 1.8))
     return module, table, labels
 
 
@@ -209,7 +209,7 @@ def test_the_regulariser_starts_near_2_6_on_market(market):
     table = SIDTable.build(MARKET1501, train, space="observed")
     torch.manual_seed(0)
     module = SIDPrototypes(table.sizes, MARKET1501.group_bits, 751)
-    module.fill(table, table.lookup(train), margins_from_counts(table.counts, 751, 0.4, 1.8))
+    module.fill(table, table.lookup(train), margins_from_counts(table.counts, 0.4, 1.8))
     assert 1.5 < 0.001 * module.regularisation().item() < 4
 
 

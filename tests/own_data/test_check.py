@@ -1,5 +1,6 @@
 """`cerberus check`: what it counts, what it warns of, and when it ends with exit code 1."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from cerberus_plugin import cli
 from cerberus_plugin.own_data.check import check, html, text
 from cerberus_plugin.own_data.people import read_people, read_wording
+from cerberus_plugin.own_data.recipe import Facts
 
 import pytest
 from support.own_data import write_people, write_picture
@@ -37,7 +39,8 @@ def test_a_sound_folder_is_counted_and_gets_a_schema_and_a_split(tmp_path):
     assert section(report, "Attributes") == [("hat", "head", "no 18, yes 18", "0%"),
                                              ("vest", "upper", "blue 12, red 12, none 12", "0%")]
     assert section(report, "Pictures of one")[0][:2] == ("hat", 12)
-    assert any("SOLVER.IMS_PER_BATCH 16 " in each and str(tmp_path) in each for each in report.advice)
+    assert report.facts == Facts(18, 6, 6, attributes=2, size=(48, 24))
+    assert any(f"cerberus train {tmp_path} " in each and "--model plus" in each for each in report.advice)
     written = read_wording(read_people(tmp_path))
     assert written.path.endswith("schema.yaml") and [g.strip for g in written.schema.groups] == [0, None]
     assert check(tmp_path, pictures=False).sections[1] == report.sections[1]
@@ -90,12 +93,26 @@ def test_splits_that_training_would_fail_on_are_errors(tmp_path, parts, error):
     assert any(each.startswith(error) for each in check(tmp_path, pictures=False).errors)
 
 
-def test_names_that_differ_in_case_alone_are_warned_of(tmp_path):
-    table(tmp_path, "file_name,person,split", "a.png,Ann,train", "b.png,ann,train", "c.png,bob,query",
+@pytest.mark.parametrize("names", ["Ann and ann", "007 and 7"])
+def test_names_that_differ_in_case_or_leading_zeros_alone_are_warned_of(tmp_path, names):
+    one, other = names.split(" and ")
+    table(tmp_path, "file_name,person,split", f"a.png,{one},train", f"b.png,{other},train", "c.png,bob,query",
           "d.png,bob,gallery")
-    assert check(tmp_path, pictures=False).warnings == [
-        "1 names of people differ in upper and lower case alone and count as several, such as Ann and ann. Write them "
-        "alike if they are one"]
+    warning, = check(tmp_path, pictures=False).warnings
+    assert "1 names of people differ" in warning and f"such as {names}." in warning
+
+
+def test_words_for_unknown_are_warned_of(tmp_path):
+    words = ("unknown", "N/A", "no", "yes")
+    table(tmp_path, "file_name,person,hat", *(f"{n}.png,p{n % 4},{words[n % 4]}" for n in range(8)))
+    assert [text for text in check(tmp_path, pictures=False).warnings if "N/A, unknown, which is learned" in text]
+
+
+def test_a_named_pipe_among_the_pictures_is_reported_and_does_not_block(tmp_path):
+    write_people(tmp_path, people=2)
+    (tmp_path / "img/0_0.png").unlink()
+    os.mkfifo(tmp_path / "img/0_0.png")
+    assert any("img/0_0.png (is not a file)" in text for text in check(tmp_path).errors)
 
 
 def test_queries_that_only_their_own_camera_could_find_are_an_error(tmp_path):
@@ -103,15 +120,16 @@ def test_queries_that_only_their_own_camera_could_find_are_an_error(tmp_path):
     assert "under the query's own camera alone" in check(tmp_path, pictures=False).errors[0]
 
 
-def test_too_many_combinations_and_groups_of_one_kind_are_errors(tmp_path):
+def test_too_many_combinations_and_groups_of_one_kind_are_warned_of(tmp_path):
     names = [f"a{n}" for n in range(14)]
     table(tmp_path, f"file_name,person,split,{','.join(names)}",
           *(f"{n}.png,p{n // 2},{('train', 'train', 'query', 'gallery')[n]}" + f",{('no', 'yes')[n // 2]}" * 14
             for n in range(4)))
     (tmp_path / "schema.yaml").write_text("groups: [{name: all, region: whole, attributes: [" + ", ".join(
         f"{{name: {name}, values: [no, yes]}}" for name in names) + "]}]")
-    errors = check(tmp_path, pictures=False).errors
-    assert "group 'all' have 16384 combinations" in errors[0] and "make two groups of the attributes" in errors[1]
+    report = check(tmp_path, pictures=False)
+    assert "group 'all' have 16384 combinations" in report.warnings[-2] and report.facts.crowded == ("all",)
+    assert "make two groups of the attributes" in report.warnings[-1] == report.facts.not_for_cerberus
 
 
 def test_the_command_prints_and_writes_the_report_and_fails_where_training_would(tmp_path, capsys):
@@ -149,7 +167,7 @@ with open(folder / "metadata.csv", "w") as file:
     file.write("file_name,person,camera," + ",".join(f"hat {{n}}" for n in range(4)) + ",a,b,c,d\\n")
     file.writelines(f"{{n:07d}}.jpg,{{n // 20}},{{n % 6}},{{','.join(row)}}\\n" for n, row in enumerate(words))
 del words
-people._check_files = lambda *args: None
+people._check_files = lambda *args: []
 start = time.process_time()
 report = check.check(folder, pictures=False)
 print(check.text(report)[:200])

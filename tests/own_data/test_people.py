@@ -73,7 +73,9 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
 
 @pytest.mark.parametrize("tables, message", [
     ({"people": ["person,hat", "1,no", "1,yes"]}, "people.csv, line 3: person '1' is also in .*line 2"),
-    ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' and all .* such as person '1'"),
+    ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' has no picture, but '1' has"),
+    ({"people": ["person,hat", "ann,no", "bob,no"]}, "people.csv, line 2: person 'ann' and all .* such as person '1'"),
+    ({"metadata": ["file_name,Person ID,hat", "0.png,1,no"]}, "no column 'person', but 'Person ID'. Call it 'person'"),
     ({"people": ["person,split", "1,train"]}, "people.csv: has the column 'split', which is of pictures"),
     ({"people": ["person,hat", ",no"]}, "people.csv, line 2: has no person"),
     ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ in upper and lower case"),
@@ -109,8 +111,13 @@ def test_folders_of_people_are_read_with_and_without_parts(tmp_path):
     assert flat.person.to_list() == ["x", "y"] and flat.split is None
     assert split.split.to_list() == ["gallery", "query", "train"] and split.person.words == ("x",)
     pictures(tmp_path, "a/z.png")
-    with pytest.raises(ValueError, match="a: expected pictures .*PERSON/PICTURE; 'z.png' .*--name-pattern"):
+    with pytest.raises(ValueError, match="a: expected pictures .*PERSON/PICTURE; 1 of 3 .* 'z.png'.*--name-pattern"):
         read_people(tmp_path / "a")
+    for name, message in (("c/x/cam/1.png", r"\^\(\?P<person>\[\^/\]\+\)/\(\?P<camera>"),
+                          ("d/ x/1.png", "ends with a space")):
+        pictures(tmp_path, name)
+        with pytest.raises(ValueError, match=message):
+            read_people(tmp_path / name[0])
     with pytest.raises(FileNotFoundError, match="no such folder or table"):
         read_people(tmp_path / "none")
 

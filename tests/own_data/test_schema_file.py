@@ -1,11 +1,11 @@
 """`schema.yaml`: what it says, what is refused in it, and what is inferred from words without it."""
 
 import re
-from pathlib import Path
 
 from cerberus_plugin.own_data.schema_file import NoAttributes, infer_schema, read_schema, schema_text
 from cerberus_plugin.own_data.tables import Words
 
+import numpy as np
 import pytest
 
 SITE = """
@@ -42,14 +42,6 @@ def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
     assert read(tmp_path, schema_text(wording)).schema.to_dict() == schema.to_dict()
 
 
-def test_the_example_of_the_manual_is_a_schema(tmp_path):
-    page = (Path(__file__).parents[2] / "projects/Cerberus/README.md").read_text().partition("### Own data")[2]
-    schema = read(tmp_path, re.search(r"```yaml\n(.*?)```", page, flags=re.S)[1]).schema
-    assert schema.group_names == ("head", "upper", "person") and schema.lasting_groups == ("person",)
-    assert [column.display for column in schema.columns] == ["helmet", "colour of the vest", "trade"]
-    assert [schema.num_combinations(group) for group in schema.group_names] == [2, 3, 3]
-
-
 @pytest.mark.parametrize("change, message", [
     (("[{name: helmet, values: [no, yes], display: hard hat}]", "[]"), "attributes of group 'head'.*at least one"),
     (("name: person", "name: head"), "group 'head' is there twice"),
@@ -60,6 +52,7 @@ def test_the_example_of_the_manual_is_a_schema(tmp_path):
     (("lasting: yes", "lasting: 2"), "lasting of group 'person' is '2', expected yes or no"),
     (("lasting: yes", "lastng: yes"), "group 2 has 'lastng', expected some of name"),
     (("region: 0, ", ""), "group 1 has no 'region'"),
+    (("name: head", "name: my head"), "group 'my head' .* expected letters, digits and underscores"),
     (("region: whole", "region: whole\n    region: 0"), "line 7: .*'region' is there twice"),
     (("name: site", "exclusive: [[age, helmet]]"), "exclusive holds 'age', expected attributes with two values"),
     (("name: site", "name: !!python/object/apply:os.system [echo]"), "line 2: no YAML .*python/object"),
@@ -93,8 +86,8 @@ def test_groups_and_values_are_inferred_from_words():
     ([str(n) for n in range(3)], "holds numbers"), (["1.5", "2,5"], "holds numbers"),
     (["2024-01-31", "2024-02-01"], "holds dates"), (["31.1.2024", "1.2.2024"], "holds dates"),
     (["a man walks along the street and " * 3, "another one who is sitting on a bench " * 2], "holds free text"),
-    ([f"value {n}" for n in range(200)], "has 200 different values"), (["yes"], "all cells .* 'yes'; .* write 'no'"),
-    ([""], "all cells are empty"),
+    ([f"value {n}" for n in range(200)], "has 200 different values"),
+    (["yes"], "holds nothing but 'yes'; .* write 'no'"), ([""], "is empty"),
 ])
 def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reason):
     kept = {"hat": words("yes", "no"), "vest": words("0", "1")}
@@ -103,6 +96,23 @@ def test_a_column_that_is_no_attribute_is_left_out_with_the_reason(values, reaso
     assert re.match(reason, wording.left_out["other"])
     with pytest.raises(NoAttributes, match=f"no column is an attribute; 'other' {reason}"):
         infer_schema("site", {"other": words(*values)})
+
+
+def test_a_column_of_another_value_for_each_person_is_left_out():
+    people = np.repeat(np.arange(24), 3)
+    remarks = words(*(f"says {n}" for n in people))
+    trades = words(*(f"trade {n % 12}" for n in people))
+    wording = infer_schema("site", {"trade": trades, "remark": remarks}, people)
+    assert [column.name for column in wording.schema.columns] == ["trade"]
+    assert wording.left_out["remark"].startswith("has 24 different values for 24 people, as names and remarks have")
+
+
+def test_many_attributes_of_one_place_are_inferred_as_several_groups():
+    names = [f"thing {n}" for n in range(20)] + [f"coat {n}" for n in range(8)]
+    schema = infer_schema("site", {name: words("no", "yes") for name in names}).schema
+    assert [(group.name, group.strip) for group in schema.groups] == [
+        ("upper", 0), ("upper_2", 0), ("other", None), ("other_2", None), ("other_3", None), ("other_4", None)]
+    assert max(schema.num_combinations(group) for group in schema.group_names) == 2**6
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("hat", "hair"), ("hat", "vest", "shoes"), ("gender", "age")])

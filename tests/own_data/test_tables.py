@@ -27,8 +27,10 @@ def rows_of(table) -> list[list[str]]:
     TEXT.encode(), TEXT.encode("utf-8-sig"), TEXT.encode("utf-16"), TEXT.replace("\n", "\r\n").encode(),
     TEXT.replace("red, or so", "red; or so").replace(",", ";").replace("red; or so", "red, or so").encode(),
     TEXT.replace("red, or so", "@").replace(",", "\t").replace("@", "red, or so").encode(),
-    TEXT.replace("person", " Person ").replace("7,", "7  ,").encode(), (TEXT + ",,\n\n  \n").encode()],
-    ids=["UTF-8", "mark", "UTF-16", "CRLF", "semicolons", "tabs", "spaces", "blank lines"])
+    TEXT.replace("\n", "\r").encode(),
+    TEXT.replace("person", " Person ").replace("7,", "7  ,").encode(), (TEXT + ",,\n\n  \n").encode(),
+    ("\n\r\n" + TEXT).encode()],
+    ids=["UTF-8", "mark", "UTF-16", "CRLF", "semicolons", "tabs", "CR", "spaces", "blank lines", "blank lines first"])
 def test_what_spreadsheets_write_is_read_alike(tmp_path, content):
     table = read(tmp_path / "metadata.csv", content)
     assert list(table.columns) == ["file_name", "person", "vest"] and rows_of(table) == ROWS
@@ -44,6 +46,35 @@ def test_json_lines_and_parquet_give_the_same_words(tmp_path):
     other = read_table(tmp_path / "metadata.parquet", ("file_name", "person"))
     assert rows_of(lines) == rows_of(other) == [["1.jpg", "1", "yes", ""], ["2.jpg", "2", "no", "red"]]
     assert lines.where(1).endswith("metadata.jsonl, line 3") and other.where(1).endswith("metadata.parquet, row 2")
+
+
+def test_numbers_in_json_lines_stay_as_they_are_written(tmp_path):
+    lines = ['{"file_name": "a.jpg", "person": 1180591620717411303424, "day": "2024-01-31", "size": 1.50}',
+             '{"file_name": "b.jpg", "person": 1180591620717411303425, "day": "2024-02-01", "late": true}',
+             '{"file_name": "c.jpg", "person": "x", "size": null}']
+    table = read(tmp_path / "metadata.jsonl", "\n".join(lines))
+    assert list(table.columns) == ["file_name", "person", "day", "size", "late"] and rows_of(table) == [
+        ["a.jpg", "1180591620717411303424", "2024-01-31", "1.50", ""],
+        ["b.jpg", "1180591620717411303425", "2024-02-01", "", "yes"], ["c.jpg", "x", "", "", ""]]
+
+
+def test_whole_numbers_that_pandas_keeps_as_floating_point_are_whole(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"file_name": ["a", "b"], "person": [7.0, 8.0], "age": [1.5, float("nan")],
+                                  "trade": [3.0, None]}), tmp_path / "metadata.parquet")
+    table = read_table(tmp_path / "metadata.parquet", ("file_name", "person"))
+    assert rows_of(table) == [["a", "7", "1.5", "3"], ["b", "8", "", ""]]
+
+
+def test_files_beyond_any_table_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("cerberus_plugin.own_data.tables.MOST_BYTES", 2**20)
+    with open(tmp_path / "metadata.csv", "wb") as file:
+        file.write(b"file_name,person\n")
+        file.truncate(2**21)
+    with pytest.raises(ValueError, match="has 2 MiB, expected at most 1"):
+        read_table(tmp_path / "metadata.csv", ("file_name", "person"))
 
 
 def test_a_row_is_named_by_its_line_behind_values_of_several_lines(tmp_path):
@@ -64,6 +95,10 @@ def test_a_row_is_named_by_its_line_behind_values_of_several_lines(tmp_path):
     ("name,person\na.jpg,1\n", "has no column 'file_name'; its columns are name, person"),
     ("file_name,person\n", "has no rows"),
     ("", "has one column, ''"),
+    ("sep=;\nfile_name;person\na.jpg;1\n", "line 1: is 'sep=;'.*Delete the line"),
+    ("file_name,person\n" + "x" * 3 * 2**24 + ",1\n", "a line is longer than 16 MiB"),
+    ("x" * 2**24, "line 1: a line is longer than 16 MiB"),
+    ("file_name,person,note\na.jpg,1," + "x" * 2**18 + "\nb.jpg,2\n", "line 3: has 2 cells, expected 3"),
     ("file_name,person," + ",".join(f"f{n}" for n in range(30_000)) + "\n", f"30002 columns, .* {MOST_COLUMNS}"),
 ], ids=lambda value: None if isinstance(value, bytes) else value[:20])
 def test_a_bad_table_is_refused_with_its_place(tmp_path, content, message):
@@ -73,8 +108,10 @@ def test_a_bad_table_is_refused_with_its_place(tmp_path, content, message):
 
 def test_bad_json_lines_and_other_files_are_refused(tmp_path):
     for content, message in (("[1]\n", "expected one object a line"), ("{\n", "line 1: no JSON"),
-                             ('{"file_name": "a", "person": 1}\n{"file_name": "b", "person": "x"}\n', "changed from"),
-                             ('{"file_name": "a", "person": {"x": 1}}\n', "'person' holds struct")):
+                             ('{"file_name": "a", "person": 1}\n{"file_name": ', "line 2: no JSON"),
+                             ('{"file_name": "a", "person": 1, "person": 2}\n', "line 1: has 'person' twice"),
+                             ('{"file_name": "a", "person": "\\ud800"}\n', "a character that is no text"),
+                             ('{"file_name": "a", "person": {"x": 1}}\n', "line 1: 'person' holds")):
         with pytest.raises(ValueError, match=f"metadata.jsonl.*{re.escape(message)}"):
             read(tmp_path / "metadata.jsonl", content)
     with pytest.raises(ValueError, match="no Parquet file"):

@@ -44,7 +44,8 @@ class TestedModel:
 
     @cached_property
     def _test_set(self) -> tuple[AttributeDataset, list[tuple], list[tuple]]:
-        return build_readable_test_set(self.predictor.cfg, self.dataset)
+        reader = self.predictor.reader
+        return build_readable_test_set(self.predictor.cfg, self.dataset, reader.schema if reader else None)
 
     @property
     def images(self) -> AttributeDataset:

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ...attributes import MISSING
+from ...data.clothes import GALLERY_CAMERAS
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
 from ...utils.commands import run_command
@@ -85,7 +86,8 @@ class Gallery:
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
         words = self.words(index) if self.labels is not None else []
-        return Row(path, f"identity {pid}, camera {camid + 1}", words, found)
+        camera = f", camera {camid + 1}" if camid < GALLERY_CAMERAS else ""  # else it is not known
+        return Row(path, f"identity {pid}{camera}", words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
         """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.

@@ -1,0 +1,5 @@
+"""Labels of one's own data that are probably wrong, and people who are mixed up."""
+
+from .auditing import Audit as Audit
+from .auditing import audit as audit
+from .auditing import text as text

@@ -1,0 +1,124 @@
+"""Labels that models who have not seen the person contradict: in all views, or under one camera.
+
+Shapes: N pictures, A label fields, C classes of a column, U units of pictures that share a label, V views: the pictures
+of a unit under one camera.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..attributes.schema import NONE, Column
+from ..own_data.people import OwnData
+from ..own_data.schema_file import Wording, folded
+from ..own_data.tables import EMPTY
+from .confident import confident_classes, pooled, self_confidence, thresholds
+from .findings import Finding, of_pictures, of_unit
+from .predictions import Predictions
+
+MOST_SHOWN = 8  # pictures of a group
+LOWEST = 1e-6  # of a probability in a geometric mean
+
+
+def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictions: Predictions) -> list[Finding]:
+    """Labels that are probably wrong.
+
+    Where most of the views of a person contradict a label, the label is in doubt; where fewer do, these views are: they
+    may be labelled wrongly, show somebody else, or not show the attribute. Labels of a group that lasts are a person's;
+    others are an outfit's where outfits are known.
+
+    Args:
+        labels: int16 (N, A), of `labels_of`.
+    """
+    found = []
+    schema = wording.schema
+    truth, known = schema.column_truth(labels)
+    for column, probabilities in zip(predictions.columns, predictions.probabilities):
+        m = schema.columns.index(column)
+        right = truth[m]
+        if probabilities.shape[1] > right.shape[1]:  # "none" is a class
+            right = np.concatenate([~right.any(axis=1, keepdims=True), right], axis=1)
+        rows = np.flatnonzero(known[:, m] & (predictions.model >= 0) & right.any(axis=1)
+                              & np.isfinite(probabilities[:, 0]))
+        if len(rows):
+            found += _of_column(own, wording, column, probabilities[rows].astype(np.float64), right[rows], rows,
+                                labels[rows][:, list(column.fields)])
+    return found
+
+
+def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np.ndarray, right: np.ndarray,
+               rows: np.ndarray, labels: np.ndarray) -> list[Finding]:
+    """Findings of one column; arrays have the given rows."""
+    keys = [own.person.codes[rows].astype(np.int64)]
+    if own.outfit is not None and column.group not in wording.schema.lasting_groups:
+        keys.append(own.outfit.codes[rows].astype(np.int64))
+    unit = np.unique(np.concatenate([np.stack(keys, axis=1), labels], axis=1), axis=0, return_inverse=True)[1].ravel()
+    camera = -1 - rows if own.camera is None else np.where(own.camera.codes[rows] == EMPTY, -1 - rows,
+                                                           own.camera.codes[rows])
+    _, first_of_view, view = np.unique(np.stack([unit, camera], axis=1), axis=0, return_index=True, return_inverse=True)
+    view = view.ravel()
+    of_view = pooled(probabilities, view)  # (V, C)
+    unit_of_view, right_of_view = unit[first_of_view], right[first_of_view]
+    # Each camera counts alike; of views that disagree the geometric mean ranks wrong labels better.
+    mean = np.exp(pooled(np.log(of_view.clip(LOWEST)), unit_of_view))  # (U, C)
+    mean /= mean.sum(axis=1, keepdims=True)
+    first_of_unit = np.unique(unit, return_index=True)[1]
+    right_of_unit = right[first_of_unit]
+    said = confident_classes(mean, thresholds(mean, right_of_unit))
+    said_of_view = confident_classes(of_view, thresholds(of_view, right_of_view))
+    against = ~_holds(right_of_view, np.where(said_of_view >= 0, said_of_view, of_view.argmax(axis=1)))
+    views = np.bincount(unit_of_view)
+    contrary = np.bincount(unit_of_view, weights=against)
+    doubt, doubt_of_view = 1 - self_confidence(mean, right_of_unit), 1 - self_confidence(of_view, right_of_view)
+    wrong = ~_holds(right_of_unit, said) & (said >= 0)
+    answers = spoken(own, wording, column)[-probabilities.shape[1]:]
+    members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
+    found = []
+
+    def shown(chosen: np.ndarray) -> tuple[str, ...]:
+        return tuple(own.files[row] for row in rows[chosen][:MOST_SHOWN])
+
+    for u in np.flatnonzero(wrong & (2 * contrary > views)).tolist():
+        row = rows[first_of_unit[u]]
+        outfit = own.outfit[row] if len(keys) > 1 and own.outfit is not None else ""
+        word, value = own.attributes[column.name][row], answers[said[u]]
+        found.append(Finding(
+            "label", float(doubt[u]), own.person[row], column.name, word, value,
+            f"{int(contrary[u])} of {views[u]} views say otherwise, {value} with {mean[u, said[u]]:.0%}",
+            ((own.person[row], shown(members[u])),),
+            of_unit(own, rows[members[u]].tolist(), outfit, column.name, word, _values(answers, word, value))))
+    flagged = ~_holds(right_of_view, said_of_view) & (said_of_view >= 0) & (2 * contrary <= views)[unit_of_view]
+    for v in np.flatnonzero(flagged).tolist():
+        u, row = unit_of_view[v], rows[first_of_view[v]]
+        word, value = own.attributes[column.name][row], answers[said_of_view[v]]
+        seen = np.flatnonzero(view == v)
+        files = [own.files[place] for place in rows[seen]]
+        where = f"camera {own.camera[row]}" if own.camera is not None and own.camera[row] else "one picture"
+        found.append(Finding(
+            "view", float(doubt_of_view[v]), own.person[row], column.name, word, value,
+            f"{where} says {value} with {of_view[v, said_of_view[v]]:.0%}; {views[u] - int(contrary[u])} of {views[u]} "
+            "views agree with the label",
+            ((where, tuple(files[:MOST_SHOWN])),
+             ("the others", shown(members[u][view[members[u]] != v]))),
+            of_pictures(files, column.name, [word] * len(files), _values(answers, word, value))))
+    return found
+
+
+def _holds(right: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Whether a class is a right one: bool (n, C), int64 (n,) -> bool (n,)."""
+    return right[np.arange(len(right)), classes]
+
+
+def spoken(own: OwnData, wording: Wording, column: Column) -> list[str]:
+    """The answers of a column in the words of the tables."""
+    there = {folded(word): word for word in own.attributes[column.name].words}
+    found = []
+    for answer in column.answers:
+        words = wording.none.get(column.name, ()) if answer == NONE and column.is_colour else (answer,)
+        found.append(next((there[folded(word)] for word in words if folded(word) in there), (*words, answer)[0]))
+    return found
+
+
+def _values(answers: list[str], word: str, value: str) -> list[str]:
+    """What a label can be corrected to, the proposed value first; "" is unknown."""
+    return [value, *(answer for answer in answers if answer not in (value, word)), ""]

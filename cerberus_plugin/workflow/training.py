@@ -1,0 +1,203 @@
+"""Train people's own data: the hardware, the record of what was chosen, the run, its calibration and its report.
+
+    RUN/train.json    what was said and chosen, written before the first step; a resumed run goes on with it
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from fastreid.engine.train_loop import HookBase
+from tabulate import tabulate
+from torchvision.models import ResNet50_Weights
+
+from ..config import configuration
+from ..engine.trainer import CerberusTrainer, setup
+from ..evaluation.report import aligned, read_results
+from ..experiments import calibrate
+from ..host import read_tensors
+from ..own_data.recipe import Recipe, Wish
+from ..predictor import CerberusPredictor
+from ..utils.files import read_json, write_json
+from .log import short_log
+from .page import sections_of, write_page
+
+RECORD = "train.json"
+IMAGENET = ResNet50_Weights.IMAGENET1K_V1.url
+DEPTHS = {(False, 2): "18x", (False, 6): "34x", (True, 6): "50x", (True, 23): "101x"}  # bottlenecks, blocks of layer3
+logger = logging.getLogger("fastreid.cerberus")
+
+
+class LastCheckpoint(HookBase):
+    """Remove checkpoints that are there to resume from, behind a later one; comes after the hook that saves them.
+
+    Each takes hundreds of megabytes.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_epoch(self) -> None:
+        last = self.folder / "last_checkpoint"
+        named = last.read_text() if last.is_file() else ""
+        for path in self.folder.glob("model_[0-9]*.pth"):
+            if named and path.name != os.path.basename(named):
+                path.unlink()
+
+
+def has_gpu(given: Mapping[str, str]) -> bool:
+    """Whether a run is to train on a GPU: there is one, and MODEL.DEVICE says nothing else."""
+    return torch.cuda.is_available() and not given.get("MODEL.DEVICE", "cuda").startswith("cpu")
+
+
+def pretrained_weights(file: str, gpu: bool, given: Mapping[str, str]) -> tuple[str, str]:
+    """The file of the weights that the backbone begins with, and the depth of their ResNet; "" for none.
+
+    On a GPU without a file: torchvision's for ImageNet, from torch's cache or downloaded into it.
+
+    Args:
+        file: as the user names it; empty for none.   given: KEY value of the configuration.
+
+    Raises:
+        FileNotFoundError, ValueError: if there are none, with what to do.
+    """
+    remedy = (f"Give a file by --weights, such as {IMAGENET} (torchvision's ResNet-50), or train from scratch with "
+              "MODEL.BACKBONE.PRETRAIN False.")
+    key = "MODEL.BACKBONE.PRETRAIN"
+    if file and f"{key}_PATH" in given:
+        raise ValueError(f"--weights {file} and {key}_PATH {given[f'{key}_PATH']} say the same; give one of them.")
+    path = file or given.get(f"{key}_PATH", "")
+    if given.get(key, "").lower() == "false":
+        if path:
+            raise ValueError(f"{key} False begins from scratch, and {path} is a file of weights; leave one of them out")
+        return "", ""
+    if path and not os.path.isfile(path):
+        raise FileNotFoundError(f"--weights {path}: no such file. {remedy}")
+    if not path and (gpu or given.get(key, "").lower() == "true"):
+        name = os.path.basename(IMAGENET)
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        path = str(folder / name)
+        if not os.path.isfile(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(IMAGENET, path, hash_prefix=Path(name).stem.split("-")[1])
+            except (OSError, RuntimeError) as error:
+                raise ValueError(f"weights of ImageNet for the backbone could not be downloaded ({error}). "
+                                 f"{remedy}") from error
+    return (os.path.abspath(path), _depth_of(path)) if path else ("", "")
+
+
+def _depth_of(path: str) -> str:
+    """Depth of the ResNet that a file's tensors are of, as the host calls it; that of a ResNet-50 where unclear."""
+    names = read_tensors(path, map_location="cpu")
+    blocks = {name.split("layer3.")[1].split(".")[0] for name in names if "layer3." in name}
+    return DEPTHS.get((any(".conv3." in name for name in names), len(blocks)), "50x")
+
+
+def check_folder(folder: Path, resume: bool) -> dict | None:
+    """What the run in a folder was begun with; None for a new run.
+
+    Raises:
+        ValueError: if there is something else in the folder, or a run that is not to be resumed.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: is there already and was not made by cerberus train; give another --out.")
+        return None
+    if not resume:
+        raise ValueError(f"{folder}: holds a run already; go on with it by --resume, or give another --out.")
+    record = read_json(str(path), "delete the folder and train again")
+    missing = [key for key in ("said", "file", "choices", "findings") if key not in record]
+    if missing:
+        raise ValueError(f"{path}: has no '{missing[0]}'; delete the folder and train again.")
+    return record
+
+
+def refuse_other_choices(folder: Path, record: Mapping, said: Mapping) -> None:
+    """A run goes on as it was begun, so that it equals the undisturbed one; what is not said again stays.
+
+    Raises:
+        ValueError: if something is said that differs.
+    """
+    differ = [f"{key} {value!r}, and was {record['said'].get(key) or 'not said'!r} then" for key, value in said.items()
+              if value and value != record["said"].get(key)]
+    if differ:
+        raise ValueError(f"{folder}: --resume goes on with what the run was begun with, but now: {'; '.join(differ)}. "
+                         "Leave that out, or train anew in another --out.")
+
+
+def begin(folder: Path, data: str, name_pattern: str, wish: Wish, recipe: Recipe, findings: Sequence,
+          said: Mapping) -> dict:
+    """Write the record of a new run, and return it."""
+    fixed = {"DATASETS.NAMES": f"({os.path.abspath(data)!r},)", "DATASETS.TESTS": f"({os.path.abspath(data)!r},)",
+             "DATASETS.NAME_PATTERN": name_pattern}
+    options = recipe.options
+    for key, value in fixed.items():
+        if key not in wish.given:
+            options += [key, value]
+    record = {"said": dict(said), "data": os.path.abspath(data), "file": recipe.file, "options": options,
+              "choices": [list(choice) for choice in recipe.choices], "findings": findings,
+              "calibrated on": recipe.calibrated_on, "not calibrated": recipe.not_calibrated}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(str(folder / RECORD), record)
+    return record
+
+
+def train(folder: Path, record: Mapping) -> None:
+    """Train, or go on training, evaluate, calibrate where there are enough people, and write the report."""
+    options = [*map(str, record["options"]), "OUTPUT_DIR", str(folder)]  # which may have been moved
+    args = argparse.Namespace(config_file=str(configuration(record["file"])), opts=options, resume=True,
+                              eval_only=False)
+    with short_log(folder):
+        cfg = setup(args)
+        trainer = CerberusTrainer(cfg)
+        trainer.register_hooks([LastCheckpoint(folder)])
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        del trainer  # its model, on the GPU
+        predictor = CerberusPredictor(folder, device=cfg.MODEL.DEVICE)
+        calibrated = record["not calibrated"]
+        if record["calibrated on"]:
+            calibrated = _calibrate(predictor, folder)
+        write_page(folder, record, predictor, calibrated)
+
+
+def _calibrate(predictor: CerberusPredictor, folder: Path) -> str:
+    """Calibrate; the reason where that failed, and empty where not."""
+    output = folder / os.path.dirname(calibrate.CALIBRATION_FILE)
+    output.mkdir(exist_ok=True)
+    try:
+        record = calibrate.run(predictor, predictor.cfg.DATASETS.TESTS[0], calibrate.FALSE_MATCH_RATES,
+                               calibrate.ACCURACY, calibrate.PRIOR, output)
+    except ValueError as error:
+        logger.warning(f"not calibrated: {error}")
+        return str(error)
+    logger.info(f"calibrated: fitted on {record['fitted on']}, measured on {record['measured on']}; {output}")
+    return ""
+
+
+def table_of(record: Mapping) -> str:
+    """What was chosen and why, for the terminal."""
+    rows = [("configuration", record["file"], "the recipe that the rest is set on top of"), *record["choices"]]
+    return tabulate([[key, *("\n".join(textwrap.wrap(cell, width)) for cell, width in zip(texts, (48, 60)))]
+                     for key, *texts in rows], ["key", "value", "reason"], disable_numparse=True)
+
+
+def figures_of(folder: Path) -> str:
+    """The figures of a finished run beside their floors, for the terminal."""
+    results = read_results(str(folder))
+    parts = []
+    for name, figures in results["results"].items():
+        for section in sections_of(figures, results["before training"].get(name, {})):
+            parts.append(f"{section.title}\n{aligned(section.rows, section.columns)}")
+    return "\n\n".join(parts)

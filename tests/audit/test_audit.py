@@ -1,0 +1,125 @@
+"""`cerberus audit` from a folder to its files: by folds, again after a stop, and by a trained run."""
+
+import json
+import shlex
+
+from cerberus_plugin import cli
+from cerberus_plugin.attributes.schema import SCHEMAS
+from cerberus_plugin.audit import auditing, predictions
+from cerberus_plugin.audit.auditing import audit
+from cerberus_plugin.audit.predictions import predict_by_folds, predict_by_run
+from cerberus_plugin.own_data.people import read_people, read_wording, split_people
+
+import numpy as np
+import pytest
+from support import training  # noqa: F401  registers the tiny backbone
+from support.own_data import write_people
+
+TINY = {"MODEL.BACKBONE.NAME": "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM": "16",
+        "MODEL.HEADS.EMBEDDING_DIM": "16", "INPUT.SIZE_TRAIN": "[48, 24]",
+        "INPUT.SIZE_TEST": "[48, 24]"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_schemas():
+    """Schemas of these folders are forgotten afterwards."""
+    before = set(SCHEMAS)
+    yield
+    for name in set(SCHEMAS) - before:
+        del SCHEMAS[name]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Eight people, of whom two have the same picture, and their audit by two folds."""
+    folder = write_people(tmp_path_factory.mktemp("own") / "site")
+    (folder / "img/1_0.png").write_bytes((folder / "img/0_0.png").read_bytes())
+    out = folder.parent / "audit"
+    return folder, out, audit(str(folder), out, folds=2, epochs=2, given=TINY)
+
+
+def test_folds_are_trained_without_the_people_that_they_judge(site):
+    folder, out, _ = site
+    own = read_people(folder)
+    texts = [(out / f"fold{k}/split.csv").read_text() for k in (1, 2)]
+    sides = [dict(line.split(",") for line in text.splitlines()[1:]) for text in texts]
+    for k in (0, 1):
+        trained = {own.person[row] for row, name in enumerate(own.files) if sides[k][name] == "train"}
+        judged = {own.person[row] for row, name in enumerate(own.files) if sides[k][name] != "train"}
+        assert len(trained) == len(judged) == 4 and not trained & judged
+        config = (out / f"fold{k + 1}/config.yaml").read_text()
+        assert f"SPLIT_FILE: {out}/fold{k + 1}/split.csv" in config
+    assert not (folder / "split.csv").exists()
+
+
+def test_the_files_hold_all_findings_and_copies_under_two_people(site):
+    _, out, found = site
+    record = json.loads((out / "audit.json").read_text())
+    assert record["people"] == 8 and len(record["findings"]) == len(found.findings)
+    confidences = [one.confidence for one in found.findings]
+    assert confidences == sorted(confidences, reverse=True)
+    copy, = (one for one in found.findings if one.kind == "copies")
+    assert (copy.person, copy.proposed, copy.confidence) == ("p0", "p1", 1.0)
+    assert copy.choices[0].rows == (("img/1_0.png", "", "", "person", "p0", "p1"),)
+    assert (out / "audit.html").read_text().count("<article") == len(found.findings)
+
+
+def test_a_finished_audit_is_not_trained_again_and_one_of_other_settings_is_refused(site, monkeypatch):
+    folder, out, found = site
+
+    def refuse(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(predictions, "train_once", refuse)
+    assert audit(str(folder), out, folds=2, epochs=2, given=TINY).findings == found.findings
+    with pytest.raises(ValueError, match="fold1/config.yaml: the run in this folder was made with SOLVER.MAX_EPOCH 2"):
+        audit(str(folder), out, folds=2, epochs=3, given=TINY)
+
+
+def test_predictions_are_of_the_model_that_does_not_know_the_person(site):
+    folder, out, _ = site
+    own = read_people(folder)
+    found = predict_by_folds(str(folder), own, read_wording(own), out, folds=2, epochs=2, given=TINY)
+    assert [column.name for column in found.columns] == ["hat", "vest"]
+    assert [p.shape for p in found.probabilities] == [(24, 2), (24, 3)]
+    for k in (0, 1):
+        with np.load(out / f"fold{k + 1}/predictions.npz") as own_file:
+            assert np.allclose(found.probabilities[1][found.model == k], own_file["column1"][found.model == k])
+    assert all(np.allclose(p.sum(axis=1), 1, atol=1e-5) for p in found.probabilities)
+    assert np.allclose(np.linalg.norm(found.embeddings[0].astype(float), axis=1), 1, atol=1e-2)
+
+
+def test_a_run_leaves_out_the_people_whom_it_was_trained_on(site, tmp_path):
+    folder, out, _ = site
+    own = split_people(read_people(folder), write=False)
+    wording = read_wording(own)
+    found = predict_by_run(str(folder), own, wording, tmp_path, out / "fold1")
+    assert (found.model == -1).tolist() == own.is_in("train").tolist()
+    assert np.isnan(found.probabilities[0][own.is_in("train")]).all()
+    assert "was trained on 4 of these people" in found.notes[0]
+    (tmp_path / "other").mkdir()
+    other = write_people(tmp_path / "other/site")
+    elsewhere = split_people(read_people(other), write=False)
+    found = predict_by_run(str(other), elsewhere, wording, tmp_path, out / "fold1")
+    assert (found.model == 0).all() and "nobody of" in found.notes[0]
+
+
+def test_the_command_prints_a_table_and_says_what_is_wrong(site, tmp_path, capsys, monkeypatch):
+    folder, out, _ = site
+    monkeypatch.setattr(auditing, "MOST_EXAMPLES", 1)
+    options = shlex.join(word for pair in TINY.items() for word in pair)
+    cli.main(shlex.split(f"audit {folder} --out {out} --folds 2 --epochs 2 {options}"))
+    said = capsys.readouterr().out
+    assert "copies" in said and "audit.html" in said
+    with pytest.raises(SystemExit, match="--folds is 9, expected 2 to 4"):
+        cli.main(["audit", str(folder), "--out", str(tmp_path / "more"), "--folds", "9"])
+
+
+def test_pictures_of_unknown_people_have_labels_that_are_corrected_by_picture(tmp_path):
+    folder = write_people(tmp_path / "site")
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join(",".join(line.split(",")[i] for i in (0, 3, 4)) for line in lines)
+                                         + "\n")
+    found = audit(str(folder), tmp_path / "audit", folds=2, epochs=2, given=TINY)
+    assert found.findings and {one.kind for one in found.findings} == {"label"}
+    assert all(row[0] and not row[1] for one in found.findings for choice in one.choices for row in choice.rows)

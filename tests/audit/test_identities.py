@@ -1,0 +1,82 @@
+"""Who is on a picture: people with two names, names with two people, and strays, in made-up embeddings."""
+
+from cerberus_plugin.audit.identities import clusters, same_people, space_of, strays, two_people
+
+import numpy as np
+
+PEOPLE, EACH, SIZE = 12, 6, 24
+
+
+def pictures(names: np.ndarray, true: np.ndarray, folds: np.ndarray, seed: int = 0):
+    """Spaces of two models, and the model that each name is new to: unit vectors near those of the true people."""
+    rng = np.random.default_rng(seed)
+    spaces = []
+    for k in range(2):
+        centres = rng.normal(size=(true.max() + 1, SIZE))
+        vectors = centres[true] / np.sqrt(SIZE) + 0.12 * rng.normal(size=(len(true), SIZE))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        spaces.append(space_of(vectors.astype(np.float16), names, folds == k, names.max() + 1))
+    return spaces
+
+
+def test_similarities_are_scaled_by_new_people():
+    true = np.repeat(np.arange(PEOPLE), EACH)
+    space = pictures(true, true, np.arange(PEOPLE) % 2)[0]
+    own = np.arange(0, PEOPLE, 2)
+    vectors = space.rows(np.arange(len(true)))
+    pairs = vectors @ vectors.T
+    same = np.equal.outer(true, true) & ~np.eye(len(true), dtype=bool) & (true % 2 == 0)
+    assert np.isclose(space.one, pairs[same].mean(), atol=1e-3)
+    means = np.stack([vectors[true == one].mean(axis=0) for one in own])
+    between = (means @ means.T)[~np.eye(len(own), dtype=bool)].mean()
+    assert np.isclose(space.zero, between, atol=1e-3)
+    assert np.isclose(np.nanmean(space.scaled(space.within(own))), 1, atol=1e-3)
+
+
+def test_one_person_with_two_names_is_the_most_alike_pair():
+    true = np.repeat(np.arange(PEOPLE), EACH)
+    names = true.copy()
+    names[[6, 7, 8]] = PEOPLE  # half of person 1
+    folds = np.append(np.arange(PEOPLE) % 2, 0)  # which is of the other model than person 1
+    pairs = same_people(pictures(names, true, folds), folds)
+    assert (pairs[0].first, pairs[0].second) == (1, PEOPLE) and pairs[0].alike > 0.8
+    assert all(pair.alike < 0.6 for pair in pairs[1:])
+    folds[:] = 0
+    pairs = same_people(pictures(names, true, folds)[:1], folds)
+    assert (pairs[0].first, pairs[0].second) == (1, PEOPLE)
+
+
+def test_one_name_of_two_people_falls_into_their_pictures():
+    true = np.repeat(np.arange(PEOPLE + 1), EACH)[:-2]
+    names = np.where(true == PEOPLE, 3, true)
+    folds = np.arange(PEOPLE) % 2
+    found = two_people(pictures(names, true, folds), folds, names)
+    assert found[0].person == 3 and found[0].smaller.tolist() == np.flatnonzero(true == PEOPLE).tolist()
+    assert found[0].alike < 0.4 < 0.6 < found[1].alike
+
+
+def test_exchanged_pictures_lie_with_their_own_people():
+    true = np.repeat(np.arange(PEOPLE), EACH)
+    names = true.copy()
+    names[2], names[20] = true[20], true[2]
+    folds = np.arange(PEOPLE) % 2
+    found = strays(pictures(names, true, folds), folds, names)
+    assert {(stray.row, stray.other) for stray in found} == {(2, 0), (20, 3)}
+
+
+def test_pictures_that_cannot_be_read_count_for_nothing():
+    true = np.repeat(np.arange(4), EACH)
+    folds = np.zeros(4, int)
+    space = pictures(true, true, folds)[0]
+    vectors = np.array(space.vectors)
+    vectors[0] = np.nan
+    without = space_of(vectors, true, folds == 0, 4)
+    assert without.counts.tolist() == [EACH - 1, EACH, EACH, EACH] and np.isfinite(without.sums).all()
+    assert not strays([without], folds, true)
+
+
+def test_clusters_are_those_of_two_clouds():
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(9, 5)) + 4 * (np.arange(9) % 3 == 0)[:, None]
+    found = clusters(cloud)
+    assert set(map(tuple, (found, ~found))) >= {tuple(np.arange(9) % 3 == 0)}

@@ -1,0 +1,162 @@
+"""Which configuration is chosen for which data and hardware, and that each can be read."""
+
+from pathlib import Path
+
+from cerberus_plugin.own_data.recipe import (
+    CALIBRATED_PEOPLE,
+    MODELS,
+    Facts,
+    Wish,
+    choose,
+    model_for,
+    schedule,
+)
+from cerberus_plugin.search.calibration.abstention import identities_to_vouch
+
+import pytest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MARKET = Facts(12936, 751, 750, attributes=12, size=(128, 64))
+SHOP = Facts(247, 32, 32, attributes=12, size=(128, 64))
+
+
+def chosen(facts: Facts, gpu: bool, *, cores: int = 4, **wish) -> dict[str, str]:
+    return {choice.key: choice.value for choice in choose(facts, gpu, cores, Wish(**wish)).choices}
+
+
+def refused(facts: Facts, model: str) -> bool:
+    try:
+        return not model_for(facts, model)
+    except ValueError:
+        return True
+
+
+@pytest.mark.parametrize("facts, model", [
+    (SHOP, "plus"),
+    (Facts(247, 32, 32), "bot"),
+    (Facts(247, 32, 32, attributes=1, not_for_cerberus="one group"), "apr"),
+])
+def test_the_model_follows_the_attributes(facts, model):
+    assert model_for(facts)[0] == model
+
+
+@pytest.mark.parametrize("facts, wanted, reason", [
+    (Facts(247, 32, 32), "plus", "no column of the data is one"),
+    (Facts(247, 32, 32), "arn", "no column of the data is one"),
+    (Facts(247, 32, 32, attributes=1, not_for_cerberus="one group"), "cerberus", "one group; or take --model apr"),
+    (Facts(247, None, 0, attributes=2), "bot", "Add the column 'person'"),
+    (SHOP, "resnet", "expected one of plus, cerberus"),
+])
+def test_a_model_that_the_data_is_not_for_is_refused(facts, wanted, reason):
+    with pytest.raises(ValueError, match=reason):
+        model_for(facts, wanted)
+
+
+@pytest.mark.parametrize("images, people, gpu, plan", [  # batch, epochs, steps, warm-up
+    (12936, 751, True, (64, 30, 6060, 606)),  # 24,000 / 4 steps of 64 pictures: 29.7 epochs
+    (1000, 100, True, (64, 120, 1800, 180)),  # no more than the recipe's
+    (100_000, 5000, True, (64, 20, 31240, 2000)),  # no less than 20, and the recipe's warm-up
+    (247, 32, False, (64, 81, 243, 24)),  # 20,000 / 247
+    (12936, 751, False, (64, 12, 2424, 242)),
+    (18, 6, False, (16, 120, 120, 12)),  # a batch is no more than the pictures, in fours
+    (30, 2, False, (8, 120, 360, 36)),  # and no more than four of each person
+    (7, 4, False, (0, 0, 0, 0)),
+    (100, 1, False, (0, 0, 0, 0)),
+    (100, None, False, (64, 120, 120, 12)),
+])
+def test_batch_and_epochs_follow_the_number_of_pictures(images, people, gpu, plan):
+    assert schedule(images, people, gpu) == plan
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 50])
+@pytest.mark.parametrize("images", [8, 64, 1000])
+def test_at_least_one_epoch_follows_the_warm_up(images, epochs):
+    plan = schedule(images, images, False, epochs=epochs)
+    assert -(-plan.warmup // (images // plan.batch)) < epochs
+
+
+def test_a_gpu_takes_the_recipe_of_the_paper_and_a_cpu_a_small_one():
+    assert choose(MARKET, True).file == "Market1501/cerberus_plus_R50.yml"
+    assert choose(MARKET, False).file == "Market1501/cerberus_plus_demo.yml"
+    assert chosen(MARKET, True, weights="r50.pth")["MODEL.BACKBONE.PRETRAIN_PATH"] == "r50.pth"
+    small = chosen(MARKET, False)
+    assert small["MODEL.BACKBONE.PRETRAIN"] == "False" and small["DATALOADER.NUM_WORKERS"] == "0"
+    assert small["MODEL.CERBERUS.ALIGN"] == "False"
+    weighted = chosen(MARKET, False, weights="r18.pth", depth="18x")
+    assert (weighted["MODEL.BACKBONE.DEPTH"], weighted["MODEL.BACKBONE.FEAT_DIM"]) == ("18x", "512")
+    assert weighted["MODEL.CERBERUS.SIGMA"] == "5.0" and "MODEL.CERBERUS.ALIGN" not in weighted
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_every_recipe_is_a_configuration_that_takes_its_choices(model, gpu):
+    from cerberus_plugin import add_cerberus_config
+    from cerberus_plugin.config import check_model_keys, configuration
+
+    from fastreid.config import get_cfg
+
+    for facts in (MARKET, SHOP, Facts(300, 40, 20, attributes=2, crowded=("all",), size=(100, 100))):
+        recipe = choose(facts, gpu, 4, Wish(model, weights="r50.pth" if gpu else ""))
+        cfg = get_cfg()
+        add_cerberus_config(cfg)
+        cfg.merge_from_file(str(configuration(recipe.file)))
+        cfg.merge_from_list(recipe.options)
+        check_model_keys(cfg)
+        decays = cfg.SOLVER.STEPS if cfg.SOLVER.SCHED == "MultiStepLR" else [0]
+        assert cfg.SOLVER.MAX_EPOCH > max(cfg.SOLVER.DELAY_EPOCHS, *decays)
+        assert configuration(recipe.file).parent.parent == CONFIGS
+        assert all(reason for _, _, reason in recipe.choices)
+
+
+def test_what_a_recipe_counts_in_epochs_shrinks_with_them():
+    assert chosen(MARKET, True, model="bot")["SOLVER.STEPS"] == "[11, 24]"  # 40 and 90 of 120, in 33
+    frozen = chosen(MARKET, True, model="sbs", epochs=6, weights="r50.pth")
+    assert frozen["SOLVER.DELAY_EPOCHS"] == "3" and frozen["SOLVER.FREEZE_ITERS"] == "90"  # 6 * 181 // 12
+    assert "DATALOADER.NUM_INSTANCE" not in frozen  # 17 pictures a person
+    assert chosen(SHOP, True, model="sbs")["DATALOADER.NUM_INSTANCE"] == "4"
+    assert chosen(MARKET, True, model="sbs")["MODEL.FREEZE_LAYERS"] == "[]"
+
+
+@pytest.mark.parametrize("facts, held, fitted", [
+    (MARKET, "75", "75 people held out of training"),
+    (Facts(3000, 300, 5, attributes=1), "45", "45 people held out of training"),
+    (Facts(300_000, 9000, 900), "200", "200 people held out of training"),
+    (Facts(600, 299, 90), None, "half of the 90 people of the test"),
+    (Facts(600, 299, 89), None, ""),
+])
+def test_people_are_held_out_to_fit_probabilities_on_where_there_are_enough(facts, held, fitted):
+    recipe = choose(facts, True)
+    assert dict(zip(recipe.options[::2], recipe.options[1::2])).get("DATASETS.HOLD_OUT") == held
+    assert recipe.calibrated_on == fitted and bool(recipe.not_calibrated) != bool(fitted)
+    assert CALIBRATED_PEOPLE == identities_to_vouch(0.95)
+
+
+def test_what_the_user_says_beats_what_is_chosen_and_is_reckoned_with():
+    wish = {"SOLVER.MAX_EPOCH": "4", "SOLVER.IMS_PER_BATCH": "32", "SEED": "7", "SOLVER.BASE_LR": "0.001"}
+    own = chosen(SHOP, False, given=wish)
+    assert {key: own[key] for key in wish} == wish
+    assert own["SOLVER.WARMUP_ITERS"] == "2" and own["TEST.EVAL_PERIOD"] == "4"  # a tenth of 4 epochs of 7 steps
+    assert chosen(MARKET, True, given={"DATASETS.HOLD_OUT": "10"})["DATASETS.HOLD_OUT"] == "10"
+    with pytest.raises(ValueError, match="say the same"):
+        choose(SHOP, False, wish=Wish(epochs=3, given={"SOLVER.MAX_EPOCH": "4"}))
+    with pytest.raises(ValueError, match="SOLVER.MAX_EPOCH four: expected a whole number"):
+        choose(SHOP, False, wish=Wish(given={"SOLVER.MAX_EPOCH": "four"}))
+    with pytest.raises(ValueError, match="smaller SOLVER.IMS_PER_BATCH"):
+        choose(SHOP, False, wish=Wish(given={"SOLVER.IMS_PER_BATCH": "999"}))
+
+
+def test_wide_pictures_are_not_squeezed_into_upright_ones():
+    assert "INPUT.SIZE_TRAIN" not in chosen(SHOP, True)
+    assert chosen(Facts(100, 20, 10, size=(100, 100)), True)["INPUT.SIZE_TEST"] == "[256, 192]"
+
+
+def test_data_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match="7 pictures of 4 people are too few"):
+        choose(Facts(7, 4, 0), True)
+
+
+def test_pictures_without_people_are_for_models_of_attributes():
+    facts = Facts(1000, None, 0, attributes=5)
+    assert model_for(facts)[0] == "plus" and choose(facts, False).not_calibrated == "nobody's identity is known"
+    assert model_for(Facts(1000, None, 0, attributes=1, not_for_cerberus="one group"))[0] == "arn"
+    assert {name for name in MODELS if not refused(facts, name)} == {"plus", "cerberus", "arn"}
