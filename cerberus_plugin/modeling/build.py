@@ -70,6 +70,10 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
     if any(precisions.values()) and not precision.computes_in_half(device):
         logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
         precisions = dict.fromkeys(precisions, "")
+    if any(precisions.values()) and device.type == "cpu" and cfg.MODEL.BACKBONE.NAME == "build_repvgg_backbone":
+        # Its convolutions side by side, in bfloat16 and channels-last order, write outside their memory in torch 2.13.
+        logger.info(f"RepVGG on a CPU: float32 in place of {precisions}, for torch's kernels crash")
+        precisions = dict.fromkeys(precisions, "")
     precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
     if device.type == "cpu" and any(precisions.values()):
         adapt_to_cpu(model)
