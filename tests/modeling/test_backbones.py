@@ -261,7 +261,7 @@ def test_repvgg_computes_in_float32_on_a_cpu_where_bfloat16_crashes(monkeypatch,
     for case in ("repvgg", "osnet"):
         cfg = config_of(case, "SOLVER.AUTOCAST", "bfloat16")
         model = with_precision(Untouched(), cfg).train()
-        seen.append(model(torch.zeros(1, 2)).dtype)
+        seen.append(model(torch.zeros(1, 1, 1, 2)).dtype)
     assert seen == [torch.float32, torch.bfloat16] and "RepVGG on a CPU: float32" in log.text
 
 
