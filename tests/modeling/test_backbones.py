@@ -8,7 +8,7 @@ from cerberus_plugin.engine.hooks import frozen_layers
 from cerberus_plugin.experiments.figures.attention import weights_of_places
 from cerberus_plugin.modeling import precision
 from cerberus_plugin.modeling.backbones import CUTS, SPLITTERS, split_backbone, split_chain, split_vit
-from cerberus_plugin.modeling.build import with_precision
+from cerberus_plugin.modeling.build import in_channels_last, with_precision
 from cerberus_plugin.modeling.chains import chain_of
 from cerberus_plugin.modeling.tokens import ClassToken, Grid, MapOfTokens, OnMap
 from cerberus_plugin.search.export.onnx import export
@@ -255,20 +255,15 @@ def test_the_hosts_vision_transformer_is_cut_without_its_own_forward_pass_and_on
         split_vit(vit(camera=2), options, "conv4_2")
 
 
-def test_repvgg_computes_in_float32_on_a_cpu_where_bfloat16_crashes(monkeypatch, log):
+def test_repvgg_trains_in_float32_and_the_default_order_on_a_cpu_where_others_crash(monkeypatch):
     monkeypatch.setattr(precision, "computes_in_half", lambda device: True)
-    seen = []
-    for case in ("repvgg", "osnet"):
+    assert in_channels_last(config_of("repvgg", "MODEL.DEVICE", "cuda"))
+    for case, channels_last, dtype in (("repvgg", False, torch.float32), ("osnet", True, torch.bfloat16)):
         cfg = config_of(case, "SOLVER.AUTOCAST", "bfloat16")
-        model = with_precision(Untouched(), cfg).train()
-        seen.append(model(torch.zeros(1, 1, 1, 2)).dtype)
-    assert seen == [torch.float32, torch.bfloat16] and "RepVGG on a CPU: float32" in log.text
-
-
-class Untouched(nn.Linear):
-    def __init__(self):
-        super().__init__(2, 2)
-        self.device = torch.device("cpu")
+        layer = nn.Linear(2, 2)
+        layer.device = torch.device("cpu")
+        assert in_channels_last(cfg) == channels_last
+        assert with_precision(layer, cfg).train()(torch.zeros(1, 1, 1, 2)).dtype == dtype
 
 
 def test_tokens_become_the_map_of_their_patches_row_by_row():
