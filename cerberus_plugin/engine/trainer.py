@@ -42,7 +42,6 @@ from ..metrics.outfits import SETTINGS
 from ..modeling import precision
 from ..modeling.build import (
     groups_of,
-    in_channels_last,
     load_model,
     needs_labels,
     needs_prototypes,
@@ -121,7 +120,7 @@ class CerberusTrainer(DefaultTrainer):
                 model, cfg.MODEL.FREEZE_LAYERS)]
             host_cfg.SOLVER.FREEZE_ITERS = sys.maxsize
         optimizer, params = super().build_optimizer(host_cfg, model)
-        if in_channels_last(cfg):
+        if cfg.MODEL.CHANNELS_LAST:
             precision.store_channels_last(optimizer, model)
         precision.fuse(optimizer, cfg.SOLVER.FUSED, cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
         # The gradient scaler reads the flat buffer.
@@ -226,7 +225,7 @@ class CerberusTrainer(DefaultTrainer):
             if own:
                 self.start_epoch = rest.get("epoch", -1) + 1
                 self._check_average(rest)
-            precision.check_moments(self.optimizer, in_channels_last(self.cfg))
+            precision.check_moments(self.optimizer, self.cfg.MODEL.CHANNELS_LAST)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         finally:

@@ -26,7 +26,7 @@ from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
 from .checkpoint_tables import HELD, schema_in
-from .convolutions import adapt_to_cpu
+from .convolutions import adapt_to_cpu, avoid_strided_points
 from .sid_prototypes import has_prototypes
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -58,19 +58,9 @@ def load_model(cfg: CfgNode) -> nn.Module:
         raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
                          f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
     Checkpointer(model).load(path)
-    if in_channels_last(cfg):
+    if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
     return with_precision(model, cfg).eval()
-
-
-def _crashes(cfg: CfgNode) -> bool:
-    """Whether torch 2.13 writes outside its memory unless it is in float32 and the default order: RepVGG on a CPU."""
-    return cfg.MODEL.BACKBONE.NAME == "build_repvgg_backbone" and torch.device(cfg.MODEL.DEVICE).type == "cpu"
-
-
-def in_channels_last(cfg: CfgNode) -> bool:
-    """MODEL.CHANNELS_LAST, where the device can train so."""
-    return cfg.MODEL.CHANNELS_LAST and not _crashes(cfg)
 
 
 def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
@@ -80,12 +70,11 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
     if any(precisions.values()) and not precision.computes_in_half(device):
         logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
         precisions = dict.fromkeys(precisions, "")
-    if any(precisions.values()) and _crashes(cfg):
-        logger.info(f"RepVGG on a CPU: float32 in place of {precisions}")
-        precisions = dict.fromkeys(precisions, "")
-    precision.cast_forward(model, *precisions.values(), channels_last=in_channels_last(cfg))
-    if device.type == "cpu" and any(precisions.values()):
-        adapt_to_cpu(model)
+    precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
+    if device.type == "cpu":
+        avoid_strided_points(model)
+        if any(precisions.values()):
+            adapt_to_cpu(model)
     return model
 
 

@@ -8,7 +8,6 @@ from cerberus_plugin.engine.hooks import frozen_layers
 from cerberus_plugin.experiments.figures.attention import weights_of_places
 from cerberus_plugin.modeling import precision
 from cerberus_plugin.modeling.backbones import CUTS, SPLITTERS, split_backbone, split_chain, split_vit
-from cerberus_plugin.modeling.build import in_channels_last, with_precision
 from cerberus_plugin.modeling.chains import chain_of
 from cerberus_plugin.modeling.tokens import ClassToken, Grid, MapOfTokens, OnMap
 from cerberus_plugin.search.export.onnx import export
@@ -253,17 +252,6 @@ def test_the_hosts_vision_transformer_is_cut_without_its_own_forward_pass_and_on
         split.trunk(torch.randn(1, 3, 64, 48))
     with pytest.raises(ValueError, match="has camera embeddings"):
         split_vit(vit(camera=2), options, "conv4_2")
-
-
-def test_repvgg_trains_in_float32_and_the_default_order_on_a_cpu_where_others_crash(monkeypatch):
-    monkeypatch.setattr(precision, "computes_in_half", lambda device: True)
-    assert in_channels_last(config_of("repvgg", "MODEL.DEVICE", "cuda"))
-    for case, channels_last, dtype in (("repvgg", False, torch.float32), ("osnet", True, torch.bfloat16)):
-        cfg = config_of(case, "SOLVER.AUTOCAST", "bfloat16")
-        layer = nn.Linear(2, 2)
-        layer.device = torch.device("cpu")
-        assert in_channels_last(cfg) == channels_last
-        assert with_precision(layer, cfg).train()(torch.zeros(1, 1, 1, 2)).dtype == dtype
 
 
 def test_tokens_become_the_map_of_their_patches_row_by_row():
