@@ -42,10 +42,10 @@ def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def avoid_strided_points(model: nn.Module) -> None:
-    """Compute strided 1x1 convolutions of a few channels, such as RepVGG's first, as matrix products of the places left.
+    """Compute strided 1x1 convolutions of a few channels, such as RepVGG's first, as products of the places left.
 
-    In channels-last order oneDNN's kernel, of torch 2.13 at least, writes outside its memory: 3 channels to 48 at stride
-    2 end the process, if not at once.
+    In channels-last order oneDNN's kernel, of torch 2.13 at least, writes outside its memory: 3 channels to 48 at
+    stride 2 end the process, if not at once.
     """
     for module in model.modules():
         if (_runs_as_conv2d(module) and module.kernel_size == (1, 1) and max(module.stride) > 1
