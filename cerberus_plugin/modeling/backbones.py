@@ -152,14 +152,15 @@ def _split_steps(steps: list[Step], height: int, options, cut: str, channels_beh
     to_map, from_map = ([Permute([0, 3, 1, 2])], [Permute([0, 2, 3, 1])]) if channels_behind else ([], [])
     if cut == "conv4_2":
         small = next((i for i, step in enumerate(steps) if 16 * step.shape[rows] <= height), len(steps) // 2)
-        place = place_of(names, options, small + 1)
+        place = place_of(names, options, min(small + 1, len(steps) - 1))
         return Split(_sequence(steps[:place], [], to_map), _sequence(steps[place:], from_map, []), channels)
     blocks = blocks_of(steps)
     runs = [run for run in runs_of(steps, blocks) if len(run) > 1]
     if not runs:
         raise ValueError(f"{options.NAME} at depth {options.DEPTH} has no two blocks of one width side by side, which "
                          "the branches of CSSC need; choose another backbone")
-    place = place_of(names, options, runs[-1][0], left=len(steps) - runs[-1][-1])
+    last = runs[-1]
+    place = place_of(names, options, last[0], left=len(steps) - last[-1] + (steps[last[0]].shape[depth] == channels))
     run = runs_of(steps, [i for i in blocks if i >= place])[0]
     parts = [steps[place:run[0] + 1], *([steps[i]] for i in run[1:])]
     rest, width = steps[run[-1] + 1:], steps[run[0]].shape[depth]

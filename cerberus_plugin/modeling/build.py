@@ -26,7 +26,7 @@ from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
 from .checkpoint_tables import HELD, schema_in
-from .convolutions import adapt_to_cpu
+from .convolutions import adapt_to_cpu, avoid_strided_points
 from .sid_prototypes import has_prototypes
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -71,8 +71,10 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
         logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
         precisions = dict.fromkeys(precisions, "")
     precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
-    if device.type == "cpu" and any(precisions.values()):
-        adapt_to_cpu(model)
+    if device.type == "cpu":
+        avoid_strided_points(model)
+        if any(precisions.values()):
+            adapt_to_cpu(model)
     return model
 
 

@@ -96,8 +96,8 @@ def _taken_apart(network: nn.Module, name: str, calls: dict) -> list[Step]:
 def blocks_of(steps: list[Step]) -> list[int]:
     """Where the blocks of a network are: the steps of the class that most steps with modules of their own have."""
     kinds = Counter(type(step.module) for step in steps if any(True for _ in step.module.children()))
-    kind = kinds.most_common(1)[0][0]
-    return [i for i, step in enumerate(steps) if type(step.module) is kind]
+    common = {kind for kind, _ in kinds.most_common(1)}
+    return [i for i, step in enumerate(steps) if type(step.module) in common]
 
 
 def runs_of(steps: list[Step], blocks: list[int]) -> list[list[int]]:

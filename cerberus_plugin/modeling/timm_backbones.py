@@ -38,12 +38,14 @@ class TimmBackbone(nn.Module):
                              timm_model.has_class_token)
             self.to_map = ClassToken() if self.grid.class_token else MapOfTokens(self.grid)
         calls = calls_of(self, size)
-        if calls[""][0][1].dim() != 4:
+        features = calls[""][0][1]
+        if not isinstance(features, Tensor) or features.dim() != 4:
             raise ValueError(f"MODEL.BACKBONE.DEPTH: timm's {type(timm_model).__name__} gives no map of features; take "
                              "a convolutional network, a vision transformer (vit_*, deit3_*) or a Swin (swin_*)")
         for name, child in timm_model.named_children():
+            path = f"timm_model.{name}"
             if next(child.parameters(), None) is not None and not any(
-                    called.startswith(f"timm_model.{name}") for called in calls):
+                    called == path or called.startswith(f"{path}.") for called in calls):
                 setattr(timm_model, name, nn.Identity())
 
     def forward(self, images: Tensor) -> Tensor:
