@@ -204,8 +204,8 @@ def labels_under(own: OwnData, schema: AttributeSchema,
                for name in own.attributes if name in readings and name not in listed]
     if wording:
         sources += sources_of(labels_of(own, wording), wording.schema, readings)
-    labels, report = express(sources, schema, own.name, [column.name for column in columns])
-    return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
+    labels, report = express(sources, schema, own.name, [column.name for column in columns], len(own))
+    return labels.astype(np.int16), report
 
 
 def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
