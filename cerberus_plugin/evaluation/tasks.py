@@ -192,8 +192,11 @@ class PARTask:
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
         if self.train_labels is not None:
-            answers = par.majority_answers(*schema.column_truth(self.train_labels))
-            figures |= self._figures("PAR-majority", self._scored(labels, answers.expand(len(chosen), -1)))
+            trained = schema.column_truth(self.train_labels)
+            majority, own = (self._scored(labels, par.majority_answers(*trained, flags).expand(len(chosen), -1))
+                             for flags in ((), [column.is_colour for column in schema.columns]))
+            figures |= self._figures("PAR-majority", replace(majority, with_none=own.with_none,
+                                                             mA_with_none=own.mA_with_none))
         figures |= {f"{self.name}/images": len(chosen), f"{self.name}/questions": result.num_bits,
                     f"{self.name}/undefined_questions": result.num_undefined_bits}
         if not self.identified and self.name == "PAR":
@@ -229,9 +232,9 @@ class PARTask:
         return replace(result, balanced=own.balanced, mA_balanced=own.mA_balanced)
 
     def _figures(self, name: str, result: par.PARResult) -> dict[str, float]:
-        figures = {f"{name}/mA_official": 100 * result.mA_official, f"{name}/mA_binary": 100 * result.mA_binary,
-                   f"{name}/mA_balanced": 100 * result.mA_balanced}
-        for rule in ("official", "binary", "balanced"):
+        rules = ("official", "with_none", "binary", "balanced")
+        figures = {f"{name}/mA_{rule}": 100 * getattr(result, f"mA_{rule}") for rule in rules}
+        for rule in rules:
             for column, share in zip(self.reader.schema.columns, getattr(result, rule).tolist()):
                 figures[f"{name}/{rule}/{column.name}"] = 100 * share
         labels = result.labels

@@ -91,21 +91,24 @@ class PARResult:
 
     * `official`: share of the known images whose answer is true (Market-1501-attribute tool). Of several listed
       colours any counts; where no colour is listed no answer can be right;
+    * `with_none`: the same, but where no colour is listed, "none" is the right answer;
     * `binary`: a colour column is the mean of its per-colour yes/no accuracies, any other column as `official`;
     * `balanced`: mean of (TPR + TNR) / 2 over the column's yes/no questions, as RAP and PETA define mA;
     * `ceiling`: the most that `official` can reach, the share of images for which some answer is true.
 
-    `mA_official` and `mA_binary` are plain means of the columns, `mA_balanced` of all yes/no questions of all columns.
-    Columns without a known image are left out of the means. `num_undefined_bits` counts those of the `num_bits` yes/no
-    questions that have no yes or no no among the images, and are left out as well. `labels` are the figures of the
-    same answers as yes/no labels.
+    `mA_official`, `mA_with_none` and `mA_binary` are plain means of the columns, `mA_balanced` of all yes/no questions
+    of all columns. Columns without a known image are left out of the means. `num_undefined_bits` counts those of the
+    `num_bits` yes/no questions that have no yes or no no among the images, and are left out as well. `labels` are the
+    figures of the same answers as yes/no labels.
     """
 
     official: Tensor
+    with_none: Tensor
     binary: Tensor
     balanced: Tensor
     ceiling: Tensor
     mA_official: float
+    mA_with_none: float
     mA_binary: float
     mA_balanced: float
     num_undefined_bits: int
@@ -137,6 +140,7 @@ def par_metrics(
         official = _share(right)
         rows.append({
             "official": official,
+            "with_none": _share(right | ((answer < 0) & ~true.any(dim=1))) if colour else official,
             "binary": _share(said == true).mean() if colour else official,
             "balanced": balanced[m].nanmean(),
             "ceiling": _share(true.any(dim=1)),
@@ -145,6 +149,7 @@ def par_metrics(
     return PARResult(
         **columns,
         mA_official=columns["official"].nanmean().item(),
+        mA_with_none=columns["with_none"].nanmean().item(),
         mA_binary=columns["binary"].nanmean().item(),
         mA_balanced=labels.balanced.nanmean().item(),
         num_undefined_bits=int(labels.balanced.isnan().sum()),
@@ -153,18 +158,22 @@ def par_metrics(
     )
 
 
-def majority_answers(truth: Sequence[Tensor], known: Tensor) -> Tensor:
+def majority_answers(truth: Sequence[Tensor], known: Tensor, is_colour: Sequence[bool] = ()) -> Tensor:
     """The most frequent class of each column, the floor any model has to beat: -> int64 (M,).
 
     For colours the most frequent listed one; the first of equally frequent classes; -1 where a column has no label.
 
     Args:
         truth: M tensors bool (N, C_m), of training identities or images.   known: bool (N, M).
+        is_colour: M flags of columns of which -1 for "none" is an answer as well, taken where it is more frequent than
+            any class.
     """
     answers = []
     for m, true in enumerate(truth):
-        counts = true[known[:, m]].sum(dim=0)  # (C_m,)
-        answers.append(torch.where(counts.max() > 0, counts.argmax(), -1))
+        own = true[known[:, m]]
+        counts = own.sum(dim=0)  # (C_m,)
+        none = (~own.any(dim=1)).sum() if is_colour and is_colour[m] else 0
+        answers.append(torch.where((counts.max() > 0) & (counts.max() >= none), counts.argmax(), -1))
     return torch.stack(answers)
 
 

@@ -25,7 +25,7 @@ from ..utils.files import write_json, write_text
 from .log import short_log
 
 FOLDER, SUMMARY = "evaluation", "summary"
-FIGURES = {"reID mAP": "mAP", "Rank-1": "Rank-1", "PAR mA": "PAR/mA_official", "balanced": "PAR/mA_balanced",
+FIGURES = {"reID mAP": "mAP", "Rank-1": "Rank-1", "PAR mA": "PAR/mA_with_none", "balanced": "PAR/mA_balanced",
            "APS mAP": "APS/mAP", "APS Rank-1": "APS/Rank-1"}
 TRANSFER = ("reID mAP", "PAR mA", "APS mAP")  # of the table of several runs
 

@@ -79,7 +79,7 @@ def sections_of(figures: Mapping, floor: Mapping, calibrated: Mapping | None = N
 def _attributes(figures: Mapping, floor: Mapping, calibrated: Mapping) -> Section:
     """A line an attribute, and one of their means."""
     columns = ["attribute", "accuracy", "most frequent value", "before training", "balanced", "balanced before"]
-    kinds = (("PAR", "official", figures), ("PAR-majority", "official", figures), ("PAR", "official", floor),
+    kinds = (("PAR", "with_none", figures), ("PAR-majority", "with_none", figures), ("PAR", "with_none", floor),
              ("PAR", "balanced", figures), ("PAR", "balanced", floor))
     rows = [("mean", *(percent(of.get(f"{source}/mA_{rule}")) for source, rule, of in kinds))]
     rows += [(name, *(percent(of.get(f"{source}/{rule}/{name}")) for source, rule, of in kinds))
@@ -113,11 +113,6 @@ def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> lis
                  if key.startswith("PAR/official/") and math.isnan(value)]
     if undefined:
         texts.append(f"attributes that no gallery picture is labelled with: {', '.join(undefined)}")
-    never = [f"{percent(value)} % of '{key.removeprefix('PAR/ceiling/')}'" for key, value in figures.items()
-             if key.startswith("PAR/ceiling/") and value < 100]
-    if never:
-        texts.append("answers of none: pictures with none of the listed values count as wrong in the accuracy, "
-                     f"whatever is answered, so that at most {', '.join(never)} can be right; balanced counts them")
     if not_calibrated:
         texts.append(f"probabilities: not calibrated; {not_calibrated}")
     elif attributes:

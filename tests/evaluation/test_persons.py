@@ -141,7 +141,7 @@ def test_a_person_of_one_image_has_the_figures_of_the_image(seen, reader):
     figures = PARTask(reader)(one) | APSTask(reader)(one)
     found = {key.replace("/person/", "/"): value for key, value in figures.items()
              if "/person/" in key and "persons" not in key}
-    assert len(found) == 3 + 3 * len(COLOURS) + 11 + 7
+    assert len(found) == 4 + 4 * len(COLOURS) + 11 + 7
     assert found == pytest.approx({key: figures[key] for key in found}, nan_ok=True)
 
 

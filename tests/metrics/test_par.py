@@ -48,12 +48,15 @@ def test_worked_example_gives_the_exact_fractions_of_every_convention(five_image
     assert (result.mA_official, result.mA_binary) == exactly(2 / 3, 11 / 15)
 
 
-def test_answering_none_never_helps_officially_but_does_in_the_binary_convention(five_images):
+def test_answering_none_never_helps_officially_but_does_in_the_other_conventions(five_images):
+    assert par_metrics(PREDICTED, *five_images).with_none.tolist() == exactly(4 / 5, 3 / 5, 3 / 5)
     predictions = PREDICTED.clone()
-    predictions[2, 2] = -1
+    predictions[2, 2] = -1  # right
+    predictions[4, 2] = -1  # was right
     result = par_metrics(predictions, *five_images)
-    assert result.official[2].item() == exactly(3 / 5)
-    assert result.binary[2].item() == exactly(13 / 15)
+    assert result.official[2].item() == exactly(2 / 5)
+    assert result.with_none[2].item() == exactly(3 / 5) and result.mA_with_none == exactly(2 / 3)
+    assert result.binary[2].item() == exactly(12 / 15)
 
 
 def test_any_of_several_listed_colours_counts():
@@ -215,6 +218,15 @@ def test_majority_answers_are_the_most_frequent_classes_the_first_of_equals_and_
     assert majority_answers(truth, known).tolist() == [0, -1, 0]
 
 
+def test_none_is_the_majority_answer_where_it_is_more_frequent_than_any_class():
+    truth, known, colour = columns_of([{0}, set(), set(), {1}, {0}, set()], [0, 1, 1, 0, 0, 0], sizes=(2, 2),
+                                      colour=(1, 0))
+    assert majority_answers(truth, known).tolist() == [0, 0]
+    assert majority_answers(truth, known, colour).tolist() == [-1, 0]
+    known[1, 0] = False  # as frequent as the first class
+    assert majority_answers(truth, known, colour).tolist() == [0, 0]
+
+
 def test_equals_a_twin_written_image_by_image():
     g = torch.Generator().manual_seed(1)
     n, colour = 50, (False, True)
@@ -230,6 +242,8 @@ def test_equals_a_twin_written_image_by_image():
         binary = [[(p == c) == t[c] for p, t in rows] for c in range(len(rows[0][1]))]
         per_class = [sum(b) / len(b) for b in binary]
         assert result.official[m].item() == exactly(sum(right) / len(rows))
+        counts_none = [p < 0 and not any(t) for p, t in rows]
+        assert result.with_none[m].item() == exactly((sum(right) + sum(counts_none) * colour[m]) / len(rows))
         assert result.binary[m].item() == exactly(sum(per_class) / 5 if colour[m] else sum(right) / len(rows))
         for c in range(len(per_class)):
             yes = [p == c for p, t in rows if t[c]]

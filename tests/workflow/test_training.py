@@ -9,7 +9,7 @@ from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
 from cerberus_plugin.workflow.log import short_log
-from cerberus_plugin.workflow.page import next_commands, not_measured
+from cerberus_plugin.workflow.page import next_commands
 
 import pytest
 import torch
@@ -50,12 +50,6 @@ def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, cr
     for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "answered", "seeds"):
         assert text in page
     assert "crops &lt;b&gt;" in page and "<b>" not in page
-
-
-def test_the_report_says_that_none_of_the_values_is_never_right():
-    figures = {"mAP": 1.0, "PAR/official/hat": 60.0, "PAR/ceiling/vest": 75.0, "PAR/ceiling/shoes": 100.0}
-    text, = (text for text in not_measured(figures, "", True) if "none of the listed values" in text)
-    assert "75.00 % of 'vest'" in text and "shoes" not in text
 
 
 def test_the_next_commands_take_the_folder_of_a_table_and_quote_names(run, crops):
