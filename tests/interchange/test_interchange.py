@@ -55,7 +55,7 @@ def as_torchreid_saves(tensors: dict, prefix: str = "module.") -> dict:
             "rank1": 0.5, "optimizer": {"param_groups": [{"lr": 0.1}]}}
 
 
-def pixels(paths, size=(256, 128)) -> torch.Tensor:
+def pixels(paths, size) -> torch.Tensor:
     """As torchreid and `reid` read them: bilinear, in 0..1, normalised."""
     images = [np.asarray(Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
               for path in paths]
@@ -64,8 +64,15 @@ def pixels(paths, size=(256, 128)) -> torch.Tensor:
 
 
 @torch.no_grad()
-def expected(backbone: nn.Module, fc: nn.Module, paths) -> torch.Tensor:
-    return fc(F.adaptive_avg_pool2d(backbone(pixels(paths)), 1).flatten(1))
+def expected(backbone: nn.Module, fc: nn.Module, paths, size=(256, 128)) -> torch.Tensor:
+    return fc(F.adaptive_avg_pool2d(backbone(pixels(paths, size)), 1).flatten(1))
+
+
+@pytest.fixture
+def plain_convolutions():
+    """oneDNN compiles each of OSNet's 188 convolutions for each size of a batch, which takes longer than small maps."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +122,30 @@ def refusal(*arguments) -> str:
     return str(ended.value.code)
 
 
-def test_a_checkpoint_of_torchreid_is_a_run_with_its_embeddings(imported, model, paths):
-    embeddings = CerberusPredictor(imported).embed(paths)
-    torch.testing.assert_close(embeddings, expected(*model, paths), rtol=1e-5, atol=1e-6)
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory):
+    """The same run on 64x32 pictures."""
+    path = tmp_path_factory.mktemp("small")
+    given = with_pictures(folder, path / "reid", input_size=[64, 32])
+    cli.main(["import", str(given), "--out", str(path / "run")])
+    return path / "run"
+
+
+def test_a_checkpoint_of_torchreid_is_a_run_with_its_embeddings(imported, small, model, paths, plain_convolutions):
+    cfg = CerberusPredictor(imported).cfg
+    assert (cfg.INPUT.SIZE_TEST, cfg.INPUT.INTERPOLATION) == ([256, 128], "bilinear")
+    embeddings = CerberusPredictor(small).embed(paths)
+    torch.testing.assert_close(embeddings, expected(*model, paths, (64, 32)), rtol=1e-5, atol=1e-6)
     assert (embeddings == 0).any(), "the ReLU is part of the model"
 
 
-def test_the_run_indexes_searches_and_is_evaluated(folder, crops, paths, tmp_path, capsys):
-    small, run = with_pictures(folder, tmp_path / "reid", input_size=[64, 32]), str(tmp_path / "run")
-    cli.main(["import", str(small), "--out", run])
+def test_the_run_indexes_searches_and_is_evaluated(small, crops, paths, tmp_path, capsys, plain_convolutions):
+    run = str(small)
     cli.main(["index", "--run", run, "--images", str(crops / "img"), "--out", str(tmp_path / "index")])
     cli.main(["search", str(tmp_path / "index"), "--picture", paths[1], "--run", run])
     assert "1.0" in next(line for line in capsys.readouterr().out.splitlines() if "0_1.png" in line)
     cli.main(["evaluate", run, str(crops)])
-    (found,) = json.loads((tmp_path / "run/evaluation/summary.json").read_text())
+    (found,) = json.loads((small / "evaluation/summary.json").read_text())
     assert 0 < found["figures"]["reID mAP"] <= 100
 
 
@@ -254,7 +271,7 @@ def test_torchreids_resnet_is_torchvisions_with_its_stride_and_head(name, last_s
     torch.save(as_torchreid_saves(model.state_dict()), tmp_path / "model.pth.tar")
     cli.main(["import", str(tmp_path / "model.pth.tar"), "--out", str(tmp_path / "run")])
     with torch.no_grad():
-        wanted = model(pixels(paths))
+        wanted = model(pixels(paths, (256, 128)))
     embeddings = CerberusPredictor(tmp_path / "run").embed(paths)
     torch.testing.assert_close(embeddings, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
