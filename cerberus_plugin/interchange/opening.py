@@ -73,7 +73,7 @@ def import_checkpoint(source: str | Path, out: str | Path) -> Imported:
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg = with_values(cfg, {
-        **architecture.options, "MODEL.BACKBONE.PRETRAIN": False, "MODEL.DEVICE": "cpu",
+        **architecture.options, "MODEL.BACKBONE.PRETRAIN": False,
         "INPUT.SIZE_TRAIN": list(architecture.size), "INPUT.SIZE_TEST": list(architecture.size),
         "INPUT.INTERPOLATION": architecture.interpolation, "OUTPUT_DIR": str(out),
         "DATASETS.NAMES": [], "DATASETS.TESTS": [], **held, **given})
@@ -86,7 +86,7 @@ def import_checkpoint(source: str | Path, out: str | Path) -> Imported:
 
 def _fitted(tensors: Mapping[str, Tensor], architecture: Architecture, cfg: CfgNode, path: Path) -> dict[str, Tensor]:
     """All tensors of the host's model, by its names; the file must have these and no others."""
-    wanted = build_model(cfg).state_dict()
+    wanted = build_model(with_values(cfg, {"MODEL.DEVICE": "cpu"})).state_dict()
     state = {}
     for name, value in tensors.items():
         ours = architecture.to_host(name)

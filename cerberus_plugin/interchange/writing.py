@@ -17,7 +17,7 @@ from .architectures import IN_REID, Architecture
 from .opening import CONFIG, WEIGHTS
 
 REMEDY = ("Write model.onnx by cerberus export --run RUN --images PICTURES, which any program with onnxruntime reads; "
-          "or train one of these models, docs/interchange.md has their keys")
+          "docs/interchange.md has the keys to train one of these models, and hands any run to the package in Python")
 
 
 def export_reid(run_folder: str | Path, output: str | Path, weights: str | Path | None = None) -> str:

@@ -4,14 +4,17 @@ import json
 import shutil
 
 from cerberus_plugin import CerberusPredictor, CerberusTrainer, cli
-from cerberus_plugin.config import flat
+from cerberus_plugin.config import add_cerberus_config, flat, with_values
 from cerberus_plugin.interchange.architectures import ARCHITECTURES, IN_REID
+from cerberus_plugin.search.export.torch_encoder import TorchEncoder
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.config import get_cfg
 from fastreid.modeling.backbones.osnet import OSBlock, OSNet
+from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -286,6 +289,24 @@ def test_osnet_with_instance_normalisation_is_told_from_that_without(paths, tmp_
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_fastreid_alone_is_read_with_its_own_normalisation(paths, tmp_path):
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    architecture = next(each for each in ARCHITECTURES if each.name == "FastReID's sbs_S50")
+    model = roughened(build_model(with_values(cfg, {
+        **architecture.options, "MODEL.DEVICE": "cpu", "MODEL.BACKBONE.PRETRAIN": False, "MODEL.HEADS.NUM_CLASSES": 9,
+        "MODEL.PIXEL_MEAN": [127.5] * 3})))
+    earlier = {"pixel_mean": torch.full((1, 3, 1, 1), 127.5), "pixel_std": model.pixel_std}
+    torch.save({"model": model.state_dict() | earlier, "iteration": 3}, tmp_path / "sbs_S50.pth")
+    cli.main(["import", str(tmp_path / "sbs_S50.pth"), "--out", str(tmp_path / "run")])
+    predictor = CerberusPredictor(tmp_path / "run")
+    assert (predictor.cfg.INPUT.SIZE_TEST, predictor.cfg.INPUT.INTERPOLATION) == ([384, 128], "bicubic")
+    with torch.no_grad():
+        wanted = model({"images": predictor.images(paths)})
+    torch.testing.assert_close(predictor.embed(paths), wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_REID)
 def test_the_package_reid_computes_what_the_run_does(name, paths, tmp_path):
     reid = pytest.importorskip("reid", reason="the package reid is not installed")
@@ -300,3 +321,15 @@ def test_the_package_reid_computes_what_the_run_does(name, paths, tmp_path):
     cli.main(["export", "--run", str(tmp_path / "run"), "--format", "reid", "--output", str(tmp_path / "ours")])
     ours = reid.ReIDModel.from_pretrained(str(tmp_path / "ours"), device="cpu")
     np.testing.assert_allclose(ours.extract_embeddings_from_paths(paths), wanted, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.slow
+def test_the_package_reid_takes_a_run_of_cerberus_as_a_module(run, paths):
+    reid = pytest.importorskip("reid", reason="the package reid is not installed")
+    predictor = CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu")
+    pictures = reid.ReIDPreprocessing(input_size=tuple(predictor.cfg.INPUT.SIZE_TEST), mean=(0, 0, 0),
+                                      std=(1 / 255,) * 3, interpolation=predictor.cfg.INPUT.INTERPOLATION)
+    encoder = TorchEncoder(predictor)
+    theirs = reid.ReIDModel.from_pretrained(architecture=encoder.embedder, preprocessing=pictures, device="cpu")
+    wanted = encoder.encode([Image.open(path) for path in paths])
+    np.testing.assert_allclose(theirs.extract_embeddings_from_paths(paths), wanted, rtol=0, atol=1e-5)
