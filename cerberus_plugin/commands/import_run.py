@@ -7,7 +7,7 @@ import argparse
 import cerberus_plugin
 
 DESCRIPTION = """Writes a reID model of torchreid, BoxMOT or the package reid as a run, which index, search --picture,
-serve, export and evaluate then open. The model is recognised by its tensors: OSNet of four widths and its IBN form,
+serve and evaluate then open. The model is recognised by its tensors: OSNet of four widths and its IBN form,
 ResNet-50 and resnet50_fc512, FastReID's SBS with ResNeSt-50. It reads no attributes.
 
     cerberus import osnet_x1_0_msmt17.pth --out runs/osnet
