@@ -31,7 +31,7 @@ def use_torch() -> None:
 
     # Imported for their registration.
     from .data import clothes, datasets  # noqa: F401
-    from .modeling import apr, cerberus, cssc, heads  # noqa: F401
+    from .modeling import apr, cerberus, cssc, fully_connected, heads  # noqa: F401
 
     # isort: split
     from .attributes import SIDTable

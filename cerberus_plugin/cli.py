@@ -11,6 +11,7 @@
     cerberus serve gallery --run RUN                          search in a browser
     cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
     cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
+    cerberus import osnet_x1_0_msmt17.pth --out RUN           open a checkpoint of torchreid, BoxMOT or reid as a run
 
 `cerberus WORD --help` describes each. index, search, serve and recognise take --model model.onnx in place of --run.
 """
@@ -25,11 +26,11 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import audit, check, convert, evaluate, export, index, recognise, search, serve, train
+from .commands import audit, check, convert, evaluate, export, import_run, index, recognise, search, serve, train
 from .utils.commands import printable, run_command
 
 # In the order of `cerberus --help`.
-COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export)
+COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export, import_run)
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",

@@ -17,7 +17,7 @@ LAYERS = (("utils",),
           ("data", "modeling", "search.calibration"),
           ("converters", "evaluation", "search.gallery"),
           ("engine", "predictor", "search.web"),
-          ("search.export",),
+          ("interchange", "search.export"),
           ("experiments", "search"),
           ("workflow",),
           ("audit",),
@@ -87,7 +87,8 @@ def test_no_test_module_imports_another():
 
 def test_the_configuration_is_read_at_the_edges_only():
     readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones", "engine",
-               "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host")
+               "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host",
+               "interchange")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

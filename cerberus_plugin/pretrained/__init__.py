@@ -1,6 +1,7 @@
 """Files of pretrained weights: whose they are, what their tensors are called here, and what they need."""
 
 from .contents import Contents as Contents
+from .contents import opened as opened
 from .contents import unwrap as unwrap
 from .fitting import Fit as Fit
 from .fitting import fit as fit

@@ -34,8 +34,8 @@ class Contents:
         return all(name in self.tensors for name in names)
 
 
-def unwrap(content: Any, file_name: str = "") -> Contents:
-    """Open outer keys and strip prefixes.
+def opened(content: Any, file_name: str = "") -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors of a whole model by name, without outer keys and wrappers; and the outer keys.
 
     Raises:
         ValueError: if there are no tensors by name.
@@ -56,7 +56,13 @@ def unwrap(content: Any, file_name: str = "") -> Contents:
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors, tuple(outer)
+
+
+def unwrap(content: Any, file_name: str = "") -> Contents:
+    """Open outer keys and strip prefixes; raises ValueError if there are no tensors by name."""
+    tensors, outer = opened(content, file_name)
     prefix = next((prefix for prefix in BACKBONES if any(name.startswith(prefix) for name in tensors)), "")
     beside = tuple(name for name in tensors if not name.startswith(prefix))
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return Contents(tensors, tuple(outer), prefix, beside, file_name)
+    return Contents(tensors, outer, prefix, beside, file_name)

@@ -90,8 +90,8 @@ def evaluate_runs(runs: Sequence[Path], data: Sequence[str], name_pattern: str =
                 for run, predictor in ((run, CerberusPredictor(run)) for run in runs)]
         total, done = sum(len(cfgs) for _, _, cfgs, _ in jobs), 0
         for run, predictor, cfgs, test_sets in jobs:
-            own = predictor.cfg.DATASETS.TESTS[0]
-            found.append(_own(run, own, predictor))
+            if predictor.cfg.DATASETS.TESTS:  # none, where it was trained elsewhere: `cerberus import`
+                found.append(_own(run, predictor.cfg.DATASETS.TESTS[0], predictor))
             for cfg, tests in zip(cfgs, test_sets):
                 done += 1
                 (name, (dataset, _)), = tests.items()
@@ -131,7 +131,7 @@ def _prepared(run: Path, predictor: CerberusPredictor, data: Sequence[str], name
 
 
 def _own_name(predictor: CerberusPredictor) -> str:
-    own = predictor.cfg.DATASETS.TESTS[0]
+    own = next(iter(predictor.cfg.DATASETS.TESTS), "")
     return os.path.abspath(own) if os.path.exists(own) else own
 
 
