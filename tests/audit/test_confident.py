@@ -47,7 +47,7 @@ SCHEMA = AttributeSchema("site", (Field("hat", "head", ("no", "yes")),
 WORDING = Wording(SCHEMA, {"vest": ("nothing",)})
 
 
-def site(folder, people: int = 8):
+def site(folder, people: int = 24):
     """Two pictures under each of two cameras of people with a hat or not, and a vest or "nothing"."""
     lines = ["file_name,person,camera,hat,vest"]
     for person in range(people):
@@ -75,9 +75,10 @@ def predicted(own, hats: dict[int, float], vests: dict[int, list[float]]) -> Pre
 
 def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
     own = site(tmp_path)
-    blue = [0.05, 0.05, 0.9]
+    blue = [0.02, 0.02, 0.96]
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), dict.fromkeys(range(8, 12), blue))
-    hat, vest = sorted(label_findings(own, WORDING, labels_of(own, WORDING), predictions), key=lambda f: f.attribute)
+    findings, _ = label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    hat, vest = sorted(findings, key=lambda one: one.attribute)
     assert (hat.kind, hat.person, hat.label, hat.proposed) == ("label", "p0", "no", "yes")
     assert hat.confidence == pytest.approx(0.95) and hat.choices[0].rows == (("", "p0", "", "hat", "yes", "no"),)
     assert (vest.person, vest.label, vest.proposed) == ("p2", "Nothing", "blue")
@@ -86,8 +87,9 @@ def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
 
 def test_one_camera_that_contradicts_is_a_finding_of_its_pictures(tmp_path):
     own = site(tmp_path)
-    predictions = predicted(own, {2: 0.95, 3: 0.95}, {4: [0.9, 0.05, 0.05], 5: [0.9, 0.05, 0.05]})
-    hat, vest = sorted(label_findings(own, WORDING, labels_of(own, WORDING), predictions), key=lambda f: f.attribute)
+    predictions = predicted(own, {2: 0.95, 3: 0.95}, dict.fromkeys((4, 5), [0.96, 0.02, 0.02]))
+    findings, _ = label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    hat, vest = sorted(findings, key=lambda one: one.attribute)
     assert (hat.kind, hat.files) == ("view", ("0_2.png", "0_3.png"))
     assert hat.choices[0].rows == tuple((file, "", "", "hat", "yes", "no") for file in hat.files)
     assert hat.choices[-1].text == "unknown" and "camera 1" in hat.reason
@@ -98,4 +100,4 @@ def test_people_whom_every_model_knows_are_left_out(tmp_path):
     own = site(tmp_path)
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), {})
     predictions.model[:4] = -1
-    assert not label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    assert not label_findings(own, WORDING, labels_of(own, WORDING), predictions)[0]
