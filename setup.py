@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     # Reads tables of own data: CSV, JSON lines and Parquet in one package without requirements, a million rows in
     # seconds, coded. pandas needs it for Parquet all the same. 16.1 is the first release for numpy 2.
     "pyarrow>=16.1,<30",
+    "safetensors>=0.4.3,<1",  # reads pretrained weights of that format, which can hold no code; 0.4.3 bounds its header
     "termcolor>=2",  # imported by the host's logger
     "tensorboard>=2.10",  # imported by the host's optimisers
     "scikit-learn>=1.3,<2",  # imported by the host's evaluators; ROC curve, t-SNE
@@ -46,8 +47,12 @@ SERVE = [
     "uvicorn>=0.34,<1",  # answers its requests, in plain Python
 ]
 
+# Backbones beside the host's: MODEL.BACKBONE.NAME build_timm_backbone. Imported only there. 1.0.12 is the oldest that
+# the tests have passed with.
+TIMM = ["timm>=1.0.12,<2"]
+
 EXTRAS_REQUIRE = {
-    "dev": [*EXPORT, *MILVUS, *SERVE,
+    "dev": [*EXPORT, *MILVUS, *SERVE, *TIMM,
             "httpx2>=2,<3; python_version >= '3.11'",  # starlette's test client speaks through it
             "httpx>=0.27,<0.29; python_version < '3.11'",  # as older ones do
             "pytest>=8,<10", "ruff>=0.6",
@@ -59,6 +64,7 @@ EXTRAS_REQUIRE = {
     "export": EXPORT,
     "milvus": MILVUS,
     "serve": SERVE,
+    "timm": TIMM,
     "gpu": ["faiss-gpu-cu12>=1.8; platform_system == 'Linux'"],  # re-ranking of large galleries on the GPU
 }
 

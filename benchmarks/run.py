@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path("runs/benchmarks")
 PICTURES = ("curves", "scaling")
 NAMES = ("training", "cpu", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
-         "gallery", "indexing")  # not edits, which needs a trained run, nor audit, which trains for long
+         "gallery", "indexing", "backbones")  # not edits, which needs a trained run, nor audit, which trains for long
 
 
 def main() -> int:

@@ -35,12 +35,28 @@ MODEL_KEYS = {
     "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
 }
 # Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
-_RESNET = ("NAME", "DEPTH", "FEAT_DIM", "LAST_STRIDE", "NORM", "PRETRAIN", "PRETRAIN_PATH")
+PRETRAINED = ("PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
+_BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", *PRETRAINED)
+_CONVOLUTIONS = (*_BACKBONE, "NORM")
+_RESNET = (*_CONVOLUTIONS, "LAST_STRIDE")
 BACKBONE_KEYS = {
     "build_resnet_backbone": (*_RESNET, "WITH_IBN", "WITH_SE", "WITH_NL", "STEM_POOL"),
     "build_resnext_backbone": (*_RESNET, "WITH_IBN", "WITH_NL"),
     "build_resnest_backbone": _RESNET,
+    "build_osnet_backbone": (*_CONVOLUTIONS, "WITH_IBN"),
+    "build_mobilenetv2_backbone": _CONVOLUTIONS,
+    "build_mobilenetv3_backbone": _CONVOLUTIONS,
+    "build_shufflenetv2_backbone": _CONVOLUTIONS,
+    "build_effnet_backbone": _RESNET,
+    "build_regnet_backbone": _RESNET,
+    "build_repvgg_backbone": _RESNET,
+    # Without SIE_COE: the host's builder gives its transformer no cameras, of which it is the weight.
+    "build_vit_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "DROP_RATIO", "ATT_DROP_RATE"),
+    "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
+                            "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
 }
+# Defaults of earlier versions, which the files of their runs name.
+EARLIER_DEFAULTS = {"MODEL.BACKBONE.STEM_POOL": "ceil"}
 # Names that MODEL.LOSSES.NAME may hold, with the section that each of them reads.
 LOSSES = {"CrossEntropyLoss": "CE", "TripletLoss": "TRI", "CircleLoss": "CIRCLE", "Cosface": "COSFACE"}
 
@@ -132,6 +148,9 @@ def add_cerberus_config(cfg: CN) -> None:
     # Alignment: crop the local map to the rows whose largest norm exceeds SIGMA, before part pooling.
     node.ALIGN = True
     node.SIGMA = 5.0  # sigma; the paper tries 2, 5, 7, 10
+    # 0 takes SIGMA as it is. Else SIGMA counts in the norm that this share of the places of an image's own map stay
+    # below: at 0.5, a SIGMA of 1 is the median norm. One SIGMA then fits backbones whatever the scale of their maps.
+    node.SIGMA_QUANTILE = 0.0
     node.SQUARED_NORM = False  # hold SIGMA against the squared norm, the other reading of the paper
     node.STRIP_OVERLAP = 0.0  # share of its height by which a strip reaches into its neighbours; equal thirds at 0
 
@@ -205,8 +224,24 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.INPUT.REA.RATIO = [0.3, 3.3]
 
     # Pooling behind the first convolution of build_resnet_backbone: "ceil", the host's, without padding; "padding",
-    # torchvision's, by which its ImageNet weights were trained.
-    cfg.MODEL.BACKBONE.STEM_POOL = "ceil"
+    # torchvision's; "auto", that by which the pretrained weights were trained: "padding" for torchvision, timm,
+    # IBN-Net, CION and LUPerson, "ceil" for checkpoints of FastReID and from scratch. FastReID's figures are of "ceil".
+    cfg.MODEL.BACKBONE.STEM_POOL = "auto"
+    # Whose file MODEL.BACKBONE.PRETRAIN_PATH is; "" goes by the names of its tensors. docs/pretrained.md lists them.
+    cfg.MODEL.BACKBONE.PRETRAIN_SOURCE = ""
+    cfg.MODEL.BACKBONE.PRETRAIN_PARTIAL = False  # accept a file that fills fewer than 95 % of the backbone's tensors
+    # Of build_timm_backbone; set by weights that need them. Tokens beside the class token, 3 in PASS; the convolution
+    # stem of TransReID-SSL and CION; the share of semantic information in SOLIDER's Swin, 0.2 for reID, -1 for none.
+    cfg.MODEL.BACKBONE.EXTRA_TOKENS = 0
+    cfg.MODEL.BACKBONE.CONV_STEM = False
+    cfg.MODEL.BACKBONE.SEMANTIC_WEIGHT = -1.0
+    cfg.MODEL.BACKBONE.WINDOW_SIZE = 0  # rows and columns of a window of timm's Swin, 8 in CION's; 0 for timm's
+
+    # Cerberus and CSSC: the module of the backbone behind which the branches begin, by its name, such as layer3.0 of a
+    # ResNet or blocks.8 of a vision transformer; an unknown one is answered with those there are. "" is the default:
+    # for Cerberus the first block with maps of a sixteenth of the image's height (layer3.0), and two thirds of a
+    # vision transformer's blocks; for CSSC what comes before the last blocks of one width.
+    cfg.MODEL.BACKBONE.CUT = ""
 
     # An image that cannot be read: "stop" with its name, or "skip": training takes another image of the same
     # person; evaluation, rank sheets and figures leave it out. Each is named in the log, and their number at the end.
@@ -352,7 +387,7 @@ def _read_keys(cfg: CN) -> tuple[list[str], list[str]]:
         read.append("BACKBONE")
     if model.META_ARCHITECTURE == "Cerberus" and model.HEADS.NAME != "CerberusHead":
         read.append("HEADS")  # a head of the user's own may read any
-    unused = []
+    unused = [] if model.META_ARCHITECTURE in ("Cerberus", "CSSC") else ["BACKBONE.CUT"]
     if "HEADS.WITH_BNNECK" in read and not model.HEADS.WITH_BNNECK and not model.APR.BLOCK_DIM:
         unused.append("HEADS.NORM")
     if "LOSSES.NAME" not in read:
@@ -405,7 +440,8 @@ def defaults() -> Mapping[str, Any]:
 def changed(cfg: Mapping) -> dict[str, Any]:
     """What a configuration has otherwise than by default, by dotted key.
 
-    Keys that the defaults lack count; those of a later version at their defaults do not.
+    Keys that the defaults lack count; those of a later version at their defaults do not, nor EARLIER_DEFAULTS.
     """
     usual = defaults()
-    return {key: value for key, value in flat(cfg).items() if key not in usual or usual[key] != value}
+    return {key: value for key, value in flat(cfg).items()
+            if key not in usual or usual[key] != value and EARLIER_DEFAULTS.get(key) != value}

@@ -24,6 +24,8 @@ TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
     ("cpu", [*TINY, "--iterations", "2", "--busy", "0"], "times_faster"),
     ("ranking", ["--queries", "40", "--gallery", "400", "--repeats", "1"], "host_over_ours_per_query"),
     ("gallery", ["--rows", "600", "--size", "80", "--queries", "5"], "largest_loss_of_exact_ways"),
+    ("backbones", ["--names", "MobileNetV2", "ViT-tiny", "--height", "64", "--batch", "2", "--repeats", "1"],
+     "fastest"),
     ("indexing", ["--images", "8", "--batch", "4", "--rounds", "1"], "index_of_alone"),
 ])
 def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, name, options, figure):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.config import check_model_keys, flat, merge_file
+from cerberus_plugin.pretrained import recognise, unwrap
 
 import pytest
+import torch
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -59,6 +61,24 @@ def test_cerberus_plus_differs_from_cerberus_by_its_options_alone(name):
 def test_arn_and_ide_differ_from_apr_by_the_model_alone(name, model):
     path, apr = (CONFIGS / f"{name.format(each)}.yml" for each in (model, "apr"))
     assert set(changes(path, apr)) == {"MODEL.META_ARCHITECTURE", "OUTPUT_DIR"}
+
+
+WEIGHTS = sorted(path for path in FILES if read(path).MODEL.BACKBONE.PRETRAIN_SOURCE)
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_file_with_weights_of_people_has_what_they_need_and_a_baseline_on_the_same(path):
+    cfg = read(path)
+    source = recognise(unwrap({"any": torch.zeros(1)}), cfg.MODEL.BACKBONE.PRETRAIN_SOURCE)
+    given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
+    assert any(given == pytest.approx([*mean, *std]) for mean, std in source.normalisations)
+    assert cfg.MODEL.BACKBONE.PRETRAIN and cfg.MODEL.BACKBONE.PRETRAIN_PATH
+    assert {key: cfg.MODEL.BACKBONE[key] for key in source.needs} == source.needs
+    method, _, name = path.stem.partition("_")
+    baseline = read(path.with_name(f"bot_{name}.yml"))
+    assert dict(baseline.MODEL.BACKBONE) == dict(cfg.MODEL.BACKBONE)
+    assert (baseline.MODEL.PIXEL_MEAN, baseline.SOLVER.BASE_LR) == (cfg.MODEL.PIXEL_MEAN, cfg.SOLVER.BASE_LR)
+    assert path.parent.name == "DukeMTMC" or (CONFIGS / "DukeMTMC" / path.name).exists()
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cerberus_plugin"
 # Rooms and modules of the root from the bottom up; each imports from lower lines only.
 LAYERS = (("utils",),
+          ("pretrained",),
           ("attributes", "config", "host"),
           ("metrics", "own_data", "search.portable", "synthetic"),
           ("inference",),
@@ -24,8 +25,8 @@ LAYERS = (("utils",),
           ("cli",))
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 # Plain tensors, or arrays.
-FREE_OF_THE_HOST = ("attributes", "utils", "metrics", "inference", "own_data", "synthetic", "search.portable",
-                    "search.calibration", "search.gallery", "search.web")
+FREE_OF_THE_HOST = ("attributes", "utils", "pretrained", "metrics", "inference", "own_data", "synthetic",
+                    "search.portable", "search.calibration", "search.gallery", "search.web")
 FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
                  "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.matching",
                  "attributes.schema", "search.portable", "search.gallery", "search.web")
@@ -85,8 +86,8 @@ def test_no_test_module_imports_another():
 
 
 def test_the_configuration_is_read_at_the_edges_only():
-    readers = ("config", "data.build", "modeling.build", "modeling.backbones", "engine", "evaluation", "predictor",
-               "search.export", "experiments", "workflow", "audit.predictions", "host")
+    readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones", "engine",
+               "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name != "from_config":

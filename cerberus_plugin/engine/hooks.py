@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from fastreid.engine import hooks
@@ -231,6 +232,29 @@ class TrainingIdentities:
         if state["sha256"] != self.digest:
             raise ValueError("the checkpoint was trained on other identities than this run's; resume with the data and "
                              "the DATASETS keys of its config.yaml (NAMES, HOLD_OUT, HOLD_OUT_SEED, LEAVE_OUT_*)")
+
+
+class WeightSettings:
+    """Keeps in the checkpoint what pretrained weights decided about the model, such as the normalisation of pixels.
+
+    A model is then evaluated as it was trained, whatever configuration file it is evaluated with.
+
+    Args:
+        settings: values by dotted key of the configuration.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+
+    def state_dict(self) -> dict:
+        return dict(self.settings)
+
+    def load_state_dict(self, state: dict) -> None:
+        different = [f"{key} {value} (here {self.settings[key]})" for key, value in state.items()
+                     if self.settings.get(key, value) != value]
+        if different:
+            raise ValueError(f"the checkpoint was trained with {', '.join(different)}; resume with the config.yaml of "
+                             "its run folder")
 
 
 class TrainingClock(hooks.HookBase):

@@ -40,11 +40,21 @@ from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_t
 from ..metrics import aps, par
 from ..metrics.outfits import SETTINGS
 from ..modeling import precision
-from ..modeling.build import groups_of, load_model, needs_labels, needs_prototypes, reader_of, with_precision
+from ..modeling.build import (
+    groups_of,
+    load_model,
+    needs_labels,
+    needs_prototypes,
+    reader_of,
+    weight_settings,
+    with_precision,
+    with_settings,
+)
 from ..modeling.checkpoint_tables import begin_from_other_weights
 from ..utils import environment
 from ..utils.commands import replace_unprintable
 from ..utils.distributed import synchronise_batch_norm, unwrapped
+from ..utils.files import write_text
 from .hooks import (
     AgreeOnStatistics,
     BeforeEvaluations,
@@ -55,6 +65,7 @@ from .hooks import (
     TrainingClock,
     TrainingIdentities,
     WeightAverage,
+    WeightSettings,
     frozen_layers,
 )
 from .label_tables import fill_tables, measure_scales, with_attributes
@@ -78,6 +89,7 @@ class CerberusTrainer(DefaultTrainer):
         check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
         check_identities(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # `setup` has made it, a notebook has not
+        cfg = _settled(cfg)
         cfg = with_attributes(cfg, self.data)
         self.test_sets = build_test_sets(cfg, self.data.schema if needs_labels(cfg) else None, self.data.held_out,
                                          self.data.datasets)
@@ -281,7 +293,8 @@ class CerberusTrainer(DefaultTrainer):
     def build_hooks(self) -> list:
         clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
         self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations,
-                                              "identities": TrainingIdentities(self.data.dataset.pids)}
+                                              "identities": TrainingIdentities(self.data.dataset.pids),
+                                              "settings": WeightSettings(weight_settings(self.cfg))}
         if self.grad_scaler is not None:
             self.checkpointer.checkpointables["grad_scaler"] = self.grad_scaler
         built = [SeedEpochs(), clock, *super().build_hooks()]
@@ -328,6 +341,17 @@ class CerberusTrainer(DefaultTrainer):
                            "of this backbone's maps; see alignment/* in metrics.json")
 
 
+def _settled(cfg: CfgNode) -> CfgNode:
+    """The configuration with what its pretrained weights need, frozen; it is told, and kept in the run folder."""
+    cfg, notes = host.settle(cfg)
+    cfg.freeze()
+    for note in notes:
+        logger.info(note)
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+    return cfg
+
+
 def _check_loaded(model: nn.Module, missing: Sequence[str], path: str, own: bool) -> None:
     """Refuse to resume with part of a model; say which tensors MODEL.WEIGHTS has left, and refuse if that is all."""
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -360,9 +384,12 @@ def setup(args) -> CfgNode:
     began_with = None
     if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         cfg.MODEL.BACKBONE.PRETRAIN = False  # its weights are overwritten, and may be gone by now
-        began_with = comm.all_gather(_seed_of_run(cfg.OUTPUT_DIR))[0]
+        run = _config_of_run(cfg.OUTPUT_DIR)
+        began_with = comm.all_gather(run.SEED if run and run.SEED >= 0 else None)[0]
         if cfg.SEED < 0 and began_with is not None:
             cfg.SEED = began_with
+        if run:
+            cfg = with_settings(cfg, weight_settings(run), os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
     cfg = start(cfg, args)
     if began_with not in (None, cfg.SEED):
         logger.warning(f"{cfg.OUTPUT_DIR}: the run began with SEED {began_with} and goes on with SEED {cfg.SEED}, so "
@@ -370,16 +397,16 @@ def setup(args) -> CfgNode:
     return cfg
 
 
-def _seed_of_run(folder: str) -> int | None:
-    """The seed in the config.yaml of a run folder, drawn or given; None where there is none to read."""
+def _config_of_run(folder: str) -> CfgNode | None:
+    """The configuration of a run folder; None where there is none to read."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     try:
-        seed = merge_file(cfg, os.path.join(folder, "config.yaml")).get("SEED")
+        merge_file(cfg, os.path.join(folder, "config.yaml"))
     except (OSError, ValueError) as error:
         print(f"WARNING: {error}", file=sys.stderr)  # before the host sets its log up
         return None
-    return seed if isinstance(seed, int) and seed >= 0 else None
+    return cfg
 
 
 def start(cfg: CfgNode, args) -> CfgNode:

@@ -10,11 +10,12 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine.hooks import HookBase
 from fastreid.utils.env import seed_all_rng
 
-from ..config import FILLED, add_cerberus_config, flat, merge_file
+from ..config import FILLED, add_cerberus_config, defaults, flat, merge_file
 from ..data.build import build_test_set, build_train_set
 from ..engine.trainer import CerberusTrainer
 from ..evaluation import report
 from ..evaluation.manifest import of_test, of_training
+from ..host import SETTINGS
 from ..utils.files import write_text
 
 # These say where a run lies, how much it says and how it reads its images, not what it finds.
@@ -59,7 +60,9 @@ def check_same_run(cfg: CfgNode) -> None:
     add_cerberus_config(found)
     merge_file(found, path)
     found, asked = flat(found), flat(cfg)
-    different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE]
+    usual = defaults()
+    different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE
+                 and not (key in SETTINGS and asked[key] == usual[key])]  # which the run has set by its weights
     if different:
         named = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in different[:5])
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""

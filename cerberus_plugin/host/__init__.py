@@ -8,12 +8,15 @@ fastreid is imported inside functions throughout: parts of it can be imported on
 
 import importlib.metadata
 
-from . import bases, checkpoints, data, evaluation, imports, launching, pretrained, training, waits, weights
+from . import backbones, bases, checkpoints, data, evaluation, imports, launching, pretrained, training, waits, weights
 from .checks import check_config as check_config
 from .data import use_device as use_device
 from .data import use_listing as use_listing
 from .evaluation import use_ranking as use_ranking
 from .patching import original as original
+from .pretrained import SETTINGS as SETTINGS
+from .pretrained import read_pretrained as read_pretrained
+from .pretrained import settle as settle
 from .training import gather_gradients as gather_gradients
 from .waits import LateScalars as LateScalars
 from .weights import read_tensors as read_tensors
@@ -48,7 +51,8 @@ def adapt() -> None:
     checkpoints.write_whole_files()
     checkpoints.remember_best()
     checkpoints.refuse_other_files()
-    pretrained.count_matches()
+    backbones.read_sizes_of_regnets()
+    pretrained.load_pretrained()
     weights.load_tensors_alone()
     evaluation.skip_compilation()
     evaluation.rerank_on_cpu()

@@ -5,21 +5,30 @@ import types
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 
 def read_tensors(path, *args, **kwargs) -> Any:
     """`torch.load` of a file that may hold nothing but tensors and plain values, which can run no code.
+
+    A file whose name ends in .safetensors is read as that format, tensors by name.
 
     Raises:
         ValueError: naming the file, if it is damaged or holds more. torch has no error of its own for these: a damaged
             file ends in one of many, from its zip, pickle or storage code.
     """
     try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
         return torch.load(path, *args, **(kwargs | {"weights_only": True}))
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path}: is a TorchScript archive, as CLIP's own files are: a program. If you trust it, "
+                             "save torch.jit.load(path, map_location='cpu').state_dict() by torch.save, and "
+                             "use that file.") from error
         raise ValueError(f"{path}: cannot be read as weights ({reason}). The file is damaged, cut short or of another "
                          "kind, or it holds more than tensors and plain values, which could run any code. Use another "
                          "checkpoint of the run; if you trust the file, load it by torch.load(..., weights_only=False) "

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from fastreid.config import CfgNode
@@ -17,14 +18,15 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
+from .. import host
 from ..attributes import SCHEMAS, AttributeSchema
-from ..host import read_tensors
+from ..config import defaults, flat, with_values
 from ..inference import AttributeReader
 from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
 from .checkpoint_tables import HELD, schema_in
-from .convolutions import adapt_to_cpu
+from .convolutions import adapt_to_cpu, avoid_strided_points
 from .sid_prototypes import has_prototypes
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -45,7 +47,8 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
                                 "(model_final.pth or model_best.pth of a run folder).")
-    state = _state_of(path)
+    state, settings = _state_of(path)
+    cfg = with_settings(cfg, settings, path)
     model = build_model(_with_checkpoint_sizes(cfg, state))
     wanted = {key: value.shape for key, value in model.state_dict().items()
               if value.numel() and key != HELD  # no classes, no classifier; earlier checkpoints hold no schema
@@ -68,8 +71,10 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
         logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
         precisions = dict.fromkeys(precisions, "")
     precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
-    if device.type == "cpu" and any(precisions.values()):
-        adapt_to_cpu(model)
+    if device.type == "cpu":
+        avoid_strided_points(model)
+        if any(precisions.values()):
+            adapt_to_cpu(model)
     return model
 
 
@@ -84,14 +89,38 @@ def groups_of(model: nn.Module | None) -> tuple[str, ...]:
     return tuple(group.name for group in getattr(unwrapped(model), "groups", ()))
 
 
-def _state_of(path: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name."""
-    checkpoint = read_tensors(path, map_location="cpu")
+def _state_of(path: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Tensors of a checkpoint by name, and the settings that it was trained with."""
+    checkpoint = host.read_tensors(path, map_location="cpu")
     state = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: holds no tensors under the key 'model', so it is no checkpoint of a training run; "
                          "name one, such as model_final.pth or model_best.pth of a run folder.")
-    return dict(state)
+    settings = checkpoint.get("settings", {})  # earlier versions kept none
+    return dict(state), settings if isinstance(settings, Mapping) else {}
+
+
+def weight_settings(cfg: CfgNode) -> dict[str, Any]:
+    """What pretrained weights decide about a model (`host.SETTINGS`), by dotted key."""
+    values = flat(cfg)
+    return {key: values[key] for key in host.SETTINGS}
+
+
+def with_settings(cfg: CfgNode, settings: Mapping[str, Any], path: str) -> CfgNode:
+    """The configuration, not frozen, with the settings of a run where it leaves them at their defaults.
+
+    Raises:
+        ValueError: if it has other values than the run; names the keys.
+    """
+    values, usual = flat(cfg), defaults()
+    own = {key: value for key, value in settings.items() if key in host.SETTINGS and values[key] != value}
+    different = [f"{key} {value}, not {values[key]}" for key, value in own.items() if values[key] != usual[key]]
+    if different:
+        raise ValueError(f"{path}: was trained with {'; '.join(different)}. Use the config.yaml of its run folder, or "
+                         "remove the keys from the configuration")
+    cfg = with_values(cfg, own)
+    cfg.defrost()
+    return cfg
 
 
 def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:

@@ -39,6 +39,7 @@ class Cerberus(ImageModel):
 
     Args:
         trunk: image -> (B, C', H, W), shared.   branch: the rest of the backbone; used twice, as two copies.
+        to_global, to_map: what is read of the global branch, and of the local one, where they give tokens, see `Split`.
         heads: `CerberusHead`.
         prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
         schema: of the attributes; None for a model without prototypes of the paper's groups.
@@ -55,11 +56,13 @@ class Cerberus(ImageModel):
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
                  schema: AttributeSchema | None, pixel_mean: list[float], pixel_std: list[float],
-                 criteria: Sequence[Loss], reading: Mapping | None = None, synthesise: bool = False) -> None:
+                 criteria: Sequence[Loss], reading: Mapping | None = None, synthesise: bool = False,
+                 to_global: nn.Module | None = None, to_map: nn.Module | None = None) -> None:
         super().__init__(pixel_mean, pixel_std)
         self.trunk = trunk
         self.global_branch = branch
         self.local_branch = copy.deepcopy(branch)
+        self.to_global, self.to_map = to_global or nn.Identity(), to_map or nn.Identity()
         self.heads = heads
         self.prototypes = prototypes
         self.schema = schema
@@ -72,7 +75,7 @@ class Cerberus(ImageModel):
     @classmethod
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.CERBERUS
-        trunk, branch, _ = split_backbone(build_backbone(cfg), cfg, "conv4_2")
+        split = split_backbone(build_backbone(cfg), cfg, "conv4_2")
         prototypes, reading, schema = None, None, None
         if node.SCHEMA or has_prototypes(node):
             schema = find_schema(node.SCHEMA, "MODEL.CERBERUS.SCHEMA")
@@ -104,8 +107,10 @@ class Cerberus(ImageModel):
                            "partial": cfg.TEST.APS.PARTIAL, "cosine_scale": cfg.TEST.PAR.COSINE_SCALE,
                            "tau": cfg.TEST.PAR.TAU, "unseen_prior": cfg.TEST.PAR.UNSEEN_PRIOR}
         return {
-            "trunk": trunk,
-            "branch": branch,
+            "trunk": split.trunk,
+            "branch": split.branch,
+            "to_global": split.to_global,
+            "to_map": split.to_map,
             "heads": build_heads(cfg),
             "prototypes": prototypes,
             "schema": schema,
@@ -133,9 +138,9 @@ class Cerberus(ImageModel):
         return self.losses(outputs, *labels)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Global and local map, each (B, C, H, W), of normalised images."""
+        """Global and local map, each (B, C, H, W), of normalised images; of a class token the global one is 1 x 1."""
         shared = self.trunk(images)  # (B, C', H, W)
-        return self.global_branch(shared), self.local_branch(shared)
+        return self.to_global(self.global_branch(shared)), self.to_map(self.local_branch(shared))
 
     def represent(self, images: Tensor, targets: Tensor) -> dict:
         """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""

@@ -1,4 +1,4 @@
-"""Convolutions in bfloat16 on a CPU: faster weight gradients on narrow maps, and float32 where oneDNN is wrong."""
+"""Convolutions on a CPU: other ways where oneDNN's kernels are wrong, and faster weight gradients on narrow maps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..utils.processor import processor_has
 
+FEW_CHANNELS = 8  # oneDNN computes in blocks of as many
 MIN_CHANNELS, MAX_WIDTH = 256, 4  # where matrix products were measured to be faster, see benchmarks/README.md
 
 
@@ -38,6 +39,24 @@ def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
         return nn.Conv2d.forward(module, images)
     with torch.autocast("cpu", enabled=False):
         return nn.Conv2d.forward(module, images.float())
+
+
+def avoid_strided_points(model: nn.Module) -> None:
+    """Compute strided 1x1 convolutions of a few channels, such as RepVGG's first, as products of the places left.
+
+    In channels-last order oneDNN's kernel, of torch 2.13 at least, writes outside its memory: 3 channels to 48 at
+    stride 2 end the process, if not at once.
+    """
+    for module in model.modules():
+        if (_runs_as_conv2d(module) and module.kernel_size == (1, 1) and max(module.stride) > 1
+                and module.padding == (0, 0) and module.groups == 1 and module.in_channels < FEW_CHANNELS):
+            module.forward = functools.partial(_points_forward, module)
+
+
+def _points_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
+    rows, columns = module.stride
+    found = torch.einsum("bchw,oc->bohw", images[:, :, ::rows, ::columns], module.weight[:, :, 0, 0])
+    return found if module.bias is None else found + module.bias[:, None, None].to(found.dtype)
 
 
 def speed_up_weight_gradients(model: nn.Module) -> None:

@@ -70,8 +70,8 @@ class SMR(nn.Module):
         height = x.shape[2] // STRIPES
         if height == 0:
             raise ValueError(f"a map of {x.shape[2]} rows cannot be cut into the {STRIPES} stripes of CSSC: raise "
-                             "INPUT.SIZE_TRAIN. At MODEL.BACKBONE.LAST_STRIDE 1 a row is 16 pixels, so images must be "
-                             "128 high or more; at 2 it is 32, so 256.")
+                             "INPUT.SIZE_TRAIN. A row is 16 pixels where MODEL.BACKBONE.LAST_STRIDE is 1, so images "
+                             "must be 128 high or more; it is 32, so 256, at 2 and of most backbones without this key.")
         stripes = self._pool(x[:, :, :STRIPES * height].unflatten(2, (STRIPES, height)))  # (B, C, 8)
         stripes = torch.einsum("bcs,sdc->bsd", stripes, self.stripe_weight).flatten(1)  # (B, 8 * C / 8)
         parts = torch.cat([_normalised(self.bn, pooled), _normalised(self.stripe_bn, stripes)], dim=1)
@@ -111,7 +111,7 @@ class CSSC(ImageModel):
         trunk: image -> (B, C', H', W'), shared.
         last_layer: blocks of the backbone's last layer: all but the last go into both branches, as two copies, the
             last one takes the sum of the branches' maps.
-        channels: C.
+        channels: C.   width: channels of the branches' maps, where they are others.
         num_classes: K; 0 for a model that only embeds.
         norm: see `SMR`.
         pixel_mean, pixel_std: of RGB in 0..255.
@@ -130,9 +130,9 @@ class CSSC(ImageModel):
     @configurable
     def __init__(self, *, trunk: nn.Module, last_layer: nn.Sequential, channels: int, num_classes: int,
                  norm: str = "BN", pixel_mean: list[float], pixel_std: list[float], criteria: Sequence[Loss],
-                 triplet_epoch: int = 36, flip_sum: bool = True) -> None:
+                 triplet_epoch: int = 36, flip_sum: bool = True, width: int | None = None) -> None:
         super().__init__(pixel_mean, pixel_std)
-        smr = {"channels": channels, "num_classes": num_classes, "norm": norm}
+        smr = {"channels": width or channels, "num_classes": num_classes, "norm": norm}
         self.trunk = trunk
         self.content_branch = Branch(last_layer[:-1], ("average", "max"), **smr)
         self.salient_branch = Branch(copy.deepcopy(last_layer[:-1]), ("max", "average"), **smr)
@@ -150,11 +150,12 @@ class CSSC(ImageModel):
         if node.FLIP_SUM and cfg.TEST.FLIP.ENABLED:
             raise ValueError("MODEL.CSSC.FLIP_SUM and TEST.FLIP.ENABLED are both True: mirror images would be embedded "
                              "twice. Set one of them to False; FLIP_SUM is the paper's.")
-        trunk, last_layer, channels = split_backbone(build_backbone(cfg), cfg, "conv5_1")
+        split = split_backbone(build_backbone(cfg), cfg, "conv5_1")
         return {
-            "trunk": trunk,
-            "last_layer": last_layer,
-            "channels": channels,
+            "trunk": split.trunk,
+            "last_layer": split.branch,
+            "channels": split.channels,
+            "width": split.width,
             "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "norm": cfg.MODEL.HEADS.NORM,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -194,6 +195,8 @@ class CSSC(ImageModel):
         """{"representations": (5, B, C), "logits": (5, B, K), "rows": H} of normalised training images."""
         feature, refinements, rows = self.pool(images)
         features, logits = zip(*refinements, (feature, F.linear(_normalised(self.bn, feature), self.classifier)))
+        # Zeros beside the narrower ones change no distance.
+        features = [F.pad(each, (0, feature.shape[1] - each.shape[1])) for each in features]
         return {"representations": torch.stack(features), "logits": torch.stack(logits), "rows": rows}
 
     def losses(self, outputs: dict, mined: Tensor | None) -> dict[str, Tensor]:

@@ -23,15 +23,25 @@ GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
 
 
 @torch.no_grad()
-def row_heat(local_map: Tensor, squared: bool = False) -> Tensor:
-    """The largest norm, or its square, of the C-vectors of each row: float (B, C, H, W) -> (B, H)."""
+def row_heat(local_map: Tensor, squared: bool = False, quantile: float = 0.0) -> Tensor:
+    """The largest norm, or its square, of the C-vectors of each row: float (B, C, H, W) -> (B, H).
+
+    Args:
+        quantile: 0 as in the paper; else a share of the map's places, and heat counts in the norm that as many of them
+            stay below: at 0.5 in the map's own median norm.
+    """
     # Half precision overflows once a norm passes 256.
-    energy = local_map.float().square().sum(dim=1).amax(dim=2)
-    return energy if squared else energy.sqrt()
+    energy = local_map.float().square().sum(dim=1)  # (B, H, W)
+    heat = energy.amax(dim=2)
+    if quantile:
+        places = energy.flatten(1).sort(dim=1).values
+        heat = heat / places[:, min(int(quantile * places.shape[1]), places.shape[1] - 1), None]
+    return heat if squared else heat.sqrt()
 
 
 @torch.no_grad()
-def person_rows(local_map: Tensor, sigma: float, squared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def person_rows(local_map: Tensor, sigma: float, squared: bool = False,
+                quantile: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """First and last row of the map that the person reaches (alignment module).
 
     A row counts where the largest norm of its C-vectors exceeds sigma. Rows between the first and the last are
@@ -39,12 +49,13 @@ def person_rows(local_map: Tensor, sigma: float, squared: bool = False) -> tuple
 
     Args:
         local_map: float (B, C, H, W).
-        sigma: threshold on the norm, or with `squared` on its square.
+        sigma: threshold on the norm, or with `squared` on its square; with `quantile` in units of the map's own, see
+            `row_heat`.
 
     Returns:
         top, bottom: int64 (B,), inclusive.   fallback: bool (B,), no row exceeded sigma.
     """
-    heat = row_heat(local_map, squared)
+    heat = row_heat(local_map, squared, quantile)
     above = heat > sigma
     height = heat.shape[1]
     fallback = ~above.any(dim=1)
@@ -120,7 +131,7 @@ class CerberusHead(nn.Module):
     Args:
         feat_dim: C.   embedding_dim: D.   num_classes: training identities.
         align: crop the local map to the person's rows; off for the ablation.
-        sigma, squared_norm: see `person_rows`.   strip_overlap: see `strip_matrix`.
+        sigma, squared_norm, sigma_quantile: see `person_rows`.   strip_overlap: see `strip_matrix`.
         pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent a branch.
         split: give out representations before the batch normalisation as well, for the triplet loss.
         norm: the host's name of a normalisation ("BN", "syncBN").
@@ -133,7 +144,7 @@ class CerberusHead(nn.Module):
     def __init__(self, *, feat_dim: int = 2048, embedding_dim: int = 512, num_classes: int, align: bool = True,
                  sigma: float = 5.0, squared_norm: bool = False, strip_overlap: float = 0.0,
                  norm: str = "BN", sampled_identities: int = 0, pool: str = "mean",
-                 split: bool = False, groups: Sequence[Group] = PERSON_GROUPS) -> None:
+                 split: bool = False, sigma_quantile: float = 0.0, groups: Sequence[Group] = PERSON_GROUPS) -> None:
         super().__init__()
         self.strip_of_group = {group.name: group.strip for group in groups}
         strips = [strip for strip in self.strip_of_group.values() if strip is not None]
@@ -151,6 +162,10 @@ class CerberusHead(nn.Module):
         self.align = align
         self.sigma = sigma
         self.squared_norm = squared_norm
+        if not 0 <= sigma_quantile <= 1:
+            raise ValueError(f"MODEL.CERBERUS.SIGMA_QUANTILE is {sigma_quantile}, expected a share of the map's places "
+                             "such as 0.5, or 0 to take SIGMA as it is")
+        self.sigma_quantile = sigma_quantile
         self.strip_overlap = strip_overlap
         self.num_classes = num_classes
         self.sampled_identities = sampled_identities
@@ -177,6 +192,7 @@ class CerberusHead(nn.Module):
             "align": node.ALIGN,
             "sigma": node.SIGMA,
             "squared_norm": node.SQUARED_NORM,
+            "sigma_quantile": node.SIGMA_QUANTILE,
             "strip_overlap": node.STRIP_OVERLAP,
             "sampled_identities": node.SAMPLED_IDENTITIES,
             "pool": node.POOL,
@@ -230,7 +246,7 @@ class CerberusHead(nn.Module):
         strips = strip_matrix(height, self.num_strips, self.strip_overlap, local_map.device)  # (S, H)
         alignment, resizing = {}, None
         if self.align:
-            top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm)
+            top, bottom, fallback = person_rows(local_map, self.sigma, self.squared_norm, self.sigma_quantile)
             alignment = {"crop_ratio": (bottom - top + 1).float().mean() / height, "fallback": fallback.float().mean()}
             resizing = resize_rows_matrix(top, bottom, height)  # (B, H, H)
         pooled = self._means if self.pooling == "mean" else self._maxima

@@ -21,7 +21,7 @@ from ..config import configuration
 from ..engine.trainer import CerberusTrainer, setup
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
-from ..host import read_tensors
+from ..host import read_pretrained
 from ..own_data.recipe import Recipe, Wish
 from ..predictor import CerberusPredictor
 from ..utils.files import read_json, write_json
@@ -98,7 +98,7 @@ def pretrained_weights(file: str, gpu: bool, given: Mapping[str, str]) -> tuple[
 
 def _depth_of(path: str) -> str:
     """Depth of the ResNet that a file's tensors are of, as the host calls it; that of a ResNet-50 where unclear."""
-    names = read_tensors(path, map_location="cpu")
+    names = read_pretrained(path).tensors
     blocks = {name.split("layer3.")[1].split(".")[0] for name in names if "layer3." in name}
     return DEPTHS.get((any(".conv3." in name for name in names), len(blocks)), "50x")
 

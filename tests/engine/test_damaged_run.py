@@ -63,7 +63,7 @@ def changed(text: str, **changes) -> str:
     (lambda text: changed(text, MODEL__META_ARCHITECTURE="Hydra"), "model that it describes cannot be made .*Hydra"),
     (lambda text: changed(text, MODEL__BACKBONE__NAME="build_resnet_backbone", MODEL__BACKBONE__DEPTH="19x"),
      "the model that it describes cannot be made .*19x"),
-    (lambda text: changed(text, MODEL__PIXEL_MEAN=["a"]), "the model that it describes cannot be made"),
+    (lambda text: changed(text, MODEL__HEADS__NORM="none of the host"), "the model that it describes cannot be made"),
     (lambda text: changed(text, TEST__METRIC="manhattan"), "TEST.METRIC is 'manhattan', expected one of cosine"),
 ], ids=range(20))
 def test_a_damaged_configuration_is_named_with_what_to_do(folder, damage, message):

@@ -87,6 +87,18 @@ def test_a_folder_with_a_run_of_another_configuration_is_refused(command):
         check_same_run(cfg)
 
 
+def test_what_pretrained_weights_have_set_in_a_run_is_no_other_configuration(small_config, tmp_path):
+    run = small_config().clone()
+    run.defrost()
+    run.MODEL.BACKBONE.STEM_POOL, run.MODEL.PIXEL_MEAN = "padding", [127.5, 127.5, 127.5]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    (tmp_path / "run" / "config.yaml").write_text(run.dump())
+    check_same_run(small_config())
+    with pytest.raises(ValueError, match="made with MODEL.BACKBONE.STEM_POOL padding in place of ceil"):
+        check_same_run(small_config("MODEL.BACKBONE.STEM_POOL", "ceil"))
+
+
 def test_a_run_whose_configuration_is_gone_is_refused(small_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")

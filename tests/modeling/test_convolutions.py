@@ -2,7 +2,12 @@
 
 import copy
 
-from cerberus_plugin.modeling.convolutions import adapt_to_cpu, speed_up_weight_gradients, weight_gradient
+from cerberus_plugin.modeling.convolutions import (
+    adapt_to_cpu,
+    avoid_strided_points,
+    speed_up_weight_gradients,
+    weight_gradient,
+)
 
 import pytest
 import torch
@@ -111,3 +116,20 @@ def test_a_convolution_that_computes_something_else_keeps_its_own_forward_pass(s
     adapt_to_cpu(layer)
     speed_up_weight_gradients(layer)
     assert all(map(torch.equal, gradients(layer, images), expected))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_strided_points_of_few_channels_are_computed_without_the_kernel_that_crashes(memory_format):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 48, 1, stride=2)
+    images = torch.randn(4, 3, 9, 6)
+    expected = plain(images)
+    model = nn.Sequential(copy.deepcopy(plain), nn.Conv2d(48, 8, 1, stride=2), nn.Conv2d(8, 3, 3, stride=2))
+    avoid_strided_points(model)
+    assert ["forward" in vars(layer) for layer in model] == [True, False, False]
+    given = model[0](images.to(memory_format=memory_format))
+    assert torch.allclose(given, expected, atol=1e-6)
+    given.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(model[0].weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(model[0].bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)

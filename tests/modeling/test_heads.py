@@ -44,6 +44,23 @@ def test_the_threshold_is_strict_and_may_be_held_against_the_square():
     assert person_rows(map_with_rows([4], norm=5.0), 5.0, squared=True)[0].item() == 4
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+def test_in_units_of_the_maps_own_median_the_scale_of_a_backbone_does_not_matter(scale):
+    local_map = scale * map_with_rows(range(6, 18), norm=1.0)
+    local_map[0, 0, 6:18, :] = 4 * scale  # 96 of 192 places: the median is theirs, the place after the lower half
+    assert [x.item() for x in person_rows(local_map, 0.9, quantile=0.5)] == [6, 17, False]
+    assert [x.item() for x in person_rows(local_map, 0.2, quantile=0.5)] == [0, 23, False]
+    assert [x.item() for x in person_rows(local_map, 0.9, squared=True, quantile=0.5)] == [6, 17, False]
+    assert [x.item() for x in person_rows(local_map, 3.9, quantile=0.4)] == [6, 17, False]  # in norms of the ground
+    assert person_rows(local_map, 1.0, quantile=1.0)[2].item(), "nothing exceeds the largest"
+    assert person_rows(0 * local_map, 0.5, quantile=0.5)[2].item()
+
+
+def test_a_quantile_is_a_share():
+    with pytest.raises(ValueError, match="SIGMA_QUANTILE is 1.5, expected a share"):
+        head(sigma_quantile=1.5)
+
+
 def test_half_precision_maps_do_not_overflow():
     top, bottom, _ = person_rows(map_with_rows([7, 9], norm=60000.0).half(), 5.0)
     assert (top.item(), bottom.item()) == (7, 9)

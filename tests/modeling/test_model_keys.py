@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, check_model_keys
+from cerberus_plugin.config import BACKBONE_KEYS, MODEL_KEYS, changed, check_model_keys
 from cerberus_plugin.modeling.build import load_model
 
 import pytest
@@ -101,8 +101,14 @@ def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("name", "built"), [("resnet", "ResNet"), ("resnext", "ResNeXt"), ("resnest", "ResNeSt")])
-def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, built):
+@pytest.mark.parametrize(("name", "module", "built", "depth"), [
+    ("resnet", "resnet", "ResNet", "50x"), ("resnext", "resnext", "ResNeXt", "50x"),
+    ("resnest", "resnest", "ResNeSt", "50x"), ("osnet", "osnet", "OSNet", "x1_0"),
+    ("mobilenetv2", "mobilenet", "MobileNetV2", "1.0x"), ("mobilenetv3", "mobilenetv3", "MobileNetV3", "Small"),
+    ("shufflenetv2", "shufflenet", "ShuffleNetV2", "1.0x"), ("effnet", "regnet.effnet", "EffNet", "b0"),
+    ("regnet", "regnet.regnet", "RegNet", "200x"), ("repvgg", "repvgg", "RepVGG", "A0"),
+    ("vit", "vision_transformer", "VisionTransformer", "small")])
+def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, module, built, depth):
     read = set()
 
     class Recorded(CfgNode):
@@ -110,15 +116,30 @@ def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, na
             read.add(key)
             return super().__getattr__(key)
 
-    module = importlib.import_module(f"fastreid.modeling.backbones.{name}")
+    module = importlib.import_module(f"fastreid.modeling.backbones.{module}")
     monkeypatch.setattr(module, built, lambda *args, **kwargs: None)
-    cfg = read_config("MODEL.BACKBONE.DEPTH", "50x").clone()
+    cfg = read_config("MODEL.BACKBONE.DEPTH", depth).clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE = Recorded(cfg.MODEL.BACKBONE)
     read.clear()
     getattr(module, f"build_{name}_backbone")(cfg)
-    keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - {"NAME", "FEAT_DIM", "STEM_POOL"}  # read outside the builder
-    assert keys == {key for key in read if key.isupper()}
+    outside = {"NAME", "FEAT_DIM", "CUT", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # of the builder
+    without_effect = {"SIE_COE"}  # the weight of cameras, of which the host's builder gives its transformer none
+    keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - outside
+    assert keys == {key for key in read if key.isupper()} - without_effect
+
+
+def test_where_to_cut_a_backbone_is_refused_for_models_that_leave_it_whole():
+    with pytest.raises(ValueError, match="keys without effect on APR.*MODEL.BACKBONE.CUT is 'layer3.0'"):
+        check_model_keys(config_of("APR", "MODEL.BACKBONE.CUT", "layer3.0"))
+
+
+def test_the_stem_that_earlier_runs_name_is_no_change_for_any_backbone():
+    for pool, named in (("auto", False), ("ceil", False), ("padding", True)):
+        cfg = read_config("MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.BACKBONE.STEM_POOL", pool)
+        assert ("MODEL.BACKBONE.STEM_POOL" in changed(cfg)) is named
+        if not named:
+            check_model_keys(cfg)
 
 
 @pytest.mark.parametrize(("name", "key"), [("resnet", "SIE_COE"), ("resnest", "WITH_IBN")])

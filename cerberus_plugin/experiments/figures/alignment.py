@@ -48,8 +48,8 @@ def rows_of(run: TestedModel, paths: list[str]) -> Rows:
     for start in tqdm(range(0, len(paths), BATCH), desc="rows of the map", unit=" batches", disable=None):
         images = run.predictor.images(paths[start:start + BATCH])
         _, local_map = model.maps(model.preprocess_image(images))
-        parts.append((row_heat(local_map, heads.squared_norm),
-                      *person_rows(local_map, heads.sigma, heads.squared_norm)))
+        parts.append((row_heat(local_map, heads.squared_norm, heads.sigma_quantile),
+                      *person_rows(local_map, heads.sigma, heads.squared_norm, heads.sigma_quantile)))
     return Rows(*(torch.cat(part).cpu() for part in zip(*parts)))
 
 

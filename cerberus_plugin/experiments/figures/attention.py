@@ -46,13 +46,14 @@ def weights_of_places(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
     batch, _, height, width = local_map.shape
     strips = strip_matrix(height, heads.num_strips, heads.strip_overlap, local_map.device)  # (S, H)
     if heads.align:
-        top, bottom, _ = person_rows(local_map, heads.sigma, heads.squared_norm)
+        top, bottom, _ = person_rows(local_map, heads.sigma, heads.squared_norm, heads.sigma_quantile)
         strips = strips @ resize_rows_matrix(top, bottom, height)
     strips = strips.expand(batch, -1, -1)
     weights, rows, own = [], [], []
     for group, strip in heads.strip_of_group.items():
         read = torch.full_like(strips[:, 0], 1 / height) if strip is None else strips[:, strip]  # (B, H)
-        places = (global_map if strip is None else local_map).permute(0, 2, 3, 1).flatten(0, 2)  # (B * H * W, C)
+        own_map = local_map if strip is not None else global_map.expand(-1, -1, height, width)  # of a class token 1 x 1
+        places = own_map.permute(0, 2, 3, 1).flatten(0, 2)  # (B * H * W, C)
         layered = heads.bn[group](heads.fc[group](places)[:, :, None, None]).view(batch, height, width, -1)
         mean = torch.einsum("bh,bhwd->bd", read, layered) / width
         weights.append(torch.einsum("bhwd,bd->bhw", layered, mean) / mean.square().sum(dim=1)[:, None, None])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Settings that change no embedding of trained weights: where they are, and what training began with.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
+                  "MODEL.BACKBONE.PRETRAIN_SOURCE", "MODEL.BACKBONE.PRETRAIN_PARTIAL",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.COMPILE_MODE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
 # What rows of galleries have beside embeddings where attributes are read by probability.
 OF_PROBABILITIES = ("TEST.READING", "TEST.PAR.TAU", "TEST.PAR.UNSEEN_PRIOR", "TEST.PAR.COSINE_SCALE",

@@ -1,0 +1,12 @@
+"""Files of pretrained weights: whose they are, what their tensors are called here, and what they need."""
+
+from .contents import Contents as Contents
+from .contents import unwrap as unwrap
+from .fitting import Fit as Fit
+from .fitting import fit as fit
+from .fitting import names_of as names_of
+from .sources import NORMALISATIONS as NORMALISATIONS
+from .sources import RESNET as RESNET
+from .sources import SOURCES as SOURCES
+from .sources import Source as Source
+from .sources import recognise as recognise

@@ -1,0 +1,116 @@
+"""Who published a file of weights, by the names of its tensors, and what a model that begins with it needs.
+
+A source is one `Source` in `SOURCES`; the first that recognises the contents names them. docs/pretrained.md has the
+table for readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import names
+from .contents import Contents
+
+# Mean and standard deviation of red, green and blue, of pixels in 0..255.
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Normalisation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+HALF: Normalisation = (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
+LUPERSON: Normalisation = (89.896, 79.2, 80.073), (63.872, 64.305, 63.839)
+CLIP: Normalisation = (122.7709, 116.746, 104.0937), (68.5005, 66.6322, 70.3232)
+NORMALISATIONS = {"ImageNet": IMAGENET, "0.5 / 0.5": HALF, "LUPerson": LUPERSON, "CLIP": CLIP}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of file.
+
+    Args:
+        name: value of MODEL.BACKBONE.PRETRAIN_SOURCE.
+        what: in words, for the log.
+        recognise: whether contents are of this kind.
+        rename: to the names of torchvision's ResNet or of timm's model.
+        normalisations: that go with the weights, the usual one first; none, where a file does not tell.
+        stem: pooling of a ResNet's stem that the weights were trained with, "padding" or "ceil".
+        rows_per_column: rows over columns of the grid of position embeddings.
+        needs: keys of MODEL.BACKBONE, of timm's models, without which the weights mean something else.
+        sizes: height and width of images that their authors fine-tune with; none, where many do.
+        terms: under which the weights are given, as far as their authors state it; for the log.
+    """
+
+    name: str
+    what: str
+    recognise: Callable[[Contents], bool]
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    normalisations: tuple[Normalisation, ...] = ()
+    stem: str = "padding"
+    rows_per_column: int = 1
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ()
+    terms: str = ""
+
+
+USUAL, TALL = (256, 128), (384, 128)
+OF_LUPERSON = "trained on LUPerson, pictures given for research"
+AGREEMENT = "by a signed agreement"
+RESNET, VIT, SWIN = "layer4.0.conv1.weight", "blocks.0.attn.qkv.weight", "layers.0.blocks.0.attn.qkv.weight"
+
+
+def _of_people(contents: Contents) -> bool:
+    """A transformer whose patches are no square: people were 256 x 128 in every published pretraining."""
+    positions = contents.tensors.get("pos_embed")
+    if not contents.has(VIT) or positions is None:
+        return False
+    return "teacher" in contents.outer or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1
+
+
+def _of_luperson(contents: Contents) -> bool:
+    """Plain names of a ResNet without a classifier, as MoCo leaves them; the name of the file tells the rest."""
+    return contents.has(RESNET) and "fc.weight" not in contents.tensors and contents.file_name.startswith("lup")
+
+
+SOURCES = (
+    Source("solider", "SOLIDER's Swin", lambda held: held.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
+           needs={"SEMANTIC_WEIGHT": 0.2}, sizes=(TALL,), terms=OF_LUPERSON),
+    Source("clip_vit", "CLIP's transformer", lambda held: held.has("class_embedding", "positional_embedding"),
+           names.clip_vit, (CLIP, HALF)),
+    Source("clip_resnet", "CLIP's ResNet", lambda held: held.has(RESNET, "conv3.weight"), names.clip_resnet,
+           (CLIP, HALF)),
+    Source("pass", "PASS, with three part tokens", lambda held: held.has("part_token1"), names.with_part_tokens,
+           (HALF,), rows_per_column=2, needs={"EXTRA_TOKENS": 3}, sizes=(USUAL, TALL), terms=OF_LUPERSON),
+    Source("ics_vit", "TransReID-SSL's or CION's transformer with a convolution stem",
+           lambda held: held.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
+           needs={"CONV_STEM": True}, sizes=(USUAL, TALL), terms=f"{OF_LUPERSON}; CION's {AGREEMENT}"),
+    Source("cion", "CION's ResNet", lambda held: "teacher" in held.outer and held.has(RESNET),
+           normalisations=(IMAGENET, HALF), sizes=(TALL, USUAL), terms=AGREEMENT),
+    Source("cion_swin", "CION's Swin", lambda held: held.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
+           sizes=(USUAL,), terms=AGREEMENT),
+    Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _of_people,
+           normalisations=(HALF,), rows_per_column=2, sizes=(USUAL, TALL), terms=OF_LUPERSON),
+    Source("fastreid", "a checkpoint of FastReID",
+           lambda held: held.prefix == "backbone." and any(name.startswith("heads.") for name in held.beside),
+           stem="ceil"),
+    Source("torchreid", "torchreid's OSNet", lambda held: held.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
+    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _of_luperson, normalisations=(LUPERSON,),
+           sizes=(TALL, USUAL), terms="for research only"),
+    Source("imagenet", "torchvision's, timm's or other plain names", lambda held: True, names.imagenet),
+)
+
+
+def recognise(contents: Contents, name: str = "") -> Source:
+    """The source of contents, or the one of this name.
+
+    Raises:
+        ValueError: if no source has the name.
+    """
+    if name:
+        found = next((source for source in SOURCES if source.name == name), None)
+        if found is None:
+            raise ValueError(f"MODEL.BACKBONE.PRETRAIN_SOURCE is '{name}', expected '', to go by the names of tensors, "
+                             f"or one of {', '.join(source.name for source in SOURCES)}")
+        return found
+    return next(source for source in SOURCES if source.recognise(contents))
