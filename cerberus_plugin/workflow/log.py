@@ -10,11 +10,9 @@ from pathlib import Path
 
 from fastreid.utils.logger import setup_logger
 
-# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter. A model
-# that is used has no classifier of identities, so its weights are skipped.
+# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter.
 LONG = ("Rank of current process", "Environment info", "Command line arguments", "Contents of args", "Running with",
-        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint",
-        "Skip loading parameter 'heads.weight'")
+        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint")
 
 
 @contextlib.contextmanager
