@@ -66,7 +66,8 @@ class Trust:
     def rows(self) -> list[tuple[str, ...]]:
         """A table under `HEADER`, in words."""
         return [(one.attribute, str(one.labels), f"{one.right:.0%}", f"{one.constant:.0%} ({one.frequent})",
-                 f"{one.p:.2g}", "yes" if one.judged else "no") for one in self.attributes]
+                 f"{one.p:.2g}" if one.p >= 0.001 else "<0.001", "yes" if one.judged else "no")
+                for one in self.attributes]
 
     def sentences(self) -> list[str]:
         """What is to be said below the table: of people, what is not judged, and what helps."""
