@@ -16,6 +16,8 @@ import numpy as np
 
 BLOCK = 512  # people or pictures that are compared with all people at a time
 FEWEST = 4  # pictures of somebody who may be two
+AS_OFTEN = 5  # see `strays`
+FOREIGN = 64  # people whose name a picture is given to see how far off it is then
 LEAST_NEARER = 0.85  # of comparisons; below it the first findings were mostly wrong, see docs/audit.md
 
 
@@ -185,17 +187,34 @@ class Stray:
 def strays(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) -> list[Stray]:
     """Pictures that are more like those of somebody else, by far the most first.
 
-    People have three pictures or more, and the others two or more.
+    People have three pictures or more, and the others two or more. Where models often take a picture for another
+    person, this says little. So each picture is compared as if it had the names of others, and pictures are kept as far
+    down as those with a wrong name would be found `AS_OFTEN` times as often as the pictures are.
     """
-    found = []
+    found: list[Stray] = []
+    foreign, asked_for = [], 0
     for k, space in enumerate(spaces):
         asked = np.flatnonzero((model_of[person] == k) & (space.counts[person] > 2))
+        names = np.flatnonzero(space.counts > 1)
+        names = names[::max(1, len(names) // FOREIGN)]
         for rows, mine, similarity in _compared(space, person, asked, space.counts > 1):
             other = similarity.argmax(axis=1)
-            alike, mine = space.scaled(similarity[np.arange(len(rows)), other]), space.scaled(mine)
+            best = similarity[np.arange(len(rows)), other]
+            off = np.maximum(best, mine)[:, None] - similarity[:, names]
+            foreign.append(off[np.isfinite(off)] / (space.one - space.zero))
+            asked_for += len(rows)
+            alike, mine = space.scaled(best), space.scaled(mine)
             found += [Stray(*values) for values in zip(rows.tolist(), other.tolist(), mine.tolist(), alike.tolist())
                       if values[3] > values[2]]
-    return sorted(found, key=lambda stray: stray.own - stray.alike)
+    found.sort(key=lambda stray: stray.own - stray.alike)
+    if not found:
+        return []
+    wrong = np.sort(np.concatenate(foreign))
+    margins = np.sort([stray.alike - stray.own for stray in found])
+    of_wrong = 1 - np.searchsorted(wrong, wrong) / len(wrong)  # the share that is as far off or farther
+    of_pictures = (len(margins) - np.searchsorted(margins, wrong)) / asked_for
+    least = wrong[of_wrong >= AS_OFTEN * of_pictures].min(initial=np.inf)
+    return [stray for stray in found if stray.alike - stray.own >= least]
 
 
 @dataclass(frozen=True)

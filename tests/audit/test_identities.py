@@ -69,6 +69,23 @@ def test_exchanged_pictures_lie_with_their_own_people():
     assert {(stray.row, stray.other) for stray in found} == {(2, 0), (20, 3)}
 
 
+def test_strays_are_kept_while_a_wrong_name_would_be_found_five_times_as_often():
+    # Two people on an axis each; a picture of the first lies with the second.
+    def space(lean):
+        angle = np.pi / 2 * np.array([0, 0, 0, 0, lean, 1, 1, 1, 1, 1])
+        return [space_of(np.stack([np.cos(angle), np.sin(angle)], axis=1), names, np.ones(2, bool), 2)]
+
+    names, folds = np.repeat([0, 1], 5), np.zeros(2, int)
+    # One of ten pictures is found; with the other name, all but it would be 0.75 or 0.8 off.
+    assert [(stray.row, stray.other) for stray in strays(space(1.0), folds, names)] == [(4, 1)]
+    # Models that know nothing: most pictures are nearer to another person, and with another name as often.
+    true = np.repeat(np.arange(PEOPLE), EACH)
+    blind = np.random.default_rng(0).normal(size=(len(true), SIZE))
+    blind /= np.linalg.norm(blind, axis=1, keepdims=True)
+    found = strays([space_of(blind, true, np.ones(PEOPLE, bool), PEOPLE)], np.zeros(PEOPLE, int), true)
+    assert len(found) < 6
+
+
 def test_pictures_that_cannot_be_read_count_for_nothing():
     true = np.repeat(np.arange(4), EACH)
     folds = np.zeros(4, int)
