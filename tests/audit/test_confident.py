@@ -1,15 +1,13 @@
 """Confident learning: thresholds and confident classes by hand, and labels in doubt by views."""
 
-from cerberus_plugin.attributes.schema import AttributeSchema, Field, Group
 from cerberus_plugin.audit.confident import confident_classes, pooled, thresholds
 from cerberus_plugin.audit.labels import label_findings
-from cerberus_plugin.audit.predictions import Predictions, folds_of_people
-from cerberus_plugin.own_data.people import labels_of, read_people
-from cerberus_plugin.own_data.schema_file import Wording
+from cerberus_plugin.audit.predictions import folds_of_people
+from cerberus_plugin.own_data.people import labels_of
 
 import numpy as np
 import pytest
-from support.own_data import write_picture
+from support.audit import WORDING, predicted, site
 
 
 def test_thresholds_are_the_mean_probability_of_a_class_where_it_is_the_label():
@@ -38,39 +36,6 @@ def test_folds_are_of_whole_people_and_about_even(tmp_path):
     assert all(len(set(fold[own.person.codes == person].tolist())) == 1 for person in range(9))
     with pytest.raises(ValueError, match="--folds is 5, expected 2 to 4"):
         folds_of_people(own.person, 5)
-
-
-SCHEMA = AttributeSchema("site", (Field("hat", "head", ("no", "yes")),
-                                  *(Field(f"vest {word}", "upper", ("no", "yes"), "vest", word) for word in
-                                    ("red", "blue"))),
-                         groups=(Group("head", 0), Group("upper")))
-WORDING = Wording(SCHEMA, {"vest": ("nothing",)})
-
-
-def site(folder, people: int = 24):
-    """Two pictures under each of two cameras of people with a hat or not, and a vest or "nothing"."""
-    lines = ["file_name,person,camera,hat,vest"]
-    for person in range(people):
-        for number in range(4):
-            name = f"{person}_{number}.png"
-            write_picture(folder / name, person, number)
-            lines.append(f"{name},p{person},{number // 2},{('no', 'yes')[person % 2]},"
-                         f"{('red', 'blue', 'Nothing')[person % 3]}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    return read_people(folder)
-
-
-def predicted(own, hats: dict[int, float], vests: dict[int, list[float]]) -> Predictions:
-    """Probabilities that agree with the labels, but for some pictures: of a hat, and of vests none, red and blue."""
-    labels = labels_of(own, WORDING)
-    hat = np.where(labels[:, 0] == 1, 0.9, 0.1)
-    vest = np.full((len(own), 3), 0.05)
-    vest[np.arange(len(own)), np.where(labels[:, 1] == 1, 1, np.where(labels[:, 2] == 1, 2, 0))] = 0.9
-    for row, p in hats.items():
-        hat[row] = p
-    for row, own_row in vests.items():
-        vest[row] = own_row
-    return Predictions(SCHEMA.columns, [np.stack([1 - hat, hat], axis=1), vest], np.zeros(len(own), int), [])
 
 
 def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):

@@ -3,20 +3,7 @@
 from cerberus_plugin.audit.identities import clusters, same_people, space_of, strays, two_people
 
 import numpy as np
-
-PEOPLE, EACH, SIZE = 12, 6, 24
-
-
-def pictures(names: np.ndarray, true: np.ndarray, folds: np.ndarray, seed: int = 0):
-    """Spaces of two models, and the model that each name is new to: unit vectors near those of the true people."""
-    rng = np.random.default_rng(seed)
-    spaces = []
-    for k in range(2):
-        centres = rng.normal(size=(true.max() + 1, SIZE))
-        vectors = centres[true] / np.sqrt(SIZE) + 0.12 * rng.normal(size=(len(true), SIZE))
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        spaces.append(space_of(vectors.astype(np.float16), names, folds == k, names.max() + 1))
-    return spaces
+from support.audit import EACH, PEOPLE, SIZE, pictures
 
 
 def test_similarities_are_scaled_by_new_people():

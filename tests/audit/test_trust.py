@@ -9,9 +9,7 @@ from cerberus_plugin.own_data.people import labels_of
 
 import numpy as np
 import pytest
-
-from .test_confident import WORDING, predicted, site
-from .test_identities import pictures
+from support.audit import WORDING, pictures, predicted, site
 
 YES_NO = np.eye(2, dtype=bool)
 
