@@ -133,7 +133,7 @@ def relabel(labels, source: AttributeSchema, target: AttributeSchema, readings: 
     def relabelled(schema: AttributeSchema, own):
         nonlocal report
         found, report = express(sources_of(own, source, readings), schema, source.name,
-                                [column.name for column in source.columns])
+                                [column.name for column in source.columns], len(own))
         return found.astype(own.dtype)
 
     return relabelled(target, labels), report
@@ -230,15 +230,14 @@ def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Col
     return found
 
 
-def express(sources: Sequence[Source], target: AttributeSchema, data: str,
-            names: Sequence[str]) -> tuple[np.ndarray, Matching]:
+def express(sources: Sequence[Source], target: AttributeSchema, data: str, names: Sequence[str],
+            size: int) -> tuple[np.ndarray, Matching]:
     """Labels int64 (N, A) from what fields say. Of several fields that tell of one value, all must deny it; fields that
     contradict each other leave the label unknown.
 
     Args:
-        sources: not empty, unless there is nothing to be told.   data: its name.   names: of all of its attributes.
+        sources: of N values each.   data: its name.   names: of all of its attributes.   size: N.
     """
-    size = len(sources[0].values) if sources else 0
     labels = np.full((size, len(target.fields)), MISSING, np.int64)
     columns: dict[str, tuple[str, ...]] = {}
     absent: dict[str, tuple[str, ...]] = {}

@@ -302,7 +302,7 @@ def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known, dict[str, ImageDa
     paths: dict[str, str] = {}
     for name, dataset in datasets.items():
         for path, pid, _ in dataset.train:
-            for known, key, what in ((pids, pid, "an identity"), (paths, path, "a picture")):
+            for known, key, what in ((pids, pid, "an identity"), (paths, os.path.abspath(path), "a picture")):
                 if known.setdefault(key, name) != name:
                     raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have {what} '{key}', which "
                                      "would count as two. Name the data sets that hold different people.")

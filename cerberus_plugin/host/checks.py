@@ -1,10 +1,10 @@
-"""Settings on which the host divides by zero, refused before training starts."""
+"""Settings on which the host divides by zero, or fails without saying why, refused before training starts."""
 
 import math
 
 
 def check_config(cfg, num_images: int | None = None) -> None:
-    """Raise ValueError, with key, value and remedy, for settings that end in a ZeroDivisionError of the host.
+    """Raise ValueError, with key, value and remedy, for settings that end in an error of the host without one.
 
     Args:
         num_images: images of the training set; without it, what depends on the length of an epoch is not checked.
@@ -22,6 +22,7 @@ def check_config(cfg, num_images: int | None = None) -> None:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, expected at most the {num_images} images of the "
             "training set: an epoch would have no iteration. Lower SOLVER.IMS_PER_BATCH."
         )
+    _check_height(cfg)
     if solver.SCHED != "CosineAnnealingLR":
         return
     warmup_epochs = 0
@@ -34,3 +35,15 @@ def check_config(cfg, num_images: int | None = None) -> None:
             f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} (epochs: {warmup_epochs}) and SOLVER.DELAY_EPOCHS "
             f"{solver.DELAY_EPOCHS}. Raise SOLVER.MAX_EPOCH or lower those two."
         )
+
+
+def _check_height(cfg) -> None:
+    """MGN cuts its maps into three parts one above the other, which maps of 1, 2 and 4 rows are too low for."""
+    if cfg.MODEL.META_ARCHITECTURE != "MGN" or cfg.MODEL.BACKBONE.LAST_STRIDE != 1:
+        return
+    for key in ("SIZE_TRAIN", "SIZE_TEST"):
+        rows = math.ceil(cfg.INPUT[key][0] / 16)
+        if math.ceil(rows / math.ceil(rows / 3)) < 3:  # modeling/meta_arch/mgn.py:209
+            raise ValueError(f"INPUT.{key} is {list(cfg.INPUT[key])}: MGN needs maps of 3 rows, or of 5 and more, and "
+                             f"those of pictures {cfg.INPUT[key][0]} high have {rows}. Take a height from 80 on, such "
+                             "as 96.")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..attributes.matching import plain
 from ..attributes.schema import MOST_COMBINATIONS, AttributeSchema
 from ..utils.commands import printable
 from ..utils.files import write_text
@@ -144,7 +145,8 @@ def _check_split(report: Report, own: OwnData) -> None:
             report.errors.append(f"no pictures are in {part}. "
                                  + ("Training needs some" if part == "train" else "An evaluation needs people with two "
                                     "pictures or more, under two cameras where these are known; name the parts in a "
-                                    "column 'split'"))
+                                    "column 'split'" + ("" if own.camera is None else ", or leave out the cameras, so "
+                                                        "that matches under one camera count")))
     lost = people["query"] - people["gallery"]
     if lost and people["gallery"]:
         (report.errors if lost == people["query"] else report.warnings).append(
@@ -203,6 +205,12 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         if doubtful:
             report.warnings.append(f"'{column.name}' has the value {_some(doubtful)}, which is learned like any other. "
                                    "Leave the cell empty where it is not known")
+        alike = defaultdict(list)
+        for word in column.classes:
+            alike[plain(word)].append(word)
+        for same in (words for words in alike.values() if len(words) > 1):
+            report.warnings.append(f"'{column.name}' has {' and '.join(same)}, which are learned as different values. "
+                                   "Write them alike if they are one")
         if own.identified:
             contradictions += _contradictions(own, column, labels[:, list(column.fields)], known[:, m],
                                               column.group in schema.lasting_groups)

@@ -95,9 +95,11 @@ def read_overlay(path: str | Path) -> Overlay:
                            "expected a file_name, or a person, or a person and an outfit. Fill in one of them.")
         if not row.attribute:
             overlay.refuse(row, "has no attribute. Name the column that the row corrects, or delete the row.")
-        if folded(row.value) == folded(row.was):
+        # People are told apart letter by letter, words of attributes are not.
+        value, was = (row.value, row.was) if row.attribute == PERSON else (folded(row.value), folded(row.was))
+        if value == was:
             overlay.refuse(row, f"value and was are both '{row.value}', so it changes nothing. Delete the row.")
-        other = seen.setdefault((*row.target, folded(row.attribute), folded(row.was)), row)
+        other = seen.setdefault((*row.target, folded(row.attribute), was), row)
         if other is not row:
             how = "repeats" if folded(other.value) == folded(row.value) else "contradicts"
             overlay.refuse(row, f"{how} {table.where(other.number)}. Delete one.")

@@ -204,8 +204,8 @@ def labels_under(own: OwnData, schema: AttributeSchema,
                for name in own.attributes if name in readings and name not in listed]
     if wording:
         sources += sources_of(labels_of(own, wording), wording.schema, readings)
-    labels, report = express(sources, schema, own.name, [column.name for column in columns])
-    return labels.astype(np.int16) if sources else np.full((len(own), len(schema.fields)), -1, np.int16), report
+    labels, report = express(sources, schema, own.name, [column.name for column in columns], len(own))
+    return labels.astype(np.int16), report
 
 
 def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
@@ -494,7 +494,7 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
                 raise ValueError(f"{other.path}: has the column '{wrong[0]}', which is of pictures. Move it to the "
                                  f"table of pictures; beside {' and '.join(keys)} every column is an attribute.")
             rows, absent = _matched(own, other, keys)
-            if absent == len(other):
+            if absent == len(other) and not len(own.moved):
                 raise ValueError(f"{other.where(0)}: {_written(keys, [other.columns[key][0] for key in keys])} and all "
                                  f"other lines are of nobody who has a picture; {own.source.name} has names such as "
                                  f"person '{own.person[0]}'. Write them alike in both.")
@@ -547,7 +547,7 @@ def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarra
     used = set(found)
     absent = {names: row for names, row in lines.items() if row not in used}
     for names, row in absent.items():
-        if _alike(names) in without:
+        if _alike(names) in without and not len(own.moved):  # names have been compared before pictures were moved
             raise ValueError(f"{other.where(row)}: {_written(keys, names)} has no picture, but "
                              f"'{', '.join(without[_alike(names)])}' has pictures and no line. Write them alike; "
                              "spreadsheets drop zeros before a number, unless the column is text before it is filled.")

@@ -206,8 +206,8 @@ def choose(facts: Facts, gpu: bool, cores: int = 1, wish: Wish | None = None) ->
                               "probabilities on"))
     usual = MOST_EPOCHS if not gpu else EPOCHS.get(model, MOST_EPOCHS)
     plan = schedule(images, people, gpu, usual_batch=32 if gpu and model in ("apr", "arn", "ide") else BATCH,
-                    usual_epochs=usual, batch=_number("SOLVER.IMS_PER_BATCH", wish.given),
-                    epochs=wish.epochs or _number("SOLVER.MAX_EPOCH", wish.given))
+                    usual_epochs=usual, batch=_number("SOLVER.IMS_PER_BATCH", wish.given, 2 * IMAGES_OF_EACH),
+                    epochs=wish.epochs or _number("SOLVER.MAX_EPOCH", wish.given, 1))
     if not plan.batch:
         raise ValueError(f"{images} pictures of {people} people are too few to train on, as the rest is set; give a "
                          "smaller SOLVER.IMS_PER_BATCH or DATASETS.HOLD_OUT")
@@ -312,9 +312,12 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
     return choices
 
 
-def _number(key: str, given: Mapping[str, str]) -> int:
+def _number(key: str, given: Mapping[str, str], least: int = 0) -> int:
     """A number that the user gives, 0 where not."""
     try:
-        return int(given.get(key, "0"))
+        number = int(given.get(key, least))
     except ValueError:
-        raise ValueError(f"{key} {given[key]}: expected a whole number") from None
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{key} {given[key]}: expected a whole number from {least} on")
+    return number if key in given else 0

@@ -168,7 +168,8 @@ class SchemaReader:
         yes_no = {own.name for own in fields if len(own.values) == 2 and not own.column}
         for name in (name for names in exclusive for name in names):
             if name not in yes_no:
-                self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]")
+                self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]. "
+                            "Correct the file.")
         try:
             schema = AttributeSchema(self.word(record.get("name", self.path.resolve().parent.name), "name"),
                                      tuple(fields), exclusive, groups=tuple(groups))
@@ -202,31 +203,33 @@ class SchemaReader:
             return None
         if not isinstance(region, str) or not re.fullmatch(r"\d{1,2}", region):
             self.refuse(f"region of group '{group}' is {text_of(region)}, expected 0 (the uppermost strip), 1, ..., or "
-                        f"{WHOLE}")
+                        f"{WHOLE}. Correct the file.")
         return int(region)
 
     def _flag(self, value, group: str) -> bool:
         if not isinstance(value, str) or value.casefold() not in ("no", "yes", "false", "true"):
-            self.refuse(f"lasting of group '{group}' is {text_of(value)}, expected yes or no")
+            self.refuse(f"lasting of group '{group}' is {text_of(value)}, expected yes or no. Correct the file.")
         return value.casefold() in ("yes", "true")
 
     def mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
         if not isinstance(value, dict):
-            self.refuse(f"{what} is {text_of(value)}, expected a mapping with {', '.join(required)}")
+            self.refuse(f"{what} is {text_of(value)}, expected a mapping with {', '.join(required)}. Correct the "
+                        "file.")
         for name in (name for name in required if name not in value):
-            self.refuse(f"{what} has no '{name}', expected {', '.join((*required, *optional))}")
+            self.refuse(f"{what} has no '{name}', expected {', '.join((*required, *optional))}. Add it.")
         for name in (name for name in value if name not in (*required, *optional)):
-            self.refuse(f"{what} has '{name}', expected some of {', '.join((*required, *optional))}")
+            self.refuse(f"{what} has '{name}', expected some of {', '.join((*required, *optional))}. Correct or delete "
+                        "it.")
         return value
 
     def _list(self, value, what: str, empty: bool = False) -> list:
         if not isinstance(value, list) or not (value or empty):
-            self.refuse(f"{what}: is {text_of(value)}, expected a list with at least one entry")
+            self.refuse(f"{what}: is {text_of(value)}, expected a list with at least one entry. Correct the file.")
         return value
 
     def word(self, value, what: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.refuse(f"{what}: is {text_of(value)}, expected a word")
+            self.refuse(f"{what}: is {text_of(value)}, expected a word. Correct the file.")
         return " ".join(value.split())
 
 

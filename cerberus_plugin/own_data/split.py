@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..attributes.matching import folded
 from ..utils.files import write_text
 from .tables import EMPTY, Words, read_table
 
@@ -124,16 +125,21 @@ def read_split(path: Path, files: Sequence[str]) -> tuple[Words, list[str]]:
     """The split that was kept.
 
     Raises:
-        ValueError: if a picture is not in it, or a part is none.
+        ValueError: if a picture is not in it, or twice, or a part is none.
     """
     table = read_table(path, ("file_name", "split"))
     split = table.columns["split"]
+    split = split.renamed({word: folded(word) for word in split.words})
     for code, word in enumerate((*split.words, "")):
         if word not in (*PARTS, TEST) and (split.codes == (code if word else EMPTY)).any():
             row = int(np.flatnonzero(split.codes == (code if word else EMPTY))[0])
             raise ValueError(f"{table.where(row)}: split is '{word}', expected one of "
                              f"{', '.join((*PARTS, TEST))}. Correct the cell.")
-    known = dict(zip(table.columns["file_name"].to_list(), split.to_list()))
+    lines: dict[str, int] = {}
+    for row, name in enumerate(table.columns["file_name"].to_list()):
+        if lines.setdefault(name, row) != row:
+            raise ValueError(f"{table.where(row)}: '{name}' is also in {table.where(lines[name])}. Delete one.")
+    known = dict(zip(lines, split.to_list()))
     new = [name for name in files if name not in known]
     if new:
         raise ValueError(f"{path}: has no line for '{new[0]}' ({len(new)} of {len(files)} pictures). Add lines, with "

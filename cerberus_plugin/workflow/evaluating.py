@@ -123,7 +123,7 @@ def _prepared(run: Path, predictor: CerberusPredictor, data: Sequence[str], name
         if name == _own_name(predictor):
             continue
         cfg = with_values(predictor.cfg, {"DATASETS.TESTS": (name,), "DATASETS.NAME_PATTERN": name_pattern,
-                                          "DATASETS.ALLOW_SUBSET": True,
+                                          "DATASETS.ALLOW_SUBSET": True, "DATASETS.SPLIT_FILE": "",
                                           "OUTPUT_DIR": str(run / FOLDER / names[name])})
         cfgs.append(cfg)
         tests.append(build_test_sets(cfg, predictor.reader.schema if predictor.reader else None))

@@ -113,6 +113,11 @@ def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> lis
                  if key.startswith("PAR/official/") and math.isnan(value)]
     if undefined:
         texts.append(f"attributes that no gallery picture is labelled with: {', '.join(undefined)}")
+    never = [f"{percent(value)} % of '{key.removeprefix('PAR/ceiling/')}'" for key, value in figures.items()
+             if key.startswith("PAR/ceiling/") and value < 100]
+    if never:
+        texts.append("answers of none: pictures with none of the listed values count as wrong in the accuracy, "
+                     f"whatever is answered, so that at most {', '.join(never)} can be right; balanced counts them")
     if not_calibrated:
         texts.append(f"probabilities: not calibrated; {not_calibrated}")
     elif attributes:

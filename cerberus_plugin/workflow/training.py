@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torchvision.models import ResNet50_Weights
 
 from ..config import configuration
-from ..engine.trainer import CerberusTrainer, setup
+from ..engine.trainer import CerberusTrainer, read_config, setup
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
 from ..host import read_pretrained
@@ -115,7 +115,8 @@ def check_folder(folder: Path, resume: bool) -> dict | None:
             raise ValueError(f"{folder}: is there already and was not made by cerberus train; give another --out.")
         return None
     if not resume:
-        raise ValueError(f"{folder}: holds a run already; go on with it by --resume, or give another --out.")
+        raise ValueError(f"{folder}: holds a run already; go on with it by --resume, or begin anew in another --out "
+                         "or after the folder is deleted.")
     record = read_json(str(path), "delete the folder and train again")
     missing = [key for key in ("said", "file", "choices", "findings") if key not in record]
     if missing:
@@ -145,6 +146,7 @@ def begin(folder: Path, data: str, name_pattern: str, wish: Wish, recipe: Recipe
     for key, value in fixed.items():
         if key not in wish.given:
             options += [key, value]
+    read_config(_arguments(recipe.file, options))  # refuses keys and values before anything is written
     record = {"said": dict(said), "data": os.path.abspath(data), "file": recipe.file, "options": options,
               "choices": [list(choice) for choice in recipe.choices], "findings": findings,
               "calibrated on": recipe.calibrated_on, "not calibrated": recipe.not_calibrated}
@@ -155,9 +157,8 @@ def begin(folder: Path, data: str, name_pattern: str, wish: Wish, recipe: Recipe
 
 def train(folder: Path, record: Mapping) -> None:
     """Train, or go on training, evaluate, calibrate where there are enough people, and write the report."""
-    options = [*map(str, record["options"]), "OUTPUT_DIR", str(folder)]  # which may have been moved
-    args = argparse.Namespace(config_file=str(configuration(record["file"])), opts=options, resume=True,
-                              eval_only=False)
+    # The folder may have been moved.
+    args = _arguments(record["file"], [*map(str, record["options"]), "OUTPUT_DIR", str(folder)])
     with short_log(folder):
         cfg = setup(args)
         trainer = CerberusTrainer(cfg)
@@ -170,6 +171,11 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
+
+
+def _arguments(file: str, options: list[str]) -> argparse.Namespace:
+    """What the host's trainer takes: a file below the folder of configurations, and KEY value in one list."""
+    return argparse.Namespace(config_file=str(configuration(file)), opts=options, resume=True, eval_only=False)
 
 
 def _calibrate(predictor: CerberusPredictor, folder: Path) -> str:

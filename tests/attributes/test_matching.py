@@ -1,6 +1,6 @@
 """Labels of one schema in another, worked by hand."""
 
-from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Field, Group
+from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, Field, Group
 from cerberus_plugin.attributes.matching import relabel
 
 import numpy as np
@@ -81,3 +81,12 @@ def test_what_duke_and_market_share_is_read_and_what_they_lack_is_not():
 def test_nothing_known_stays_nothing_known(labels):
     found, report = relabel(labels, HERE, THERE)
     assert found.shape == (len(labels), 6) and (found == -1).all() and not report.lost
+
+
+def test_schemas_that_share_nothing_leave_every_label_unknown():
+    other = schema("other", Field("shoes", "body", ("no", "yes")))
+    labels, report = relabel(np.zeros((3, 5), np.int64), schema("vests", *colours("vest", *"abcde")), other)
+    assert labels.tolist() == [[-1]] * 3 and report.only_schema == ("shoes",) and report.only_data == ("vest",)
+    people = Annotations(MARKET1501, {1: torch.zeros(len(MARKET1501.fields), dtype=torch.int64)}, {2: torch.zeros(
+        len(MARKET1501.fields), dtype=torch.int64)}).under(other)
+    assert people.train[1].tolist() == people.test[2].tolist() == [-1] and not people.matching.columns

@@ -1,5 +1,7 @@
 """Several data sets at once: one schema, people and cameras apart, labels that a set lacks left out."""
 
+import os
+
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Field, Group
 from cerberus_plugin.attributes.matching import merge, relabel
 from cerberus_plugin.attributes.schema import SCHEMAS
@@ -171,6 +173,8 @@ def test_a_data_set_named_twice_and_pictures_in_two_of_them_are_refused(folders,
         build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(folders[0]))))
     with pytest.raises(ValueError, match="two of them have a picture '.*site/0_0.png'"):
         build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(folders[0] / "metadata.csv"))))
+    with pytest.raises(ValueError, match="two of them have a picture '.*site/0_0.png'"):
+        build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), os.path.relpath(folders[0]))))
 
 
 def test_pictures_without_identities_beside_people_make_attributes_the_only_thing_learned(folders, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Settings on which the host divides by zero are refused."""
+"""Settings on which the host divides by zero, or fails without saying why, are refused."""
 
 from cerberus_plugin import host
 
@@ -31,3 +31,15 @@ def test_a_cosine_schedule_without_epochs_is_refused():
         host.check_config(solver_cfg(MAX_EPOCH=10, **cosine), num_images=12936)
     with pytest.raises(ValueError, match="MAX_EPOCH is 5, expected more than 6"):
         host.check_config(solver_cfg(MAX_EPOCH=5, **{**cosine, "DELAY_EPOCHS": 6}))
+
+
+@pytest.mark.parametrize("height, refused", [(64, True), (48, False), (80, False), (96, False), (384, False)])
+def test_mgn_on_pictures_too_low_to_be_cut_into_thirds_is_refused(height, refused):
+    cfg = solver_cfg(MAX_EPOCH=60)
+    cfg.INPUT.SIZE_TEST = [height, 32]
+    host.check_config(cfg)  # another model
+    cfg.MODEL.META_ARCHITECTURE = "MGN"
+    if not refused:
+        return host.check_config(cfg)
+    with pytest.raises(ValueError, match=rf"INPUT.SIZE_TEST is \[{height}, 32\]: MGN needs .* have 4. Take a height"):
+        host.check_config(cfg)

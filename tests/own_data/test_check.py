@@ -102,6 +102,22 @@ def test_names_that_differ_in_case_or_leading_zeros_alone_are_warned_of(tmp_path
     assert "1 names of people differ" in warning and f"such as {names}." in warning
 
 
+def test_two_words_for_yes_are_warned_of(tmp_path):
+    words = ("yes", "true", "no", "No")
+    table(tmp_path, "file_name,person,hat", *(f"{n}.png,p{n % 4},{words[n % 4]}" for n in range(8)))
+    assert [text for text in check(tmp_path, pictures=False).warnings
+            if text.startswith("'hat' has true and yes, which are learned as different values")]
+
+
+def test_people_under_one_camera_get_a_way_to_be_tested(tmp_path):
+    table(tmp_path, "file_name,person,camera", *(f"{n}.png,p{n % 4},gate" for n in range(16)))
+    assert any("no pictures are in query" in error and "leave out the cameras" in error
+               for error in check(tmp_path, pictures=False).errors)
+    table(tmp_path, "file_name,person", *(f"{n}.png,p{n % 4}" for n in range(16)))
+    (tmp_path / "split.csv").unlink()
+    assert not check(tmp_path, pictures=False).errors
+
+
 def test_words_for_unknown_are_warned_of(tmp_path):
     words = ("unknown", "N/A", "no", "yes")
     table(tmp_path, "file_name,person,hat", *(f"{n}.png,p{n % 4},{words[n % 4]}" for n in range(8)))

@@ -94,6 +94,18 @@ def test_two_people_become_one_and_a_kept_split_follows(folder):
     assert split_people(read_people(folder)).split.to_list() == ["train"] * 6
 
 
+def test_lines_whose_pictures_have_all_been_moved_are_left_out(folder):
+    (folder / "outfits.csv").write_text("person,outfit,vest\na,0,red\n")
+    (folder / "people.csv").write_text("person,gender\nA,male\nc,female\n")  # people are told apart by capitals
+    (folder / "metadata.csv").write_text((folder / "metadata.csv").read_text().replace(",b,", ",A,"))
+    found = words(folder, ",A,,person,a,A", "a0.png,,,person,c,a")
+    assert found["person"] == ["c", "a", "a", "a", "c", "c"] and found["vest"] == ["", "", "red", "", "", ""]
+    assert found["gender"] == ["female", "", "", "", "female", "female"]
+    found = words(folder, "a0.png,,,person,c,a")  # the one line of outfits.csv
+    assert found["vest"] == [""] * 6
+    assert "outfits.csv: 1 of 1 lines are of nobody who has a picture" in read_people(folder).notes
+
+
 def test_pictures_of_training_and_test_do_not_make_one_new_person(folder):
     words(folder, "a1.png,,,person,new,a", "c0.png,,,person,new,c")
     with pytest.raises(ValueError, match=r"labels_overlay.csv: moves 'a1.png' \(train\) and 'c0.png' \(query\) to the "

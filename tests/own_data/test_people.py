@@ -173,7 +173,7 @@ def test_a_drawn_split_stays_and_tests_nobody_who_is_trained_on(tmp_path):
     assert not (tmp_path / SPLIT_FILE).exists()
 
 
-def test_a_kept_split_that_lacks_a_picture_or_names_no_part_is_refused(tmp_path):
+def test_a_kept_split_that_lacks_a_picture_or_has_it_twice_or_names_no_part_is_refused(tmp_path):
     pictures(tmp_path, "0.png", "1.png")
     write(tmp_path, metadata=["file_name,person", "0.png,1", "1.png,1"], split=["file_name,split", "0.png,train"])
     with pytest.raises(ValueError, match="split.csv: has no line for '1.png' .1 of 2 pictures"):
@@ -181,6 +181,11 @@ def test_a_kept_split_that_lacks_a_picture_or_names_no_part_is_refused(tmp_path)
     write(tmp_path, split=["file_name,split", "0.png,train", "1.png,"])
     with pytest.raises(ValueError, match="split.csv, line 3: split is '', expected one of train"):
         split_people(read_people(tmp_path))
+    write(tmp_path, split=["file_name,split", "0.png,Train", "1.png,gallery", "0.png,gallery"])
+    with pytest.raises(ValueError, match="split.csv, line 4: '0.png' is also in .*split.csv, line 2"):
+        split_people(read_people(tmp_path))
+    write(tmp_path, split=["file_name,split", "0.png,Train", "1.png,gallery "])
+    assert split_people(read_people(tmp_path)).split.to_list() == ["train", "gallery"]
 
 
 def test_a_part_test_is_divided_into_queries_and_gallery(tmp_path):

@@ -141,6 +141,9 @@ def test_what_the_user_says_beats_what_is_chosen_and_is_reckoned_with():
         choose(SHOP, False, wish=Wish(epochs=3, given={"SOLVER.MAX_EPOCH": "4"}))
     with pytest.raises(ValueError, match="SOLVER.MAX_EPOCH four: expected a whole number"):
         choose(SHOP, False, wish=Wish(given={"SOLVER.MAX_EPOCH": "four"}))
+    for key, number, least in (("SOLVER.IMS_PER_BATCH", "7", 8), ("SOLVER.MAX_EPOCH", "0", 1)):
+        with pytest.raises(ValueError, match=f"{key} {number}: expected a whole number from {least} on"):
+            choose(SHOP, False, wish=Wish(given={key: number}))
     with pytest.raises(ValueError, match="smaller SOLVER.IMS_PER_BATCH"):
         choose(SHOP, False, wish=Wish(given={"SOLVER.IMS_PER_BATCH": "999"}))
 

@@ -63,8 +63,9 @@ def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
 ])
 def test_a_bad_schema_file_is_refused_with_its_place(tmp_path, change, message):
     assert change[0] in SITE
-    with pytest.raises(ValueError, match=f"schema.yaml.*{message}"):
+    with pytest.raises(ValueError, match=f"schema.yaml.*{message}") as refused:
         read(tmp_path, SITE.replace(*change))
+    assert str(refused.value).endswith(".")  # of the sentence that says what to do
 
 
 def words(*values: str) -> Words:

@@ -1,6 +1,7 @@
 """`cerberus evaluate`: runs on other data sets, with the attributes that both sides have."""
 
 import json
+import shutil
 
 from cerberus_plugin import cli
 from cerberus_plugin.evaluation.report import percent
@@ -36,6 +37,15 @@ def test_a_run_on_other_data_is_scored_by_the_attributes_that_both_have(run, cro
     assert whole["PAR/official/vest"] is None and whole["PAR/mA_official"] == whole["PAR/official/hat"]
     assert found["figures"]["PAR mA"] == whole["PAR/mA_official"] and found["figures"]["APS mAP"] == whole["APS/mAP"]
     assert (run / "evaluation/other/results.txt").is_file() and (run / "results.json").is_file()
+
+
+def test_other_data_is_not_split_by_the_split_file_of_the_run(run, other, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    text = (moved / "config.yaml").read_text()
+    assert "SPLIT_FILE: ''" in text
+    (moved / "config.yaml").write_text(text.replace("SPLIT_FILE: ''", "SPLIT_FILE: folds.csv"))
+    cli.main(["evaluate", str(moved), str(other)])
+    assert summary(moved)[1]["figures"]["reID mAP"] > 0
 
 
 def test_data_without_the_attributes_has_figures_of_people_alone(run, plain_crops, capsys):

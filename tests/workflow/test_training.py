@@ -9,7 +9,7 @@ from cerberus_plugin import CerberusPredictor, cli
 from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
 from cerberus_plugin.workflow import training
 from cerberus_plugin.workflow.log import short_log
-from cerberus_plugin.workflow.page import next_commands
+from cerberus_plugin.workflow.page import next_commands, not_measured
 
 import pytest
 import torch
@@ -46,6 +46,12 @@ def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, cr
     for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "answered", "seeds"):
         assert text in page
     assert "crops &lt;b&gt;" in page and "<b>" not in page
+
+
+def test_the_report_says_that_none_of_the_values_is_never_right():
+    figures = {"mAP": 1.0, "PAR/official/hat": 60.0, "PAR/ceiling/vest": 75.0, "PAR/ceiling/shoes": 100.0}
+    text, = (text for text in not_measured(figures, "", True) if "none of the listed values" in text)
+    assert "75.00 % of 'vest'" in text and "shoes" not in text
 
 
 def test_the_next_commands_take_the_folder_of_a_table_and_quote_names(run, crops):
@@ -102,6 +108,7 @@ def test_what_cannot_be_done_is_refused_with_a_remedy(tmp_path, arguments, reaso
     crops = write_people(tmp_path / "crops", people=8, attributes=False)
     with pytest.raises(SystemExit, match=reason):
         cli.main(["train", str(crops), "--out", str(tmp_path / "run"), *arguments])
+    assert not (tmp_path / "run").exists(), "the corrected command can use the same folder"
 
 
 def test_a_folder_that_is_there_is_neither_overwritten_nor_mixed_up(run, crops, tmp_path):
