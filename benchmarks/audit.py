@@ -110,26 +110,34 @@ def _write(path: Path, header: list[str], rows: list) -> None:
 
 
 def hits(found: Audit, made: Planted) -> dict[str, tuple[list[bool], int, float]]:
-    """Of each kind: which findings are right, the surest first; how much is wrong; its share of all."""
+    """Of each kind: which findings are right, the surest first; how much is wrong; its share of all.
+
+    Labels of attributes that are not judged are counted as well, as not found, and left out in a row of their own.
+    """
     own = read_people(found.data)
     people = len(own.person.words)
+    judged = {one.attribute for one in found.trust.attributes if one.judged}
+    in_judged = [name for name in made.labels if name.split(", ")[1] in judged]
     pairs = {frozenset(pair) for pair in made.two_names}
     right = {
         "wrong labels": ("label", lambda one: f"{one.person}, {one.attribute}" in made.labels),
+        "wrong labels, judged": ("label", lambda one: f"{one.person}, {one.attribute}" in made.labels),
         "exchanged pictures": ("other person", lambda one: one.files[0] in made.swapped),
         "two names": ("same person", lambda one: frozenset((one.label, one.proposed)) in pairs),
         "one name": ("two people", lambda one: one.person in made.one_name)}
-    wrong = {"wrong labels": (len(made.labels), made.cells), "exchanged pictures": (len(made.swapped), len(own)),
-             "two names": (len(pairs), people * (people - 1) / 2), "one name": (len(made.one_name), people)}
+    wrong = {"wrong labels": (len(made.labels), made.cells),
+             "wrong labels, judged": (len(in_judged), max(people * len(judged), 1)),
+             "exchanged pictures": (len(made.swapped), len(own)), "two names": (len(pairs), people * (people - 1) / 2),
+             "one name": (len(made.one_name), people)}
     return {name: ([test(one) for one in found.findings if one.kind == kind], wrong[name][0],
                    wrong[name][0] / wrong[name][1]) for name, (kind, test) in right.items()}
 
 
 def figures(right: list[bool], wrong: int) -> dict[str, float]:
     """Precision and recall of the first findings; one that is not there counts as wrong."""
-    return {"found": float(len(right)), "precision at 10": sum(right[:10]) / 10,
-            "precision at n": sum(right[:wrong]) / wrong, "recall at 2n": sum(right[:2 * wrong]) / wrong,
-            "recall": sum(right) / wrong}
+    n = max(wrong, 1)
+    return {"found": float(len(right)), "precision at 10": sum(right[:10]) / 10, "precision at n": sum(right[:n]) / n,
+            "recall at 2n": sum(right[:2 * n]) / n, "recall": sum(right) / n}
 
 
 def accuracy(folder: Path, made: Planted, folds: int, epochs: int) -> float:
@@ -176,19 +184,21 @@ def main() -> None:
                                                   **figures(own, wrong)})
         for name, each in runs.items():
             record[f"{rate:g} {name}"] = each
-            rows.append([f"{rate:.0%}", name, each[0]["wrong"], *(spread([run[key] for run in each]) for key in (
-                "precision at 10", "precision at n", "recall at 2n", "recall")), f"{each[0]['random']:.2g}"])
+            rows.append([f"{rate:.0%}", name, spread([run["wrong"] for run in each], 0),
+                         *(spread([run[key] for run in each]) for key in (
+                             "precision at 10", "precision at n", "recall at 2n", "recall")),
+                         f"{each[0]['random']:.2g}"])
     print(table(["labels changed", "planted", "n", "precision at 10", "precision at n", "recall at 2n", "recall",
                  "precision of a random order"], rows))
     if args.output:
         write(args.output, {"figures": record, "precision_at_n": statistics.mean(
-            run["precision at n"] for name, runs in record.items() if "wrong labels" in name for run in runs)})
+            run["precision at n"] for name, runs in record.items() if name.endswith("wrong labels") for run in runs)})
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     """The mean, and from where to where where there are several."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+    low, mean, high = (f"{own:.{digits}f}" for own in (min(values), statistics.mean(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 if __name__ == "__main__":

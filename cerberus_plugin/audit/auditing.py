@@ -13,6 +13,7 @@ from ..own_data.people import labels_of, read_people, read_wording, split_people
 from ..utils.commands import printable
 from .contradictions import contradictions, unknown_labels
 from .findings import KINDS, Finding, in_order, write_findings
+from .trust import HEADER, Reading, Trust
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -21,11 +22,12 @@ MOST_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found, the surest first, and what is to be said of it."""
+    """What was found, the surest first, what is to be said of it, and how far the models can be trusted, if any."""
 
     data: str
     findings: list[Finding] = field(repr=False)
     notes: tuple[str, ...] = ()
+    trust: Trust | None = None
 
 
 def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, name_pattern: str = "", folds: int = 3,
@@ -47,6 +49,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
     labels = None if wording is None else labels_of(own, wording)
     notes = list(own.notes)
     findings: list[Finding] = []
+    trust = None
     if wording is not None and labels is not None:
         findings += contradictions(own, wording, labels)
         unknown = unknown_labels(own, wording.schema, labels)
@@ -72,25 +75,31 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
                 predictions = predict_by_folds(data, own, wording, out, folds=folds, seed=seed, epochs=epochs,
                                                name_pattern=name_pattern, given=given)
             notes += predictions.notes
+            readings: list[Reading] = []
+            telling = None
             if wording is not None and labels is not None:
-                findings += label_findings(own, wording, labels, predictions)
+                of_labels, readings = label_findings(own, wording, labels, predictions)
+                findings += of_labels
             if own.identified:
-                findings += people_findings(own, wording.schema if wording else None, predictions)
+                of_people, telling = people_findings(own, wording.schema if wording else None, predictions)
+                findings += of_people
+            trust = Trust(tuple(readings), telling)
         if own.identified:
             findings += copies(own)
-    found = Audit(str(data), in_order(findings), tuple(notes))
-    write_findings(out, found.findings, {"data": str(own.source), "pictures": len(own),
-                                         "people": len(own.person.words), "notes": list(found.notes)})
+    found = Audit(str(data), in_order(findings), tuple(notes), trust)
+    record: dict = {"data": str(own.source), "pictures": len(own), "people": len(own.person.words),
+                    "notes": list(found.notes)}
+    write_findings(out, found.findings, record if trust is None else record | {"models": trust.record()})
     from .page import write_page
 
     overlay = own.folder / OVERLAY
-    write_page(out / "audit.html", own, found.findings, found.notes,
+    write_page(out / "audit.html", own, found.findings, found.notes, trust,
                read_overlay(overlay) if overlay.is_file() else None)
     return found
 
 
 def text(found: Audit) -> str:
-    """The findings by kind, for a terminal."""
+    """What the models know, and the findings by kind, for a terminal."""
     from tabulate import tabulate
 
     by_kind: dict[str, list[Finding]] = defaultdict(list)
@@ -98,8 +107,15 @@ def text(found: Audit) -> str:
         by_kind[one.kind].append(one)
     rows = [(kind, KINDS[kind], len(by_kind[kind]), "; ".join(_example(one) for one in by_kind[kind][:MOST_EXAMPLES]))
             for kind in KINDS if by_kind[kind]]
-    parts = [tabulate([[printable(str(cell)) for cell in row] for row in rows], ("kind", "what", "found", "the surest"),
-                      maxcolwidths=[None, 26, None, 60])] if rows else ["Nothing was found."]
+    parts = []
+    if found.trust is not None:
+        parts.append("What the models know, of people whom they were not trained on")
+        if found.trust.attributes:
+            parts.append(tabulate([[printable(cell) for cell in row] for row in found.trust.rows()], HEADER,
+                                  disable_numparse=True))
+        parts += [printable(one) for one in found.trust.sentences()]
+    parts.append(tabulate([[printable(str(cell)) for cell in row] for row in rows], (
+        "kind", "what", "found", "the surest"), maxcolwidths=[None, 26, None, 60]) if rows else "No findings.")
     return "\n\n".join([*parts, *(f"note: {printable(note)}" for note in found.notes)])
 
 

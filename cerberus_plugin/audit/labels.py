@@ -15,12 +15,14 @@ from ..own_data.tables import EMPTY
 from .confident import confident_classes, pooled, self_confidence, thresholds
 from .findings import Finding, of_pictures, of_unit
 from .predictions import Predictions
+from .trust import Reading, reading
 
 MOST_SHOWN = 8  # pictures of a group
 LOWEST = 1e-6  # of a probability in a geometric mean
 
 
-def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictions: Predictions) -> list[Finding]:
+def label_findings(own: OwnData, wording: Wording, labels: np.ndarray,
+                   predictions: Predictions) -> tuple[list[Finding], list[Reading]]:
     """Labels that are probably wrong.
 
     Where the views of a person together contradict a label, the label is in doubt; else those views are that contradict
@@ -29,8 +31,11 @@ def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictio
 
     Args:
         labels: int16 (N, A), of `labels_of`.
+
+    Returns:
+        findings, none of attributes that are not read well enough; how well each attribute is read.
     """
-    found = []
+    found, readings = [], []
     schema = wording.schema
     truth, known = schema.column_truth(labels)
     for column, probabilities in zip(predictions.columns, predictions.probabilities):
@@ -41,14 +46,16 @@ def label_findings(own: OwnData, wording: Wording, labels: np.ndarray, predictio
         rows = np.flatnonzero(known[:, m] & (predictions.model >= 0) & right.any(axis=1)
                               & np.isfinite(probabilities[:, 0]))
         if len(rows):
-            found += _of_column(own, wording, column, probabilities[rows].astype(np.float64), right[rows], rows,
-                                labels[rows][:, list(column.fields)])
-    return found
+            of_column, how = _of_column(own, wording, column, probabilities[rows].astype(np.float64), right[rows],
+                                        rows, labels[rows][:, list(column.fields)])
+            found += of_column
+            readings.append(how)
+    return found, readings
 
 
 def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np.ndarray, right: np.ndarray,
-               rows: np.ndarray, labels: np.ndarray) -> list[Finding]:
-    """Findings of one column; arrays have the given rows."""
+               rows: np.ndarray, labels: np.ndarray) -> tuple[list[Finding], Reading]:
+    """Findings of one column, and how well it is read; arrays have the given rows."""
     keys = [own.person.codes[rows].astype(np.int64)]
     if own.outfit is not None and column.group not in wording.schema.lasting_groups:
         keys.append(own.outfit.codes[rows].astype(np.int64))
@@ -64,6 +71,10 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     mean = _geometric(pooled(logs, unit_of_view))  # (U, C), each camera counts alike
     first_of_unit = np.unique(unit, return_index=True)[1]
     right_of_unit = right[first_of_unit]
+    answers = spoken(own, wording, column)[-probabilities.shape[1]:]
+    how = reading(column.name, mean, right_of_unit, answers)
+    if not how.judged:
+        return [], how
     said = confident_classes(mean, thresholds(mean, right_of_unit))
     said_of_view = confident_classes(of_view, thresholds(of_view, right_of_view))
     against = ~_holds(right_of_view, of_view.argmax(axis=1))
@@ -74,7 +85,6 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     others = _geometric(others / np.maximum(views[unit_of_view, None] - 1, 1))  # (V, C)
     doubt_of_view = (1 - self_confidence(of_view, right_of_view)) * self_confidence(others, right_of_view)
     wrong = ~_holds(right_of_unit, said) & (said >= 0)
-    answers = spoken(own, wording, column)[-probabilities.shape[1]:]
     members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
     found = []
 
@@ -105,7 +115,7 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
             ((where, tuple(files[:MOST_SHOWN])),
              ("the others", shown(members[u][view[members[u]] != v]))),
             of_pictures(files, column.name, [word] * len(files), _values(answers, word, value))))
-    return found
+    return found, how
 
 
 def _geometric(logs: np.ndarray) -> np.ndarray:

@@ -16,17 +16,19 @@ from ..utils.files import json_sha256, write_text
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
 from .findings import KINDS, Finding
+from .trust import HEADER, Trust
 
 MOST_OF_KIND, MOST_PICTURES = 100, 3000  # confidences of different kinds do not compare
 HEIGHT = 128  # of a thumbnail, pixels
 
 
 def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Sequence[str],
-               overlay: Overlay | None) -> None:
+               trust: Trust | None, overlay: Overlay | None) -> None:
     """Write the page of the first `MOST_OF_KIND` findings of each kind, with at most `MOST_PICTURES` crops.
 
     Args:
-        findings: the surest first.   overlay: the one that is there; its rows are exported as well.
+        findings: the surest first.   trust: what the models know, None without models.
+        overlay: the one that is there; its rows are exported as well.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,7 +56,8 @@ def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Seq
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
     write_text(str(path), environment.get_template("page.html.j2").render(
-        data=own.source, notes=notes, findings=records, kind_texts=KINDS, pictures=thumbnails, earlier=earlier,
+        data=own.source, notes=notes, trust=trust, header=HEADER, findings=records, kind_texts=KINDS,
+        pictures=thumbnails, earlier=earlier,
         columns=list(COLUMNS), digest=json_sha256([record["key"] for record in records])[:16],
         kinds=sorted(Counter(one.kind for one in shown).items()),
         attributes=sorted(Counter(one.attribute for one in shown).items())))

@@ -15,7 +15,7 @@ from ..own_data.people import OwnData
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
 from .findings import Choice, Finding, moves
-from .identities import Space, same_people, space_of, strays, two_people
+from .identities import Space, Telling, same_people, space_of, strays, told_apart, two_people
 from .predictions import Predictions
 
 MOST_SHOWN = 6  # pictures of a group
@@ -23,16 +23,24 @@ MOST_COPIES = 10_000  # pairs
 LEAST = 0.3  # confidence below which nothing is reported
 
 
-def people_findings(own: OwnData, schema: AttributeSchema | None, predictions: Predictions) -> list[Finding]:
-    """People who are probably one, one who is probably two, and pictures that lie with another person."""
+def people_findings(own: OwnData, schema: AttributeSchema | None,
+                    predictions: Predictions) -> tuple[list[Finding], Telling]:
+    """People who are probably one, one who is probably two, and pictures that lie with another person.
+
+    Returns:
+        findings, none where the models tell people apart too badly; how well they do.
+    """
     person = own.person.codes.astype(np.int64)
     people = len(own.person.words)
     model_of = np.full(people, -1)
     there = predictions.model >= 0
     model_of[person[there]] = predictions.model[there]
     spaces = [space_of(vectors, person, model_of == k, people) for k, vectors in enumerate(predictions.embeddings)]
+    telling = told_apart(spaces, model_of, person)
+    if not telling.judged:
+        return [], telling
     return [*_same(own, schema, spaces, model_of), *_two(own, spaces, model_of),
-            *_strays(own, spaces, model_of)]
+            *_strays(own, spaces, model_of)], telling
 
 
 def _same(own: OwnData, schema: AttributeSchema | None, spaces: Sequence[Space],

@@ -7,7 +7,8 @@ import os
 
 DESCRIPTION = """Looks for labels that are probably wrong, and for people who are mixed up: two people who are one, one
 who is two, pictures that lie with another person, copies under two people. People are put into folds, and each fold is
-looked at by a model that was trained on the others, in a short training. Writes
+looked at by a model that was trained on the others, in a short training. The result begins with what these models know,
+and what they cannot judge is named and has no findings. Writes
 
     OUT/audit.html    a page to accept or reject each finding by a click or a key; it exports labels_overlay.csv
     OUT/audit.csv     the findings, the surest first; OUT/audit.json has all of each

@@ -57,10 +57,20 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if unmatched:
         raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
                          f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
-    Checkpointer(model).load(path)
+    _Weights(model).load(path)
     if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
     return with_precision(model, cfg).eval()
+
+
+class _Weights(Checkpointer):
+    """The host's, which does not name weights that a model has no place for: without classes, those of a classifier."""
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        empty = {key for key, value in self.model.state_dict().items() if not value.numel()}
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in empty]
+        incompatible.incorrect_shapes[:] = [found for found in incompatible.incorrect_shapes if found[0] not in empty]
+        super()._log_incompatible_keys(incompatible)
 
 
 def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastreid.utils.logger import setup_logger
 
-# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter. A model
-# that is used has no classifier of identities, so its weights are skipped.
+# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter.
 LONG = ("Rank of current process", "Environment info", "Command line arguments", "Contents of args", "Running with",
-        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint",
-        "Skip loading parameter 'heads.weight'")
-NO_CLASSIFIER = re.compile(r"Some model parameters or buffers are not found in the checkpoint:\s+"
-                           r"(\x1b\[\d+m)?heads\.weight\S*")
+        "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint")
 
 
 @contextlib.contextmanager
@@ -33,8 +28,7 @@ def short_log(folder: Path | None = None) -> Iterator[None]:
     new = [handler for handler in root.handlers if handler not in before]
     for handler in new:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.addFilter(lambda line: not (line.getMessage().startswith(LONG)
-                                                or NO_CLASSIFIER.fullmatch(line.getMessage())))
+            handler.addFilter(lambda line: not line.getMessage().startswith(LONG))
     try:
         yield
     finally:

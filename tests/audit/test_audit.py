@@ -5,8 +5,8 @@ import shlex
 
 from cerberus_plugin import cli
 from cerberus_plugin.attributes.schema import SCHEMAS
-from cerberus_plugin.audit import auditing, predictions
-from cerberus_plugin.audit.auditing import audit
+from cerberus_plugin.audit import auditing, predictions, trust
+from cerberus_plugin.audit.auditing import audit, text
 from cerberus_plugin.audit.predictions import predict_by_folds, predict_by_run
 from cerberus_plugin.own_data.people import read_people, read_wording, split_people
 
@@ -115,11 +115,33 @@ def test_the_command_prints_a_table_and_says_what_is_wrong(site, tmp_path, capsy
         cli.main(["audit", str(folder), "--out", str(tmp_path / "more"), "--folds", "9"])
 
 
-def test_pictures_of_unknown_people_have_labels_that_are_corrected_by_picture(tmp_path):
+def test_the_files_the_page_and_the_terminal_say_what_the_models_know(site):
+    folder, out, found = site
+    own = read_people(folder)
+    wording = read_wording(own)
+    said = predict_by_folds(str(folder), own, wording, out, folds=2, epochs=2, given=TINY)
+    record = json.loads((out / "audit.json").read_text())["models"]
+    vest = record["attributes"][1]
+    # One camera a picture, and three pictures a person, whose label is the person's: geometric means of three.
+    mean = np.log(said.probabilities[1].clip(1e-6)).reshape(8, 3, 3).mean(axis=1).argmax(axis=1)
+    label = np.array([said.columns[1].answers.index(own.attributes["vest"][3 * person]) for person in range(8)])
+    assert vest["labels"] == 8 and vest["right"] == pytest.approx((mean == label).mean())
+    assert (vest["frequent"], vest["constant"]) == ("none", 3 / 8)  # of three each of none and red, the first
+    # Two epochs on noise: neither is to be judged.
+    assert not any(one["judged"] for one in record["attributes"]) and not record["people"]["judged"]
+    assert {one.kind for one in found.findings} == {"copies"}
+    page = (out / "audit.html").read_text()
+    for words in (text(found), page):
+        assert "vest" in words and "38% (none)" in words and "--epochs" in words and "--run" in words
+
+
+def test_pictures_of_unknown_people_have_labels_that_are_corrected_by_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(trust, "LEVEL", 1.1)  # whatever these two epochs on noise have taught
     folder = write_people(tmp_path / "site")
     lines = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join(",".join(line.split(",")[i] for i in (0, 3, 4)) for line in lines)
                                          + "\n")
     found = audit(str(folder), tmp_path / "audit", folds=2, epochs=2, given=TINY)
     assert found.findings and {one.kind for one in found.findings} == {"label"}
+    assert found.trust.people is None and found.trust.attributes[0].labels == 24
     assert all(row[0] and not row[1] for one in found.findings for choice in one.choices for row in choice.rows)

@@ -1,15 +1,13 @@
 """Confident learning: thresholds and confident classes by hand, and labels in doubt by views."""
 
-from cerberus_plugin.attributes.schema import AttributeSchema, Field, Group
 from cerberus_plugin.audit.confident import confident_classes, pooled, thresholds
 from cerberus_plugin.audit.labels import label_findings
-from cerberus_plugin.audit.predictions import Predictions, folds_of_people
-from cerberus_plugin.own_data.people import labels_of, read_people
-from cerberus_plugin.own_data.schema_file import Wording
+from cerberus_plugin.audit.predictions import folds_of_people
+from cerberus_plugin.own_data.people import labels_of
 
 import numpy as np
 import pytest
-from support.own_data import write_picture
+from support.audit import WORDING, predicted, site
 
 
 def test_thresholds_are_the_mean_probability_of_a_class_where_it_is_the_label():
@@ -40,44 +38,12 @@ def test_folds_are_of_whole_people_and_about_even(tmp_path):
         folds_of_people(own.person, 5)
 
 
-SCHEMA = AttributeSchema("site", (Field("hat", "head", ("no", "yes")),
-                                  *(Field(f"vest {word}", "upper", ("no", "yes"), "vest", word) for word in
-                                    ("red", "blue"))),
-                         groups=(Group("head", 0), Group("upper")))
-WORDING = Wording(SCHEMA, {"vest": ("nothing",)})
-
-
-def site(folder, people: int = 8):
-    """Two pictures under each of two cameras of people with a hat or not, and a vest or "nothing"."""
-    lines = ["file_name,person,camera,hat,vest"]
-    for person in range(people):
-        for number in range(4):
-            name = f"{person}_{number}.png"
-            write_picture(folder / name, person, number)
-            lines.append(f"{name},p{person},{number // 2},{('no', 'yes')[person % 2]},"
-                         f"{('red', 'blue', 'Nothing')[person % 3]}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    return read_people(folder)
-
-
-def predicted(own, hats: dict[int, float], vests: dict[int, list[float]]) -> Predictions:
-    """Probabilities that agree with the labels, but for some pictures: of a hat, and of vests none, red and blue."""
-    labels = labels_of(own, WORDING)
-    hat = np.where(labels[:, 0] == 1, 0.9, 0.1)
-    vest = np.full((len(own), 3), 0.05)
-    vest[np.arange(len(own)), np.where(labels[:, 1] == 1, 1, np.where(labels[:, 2] == 1, 2, 0))] = 0.9
-    for row, p in hats.items():
-        hat[row] = p
-    for row, own_row in vests.items():
-        vest[row] = own_row
-    return Predictions(SCHEMA.columns, [np.stack([1 - hat, hat], axis=1), vest], np.zeros(len(own), int), [])
-
-
 def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
     own = site(tmp_path)
-    blue = [0.05, 0.05, 0.9]
+    blue = [0.02, 0.02, 0.96]
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), dict.fromkeys(range(8, 12), blue))
-    hat, vest = sorted(label_findings(own, WORDING, labels_of(own, WORDING), predictions), key=lambda f: f.attribute)
+    findings, _ = label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    hat, vest = sorted(findings, key=lambda one: one.attribute)
     assert (hat.kind, hat.person, hat.label, hat.proposed) == ("label", "p0", "no", "yes")
     assert hat.confidence == pytest.approx(0.95) and hat.choices[0].rows == (("", "p0", "", "hat", "yes", "no"),)
     assert (vest.person, vest.label, vest.proposed) == ("p2", "Nothing", "blue")
@@ -86,8 +52,9 @@ def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
 
 def test_one_camera_that_contradicts_is_a_finding_of_its_pictures(tmp_path):
     own = site(tmp_path)
-    predictions = predicted(own, {2: 0.95, 3: 0.95}, {4: [0.9, 0.05, 0.05], 5: [0.9, 0.05, 0.05]})
-    hat, vest = sorted(label_findings(own, WORDING, labels_of(own, WORDING), predictions), key=lambda f: f.attribute)
+    predictions = predicted(own, {2: 0.95, 3: 0.95}, dict.fromkeys((4, 5), [0.96, 0.02, 0.02]))
+    findings, _ = label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    hat, vest = sorted(findings, key=lambda one: one.attribute)
     assert (hat.kind, hat.files) == ("view", ("0_2.png", "0_3.png"))
     assert hat.choices[0].rows == tuple((file, "", "", "hat", "yes", "no") for file in hat.files)
     assert hat.choices[-1].text == "unknown" and "camera 1" in hat.reason
@@ -98,4 +65,4 @@ def test_people_whom_every_model_knows_are_left_out(tmp_path):
     own = site(tmp_path)
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), {})
     predictions.model[:4] = -1
-    assert not label_findings(own, WORDING, labels_of(own, WORDING), predictions)
+    assert not label_findings(own, WORDING, labels_of(own, WORDING), predictions)[0]

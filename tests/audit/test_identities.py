@@ -3,20 +3,7 @@
 from cerberus_plugin.audit.identities import clusters, same_people, space_of, strays, two_people
 
 import numpy as np
-
-PEOPLE, EACH, SIZE = 12, 6, 24
-
-
-def pictures(names: np.ndarray, true: np.ndarray, folds: np.ndarray, seed: int = 0):
-    """Spaces of two models, and the model that each name is new to: unit vectors near those of the true people."""
-    rng = np.random.default_rng(seed)
-    spaces = []
-    for k in range(2):
-        centres = rng.normal(size=(true.max() + 1, SIZE))
-        vectors = centres[true] / np.sqrt(SIZE) + 0.12 * rng.normal(size=(len(true), SIZE))
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        spaces.append(space_of(vectors.astype(np.float16), names, folds == k, names.max() + 1))
-    return spaces
+from support.audit import EACH, PEOPLE, SIZE, pictures
 
 
 def test_similarities_are_scaled_by_new_people():
@@ -67,6 +54,23 @@ def test_exchanged_pictures_lie_with_their_own_people():
     folds = np.arange(PEOPLE) % 2
     found = strays(pictures(names, true, folds), folds, names)
     assert {(stray.row, stray.other) for stray in found} == {(2, 0), (20, 3)}
+
+
+def test_strays_are_kept_while_a_wrong_name_would_be_found_five_times_as_often():
+    # Two people on an axis each; a picture of the first lies with the second.
+    def space(lean):
+        angle = np.pi / 2 * np.array([0, 0, 0, 0, lean, 1, 1, 1, 1, 1])
+        return [space_of(np.stack([np.cos(angle), np.sin(angle)], axis=1), names, np.ones(2, bool), 2)]
+
+    names, folds = np.repeat([0, 1], 5), np.zeros(2, int)
+    # One of ten pictures is found; with the other name, all but it would be 0.75 or 0.8 off.
+    assert [(stray.row, stray.other) for stray in strays(space(1.0), folds, names)] == [(4, 1)]
+    # Models that know nothing: most pictures are nearer to another person, and with another name as often.
+    true = np.repeat(np.arange(PEOPLE), EACH)
+    blind = np.random.default_rng(0).normal(size=(len(true), SIZE))
+    blind /= np.linalg.norm(blind, axis=1, keepdims=True)
+    found = strays([space_of(blind, true, np.ones(PEOPLE, bool), PEOPLE)], np.zeros(PEOPLE, int), true)
+    assert len(found) < 6
 
 
 def test_pictures_that_cannot_be_read_count_for_nothing():

@@ -1,6 +1,7 @@
 """The page of an audit in a real browser: accepted findings become an overlay that the reader of own data takes."""
 
 import csv
+import json
 
 from cerberus_plugin.audit.auditing import audit, text
 from cerberus_plugin.audit.findings import Finding, in_order, of_pictures, of_unit, write_findings
@@ -39,6 +40,8 @@ def test_without_pictures_labels_are_compared_and_files_are_written(tmp_path):
     page = (tmp_path / "audit/audit.html").read_text()
     assert BAD not in page and "&lt;script&gt;alert" in page and "data:image/jpeg;base64," in page
     assert "differs" in text(found) and "2" in text(found)
+    record = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert found.trust is None and "models" not in record and 'id="models"' not in page
 
 
 def test_findings_are_sorted_by_confidence_and_the_page_is_bounded(tmp_path, monkeypatch):
@@ -48,7 +51,7 @@ def test_findings_are_sorted_by_confidence_and_the_page_is_bounded(tmp_path, mon
                          for n, confidence in enumerate((0.2, 0.9, 0.5))])
     assert [one.confidence for one in findings] == [0.9, 0.5, 0.2]
     monkeypatch.setattr("cerberus_plugin.audit.page.MOST_OF_KIND", 2)
-    write_page(tmp_path / "audit.html", own, findings, [], None)
+    write_page(tmp_path / "audit.html", own, findings, [], None, None)
     page = (tmp_path / "audit.html").read_text()
     assert page.count("<article") == 2 and "The surest 2 of each kind, 2 of 3 findings" in page
     write_findings(tmp_path, findings, {})

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,20 @@ def test_the_hosts_baselines_train_through_the_same_trainer_and_show_no_par_or_a
     assert evaluate(cfg) == pytest.approx(results)
     assert "mAP" in results and not any(key.startswith(("PAR", "APS")) for key in results)
     assert "PAR" not in (Path(cfg.OUTPUT_DIR) / "results.txt").read_text()
+
+
+def test_a_model_that_is_used_does_not_miss_its_classifier(small_config, caplog, monkeypatch):
+    cfg = small_config(file="configs/Market1501/bot_R50.yml")
+    trainer = CerberusTrainer(cfg)
+    trainer.checkpointer.save("model_final")
+    assert len(trainer.model.heads.weight)
+    host = logging.getLogger("fastreid.utils.checkpoint")
+    monkeypatch.setattr(host, "handlers", [caplog.handler])  # the host's logger may not propagate
+    with caplog.at_level("INFO", logger=host.name):
+        loaded = load_model(small_config("MODEL.WEIGHTS", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"),
+                                         file="configs/Market1501/bot_R50.yml"))
+    assert not len(loaded.heads.weight)
+    assert "Loading checkpoint" in caplog.text and "heads.weight" not in caplog.text
 
 
 def test_identities_alone_can_be_trained_as_the_ablation_does(small_config):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ...attributes.attribute_model import AttributeModel
 
 UNCALIBRATED = ("probabilities are those of the bare softmax and the model never abstains: calibrate by "
-                "python -m cerberus_plugin.experiments.calibrate RUN")
+                "python -m cerberus_plugin.experiments.calibrate RUN; `cerberus train` does so by itself where there "
+                "are enough people, and its report.html says how many")
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # spreadsheets run a cell that begins with one of these
 
 

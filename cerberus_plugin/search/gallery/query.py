@@ -347,7 +347,9 @@ def _least_score(query: Query, compiled: CompiledQuery, fitted: Verification | N
         return -math.inf
     if fitted is None:
         raise ValueError("search: the model of this index is not calibrated, so no score has a false-match rate; "
-                         "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again")
+                         "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again; "
+                         "`cerberus train` does so by itself where there are enough people, and its report.html says "
+                         "how many")
     if fitted.metric != compiled.shape.metric:
         own = compiled.shape.metric
         raise ValueError(f"search: the run of this index was calibrated on {fitted.metric} scores, but the index "
