@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
-from cerberus_plugin.cli import encoder_of  # noqa: E402
+from cerberus_plugin.commands.shared import encoder_of  # noqa: E402
 from cerberus_plugin.search.gallery import GalleryIndex, Pace  # noqa: E402
 from cerberus_plugin.utils.images import read_image  # noqa: E402
 

@@ -195,8 +195,9 @@ class CSSC(ImageModel):
         """{"representations": (5, B, C), "logits": (5, B, K), "rows": H} of normalised training images."""
         feature, refinements, rows = self.pool(images)
         features, logits = zip(*refinements, (feature, F.linear(_normalised(self.bn, feature), self.classifier)))
-        # Zeros beside the narrower ones change no distance.
-        features = [F.pad(each, (0, feature.shape[1] - each.shape[1])) for each in features]
+        narrower = feature.shape[1] - features[0].shape[1]
+        if narrower:  # zeros beside them change no distance
+            features = (*(F.pad(each, (0, narrower)) for each in features[:-1]), feature)
         return {"representations": torch.stack(features), "logits": torch.stack(logits), "rows": rows}
 
     def losses(self, outputs: dict, mined: Tensor | None) -> dict[str, Tensor]:
