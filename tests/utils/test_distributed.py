@@ -175,7 +175,7 @@ def train(market_root, tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(train):
     """The same training by one process, by --num-gpus 2 and by torchrun."""
-    return train(), train(after=("--num-gpus", "2")), train(before=TORCHRUN)
+    return train(), train(after=("--num-gpus", "2", "--dist-url", "auto")), train(before=TORCHRUN)
 
 
 def losses_of(folder: Path) -> list[float]:
