@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.data import market_labels, write_market_folder
+from support.own_data import forgotten_schemas
 from support.processes import BROWSER
 from support.training import read_config, trained
 
@@ -100,6 +101,13 @@ def use_root(monkeypatch):
         monkeypatch.setattr("fastreid.data.build._root", str(root))
 
     return use
+
+
+@pytest.fixture
+def own_schemas():
+    """Schemas of own data are forgotten after the test."""
+    with forgotten_schemas():
+        yield
 
 
 @pytest.fixture

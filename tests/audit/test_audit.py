@@ -4,7 +4,6 @@ import json
 import shlex
 
 from cerberus_plugin import cli
-from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.audit import auditing, predictions, trust
 from cerberus_plugin.audit.auditing import audit, text
 from cerberus_plugin.audit.predictions import predict_by_folds, predict_by_run
@@ -13,7 +12,7 @@ from cerberus_plugin.own_data.people import read_people, read_wording, split_peo
 import numpy as np
 import pytest
 from support import training  # noqa: F401  registers the tiny backbone
-from support.own_data import write_people
+from support.own_data import forgotten_schemas, write_people
 
 TINY = {"MODEL.BACKBONE.NAME": "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM": "16",
         "MODEL.HEADS.EMBEDDING_DIM": "16", "INPUT.SIZE_TRAIN": "[48, 24]",
@@ -23,10 +22,8 @@ TINY = {"MODEL.BACKBONE.NAME": "build_tiny_backbone", "MODEL.BACKBONE.FEAT_DIM":
 @pytest.fixture(scope="module", autouse=True)
 def own_schemas():
     """Schemas of these folders are forgotten afterwards."""
-    before = set(SCHEMAS)
-    yield
-    for name in set(SCHEMAS) - before:
-        del SCHEMAS[name]
+    with forgotten_schemas():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -32,14 +32,7 @@ import torch
 from support.own_data import write_people, write_picture
 from support.training import read_config, trained
 
-
-@pytest.fixture(autouse=True)
-def own_schemas():
-    """Schemas of these folders are forgotten after each test."""
-    before = set(SCHEMAS)
-    yield
-    for name in set(SCHEMAS) - before:
-        del SCHEMAS[name]
+pytestmark = pytest.mark.usefixtures("own_schemas")
 
 
 def config(folder, *options):

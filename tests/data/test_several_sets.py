@@ -4,7 +4,6 @@ import os
 
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, AttributeSchema, Field, Group
 from cerberus_plugin.attributes.matching import merge, relabel
-from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data import own as own_module
 from cerberus_plugin.data.build import build_test_set, build_train_set, build_training_data
 from cerberus_plugin.evaluation.manifest import manifest, of_test
@@ -16,13 +15,7 @@ import torch
 from support.own_data import write_people, write_picture
 from support.training import PLUS, read_config, trained
 
-
-@pytest.fixture(autouse=True)
-def own_schemas():
-    before = set(SCHEMAS)
-    yield
-    for name in set(SCHEMAS) - before:
-        del SCHEMAS[name]
+pytestmark = pytest.mark.usefixtures("own_schemas")
 
 
 def write_set(folder, columns: str, *rows: str, copies: int = 2):

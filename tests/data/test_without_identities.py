@@ -3,7 +3,6 @@
 import json
 
 from cerberus_plugin import CerberusTrainer
-from cerberus_plugin.attributes.schema import SCHEMAS
 from cerberus_plugin.data.build import build_test_set, build_train_loader, build_training_data
 from cerberus_plugin.engine.trainer import evaluate
 from cerberus_plugin.own_data.check import check, text
@@ -14,13 +13,7 @@ import torch
 from support.own_data import write_picture
 from support.training import PLUS, read_config, trained
 
-
-@pytest.fixture(autouse=True)
-def own_schemas():
-    before = set(SCHEMAS)
-    yield
-    for name in set(SCHEMAS) - before:
-        del SCHEMAS[name]
+pytestmark = pytest.mark.usefixtures("own_schemas")
 
 
 def write_pictures(folder, count: int = 30, columns: str = "hat,vest,tool"):

@@ -1,9 +1,24 @@
 """Small data sets of one's own: pictures and tables of words."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from cerberus_plugin.attributes.schema import SCHEMAS
 
 import numpy as np
 from PIL import Image
+
+
+@contextlib.contextmanager
+def forgotten_schemas() -> Iterator[None]:
+    """Schemas that are registered in the block are forgotten after it."""
+    before = set(SCHEMAS)
+    try:
+        yield
+    finally:
+        for name in set(SCHEMAS) - before:
+            del SCHEMAS[name]
 
 
 def write_picture(path: Path, *seed: int) -> None:
