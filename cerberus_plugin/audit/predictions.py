@@ -5,10 +5,9 @@ Shapes: N pictures, M columns, C classes of a column, E size of an embedding, K 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +32,8 @@ from ..predictor import CerberusPredictor
 from ..utils.files import json_sha256, read_json, write_json, write_whole
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
+from ..workflow.log import short_log
 from ..workflow.training import LastCheckpoint, has_gpu
-
-logger = logging.getLogger("fastreid.cerberus")
 
 BATCH = 64  # pictures that are read at a time
 
@@ -144,7 +142,7 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
         check_same_images([cfg])
         steps = cfg.SOLVER.MAX_EPOCH * (int(trained.sum()) // cfg.SOLVER.IMS_PER_BATCH)
         if not is_finished(cfg):
-            with logged(folder / "log.txt"):
+            with short_log(folder, logging.WARNING):
                 train_once(cfg, [Bar(f"fold {number + 1} of {folds}", steps), LastCheckpoint(folder)])
         names, said, vectors = _predicted(folder, own, f"reading, fold {number + 1} of {folds}")
         columns, probabilities = _joined(columns, names, probabilities, said, asked, len(own))
@@ -200,23 +198,6 @@ def _joined(columns: tuple[Column, ...], names: list[list[str]], so_far: list[np
         whole[rows] = array[rows]
         found.append(whole)
     return kept, found
-
-
-@contextlib.contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Write the log of a training to a file alone, but for warnings; bars stay whole."""
-    log = logging.getLogger("fastreid")
-    before = log.level, log.handlers, log.propagate
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
-    file.setFormatter(logging.Formatter("[%(asctime)s %(name)s]: %(message)s", "%m/%d %H:%M:%S"))
-    terminal.setLevel(logging.WARNING)
-    log.level, log.handlers, log.propagate = logging.INFO, [file, terminal], False
-    try:
-        yield
-    finally:
-        log.level, log.handlers, log.propagate = before
-        file.close()
 
 
 class Bar(HookBase):

@@ -16,8 +16,12 @@ LONG = ("Rank of current process", "Environment info", "Command line arguments",
 
 
 @contextlib.contextmanager
-def short_log(folder: Path | None = None) -> Iterator[None]:
-    """Log to the terminal, and to log.txt in a folder, within the block."""
+def short_log(folder: Path | None = None, least: int = logging.NOTSET) -> Iterator[None]:
+    """Log to the terminal, and to log.txt in a folder, within the block.
+
+    Args:
+        least: level from which the terminal shows it, such as `logging.WARNING` beside a bar.
+    """
     root = logging.getLogger("fastreid")
     before, level, propagate = list(root.handlers), root.level, root.propagate
     if folder is None:
@@ -29,6 +33,7 @@ def short_log(folder: Path | None = None) -> Iterator[None]:
     for handler in new:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.addFilter(lambda line: not line.getMessage().startswith(LONG))
+            handler.setLevel(max(handler.level, least))
     try:
         yield
     finally:
