@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ from ..utils.commands import printable
 from .contradictions import contradictions, unknown_labels
 from .findings import KINDS, Finding, in_order, write_findings
 from .trust import HEADER, Reading, Trust
-
-logger = logging.getLogger("fastreid.cerberus")
 
 MOST_EXAMPLES = 3
 
