@@ -216,8 +216,8 @@ def add_cerberus_config(cfg: CN) -> None:
     cssc.TRIPLET_EPOCH = 36  # the first epoch, from 1 on, with triplet losses beside the classification
     cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of the host's TEST.FLIP
 
-    # How images are resized, in training and in use: "bicubic", as the host does, or "bilinear". Exported models and
-    # DATALOADER.RESIDENT know bicubic alone.
+    # How images are resized, in training and in use: "bicubic", as the host does, or "bilinear". DATALOADER.RESIDENT
+    # supports "bicubic" only.
     cfg.INPUT.INTERPOLATION = "bicubic"
     # Random erasing: share of the image, and height over width, that are erased; drawn between these bounds.
     cfg.INPUT.REA.SCALE = [0.02, 0.33]

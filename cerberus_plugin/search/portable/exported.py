@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...attributes.attribute_model import AttributeModel
-from ...utils.images import to_array
+from ...utils.images import INTERPOLATIONS, to_array
 from .verification import Verification
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # and an identifier of the machine. A search for people tells nobody, unless its user has set this otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-METADATA_FORMAT = "2"  # of the metadata; raised where an older reader would misread it
-READABLE = ("1", METADATA_FORMAT)  # 1 knows no prior of attributes and has no log-probabilities
+METADATA_FORMAT = "3"  # of the metadata; raised where an older reader would misread it
+BICUBIC_FORMAT = "2"  # written for models that resize bicubically, which readers of version 2 assume
+READABLE = ("1", BICUBIC_FORMAT, METADATA_FORMAT)  # 1 has no prior of attributes and no log-probabilities
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
@@ -74,6 +75,7 @@ class ExportedEncoder:
             self.groups: tuple[str, ...] = tuple(record["groups"])
             self.metric: str = record["metric"]
             self.size: tuple[int, int] = tuple(record["size"])
+            self.interpolation: str = record.get("resize", "bicubic")
             self.architecture: str = record["architecture"]
             known = json.loads(metadata.get(VOCABULARY_KEY, "null"))
             self.vocabulary = AttributeModel.from_dict(known) if known else None
@@ -92,6 +94,9 @@ class ExportedEncoder:
         if list(self.size) != takes or self.dim != gives:
             raise ValueError(f"pictures of {self.size} and {self.dim} values, but the graph takes {takes} and gives "
                              f"{gives}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"images resized by {self.interpolation!r:.60}, expected one of "
+                             f"{', '.join(INTERPOLATIONS)}")
         if not all(isinstance(name, str) for name in (self.fingerprint, *self.groups, *self.lasting_groups)):
             raise ValueError("names that are no text")
         if self.metric not in ("cosine", "euclidean") or self.dim % max(1, len(self.groups)):
@@ -108,7 +113,8 @@ class ExportedEncoder:
         names = list(outputs or (node.name for node in self.session.get_outputs()))
         if not len(images):
             return {EMBEDDING: np.zeros((0, self.dim), dtype=np.float32)}
-        parts = [self._run(names, to_array(images[start:start + self.batch_size], self.size))
+        parts = [self._run(names, to_array(images[start:start + self.batch_size], self.size,
+                                          self.interpolation))
                  for start in range(0, len(images), self.batch_size)]
         return {name: np.concatenate(own) for name, own in zip(names, zip(*parts))}
 
