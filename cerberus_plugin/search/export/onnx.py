@@ -161,7 +161,7 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
     if missing:
         raise ImportError(f"export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     encoder = TorchEncoder(CerberusPredictor(run_folder, weights, device="cpu", precise=True))
-    paths = _readable(images, pictures)
+    paths = readable_images(images, pictures)
 
     def write(file: BinaryIO) -> None:
         nonlocal agreement
@@ -288,7 +288,7 @@ def _run_embeddings(encoder: TorchEncoder, paths: Sequence[str | Path]) -> np.nd
                            for start in range(0, len(paths), size)])
 
 
-def _readable(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
+def readable_images(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
     """Some of the pictures, evenly spread; those that cannot be read are left out and named in the log."""
     paths = [Path(images) / found.path for found in walk(images)] if isinstance(images, str | Path) else list(images)
     readable = []

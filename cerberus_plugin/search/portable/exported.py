@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ ENCODER_KEY = "cerberus.encoder"  # what an `Encoder` has, and size and architec
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
 VOCABULARY_KEY = "cerberus.vocabulary"  # see `AttributeModel.to_dict`
 VERSIONS_KEY = "cerberus.versions"
+INT8_KEY = "cerberus.int8"  # of a quantised model: settings and measured loss, see `export.int8.Int8Report`
 INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"
 LOG_PROBABILITIES = "log_probabilities"
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -82,6 +83,7 @@ class ExportedEncoder:
             self.lasting_groups: tuple[str, ...] = tuple(record["lasting_groups"])
             fitted = record["verification"]
             self.verification = Verification.from_dict(fitted) if fitted else None
+            self.int8: dict | None = json.loads(metadata.get(INT8_KEY, "null"))
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
             self._check()
         except Exception as error:  # whatever it holds: any text can be in its place
@@ -110,12 +112,23 @@ class ExportedEncoder:
 
     def run(self, images: Sequence[Image], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Outputs of the graph by name, all of them if None, for RGB pictures of any size."""
-        names = list(outputs or (node.name for node in self.session.get_outputs()))
         if not len(images):
             return {EMBEDDING: np.zeros((0, self.dim), dtype=np.float32)}
-        parts = [self._run(names, to_array(images[start:start + self.batch_size], self.size,
-                                          self.interpolation))
-                 for start in range(0, len(images), self.batch_size)]
+        return self._joined(outputs, (to_array(images[start:start + self.batch_size], self.size, self.interpolation)
+                                      for start in range(0, len(images), self.batch_size)))
+
+    def run_pixels(self, pixels: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Return outputs of the graph by name, all of them if None, for pixels of the model's size.
+
+        Args:
+            pixels: uint8 (N, 3, H, W), RGB, N at least 1.
+        """
+        return self._joined(outputs, (pixels[start:start + self.batch_size]
+                                      for start in range(0, len(pixels), self.batch_size)))
+
+    def _joined(self, outputs: Sequence[str] | None, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(outputs or (node.name for node in self.session.get_outputs()))
+        parts = [self._run(names, batch) for batch in batches]
         return {name: np.concatenate(own) for name, own in zip(names, zip(*parts))}
 
     def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
