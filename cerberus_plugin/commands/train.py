@@ -23,7 +23,7 @@ The data is described by `cerberus check --help`. The log tells the time left as
     cerberus train crops --out runs/shop
     cerberus train crops --out runs/shop --resume             after an interruption
     cerberus train crops --out runs/plain --model bot --epochs 60
-    cerberus train crops --out runs/camera --size tiny        MobileNetV2, for a CPU or a camera
+    cerberus train crops --out runs/camera --size tiny --weights mobilenet_v2.pth
     cerberus train crops --out runs/large INPUT.SIZE_TRAIN "[256,128]" INPUT.SIZE_TEST "[256,128]"
 """
 
@@ -41,8 +41,9 @@ def add(jobs) -> None:
     train.add_argument("--model", choices=tuple(MODELS), default="", help="plus and cerberus learn people and "
                        "attributes, apr and arn attributes as classes, the others people alone (default: plus where "
                        "the data has attributes for it, else bot)")
-    train.add_argument("--size", choices=tuple(SIZES), default="", help="backbone and image size: tiny is MobileNetV2, "
-                       "small ResNet-18, base ResNet-50 (default: ResNet-50 on a GPU, ResNet-18 on a CPU)")
+    train.add_argument("--size", choices=tuple(SIZES), default="", help="backbone and image size: tiny is MobileNetV2 "
+                       "(OSNet without pretrained weights), small ResNet-18, base ResNet-50 (default: ResNet-50 on a "
+                       "GPU, ResNet-18 on a CPU)")
     train.add_argument("--epochs", type=int, help="(default: by the number of pictures)")
     train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet, a ResNet "
                        "with IBN, MobileNetV2 or OSNet (default: on a GPU those of ImageNet, downloaded once; on a CPU "

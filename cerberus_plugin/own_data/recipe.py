@@ -32,6 +32,9 @@ RESNET, MOBILENET, OSNET = "build_resnet_backbone", "build_mobilenetv2_backbone"
 SIZES = {"tiny": Backbone(MOBILENET, "1.0x", 1280, "MobileNetV2, 2 M parameters"),
          "small": Backbone(RESNET, "18x", 512, "ResNet-18, 11 M parameters"),
          "base": Backbone(RESNET, "50x", 2048, "ResNet-50, 24 M parameters")}
+# --size tiny without weights: of the same short training MobileNetV2 from scratch learns next to nothing, see
+# docs/light_models.md.
+FROM_SCRATCH = {"tiny": Backbone(OSNET, "x1_0", 512, "OSNet, 2 M parameters, as MobileNetV2 needs pretrained weights")}
 OF_RESNETS = {"LAST_STRIDE": "1", "WITH_NL": "False"}  # keys that other backbones do not have, and their defaults
 # Height of images by --size and by whether there is a GPU; the recipe's where it is not listed. 256 is usual for light
 # models (OSNet); on a CPU images are small, so that a training ends.
@@ -361,7 +364,8 @@ def check_size(model: str, wish: Wish) -> None:
 def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
     """Choose the backbone by the weights or by --size, and whether it is pretrained."""
     key = "MODEL.BACKBONE"
-    named = SIZES.get(wish.size or ("base" if wish.weights else ""))
+    size = wish.size or ("base" if wish.weights else "")
+    named = SIZES.get(size) if wish.weights else FROM_SCRATCH.get(size, SIZES.get(size))
     reason = f"--size {wish.size}: {named.what}" if named and wish.size else "that of the weights"
     chosen = {"NAME": named.name, "DEPTH": named.depth, "FEAT_DIM": str(named.features)} if named else {}
     if wish.backbone:
@@ -374,7 +378,8 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
     keys += [Choice("MODEL.CERBERUS.SIGMA", "1.0", "in the median norm of the map; the paper's 5 belongs to ResNet-50"),
              Choice("MODEL.CERBERUS.SIGMA_QUANTILE", "0.5", "the median")] if light else []
     if not wish.weights:
-        keys.append(Choice(f"{key}.PRETRAIN", "False", "no pretrained weights are given"))
+        advice = "; light backbones learn little from scratch in a short training: give some by --weights"
+        keys.append(Choice(f"{key}.PRETRAIN", "False", f"no pretrained weights are given{advice if other else ''}"))
         if model in CERBERUS:
             keys.append(Choice("MODEL.CERBERUS.ALIGN", "False", "crops by norms of a pretrained backbone; those of "
                                "one from scratch are of another size"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cerberus_plugin.own_data.recipe import (
     CALIBRATED_PEOPLE,
+    FROM_SCRATCH,
     MODELS,
     SIZES,
     Facts,
@@ -117,7 +118,8 @@ def test_every_recipe_is_a_configuration_that_takes_its_choices(model, gpu):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_is_a_configuration_that_takes_its_choices(model, gpu, size):
+@pytest.mark.parametrize("weights", ["", "weights.pth"])
+def test_every_size_is_a_configuration_that_takes_its_choices(model, gpu, size, weights):
     from cerberus_plugin import add_cerberus_config
     from cerberus_plugin.config import check_model_keys, configuration
 
@@ -127,17 +129,18 @@ def test_every_size_is_a_configuration_that_takes_its_choices(model, gpu, size):
         with pytest.raises(ValueError, match="no backbone smaller than ResNet-50.*--size base"):
             choose(MARKET, gpu, 4, Wish(model, size=size))
         return
-    recipe = choose(MARKET, gpu, 4, Wish(model, size=size))
+    recipe = choose(MARKET, gpu, 4, Wish(model, size=size, weights=weights))
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(configuration(recipe.file)))
     cfg.merge_from_list(recipe.options)
     check_model_keys(cfg)
     node = cfg.MODEL.BACKBONE
-    assert (node.NAME, node.DEPTH, node.FEAT_DIM) == SIZES[size][:3]
+    backbone = SIZES[size] if weights or size != "tiny" else FROM_SCRATCH["tiny"]
+    assert (node.NAME, node.DEPTH, node.FEAT_DIM) == backbone[:3]
     assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST
     reasons = {choice.key: choice.reason for choice in recipe.choices}
-    assert reasons["MODEL.BACKBONE.NAME"] == f"--size {size}: {SIZES[size].what}"
+    assert reasons["MODEL.BACKBONE.NAME"] == f"--size {size}: {backbone.what}"
 
 
 @pytest.mark.parametrize("size, gpu, facts, pixels", [

@@ -70,6 +70,7 @@ class Int8Report:
         method: key of `METHODS` by which the ranges of activations were calibrated.
         tried: mean cosine by method.
         weight_bits: 8, or 7 for CPUs without 8-bit dot products.
+        cosine_of_other_bits: mean cosine with 7 bits in place of 8, or 8 in place of 7.
         calibration_images, images: number of images to calibrate on, and others to measure `cosine` and `agreement` on.
         cosine, lowest_cosine: between int8 and float32 embeddings, mean over images and lowest of any image; of
             Cerberus over the blocks of all groups.
@@ -83,6 +84,7 @@ class Int8Report:
     method: str
     tried: Mapping[str, float]
     weight_bits: int
+    cosine_of_other_bits: float
     calibration_images: int
     images: int
     cosine: float
@@ -119,7 +121,9 @@ class Int8Report:
             tabulate(rows, ["", "float32", "int8", "change"], disable_numparse=True,
                      colalign=("left", "right", "right", "right")),
             f"{where}; cosine and attributes on {self.images} images, calibrated on {self.calibration_images} others",
-            f"calibrated by {self.method} (mean cosine of {tried}); weights of {self.weight_bits} bits",
+            f"calibrated by {self.method} (mean cosine of {tried})",
+            f"weights of {self.weight_bits} bits (mean cosine of {15 - self.weight_bits} bits: "
+            f"{self.cosine_of_other_bits:.4f})",
             f"images/s: {machine['processor']}, {machine['cores']} cores, "
             f"{'with' if machine['dot products'] else 'without'} 8-bit dot products (VNNI), batches of {BATCH}, the "
             f"best of {ROUNDS} rounds"])
@@ -165,17 +169,20 @@ def export_int8(run_folder: str | Path, output: str | Path, images: str | Path |
         pixels = to_array([read_image(image) for image in paths], float32.size, float32.interpolation)
         calibration, held_out = pixels[::2], pixels[1::2]
         expected = float32.run_pixels(held_out)
-        best, tried = None, {}
-        for method in METHODS:
+
+        def measured(method: str, full_range: bool) -> tuple:
             made = quantised(model, calibration, method, full_range)
             onnx.save(made, Path(folder) / "int8.onnx")
             session = ExportedEncoder(Path(folder) / "int8.onnx", providers=["CPUExecutionProvider"])
             found = session.run_pixels(held_out)
-            cosines = block_cosines(found[EMBEDDING], expected[EMBEDDING], max(1, len(float32.groups)))
-            tried[method] = float(cosines.mean())
-            if best is None or tried[method] > tried[best[0]]:
-                best = method, made, session, cosines, found
-        method, made, session, cosines, found = best
+            return made, session, found, block_cosines(found[EMBEDDING], expected[EMBEDDING],
+                                                       max(1, len(float32.groups)))
+
+        by_method = {method: measured(method, full_range) for method in METHODS}
+        tried = {method: float(cosines.mean()) for method, (*_, cosines) in by_method.items()}
+        method = max(tried, key=lambda name: tried[name])
+        made, session, found, cosines = by_method[method]
+        other_bits = float(measured(method, not full_range)[-1].mean())
         one, other = {"size": float(path.stat().st_size)}, {"size": 0.0}
         one["images/s"], other["images/s"] = images_per_second((float32, session), held_out)
         if tests:
@@ -185,7 +192,7 @@ def export_int8(run_folder: str | Path, output: str | Path, images: str | Path |
     agreement = float((found[ANSWERS] == expected[ANSWERS]).mean()) if ANSWERS in expected else None
 
     def report(size: int) -> Int8Report:
-        return Int8Report(method, tried, 8 if full_range else 7, len(calibration), len(held_out),
+        return Int8Report(method, tried, 8 if full_range else 7, other_bits, len(calibration), len(held_out),
                           float(cosines.mean()), float(cosines.min()), agreement, one, other | {"size": float(size)},
                           next(iter(tests), ""), not_measured,
                           {"processor": processor(), "cores": usable_cores(),
@@ -197,8 +204,11 @@ def export_int8(run_folder: str | Path, output: str | Path, images: str | Path |
         _set_metadata(made, final, float32.fingerprint)
     write_whole(output, lambda file: file.write(made.SerializeToString()))
     if final.cosine < LOW_COSINE:
+        advice = (f"with --full-range, for CPUs with 8-bit dot products, it is {other_bits:.3f}"
+                  if not full_range and other_bits > final.cosine else
+                  "prefer the float32 model, or a backbone that loses less, such as a ResNet")
         logger.warning(f"{output}: int8 embeddings have a mean cosine of {final.cosine:.3f} with those of float32; "
-                       "prefer the float32 model, or retrain with a backbone that quantises better, such as a ResNet")
+                       f"{advice}")
     return final
 
 

@@ -105,6 +105,7 @@ def test_the_report_is_what_a_recomputation_gives(made, run, crops, root):
     assert report.images == len(images) == report.calibration_images == 16
     assert report.cosine == pytest.approx(cosines.mean(), abs=1e-5) and report.cosine > LOWEST
     assert report.lowest_cosine == pytest.approx(cosines.min(), abs=1e-5)
+    assert report.weight_bits == 7 and report.cosine_of_other_bits > report.cosine
     answers = [encoder.run(images)["answers"] for encoder in encoders]
     assert report.agreement == pytest.approx((answers[0] == answers[1]).mean())
     assert report.int8["size"] == path.stat().st_size and report.float32["size"] == float_path.stat().st_size
@@ -239,7 +240,7 @@ def test_images_are_given_to_calibrate_on_a_batch_at_a_time_and_once():
 
 
 def test_a_table_has_every_row_and_its_change():
-    report = Int8Report("minmax", {"minmax": 0.99, "entropy": 0.98}, 7, 8, 9, 0.99, 0.9, 0.875,
+    report = Int8Report("minmax", {"minmax": 0.99, "entropy": 0.98}, 7, 0.995, 8, 9, 0.99, 0.9, 0.875,
                         {"size": 4e6, "images/s": 10.0, "reID mAP": 80.0, "APS mAP": 50.0},
                         {"size": 1e6, "images/s": 25.0, "reID mAP": 79.0, "APS mAP": 50.5}, "crops",
                         machine={"processor": "CPU", "cores": 2, "dot products": False})
@@ -249,6 +250,7 @@ def test_a_table_has_every_row_and_its_change():
     assert ["file", "size,", "MB", "4.0", "1.0", "x", "0.25"] in lines
     assert ["images/s", "10.0", "25.0", "x", "2.50"] in lines
     assert ["equal", "attribute", "values,", "%", "100", "87.5"] in lines
+    assert "weights of 7 bits (mean cosine of 8 bits: 0.9950)" in report.table()
     assert "metrics on crops" in report.table() and "without 8-bit dot products" in report.table()
 
 
