@@ -13,7 +13,7 @@ RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 # A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test test-slow budget lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test test-slow budget lint docs docs-serve smoke bench clean
 
 help:
 	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
@@ -25,6 +25,8 @@ help:
 	@echo "make test-slow  the tests that make test leaves out for time"
 	@echo "make budget   count what a training step asks of a GPU, and write the table that the tests compare"
 	@echo "make lint     ruff and mypy"
+	@echo "make docs     build the documentation site in runs/site; a broken link or reference is an error"
+	@echo "make docs-serve  build it, and serve it on http://127.0.0.1:8000 while the pages are edited"
 	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
 	@echo "make gpu      checks and figures of a GPU in at most eight minutes, beside the aims: runs/gpu; WHEELS=folder"
@@ -61,6 +63,15 @@ budget: install
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+# The theme prints an announcement of a later MkDocs, which the range in setup.py leaves out.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+docs: install
+	$(RUN) -m mkdocs build --strict
+
+docs-serve: install
+	$(RUN) -m mkdocs serve
 
 smoke: install
 	rm -rf runs/smoke

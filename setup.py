@@ -51,8 +51,16 @@ SERVE = [
 # the tests have passed with.
 TIMM = ["timm>=1.0.12,<2"]
 
+# The documentation site: `make docs`.
+DOCS = [
+    "mkdocs>=1.6.1,<2",  # builds the site; 1.6 has File.generated, and the packages below are for 1.x
+    "mkdocs-material>=9.6,<10",  # its theme: search, light and dark mode, copy buttons; loads nothing from elsewhere
+    "mkdocstrings>=1.0,<2",  # the API reference from docstrings
+    "mkdocstrings-python>=2.0,<3",  # reads them from the source without importing it
+]
+
 EXTRAS_REQUIRE = {
-    "dev": [*EXPORT, *MILVUS, *SERVE, *TIMM,
+    "dev": [*DOCS, *EXPORT, *MILVUS, *SERVE, *TIMM,
             "httpx2>=2,<3; python_version >= '3.11'",  # starlette's test client speaks through it
             "httpx>=0.27,<0.29; python_version < '3.11'",  # as older ones do
             "pytest>=8,<10", "ruff>=0.6",
@@ -61,6 +69,7 @@ EXTRAS_REQUIRE = {
             "nbformat>=5.9,<6", "nbclient>=0.9,<1",  # read and run the tutorial, for its test
             "ipykernel>=6.29,<8",  # the kernel it runs in, wherever it is opened
             "playwright>=1.40,<2"],  # clicks through the report in the browser that is installed, if one is
+    "docs": DOCS,
     "export": EXPORT,
     "milvus": MILVUS,
     "serve": SERVE,

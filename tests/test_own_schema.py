@@ -24,11 +24,11 @@ GROUPS = ("jacket", "legs", "person")
 
 @pytest.fixture(scope="module")
 def own_run(tmp_path_factory, market_root):
-    """A small training run on the data set and schema of the manual's example."""
+    """A small training run on the data set and schema of the example in docs/extend/dataset.md."""
     patch = pytest.MonkeyPatch()
     patch.setattr("fastreid.data.build._root", str(market_root))
 
-    page = (ROOT / "projects/Cerberus/README.md").read_text().partition("### A schema of your own")[2]
+    page = (ROOT / "docs/extend/dataset.md").read_text().partition("## A schema of your own")[2]
     exec(re.search(r"```python\n(.*?)```", page, flags=re.S)[1], {"__name__": "shop"})
     folder = tmp_path_factory.mktemp("own") / "run"
     yield trained(read_config("OUTPUT_DIR", str(folder), "DATASETS.NAMES", ("ShopPeople",), "DATASETS.TESTS",
