@@ -2,7 +2,10 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
+
+from cerberus_plugin import cli
 
 import pytest
 
@@ -31,6 +34,26 @@ def test_the_python_lines_run_on_a_run_folder(run, market_root, tmp_path, monkey
     exec(re.search(r"```python\n(.*?)```", README, flags=re.S)[1], names)
     assert len(names["embeddings"]) == 2 and len(names["matches"]) == 5
     assert "upper colour" in names["attributes"][0]
+
+
+def test_the_python_lines_of_the_first_model_run(run, market_root, tmp_path, monkeypatch):
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    for path in Path(run.cfg.OUTPUT_DIR).iterdir():
+        (tmp_path / "runs/demo" / path.name).symlink_to(path)
+    (tmp_path / "runs/demo/data").symlink_to(market_root)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/first_model.md").read_text(), flags=re.S)[1], names)
+    assert len(names["matches"]) == len(names["embeddings"]) == 5
+    assert "upper colour" in names["attributes"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/first_model.md", "docs/synthetic.md", "docs/market_duke.md"])
+def test_commands_of_the_pages_are_known(page):
+    for block in re.findall(r"```\n(.*?)```", (ROOT / page).read_text(), flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("cerberus "):
+                assert callable(cli.parse(shlex.split(line, comments=True)[1:]).job), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -204,7 +204,7 @@ def _sentence(text: str) -> str:
 
 def _plain(text: str) -> str:
     """A comment as Markdown: nothing in it is markup but code between backticks."""
-    return "".join(part if n % 2 else re.sub(r"([\\*_<>\[\]|^~])", r"\\\1", part)
+    return "".join(part if n % 2 else re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;")
                    for n, part in enumerate(re.split(r"(`[^`]*`)", text)))
 
 
@@ -217,7 +217,7 @@ def commands_page() -> str:
     for command in cli.COMMANDS:
         command.add(jobs)
     before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"  # the same page in every terminal
+    os.environ["COLUMNS"] = "84"  # the same page in every terminal
     try:
         helps = {name: job.format_help() for name, job in jobs.choices.items()}
     finally:
