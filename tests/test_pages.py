@@ -86,3 +86,11 @@ def test_published_results_are_those_of_the_studies(row, figures, rule):
     keys = ("mAP", "Rank-1", f"PAR/mA_{rule}", "APS/mAP", "APS/Rank-1")
     expected = [figures[key] for key in keys if key in figures]
     assert shown == pytest.approx(expected, abs=0.051)
+
+
+def test_the_search_for_changed_clothes_runs(folder):
+    (folder / "runs/clothes").mkdir(parents=True)
+    (folder / "runs/clothes/cerberus").symlink_to(folder / "logs/market1501/cerberus_R50")
+    names: dict = {}
+    exec(python_blocks("clothes")[0], names)
+    assert names["predictor"].groups_for_changed_clothes == ("head", "identity")
