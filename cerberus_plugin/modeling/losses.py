@@ -239,7 +239,7 @@ Loss = Callable[[Mapping[str, Any], Targets], dict[str, Tensor]]
 
 
 def terms_of(losses: Sequence[Loss], outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
-    """Terms of all losses by name. The total loss (Eq. 2) is their sum. docs/extend/loss.md has an example.
+    """Terms of all losses by name. The total loss (Eq. 2) is their sum. CONTRIBUTING.md has an example of a new loss.
 
     Args:
         outputs: "representations" float (G, B, D), which may be those of all processes' batches; "logits" float

@@ -16,7 +16,7 @@ from ...portable.verification import METRICS
 
 
 class Engine(Protocol):
-    """Nearest-neighbour search by inner product or distance, over rows with ids. docs/extend/engine.md has an example.
+    """Nearest-neighbour search by inner product or distance, over rows with ids. CONTRIBUTING.md has an example.
 
     Attributes:
         exact: whether it compares with the embeddings themselves, without loss of recall.
