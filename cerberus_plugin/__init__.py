@@ -1,7 +1,7 @@
 """Attribute-based person re-identification as a FastReID plugin: reID, attributes (PAR) and search by attributes (APS).
 
 Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
-host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the data sets with
+host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the datasets with
 attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.search.portable` needs
 neither. In a process of the `cerberus` command it does so once a job needs torch, since most jobs do not.
 """
@@ -22,7 +22,7 @@ moved.install()
 
 def use_torch() -> None:
     """Adapt FastReID, register the plugin's parts and bind the public names; a second call changes nothing."""
-    from . import host  # isort: skip  first: the host's own imports fail without it
+    from . import host  # isort: skip  first: FastReID's own imports fail without it
     from .data.listing import list_market_images
     from .metrics.ranking import evaluate_rank
 

@@ -13,7 +13,7 @@ from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg
 from fastreid.config.config import BASE_KEY
 
-# Keys that are filled from the data set or from a checkpoint: a paper's configuration file does not know them.
+# Keys that are filled from the dataset or from a checkpoint: a paper's configuration file does not know them.
 FILLED = ("MODEL.HEADS.NUM_CLASSES", "MODEL.NUM_OUTFITS", "MODEL.APR.SCHEMA", "MODEL.CERBERUS.SCHEMA",
           "MODEL.CERBERUS.NUM_SIDS")
 
@@ -34,7 +34,7 @@ MODEL_KEYS = {
     "ARN": ("NUM_OUTFITS", *_APR),
     "APR": ("NUM_OUTFITS", *_APR, *_IDENTITY),
 }
-# Likewise for the backbones that the plugin's models take apart; others are the user's, or the host's, to check.
+# Likewise for the backbones that the plugin's models take apart; others are the user's, or FastReID's, to check.
 PRETRAINED = ("PRETRAIN", "PRETRAIN_PATH", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL")
 _BACKBONE = ("NAME", "DEPTH", "FEAT_DIM", "CUT", *PRETRAINED)
 _CONVOLUTIONS = (*_BACKBONE, "NORM")
@@ -50,7 +50,7 @@ BACKBONE_KEYS = {
     "build_effnet_backbone": _RESNET,
     "build_regnet_backbone": _RESNET,
     "build_repvgg_backbone": _RESNET,
-    # Without SIE_COE: the host's builder gives its transformer no cameras, of which it is the weight.
+    # Without SIE_COE: FastReID's builder gives its transformer no cameras, of which it is the weight.
     "build_vit_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "DROP_RATIO", "ATT_DROP_RATE"),
     "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
                             "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
@@ -71,7 +71,7 @@ def configuration(name: str) -> Path:
 def read_run_config(path: str | Path) -> CN:
     """The configuration of a training run, from the config.yaml that it wrote.
 
-    A run writes every key. A file without some of the host's keys is cut short, and the defaults in their place would
+    A run writes every key. A file without some of FastReID's keys is cut short, and the defaults in their place would
     change what the model computes. Keys of the plugin may be absent: an earlier version did not have them.
 
     Raises:
@@ -102,7 +102,7 @@ def merge_file(cfg: CN, path: str | Path) -> CN:
         return written
     except OSError:
         raise
-    except Exception as error:  # of yacs, PyYAML and the host, which share no class
+    except Exception as error:  # of yacs, PyYAML and FastReID, which share no class
         text = " ".join(str(error).strip("'\"").split())
         raise ValueError(f"{path}: cannot be read as configuration ({type(error).__name__}: {text:.300}). It is "
                          "damaged, cut short, or written by another version of this package, whose keys differ: "
@@ -134,7 +134,7 @@ def add_cerberus_config(cfg: CN) -> None:
     """Add every key of the plugin to a host configuration."""
     node = cfg.MODEL.CERBERUS = CN()
 
-    # Filled by the trainer from the data set, or from the checkpoint under --eval-only; leave them alone.
+    # Filled by the trainer from the dataset, or from the checkpoint under --eval-only; leave them alone.
     node.SCHEMA = ""  # name of the attribute schema
     node.NUM_SIDS = []  # semantic IDs of head, upper, lower, identity, carrying: |S^G|
 
@@ -168,7 +168,7 @@ def add_cerberus_config(cfg: CN) -> None:
     node.BETA = 1.8  # beta
 
     # Weights of the losses, Eq. 2. Without LAMBDA_SEM and SOFTMAX prototypes learn nothing of images, so no PAR and no
-    # APS; without LAMBDA_REG as well there are none. Label smoothing of the identity classifiers is the host's
+    # APS; without LAMBDA_REG as well there are none. Label smoothing of the identity classifiers is FastReID's
     # MODEL.LOSSES.CE.EPSILON (0 in the paper).
     node.LAMBDA_ID = 1.0
     node.LAMBDA_SEM = 5.0
@@ -200,7 +200,7 @@ def add_cerberus_config(cfg: CN) -> None:
     # Triplet loss on the representations before batch normalisation; the other losses and inference after it.
     node.SPLIT = False
 
-    # IDE, ARN and APR; identity losses are the host's MODEL.LOSSES.
+    # IDE, ARN and APR; identity losses are FastReID's MODEL.LOSSES.
     apr = cfg.MODEL.APR = CN()
     apr.SCHEMA = ""  # name of the attribute schema, filled as MODEL.CERBERUS.SCHEMA is
     apr.LAMBDA = 0.9  # lambda of APR: share of the identity losses, the rest is of the attributes' mean
@@ -211,19 +211,19 @@ def add_cerberus_config(cfg: CN) -> None:
     apr.BLOCK_DIM = 0  # size of a block FC-BN-dropout-ReLU after pooling, 512 in the paper's variant; 0 for none
     apr.DROPOUT = 0.0  # share dropped in that block, or of the pooled feature without one (0.9 in the paper's v1)
 
-    # CSSC; label smoothing and margin are the host's MODEL.LOSSES.CE.EPSILON and TRI.MARGIN, 0.1 and 0.3 in the paper.
+    # CSSC; label smoothing and margin are FastReID's MODEL.LOSSES.CE.EPSILON and TRI.MARGIN, 0.1 and 0.3 in the paper.
     cssc = cfg.MODEL.CSSC = CN()
     cssc.TRIPLET_EPOCH = 36  # the first epoch, from 1 on, with triplet losses beside the classification
-    cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of the host's TEST.FLIP
+    cssc.FLIP_SUM = True  # an embedding is of the image and its mirror image; in place of FastReID's TEST.FLIP
 
-    # How images are resized, in training and in use: "bicubic", as the host does, or "bilinear". Exported models and
+    # How images are resized, in training and in use: "bicubic", as FastReID does, or "bilinear". Exported models and
     # DATALOADER.RESIDENT know bicubic alone.
     cfg.INPUT.INTERPOLATION = "bicubic"
     # Random erasing: share of the image, and height over width, that are erased; drawn between these bounds.
     cfg.INPUT.REA.SCALE = [0.02, 0.33]
     cfg.INPUT.REA.RATIO = [0.3, 3.3]
 
-    # Pooling behind the first convolution of build_resnet_backbone: "ceil", the host's, without padding; "padding",
+    # Pooling behind the first convolution of build_resnet_backbone: "ceil", FastReID's, without padding; "padding",
     # torchvision's; "auto", that by which the pretrained weights were trained: "padding" for torchvision, timm,
     # IBN-Net, CION and LUPerson, "ceil" for checkpoints of FastReID and from scratch. FastReID's figures are of "ceil".
     cfg.MODEL.BACKBONE.STEM_POOL = "auto"
@@ -247,23 +247,23 @@ def add_cerberus_config(cfg: CN) -> None:
     # person; evaluation, rank sheets and figures leave it out. Each is named in the log, and their number at the end.
     cfg.DATALOADER.ON_UNREADABLE = "stop"
 
-    # Keep the images on the device as uint8 and resize, pad, crop, flip and erase whole batches there; the host's
+    # Keep the images on the device as uint8 and resize, pad, crop, flip and erase whole batches there; FastReID's
     # loader where they do not fit or a transform has no batched form, which the log says. NUM_WORKERS has no effect.
     cfg.DATALOADER.RESIDENT = False
-    cfg.DATALOADER.RESIDENT_GIB = 8.0  # GiB for all data sets of a process; never more than half of what is free
+    cfg.DATALOADER.RESIDENT_GIB = 8.0  # GiB for all datasets of a process; never more than half of what is free
 
-    # Accept annotations of identities that have no image in the folder, as in a subset of a data set.
+    # Accept annotations of identities that have no image in the folder, as in a subset of a dataset.
     cfg.DATASETS.ALLOW_SUBSET = False
 
     # For a folder of one's own among DATASETS.NAMES and TESTS without a table: a regular expression with the group
-    # person, and camera, time and outfit as far as names of pictures tell, searched in the path below the folder.
+    # person, and camera, time and outfit as far as names of images tell, searched in the path below the folder.
     cfg.DATASETS.NAME_PATTERN = ""
 
-    # Read the attributes of all data sets under common ones: "common" for those of the package, which Market-1501,
+    # Read the attributes of all datasets under common ones: "common" for those of the package, which Market-1501,
     # DukeMTMC-reID, PA-100K, PETA and UPAR have in part, or the path of a YAML file, see docs/several_sets.md.
     cfg.DATASETS.ONTOLOGY = ""
 
-    # For a data set of one's own: a file in the form of split.csv that is read in place of the data set's own split.
+    # For a dataset of one's own: a file in the form of split.csv that is read in place of the dataset's own split.
     cfg.DATASETS.SPLIT_FILE = ""
 
     # Keep this many training identities, drawn by the seed, out of training; DATASETS.TESTS "held-out" tests on them.
@@ -319,7 +319,7 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.APS.SYNTHESISE = False
 
     # Speed; none of these changes what is computed. benchmarks/README.md has a row for each.
-    # Precision of forward passes: "bfloat16", or "" for the host's (float32, or float16 by SOLVER.AMP with its
+    # Precision of forward passes: "bfloat16", or "" for FastReID's (float32, or float16 by SOLVER.AMP with its
     # gradient scaler). TEST.AUTOCAST may be "float16" too. Where the hardware has no bfloat16, float32 is used. On a
     # GPU, float32 is evaluated without TF32, and trained with it where torch allows cuDNN that, as it does by default.
     cfg.SOLVER.AUTOCAST = ""
@@ -353,7 +353,7 @@ def add_cerberus_config(cfg: CN) -> None:
 def check_model_keys(cfg: CN) -> None:
     """Refuse keys of MODEL that differ from their default and have no effect on training this model.
 
-    Models of the host are not checked. Inference does not call this, so that older runs can be read.
+    Models of FastReID are not checked. Inference does not call this, so that older runs can be read.
 
     Raises:
         ValueError: names each key, its value, and its default.

@@ -20,7 +20,7 @@ KNOWN_MISSING = {(DUKEMTMC.name, "top"): 0}
 
 @dataclass(frozen=True)
 class Annotations:
-    """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing.
+    """Labels of one dataset: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing.
 
     `digest` is a hash of all labels where more than the file `path` holds them. `matching` tells what was left out
     where the labels are those of another schema, read under `schema`.
@@ -61,7 +61,7 @@ def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"{file_name} not found; looked in {places[0]} and {places[1]}. Put the attribute annotations of the data set "
+        f"{file_name} not found; looked in {places[0]} and {places[1]}. Put the attribute annotations of the dataset "
         "there, or draw people with labels by `python -m cerberus_plugin.synthetic`.")
 
 
@@ -97,7 +97,7 @@ def _read_split(path: Path, struct: dict, split: str, schema: AttributeSchema) -
     if not isinstance(fields, dict) or not wanted <= set(fields):
         missing = sorted(wanted - set(fields if isinstance(fields, dict) else ()))
         raise ValueError(f"{path}: {split} lacks the field(s) {', '.join(missing)} of {schema.name}. "
-                         f"Is this the annotation file of another data set?")
+                         f"Is this the annotation file of another dataset?")
     pids = [str(pid) for pid in np.atleast_1d(fields["image_index"]).ravel()]
     bad = [pid for pid in pids if not re.fullmatch("[0-9]{1,9}", pid)]
     if bad or len({int(pid) for pid in pids}) != len(pids):

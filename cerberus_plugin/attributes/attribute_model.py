@@ -23,7 +23,7 @@ ABSTAINED = "cannot tell"
 
 
 class Answer(NamedTuple):
-    """One attribute of one picture.
+    """One attribute of one image.
 
     Attributes:
         value: the most probable class, in words.   probability: that it is right.

@@ -1,7 +1,7 @@
-"""Labels of one data set in the words of another: attributes are matched by name and by value, the rest is unknown.
+"""Labels of one dataset in the words of another: attributes are matched by name and by value, the rest is unknown.
 
 What a label says becomes statements about the attributes of the other schema, "the upper colour is red", "it is not
-blue", and these become labels again. Nothing is concluded from a value that a data set does not know, with one
+blue", and these become labels again. Nothing is concluded from a value that a dataset does not know, with one
 exception, as everywhere in the plugin: who has one listed colour has no other one unless it is said.
 
 Shapes: N rows of labels, F fields of the source, A fields of the target.
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Matching:
-    """What of a data set's labels a schema takes, and what is left out on either side.
+    """What of a dataset's labels a schema takes, and what is left out on either side.
 
     Attributes:
         data, schema: names of the two.
@@ -387,7 +387,7 @@ def _is_yes_no(column: Column) -> bool:
 
 
 def _region(group: Group) -> str:
-    return "the whole picture" if group.strip is None else f"strip {group.strip}"
+    return "the whole image" if group.strip is None else f"strip {group.strip}"
 
 
 def _assembled(name: str, schemas: Sequence[AttributeSchema], groups: Mapping[str, tuple[Group, int]],

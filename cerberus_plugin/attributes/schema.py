@@ -1,4 +1,4 @@
-"""The attributes of a data set: groups, fields, their values, and the bits and recognition columns they give.
+"""The attributes of a dataset: groups, fields, their values, and the bits and recognition columns they give.
 
 Three views of one label are used throughout, each with a fixed order:
 
@@ -39,7 +39,7 @@ class Group:
 
     Attributes:
         name: a Python identifier; checkpoints and indexes use it.
-        strip: the horizontal strip of the local branch that the group reads, 0 at the top; None for the whole picture,
+        strip: the horizontal strip of the local branch that the group reads, 0 at the top; None for the whole image,
             which the global branch gives. The local map is cut into as many equal strips as the schema numbers.
         lasting: whether the attributes stay when a person changes clothes.
     """
@@ -122,7 +122,7 @@ def of_labels(method):
 
 
 class AttributeSchema:
-    """Names, values and groups of a data set's attributes, and the conversions between fields, bits and words.
+    """Names, values and groups of a dataset's attributes, and the conversions between fields, bits and words.
 
     Shapes: N persons or images, A fields, L bits of a group, M columns.
 
@@ -188,7 +188,7 @@ class AttributeSchema:
                        "underscores, such as 'left_hand', and no word of Python")
             if group.strip is not None and not (isinstance(group.strip, int) and group.strip >= 0):
                 refuse(f"group '{group.name}' reads strip {group.strip!r}, expected 0 (the uppermost), 1, ..., or None "
-                       "for the whole picture")
+                       "for the whole image")
         for own in self.fields:
             if own.group not in names:
                 refuse(f"field '{own.name}' is of group '{own.group}', expected one of {', '.join(names)}")
@@ -510,7 +510,7 @@ SCHEMAS: dict[str, AttributeSchema] = {schema.name: schema for schema in (MARKET
 
 
 def register_schema(schema: AttributeSchema) -> AttributeSchema:
-    """Make a schema known by its name, so that configurations and data sets can name it.
+    """Make a schema known by its name, so that configurations and datasets can name it.
 
     Returns:
         the schema.

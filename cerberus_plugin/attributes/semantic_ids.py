@@ -15,7 +15,7 @@ SID_SPACES = ("observed", "union", "product")
 
 @dataclass(frozen=True)
 class SIDTable:
-    """The semantic IDs of a data set, group by group.
+    """The semantic IDs of a dataset, group by group.
 
     K semantic IDs of a group, A fields, L bits of a group, N persons.
 

@@ -1,7 +1,7 @@
 """Attribute-based person search (APS): a description ranks the gallery, and its images are those that fit it.
 
 Letters: Q queries (descriptions), N gallery images, A label fields, K categories. A category is one full tuple of
-labels; the queries of a data set are distinct categories of its test images, see `QUERIES`, and an image is relevant
+labels; the queries of a dataset are distinct categories of its test images, see `QUERIES`, and an image is relevant
 when its category is the query's. Where labels are missing, a query describes what is known of its category, and
 `relations` tells which images fit it.
 For a partial query (some groups given) there are two readings, both served here: hand over the full categories, or the

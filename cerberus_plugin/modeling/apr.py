@@ -89,9 +89,9 @@ class ColumnAnswers(nn.Module):
 
 @REID_HEADS_REGISTRY.register()
 class AttributeHead(EmbeddingHead):
-    """The host's head with attribute classifiers on the feature, whose scores join it in the identity classifier.
+    """FastReID's head with attribute classifiers on the feature, whose scores join it in the identity classifier.
 
-    The feature is what the host's head gives at inference: pooled, through the bottleneck where there is one.
+    The feature is what FastReID's head gives at inference: pooled, through the bottleneck where there is one.
 
     Args:
         identity, attributes: which classifiers there are, see `PARTS`.
@@ -99,7 +99,7 @@ class AttributeHead(EmbeddingHead):
         scores: reading of `attribute_scores`.   reweighting: pass them through ARM; off for the ablation.
         block_dim: a block of FC, BN, dropout and ReLU of this size after pooling; 0 for none.
         dropout: share of the pooled feature, or of the block, that training drops.
-        host: arguments of the host's head.
+        host: arguments of FastReID's head.
     """
 
     @configurable
@@ -120,7 +120,7 @@ class AttributeHead(EmbeddingHead):
             m = num_scores(self.sizes, scores)
             self.arm = AttributeReweighting(m) if reweighting else nn.Identity()
             self.weight = nn.Parameter(torch.empty(len(self.weight), size + m))
-            nn.init.normal_(self.weight, std=0.01)  # as the host's
+            nn.init.normal_(self.weight, std=0.01)  # as FastReID's
         elif not identity:
             self.weight = None
 
@@ -137,7 +137,7 @@ class AttributeHead(EmbeddingHead):
             "scores": node.SCORES, "reweighting": node.ARM, "block_dim": node.BLOCK_DIM, "dropout": node.DROPOUT}
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
-        """Maps (B, C, H, W) to the feature (B, E), or in training to the host's outputs and "attribute_logits"."""
+        """Maps (B, C, H, W) to the feature (B, E), or in training to FastReID's outputs and "attribute_logits"."""
         pooled = self.block(self.pool_layer(features))  # (B, C, 1, 1)
         feature = self.bottleneck(pooled)[..., 0, 0]  # (B, E)
         if not self.training:
@@ -153,7 +153,7 @@ class AttributeHead(EmbeddingHead):
         return outputs
 
     def _classify(self, joined: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Identity logits as the host's head makes them."""
+        """Identity logits as FastReID's head makes them."""
         linear = type(self.cls_layer).__name__ == "Linear"
         logits = F.linear(joined, self.weight) if linear else F.linear(F.normalize(joined), F.normalize(self.weight))
         return {"cls_outputs": self.cls_layer(logits.clone(), targets), "pred_class_logits": logits * self.cls_layer.s}
@@ -161,7 +161,7 @@ class AttributeHead(EmbeddingHead):
 
 @META_ARCH_REGISTRY.register()
 class APR(Baseline):
-    """The host's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
+    """FastReID's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
 
     Identity losses are those of MODEL.LOSSES.NAME: cross-entropy alone in the paper.
 
@@ -169,7 +169,7 @@ class APR(Baseline):
         schema: of the attributes; None for a model without them.
         lambda_id: lambda.
         num_classes: training identities, or their outfits where the labels are those of outfits.
-        host: arguments of the host's Baseline.
+        host: arguments of FastReID's Baseline.
     """
 
     @configurable
@@ -194,16 +194,16 @@ class APR(Baseline):
             "num_classes": cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES}
 
     def forward(self, batched_inputs):
-        """The host's batch to losses by name, or images to features (B, E)."""
+        """FastReID's batch to losses by name, or images to features (B, E)."""
         features = self.backbone(self.preprocess_image(batched_inputs))
         if not self.training:
             return self.heads(features)
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        # FastReID's PreciseBN feeds -1 for identities of another dataset and throws the losses away.
         targets = batched_inputs["targets"].to(self.device).clamp(min=0)
         return self.losses(self.heads(features, targets), targets, batched_inputs.get("attributes"))
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
-        """Named terms whose sum is the objective; attributes int64 (B, A) as the data set labels them."""
+        """Named terms whose sum is the objective; attributes int64 (B, A) as the dataset labels them."""
         identity = {name: self.lambda_id * loss for name, loss in super().losses(outputs, targets).items()}
         return identity | {"loss_attribute": (1 - self.lambda_id) * self._attribute_loss(outputs, attributes)}
 
@@ -218,7 +218,7 @@ class APR(Baseline):
 
     def _attribute_loss(self, outputs: dict, attributes: Tensor | None, reduction: str = "mean") -> Tensor:
         if attributes is None:
-            raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
+            raise ValueError("training batch without 'attributes': DATASETS.NAMES must be datasets with annotations, "
                              "such as Market1501Attributes")
         answers = self.column_answers(attributes.to(self.device))
         return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
@@ -234,7 +234,7 @@ class ARN(APR):
 
 @META_ARCH_REGISTRY.register()
 class IDE(APR):
-    """Identities alone: the host's identity losses, as they are."""
+    """Identities alone: FastReID's identity losses, as they are."""
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
         return Baseline.losses(self, outputs, targets)

@@ -64,7 +64,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
 
 class _Weights(Checkpointer):
-    """The host's, which does not name weights that a model has no place for: without classes, those of a classifier."""
+    """FastReID's, which does not name weights that a model has no place for: without classes, those of a classifier."""
 
     def _log_incompatible_keys(self, incompatible) -> None:
         empty = {key for key, value in self.model.state_dict().items() if not value.numel()}

@@ -122,7 +122,7 @@ class Cerberus(ImageModel):
         }
 
     def forward(self, batched_inputs):
-        """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
+        """FastReID's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
         images = self.preprocess_image(batched_inputs)
         if not self.training:
             return self.heads(self.maps(images))
@@ -175,7 +175,7 @@ class Cerberus(ImageModel):
         return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **options)
 
     def finish_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Blocks of unit length again, after the host has averaged over the flip test: (n, G * D)."""
+        """Blocks of unit length again, after FastReID has averaged over the flip test: (n, G * D)."""
         return blocks(embeddings, len(self.groups)).flatten(1)
 
     def _log_alignment(self, alignment: dict[str, Tensor]) -> None:

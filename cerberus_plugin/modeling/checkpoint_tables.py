@@ -63,7 +63,7 @@ def schema_in(state: Mapping[str, Tensor], fingerprint: str = "", kind: str = "f
 
 
 class ClassLabels(nn.Module):
-    """Attributes of the training identities, by class index as the host numbers them, or of their outfits.
+    """Attributes of the training identities, by class index as FastReID numbers them, or of their outfits.
 
     Buffers: `labels` int64 (C, A); `schema`, the fingerprint of the attribute set and its columns, 0 before `fill`.
     """
@@ -93,7 +93,7 @@ def begin_from_other_weights(model: nn.Module, beginning: bool) -> None:
     """Choose what the modules with tables in `model` do with the weights that are loaded next.
 
     Args:
-        beginning: True to start a training: the tables stay those of its own data set, and weights whose meaning hangs
+        beginning: True to start a training: the tables stay those of its own dataset, and weights whose meaning hangs
             on other tables stay as they are. False to resume or evaluate: other tables are an error.
     """
     for module in model.modules():
@@ -109,22 +109,22 @@ def leave(state: dict[str, Tensor], prefix: str, names: Iterable[str]) -> None:
 
 def refuse_other_tables(module: nn.Module, state: Mapping[str, Tensor], prefix: str, tables: Sequence[str],
                         keys: str) -> None:
-    """Refuse a checkpoint of other tables, which the host's checkpointer would skip with a warning.
+    """Refuse a checkpoint of other tables, which FastReID's checkpointer would skip with a warning.
 
     Args:
-        module: whose tensors are to be loaded; its tables count once `schema` is filled from a data set.
-        state: the checkpoint's tensors; the host has taken out those of another size.   prefix: of the module's names.
+        module: whose tensors are to be loaded; its tables count once `schema` is filled from a dataset.
+        state: the checkpoint's tensors; FastReID has taken out those of another size.   prefix: of the module's names.
         tables: names of the buffers that must be those of the checkpoint.   keys: of the configuration that size them.
     """
     tensors = module.state_dict()
     absent = [name for name in tensors if prefix + name not in state]
     if absent:
         raise ValueError(f"checkpoint: '{prefix}{absent[0]}' is absent or of another size than this model's "
-                         f"({tuple(tensors[absent[0]].shape)}). It was trained on another data set, with another "
+                         f"({tuple(tensors[absent[0]].shape)}). It was trained on another dataset, with another "
                          f"{keys}, or is the checkpoint of another model. Use the config.yaml of its run folder.")
     if not tensors["schema"].item():
         return
     for name in tables:
         if not torch.equal(state[prefix + name].cpu(), tensors[name].cpu()):
-            raise ValueError(f"checkpoint: table '{prefix}{name}' differs from that of the training data set; same "
+            raise ValueError(f"checkpoint: table '{prefix}{name}' differs from that of the training dataset; same "
                              "sizes, other identities or attributes. Resume with the data it began with.")

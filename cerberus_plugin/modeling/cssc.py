@@ -43,7 +43,7 @@ class SMR(nn.Module):
 
     Args:
         pooling: of `POOLINGS`, for the whole map and for its stripes.
-        norm: the host's name of a normalisation ("BN", "syncBN").
+        norm: FastReID's name of a normalisation ("BN", "syncBN").
     """
 
     def __init__(self, channels: int, num_classes: int, pooling: str, norm: str = "BN") -> None:
@@ -116,7 +116,7 @@ class CSSC(ImageModel):
         norm: see `SMR`.
         pixel_mean, pixel_std: of RGB in 0..255.
         criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`. Label smoothing spreads
-            its epsilon evenly over all K identities as in the paper's code. The host's loss spreads it over the K - 1
+            its epsilon evenly over all K identities as in the paper's code. FastReID's loss spreads it over the K - 1
             others, which at epsilon * (K - 1) / K is the same.
         triplet_epoch: the first epoch that has them, from 1 on.
         flip_sum: embed image and mirror image, and add the two.
@@ -168,7 +168,7 @@ class CSSC(ImageModel):
         }
 
     def forward(self, batched_inputs):
-        """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
+        """FastReID's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
         images = self.preprocess_image(batched_inputs)
         if not self.training:
             feature = self.pool(images)[0].float()
@@ -219,7 +219,7 @@ class CSSC(ImageModel):
 
     @staticmethod
     def finish_embeddings(embeddings: Tensor) -> Tensor:
-        """Of unit length again, after the host has averaged over the flip test: (n, C)."""
+        """Of unit length again, after FastReID has averaged over the flip test: (n, C)."""
         return F.normalize(embeddings, dim=1)
 
     def _log_ignored_rows(self, rows: int) -> None:
@@ -236,4 +236,4 @@ def _classifier(size: int, num_classes: int) -> nn.Parameter:
 
 
 def _normalised(bn: nn.Module, x: Tensor) -> Tensor:
-    return bn(x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)
+    return bn(x[:, :, None, None])[:, :, 0, 0]  # FastReID's norms take (B, D, 1, 1)

@@ -11,13 +11,13 @@ from torch import nn
 
 @REID_HEADS_REGISTRY.register()
 class FullyConnectedHead(EmbeddingHead):
-    """The host's head with torchreid's layers behind the pooling: fully connected with bias, BN, ReLU.
+    """FastReID's head with torchreid's layers behind the pooling: fully connected with bias, BN, ReLU.
 
     The embedding is what comes after the ReLU, and so are the logits; MODEL.HEADS.WITH_BNNECK has no effect.
 
     Args:
         embedding_dim: size of the embedding, 512 in torchreid.
-        host: arguments of the host's head.
+        host: arguments of FastReID's head.
     """
 
     @configurable

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..attributes import PERSON_GROUPS, Group, find_schema
 
 POOLS = ("mean", "max", "gem")
-GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
+GEM_EPS = 1e-6  # as in FastReID's layer: values of a map count from here on
 
 
 @torch.no_grad()
@@ -134,10 +134,10 @@ class CerberusHead(nn.Module):
         sigma, squared_norm, sigma_quantile: see `person_rows`.   strip_overlap: see `strip_matrix`.
         pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent a branch.
         split: give out representations before the batch normalisation as well, for the triplet loss.
-        norm: the host's name of a normalisation ("BN", "syncBN").
+        norm: FastReID's name of a normalisation ("BN", "syncBN").
         sampled_identities: classify each batch among its own identities and random others, this many together, as
             partial softmax does where there are very many; 0 takes all.
-        groups: G of them, some of a strip and some of the whole picture, so that both branches are trained.
+        groups: G of them, some of a strip and some of the whole image, so that both branches are trained.
     """
 
     @configurable
@@ -151,7 +151,7 @@ class CerberusHead(nn.Module):
         self.num_strips = max(strips, default=-1) + 1
         if not 0 < len(strips) < len(groups):
             raise ValueError(f"CerberusHead: the groups read {list(self.strip_of_group.values())} (strips, or None for "
-                             "the whole picture), expected both kinds: else one of the two branches is never trained")
+                             "the whole image), expected both kinds: else one of the two branches is never trained")
         if pool not in POOLS:
             raise ValueError(f"MODEL.CERBERUS.POOL is '{pool}', expected one of {', '.join(POOLS)}")
         self.pooling = pool
@@ -272,4 +272,4 @@ class CerberusHead(nn.Module):
         return pool_strips(local_map, strips, p["local"]), pool_strips(global_map, whole, p["global"])[0]
 
     def _normalised(self, group: str, x: Tensor) -> Tensor:
-        return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)
+        return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # FastReID's norms take (B, D, 1, 1)

@@ -1,4 +1,4 @@
-"""What the plugin's models do with the host's batches before anything of their own."""
+"""What the plugin's models do with FastReID's batches before anything of their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImageModel(nn.Module):
         """Identities of a training batch: int64 (B,)."""
         if "targets" not in batched_inputs:
             raise ValueError("training batch without 'targets': every image needs its identity")
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        # FastReID's PreciseBN feeds -1 for identities of another dataset and throws the losses away.
         return batched_inputs["targets"].to(self.device).clamp(min=0)
 
     def training_sids(self, batched_inputs: dict, num_groups: int) -> Tensor:
@@ -41,8 +41,8 @@ class ImageModel(nn.Module):
         if "sids" in batched_inputs:
             return batched_inputs["sids"].to(self.device)
         targets = batched_inputs["targets"]
-        if (targets < 0).all():  # of another data set, by the host's PreciseBN
+        if (targets < 0).all():  # of another dataset, by FastReID's PreciseBN
             return torch.full((len(targets), num_groups), MISSING, device=self.device)
         raise ValueError("training batch without 'sids', the semantic IDs of each image: take the batches of "
-                         "CerberusTrainer.build_train_loader, for a data set with annotations such as "
+                         "CerberusTrainer.build_train_loader, for a dataset with annotations such as "
                          "Market1501Attributes")

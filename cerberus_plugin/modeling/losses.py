@@ -276,7 +276,7 @@ class TripletLoss:
 
     def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
         representations = outputs.get("before", outputs["representations"])
-        if targets.identities is None:  # 0 while off: the host logs terms by name only where there is more than one
+        if targets.identities is None:  # 0 while off: FastReID logs terms by name only where there is more than one
             loss = representations.new_zeros((), dtype=torch.float32)
         elif self.margin is None:
             loss = soft_triplet_loss(representations, targets.identities)

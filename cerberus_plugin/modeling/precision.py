@@ -1,6 +1,6 @@
 """Switches that make a step cheaper and leave what it computes alone: precision, memory format, compilation, optimiser.
 
-Each acts on a model or optimiser of any kind, the host's own included, and is a key of the configuration.
+Each acts on a model or optimiser of any kind, FastReID's own included, and is a key of the configuration.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CHANNELS_LAST = "channels_last"  # how an optimiser's groups remember the order 
 
 
 def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", channels_last: bool = False) -> None:
-    """Let `model` run under autocast, and on images in channels-last order; called with the host's batches as before.
+    """Let `model` run under autocast, and on images in channels-last order; called with FastReID's batches as before.
 
-    bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses leave
+    bfloat16 has float32's range, so gradients need no scaler and FastReID's plain step is left as it is. Losses leave
     autocast by themselves (`losses.py`, `host.training`).
 
     Args:
-        training, evaluation: a key of `AUTOCAST`. "" leaves the precision of training to the host, and evaluates in
+        training, evaluation: a key of `AUTOCAST`. "" leaves the precision of training to FastReID, and evaluates in
             float32 without TF32.
     """
     hooks = _ForwardHooks(training, evaluation, channels_last)
@@ -93,15 +93,15 @@ def _without_tf32() -> Iterator[None]:
 
 
 def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:
-    """Refuse precisions that do not exist, or that the host's mixed precision would work against."""
+    """Refuse precisions that do not exist, or that FastReID's mixed precision would work against."""
     for key, name, allowed in (("SOLVER.AUTOCAST", training, ("", "bfloat16")),
                                ("TEST.AUTOCAST", evaluation, tuple(AUTOCAST))):
         if name not in allowed:
-            hint = "; float16 needs the host's gradient scaler: SOLVER.AMP.ENABLED True" if name == "float16" else ""
+            hint = "; float16 needs FastReID's gradient scaler: SOLVER.AMP.ENABLED True" if name == "float16" else ""
             raise ValueError(f"{key} is '{name}', expected one of {allowed}{hint}.")
     if training and host_mixed_precision:
         raise ValueError(f"SOLVER.AUTOCAST is '{training}' and SOLVER.AMP.ENABLED True: two precisions for one "
-                         "step. Set SOLVER.AMP.ENABLED False, or SOLVER.AUTOCAST '' for the host's float16.")
+                         "step. Set SOLVER.AMP.ENABLED False, or SOLVER.AUTOCAST '' for FastReID's float16.")
 
 
 def computes_in_half(device: torch.device) -> bool:
@@ -112,7 +112,7 @@ def computes_in_half(device: torch.device) -> bool:
 
 
 def compile_model(model: nn.Module, **options) -> None:
-    """Compile the methods that a model names in `compilable`; of the host's models everything but the heads.
+    """Compile the methods that a model names in `compilable`; of FastReID's models everything but the heads.
 
     State and checkpoints keep their names. The first step takes a minute or so.
 
@@ -159,9 +159,9 @@ def missing_for_compilation(model: nn.Module) -> str | None:
 
 
 def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Store convolutions' weights and gradients in channels-last order, within the host's flat buffers.
+    """Store convolutions' weights and gradients in channels-last order, within FastReID's flat buffers.
 
-    The host flattens parameters (utils/params.py) in their default order; here each segment is permuted where it
+    FastReID flattens parameters (utils/params.py) in their default order; here each segment is permuted where it
     lies, so that the buffer stays valid and convolutions need no reordering in every step.
     """
     for parameter in model.parameters():

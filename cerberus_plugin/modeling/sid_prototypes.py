@@ -56,7 +56,7 @@ class SIDPrototypes(nn.Module):
             raise ValueError(f"MODEL.CERBERUS.INIT is '{init}', expected one of {', '.join(INITIALISERS)}")
         if len(sizes) != len(self.groups) or min(sizes) < 1:
             raise ValueError(f"MODEL.CERBERUS.NUM_SIDS is {tuple(sizes)}, expected {len(self.groups)} numbers of at "
-                             "least 1. The trainer fills it from the data set, or from the checkpoint under "
+                             "least 1. The trainer fills it from the dataset, or from the checkpoint under "
                              "--eval-only.")
         # Fan-in is D, so vectors are stored as rows; a transposed table would start at another scale.
         for table in self._make_tables(sizes, bits, dim):
@@ -83,10 +83,10 @@ class SIDPrototypes(nn.Module):
 
     @torch.no_grad()
     def fill(self, table: SIDTable, sid_of_class: Tensor, margins: tuple[Tensor, ...]) -> None:
-        """Write the tables of a data set into the buffers.
+        """Write the tables of a dataset into the buffers.
 
         Args:
-            sid_of_class: int64 (C, G), by class index as the host numbers identities, or by outfit; -1 where missing.
+            sid_of_class: int64 (C, G), by class index as FastReID numbers identities, or by outfit; -1 where missing.
             margins: per group float (K,).
         """
         for group, bits, counts, margin in zip(self.groups, table.bits(), table.counts, margins):
@@ -217,7 +217,7 @@ class SIDPrototypes(nn.Module):
     def _without_meaning_here(self, state, prefix: str) -> list[str]:
         """Names of the tensors that weights of another training set cannot give: tables and what hangs on others.
 
-        Vectors of bits, what they are added to, and learned scales mean the same in every data set of a schema, a free
+        Vectors of bits, what they are added to, and learned scales mean the same in every dataset of a schema, a free
         prototype only where its group has the same semantic IDs.
         """
         def same(name: str) -> bool:

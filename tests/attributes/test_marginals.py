@@ -391,7 +391,7 @@ def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_no
         begin_from_other_weights(module, True)
         shapes = {name: value.shape for name, value in before.items()}
         module.load_state_dict({name: value for name, value in given.state_dict().items()
-                                if shapes.get(name, value.shape) == value.shape}, strict=False)  # as the host does
+                                if shapes.get(name, value.shape) == value.shape}, strict=False)  # as FastReID does
         parameters = dict(given.named_parameters())
         for name, value in module.state_dict().items():
             table, _, group = name.partition(".")

@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_table_is_refused_by_name():
     state = module.state_dict()
     other, _, _ = prototypes_of(MARKET1501)
     other.load_state_dict(state)
-    narrow = {key: value for key, value in state.items() if key != "rows.upper"}  # the host drops other sizes
+    narrow = {key: value for key, value in state.items() if key != "rows.upper"}  # FastReID drops other sizes
     with pytest.raises(ValueError, match="'rows.upper' is absent or of another size.*EMBEDDING_DIM"):
         other.load_state_dict(narrow, strict=False)
     changed = state | {"bits_upper": 1 - state["bits_upper"]}

@@ -1,4 +1,4 @@
-"""Ranking figures: worked examples to exact fractions, a brute-force twin, and the host's own function."""
+"""Ranking figures: worked examples to exact fractions, a brute-force twin, and FastReID's own function."""
 
 import itertools
 

@@ -113,7 +113,7 @@ def test_parameters_are_the_backbone_and_each_part_by_itself(name, extra):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_objective_is_lambda_times_identity_and_the_rest_times_the_mean_attribute_loss(recipe):
-    """With the attributes' share of the identity classifier at 0, the identity part is the host's own model."""
+    """With the attributes' share of the identity classifier at 0, the identity part is FastReID's own model."""
     apr = model_of("apr", "MODEL.APR.LAMBDA", 0.7, recipe=recipe)
     host = model_of("bot", "MODEL.HEADS.NAME", "EmbeddingHead", recipe="paper") if recipe == "bag of tricks" else (
         model_of("ide"))
@@ -334,7 +334,7 @@ def test_a_checkpoint_of_another_attribute_set_is_refused(small_config, tmp_path
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match="trained on an attribute set this version does not know"):
         load_model(with_weights(cfg, path))
-    with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training data set"):
+    with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training dataset"):
         CerberusTrainer(cfg).resume_or_load(resume=True)
 
 

@@ -137,8 +137,8 @@ def test_it_trains_evaluates_is_saved_loaded_resumed_and_exported(small_config, 
         return
     del first, second, predictor
     gc.collect()  # a trainer and its hooks refer to each other; collected amid an export, torch 2.13 has crashed
-    pictures = market_root / "Market-1501-v15.09.15" / "query"
-    assert export(run_folder, tmp_path / "model.onnx", pictures).holds
+    images = market_root / "Market-1501-v15.09.15" / "query"
+    assert export(run_folder, tmp_path / "model.onnx", images).holds
 
 
 @pytest.mark.parametrize("case", ["test_vit", pytest.param("osnet", marks=pytest.mark.slow),

@@ -43,7 +43,7 @@ def batch(size: int = 8, height: int = 128) -> dict:
 
 
 def losses_of(model, epoch: int | None = None, **changes) -> dict[str, torch.Tensor]:
-    """Losses in an epoch of a trainer, from 0 on as the host counts, or before its first."""
+    """Losses in an epoch of a trainer, from 0 on as FastReID counts, or before its first."""
     with EventStorage(0) as storage:
         if epoch is not None:
             storage.epoch = epoch
@@ -374,7 +374,7 @@ def test_the_stem_pools_as_the_key_says_also_where_a_backbone_is_taken_apart():
 
 
 def learning_rates(cfg, steps: int) -> list[float]:
-    """At the first step of each epoch, as the host's hook (engine/hooks.py:254) steps its two schedules."""
+    """At the first step of each epoch, as FastReID's hook (engine/hooks.py:254) steps its two schedules."""
     from fastreid.solver import build_lr_scheduler
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)

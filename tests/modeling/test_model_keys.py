@@ -124,7 +124,7 @@ def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, na
     read.clear()
     getattr(module, f"build_{name}_backbone")(cfg)
     outside = {"NAME", "FEAT_DIM", "CUT", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # of the builder
-    without_effect = {"SIE_COE"}  # the weight of cameras, of which the host's builder gives its transformer none
+    without_effect = {"SIE_COE"}  # the weight of cameras, of which FastReID's builder gives its transformer none
     keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - outside
     assert keys == {key for key in read if key.isupper()} - without_effect
 

@@ -1,4 +1,4 @@
-"""Every switch for speed leaves what is computed alone, on the plugin's model and on the host's."""
+"""Every switch for speed leaves what is computed alone, on the plugin's model and on FastReID's."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ PLAIN = ("SOLVER.AUTOCAST", "", "TEST.AUTOCAST", "", "MODEL.CHANNELS_LAST", Fals
 
 
 def train_steps(steps: int = 2, channels_last: bool = False, fused: bool = False, precision: str = ""):
-    """Losses of some steps with Adam on the host's flat buffers, the model after them, and its optimiser.
+    """Losses of some steps with Adam on FastReID's flat buffers, the model after them, and its optimiser.
 
     In float64 unless under autocast, so that what differs is not rounding.
     """
