@@ -21,3 +21,5 @@ def test_examples_of_the_module_run(name):
     module = importlib.import_module(name)
     failed, tried = doctest.testmod(module, optionflags=FLAGS)
     assert not failed, f"{failed} of {tried} lines of examples of {name} fail, see above"
+    found = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
+    assert found == Path(module.__file__).read_text(encoding="utf-8").count(">>> "), "doctest misses an example"

@@ -95,11 +95,11 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (b"", "cut short or not of MATLAB 5 to 7"),
-    (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is of MATLAB 7.3; save it by `save -v7`"),
-    (HEADER + b"\x0e\0\0\0\xff\xff\xff\x7f", "an element of 2147483647 bytes is cut short"),
+    (b"", "truncated or not a MATLAB 5 to 7 file"),
+    (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is a MATLAB 7.3 file; save it with `save -v7`"),
+    (HEADER + b"\x0e\0\0\0\xff\xff\xff\x7f", "an element of 2147483647 bytes is truncated"),
     (HEADER + struct.pack("<II", 15, 10) + b"not zlib's", "a compressed variable is damaged"),
-    (HEADER + struct.pack("<II", 15, 12) + zlib.compress(bytes(range(99)))[:12], "a compressed variable is cut short"),
+    (HEADER + struct.pack("<II", 15, 12) + zlib.compress(bytes(range(99)))[:12], "a compressed variable is truncated"),
 ])
 def test_a_file_of_another_kind_or_length_gives_the_reason(tmp_path, data, message):
     (tmp_path / "a.mat").write_bytes(data)
@@ -126,5 +126,5 @@ def test_structs_without_end_are_refused(tmp_path):
         matrix = (element(6, struct.pack("<II", 2, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b"s")
                   + element(5, struct.pack("<i", 8)) + element(1, b"field\0\0\0") + element(14, matrix))
     (tmp_path / "a.mat").write_bytes(HEADER + element(14, matrix))
-    with pytest.raises(ValueError, match="more than 8 structs and cells in one another"):
+    with pytest.raises(ValueError, match="more than 8 nested structs and cells"):
         read_matlab(tmp_path / "a.mat")

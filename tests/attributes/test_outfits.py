@@ -49,7 +49,7 @@ def test_leading_zeros_of_an_outfit_and_the_order_of_columns_do_not_matter(file)
     ("test,7,C", "probe,7,C", "line 2: got 'probe,7,C', expected train or test"),
     ("train,7,1", "train,seven,1", "line 3: got 'train,seven,1'.*the number of a person"),
     ("train,7,1", "train,7,", "line 3: got 'train,7,'.*the name of an outfit"),
-    ("train,7,1", "train,7,02", "line 4: outfit '2' of person 7 .train. is there twice"),
+    ("train,7,1", "train,7,02", "line 4: outfit '2' of person 7 .train. is listed twice"),
     ("male,", "mail,", "line 2: 'gender' cannot be '(fe)?mail'; did you mean '(fe)?male'"),
     ("train,7,1,", "train,7,1,,", "line 3: expected 15 values"),
 ])
@@ -113,5 +113,5 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(file):
 
 
 def test_a_missing_file_is_described(tmp_path):
-    with pytest.raises(FileNotFoundError, match="a line for each outfit of a person, with the columns split, person"):
+    with pytest.raises(FileNotFoundError, match="one line per outfit of a person, with the columns split, person"):
         read_outfits(tmp_path / "outfits.csv", MARKET1501)

@@ -158,7 +158,7 @@ def test_features_that_are_not_numbers_are_an_error(world):
 
 def test_features_of_another_size_or_metric_are_an_error(world):
     queries, gallery, *ids = world
-    with pytest.raises(ValueError, match="query features are 8 numbers an image, gallery features 7"):
+    with pytest.raises(ValueError, match="query features have 8 values per image, gallery features 7"):
         reid_metrics_from_features(queries, gallery[:, :7], *ids, part_size=50)
     with pytest.raises(ValueError, match="unknown metric 'jaccard'"):
         reid_metrics_from_features(queries, gallery, *ids, part_size=50, metric="jaccard")
