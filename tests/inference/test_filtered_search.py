@@ -197,7 +197,7 @@ def test_bad_thresholds_and_predictions_are_refused(threshold, queries, message)
 def test_a_survival_that_cannot_be_promised_is_refused():
     with pytest.raises(ValueError, match="the requested survival is 1.0"):
         choose_threshold(torch.rand(5), torch.arange(5), 1.0)
-    with pytest.raises(ValueError, match="no query has a match under another camera"):
+    with pytest.raises(ValueError, match="no query has a match in another camera"):
         filtered_metrics(lambda rows: torch.rand(1, 2)[rows], lambda rows: torch.ones(1, 2, dtype=torch.bool)[rows],
                          torch.tensor([1]), torch.tensor([1]), torch.tensor([2, 3]), torch.tensor([1, 2]))
 

@@ -219,13 +219,13 @@ def test_a_checkpoint_of_another_table_is_refused_by_name():
     other, _, _ = prototypes_of(MARKET1501)
     other.load_state_dict(state)
     narrow = {key: value for key, value in state.items() if key != "rows.upper"}  # FastReID drops other sizes
-    with pytest.raises(ValueError, match="'rows.upper' is absent or of another size.*EMBEDDING_DIM"):
+    with pytest.raises(ValueError, match="'rows.upper' is missing or has a different size.*EMBEDDING_DIM"):
         other.load_state_dict(narrow, strict=False)
     changed = state | {"bits_upper": 1 - state["bits_upper"]}
     with pytest.raises(ValueError, match="table 'bits_upper' differs"):
         other.load_state_dict(changed)
     without = {key: value for key, value in state.items() if key != "sid_of_class"}
-    with pytest.raises(ValueError, match="'sid_of_class' is absent or of another size"):
+    with pytest.raises(ValueError, match="'sid_of_class' is missing or has a different size"):
         other.load_state_dict(without, strict=False)
 
 

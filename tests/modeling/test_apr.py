@@ -210,7 +210,7 @@ def test_inference_gives_the_pooled_feature():
 def test_wrong_keys_are_refused_by_name():
     with pytest.raises(ValueError, match="MODEL.HEADS.NAME is 'EmbeddingHead'; APR needs AttributeHead"):
         model_of("apr", "MODEL.HEADS.NAME", "EmbeddingHead")
-    with pytest.raises(ValueError, match="AttributeHead serves IDE, ARN, APR; MODEL.META_ARCHITECTURE is 'Baseline'"):
+    with pytest.raises(ValueError, match="AttributeHead supports IDE, ARN, APR; MODEL.META_ARCHITECTURE is 'Baseline'"):
         model_of("apr", "MODEL.META_ARCHITECTURE", "Baseline")
     with pytest.raises(ValueError, match="MODEL.APR.LAMBDA is 1.5, expected a share between 0 and 1"):
         model_of("apr", "MODEL.APR.LAMBDA", 1.5)
@@ -328,11 +328,11 @@ def test_a_checkpoint_of_another_attribute_set_is_refused(small_config, tmp_path
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["model"]["class_labels.schema"].fill_(7)
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="'held_schema.record' is the schema market1501, but .* of another one"):
+    with pytest.raises(ValueError, match="'held_schema.record' is the schema market1501, but .* of another schema"):
         load_model(with_weights(cfg, path))
     del checkpoint["model"]["held_schema.record"]  # as in earlier checkpoints
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="trained on an attribute set this version does not know"):
+    with pytest.raises(ValueError, match="trained with an unknown attribute schema"):
         load_model(with_weights(cfg, path))
     with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training dataset"):
         CerberusTrainer(cfg).resume_or_load(resume=True)

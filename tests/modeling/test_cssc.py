@@ -134,7 +134,7 @@ def test_stripes_are_eight_linear_layers_and_normalisations():
 
 
 def test_a_map_with_fewer_rows_than_stripes_is_refused_in_training_only():
-    with pytest.raises(ValueError, match="map of 7 rows cannot be cut into the 8 stripes of CSSC.*128 high"):
+    with pytest.raises(ValueError, match="map of 7 rows cannot be divided into the 8 stripes of CSSC.*at least 128"):
         SMR(16, 3, "max")(torch.zeros(2, 16, 7, 2))
     assert SMR(16, 3, "max").eval()(torch.zeros(2, 16, 7, 2))[2] is None
 
@@ -142,7 +142,7 @@ def test_a_map_with_fewer_rows_than_stripes_is_refused_in_training_only():
 def test_rows_that_no_stripe_has_are_said_once(log):
     model = model_of()
     losses_of(model, **batch(height=160))
-    assert "stripes of a map of 10 rows leave the last 2 out" in log.text
+    assert "the map has 10 rows, which is not a multiple of 8: the last 2 rows" in log.text
     log.clear()
     losses_of(model, **batch(height=160))
     losses_of(model_of())  # 8 rows

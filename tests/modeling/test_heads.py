@@ -57,7 +57,7 @@ def test_in_units_of_the_maps_own_median_the_scale_of_a_backbone_does_not_matter
 
 
 def test_a_quantile_is_a_share():
-    with pytest.raises(ValueError, match="SIGMA_QUANTILE is 1.5, expected a share"):
+    with pytest.raises(ValueError, match="SIGMA_QUANTILE is 1.5, expected a quantile"):
         head(sigma_quantile=1.5)
 
 

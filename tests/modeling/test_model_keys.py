@@ -154,10 +154,10 @@ def test_keys_of_other_backbones_are_refused(name, key):
 
 @pytest.mark.parametrize(("case", "options", "message"), [
     ("IDE", ("MODEL.LOSSES.NAME", ["CrossEntropyLoss", "Triplet"]), "NAME is .*'Triplet'.*, expected any of CrossEn"),
-    ("Cerberus", ("MODEL.LOSSES.CE.EPSILON", -1.0), "EPSILON is -1.0, expected 0 to 1: Cerberus has no adaptive"),
+    ("Cerberus", ("MODEL.LOSSES.CE.EPSILON", -1.0), "EPSILON is -1.0, expected 0 to 1: Cerberus does not support"),
     ("Cerberus", ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool", "MODEL.QUEUE_SIZE", 7),
      r"MODEL.QUEUE_SIZE is 7 \(default: 8192\); MODEL.HEADS.POOL_LAYER is 'GlobalMaxPool' \(default: 'GlobalAvgPool'\)"
-     ". Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES .* reads .*HEADS.*LOSSES.CE.EPS"),
+     ". Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES .* uses .*HEADS.*LOSSES.CE.EPS"),
 ])
 def test_the_message_names_keys_values_and_remedy(case, options, message):
     with pytest.raises(ValueError, match=message):

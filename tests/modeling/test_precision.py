@@ -167,7 +167,7 @@ def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
     model = model_of(*SMALL)
     optimizer, _ = build_optimizer(solver_cfg(OPT="RMSprop"), model)
     acceleration.fuse(optimizer, True)
-    assert "SOLVER.OPT has no fused step" in log.text
+    assert "SOLVER.OPT has no fused implementation" in log.text
     assert "fused" not in optimizer.param_groups[0]
 
 
@@ -308,7 +308,7 @@ def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config,
     model.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     model(small_batch(model))
     assert seen == [torch.float32]
-    assert "cpu has no bfloat16 arithmetic: float32 in place of" in log.text
+    assert "cpu has no bfloat16 arithmetic: using float32 instead of" in log.text
 
 
 @pytest.mark.gpu

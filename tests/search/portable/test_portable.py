@@ -171,7 +171,7 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     assert {True, False} == {age.abstained for age in ages}
     assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
-    with pytest.raises(ValueError, match="withhold_below names hat, expected .* of the calibrated columns: age"):
+    with pytest.raises(ValueError, match="withhold_below names hat, expected .* for calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
