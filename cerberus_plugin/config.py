@@ -444,6 +444,9 @@ def is_among(key: str, sections: Sequence[str]) -> bool:
 def flat(values: Mapping, separator: str = ".", prefix: str = "") -> dict[str, Any]:
     """Return the values of a configuration or another nested mapping by dotted key; tuples are converted to lists.
 
+    Args:
+        values: nested mapping.   separator: between the parts of a key.   prefix: of all keys.
+
     Examples:
         >>> flat({"MODEL": {"DEVICE": "cpu"}, "SEED": 1})
         {'MODEL.DEVICE': 'cpu', 'SEED': 1}
@@ -458,7 +461,12 @@ def flat(values: Mapping, separator: str = ".", prefix: str = "") -> dict[str, A
 
 
 def with_values(cfg: CN, values: Mapping[str, Any]) -> CN:
-    """Return a frozen copy of a configuration with other values, given by dotted key."""
+    """Return a frozen copy of a configuration with other values, given by dotted key.
+
+    Examples:
+        >>> with_values(get_cfg(), {"TEST.METRIC": "euclidean"}).TEST.METRIC
+        'euclidean'
+    """
     copy = cfg.clone()
     copy.defrost()
     for key, value in values.items():
@@ -470,7 +478,12 @@ def with_values(cfg: CN, values: Mapping[str, Any]) -> CN:
 
 @functools.cache
 def defaults() -> Mapping[str, Any]:
-    """Return the defaults of FastReID and of the plugin by dotted key."""
+    """Return the defaults of FastReID and of the plugin by dotted key.
+
+    Examples:
+        >>> defaults()["MODEL.CERBERUS.LAMBDA_SEM"]
+        5.0
+    """
     cfg = get_cfg()
     add_cerberus_config(cfg)
     return MappingProxyType(flat(cfg))
@@ -480,6 +493,10 @@ def changed(cfg: Mapping) -> dict[str, Any]:
     """Return the values of a configuration that differ from the defaults, by dotted key.
 
     Keys without a default are included. Defaults of earlier versions (`EARLIER_DEFAULTS`) are not.
+
+    Examples:
+        >>> changed({"MODEL": {"CERBERUS": {"SIGMA": 2.0, "ALIGN": True}}})
+        {'MODEL.CERBERUS.SIGMA': 2.0}
     """
     usual = defaults()
     return {key: value for key, value in flat(cfg).items()

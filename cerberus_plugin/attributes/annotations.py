@@ -75,6 +75,12 @@ class Annotations:
 def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
     """Find an annotation file in a dataset folder, or in its subfolder `attribute/`.
 
+    Args:
+        dataset_dir: folder of the dataset.   file_name: of the annotation file.
+
+    Returns:
+        the path of the file.
+
     Raises:
         FileNotFoundError: if the file is in neither folder.
     """

@@ -148,7 +148,14 @@ class AttributeModel:
 
     def calibrated(self, temperatures: Mapping[str, float],
                    withhold_below: Mapping[str, float] | None = None) -> AttributeModel:
-        """Return a copy with calibrated probabilities; see the attributes of the same names."""
+        """Return a copy with calibrated probabilities.
+
+        Args:
+            temperatures, withhold_below: see the attributes of the class.
+
+        Raises:
+            ValueError: if they do not fit the columns of the schema.
+        """
         return replace(self, temperatures=dict(temperatures), withhold_below=dict(withhold_below or {}))
 
     @cached_property
@@ -231,6 +238,7 @@ class AttributeModel:
 
     @cached_property
     def marginals(self) -> Marginals:
+        """The tables from which probabilities are computed."""
         return Marginals.build(self.schema, [group.labels for group in self.groups],
                                [group.counts for group in self.groups], self.scales, self.tau, self.unseen_prior)
 

@@ -189,7 +189,7 @@ class Marginals:
         """Build the tables from the semantic IDs.
 
         Args:
-            labels: per group int (K, F), of the fields of the group.
+            schema: defines columns and groups.   labels: per group int (K, F), of the fields of the group.
             counts: per group int (K,), training identities with each semantic ID.
             scales: s_m by column name.   tau: exponent of the prior.   unseen: see `prior_of`.
         """
@@ -203,7 +203,12 @@ class Marginals:
                    tuple(column.is_colour for column in schema.columns))
 
     def computed_by(self, backend: str, log_priors: Iterable, held: Iterable) -> Marginals:
-        """Return a copy that computes with another module, such as "torch", on tables of its type."""
+        """Return a copy that computes with another module.
+
+        Args:
+            backend: name of an imported module, such as "torch".
+            log_priors, held: see the attributes, with tables of this module.
+        """
         return replace(self, backend=backend, log_priors=tuple(log_priors), held=tuple(held))
 
     def logits(self, m: int, cosines):
@@ -242,6 +247,11 @@ def check_threshold(threshold: float) -> None:
 
     Raises:
         ValueError: if it is not between 0 and 1.
+
+    Examples:
+        >>> check_threshold(80)
+        Traceback (most recent call last):
+        ValueError: filter: the threshold is 80, expected a probability between 0 and 1
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"filter: the threshold is {threshold}, expected a probability between 0 and 1")

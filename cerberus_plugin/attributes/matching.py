@@ -174,7 +174,11 @@ def by_name(source: Iterable[Column], target: AttributeSchema) -> dict[str, list
 
 
 def sources_of(labels: np.ndarray, source: AttributeSchema, readings: Readings) -> list[Source]:
-    """Create a `Source` for each field of labels, int (N, F), for which there is a mapping."""
+    """Create a `Source` for each field with a mapping.
+
+    Args:
+        labels: int (N, F), of the schema `source`.   readings: mappings by name of the source column.
+    """
     found = []
     for column in source.columns:
         own = readings.get(column.name, ())
@@ -245,7 +249,12 @@ def _value_of(reading: Reading, word: str) -> tuple[str | None, bool]:
 
 
 def nothing_of(column: Column) -> str | None:
-    """Return the value of a column that denies the attribute, such as "no"; None if there is no such value."""
+    """Return the value of a column that denies the attribute, such as "no"; None if there is no such value.
+
+    Examples:
+        >>> nothing_of(Column("hat", ("none", "cap"), (0,), "head"))
+        'none'
+    """
     return next((value for value in column.classes if not column.is_colour
                  and (plain(value) == NO[0] or folded(value) in NONE_WORDS)), None)
 
@@ -255,6 +264,11 @@ def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Col
 
     Returns:
         from the name of each matched target column to its source column.
+
+    Examples:
+        >>> up = Column("up", ("long", "short"), (0,), "upper", display="sleeve length")
+        >>> matched([Column("Sleeve  Length", ("short", "long"), (4,), "top")], [up])["up"].name
+        'Sleeve  Length'
     """
     left, open_ = list(source), list(target)
     found: dict[str, Column] = {}
@@ -393,6 +407,12 @@ def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -
     Raises:
         ValueError: if two groups of the same name have different regions, or an attribute has the values yes and no
             in one schema and other values in another.
+
+    Examples:
+        >>> def schema(name, *values):
+        ...     return AttributeSchema(name, (Field("hat", "head", values),), groups=(Group("head", 0),))
+        >>> merge([schema("a", "none", "cap"), schema("b", "none", "helmet")]).column("hat").classes
+        ('none', 'cap', 'helmet')
     """
     schemas = list(schemas)
     order = sorted(range(len(schemas)), key=lambda k: (k in adaptable, k))

@@ -32,6 +32,9 @@ Outfit = tuple[str, int, str]  # split, pid, name of the outfit
 def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tensor]:
     """Read the labels of outfits.
 
+    Args:
+        path: of the CSV file.   schema: defines columns and values.
+
     Returns:
         from each outfit to its labels int64 (A,), -1 where unknown.
 
@@ -77,7 +80,11 @@ def _read_line(where: str, line: dict, names: Sequence[str], schema: AttributeSc
 
 
 def write_outfits(path: str | Path, schema: AttributeSchema, labels: Mapping[Outfit, Tensor]) -> None:
-    """Write the file that `read_outfits` reads. Lines are sorted, so that equal labels give equal files."""
+    """Write the file that `read_outfits` reads. Lines are sorted, so that equal labels give equal files.
+
+    Args:
+        path: of the CSV file.   schema: of the labels.   labels: from each outfit to int64 (A,), -1 where unknown.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, [*KEYS, *(column.name for column in schema.columns)], restval="", lineterminator="\n")
     writer.writeheader()

@@ -230,6 +230,7 @@ class AttributeSchema:
 
     @property
     def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of the blocks of an embedding."""
         return tuple(group.name for group in self.groups)
 
     @property
@@ -239,6 +240,7 @@ class AttributeSchema:
 
     @property
     def field_names(self) -> tuple[str, ...]:
+        """Names of the A fields."""
         return tuple(own.name for own in self.fields)
 
     @cached_property
@@ -246,6 +248,7 @@ class AttributeSchema:
         return {own.name: i for i, own in enumerate(self.fields)}
 
     def index(self, field_name: str) -> int:
+        """Index of a field by name."""
         return self._index[field_name]
 
     def group_fields(self, group: str) -> tuple[int, ...]:
@@ -259,6 +262,7 @@ class AttributeSchema:
 
     @property
     def num_bits(self) -> int:
+        """Number of bits of all groups."""
         return sum(own.num_bits for own in self.fields)
 
     @property

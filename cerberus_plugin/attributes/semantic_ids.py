@@ -44,6 +44,7 @@ class SIDTable:
         """Number the semantic IDs of a dataset.
 
         Args:
+            schema: of the labels.
             train: int64 (N, A), one row per training identity.
             test: int64 (N', A), only used by the space "union".
             space: "observed": combinations of the training identities; "union": combinations of training and test

@@ -194,11 +194,17 @@ def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str)
     """Check predictions.
 
     Args:
+        predictions: of N images and M attributes.
         sizes: number of classes of each attribute.   side: "query" or "gallery", for the message.
 
     Raises:
         ValueError: if predictions are missing (NaN), have another number of attributes, or contain invalid
             probabilities or classes.
+
+    Examples:
+        >>> check_predictions(Predictions(torch.tensor([[2]]), torch.tensor([[0.9]])), [2], "query")
+        Traceback (most recent call last):
+        ValueError: filter: 1 query classes are outside their attribute, such as 2 of attribute 0; expected -1 ...
     """
     classes, probabilities = predictions
     if classes.shape != probabilities.shape or classes.dim() != 2 or classes.shape[1] != len(sizes):

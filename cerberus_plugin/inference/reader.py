@@ -32,9 +32,13 @@ class AttributeReader(Protocol):
         """Predict the class of each column, (N, E) -> int64 (N, M); -1 for none."""
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Score images for descriptions: labels int64 (Q, A), -1 for fields that are not described -> float (Q, N).
+        """Score images for descriptions; higher is better.
 
-        Higher is better.
+        Args:
+            labels: int64 (Q, A), -1 for fields that are not described.   embeddings: float (N, E).
+
+        Returns:
+            float (Q, N).
         """
 
 
@@ -42,18 +46,24 @@ class PersonReader(AttributeReader, Protocol):
     """A reader that can also predict the attributes of a person from several images, from the mean of their scores."""
 
     def answer_scores(self, embeddings: Tensor, balanced: bool = False) -> Tensor:
-        """Return the scores from which predictions are made, (N, E) -> float (N, V).
-
-        They can be averaged over the images of a person.
+        """Return the scores from which predictions are made. They can be averaged over the images of a person.
 
         Args:
+            embeddings: float (N, E).
             balanced: return scores for predictions that maximise the expected balanced accuracy.
+
+        Returns:
+            float (N, V).
         """
 
     def decide(self, scores: Tensor, balanced: bool = False) -> Tensor:
-        """Convert scores, or means of scores, (N, V), to predictions, int64 (N, M).
+        """Convert scores to predictions. For the scores of one image the result equals that of `recognise`.
 
-        For the scores of one image the result equals that of `recognise`.
+        Args:
+            scores: float (N, V), or means of scores over images.   balanced: as in `answer_scores`.
+
+        Returns:
+            int64 (N, M).
         """
 
 
@@ -105,6 +115,11 @@ def mean_over_described(known: Tensor, embeddings: Tensor, total: Callable[[Tens
 
     Raises:
         ValueError: if a query describes no attribute.
+
+    Examples:
+        >>> known = torch.tensor([[True], [True]])  # two columns, both described
+        >>> mean_over_described(known, torch.tensor([[3.0], [5.0]]), lambda chunk: 2 * chunk.T).tolist()
+        [[3.0, 5.0]]
     """
     described = known.sum(dim=0)  # (Q,)
     if (described == 0).any():

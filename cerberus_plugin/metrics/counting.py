@@ -37,7 +37,16 @@ class Pairs(NamedTuple):
 
 
 def pairs_of_masks(relevant: Tensor, ignored: Tensor | None) -> Pairs:
-    """Convert masks of matches and of ignored images, bool (B, n) on any device, to pairs."""
+    """Convert masks to pairs.
+
+    Args:
+        relevant: bool (B, n), matches, on any device.   ignored: bool (B, n), ignored images; None if there are none.
+
+    Examples:
+        >>> pairs = pairs_of_masks(torch.tensor([[True, False, True]]), torch.tensor([[True, True, False]]))
+        >>> pairs.column.tolist(), pairs.match.tolist()
+        ([0, 1, 2], [False, False, True])
+    """
     taken = relevant if ignored is None else relevant | ignored
     query, column = taken.nonzero(as_tuple=True)
     match = torch.ones_like(query, dtype=torch.bool) if ignored is None else ~ignored[query, column]
@@ -81,19 +90,36 @@ class Identities:
 
 
 def distances_of(pairs: Pairs, distances: Tensor) -> Tensor:
-    """Return the distances of pairs, (M,) on the CPU, from a matrix (B, n)."""
+    """Return the distances of pairs, (M,) on the CPU, from a matrix (B, n).
+
+    Examples:
+        >>> pairs = pairs_of_masks(torch.tensor([[False, True], [True, False]]), None)
+        >>> distances_of(pairs, torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+        [2.0, 3.0]
+    """
     return distances[pairs.query.to(distances.device), pairs.column.to(distances.device)].cpu()
 
 
 def refuse_nan(distances: Tensor) -> None:
-    """Raise ValueError if a distance is NaN, because NaN cannot be ranked."""
+    """Raise ValueError if a distance is NaN, because NaN cannot be ranked.
+
+    Examples:
+        >>> refuse_nan(torch.tensor([[1.0, float("nan")]]))
+        Traceback (most recent call last):
+        ValueError: ranking: 1 of 2 distances are NaN; look for NaN in the features
+    """
     if distances.amax().isnan():
         raise ValueError(f"ranking: {int(distances.isnan().sum())} of {distances.numel()} distances are NaN; "
                          "look for NaN in the features")
 
 
 def sortable(distances: Tensor) -> Tensor:
-    """Convert distances to float32 or float64: NumPy sorts these types fast, and integers have no infinity."""
+    """Convert distances to float32 or float64: NumPy sorts these types fast, and integers have no infinity.
+
+    Examples:
+        >>> sortable(torch.tensor([1, 2])).dtype, sortable(torch.tensor([1.0]).half()).dtype
+        (torch.float64, torch.float32)
+    """
     wide = torch.promote_types(distances.dtype, torch.float32) if distances.is_floating_point() else torch.float64
     return distances.detach().to(wide)
 

@@ -36,7 +36,15 @@ def pairwise(query_features: Tensor, gallery_features: Tensor, metric: str = "co
 
 
 def prepare(features: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
-    """Convert features (N, D) to the input of `between`: to a dtype, and to unit length if the metric is "cosine"."""
+    """Convert features (N, D) to the input of `between`: to a dtype, and to unit length if the metric is "cosine".
+
+    Raises:
+        ValueError: if the metric is unknown.
+
+    Examples:
+        >>> prepare(torch.tensor([[0, 2]]), "cosine", torch.float32).tolist()
+        [[0.0, 1.0]]
+    """
     if metric not in METRICS:
         raise ValueError(f"ranking: unknown metric '{metric}', expected 'cosine' or 'euclidean'")
     features = features.to(dtype)
@@ -45,7 +53,16 @@ def prepare(features: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
 
 def between(queries: Tensor, gallery: Tensor, metric: str,
             gallery_norms: Tensor | None = None) -> Callable[[slice], Tensor]:
-    """`pairwise` for features from `prepare`. `gallery_norms` can be passed to avoid computing `squares` again."""
+    """`pairwise` for features from `prepare`.
+
+    Args:
+        queries: float (Q, D).   gallery: float (N, D).   metric: "cosine" or "euclidean".
+        gallery_norms: `squares` of the gallery, float (N,); None to compute them.
+
+    Examples:
+        >>> between(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "cosine")(slice(0, 1)).tolist()
+        [[1.0, 0.0]]
+    """
     if metric == "cosine":
         return lambda rows: (queries[rows] @ gallery.T).neg_().add_(1)  # (B, N), 1 - cosine
     query_norms, gallery_norms = squares(queries), squares(gallery) if gallery_norms is None else gallery_norms
@@ -53,5 +70,10 @@ def between(queries: Tensor, gallery: Tensor, metric: str,
 
 
 def squares(features: Tensor) -> Tensor:
-    """Return squared norms, (N, D) -> (N,)."""
+    """Return squared norms, (N, D) -> (N,).
+
+    Examples:
+        >>> squares(torch.tensor([[3.0, 4.0]])).tolist()
+        [25.0]
+    """
     return features.square().sum(dim=1)

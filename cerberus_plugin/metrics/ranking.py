@@ -116,6 +116,9 @@ def block_rows(num_gallery: int, device: torch.device | str = "cpu") -> int:
 
     A block has at most `BLOCK_ENTRIES` distances on a CPU; on a GPU the free memory is the limit.
 
+    Args:
+        num_gallery: N.   device: of the distances.
+
     Examples:
         >>> block_rows(2**20)
         4
@@ -133,6 +136,11 @@ def rank_in_blocks(
         block: function from a slice of range(Q) to the arguments of `rank_matches` for these queries.
         num_queries: Q.   num_gallery: N.
         block_size: number of queries of a block; None for `block_rows` of the device of the distances.
+
+    Examples:
+        >>> distances, relevant = torch.tensor([[0.1, 0.2], [0.4, 0.3]]), torch.tensor([[True, False], [True, False]])
+        >>> rank_in_blocks(lambda rows: (distances[rows], relevant[rows], None), 2, 2, block_size=1).ap.tolist()
+        [1.0, 0.5]
     """
     def rank(rows: slice) -> tuple[Ranking, torch.device]:
         given = block(rows)
@@ -298,6 +306,11 @@ def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
 
     Returns:
         CMC float64 (max_rank,), and AP and INP of the queries with a match, float64.
+
+    Examples:
+        >>> cmc, ap, inp = evaluate_rank([[0.2, 0.1]], [7], [7, 8], [1], [2, 2], max_rank=2)
+        >>> cmc.tolist(), ap.tolist(), inp.tolist()
+        ([0.0, 1.0], [0.5], [0.5])
     """
     arrays = (distmat, q_pids, q_camids, g_pids, g_camids)
     result = reid_metrics(*(torch.as_tensor(array) for array in arrays), max_rank=max_rank)

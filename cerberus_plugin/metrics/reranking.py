@@ -32,8 +32,16 @@ VALUE_BYTES = 32  # upper bound of GPU memory per value: float64 with temporary 
 def check_reranking(variant: str, metric: str, k1: int, k2: int, lambda_value: float) -> None:
     """Check the options of `reranked`.
 
+    Args:
+        variant, metric, k1, k2, lambda_value: see `reranked`.
+
     Raises:
         ValueError: if an option or combination is not supported; with the configuration key.
+
+    Examples:
+        >>> check_reranking("paper", "cosine", k1=20, k2=0, lambda_value=0.3)
+        Traceback (most recent call last):
+        ValueError: TEST.RERANK.K2 is 0, expected 1 or more
     """
     if variant not in VARIANTS:
         raise ValueError(f"TEST.RERANK.VARIANT is '{variant}', expected one of {', '.join(VARIANTS)}")

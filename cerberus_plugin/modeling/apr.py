@@ -38,6 +38,7 @@ class AttributeReweighting(nn.Linear):
         super().__init__(num_scores, num_scores)
 
     def forward(self, scores: Tensor) -> Tensor:
+        """Re-weight scores, float (B, m)."""
         return torch.sigmoid(super().forward(scores)) * scores
 
 
@@ -99,6 +100,7 @@ class ColumnAnswers(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, attributes: Tensor) -> Tensor:
+        """Convert labels, int64 (B, A), to classes."""
         yes = attributes[:, self.fields] == self.values  # (B, M, C)
         return torch.where(yes.any(dim=2), yes.long().argmax(dim=2), -1)
 
@@ -142,6 +144,7 @@ class AttributeHead(EmbeddingHead):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         name, node = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.APR
         if name not in PARTS:
             raise ValueError(f"MODEL.HEADS.NAME AttributeHead supports {', '.join(PARTS)}; MODEL.META_ARCHITECTURE is "
@@ -153,7 +156,14 @@ class AttributeHead(EmbeddingHead):
             "scores": node.SCORES, "reweighting": node.ARM, "block_dim": node.BLOCK_DIM, "dropout": node.DROPOUT}
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
-        """Return the feature (B, E) of maps (B, C, H, W); in training FastReID's outputs and "attribute_logits"."""
+        """Compute the feature, or in training the outputs for the losses.
+
+        Args:
+            features: maps (B, C, H, W).   targets: int64 (B,), identities, in training.
+
+        Returns:
+            the feature (B, E); in training the dict of FastReID's head and "attribute_logits".
+        """
         pooled = self.block(self.pool_layer(features))  # (B, C, 1, 1)
         feature = self.bottleneck(pooled)[..., 0, 0]  # (B, E)
         if not self.training:
@@ -199,6 +209,7 @@ class APR(Baseline):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         head, attributes = cfg.MODEL.HEADS.NAME, PARTS[cls.__name__][1]
         if head != "AttributeHead":
             raise ValueError(f"MODEL.HEADS.NAME is '{head}'; {cls.__name__} needs AttributeHead")
@@ -249,6 +260,7 @@ class ARN(APR):
     """Attributes only; the loss is the sum of their cross-entropies."""
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        """See `APR.losses`."""
         return {"loss_attribute": self._attribute_loss(outputs, attributes, "sum")}
 
 
@@ -257,4 +269,5 @@ class IDE(APR):
     """Identities only; the losses are FastReID's identity losses."""
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        """See `APR.losses`."""
         return Baseline.losses(self, outputs, targets)

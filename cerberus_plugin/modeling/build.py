@@ -126,6 +126,9 @@ def weight_settings(cfg: CfgNode) -> dict[str, Any]:
 def with_settings(cfg: CfgNode, settings: Mapping[str, Any], path: str) -> CfgNode:
     """Copy settings of a run to keys of a configuration that have their default values.
 
+    Args:
+        cfg: the configuration.   settings: values by dotted key.   path: of the checkpoint, for messages.
+
     Returns:
         a copy of the configuration, not frozen.
 

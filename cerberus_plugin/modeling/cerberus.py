@@ -77,6 +77,7 @@ class Cerberus(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         node = cfg.MODEL.CERBERUS
         split = split_backbone(build_backbone(cfg), cfg, "conv4_2")
         prototypes, reading, schema = None, None, None

@@ -78,7 +78,7 @@ class ClassLabels(nn.Module):
 
     @torch.no_grad()
     def fill(self, schema: AttributeSchema, labels: Tensor) -> None:
-        """Store the labels of a training set, int64 (C, A)."""
+        """Store the labels, int64 (C, A), and the column fingerprint of their schema."""
         self.labels.copy_(labels)
         self.schema.fill_(schema.column_fingerprint)
 
@@ -94,6 +94,7 @@ def begin_from_other_weights(model: nn.Module, beginning: bool) -> None:
     """Set how modules with label tables treat the weights that are loaded next.
 
     Args:
+        model: a module that contains them.
         beginning: True to start training from other weights: the tables of the current dataset are not changed, and
             weights that depend on different tables are not loaded. False to resume or evaluate: different tables raise
             ValueError.
@@ -104,7 +105,17 @@ def begin_from_other_weights(model: nn.Module, beginning: bool) -> None:
 
 
 def leave(state: dict[str, Tensor], prefix: str, names: Iterable[str]) -> None:
-    """Remove tensors from a state dict in place, so that the module does not load them."""
+    """Remove tensors from a state dict in place, so that the module does not load them.
+
+    Args:
+        state: tensors by name.   prefix: of the names of the module.   names: of the tensors, without the prefix.
+
+    Examples:
+        >>> state = {"a.x": torch.ones(1), "a.y": torch.ones(1)}
+        >>> leave(state, "a.", ["x"])
+        >>> list(state)
+        ['a.y']
+    """
     for name in names:
         state.pop(prefix + name, None)
 

@@ -148,6 +148,7 @@ class CSSC(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         node = cfg.MODEL.CSSC
         if node.FLIP_SUM and cfg.TEST.FLIP.ENABLED:
             raise ValueError("MODEL.CSSC.FLIP_SUM and TEST.FLIP.ENABLED are both True: flipped images would be used "

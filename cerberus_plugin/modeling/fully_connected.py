@@ -36,4 +36,5 @@ class FullyConnectedHead(EmbeddingHead):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         return super().from_config(cfg)

@@ -112,7 +112,7 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
     A row that belongs to several strips is weighted by its share in each strip.
 
     Args:
-        height: H.   strips: S.
+        height: H.   strips: S.   device: of the result.
         overlap: extension of a strip into each of its neighbours, relative to its height (0 in the paper).
 
     Returns:
@@ -226,6 +226,7 @@ class CerberusHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         node = cfg.MODEL.CERBERUS
         return {
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
@@ -292,7 +293,7 @@ class CerberusHead(nn.Module):
         return classes, torch.searchsorted(classes, targets)
 
     def pool(self, global_map: Tensor, local_map: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Pool the maps for each group.
+        """Pool the global and local map, each (B, C, H, W), for each group.
 
         Returns:
             the input of the layer of each group, (B, C), by group name; and statistics of the alignment: "crop_ratio",

@@ -22,6 +22,7 @@ class ImageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs) -> Tensor:

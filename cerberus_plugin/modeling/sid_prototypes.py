@@ -254,15 +254,18 @@ class ComposedPrototypes(SIDPrototypes):
         return [*self.base.values(), *self.values.values()]
 
     def prototypes(self, group: str) -> Tensor:
+        """See `SIDPrototypes.prototypes`."""
         values = self.values[group]
         with torch.autocast(values.device.type, enabled=False):  # float32, as in the losses
             return self.base[group] + self.bits(group).to(values.dtype) @ values
 
     def regularisation(self) -> None:
+        """None: the regulariser of composed prototypes is 0."""
         return None
 
     @torch.no_grad()
     def synthesis(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SIDPrototypes.synthesis`: V and the base vector of the group, with A = 0."""
         values, base = self.values[group].detach(), self.base[group].detach()[0]
         return values, base, torch.zeros_like(values[:, 0])
 

@@ -1,4 +1,4 @@
-"""MATLAB files: what scipy reads of whole ones, and an error for every damaged one, within bounded time and memory."""
+"""MATLAB files: values equal those of SciPy, and damaged files raise errors within bounded time and memory."""
 
 import random
 import struct
@@ -35,17 +35,17 @@ def by_scipy(path) -> dict:
     np.array([1, -1], np.int8), np.uint64([2**64 - 1, 0]), np.array([True, False]),
     np.arange(24).reshape(2, 3, 4), np.array(["ab", "cd", "ef"]), np.array(["0002", 7, np.arange(3)], dtype=object),
     {"a": {"b": {"c": np.array(["x", "yz"], dtype=object)}, "d": 4}, "e_long_name_of_a_field": [1.5, 2]}])
-def test_values_are_those_that_scipy_reads(tmp_path, value, compressed):
+def test_values_equal_those_of_scipy(tmp_path, value, compressed):
     savemat(tmp_path / "a.mat", {"value": value, "other": 1}, do_compression=compressed)
     assert same(read_matlab(tmp_path / "a.mat"), by_scipy(tmp_path / "a.mat"))
 
 
 @pytest.mark.parametrize("name", ["market_attribute", "duke_attribute"])
-def test_the_published_files_are_read_as_scipy_reads_them(real_data, name):
+def test_the_published_files_give_the_same_values_as_scipy(real_data, name):
     assert same(read_matlab(real_data / f"{name}.mat"), by_scipy(real_data / f"{name}.mat"))
 
 
-def test_files_of_the_other_byte_order_are_read(tmp_path):
+def test_files_of_the_other_byte_order_are_supported(tmp_path):
     def element(kind, content):
         return struct.pack(">II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
 
@@ -66,7 +66,7 @@ def whole(request, tmp_path_factory) -> bytes:
 
 
 def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
-    """Bytes changed, cut out and repeated by seed."""
+    """Bytes are changed, removed and repeated, by seed."""
     path, refused = tmp_path / "a.mat", 0
     for seed in range(250):
         rng, data = random.Random(seed), bytearray(whole)
@@ -101,13 +101,13 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
     (HEADER + struct.pack("<II", 15, 10) + b"not zlib's", "a compressed variable is damaged"),
     (HEADER + struct.pack("<II", 15, 12) + zlib.compress(bytes(range(99)))[:12], "a compressed variable is truncated"),
 ])
-def test_a_file_of_another_kind_or_length_gives_the_reason(tmp_path, data, message):
+def test_the_error_gives_the_reason_for_an_invalid_file(tmp_path, data, message):
     (tmp_path / "a.mat").write_bytes(data)
     with pytest.raises(ValueError, match=f"a.mat: not a readable MATLAB file .*({message})"):
         read_annotations(tmp_path / "a.mat", MARKET1501)
 
 
-def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decompressed(tmp_path):
+def test_files_above_the_limit_are_rejected_before_and_after_decompression(tmp_path):
     savemat(tmp_path / "a.mat", {"first": np.zeros(2**12), "second": np.zeros(2**12)}, do_compression=True)
     assert (tmp_path / "a.mat").stat().st_size < 2**10
     with pytest.raises(ValueError, match="more than 65536 bytes when decompressed"):
@@ -117,7 +117,7 @@ def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decomp
         read_matlab(tmp_path / "a.mat", max_bytes=2**16)
 
 
-def test_structs_without_end_are_refused(tmp_path):
+def test_deeply_nested_structs_are_rejected(tmp_path):
     def element(kind, content):
         return struct.pack("<II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
 
