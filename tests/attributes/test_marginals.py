@@ -365,7 +365,7 @@ def test_scales_of_groups_in_older_checkpoints_apply_to_their_columns():
         column.name: 2.0 + GROUPS.index(group) for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)})
 
 
-def test_a_scale_near_0_gives_the_majority_class(embeddings):
+def test_a_scale_near_0_gives_the_shares_of_training_identities(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
                              cosine_scale=SCALES | {"gender": 1e-9})

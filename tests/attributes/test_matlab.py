@@ -67,7 +67,7 @@ def whole(request, tmp_path_factory) -> bytes:
 
 def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
     """Bytes are changed, removed and repeated, by seed."""
-    path, refused = tmp_path / "a.mat", 0
+    path, rejected = tmp_path / "a.mat", 0
     for seed in range(250):
         rng, data = random.Random(seed), bytearray(whole)
         for _ in range(rng.choice((1, 1, 3, 20))):
@@ -89,9 +89,9 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
             found = read_annotations(path, MARKET1501)
             assert len(found.train) <= 4
         except ValueError as error:
-            refused += 1
+            rejected += 1
             assert str(error).startswith(f"{path}: "), seed
-    assert refused > 100
+    assert rejected > 100
 
 
 @pytest.mark.parametrize(("data", "message"), [

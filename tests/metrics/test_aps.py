@@ -112,8 +112,8 @@ def test_aps_equals_brute_force_with_ties_for_all_block_sizes(protocol, block_si
 
 
 def test_ranks_beyond_the_gallery_repeat_the_last_value():
-    figures = aps_metrics(FULL, QUERIES, GALLERY).percentages()
-    assert [figures[f"Rank-{k}"] for k in (1, 5, 10, 20)] == [100] * 4
+    metrics = aps_metrics(FULL, QUERIES, GALLERY).percentages()
+    assert [metrics[f"Rank-{k}"] for k in (1, 5, 10, 20)] == [100] * 4
 
 
 def test_categories_are_numbered_in_lexicographic_order():

@@ -138,17 +138,17 @@ def task(*options, settings=SETTINGS_OF_PRCC, **kwargs) -> ClothesTask:
 def test_one_pass_over_b_and_c_gives_the_published_metrics_of_prcc():
     """Published protocol: queries of C (or B) only, gallery of all images of A, no camera filter."""
     given = prcc()
-    figures = task()(given)
+    metrics = task()(given)
     for camera, setting in ((2, "cloth-changing"), (1, "same-clothes")):
         query = given.query.rows(given.query.camids == camera)
         distances = 1 - torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
             given.gallery.embeddings).T
         relevant = query.pids[:, None] == given.gallery.pids
         alone = ranking.rank_matches(distances, relevant)
-        assert figures[f"{setting}/mAP"] == pytest.approx(100 * alone.ap.mean().item())
-        assert figures[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
-        assert figures[f"{setting}/queries"] == 48
-    assert figures["same-clothes/mAP"] > figures["cloth-changing/mAP"]
+        assert metrics[f"{setting}/mAP"] == pytest.approx(100 * alone.ap.mean().item())
+        assert metrics[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
+        assert metrics[f"{setting}/queries"] == 48
+    assert metrics["same-clothes/mAP"] > metrics["cloth-changing/mAP"]
 
 
 def test_the_settings_of_ltcc_are_the_published_three(world):
@@ -156,13 +156,13 @@ def test_the_settings_of_ltcc_are_the_published_three(world):
     query, gallery, (q_pids, q_camids, g_pids, g_camids), (q_outfits, g_outfits) = world
     given = Gathered(torch.cat([query, gallery]), torch.cat([q_pids, g_pids]), torch.cat([q_camids, g_camids]), None,
                      len(query), outfits=torch.cat([q_outfits, g_outfits]))
-    figures = evaluated(given, ReIDTask(config("TEST.METRIC", "euclidean")),
+    metrics = evaluated(given, ReIDTask(config("TEST.METRIC", "euclidean")),
                         task("TEST.METRIC", "euclidean", settings=LTCC.settings))
     for setting, prefix in (("standard", ""), ("cloth-changing", "cloth-changing/"), ("same-clothes", "same-clothes/")):
         expected = brute_force(torch.cdist(query, gallery), world[2], world[3], setting)
         found = [ap for ap in expected if not math.isnan(ap)]
-        assert figures[f"{prefix}mAP"] == pytest.approx(100 * sum(found) / len(found))
-        assert figures.get(f"{prefix}queries", len(found)) == len(found) < len(query)
+        assert metrics[f"{prefix}mAP"] == pytest.approx(100 * sum(found) / len(found))
+        assert metrics.get(f"{prefix}queries", len(found)) == len(found) < len(query)
 
 
 def test_skipped_queries_of_a_setting_are_logged(log):
@@ -172,29 +172,29 @@ def test_skipped_queries_of_a_setting_are_logged(log):
 
 def test_a_sample_has_one_image_per_identity_and_samples_cover_all_images():
     pids = torch.tensor([7, 3, 7, 3, 3, 9])
-    drawn = draw_single_shot(pids, draws=200, seed=1)
-    assert drawn.shape == (200, 3) and all(sorted(pids[rows].tolist()) == [3, 7, 9] for rows in drawn)
-    counts = drawn.flatten().bincount(minlength=6).tolist()
+    samples = draw_single_shot(pids, draws=200, seed=1)
+    assert samples.shape == (200, 3) and all(sorted(pids[rows].tolist()) == [3, 7, 9] for rows in samples)
+    counts = samples.flatten().bincount(minlength=6).tolist()
     assert counts[5] == 200
     assert all(80 < counts[i] < 120 for i in (0, 2)) and all(45 < counts[i] < 90 for i in (1, 3, 4))
-    assert torch.equal(drawn, draw_single_shot(pids, draws=200, seed=1))
-    assert not torch.equal(drawn, draw_single_shot(pids, draws=200, seed=2))
-    assert (drawn.diff(dim=1) > 0).all()
+    assert torch.equal(samples, draw_single_shot(pids, draws=200, seed=1))
+    assert not torch.equal(samples, draw_single_shot(pids, draws=200, seed=2))
+    assert (samples.diff(dim=1) > 0).all()
 
 
 def test_single_shot_is_mean_and_deviation_of_rank_1_over_the_samples():
     given = prcc()
-    figures = task()(given)
+    metrics = task()(given)
     query = given.query.rows(given.query.camids == 2)
     cosines = torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
         given.gallery.embeddings).T
     rank1 = torch.stack([(given.gallery.pids[rows][cosines[:, rows].argmax(dim=1)] == query.pids).double().mean()
                          for rows in draw_single_shot(given.gallery.pids)])
-    assert len(rank1) == figures["single-shot/draws"] == 10
-    assert figures["single-shot/cloth-changing/Rank-1"] == pytest.approx(100 * rank1.mean().item())
-    assert figures["single-shot/cloth-changing/Rank-1_deviation"] == pytest.approx(100 * rank1.std().item())
-    assert figures["single-shot/cloth-changing/Rank-1_deviation"] > 0
-    assert not any(key.startswith("single-shot") and "mAP" in key for key in figures)
+    assert len(rank1) == metrics["single-shot/draws"] == 10
+    assert metrics["single-shot/cloth-changing/Rank-1"] == pytest.approx(100 * rank1.mean().item())
+    assert metrics["single-shot/cloth-changing/Rank-1_deviation"] == pytest.approx(100 * rank1.std().item())
+    assert metrics["single-shot/cloth-changing/Rank-1_deviation"] > 0
+    assert not any(key.startswith("single-shot") and "mAP" in key for key in metrics)
 
 
 def batches(given: Gathered, size: int = 10):
@@ -211,7 +211,7 @@ def evaluated(given: Gathered, *tasks):
     return evaluator.evaluate()
 
 
-def test_the_best_checkpoint_is_selected_by_the_cloth_changing_setting():
+def test_the_metric_of_the_best_checkpoint_is_that_of_changed_clothes():
     given = prcc()
     plain = evaluated(given, ReIDTask(config()))
     both = evaluated(given, ReIDTask(config()), task())
@@ -261,11 +261,11 @@ def test_batches_without_outfits_and_unknown_settings_are_rejected():
 
 
 def test_one_table_shows_all_settings_and_the_baseline():
-    figures = evaluated(prcc(), ReIDTask(config()), task())
-    lines = results_table(figures, evaluated(prcc(1), ReIDTask(config()), task())).splitlines()
+    metrics = evaluated(prcc(), ReIDTask(config()), task())
+    lines = results_table(metrics, evaluated(prcc(1), ReIDTask(config()), task())).splitlines()
     shown = ["cloth-changing", "same-clothes", "standard, all queries", "single-shot, cloth-changing",
              "single-shot, same-clothes"]
     assert "10 draws" in lines[0] and len(lines) == 14 and "camera" in lines[-1]  # queries of PRCC have own cameras
     for line, name in zip(lines[3:], [f"this model  {s}" for s in shown] + [f"before training  {s}" for s in shown]):
         assert line.split()[:len(name.split())] == name.split()
-    assert f"{figures['cloth-changing/mAP']:.2f}" in lines[3] and "48" in lines[3] and "+-" in lines[6]
+    assert f"{metrics['cloth-changing/mAP']:.2f}" in lines[3] and "48" in lines[3] and "+-" in lines[6]

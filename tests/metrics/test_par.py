@@ -142,11 +142,11 @@ def test_counts_convert_metrics_to_the_convention_with_zeros():
     answers, truth, known = random_answers()
     found, (answers, truth) = label_metrics(answers, truth, known), (answers & known, truth & known)
     both = (answers & truth).sum(dim=1).double()
-    for figure, left_out, of in ((found.instance_accuracy, found.num_without_either, answers | truth),
+    for metric, excluded, of in ((found.instance_accuracy, found.num_without_either, answers | truth),
                                  (found.instance_precision, found.num_without_answer, answers),
                                  (found.instance_recall, found.num_without_yes, truth)):
         as_zero = (both / of.sum(dim=1).double().clamp(min=1e-20)).mean().item()
-        assert figure * (found.num_images - left_out) / found.num_images == exactly(as_zero)
+        assert metric * (found.num_images - excluded) / found.num_images == exactly(as_zero)
 
 
 def test_precision_is_undefined_without_positive_predictions():

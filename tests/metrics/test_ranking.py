@@ -145,8 +145,8 @@ def test_ranking_equals_brute_force(levels, ignoring):
     rows = zip(distances.tolist(), relevant.tolist(), ignored.tolist())
     expected = list(zip(*(brute_force(*row) for row in rows)))
     assert (got.num_matches == 0).any() and (got.num_matches > 1).any()
-    for values, twin in zip(got, expected):
-        assert values.tolist() == exactly(*twin)
+    for values, reference in zip(got, expected):
+        assert values.tolist() == exactly(*reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -266,12 +266,12 @@ def test_cmc_repeats_its_last_value_beyond_a_short_gallery():
 def test_evaluate_rank_equals_fastreid_without_ties(retrieval):
     distances, q_pids, q_camids, g_pids, g_camids = (tensor.numpy() for tensor in retrieval)
     arguments = (distances, q_pids, g_pids, q_camids, g_camids)
-    host_cmc, host_ap, host_inp = eval_market1501(*arguments, 50)
+    fastreid_cmc, fastreid_ap, fastreid_inp = eval_market1501(*arguments, 50)
     cmc, ap, inp = evaluate_rank(*arguments)
-    assert cmc.shape == (50,) and len(ap) == len(host_ap) < 60
-    np.testing.assert_allclose(cmc, host_cmc, atol=1e-6)
-    np.testing.assert_allclose(ap, host_ap, atol=1e-6)
-    np.testing.assert_allclose(inp, host_inp, atol=1e-6)
+    assert cmc.shape == (50,) and len(ap) == len(fastreid_ap) < 60
+    np.testing.assert_allclose(cmc, fastreid_cmc, atol=1e-6)
+    np.testing.assert_allclose(ap, fastreid_ap, atol=1e-6)
+    np.testing.assert_allclose(inp, fastreid_inp, atol=1e-6)
 
 
 def test_evaluate_rank_keeps_max_rank_entries_for_a_short_gallery(three_queries):

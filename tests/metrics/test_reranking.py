@@ -17,8 +17,8 @@ def features(num_query: int = 12, num_gallery: int = 48, people: int = 10, size:
     """Identities as noisy centres: queries (Q, D) and gallery (N, D), not normalised."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(people, size, generator=generator)
-    whose = torch.randint(people, (num_query + num_gallery,), generator=generator)
-    rows = 3 * centres[whose] + 2 * torch.randn(len(whose), size, generator=generator)
+    labels = torch.randint(people, (num_query + num_gallery,), generator=generator)
+    rows = 3 * centres[labels] + 2 * torch.randn(len(labels), size, generator=generator)
     return rows[:num_query], rows[num_query:]
 
 

@@ -136,9 +136,9 @@ def test_large_galleries_are_streamed_automatically(world, monkeypatch):
 
 
 def test_each_pass_is_reported_with_its_seconds(world):
-    told = []
-    reid_metrics_from_features(*world, part_size=100, report=lambda *pass_: told.append(pass_))
-    assert [name for name, _ in told] == ["distances", "ranks"] and all(seconds > 0 for _, seconds in told)
+    reported = []
+    reid_metrics_from_features(*world, part_size=100, report=lambda *pass_: reported.append(pass_))
+    assert [name for name, _ in reported] == ["distances", "ranks"] and all(seconds > 0 for _, seconds in reported)
 
 
 @pytest.mark.gpu

@@ -115,14 +115,14 @@ def test_parameters_are_those_of_the_backbone_and_the_classifiers(name, extra):
 def test_the_objective_weights_identity_and_attribute_losses_by_lambda(recipe):
     """If the weights of attribute scores in the identity classifier are 0, the identity losses equal FastReID's."""
     apr = model_of("apr", "MODEL.APR.LAMBDA", 0.7, recipe=recipe)
-    host = model_of("bot", "MODEL.HEADS.NAME", "EmbeddingHead", recipe="paper") if recipe == "bag of tricks" else (
+    baseline = model_of("bot", "MODEL.HEADS.NAME", "EmbeddingHead", recipe="paper") if recipe == "bag of tricks" else (
         model_of("ide"))
-    host.backbone.load_state_dict(apr.backbone.state_dict())
+    baseline.backbone.load_state_dict(apr.backbone.state_dict())
     with torch.no_grad():
         apr.heads.weight[:, 16:] = 0
-        host.heads.weight.copy_(apr.heads.weight[:, :16])
-        apr.heads.bottleneck.load_state_dict(host.heads.bottleneck.state_dict())
-    ours, theirs = losses_of(apr), losses_of(host)
+        baseline.heads.weight.copy_(apr.heads.weight[:, :16])
+        apr.heads.bottleneck.load_state_dict(baseline.heads.bottleneck.state_dict())
+    ours, theirs = losses_of(apr), losses_of(baseline)
     assert set(ours) == {*theirs, "loss_attribute"}
     for name, value in theirs.items():
         assert ours[name].item() == pytest.approx(0.7 * value.item(), rel=1e-5)
@@ -135,10 +135,10 @@ def test_the_objective_weights_identity_and_attribute_losses_by_lambda(recipe):
 
 def test_ide_with_the_bag_of_tricks_is_fastreids_baseline():
     """Therefore there is no ide_bot_R50.yml."""
-    host = model_of("bot")
+    baseline = model_of("bot")
     ide = model_of("bot", "MODEL.META_ARCHITECTURE", "IDE", "MODEL.HEADS.NAME", "AttributeHead")
-    ide.load_state_dict(host.state_dict())
-    ours, theirs = losses_of(ide), losses_of(host)
+    ide.load_state_dict(baseline.state_dict())
+    ours, theirs = losses_of(ide), losses_of(baseline)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -294,7 +294,7 @@ def test_unused_layers_of_timm_models_are_removed():
 
 
 def test_regnets_with_and_without_squeeze_and_excitation_are_independent(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # changes the working directory, so that the files must be found from any folder
+    monkeypatch.chdir(tmp_path)  # their files must be found from any working directory
     first, with_se, again = (build_backbone(config_of("regnet", "MODEL.BACKBONE.DEPTH", depth))
                              for depth in ("200x", "200y", "200x"))
     assert list(first.state_dict()) == list(again.state_dict())

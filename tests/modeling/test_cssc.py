@@ -185,8 +185,8 @@ def test_label_smoothing_equals_the_published_code_and_a_scaled_epsilon():
     spread = (1 - epsilon) * F.one_hot(y, classes) + epsilon / classes
     expected = (-spread * logits.log_softmax(dim=1)).mean(dim=0).sum().item()
     assert identity_loss(logits, y, epsilon).item() == pytest.approx(expected, rel=1e-6)
-    host = cross_entropy_loss(logits, y, epsilon * (classes - 1) / classes).item()
-    assert host == pytest.approx(expected, rel=1e-6)
+    fastreid_loss = cross_entropy_loss(logits, y, epsilon * (classes - 1) / classes).item()
+    assert fastreid_loss == pytest.approx(expected, rel=1e-6)
     assert cross_entropy_loss(logits, y, epsilon).item() != pytest.approx(expected, rel=1e-3)
 
 

@@ -205,8 +205,8 @@ def test_the_softmax_applies_the_weights_of_images():
     alone = [prototype_softmax_loss(f[:, [i]], prototypes, sids[:, [i]]).item() for i in (0, 2)]
     weighted = prototype_softmax_loss(f, prototypes, sids, weights=torch.tensor([[3.0, 9.0, 1.0]]))
     assert weighted.item() == pytest.approx((3 * alone[0] + alone[1]) / 4, rel=1e-5)
-    nobody = prototype_softmax_loss(f, prototypes, torch.full((1, 3), -1), weights=torch.ones(1, 3))
-    assert nobody.item() == 0
+    unlabelled = prototype_softmax_loss(f, prototypes, torch.full((1, 3), -1), weights=torch.ones(1, 3))
+    assert unlabelled.item() == 0
 
 
 def test_identity_loss_is_minus_log_p_without_smoothing():

@@ -92,12 +92,12 @@ def test_keys_are_rejected_exactly_if_they_have_no_effect(case):
         cfg.merge_from_list([f"MODEL.{key}", another(key, value)])
         try:
             check_model_keys(cfg)
-            refused = False
+            rejected = False
         except ValueError as error:
             assert f"MODEL.{key} is " in str(error)
-            refused = True
-        if refused == (outcome(cfg) != expected):
-            wrong.append((key, "refused" if refused else "accepted"))
+            rejected = True
+        if rejected == (outcome(cfg) != expected):
+            wrong.append((key, "rejected" if rejected else "accepted"))
     assert wrong == []
 
 

@@ -71,7 +71,7 @@ def test_reordering_does_not_change_values():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters()))
 
 
-def test_bfloat16_only_applies_to_forward_passes_in_training():
+def test_bfloat16_training_keeps_float32_losses_gradients_and_evaluation():
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     acceleration.cast_forward(model, training="bfloat16")
@@ -125,7 +125,7 @@ def test_fused_and_default_optimisers_can_resume_each_other(plain):
 
 @pytest.mark.parametrize(("fused", "clips", "unscales"),
                          [(True, False, False), (True, True, True), (False, False, True)])
-def test_a_gradient_scaler_does_not_unscale_before_a_fused_step(fused, clips, unscales, monkeypatch):
+def test_a_gradient_scaler_only_unscales_if_the_step_does_not(fused, clips, unscales, monkeypatch):
     model = torch.nn.Linear(3, 1)
     optimizer, _ = build_optimizer(solver_cfg(OPT="Adam"), model)
     acceleration.fuse(optimizer, fused, clips)
