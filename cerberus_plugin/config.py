@@ -157,7 +157,8 @@ def add_cerberus_config(cfg: CN) -> None:
     node.SCHEMA = ""  # name of the attribute schema
     node.NUM_SIDS = []  # number of semantic IDs of each group (head, upper, lower, identity, carrying): |S^G|
 
-    # Set in the same way: number of outfits of the training identities if outfits are labelled, otherwise 0.
+    # Number of outfits of the training identities if outfits are labelled, otherwise 0. Set in the same way as
+    # MODEL.CERBERUS.SCHEMA; do not set it in a file.
     cfg.MODEL.NUM_OUTFITS = 0
 
     # The semantic IDs that have a prototype: "observed": those of training identities; "union": those of training and
@@ -167,7 +168,7 @@ def add_cerberus_config(cfg: CN) -> None:
 
     # Alignment: crop the local map to the rows with a maximum norm greater than SIGMA, before part pooling.
     node.ALIGN = True
-    node.SIGMA = 5.0  # sigma of the paper, which tests 2, 5, 7 and 10
+    node.SIGMA = 5.0  # sigma, the threshold of the norm; the paper tests 2, 5, 7 and 10
     # Unit of SIGMA: 0 for absolute norms; otherwise this quantile of the norms of an image's map. With 0.5, SIGMA 1 is
     # the median norm. The same SIGMA can then be used for backbones with different scales of their maps.
     node.SIGMA_QUANTILE = 0.0
@@ -180,19 +181,19 @@ def add_cerberus_config(cfg: CN) -> None:
     # sum of a base vector of the group and one vector for each bit of the semantic ID. LAMBDA_REG then has no effect.
     node.PROTOTYPES = "free"
 
-    # Margin m of the semantic guidance loss: "adaptive": ln(ALPHA * N_g / N + BETA), Eq. 4; "constant":
-    # MARGIN_CONSTANT for all semantic IDs (Table 8: 0 and 0.6).
+    # Margin m of the semantic guidance loss, Eq. 3: "adaptive": ln(ALPHA * N_g / N + BETA), Eq. 4; "constant":
+    # MARGIN_CONSTANT for all semantic IDs.
     node.MARGIN = "adaptive"
-    node.MARGIN_CONSTANT = 0.6
+    node.MARGIN_CONSTANT = 0.6  # Table 8 of the paper: 0 and 0.6
     node.ALPHA = 0.4  # alpha of Eq. 4
     node.BETA = 1.8  # beta of Eq. 4
 
-    # Weights lambda of the losses, Eq. 2. If LAMBDA_SEM and SOFTMAX are 0, prototypes are not trained with images, so
+    # Weights of the losses, Eq. 2. If LAMBDA_SEM and SOFTMAX are 0, prototypes are not trained with images, so
     # that PAR and APS are not available; if LAMBDA_REG is 0 as well, the model has no prototypes. The label smoothing
     # of the identity classifiers is FastReID's MODEL.LOSSES.CE.EPSILON (0 in the paper).
-    node.LAMBDA_ID = 1.0
-    node.LAMBDA_SEM = 5.0
-    node.LAMBDA_REG = 0.001
+    node.LAMBDA_ID = 1.0  # lambda_id, weight of the identity and triplet losses, Eq. 5
+    node.LAMBDA_SEM = 5.0  # lambda_sem, weight of the semantic guidance loss, Eq. 3
+    node.LAMBDA_REG = 0.001  # lambda_reg, weight of the prototype regularisation, Eq. 6 to 8
 
     # Number of classes of the identity classifiers per batch: the identities of the batch and random others (partial
     # softmax, for training sets with tens of thousands of identities). 0: all identities, as in the paper.
@@ -202,12 +203,11 @@ def add_cerberus_config(cfg: CN) -> None:
     # xavier_uniform, normal_0.01, normal_0.1, normal_1, normal_10 (standard deviation).
     node.INIT = "he_normal"
 
-    # Extensions that are not in the paper. All are disabled by default and then do not change model, losses or
-    # checkpoint.
-    # SOFTMAX: weight of a cross-entropy over the prototypes of a group that have training identities, with the logits
-    # SOFTMAX_SCALE * cosine. It is added to the hinge of Eq. 3, or replaces it if LAMBDA_SEM is 0.
-    node.SOFTMAX = 0.0
-    node.SOFTMAX_SCALE = 16.0
+    # The following keys, up to SPLIT, are extensions that are not in the paper. All are disabled by default and then do
+    # not change model, losses or checkpoint. SOFTMAX adds a cross-entropy over the prototypes of a group that have
+    # training identities to the hinge of Eq. 3, or replaces the hinge if LAMBDA_SEM is 0.
+    node.SOFTMAX = 0.0  # weight of the cross-entropy; 0: disabled
+    node.SOFTMAX_SCALE = 16.0  # factor of the cosines in its logits
     # Use the logits s_G * cosine + log(N_k / N): the prior of a semantic ID is its share of training identities, the
     # scale of each group is learned, starting from SOFTMAX_SCALE. With DATASETS.HOLD_OUT, predictions use scales that
     # are fitted for each column on the held-out identities.
@@ -243,9 +243,8 @@ def add_cerberus_config(cfg: CN) -> None:
     # Interpolation for resizing images in training and inference: "bicubic", as in FastReID, or "bilinear". Exported
     # models and DATALOADER.RESIDENT only support bicubic.
     cfg.INPUT.INTERPOLATION = "bicubic"
-    # Random erasing: range of the erased share of the image area, and of the ratio of height to width.
-    cfg.INPUT.REA.SCALE = [0.02, 0.33]
-    cfg.INPUT.REA.RATIO = [0.3, 3.3]
+    cfg.INPUT.REA.SCALE = [0.02, 0.33]  # random erasing: range of the erased share of the image area
+    cfg.INPUT.REA.RATIO = [0.3, 3.3]  # random erasing: range of the ratio of height to width of the erased area
 
     # Max pooling after the first convolution of build_resnet_backbone: "ceil": without padding, as in FastReID;
     # "padding": as in torchvision; "auto": as in the training of the pretrained weights, that is "padding" for
@@ -291,10 +290,10 @@ def add_cerberus_config(cfg: CN) -> None:
     # For a custom dataset: a file in the format of split.csv that replaces the split of the dataset.
     cfg.DATASETS.SPLIT_FILE = ""
 
-    # Number of randomly selected training identities that are excluded from training, and the seed of the selection.
-    # DATASETS.TESTS "held-out" evaluates on them.
+    # Number of randomly selected training identities that are excluded from training. DATASETS.TESTS "held-out"
+    # evaluates on them.
     cfg.DATASETS.HOLD_OUT = 0
-    cfg.DATASETS.HOLD_OUT_SEED = 0
+    cfg.DATASETS.HOLD_OUT_SEED = 0  # seed of the selection
 
     # Number of randomly selected semantic IDs, common to training and test identities, whose identities are excluded
     # from training: the experiment on unseen semantic IDs (Fig. 7b of the paper). A selection of 2 is the beginning of
@@ -321,23 +320,22 @@ def add_cerberus_config(cfg: CN) -> None:
     # Evaluations also report the other method in separate rows.
     cfg.TEST.READING = "nearest"
 
-    # Recognition. FORCE_COLOUR predicts the best semantic ID with a colour, never "no listed colour", which is always
-    # wrong by the official rule.
+    # Recognition: predict the best semantic ID with a colour, never "no listed colour", which is always wrong by the
+    # official rule.
     cfg.TEST.PAR = CN()
     cfg.TEST.PAR.FORCE_COLOUR = False
     cfg.TEST.PAR.QUERY_IDENTITIES_ONLY = False  # DukeMTMC: evaluate 702 instead of 1,110 identities
 
     # Cerberus: the probabilities of semantic IDs are the softmax of s * cosine + TAU * log(prior), with one scale s per
-    # column. The prior is the share of the training identities; a semantic ID without training identities counts as
-    # UNSEEN_PRIOR identities. COSINE_SCALE is s if the checkpoint has neither learned nor measured scales.
-    cfg.TEST.PAR.COSINE_SCALE = 16.0
-    cfg.TEST.PAR.TAU = 1.0
-    cfg.TEST.PAR.UNSEEN_PRIOR = 0.5
+    # column. The prior is the share of the training identities.
+    cfg.TEST.PAR.COSINE_SCALE = 16.0  # s, if the checkpoint has neither learned nor measured scales
+    cfg.TEST.PAR.TAU = 1.0  # weight of the logarithm of the prior; 0: no prior
+    cfg.TEST.PAR.UNSEEN_PRIOR = 0.5  # number of identities assumed for a semantic ID without training identities
 
-    # Search. PROTOCOL "asmr": rank all test images; "sal": exclude the images of the identity and camera that represent
-    # the query; the queries are the categories of the query images, as in SAL's code (307 for DukeMTMC); "sal-all": the
-    # same ranking, but the queries are the categories of all test images, as in "asmr" (387 for DukeMTMC). For
-    # Market-1501 there are 484 queries in all protocols.
+    # Protocol of attribute search. "asmr": rank all test images; "sal": exclude the images of the identity and camera
+    # that represent the query; the queries are the categories of the query images, as in SAL's code (307 for DukeMTMC);
+    # "sal-all": the same ranking, but the queries are the categories of all test images, as in "asmr" (387 for
+    # DukeMTMC). For Market-1501 there are 484 queries in all protocols.
     cfg.TEST.APS = CN()
     cfg.TEST.APS.PROTOCOL = "asmr"
     cfg.TEST.APS.PARTIAL = "mean"  # score of a partially described group: "mean" or "max" over matching semantic IDs
@@ -347,15 +345,15 @@ def add_cerberus_config(cfg: CN) -> None:
     # vectors fixed. Not useful without LAMBDA_REG, because residual vectors are then not trained.
     cfg.TEST.APS.SYNTHESISE = False
 
-    # Speed. These options do not change the algorithm. benchmarks/README.md has measurements for each of them.
-    # Precision of forward passes: "bfloat16"; or "" for FastReID's (float32, or float16 with SOLVER.AMP and a gradient
-    # scaler). TEST.AUTOCAST can also be "float16". On hardware without bfloat16, float32 is used. On a GPU, evaluation
-    # in float32 does not use TF32; training does if torch permits it for cuDNN, which is the default.
-    cfg.SOLVER.AUTOCAST = ""
-    cfg.TEST.AUTOCAST = ""
+    # The following keys, up to SOLVER.FUSED, only affect speed, not the algorithm; see benchmarks/README.md for
+    # measurements. Precision of forward passes: "bfloat16"; or "" for FastReID's (float32, or float16 with
+    # SOLVER.AMP and a gradient scaler). On hardware without bfloat16, float32 is used. On a GPU, evaluation in float32
+    # does not use TF32; training does if torch permits it for cuDNN, which is the default.
+    cfg.SOLVER.AUTOCAST = ""  # precision of training
+    cfg.TEST.AUTOCAST = ""  # precision of evaluation, which can also be "float16"
     cfg.MODEL.CHANNELS_LAST = False  # channels-last memory format of images, maps and weights
     cfg.MODEL.COMPILE = False  # torch.compile for training; the first step takes about a minute
-    # "default"; or "reduce-overhead": run a step on a GPU as CUDA graphs, which needs more memory.
+    # Mode of MODEL.COMPILE: "default"; or "reduce-overhead": run a step on a GPU as CUDA graphs, with more memory.
     cfg.MODEL.COMPILE_MODE = "default"
     cfg.SOLVER.FUSED = False  # fused implementation of the optimiser, if SOLVER.OPT has one
 
@@ -445,7 +443,9 @@ def flat(values: Mapping, separator: str = ".", prefix: str = "") -> dict[str, A
     """Return the values of a configuration or another nested mapping by dotted key; tuples are converted to lists.
 
     Args:
-        values: nested mapping.   separator: between the parts of a key.   prefix: of all keys.
+        values: nested mapping.
+        separator: between the parts of a key.
+        prefix: prefix of all keys.
 
     Examples:
         >>> flat({"MODEL": {"DEVICE": "cpu"}, "SEED": 1})

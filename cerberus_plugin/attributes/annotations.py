@@ -44,7 +44,8 @@ class Annotations:
         """Convert the labels to another schema.
 
         Args:
-            schema: the target schema.   readings: see `matching.relabel`.
+            schema: the target schema.
+            readings: see `matching.relabel`.
 
         Returns:
             new annotations. `matching` is the report of the first conversion, if there were several.
@@ -61,7 +62,8 @@ class Annotations:
         """Return the labels of identities.
 
         Args:
-            split: "train" or "test".   pids: N identity numbers.
+            split: "train" or "test".
+            pids: N identity numbers.
 
         Returns:
             int64 (N, A); all -1 in the rows of identities without labels.
@@ -76,7 +78,8 @@ def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
     """Find an annotation file in a dataset folder, or in its subfolder `attribute/`.
 
     Args:
-        dataset_dir: folder of the dataset.   file_name: of the annotation file.
+        dataset_dir: folder of the dataset.
+        file_name: name of the annotation file.
 
     Returns:
         the path of the file.

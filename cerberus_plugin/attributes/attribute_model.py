@@ -26,7 +26,8 @@ class Answer(NamedTuple):
     """The predicted value of one attribute in one image.
 
     Attributes:
-        value: the most probable class, as text.   probability: of this class, 0 to 1.
+        value: the most probable class, as text.
+        probability: probability of this class, 0 to 1.
         abstained: whether the probability is below the calibrated threshold; the answer is then shown as `ABSTAINED`.
         calibrated: whether the probability was calibrated on labelled images; without calibration the model never
             abstains.
@@ -64,7 +65,7 @@ class GroupTables:
     """Semantic IDs of one group and their prototypes.
 
     Attributes:
-        name: of the group.
+        name: name of the group.
         labels: int64 (K, F), values 0, 1, ... of the fields of the group.
         prototypes: float32 (K, D), of unit length.
         residuals: float32 (L, D), the vector that each bit adds to a prototype.
@@ -273,7 +274,7 @@ class AttributeModel:
         attributes take their first value, such as "no".
 
         Args:
-            words: from attribute to value, see `AttributeSchema.parse`.
+            words: maps attributes to values, see `AttributeSchema.parse`.
 
         Returns:
             float32 (G, D); zeros for a group without described attributes.

@@ -34,7 +34,8 @@ def held_classes(labels: np.ndarray, num_classes: int, is_colour: bool) -> np.nd
     """Return which semantic IDs have which class of a column.
 
     Args:
-        labels: int (K, F), the labels of the column's fields.   num_classes: C.
+        labels: int (K, F), the labels of the column's fields.
+        num_classes: C.
         is_colour: whether the fields are yes/no fields of colours; otherwise F is 1.
 
     Returns:
@@ -88,8 +89,10 @@ def balanced_answers(probabilities: np.ndarray, prior: np.ndarray, none_first: b
     identity is labelled, the result is the most probable class.
 
     Args:
-        probabilities: float (N, C).   prior: float (C,), the share of training identities with each class.
-        none_first: whether the first class is "none".   never_none: predict another class instead of "none".
+        probabilities: float (N, C).
+        prior: float (C,), the share of training identities with each class.
+        none_first: whether the first class is "none".
+        never_none: predict another class instead of "none".
 
     Returns:
         int64 (N,).
@@ -115,7 +118,8 @@ def nameable(schema: AttributeSchema, group: str, labels: np.ndarray, force_colo
     """Return which semantic IDs of a group can be predicted.
 
     Args:
-        group: name of the group.   labels: int (K, F), of the fields of the group.
+        group: name of the group.
+        labels: int (K, F), of the fields of the group.
         force_colour: restrict predictions to semantic IDs with a colour, if the group has such semantic IDs.
 
     Returns:
@@ -171,7 +175,8 @@ class Marginals:
         log_priors: per group float64 (K,), tau log pi_k.
         held: per column float64 (K, C), 1 where a semantic ID has a class and 0 elsewhere.
         priors: per column float64 (C,), the share of training identities with each class.
-        column_groups: per column, the index of its group.   colours: per column, whether it is a colour column.
+        column_groups: per column, the index of its group.
+        colours: per column, whether it is a colour column.
         backend: name of the module of the tables, "numpy" or "torch"; a name, so that the object can be pickled.
     """
 
@@ -189,9 +194,12 @@ class Marginals:
         """Build the tables from the semantic IDs.
 
         Args:
-            schema: defines columns and groups.   labels: per group int (K, F), of the fields of the group.
+            schema: defines columns and groups.
+            labels: per group int (K, F), of the fields of the group.
             counts: per group int (K,), training identities with each semantic ID.
-            scales: s_m by column name.   tau: exponent of the prior.   unseen: see `prior_of`.
+            scales: s_m by column name.
+            tau: exponent of the prior.
+            unseen: see `prior_of`.
         """
         groups = tuple(schema.group_names.index(column.group) for column in schema.columns)
         held = tuple(held_classes(labels[g][:, schema.places(column)], len(column.answers), column.is_colour)
@@ -265,7 +273,8 @@ def is_reliable(probabilities, threshold: float):
     threshold 1 no attribute is reliable.
 
     Args:
-        probabilities: a number, an array or a tensor.   threshold: 0 to 1.
+        probabilities: a number, an array or a tensor.
+        threshold: 0 to 1.
 
     Returns:
         a bool for each probability.

@@ -83,10 +83,10 @@ class Source(NamedTuple):
     """A source field with the statements that its values imply.
 
     Attributes:
-        name: of the attribute, for the report.
+        name: name of the attribute, for the report.
         values: int (N,), -1 where unknown.
         words: the values as text, for the report.
-        says: for each value, statements about the target schema.
+        says: statements about the target schema, for each value.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Matching:
 
     Attributes:
         data, schema: names of the dataset and of the target schema.
-        columns: from each matched attribute of the schema to the names of the corresponding attributes of the dataset.
+        columns: maps each matched attribute of the schema to the names of the corresponding attributes of the dataset.
         only_data: attributes of the dataset that the schema does not have.
         only_schema: attributes of the schema that the dataset does not have.
         lost: by attribute of the dataset, the values that the schema does not have, with the number of their labels,
@@ -177,7 +177,8 @@ def sources_of(labels: np.ndarray, source: AttributeSchema, readings: Readings) 
     """Create a `Source` for each field with a mapping.
 
     Args:
-        labels: int (N, F), of the schema `source`.   readings: mappings by name of the source column.
+        labels: int (N, F), of the schema `source`.
+        readings: mappings by name of the source column.
     """
     found = []
     for column in source.columns:
@@ -200,7 +201,7 @@ def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], readings
     """Create a `Source` from a table column of text values.
 
     Args:
-        name: of the attribute.
+        name: name of the attribute.
         codes: int (N,), for each row an index into `words`; -1 for an empty cell.
         words: the distinct cells. Several values in one cell are joined by " and ".
         readings: the mappings of the column.
@@ -291,7 +292,10 @@ def express(sources: Sequence[Source], target: AttributeSchema, data: str, names
     make the label unknown.
 
     Args:
-        sources: fields with N values each.   data: name of the dataset.   names: of all of its attributes.   size: N.
+        sources: fields with N values each.
+        data: name of the dataset.
+        names: names of all attributes of the dataset.
+        size: N.
 
     Returns:
         labels int64 (N, A), -1 where unknown; and the report, a `Matching`.
@@ -327,7 +331,8 @@ def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None,
     """Labels of the fields of a column.
 
     Args:
-        says: statements about the column.   told: for each value, the number of source fields that concern it.
+        says: statements about the column.
+        told: number of source fields that concern each value.
         shared: number of source fields with statements that are not `whole`.
     """
     has = {say.value for say in says if say.holds}

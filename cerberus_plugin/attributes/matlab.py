@@ -30,7 +30,7 @@ def read_matlab(path: str | Path, max_bytes: int = MAX_BYTES) -> dict:
     """Read the variables of a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         max_bytes: limit on the size of the file, and on the size of its decompressed content.
 
     Returns:

@@ -33,7 +33,8 @@ def read_outfits(path: str | Path, schema: AttributeSchema) -> dict[Outfit, Tens
     """Read the labels of outfits.
 
     Args:
-        path: of the CSV file.   schema: defines columns and values.
+        path: path of the CSV file.
+        schema: defines columns and values.
 
     Returns:
         from each outfit to its labels int64 (A,), -1 where unknown.
@@ -83,7 +84,9 @@ def write_outfits(path: str | Path, schema: AttributeSchema, labels: Mapping[Out
     """Write the file that `read_outfits` reads. Lines are sorted, so that equal labels give equal files.
 
     Args:
-        path: of the CSV file.   schema: of the labels.   labels: from each outfit to int64 (A,), -1 where unknown.
+        path: path of the CSV file.
+        schema: schema of the labels.
+        labels: maps each outfit to labels int64 (A,), -1 where unknown.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, [*KEYS, *(column.name for column in schema.columns)], restval="", lineterminator="\n")

@@ -62,7 +62,7 @@ class Field:
     """One label field of an annotation file.
 
     Attributes:
-        name: as in the annotation file.
+        name: name in the annotation file.
         group: name of the group.
         values: text of the values 0, 1, ..., which the file stores as 1, 2, ...
         column: name of a colour column, if the field is one of its classes (a colour of a garment); the values are
@@ -89,7 +89,7 @@ class Column:
     """One predicted attribute, a column of a table of recognition results.
 
     Attributes:
-        name: of the column; that of its field, unless the column has several fields.
+        name: name of the column; that of its field, unless the column has several fields.
         classes: the values; for a colour column the listed colours.
         fields: indices of the fields with the labels.
         group: name of the group.
@@ -143,7 +143,7 @@ class AttributeSchema:
             combinations of labels. The colours of one garment are always exclusive in this enumeration.
         column_order: names of the columns in the order of published tables.
         junk_pids: pids of distractors and junk images, which have no labels.
-        groups: in the order of the blocks of an embedding; default: the five groups of the paper.
+        groups: groups in the order of the blocks of an embedding; default: the five groups of the paper.
 
     Raises:
         ValueError: if the arguments contradict each other.
@@ -349,7 +349,8 @@ class AttributeSchema:
         """Convert labels to the bits of one group.
 
         Args:
-            labels: int64 (N, A).   group: name of the group.
+            labels: int64 (N, A).
+            group: name of the group.
 
         Returns:
             uint8 (N, L); zeros in rows with a missing label of the group.
@@ -417,7 +418,7 @@ class AttributeSchema:
         """Convert a description to labels.
 
         Args:
-            query: from a column, by name or display name, to one of its values. A colour column also accepts "none",
+            query: maps columns, by name or display name, to one of their values. A colour column also accepts "none",
                 and several colours joined by " and "; colours that are not listed are labelled "no".
 
         Returns:
@@ -446,7 +447,8 @@ class AttributeSchema:
         """Return a schema with a subset of the columns, and with the groups of these columns.
 
         Args:
-            columns: names of the columns.   name: of the new schema; "" keeps the name.
+            columns: names of the columns.
+            name: name of the new schema; "" keeps the name.
         """
         fields = tuple(own for own in self.fields if (own.column or own.name) in columns)
         groups, names = {own.group for own in fields}, {own.name for own in fields}
@@ -487,7 +489,8 @@ def agreeing(rows, wanted):
     """Return which rows of labels agree with which descriptions.
 
     Args:
-        rows: int (K, F), array or tensor.   wanted: int (Q, F), -1 for a field that is not described.
+        rows: int (K, F), array or tensor.
+        wanted: int (Q, F), -1 for a field that is not described.
 
     Returns:
         bool (Q, K).
@@ -580,7 +583,7 @@ def find_schema(name: str, key: str = "schema") -> AttributeSchema:
     """Return a registered schema by name, or create it from JSON text.
 
     Args:
-        name: of a registered schema, or the JSON of `AttributeSchema.to_dict`.
+        name: name of a registered schema, or the JSON of `AttributeSchema.to_dict`.
         key: name of the value in the error message, such as MODEL.CERBERUS.SCHEMA.
 
     Raises:

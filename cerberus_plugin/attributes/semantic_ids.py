@@ -20,7 +20,7 @@ class SIDTable:
     Shapes: K semantic IDs of a group, A fields, L bits of a group, N identities, G groups.
 
     Attributes:
-        schema: of the attributes.
+        schema: schema of the attributes.
         labels: per group int64 (K, A), with the values of the fields of the group and -1 in all other fields. The rows
             are sorted, so that the numbers do not depend on the order of the annotation file.
         counts: per group int64 (K,), training identities with each semantic ID; 0 if it is not seen in training.
@@ -44,7 +44,7 @@ class SIDTable:
         """Number the semantic IDs of a dataset.
 
         Args:
-            schema: of the labels.
+            schema: schema of the labels.
             train: int64 (N, A), one row per training identity.
             test: int64 (N', A), only used by the space "union".
             space: "observed": combinations of the training identities; "union": combinations of training and test
@@ -79,7 +79,8 @@ class SIDTable:
         """Create a table from the bit vectors of a checkpoint.
 
         Args:
-            bits: per group uint8 (K, L).   counts: per group int64 (K,).
+            bits: per group uint8 (K, L).
+            counts: per group int64 (K,).
 
         Raises:
             ValueError: if bits do not correspond to labels of the schema, or a count is negative.

@@ -114,7 +114,8 @@ class AcceleratedGallery:
     """A gallery in which only the survivors of each query are compared.
 
     Args:
-        embeddings: float (N, E).   metric: "cosine" or "euclidean".
+        embeddings: float (N, E).
+        metric: "cosine" or "euclidean".
         predictions, sizes, threshold: see `AttributeFilter`.
 
     Raises:
@@ -135,7 +136,9 @@ class AcceleratedGallery:
         """Find the nearest survivors of each query.
 
         Args:
-            embeddings: float (Q, E).   predictions: of the queries.   top: number of results.
+            embeddings: float (Q, E).
+            predictions: predictions of the queries.
+            top: number of results.
 
         Returns:
             rows: int64 (Q, top), nearest first, on the device of the gallery. The order of equal distances is
@@ -194,8 +197,9 @@ def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str)
     """Check predictions.
 
     Args:
-        predictions: of N images and M attributes.
-        sizes: number of classes of each attribute.   side: "query" or "gallery", for the message.
+        predictions: predictions of N images and M attributes.
+        sizes: number of classes of each attribute.
+        side: "query" or "gallery", for the message.
 
     Raises:
         ValueError: if predictions are missing (NaN), have another number of attributes, or contain invalid

@@ -50,7 +50,8 @@ def of_groups(embeddings: Tensor, chosen: Sequence[str], groups: Sequence[str] =
     """Select the blocks of some groups, so that cosines are means over these groups.
 
     Args:
-        embeddings: float (N, G * D).   chosen: names of the groups.
+        embeddings: float (N, G * D).
+        chosen: names of the groups.
         groups: names of all groups of the model, in the order of the blocks.
 
     Returns:

@@ -35,7 +35,8 @@ class AttributeReader(Protocol):
         """Score images for descriptions; higher is better.
 
         Args:
-            labels: int64 (Q, A), -1 for fields that are not described.   embeddings: float (N, E).
+            labels: int64 (Q, A), -1 for fields that are not described.
+            embeddings: float (N, E).
 
         Returns:
             float (Q, N).
@@ -60,7 +61,8 @@ class PersonReader(AttributeReader, Protocol):
         """Convert scores to predictions. For the scores of one image the result equals that of `recognise`.
 
         Args:
-            scores: float (N, V), or means of scores over images.   balanced: as in `answer_scores`.
+            scores: float (N, V), or means of scores over images.
+            balanced: see `answer_scores`.
 
         Returns:
             int64 (N, M).
@@ -82,7 +84,8 @@ def image_scores(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> Te
     """Return similarity scores of embeddings; higher is more similar.
 
     Args:
-        queries: float (Q, E).   gallery: float (N, E).
+        queries: float (Q, E).
+        gallery: float (N, E).
         metric: "cosine", which for Cerberus is the mean over its groups; or "euclidean", the negative distance.
 
     Returns:
@@ -107,7 +110,8 @@ def mean_over_described(known: Tensor, embeddings: Tensor, total: Callable[[Tens
     """Return scores of images for descriptions, averaged over the described columns or groups.
 
     Args:
-        known: bool (P, Q), which of P columns or groups each query describes.   embeddings: float (N, E).
+        known: bool (P, Q), which of P columns or groups each query describes.
+        embeddings: float (N, E).
         total: function from some embeddings (n, E) to the sums over the described columns or groups, (Q, n).
 
     Returns:

@@ -38,7 +38,8 @@ class APSResult:
 
     Attributes:
         cmc: float64 (20,); entry k - 1 is Rank-k.
-        mAP: mean AP by the rectangle rule.   mAP_trapezoid: mean AP by the trapezoid rule, see `ranking.Ranking`.
+        mAP: mean AP by the rectangle rule.
+        mAP_trapezoid: mean AP by the trapezoid rule, see `ranking.Ranking`.
         num_unmatched: number of queries without a relevant image. "asmr" counts them as 0; the other protocols exclude
             them.
         queries: metrics of each of the Q queries.
@@ -102,7 +103,8 @@ def relations(described: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None
     contradicts the description, but a described label is unknown. Undecided images are excluded from the ranking.
 
     Args:
-        described: int64 (K', A), -1 where a field is not described.   labels: int64 (K, A), -1 where missing.
+        described: int64 (K', A), -1 where a field is not described.
+        labels: int64 (K, A), -1 where missing.
 
     Returns:
         two masks, matches and undecided, bool (K', K) each. None if each field is either known in all rows or missing
@@ -149,7 +151,8 @@ def aps_metrics(
 
     Args:
         scores: float (Q, N), higher is better; or a function from a slice of range(Q) to these rows of the scores.
-        query_categories: int64 (Q,).   gallery_categories: int64 (N,), with the same numbering.
+        query_categories: int64 (Q,).
+        gallery_categories: int64 (N,), with the same numbering.
         protocol: one of `PROTOCOLS`.
         representative_pids, representative_camids: int64 (Q,); required unless the protocol is "asmr".
         gallery_pids, gallery_camids: int64 (N,); required unless the protocol is "asmr".

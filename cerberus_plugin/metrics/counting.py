@@ -21,7 +21,8 @@ class Pairs(NamedTuple):
     """Pairs of a query and a gallery image that is a match or ignored, sorted by query and column.
 
     Attributes:
-        query: int64 (M,), 0..B-1.   column: int64 (M,), index of the gallery image.
+        query: int64 (M,), 0..B-1.
+        column: int64 (M,), index of the gallery image.
         match: bool (M,), True for a match, False for an ignored image.
     """
 
@@ -40,7 +41,8 @@ def pairs_of_masks(relevant: Tensor, ignored: Tensor | None) -> Pairs:
     """Convert masks to pairs.
 
     Args:
-        relevant: bool (B, n), matches, on any device.   ignored: bool (B, n), ignored images; None if there are none.
+        relevant: bool (B, n), matches, on any device.
+        ignored: bool (B, n), ignored images; None if there are none.
 
     Examples:
         >>> pairs = pairs_of_masks(torch.tensor([[True, False, True]]), torch.tensor([[True, True, False]]))

@@ -17,7 +17,8 @@ def pairwise(query_features: Tensor, gallery_features: Tensor, metric: str = "co
     """Return a function that computes distances of some queries to the whole gallery.
 
     Args:
-        query_features: float (Q, D).   gallery_features: float (N, D).
+        query_features: float (Q, D).
+        gallery_features: float (N, D).
         metric: "cosine" (1 - cosine) or "euclidean" (squared).
 
     Returns:
@@ -56,7 +57,9 @@ def between(queries: Tensor, gallery: Tensor, metric: str,
     """`pairwise` for features from `prepare`.
 
     Args:
-        queries: float (Q, D).   gallery: float (N, D).   metric: "cosine" or "euclidean".
+        queries: float (Q, D).
+        gallery: float (N, D).
+        metric: "cosine" or "euclidean".
         gallery_norms: `squares` of the gallery, float (N,); None to compute them.
 
     Examples:

@@ -51,7 +51,8 @@ def filtered_metrics(
     Args:
         distances: function from a slice of range(Q) to distances float (B, N); smaller is better.
         keep: function from the same slice to bool (B, N), True for images that the filter keeps.
-        query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
+        query_pids, query_camids: int64 (Q,).
+        gallery_pids, gallery_camids: int64 (N,).
         block_size: number of queries ranked at a time; None for `ranking.block_rows` of the device.
 
     Raises:

@@ -31,7 +31,8 @@ class Outfits(NamedTuple):
     """Outfits and the evaluation setting.
 
     Attributes:
-        query: int64 (Q,).   gallery: int64 (N,), with the same numbering.
+        query: int64 (Q,).
+        gallery: int64 (N,), with the same numbering.
         setting: one of `SETTINGS`.
     """
 
@@ -59,7 +60,9 @@ def draw_single_shot(pids: Tensor, draws: int = 10, seed: int = 0) -> Tensor:
     """Sample single-shot galleries: one random image per identity.
 
     Args:
-        pids: int64 (N,), of the gallery.   draws: number of galleries.   seed: of the random generator.
+        pids: int64 (N,), of the gallery.
+        draws: number of galleries.
+        seed: seed of the random generator.
 
     Returns:
         int64 (draws, I), rows of the gallery. They are sorted, so that ties are broken as in the whole gallery.

@@ -64,7 +64,8 @@ def label_metrics(answers: Tensor, truth: Tensor, known: Tensor) -> LabelResult:
     """Evaluate predictions of binary labels, such as probabilities above a threshold.
 
     Args:
-        answers: bool (N, L), True for a positive prediction.   truth: bool (N, L).
+        answers: bool (N, L), True for a positive prediction.
+        truth: bool (N, L).
         known: bool (N, L), False for a missing label.
 
     Raises:
@@ -191,7 +192,8 @@ def majority_answers(truth: Sequence[Tensor], known: Tensor, is_colour: Sequence
     """Return the predictions of the majority-class baseline: the most frequent class of each column.
 
     Args:
-        truth: M tensors bool (N, C_m), of training identities or images.   known: bool (N, M).
+        truth: M tensors bool (N, C_m), of training identities or images.
+        known: bool (N, M).
         is_colour: M flags; in columns with True, the prediction is -1 ("none") if this is more frequent than each
             class. Default: "none" is never predicted for a colour column.
 

@@ -117,7 +117,8 @@ def block_rows(num_gallery: int, device: torch.device | str = "cpu") -> int:
     A block has at most `BLOCK_ENTRIES` distances on a CPU; on a GPU the free memory is the limit.
 
     Args:
-        num_gallery: N.   device: of the distances.
+        num_gallery: N.
+        device: device of the distances.
 
     Examples:
         >>> block_rows(2**20)
@@ -134,7 +135,8 @@ def rank_in_blocks(
 
     Args:
         block: function from a slice of range(Q) to the arguments of `rank_matches` for these queries.
-        num_queries: Q.   num_gallery: N.
+        num_queries: Q.
+        num_gallery: N.
         block_size: number of queries of a block; None for `block_rows` of the device of the distances.
 
     Examples:
@@ -211,7 +213,8 @@ def reid_metrics(
 
     Args:
         distances: float (Q, N), smaller is better; or a function from a slice of range(Q) to these rows.
-        query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
+        query_pids, query_camids: int64 (Q,).
+        gallery_pids, gallery_camids: int64 (N,).
         max_rank: length of the CMC curve.
         block_size: number of queries ranked at a time; None for `block_rows` of the device.
         outfits: evaluate a cloth-changing setting. If no query has a match in it, the metrics are NaN.
@@ -258,10 +261,11 @@ def reid_metrics_from_features(
         query_features: float (Q, D).
         gallery_features: float (N, D): a tensor on any device, an array, an `np.memmap`, or an object that returns
             one of these for a slice of rows. Lower precisions are converted to float32.
-        query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
+        query_pids, query_camids: int64 (Q,).
+        gallery_pids, gallery_camids: int64 (N,).
         metric: "cosine" (1 - cosine) or "euclidean" (squared, which gives the same ranking).
         max_rank: length of the CMC curve.
-        device: of the computation; None for the device of the queries.
+        device: device of the computation; None for the device of the queries.
         part_size: number of gallery images of a part; forces processing in parts. None for the number that
             `PART_ENTRIES`, or the memory of a GPU, permits.
         block_size: number of queries ranked at a time; None for `block_rows` of the device.
@@ -302,7 +306,9 @@ def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
     It intentionally differs in two points: ties are broken by the gallery index, and CMC always has `max_rank` entries.
 
     Args:
-        distmat: float (Q, N).   q_pids, q_camids: int (Q,).   g_pids, g_camids: int (N,).
+        distmat: float (Q, N).
+        q_pids, q_camids: int (Q,).
+        g_pids, g_camids: int (N,).
 
     Returns:
         CMC float64 (max_rank,), and AP and INP of the queries with a match, float64.

@@ -67,7 +67,8 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
     re-ranked.
 
     Args:
-        query_features: float (Q, D).   gallery_features: float (N, D), on the same device. Distances are computed on
+        query_features: float (Q, D).
+        gallery_features: float (N, D), on the same device. Distances are computed on
             this device, neighbour sets on the CPU.
         metric: "cosine" (1 - cosine) or "euclidean" (squared). With the variant "paper" both give the same result for
             features of unit length.

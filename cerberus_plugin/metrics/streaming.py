@@ -40,8 +40,10 @@ class Stream:
     Args:
         queries: float (Q, D).
         gallery: float (N, D). Each part is converted to at least float32 and, for "cosine", normalised.
-        metric: "cosine" or "euclidean".   device: of the computation.
-        part_size: number of gallery images of a part.   block_size: number of queries of a block.
+        metric: "cosine" or "euclidean".
+        device: device of the computation.
+        part_size: number of gallery images of a part.
+        block_size: number of queries of a block.
         report: called with the name of each pass, "distances" or "ranks", and its duration in seconds.
     """
 

@@ -46,7 +46,8 @@ def attribute_scores(logits: Tensor, sizes: tuple[int, ...], reading: str = "pro
     """Compute the attribute scores that are the input of ARM, by one of three possible interpretations of the paper.
 
     Args:
-        logits: float (B, sum of sizes), of all classifiers, concatenated.   sizes: C_m.
+        logits: float (B, sum of sizes), of all classifiers, concatenated.
+        sizes: C_m.
         reading: "probabilities": of all classes, m = sum of C_m (Market-1501 39, DukeMTMC 31); "positive": of the
             second class of attributes with two classes, and of all classes of others (30, 23); "highest": of the
             most probable class of each attribute (12, 10).
@@ -114,7 +115,8 @@ class AttributeHead(EmbeddingHead):
     Args:
         identity, attributes: whether there are classifiers of identities and of attributes, see `PARTS`.
         schema: defines the classified columns; None without attributes.
-        scores: `reading` of `attribute_scores`.   reweighting: apply ARM to the scores; False for the ablation.
+        scores: `reading` of `attribute_scores`.
+        reweighting: apply ARM to the scores; False for the ablation.
         block_dim: size of a block of FC, BN, dropout and ReLU after pooling; 0 for none.
         dropout: dropout probability of the block, or of the pooled feature without a block.
         host: arguments of FastReID's head.
@@ -159,7 +161,8 @@ class AttributeHead(EmbeddingHead):
         """Compute the feature, or in training the outputs for the losses.
 
         Args:
-            features: maps (B, C, H, W).   targets: int64 (B,), identities, in training.
+            features: maps (B, C, H, W).
+            targets: int64 (B,), identities, in training.
 
         Returns:
             the feature (B, E); in training the dict of FastReID's head and "attribute_logits".
@@ -192,7 +195,7 @@ class APR(Baseline):
     The identity losses are those of MODEL.LOSSES.NAME; the paper only uses cross-entropy.
 
     Args:
-        schema: of the attributes; None for a model without attributes.
+        schema: schema of the attributes; None for a model without attributes.
         lambda_id: lambda.
         num_classes: number of training identities, or of their outfits if outfits are labelled.
         host: arguments of FastReID's Baseline.
@@ -233,7 +236,9 @@ class APR(Baseline):
         """Return the terms of the objective by name; the objective is their sum.
 
         Args:
-            outputs: of `AttributeHead`.   targets: int64 (B,), identities.   attributes: int64 (B, A), labels.
+            outputs: outputs of `AttributeHead`.
+            targets: int64 (B,), identities.
+            attributes: int64 (B, A), labels.
         """
         identity = {name: self.lambda_id * loss for name, loss in super().losses(outputs, targets).items()}
         return identity | {"loss_attribute": (1 - self.lambda_id) * self._attribute_loss(outputs, attributes)}

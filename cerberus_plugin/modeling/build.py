@@ -127,7 +127,9 @@ def with_settings(cfg: CfgNode, settings: Mapping[str, Any], path: str) -> CfgNo
     """Copy settings of a run to keys of a configuration that have their default values.
 
     Args:
-        cfg: the configuration.   settings: values by dotted key.   path: of the checkpoint, for messages.
+        cfg: the configuration.
+        settings: values by dotted key.
+        path: path of the checkpoint, for messages.
 
     Returns:
         a copy of the configuration, not frozen.
@@ -190,8 +192,10 @@ def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfi
     """Return a frozen copy of a configuration with the keys `config.FILLED`.
 
     Args:
-        num_classes: number of training identities.   schema: see `schema_key`.
-        sizes: number of semantic IDs of each group.   outfits: number of labelled outfits, 0 if there are none.
+        num_classes: number of training identities.
+        schema: see `schema_key`.
+        sizes: number of semantic IDs of each group.
+        outfits: number of labelled outfits, 0 if there are none.
     """
     cfg = cfg.clone()
     cfg.defrost()

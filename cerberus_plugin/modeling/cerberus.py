@@ -45,7 +45,7 @@ class Cerberus(ImageModel):
         to_global, to_map: convert tokens, the outputs of the global and the local branch, to maps, see `Split`.
         heads: a `CerberusHead`.
         prototypes: `SIDPrototypes`, or None to train with identities only (first rows of Table 6 of the paper).
-        schema: of the attributes; None for a model without prototypes and with the groups of the paper.
+        schema: schema of the attributes; None for a model without prototypes and with the groups of the paper.
         pixel_mean, pixel_std: normalisation of RGB values in 0..255.
         criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`; losses can be appended.
         reading: arguments of `PrototypeReader`. Its cosine scale is used if the prototypes have neither a learned nor a
@@ -157,7 +157,7 @@ class Cerberus(ImageModel):
         """Return the terms of the total loss (Eq. 2) by name; the terms of the paper are means over the groups.
 
         Args:
-            outputs: of `CerberusHead`; the representations can include the batches of all processes.
+            outputs: outputs of `CerberusHead`; the representations can include the batches of all processes.
             targets: int64 (B,), identities of the representations.
             sids: int64 (B, G), semantic IDs of the representations, -1 where missing; None without prototypes.
         """

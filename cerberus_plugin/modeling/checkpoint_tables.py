@@ -108,7 +108,9 @@ def leave(state: dict[str, Tensor], prefix: str, names: Iterable[str]) -> None:
     """Remove tensors from a state dict in place, so that the module does not load them.
 
     Args:
-        state: tensors by name.   prefix: of the names of the module.   names: of the tensors, without the prefix.
+        state: tensors by name.
+        prefix: prefix of the names of the module.
+        names: names of the tensors, without the prefix.
 
     Examples:
         >>> state = {"a.x": torch.ones(1), "a.y": torch.ones(1)}
@@ -127,7 +129,8 @@ def refuse_other_tables(module: nn.Module, state: Mapping[str, Tensor], prefix: 
     Args:
         module: to load the tensors into; its tables are compared if its `schema` has been filled from a dataset.
         state: tensors of the checkpoint, without those of another size, which FastReID has removed.
-        prefix: of the names of the module.   tables: names of the buffers to compare.
+        prefix: prefix of the names of the module.
+        tables: names of the buffers to compare.
         keys: configuration keys that determine the sizes, for the message.
 
     Raises:

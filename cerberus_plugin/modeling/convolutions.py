@@ -103,7 +103,8 @@ def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
     """Compute the gradient of the weight of a 3x3 convolution with padding 1 and stride 1.
 
     Args:
-        images: float (B, C, H, W).   gradient: float (B, O, H, W), of the output.
+        images: float (B, C, H, W).
+        gradient: float (B, O, H, W), of the output.
 
     Returns:
         float (O, C, 3, 3), in channels-last order.

@@ -42,7 +42,8 @@ class SMR(nn.Module):
     features of eight stripes of the unrefined map, after batch normalisation, are classified by identity.
 
     Args:
-        channels: C.   num_classes: K.
+        channels: C.
+        num_classes: K.
         pooling: one of `POOLINGS`, for the whole map and for its stripes.
         norm: FastReID's name of a normalisation layer ("BN", "syncBN").
     """
@@ -90,7 +91,8 @@ class Branch(nn.Module):
     Args:
         blocks: blocks of the last layer, without the last one. For ResNet-18 this is one block, followed by both
             refinements.
-        poolings: of the two refinements.   smr: other arguments of `SMR`.
+        poolings: poolings of the two refinements.
+        smr: other arguments of `SMR`.
     """
 
     def __init__(self, blocks: nn.Sequential, poolings: tuple[str, str], **smr) -> None:
@@ -113,7 +115,8 @@ class CSSC(ImageModel):
         trunk: shared part of the backbone, images (B, 3, ...) -> (B, C', H', W').
         last_layer: blocks of the last layer of the backbone. Each branch has a copy of all blocks except the last one;
             the last block is applied to the sum of the maps of the branches.
-        channels: C.   width: number of channels of the maps of the branches, if it is not C.
+        channels: C.
+        width: number of channels of the maps of the branches, if it is not C.
         num_classes: K; 0 for a model without training.
         norm: see `SMR`.
         pixel_mean, pixel_std: normalisation of RGB values in 0..255.
@@ -210,7 +213,7 @@ class CSSC(ImageModel):
         """Return the terms of the objective by name; the terms of the paper are sums over the five features.
 
         Args:
-            outputs: of `represent`, with "targets" int64 (B,), identities of the logits.
+            outputs: outputs of `represent`, with "targets" int64 (B,), identities of the logits.
             mined: int64, identities of the representations, which can include the batches of all processes; None to
                 disable the triplet losses.
         """

@@ -86,7 +86,8 @@ def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
     images.
 
     Args:
-        top, bottom: int64 (B,), inclusive.   height: H.
+        top, bottom: int64 (B,), inclusive.
+        height: H.
 
     Returns:
         float (B, H, H): output row i is sum_r matrix[b, i, r] * input row r.
@@ -112,7 +113,9 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
     A row that belongs to several strips is weighted by its share in each strip.
 
     Args:
-        height: H.   strips: S.   device: of the result.
+        height: H.
+        strips: S.
+        device: device of the result.
         overlap: extension of a strip into each of its neighbours, relative to its height (0 in the paper).
 
     Returns:
@@ -169,9 +172,12 @@ class CerberusHead(nn.Module):
     embedding (B, G * D) per image.
 
     Args:
-        feat_dim: C.   embedding_dim: D.   num_classes: number of training identities.
+        feat_dim: C.
+        embedding_dim: D.
+        num_classes: number of training identities.
         align: crop the local map to the rows of the person; False for the ablation.
-        sigma, squared_norm, sigma_quantile: see `person_rows`.   strip_overlap: see `strip_matrix`.
+        sigma, squared_norm, sigma_quantile: see `person_rows`.
+        strip_overlap: see `strip_matrix`.
         pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent per branch.
         split: also return the representations before batch normalisation, for the triplet loss.
         norm: FastReID's name of a normalisation layer ("BN", "syncBN").
@@ -257,7 +263,8 @@ class CerberusHead(nn.Module):
         """Compute the embedding, or in training the outputs for the losses.
 
         Args:
-            features: global and local map, each (B, C, H, W).   targets: int64 (B,), classes, in training.
+            features: global and local map, each (B, C, H, W).
+            targets: int64 (B,), classes, in training.
 
         Returns:
             embeddings (B, G * D). In training a dict: "representations" (G, B, D), "logits" (G, B, classes), "targets"

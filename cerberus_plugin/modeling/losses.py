@@ -78,7 +78,7 @@ def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Te
     Unlike the hinge of Eq. 3, this loss also pushes representations away from the prototypes of other semantic IDs.
 
     Args:
-        representations, prototypes, sids: as in `semantic_guidance_loss`, with representations (G, B, D).
+        representations, prototypes, sids: see `semantic_guidance_loss`, with representations (G, B, D).
         scale: one number, or float (G,) with one scale per group.
         competing: (G, K), nonzero for the rows that are classes of a group, which must include the semantic IDs of all
             images. None for one group with all rows as classes.
@@ -124,7 +124,8 @@ def agreement_weights(representations: Tensor, identities: Tensor, sids: Tensor,
     paper.
 
     Args:
-        representations: float (G, B, D).   identities: int64 (B,).
+        representations: float (G, B, D).
+        identities: int64 (B,).
         sids: int64 (G, B). Images with different semantic IDs, such as in other outfits, are treated as different
             persons.
         temperature: positive; smaller values give larger differences of weights.
@@ -151,7 +152,8 @@ def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, be
 
     Args:
         counts: int64 (K,), training identities N_g with each semantic ID; 0 if it is not seen in training.
-        num_identities: N, number of training identities.   alpha, beta: of Eq. 4.
+        num_identities: N, number of training identities.
+        alpha, beta: parameters of Eq. 4.
 
     Returns:
         float32 (K,).
@@ -168,7 +170,9 @@ def identity_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     """Cross-entropy of the identity classifier of one group (first term of Eq. 5).
 
     Args:
-        logits: float (B, C).   targets: int64 (B,), identities.   label_smoothing: 0 to 1.
+        logits: float (B, C).
+        targets: int64 (B,), identities.
+        label_smoothing: 0 to 1.
 
     Returns:
         scalar, the mean over the batch.
@@ -234,7 +238,8 @@ def margin_triplet_loss(representations: Tensor, targets: Tensor, margin: float 
     """Batch-hard triplet loss of CSSC: max(0, d(f, f_p) - d(f, f_n) + margin), otherwise as `soft_triplet_loss`.
 
     Args:
-        representations, targets: see `soft_triplet_loss`.   margin: in units of the distance.
+        representations, targets: see `soft_triplet_loss`.
+        margin: margin, in units of the distance.
 
     Returns:
         scalar, the mean over the anchors, then over groups.
@@ -279,7 +284,9 @@ def prototype_regularisation(prototypes: Tensor, residuals: Tensor, bits: Tensor
     instead of O(K^2 L D).
 
     Args:
-        prototypes: float (K, D).   residuals: float (L, D), v_l.   bits: (K, L), A.
+        prototypes: float (K, D).
+        residuals: float (L, D), v_l.
+        bits: (K, L), A.
         membership: float (G, K), 1 for the rows of a group, if the rows of several groups are concatenated (`bits` is
             then block-diagonal); None for one group.
 
@@ -398,8 +405,8 @@ class PrototypeSoftmaxLoss:
     """`prototype_softmax_loss` with the prototypes of the model.
 
     Attributes:
-        weight: of the loss.
-        scale: of the cosines, if the prototypes have no learned scale.
+        weight: weight of the loss.
+        scale: factor of the cosines, if the prototypes have no learned scale.
         agreement: temperature of `agreement_weights`; 0 for equal weights of all images.
     """
 

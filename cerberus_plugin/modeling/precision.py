@@ -97,7 +97,8 @@ def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -
     """Check the autocast options.
 
     Args:
-        training, evaluation: SOLVER.AUTOCAST and TEST.AUTOCAST.   host_mixed_precision: SOLVER.AMP.ENABLED.
+        training, evaluation: SOLVER.AUTOCAST and TEST.AUTOCAST.
+        host_mixed_precision: SOLVER.AMP.ENABLED.
 
     Raises:
         ValueError: if a precision is unknown, or SOLVER.AUTOCAST is combined with FastReID's mixed precision.
@@ -129,7 +130,7 @@ def compile_model(model: nn.Module, **options) -> None:
     would run all blocks after the eighth graph without compilation.
 
     Args:
-        options: of torch.compile.
+        options: options of torch.compile.
     """
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # newer releases of torch
         options = {"isolate_recompiles": True, **options}

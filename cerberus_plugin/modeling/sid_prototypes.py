@@ -34,7 +34,10 @@ class SIDPrototypes(nn.Module):
     The tables are buffers, so that recognition and search only need the checkpoint.
 
     Args:
-        sizes: K of each group.   bits: L of each group.   num_classes: C.   dim: D.
+        sizes: K of each group.
+        bits: L of each group.
+        num_classes: C.
+        dim: D.
         init: initialiser of prototypes and residual vectors, a key of `INITIALISERS` (Table 7 of the paper).
         learned_scale: initial value of a learnable cosine scale per group; None for no learnable scales.
         groups: names of the groups.
@@ -133,9 +136,10 @@ class SIDPrototypes(nn.Module):
         attributes only.
 
         Args:
-            representations: float (G, B, D).   sids: int64 (B, G), -1 where missing.
-            scale: of the cosines, if there is no learned scale. Learned scales are combined with the prior of the
-                training identities.
+            representations: float (G, B, D).
+            sids: int64 (B, G), -1 where missing.
+            scale: factor of the cosines, if there is no learned scale. Learned scales are combined with the prior of
+                the training identities.
             weights: float (G, B), of the images; None for equal weights.
         """
         counts = torch.cat([self.counts(group) for group in self.groups])  # (K,)
@@ -285,7 +289,8 @@ def margins_from_counts(counts: tuple[Tensor, ...], alpha: float, beta: float,
     N in Eq. 4 is the number of identities with known labels in the group.
 
     Args:
-        counts: per group int64 (K,), training identities with each semantic ID.   alpha, beta: of Eq. 4.
+        counts: per group int64 (K,), training identities with each semantic ID.
+        alpha, beta: parameters of Eq. 4.
         constant: the margin of all semantic IDs; None for adaptive margins.
 
     Returns:
