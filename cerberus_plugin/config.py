@@ -444,7 +444,7 @@ def flat(values: Mapping, separator: str = ".", prefix: str = "") -> dict[str, A
 
     Args:
         values: nested mapping.
-        separator: between the parts of a key.
+        separator: text between the parts of a key.
         prefix: prefix of all keys.
 
     Examples:

@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, value: str, probability: float, below: float | None) -> Answer:
-        """Create an answer that abstains if its probability is less than `below`; None if it is not calibrated."""
+        """Create an answer that abstains if its probability is less than `below`; `below` None means not calibrated."""
         return cls(value, probability, below is not None and probability < below, below is not None)
 
 

@@ -79,10 +79,10 @@ def _rank_pairs(distances: Tensor, pairs: Pairs) -> Ranking:
     distances = sortable(distances)
     refuse_nan(distances)
     pairs, values = pairs.best_first(distances_of(pairs, distances))
-    return _figures(pairs, count_others(distances, pairs, values), len(distances))
+    return _metrics_of_pairs(pairs, count_others(distances, pairs, values), len(distances))
 
 
-def _figures(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
+def _metrics_of_pairs(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
     """Metrics from pairs, best first, and the number of other images before each, int64 (M,)."""
     query, others_before = pairs.query[pairs.match], others_before[pairs.match]  # (P,) each
     num_matches = query.bincount(minlength=num_queries)  # (B,)
@@ -295,7 +295,7 @@ def reid_metrics_from_features(
     def rank(rows: slice) -> Ranking:
         stream = Stream(query_features[rows], gallery_features, metric, device, part_size,
                         block_size or block_rows(part_size, device), report)
-        return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
+        return _metrics_of_pairs(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
 
     return protocol.result(_joined(map(rank, protocol.slices_of_pairs())), max_rank)
 

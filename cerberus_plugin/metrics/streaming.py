@@ -110,7 +110,7 @@ class Stream:
                              f"features {rows.shape[1]}; compute both with the same model")
         # Copied, so that the pages of a memory-mapped file can be released.
         rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
-        _let_pages_go(self._gallery)
+        _release_pages(self._gallery)
         return between(self._queries, prepare(rows.to(self._device), self._metric, self._queries.dtype), self._metric)
 
 
@@ -119,7 +119,7 @@ def _within(pairs: Pairs, own: Tensor | slice, first_query: int, first_column: i
     return Pairs(pairs.query[own] - first_query, pairs.column[own] - first_column, pairs.match[own])
 
 
-def _let_pages_go(gallery: Gallery) -> None:
+def _release_pages(gallery: Gallery) -> None:
     """Release the pages of a memory-mapped file from resident memory; they are read again on access."""
     # Not in copy-on-write mode "c", where modifications would be lost.
     if isinstance(gallery, np.memmap) and gallery.mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):

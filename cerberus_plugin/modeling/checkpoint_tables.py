@@ -1,5 +1,4 @@
-"""Label tables stored in the checkpoint, so that it can be loaded without the training set and checked for
-compatibility."""
+"""Label tables in the checkpoint, so that it loads without the training set and can be checked for compatibility."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
 def avoid_strided_points(model: nn.Module) -> None:
     """Compute strided 1x1 convolutions of a few channels, such as the first one of RepVGG, as matrix products.
 
-    In channels-last order oneDNN's kernel (at least in torch 2.13) writes outside its memory: a convolution of 3 to 48
-    channels with stride 2 crashes the process, possibly later.
+    In channels-last order oneDNN's kernel (at least in torch 2.13) writes outside its memory: a convolution with 3
+    input channels, 48 output channels and stride 2 crashes the process, sometimes with a delay.
     """
     for module in model.modules():
         if (_runs_as_conv2d(module) and module.kernel_size == (1, 1) and max(module.stride) > 1

@@ -117,7 +117,7 @@ class CSSC(ImageModel):
             the last block is applied to the sum of the maps of the branches.
         channels: C.
         width: number of channels of the maps of the branches, if it is not C.
-        num_classes: K; 0 for a model without training.
+        num_classes: K; 0 for a model that is only used for inference.
         norm: see `SMR`.
         pixel_mean, pixel_std: normalisation of RGB values in 0..255.
         criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`. Label smoothing

@@ -115,8 +115,8 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
     Args:
         height: H.
         strips: S.
-        device: device of the result.
         overlap: extension of a strip into each of its neighbours, relative to its height (0 in the paper).
+        device: device of the result.
 
     Returns:
         float (S, H); each row has the sum 1.
