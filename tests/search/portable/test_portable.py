@@ -157,7 +157,7 @@ def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
         else:
             assert (shares == before).all()
     for wrong in ({"ages": 1.0}, {"age": 0.0}, {"age": math.inf}):
-        with pytest.raises(ValueError, match="is no column of market1501|expected a positive number"):
+        with pytest.raises(ValueError, match="is not a column of market1501|expected a positive number"):
             vocabulary.calibrated(wrong)
 
 
