@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 # How the prediction of an attribute is converted to predictions of binary labels.
-LABELS = ("positive for the predicted value, negative for all others; for a yes/no attribute predicted by "
-          "probability, this is a threshold of 0.5")
+LABELS = ("yes for the predicted value, no for all others; for a yes/no attribute predicted by probability, this is a "
+          "threshold of 0.5")
 
 
 @dataclass(frozen=True)
