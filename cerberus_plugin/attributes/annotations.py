@@ -24,7 +24,8 @@ class Annotations:
 
     Attributes:
         schema: defines the A fields of a label row.
-        train, test: map a pid, or the number of an outfit, to labels int64 (A,); -1 where a label is missing.
+        train: maps a pid, or the number of an outfit, to labels int64 (A,); -1 where a label is missing.
+        test: labels of the test identities, in the same form.
         path: the annotation file.
         digest: a hash of all labels, set if they come from more files than `path`.
         matching: report of the omitted attributes and values, set if the labels were converted from another schema.

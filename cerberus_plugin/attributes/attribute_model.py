@@ -69,8 +69,9 @@ class GroupTables:
         labels: int64 (K, F), values 0, 1, ... of the fields of the group.
         prototypes: float32 (K, D), of unit length.
         residuals: float32 (L, D), the vector that each bit adds to a prototype.
-        mean_prototype, mean_bits: float32 (D,) and (L,), means over the semantic IDs seen in training. Together with
-            the residuals they define the prototypes of other combinations.
+        mean_prototype: float32 (D,), mean over the semantic IDs seen in training. With `mean_bits` and the residuals
+            it defines the prototypes of other combinations.
+        mean_bits: float32 (L,), mean bits of the same semantic IDs.
         counts: int64 (K,), the number of training identities with each semantic ID.
     """
 
@@ -152,7 +153,8 @@ class AttributeModel:
         """Return a copy with calibrated probabilities.
 
         Args:
-            temperatures, withhold_below: see the attributes of the class.
+            temperatures: see the attributes of the class.
+            withhold_below: see the attributes of the class.
 
         Raises:
             ValueError: if they do not fit the columns of the schema.

@@ -215,7 +215,8 @@ class Marginals:
 
         Args:
             backend: name of an imported module, such as "torch".
-            log_priors, held: see the attributes, with tables of this module.
+            log_priors: the attribute `log_priors`, with tables of this module.
+            held: the attribute `held`, with tables of this module.
         """
         return replace(self, backend=backend, log_priors=tuple(log_priors), held=tuple(held))
 

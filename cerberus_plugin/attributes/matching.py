@@ -100,7 +100,8 @@ class Matching:
     """Report of a conversion of labels: the matched attributes, and the omitted attributes and values.
 
     Attributes:
-        data, schema: names of the dataset and of the target schema.
+        data: name of the dataset.
+        schema: name of the target schema.
         columns: maps each matched attribute of the schema to the names of the corresponding attributes of the dataset.
         only_data: attributes of the dataset that the schema does not have.
         only_schema: attributes of the schema that the dataset does not have.

@@ -385,8 +385,8 @@ class AttributeSchema:
             labels: int64 (N, A).
 
         Returns:
-            truth: per column bool (N, C); one-hot, or for a colour column True for each colour that is yes.
-            known: bool (N, M), False where a label of the column is missing.
+            the ground truth, per column bool (N, C), one-hot, or for a colour column True for each colour that is yes;
+            and bool (N, M), False where a label of the column is missing.
         """
         truth, known = [], []
         for column in self.columns:

@@ -22,7 +22,8 @@ def critical_thresholds(queries: Predictions, gallery: Predictions) -> Tensor:
     at least min(p, q) for the probabilities p and q of each such attribute.
 
     Args:
-        queries, gallery: predictions of the two images of each pair, (P, M) each.
+        queries: predictions of the query of each pair, (P, M).
+        gallery: predictions of the match of each pair, (P, M).
 
     Returns:
         float (P,); 0 if all classes are equal.

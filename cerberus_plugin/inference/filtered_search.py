@@ -116,7 +116,9 @@ class AcceleratedGallery:
     Args:
         embeddings: float (N, E).
         metric: "cosine" or "euclidean".
-        predictions, sizes, threshold: see `AttributeFilter`.
+        predictions: predictions of the gallery, N images.
+        sizes: see `AttributeFilter`.
+        threshold: see `AttributeFilter`.
 
     Raises:
         ValueError: if the numbers of embeddings and predictions differ; see also `AttributeFilter`.
@@ -141,9 +143,9 @@ class AcceleratedGallery:
             top: number of results.
 
         Returns:
-            rows: int64 (Q, top), nearest first, on the device of the gallery. The order of equal distances is
-                undefined. -1 if there are fewer survivors.
-            distances: float (Q, top), 1 - cosine or squared Euclidean; infinite if there are fewer survivors.
+            rows of the gallery, int64 (Q, top), nearest first, on the device of the gallery; the order of equal
+            distances is undefined; -1 if there are fewer survivors. And distances, float (Q, top), 1 - cosine or
+            squared Euclidean; infinite if there are fewer survivors.
         """
         if len(embeddings) != len(predictions.classes) or embeddings.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"filter: query embeddings are {tuple(embeddings.shape)} and predictions of "

@@ -41,7 +41,8 @@ class ProbabilityReader(WithTemperatures):
 
     Args:
         schema: defines the columns; there is one classifier per column, in the same order.
-        weight, bias: parameters of all classifiers, concatenated: float (sum of C_m, E) and (sum of C_m,).
+        weight: weights of all classifiers, concatenated, float (sum of C_m, E).
+        bias: biases of all classifiers, concatenated, float (sum of C_m,).
         train_labels: int64 (C, A), see `AttributeReader`.
         temperatures: by column name, the divisor of the logits in `confidences`; default 1.
 

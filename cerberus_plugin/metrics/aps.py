@@ -154,8 +154,10 @@ def aps_metrics(
         query_categories: int64 (Q,).
         gallery_categories: int64 (N,), with the same numbering.
         protocol: one of `PROTOCOLS`.
-        representative_pids, representative_camids: int64 (Q,); required unless the protocol is "asmr".
-        gallery_pids, gallery_camids: int64 (N,); required unless the protocol is "asmr".
+        representative_pids: int64 (Q,), identity that represents each query; required unless the protocol is "asmr".
+        representative_camids: int64 (Q,), its camera; required unless the protocol is "asmr".
+        gallery_pids: int64 (N,); required unless the protocol is "asmr".
+        gallery_camids: int64 (N,); required unless the protocol is "asmr".
         related: result of `relations`, indexed by category; None if an image is relevant only for its own category.
             Images of undecided categories are excluded from the ranking.
         block_size: number of queries ranked at a time; None for `ranking.block_rows` of the device.

@@ -59,7 +59,8 @@ class Identities:
     """Index of the gallery by identity, which gives the pairs of the Market-1501 protocol without comparing B * n ids.
 
     Args:
-        pids, camids: int64 (n,), of the gallery images.
+        pids: int64 (n,), identities of the gallery images.
+        camids: int64 (n,), their cameras.
 
     Examples:
         >>> gallery = Identities(torch.tensor([7, 8, 7]), torch.tensor([1, 1, 2]))
@@ -81,7 +82,8 @@ class Identities:
         """Return the gallery images of the identity of each query; images of the same camera are ignored.
 
         Args:
-            pids, camids: int64 (B,), of the queries.
+            pids: int64 (B,), identities of the queries.
+            camids: int64 (B,), their cameras.
         """
         pids, camids = pids.cpu().contiguous(), camids.cpu()
         counts = self.count(pids)

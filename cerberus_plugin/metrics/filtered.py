@@ -22,7 +22,8 @@ class FilteredResult:
     the number of matches before the filter, and is 0 for a query without a remaining match.
 
     Attributes:
-        rank1, mAP: of the filtered ranking.
+        rank1: Rank-1 of the filtered ranking.
+        mAP: mAP of the filtered ranking.
         speed_up: mean number of candidates before the filter, divided by the mean number after it.
         survivors: int64 (Q,), number of candidates after the filter. Images of the identity and camera of the query
             are not candidates.
@@ -51,8 +52,10 @@ def filtered_metrics(
     Args:
         distances: function from a slice of range(Q) to distances float (B, N); smaller is better.
         keep: function from the same slice to bool (B, N), True for images that the filter keeps.
-        query_pids, query_camids: int64 (Q,).
-        gallery_pids, gallery_camids: int64 (N,).
+        query_pids: int64 (Q,), identities of the queries.
+        query_camids: int64 (Q,), cameras of the queries.
+        gallery_pids: int64 (N,), identities of the gallery.
+        gallery_camids: int64 (N,), cameras of the gallery.
         block_size: number of queries ranked at a time; None for `ranking.block_rows` of the device.
 
     Raises:

@@ -177,7 +177,9 @@ class ReIDResult:
 
     Attributes:
         cmc: float64 (max_rank,); entry k - 1 is Rank-k.
-        mAP, mAP_trapezoid, mINP: means of the metrics of `Ranking`.
+        mAP: mean of `Ranking.ap`.
+        mAP_trapezoid: mean of `Ranking.ap_trapezoid`.
+        mINP: mean of `Ranking.inp`.
         num_skipped: number of queries without a match in another camera (and, if outfits are given, in the setting).
         queries: metrics of each of the Q queries, including the skipped ones.
     """
@@ -213,8 +215,10 @@ def reid_metrics(
 
     Args:
         distances: float (Q, N), smaller is better; or a function from a slice of range(Q) to these rows.
-        query_pids, query_camids: int64 (Q,).
-        gallery_pids, gallery_camids: int64 (N,).
+        query_pids: int64 (Q,), identities of the queries.
+        query_camids: int64 (Q,), cameras of the queries.
+        gallery_pids: int64 (N,), identities of the gallery.
+        gallery_camids: int64 (N,), cameras of the gallery.
         max_rank: length of the CMC curve.
         block_size: number of queries ranked at a time; None for `block_rows` of the device.
         outfits: evaluate a cloth-changing setting. If no query has a match in it, the metrics are NaN.
@@ -261,8 +265,10 @@ def reid_metrics_from_features(
         query_features: float (Q, D).
         gallery_features: float (N, D): a tensor on any device, an array, an `np.memmap`, or an object that returns
             one of these for a slice of rows. Lower precisions are converted to float32.
-        query_pids, query_camids: int64 (Q,).
-        gallery_pids, gallery_camids: int64 (N,).
+        query_pids: int64 (Q,), identities of the queries.
+        query_camids: int64 (Q,), cameras of the queries.
+        gallery_pids: int64 (N,), identities of the gallery.
+        gallery_camids: int64 (N,), cameras of the gallery.
         metric: "cosine" (1 - cosine) or "euclidean" (squared, which gives the same ranking).
         max_rank: length of the CMC curve.
         device: device of the computation; None for the device of the queries.
@@ -307,8 +313,10 @@ def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
 
     Args:
         distmat: float (Q, N).
-        q_pids, q_camids: int (Q,).
-        g_pids, g_camids: int (N,).
+        q_pids: int (Q,), identities of the queries.
+        q_camids: int (Q,), cameras of the queries.
+        g_pids: int (N,), identities of the gallery.
+        g_camids: int (N,), cameras of the gallery.
 
     Returns:
         CMC float64 (max_rank,), and AP and INP of the queries with a match, float64.

@@ -33,7 +33,11 @@ def check_reranking(variant: str, metric: str, k1: int, k2: int, lambda_value: f
     """Check the options of `reranked`.
 
     Args:
-        variant, metric, k1, k2, lambda_value: see `reranked`.
+        variant: see `reranked`.
+        metric: see `reranked`.
+        k1: see `reranked`.
+        k2: see `reranked`.
+        lambda_value: see `reranked`.
 
     Raises:
         ValueError: if an option or combination is not supported; with the configuration key.
@@ -68,8 +72,8 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
 
     Args:
         query_features: float (Q, D).
-        gallery_features: float (N, D), on the same device. Distances are computed on
-            this device, neighbour sets on the CPU.
+        gallery_features: float (N, D), on the same device. Distances are computed on this device, neighbour sets on
+            the CPU.
         metric: "cosine" (1 - cosine) or "euclidean" (squared). With the variant "paper" both give the same result for
             features of unit length.
         k1: number of neighbours in k-reciprocal sets.

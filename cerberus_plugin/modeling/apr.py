@@ -113,7 +113,8 @@ class AttributeHead(EmbeddingHead):
     The feature is the one of FastReID's head at inference: pooled, and passed through the bottleneck if there is one.
 
     Args:
-        identity, attributes: whether there are classifiers of identities and of attributes, see `PARTS`.
+        identity: whether there are classifiers of identities, see `PARTS`.
+        attributes: whether there are classifiers of attributes, see `PARTS`.
         schema: defines the classified columns; None without attributes.
         scores: `reading` of `attribute_scores`.
         reweighting: apply ARM to the scores; False for the ablation.

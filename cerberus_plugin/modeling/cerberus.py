@@ -42,11 +42,13 @@ class Cerberus(ImageModel):
     Args:
         trunk: shared part of the backbone, images (B, 3, ...) -> (B, C', H, W).
         branch: the rest of the backbone; each of the two branches is a copy.
-        to_global, to_map: convert tokens, the outputs of the global and the local branch, to maps, see `Split`.
+        to_global: converts the output of the global branch to a map if it consists of tokens, see `Split`.
+        to_map: converts the output of the local branch to a map if it consists of tokens, see `Split`.
         heads: a `CerberusHead`.
         prototypes: `SIDPrototypes`, or None to train with identities only (first rows of Table 6 of the paper).
         schema: schema of the attributes; None for a model without prototypes and with the groups of the paper.
-        pixel_mean, pixel_std: normalisation of RGB values in 0..255.
+        pixel_mean: mean of RGB values in 0..255.
+        pixel_std: standard deviation of RGB values in 0..255.
         criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`; losses can be appended.
         reading: arguments of `PrototypeReader`. Its cosine scale is used if the prototypes have neither a learned nor a
             measured one. None if no loss relates representations to prototypes.

@@ -119,7 +119,8 @@ class CSSC(ImageModel):
         width: number of channels of the maps of the branches, if it is not C.
         num_classes: K; 0 for a model that is only used for inference.
         norm: see `SMR`.
-        pixel_mean, pixel_std: normalisation of RGB values in 0..255.
+        pixel_mean: mean of RGB values in 0..255.
+        pixel_std: standard deviation of RGB values in 0..255.
         criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`. Label smoothing
             distributes epsilon evenly over all K identities as in the code of the paper. FastReID's loss distributes it
             over the K - 1 other identities, which is equivalent with epsilon * (K - 1) / K.

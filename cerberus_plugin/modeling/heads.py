@@ -62,7 +62,7 @@ def person_rows(local_map: Tensor, sigma: float, squared: bool = False,
             `row_heat`.
 
     Returns:
-        top, bottom: int64 (B,), inclusive.   fallback: bool (B,), True if no row exceeded sigma.
+        first rows, int64 (B,); last rows, int64 (B,), inclusive; and bool (B,), True if no row exceeded sigma.
 
     Examples:
         >>> rows = torch.tensor([1.0, 9.0, 2.0, 7.0, 0.0]).view(1, 1, 5, 1)
@@ -86,7 +86,8 @@ def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
     images.
 
     Args:
-        top, bottom: int64 (B,), inclusive.
+        top: int64 (B,), first row.
+        bottom: int64 (B,), last row, inclusive.
         height: H.
 
     Returns:
@@ -176,7 +177,9 @@ class CerberusHead(nn.Module):
         embedding_dim: D.
         num_classes: number of training identities.
         align: crop the local map to the rows of the person; False for the ablation.
-        sigma, squared_norm, sigma_quantile: see `person_rows`.
+        sigma: see `person_rows`.
+        squared_norm: `squared` of `person_rows`.
+        sigma_quantile: `quantile` of `person_rows`.
         strip_overlap: see `strip_matrix`.
         pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent per branch.
         split: also return the representations before batch normalisation, for the triplet loss.

@@ -12,7 +12,8 @@ class ImageModel(nn.Module):
     """Base class that normalises the images of a batch, and returns the labels of a training batch.
 
     Args:
-        pixel_mean, pixel_std: normalisation of RGB values in 0..255.
+        pixel_mean: mean of RGB values in 0..255.
+        pixel_std: standard deviation of RGB values in 0..255.
     """
 
     def __init__(self, pixel_mean: list[float], pixel_std: list[float]) -> None:

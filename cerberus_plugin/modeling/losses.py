@@ -78,7 +78,9 @@ def prototype_softmax_loss(representations: Tensor, prototypes: Tensor, sids: Te
     Unlike the hinge of Eq. 3, this loss also pushes representations away from the prototypes of other semantic IDs.
 
     Args:
-        representations, prototypes, sids: see `semantic_guidance_loss`, with representations (G, B, D).
+        representations: float (B, D) of one group, or (G, B, D) of several groups.
+        prototypes: see `semantic_guidance_loss`.
+        sids: see `semantic_guidance_loss`.
         scale: one number, or float (G,) with one scale per group.
         competing: (G, K), nonzero for the rows that are classes of a group, which must include the semantic IDs of all
             images. None for one group with all rows as classes.
@@ -153,7 +155,8 @@ def adaptive_margins(counts: Tensor, num_identities: int, alpha: float = 0.4, be
     Args:
         counts: int64 (K,), training identities N_g with each semantic ID; 0 if it is not seen in training.
         num_identities: N, number of training identities.
-        alpha, beta: parameters of Eq. 4.
+        alpha: factor of Eq. 4.
+        beta: constant of Eq. 4.
 
     Returns:
         float32 (K,).
@@ -238,7 +241,8 @@ def margin_triplet_loss(representations: Tensor, targets: Tensor, margin: float 
     """Batch-hard triplet loss of CSSC: max(0, d(f, f_p) - d(f, f_n) + margin), otherwise as `soft_triplet_loss`.
 
     Args:
-        representations, targets: see `soft_triplet_loss`.
+        representations: see `soft_triplet_loss`.
+        targets: see `soft_triplet_loss`.
         margin: margin, in units of the distance.
 
     Returns:

@@ -37,8 +37,8 @@ def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", cha
     losses disable autocast (`losses.py`, `host.training`).
 
     Args:
-        training, evaluation: keys of `AUTOCAST`. With "" the precision of training is that of FastReID, and evaluation
-            uses float32 without TF32.
+        training: key of `AUTOCAST`, the precision of training; "" for that of FastReID.
+        evaluation: key of `AUTOCAST`, the precision of evaluation; "" for float32 without TF32.
         channels_last: convert images to channels-last format.
     """
     hooks = _ForwardHooks(training, evaluation, channels_last)
@@ -97,7 +97,8 @@ def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -
     """Check the autocast options.
 
     Args:
-        training, evaluation: SOLVER.AUTOCAST and TEST.AUTOCAST.
+        training: SOLVER.AUTOCAST.
+        evaluation: TEST.AUTOCAST.
         host_mixed_precision: SOLVER.AMP.ENABLED.
 
     Raises:

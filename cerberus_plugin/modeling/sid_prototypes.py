@@ -290,7 +290,8 @@ def margins_from_counts(counts: tuple[Tensor, ...], alpha: float, beta: float,
 
     Args:
         counts: per group int64 (K,), training identities with each semantic ID.
-        alpha, beta: parameters of Eq. 4.
+        alpha: factor of Eq. 4.
+        beta: constant of Eq. 4.
         constant: the margin of all semantic IDs; None for adaptive margins.
 
     Returns:
