@@ -37,7 +37,7 @@ def test_the_ontology_of_the_page_is_read_and_refuses_what_the_data_lacks(tmp_pa
 
 
 def test_the_table_of_the_page_is_one_without_identities(tmp_path):
-    (tmp_path / "metadata.csv").write_text(blocks("")[0])
+    (tmp_path / "metadata.csv").write_text(blocks("csv")[0])
     for name in ("0001.jpg", "0002.jpg"):
         write_picture(tmp_path / name, 1)
     assert check(tmp_path).sections[1].rows == [("train", 1), ("test", 1)]
