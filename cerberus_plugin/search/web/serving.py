@@ -169,11 +169,11 @@ def serve(index: GalleryIndex, encoder: Encoder | None, config: ServerConfig, lo
         if not config.is_local and not config.certificate:
             print("warning: over http, others on the network can read passwords and images; use https with "
                   "--certificate and --key", file=sys.stderr)
-        print(f"{counted(len(index), 'image')}: {address}   (press Ctrl-C to stop)", flush=True)
-        if open_browser:
-            webbrowser.open(address)
         # uvicorn stops when interrupted. Python also raises the exception, except in a process that a script has
         # started in the background.
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"{counted(len(index), 'image')}: {address}   (press Ctrl-C to stop)", flush=True)
+            if open_browser:
+                webbrowser.open(address)
             server.run(sockets=[listening])
         print("stopped")
