@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from ...attributes import MISSING
 from ...data.clothes import GALLERY_CAMERAS
+from ...data.own import OwnDataset
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
 from ...utils.commands import run_command
@@ -86,8 +87,11 @@ class Gallery:
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
         words = self.words(index) if self.labels is not None else []
-        camera = f", camera {camid + 1}" if camid < GALLERY_CAMERAS else ""  # else it is not known
-        return Row(path, f"identity {pid}{camera}", words, found)
+        title = f"identity {pid}" + (f", camera {camid + 1}" if camid < GALLERY_CAMERAS else "")
+        if isinstance(self.dataset, OwnDataset):
+            person, camera = self.dataset.names_of(path)
+            title = f"person {person[:16]}" + (f", camera {camera[:16]}" if camera else "")
+        return Row(path, title, words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
         """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.
@@ -195,7 +199,7 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
     axis.axis("on")
     axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
     axis.set(xticks=[], yticks=[], anchor="N")
-    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
+    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3, parse_math=False)
     for side in axis.spines.values():
         side.set(visible=verdict in FRAMES, color=COLOURS[verdict], linewidth=2.2)
         side.set_linestyle(FRAMES.get(verdict, "solid"))
@@ -204,7 +208,7 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
 def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
     """Lines of text with their verdicts, from the top."""
     axis.axis("off")
-    axis.set_title(title, fontsize=8, loc="left", pad=3)
+    axis.set_title(title, fontsize=8, loc="left", pad=3, parse_math=False)
     for n, (text, verdict) in enumerate(words):
         axis.annotate(MARKS[verdict] + textwrap.shorten(text, 34, placeholder=" ..."), (0, 1),
                       xytext=(2, -72 * LINE * n - 1), xycoords="axes fraction", textcoords="offset points", va="top",
