@@ -204,8 +204,9 @@ class CerberusTrainer(DefaultTrainer):
 
         Margins stay those of the configuration, whatever the checkpoint was trained with.
 
-        Raises: ValueError if a checkpoint to resume is of another model, optimiser, training set or kind of average, or
-            if nothing of MODEL.WEIGHTS fits.
+        Raises:
+            ValueError: a checkpoint to resume is of another model, optimizer, training set or kind of average, or
+                nothing of MODEL.WEIGHTS fits.
         """
         own = resume and self.checkpointer.has_checkpoint()
         path = self.checkpointer.get_checkpoint_file() if own else self.cfg.MODEL.WEIGHTS
