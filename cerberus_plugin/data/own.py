@@ -92,12 +92,6 @@ class OwnDataset(ImageDataset):
         super().__init__([(path, f"{name}_{pid}", f"{name}_{camid}") for path, pid, camid in train], query, gallery,
                          **kwargs)
 
-    def names_of(self, path: str) -> tuple[str, str]:
-        """Return the person and the camera of an image as written in the tables; "" if unknown."""
-        row = self._paths.index(path)
-        return (self.own.person[row] if self.identified else "",
-                "" if self.own.camera is None else self.own.camera[row])
-
     def under(self, schema: AttributeSchema) -> OwnDataset:
         """The same pictures with their labels under another schema."""
         other = copy.copy(self)

@@ -397,7 +397,7 @@ def schema_text(wording: Wording) -> str:
     left_out = "".join(f"# '{_one_line(name)}' is omitted: it {_one_line(reason)}\n" for name, reason in
                        (wording.left_out or {}).items())
     return ("# Attributes of this dataset; check and correct them. region: 0 is the uppermost of equal strips of the\n"
-            "# image, whole is the whole image. lasting: stays the same when a person changes clothes.\n"
+            "# image; whole: the whole image. lasting: stays the same when a person changes clothes.\n"
             + left_out + text)
 
 

@@ -6,15 +6,18 @@ import base64
 import io
 import logging
 import math
+import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.report import REID, percent, read_results
 from ..experiments.figures.exhibit import DPI
-from ..experiments.figures.rank_list import Gallery, sheet
+from ..experiments.figures.rank_list import Gallery, Row, sheet
 from ..metrics.par import LABELS
 from ..own_data.check import Section
+from ..own_data.people import read_people
 from ..own_data.recipe import CALIBRATED_PEOPLE
 from ..predictor import CerberusPredictor
 from ..utils.files import write_text
@@ -22,6 +25,7 @@ from ..utils.images import Unreadable
 
 PAGE = "report.html"
 QUERIES, SEARCHES, TOP = 5, 2, 8  # rows and columns of the contact sheet
+NAME = 16  # letters of a name in the contact sheet
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -46,7 +50,7 @@ def write_page(folder: Path, record: Mapping, predictor: CerberusPredictor, not_
                               lstrip_blocks=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.j2").render(
         title=Path(record["data"]).name, record=record, model=results["model"], training=results["training"],
-        hardware=results["hardware"], sections=sections, picture=_picture(predictor) if "mAP" in figures else "",
+        hardware=results["hardware"], sections=sections, picture=_contact_sheet(predictor) if "mAP" in figures else "",
         missing=not_measured(figures, not_calibrated, predictor.reader is not None),
         commands=next_commands(folder, record["data"], predictor))
     write_text(str(folder / PAGE), text)
@@ -115,8 +119,8 @@ def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> lis
     if "mAP" not in figures:
         texts.append("re-identification and search by attributes: identities are unknown")
     if figures.get("shared cameras") == 0:
-        texts.append("reID across cameras: cameras are unknown, so successive images of a person count as matches, and "
-                     "metrics are higher")
+        texts.append("reID across cameras: queries and gallery share no known camera. If cameras are unknown, "
+                     "successive images of a person count as matches, and metrics are higher")
     if not any(key.startswith("PAR/") for key in figures):
         texts.append("attributes and search by attributes: "
                      + ("the test images have no labels" if attributes else "the model learns no attributes"))
@@ -154,12 +158,12 @@ def next_commands(folder: Path, data: str, predictor: CerberusPredictor) -> list
     return commands
 
 
-def _picture(predictor: CerberusPredictor) -> str:
+def _contact_sheet(predictor: CerberusPredictor) -> str:
     """Contact sheet of queries and their matches as a PNG in base64; empty if there is nothing to show."""
     try:
         gallery = Gallery(predictor)
         top = min(TOP, len(gallery.items))
-        rows = [gallery.query_row(index, top) for index in gallery.spread_queries(QUERIES)]
+        rows = _named([gallery.query_row(index, top) for index in gallery.spread_queries(QUERIES)], predictor)
         if gallery.labels is not None and (gallery.labels >= 0).all(dim=1).any():
             rows += [gallery.search_row(labels, top) for labels in gallery.searches(SEARCHES)]
         if not rows:
@@ -170,3 +174,18 @@ def _picture(predictor: CerberusPredictor) -> str:
         logger.warning(f"the report has no contact sheet: {error}")
         return ""
     return base64.b64encode(drawn.getvalue()).decode()
+
+
+def _named(rows: list[Row], predictor: CerberusPredictor) -> list[Row]:
+    """Queries with the names of people and cameras as in the tables of own data, instead of numbers."""
+    data = predictor.cfg.DATASETS.TESTS[0]
+    if not os.path.exists(data):  # a registered dataset
+        return rows
+    own = read_people(data, predictor.cfg.DATASETS.NAME_PATTERN)
+    number = {own.path(place): place for place in range(len(own))}
+    titles = []
+    for row in rows:
+        place = number[row.picture or ""]
+        camera = "" if own.camera is None else own.camera[place]
+        titles.append(f"person {own.person[place][:NAME]}" + (f", camera {camera[:NAME]}" if camera else ""))
+    return [replace(row, title=title) for row, title in zip(rows, titles)]

@@ -56,6 +56,18 @@ def test_the_next_commands_use_the_folder_of_a_table_and_quote_names(run, crops)
     assert index[index.index("--images") + 1] == str(crops) and search[3] == "hat=yes"
 
 
+def test_the_contact_sheet_has_names_of_people_and_cameras(run, monkeypatch):
+    from cerberus_plugin.workflow import page
+
+    from matplotlib.figure import Figure
+
+    rows = []
+    monkeypatch.setattr(page, "sheet", lambda found, top: rows.extend(found) or Figure())
+    page._contact_sheet(CerberusPredictor(run))
+    assert len(rows) == page.QUERIES + page.SEARCHES
+    assert all(re.fullmatch(r"person p\d+, camera [01]", row.title) for row in rows[:page.QUERIES])
+
+
 def test_probabilities_are_calibrated_if_there_are_enough_people(run):
     record = json.loads((run / "calibration/calibration.json").read_text())
     assert record["fitted on"] == "46 of the test identities" and set(record["columns"]) == {"hat", "vest"}

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 
 from ...attributes import MISSING
 from ...data.clothes import GALLERY_CAMERAS
-from ...data.own import OwnDataset
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
 from ...utils.commands import run_command
@@ -87,11 +86,8 @@ class Gallery:
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
         words = self.words(index) if self.labels is not None else []
-        title = f"identity {pid}" + (f", camera {camid + 1}" if camid < GALLERY_CAMERAS else "")
-        if isinstance(self.dataset, OwnDataset):
-            person, camera = self.dataset.names_of(path)
-            title = f"person {person[:16]}" + (f", camera {camera[:16]}" if camera else "")
-        return Row(path, title, words, found)
+        camera = f", camera {camid + 1}" if camid < GALLERY_CAMERAS else ""  # else it is not known
+        return Row(path, f"identity {pid}{camera}", words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
         """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.
