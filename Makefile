@@ -1,35 +1,37 @@
-# make demo: draw people, train, evaluate, look.   make test: the whole test suite.   Both install what they need.
+# make demo: draw synthetic people, train, evaluate.   make test: the test suite.   Both run `make install` first.
 PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?=
 TORCH ?=
 STUDIES ?=
-# The tests run in a process a core, at most four: each takes up to 3 GB.
+# One test process per core, at most four: each takes up to 3 GB.
 WORKERS ?= -n auto --maxprocesses 4
-# Threads that sleep while they wait for each other leave their core to other processes (benchmarks/cpu.py).
+# Waiting threads sleep, so that other processes can use their core (benchmarks/cpu.py).
 export OMP_WAIT_POLICY ?= passive
 RUN = PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(VENV)/bin/python
 
-# A few training steps from the command line, the same figures from the checkpoint alone, and a search with it.
+# A few training steps from the command line, the same metrics from the checkpoint, and a search with it.
 SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_demo.yml
 
-.PHONY: help install demo compare clothes reproduce test test-slow budget lint smoke bench clean
+.PHONY: help install demo compare clothes reproduce test test-slow budget lint docs docs-serve smoke bench clean
 
 help:
-	@echo "make demo     draw a small data set, train cerberus_plus on the CPU, evaluate, write a picture: runs/demo"
-	@echo "make compare  IDE, ARN, APR, BoT, Cerberus and cerberus_plus trained alike on these people: runs/compare"
-	@echo "make clothes  people who change their clothes: BoT, Cerberus and CSSC trained alike, one table: runs/clothes"
-	@echo "make reproduce  tables of the paper, small, on the demo's people: three seeds each, one page: runs/reproduction;"
-	@echo "              STUDIES=\"plus unseen\" for others than parts and margins"
-	@echo "make test     the test suite"
-	@echo "make test-slow  the tests that make test leaves out for time"
-	@echo "make budget   count what a training step asks of a GPU, and write the table that the tests compare"
+	@echo "make demo     draw a small synthetic dataset, train cerberus_plus on the CPU, evaluate, plot results: runs/demo"
+	@echo "make compare  train IDE, ARN, APR, BoT, Cerberus and cerberus_plus on the same data, one table: runs/compare"
+	@echo "make clothes  cloth-changing reID: train BoT, Cerberus and CSSC on the same data, one table: runs/clothes"
+	@echo "make reproduce  tables of the paper on the demo's data, three seeds each, one report: runs/reproduction;"
+	@echo "              STUDIES=\"plus unseen\" instead of parts and margins"
+	@echo "make test     the fast tests"
+	@echo "make test-slow  the slow tests"
+	@echo "make budget   count the GPU operations of a training step, and write the table that the tests compare"
 	@echo "make lint     ruff and mypy"
-	@echo "make smoke    a few training steps from the command line, and the evaluation of their checkpoint, a search"
+	@echo "make docs     build the documentation site in runs/site; a broken link or reference is an error"
+	@echo "make docs-serve  serve it on http://127.0.0.1:8000, rebuilt at every change of a page"
+	@echo "make smoke    a few training steps from the command line, evaluation of the checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"
-	@echo "make gpu      checks and figures of a GPU in at most eight minutes, beside the aims: runs/gpu; WHEELS=folder"
-	@echo "make install  only the environment in $(VENV); WHEELS=folder without a package index, TORCH='...' another torch"
-	@echo "make clean    remove the environment (before installing it differently), runs and logs"
+	@echo "make gpu      check and measure a GPU in at most eight minutes, compared with the targets: runs/gpu; WHEELS=folder"
+	@echo "make install  create the environment in $(VENV); WHEELS=folder: without a package index; TORCH='...': another torch"
+	@echo "make clean    remove the environment, runs and logs"
 
 $(VENV)/.installed: setup.py tools/install.py
 	$(PYTHON) tools/install.py $(VENV) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(TORCH),--torch $(TORCH))
@@ -62,6 +64,15 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+# Hide the theme's announcement of MkDocs 2, which the range in setup.py excludes.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+docs: install
+	$(RUN) -m mkdocs build --strict
+
+docs-serve: install
+	$(RUN) -m mkdocs serve
+
 smoke: install
 	rm -rf runs/smoke
 	$(RUN) -m cerberus_plugin.synthetic --output runs/smoke/data --train-ids 32 --test-ids 12 --images-per-id 6 \
@@ -77,7 +88,7 @@ smoke: install
 bench: install
 	$(RUN) benchmarks/run.py
 
-# Of the requirements only those at run time, and pytest: a machine with a GPU often reaches no package index.
+# Only the requirements at run time, and pytest: machines with a GPU often have no access to a package index.
 $(VENV)/.gpu: setup.py tools/install.py
 	test -e $(VENV)/.installed || $(PYTHON) tools/install.py $(VENV) --minimal $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@

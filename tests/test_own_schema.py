@@ -24,11 +24,11 @@ GROUPS = ("jacket", "legs", "person")
 
 @pytest.fixture(scope="module")
 def own_run(tmp_path_factory, market_root):
-    """A small training run on the data set and schema of the manual's example."""
+    """A small training run on the data set and schema of the example in docs/extend/dataset.md."""
     patch = pytest.MonkeyPatch()
     patch.setattr("fastreid.data.build._root", str(market_root))
 
-    page = (ROOT / "projects/Cerberus/README.md").read_text().partition("### A schema of your own")[2]
+    page = (ROOT / "docs/extend/dataset.md").read_text().partition("## A schema of your own")[2]
     exec(re.search(r"```python\n(.*?)```", page, flags=re.S)[1], {"__name__": "shop"})
     folder = tmp_path_factory.mktemp("own") / "run"
     yield trained(read_config("OUTPUT_DIR", str(folder), "DATASETS.NAMES", ("ShopPeople",), "DATASETS.TESTS",
@@ -128,7 +128,7 @@ def test_seven_groups_of_which_two_share_a_strip_have_seven_blocks():
     head = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=4, align=False, groups=groups).eval()
     maps = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(0))
     assert head((maps, maps)).shape == (2, 14) and head.num_strips == 4
-    with pytest.raises(ValueError, match="CerberusHead: the groups read .0, 1. .*expected both kinds"):
+    with pytest.raises(ValueError, match="CerberusHead: the groups use .0, 1. .*expected both kinds"):
         CerberusHead(feat_dim=3, embedding_dim=2, num_classes=4, groups=groups[1:3])
 
 

@@ -1,7 +1,7 @@
-"""Make the virtual environment that the Makefile uses: torch, the small requirements, then FastReID without its own.
+"""Create the virtual environment of the Makefile: torch, the other requirements, then FastReID without its own.
 
-Standard library only. Where the calling Python has torch and torchvision, the environment sees them and only what
-is missing is added, from the folder of wheels named by --wheels on a machine that reaches no package index.
+Standard library only. If the calling Python has torch and torchvision, the environment uses them and only missing
+packages are added; from the folder of wheels named by --wheels on a machine without access to a package index.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Run by the new environment: ends with the reason where it sees no torch that the plugin runs on.
+# Run by the new environment: fails with the reason if it has no torch that the plugin supports.
 PROBE = """
 import torch
 try:
     import torchvision
-except RuntimeError as error:  # torch for the CPU beside torchvision for CUDA, which host/imports.py allows for
+except RuntimeError as error:  # torch for the CPU with torchvision for CUDA, which host/imports.py supports
     if "torchvision::nms" not in str(error) or torch.version.cuda:
         raise
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
@@ -35,26 +35,26 @@ def main() -> None:
     parser.add_argument("--torch", nargs="*", help="other torch and torchvision requirements than setup.py's")
     parser.add_argument("--minimal", action="store_true", help="no requirements of development but pytest")
     args = parser.parse_args()
-    if sys.version_info < (3, 10):  # noqa: UP036  this file is what an older Python runs first
+    if sys.version_info < (3, 10):  # noqa: UP036  older Pythons run this file, too
         sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make PYTHON=...")
     if args.venv.exists() and not (args.venv / "pyvenv.cfg").is_file():
-        sys.exit(f"{args.venv} is no virtual environment; it would be emptied")
+        sys.exit(f"{args.venv} is not a virtual environment and would be emptied; choose another folder")
     lists = runpy.run_path(str(ROOT / "setup.py"), run_name="lists")
     python = args.venv / "bin" / "python"
     look_outside(args.venv)
-    problem = "another one is asked for" if args.torch else no_torch(python)
+    problem = "another one was requested" if args.torch else no_torch(python)
     create(args.venv, python, with_torch=not problem)
-    print(f"environment in {args.venv}, " + (f"torch installed anew ({problem})" if problem else
-                                             "torch of this machine"), flush=True)
+    print(f"environment in {args.venv}, " + (f"with its own torch ({problem})" if problem else
+                                             "with the torch of this machine"), flush=True)
 
     small = small_requirements(lists, args.minimal)
     steps = [args.torch or lists["TORCH"], small]
     if not problem:
-        # A torch that is there is not named: pip would want its requirements too, such as a newer setuptools.
+        # An installed torch is not named: pip would install its requirements too, such as a newer setuptools.
         steps = [[item for item in small if not item.startswith("torch")]]
-    # The plugin itself, importable from any folder; an editable install would want setuptools from an index.
+    # The plugin itself, importable from any folder; an editable install would need setuptools from an index.
     (site_packages(args.venv) / "cerberus_plugin.pth").write_text(f"{ROOT}\n")
-    # Nor does it make the command; this one works wherever the environment is moved with its folder.
+    # The command; it also works if the environment is moved with its folder.
     command = args.venv / "bin" / "cerberus"
     command.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m cerberus_plugin.cli "$@"\n')
     command.chmod(0o755)
@@ -63,24 +63,24 @@ def main() -> None:
         print("pip install", shlex.join(options), flush=True)
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *source, *options]
         if subprocess.run(command).returncode:
-            sys.exit("Installation failed. Without a package index, run on a machine that reaches one, with this "
+            sys.exit("Installation failed. Without a package index, run on a machine with access to one, with this "
                      f"system and Python {sys.version_info[0]}.{sys.version_info[1]},\n"
                      f"    pip download -d wheels {shlex.join(sum(steps, []))}\n"
                      f"    pip download -d wheels --no-deps {lists['HOST']}\n"
-                     "bring the folder here and run make with WHEELS=wheels.")
+                     "copy the folder to this machine and run make with WHEELS=wheels.")
 
 
 def small_requirements(lists: dict, minimal: bool) -> list[str]:
-    """What is installed beside torch and the host: for development, or to run the package and pytest."""
+    """Requirements in addition to torch and FastReID: for development, or to run the package and pytest."""
     development = lists["EXTRAS_REQUIRE"]["dev"]
     return [*lists["INSTALL_REQUIRES"], *(item for item in development if not minimal or item.startswith("pytest>"))]
 
 
 def look_outside(folder: Path) -> None:
-    """An empty environment that sees the packages of the calling Python."""
+    """Create an empty environment with access to the packages of the calling Python."""
     venv.create(folder, clear=True, system_site_packages=True)
     if sys.prefix != sys.base_prefix:
-        # The caller is an environment itself: a new one sees only what lies below both, so its packages are named.
+        # The caller is an environment itself: a new one has access to its base only, so its packages are added.
         outside = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (site_packages(folder) / "caller.pth").write_text("\n".join(sorted(outside)) + "\n")
 
@@ -90,16 +90,16 @@ def site_packages(folder: Path) -> Path:
 
 
 def no_torch(python: Path) -> str:
-    """Why this Python has no torch for the plugin, in the last line of its error; empty where it has."""
+    """The reason why this Python has no torch for the plugin (last line of its error); empty if it has one."""
     probe = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True)
     return (probe.stderr.strip() or f"exit status {probe.returncode}").splitlines()[-1] if probe.returncode else ""
 
 
 def create(folder: Path, python: Path, with_torch: bool) -> None:
-    """Give the environment pip; without a torch outside, cut it off from what lies there."""
+    """Install pip in the environment; without a usable torch outside, isolate it from the calling Python."""
     try:
         venv.create(folder, with_pip=True, clear=not with_torch, system_site_packages=with_torch)
-    except subprocess.CalledProcessError:  # Debian's Python without its venv package: a pip seen outside will do
+    except subprocess.CalledProcessError:  # Debian's Python without its venv package: the outer pip is enough
         if subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
             sys.exit(f"{sys.executable} cannot put pip into an environment; on Debian and Ubuntu: "
                      "apt install python3-venv")

@@ -204,8 +204,9 @@ class CerberusTrainer(DefaultTrainer):
 
         Margins stay those of the configuration, whatever the checkpoint was trained with.
 
-        Raises: ValueError if a checkpoint to resume is of another model, optimiser, training set or kind of average, or
-            if nothing of MODEL.WEIGHTS fits.
+        Raises:
+            ValueError: a checkpoint to resume is of another model, optimizer, training set or kind of average, or
+                nothing of MODEL.WEIGHTS fits.
         """
         own = resume and self.checkpointer.has_checkpoint()
         path = self.checkpointer.get_checkpoint_file() if own else self.cfg.MODEL.WEIGHTS
@@ -434,8 +435,9 @@ def read_config(args) -> CfgNode:
         merge_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
-        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
-                         "go before KEY value.") from error
+        switches = any(str(option).startswith("--") for option in args.opts)
+        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py"
+                         + ("; give options such as --eval-only before KEY VALUE." if switches else ".")) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():

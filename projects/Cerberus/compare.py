@@ -1,14 +1,13 @@
 """`make compare`: IDE, ARN, APR, bag of tricks, Cerberus and `cerberus_plus` on the demo's people in one table.
 
-All are trained alike. Stopped and started again, it goes on where it was; `cerberus_plus` is the
-run of `make demo`. Then the gallery is searched by APR and by `cerberus_plus` with attributes as a filter, threshold by
-threshold.
+All are trained alike; `cerberus_plus` is the run of `make demo`. Then the gallery is searched with APR and with
+`cerberus_plus`, filtered by attributes at a range of thresholds. After an interruption, the same command continues.
 """
 
 import time
 from pathlib import Path
 
-import demo  # before the plugin: it tells the host where the demo's people are
+import demo  # before the plugin: sets FASTREID_DATASETS to the demo's people
 from cerberus_plugin.experiments import accelerate, compare
 from cerberus_plugin.utils.commands import run_command
 

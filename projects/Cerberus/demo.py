@@ -1,6 +1,6 @@
-"""`make demo`: draw people, train `cerberus_plus` on them through FastReID's trainer, evaluate, and draw what it finds.
+"""`make demo`: draw synthetic people, train `cerberus_plus` with FastReID's trainer, evaluate, draw a contact sheet.
 
-Everything lands in runs/demo; stopped and started again, it goes on where it was.
+All files are written to runs/demo. After an interruption, the same command continues.
 """
 
 import os
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 FOLDER = Path("runs/demo")
 DATA = FOLDER / "data"
-os.environ["FASTREID_DATASETS"] = str(DATA)  # the host reads it once, when it is imported
+os.environ["FASTREID_DATASETS"] = str(DATA)  # FastReID reads it when it is imported
 
 import train_net  # noqa: E402
 from cerberus_plugin.experiments.figures import rank_list  # noqa: E402
@@ -25,10 +25,10 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs/Market1501/cerberus_plus
 
 
 def draw() -> None:
-    """The people that the demo and the comparison train and test on; nothing to do where they are drawn."""
+    """Draw the people of the demo and the comparison, unless they exist."""
     counts = draw_dataset(DATA, train_ids=240, test_ids=60, images_per_id=6, distractors=40, junk=20, difficulty=0.2,
                           progress=True)
-    print(f"drawn people in {DATA}: {counts}")
+    print(f"synthetic people in {DATA}: {counts}")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     rank_list.main([str(FOLDER)])
     print((FOLDER / "results.txt").read_text())
     print(f"{(time.monotonic() - start) / 60:.1f} minutes. In {FOLDER}: model_final.pth, metrics.json, results.json, "
-          "results.txt (the table above), rank_list.png (look at it)\n\nSearch these people in a browser:\n"
+          "results.txt (the table above), rank_list.png (a contact sheet)\n\nSearch these people in a browser:\n"
           f"    .venv/bin/cerberus index --run {FOLDER} --images {DATA}/Market-1501-v15.09.15/bounding_box_test "
           f"--out {FOLDER}/gallery\n    .venv/bin/cerberus serve {FOLDER}/gallery --run {FOLDER} --open")
 

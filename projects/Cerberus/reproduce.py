@@ -1,6 +1,6 @@
-"""`make reproduce`: ablations and figures of the paper, small, on the demo's people; the report in runs/reproduction.
+"""`make reproduce`: small ablations and figures of the paper on the demo's people; report in runs/reproduction.
 
-`make reproduce STUDIES="plus unseen"` for others. Stopped and started again, it goes on where it was.
+`make reproduce STUDIES="plus unseen"` runs other studies. After an interruption, the same command continues.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import demo  # before the plugin: it tells the host where the demo's people are
+import demo  # before the plugin: sets FASTREID_DATASETS to the demo's people
 from cerberus_plugin.experiments import page, reproduce
 from cerberus_plugin.experiments.figures import __main__ as figures
 from cerberus_plugin.utils.commands import run_command
@@ -19,7 +19,7 @@ from trainings import CONFIGS, HERE, minutes
 STUDIES = ("parts", "margins")
 SEEDS = (1, 2, 3)
 OUTPUT = Path("runs/reproduction")
-# Figures of the runs that are there, each of these variants' first seed.
+# Figures, each drawn from the first seed of these variants if the run exists.
 DRAWN = {"alignment": [("parts", "+ regulariser")], "attention": [("parts", "+ regulariser")],
          "sheets": [("parts", "+ regulariser")],
          "neighbours": [("margins", "margin 0"), ("margins", "adaptive margin")]}
@@ -41,7 +41,7 @@ def main(studies: list[str]) -> None:
 
 
 def copy_findings() -> None:
-    """What was made of these studies when they were first run; a reader's own texts are left as they are."""
+    """Copy the interpretations of the studies; files of the same name are not overwritten."""
     (OUTPUT / "findings").mkdir(parents=True, exist_ok=True)
     for path in (HERE / "findings").glob("*.txt"):
         if not (OUTPUT / "findings" / path.name).exists():
@@ -49,7 +49,7 @@ def copy_findings() -> None:
 
 
 def folder_of(study: str, variant: str) -> str:
-    """The run folder of a variant's first seed; empty where it is not finished."""
+    """Return the run folder of a variant's first seed; empty if it is not finished."""
     path = OUTPUT / f"{study}.json"
     rows = json.loads(path.read_text())["variants"] if path.is_file() else []
     runs = [run for row in rows if row["name"] == variant for run in row["runs"] if run["seed"] == SEEDS[0]]

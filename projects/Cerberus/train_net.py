@@ -1,4 +1,4 @@
-"""Train and evaluate Cerberus, or any of the host's models, through FastReID's trainer.
+"""Train and evaluate Cerberus, or any model of FastReID, with FastReID's trainer.
 
     python projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus_R50.yml
     python projects/Cerberus/train_net.py --config-file ... --resume
@@ -9,11 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-# OpenMP reads it once, when torch is imported: on a CPU that other processes use as well, waiting threads give way.
+# OpenMP reads it when torch is imported. Waiting threads then free the CPU for other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installing the package
 
-import cerberus_plugin  # noqa: E402, F401  before the host: it adapts the host and registers the plugin
+import cerberus_plugin  # noqa: E402, F401  before fastreid: adapts it and registers the plugin
 from cerberus_plugin.engine import CerberusTrainer, evaluate, setup  # noqa: E402
 
 from fastreid.engine import default_argument_parser, launch  # noqa: E402

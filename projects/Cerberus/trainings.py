@@ -1,4 +1,6 @@
-"""Several models trained one after the other through train_net.py; a stopped one goes on, a finished one is evaluated.
+"""Train several models one after the other with train_net.py.
+
+An interrupted training continues; a finished one is only evaluated.
 """
 
 import subprocess
@@ -12,7 +14,11 @@ CONFIGS = HERE.parents[1] / "configs"
 
 
 def train_each(runs: Mapping[Path, Path]) -> None:
-    """Configuration files by the run folder that each is trained in."""
+    """Train each configuration file in its run folder.
+
+    Args:
+        runs: configuration files by run folder.
+    """
     start = time.monotonic()
     for i, (folder, config) in enumerate(runs.items(), start=1):
         print(f"[{i}/{len(runs)}] {config.stem}: training in {folder}, {minutes(start)} so far", flush=True)
@@ -21,5 +27,5 @@ def train_each(runs: Mapping[Path, Path]) -> None:
 
 
 def minutes(start: float) -> str:
-    """Since a time of `time.monotonic`."""
+    """Return the time since `start` of `time.monotonic`, as text."""
     return f"{(time.monotonic() - start) / 60:.1f} minutes"
