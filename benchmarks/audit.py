@@ -1,12 +1,12 @@
-"""`cerberus audit`: of wrong labels and mixed-up people planted among drawn ones, how many are found, and how early.
+"""`cerberus audit`: how many planted label and identity errors in synthetic data are found, and how early.
 
-    python benchmarks/audit.py                                     three shares of wrong labels, one seed
+    python benchmarks/audit.py                                     three rates of wrong labels, one seed
     python benchmarks/audit.py --rates 0.05 --seeds 0 1 2          several seeds
 
-Labels are those of people. A share of them is changed to another value; pictures of two people are exchanged, people
-are given two names, and two people one name. Findings are in the order of their confidence; n is the number of what is
-wrong, and a random order has the precision n / number of labels, pictures, pairs of people, or people. What is drawn
-and trained is kept in --folder and not done again.
+Labels are per person. The errors: a share of the labels is changed to another value, images of two people are
+exchanged, the images of one person are split into two names, and the images of two people get one name. Findings are
+sorted by confidence. n is the number of errors; a random order has the precision n / number of labels, images, pairs of
+people, or people. Datasets and trained models are stored in --folder and reused.
 """
 
 import argparse
@@ -32,25 +32,25 @@ from cerberus_plugin.synthetic.dataset import ANNOTATIONS, FOLDER, TRAIN, draw_d
 import numpy as np  # noqa: E402
 from common import table, write  # noqa: E402
 
-MIXED = 0.04  # of people: each of exchanged pictures, two names, and one name
-# Small pictures, for two busy cores.
+MIXED = 0.04  # share of people with each of: exchanged images, two names, one name
+# Small images, to train on two cores.
 OPTIONS = {"INPUT.SIZE_TRAIN": "[48, 24]", "INPUT.SIZE_TEST": "[48, 24]"}
-DIFFICULTY = 0.2  # of the drawing
+DIFFICULTY = 0.2  # of the synthetic images
 
 
 @dataclass
 class Planted:
-    """What is wrong on purpose."""
+    """The planted errors."""
 
     labels: dict[str, str] = field(default_factory=dict)  # "person, column": the true value
-    swapped: dict[str, str] = field(default_factory=dict)  # picture: its true person
+    swapped: dict[str, str] = field(default_factory=dict)  # image: its true person
     two_names: list[list[str]] = field(default_factory=list)
     one_name: list[str] = field(default_factory=list)
     cells: int = 0
 
 
 def plant(folder: Path, people: int, images: int, rate: float, seed: int) -> Planted:
-    """Draw people in the form of own data, with mistakes."""
+    """Write a synthetic dataset in the form of own data, with planted errors."""
     drawn = folder.parent / f"drawn_{people}_{images}_{seed}"
     draw_dataset(drawn, train_ids=people, test_ids=1, images_per_id=images, distractors=0, junk=0, seed=seed,
                  difficulty=DIFFICULTY)
@@ -110,9 +110,9 @@ def _write(path: Path, header: list[str], rows: list) -> None:
 
 
 def hits(found: Audit, made: Planted) -> dict[str, tuple[list[bool], int, float]]:
-    """Of each kind: which findings are right, the surest first; how much is wrong; its share of all.
+    """For each kind: which findings are right, most confident first; the number of errors; their share of all items.
 
-    Labels of attributes that are not judged are counted as well, as not found, and left out in a row of their own.
+    Labels of attributes that are not judged count as errors that were not found. A separate row excludes them.
     """
     own = read_people(found.data)
     people = len(own.person.words)
@@ -122,26 +122,26 @@ def hits(found: Audit, made: Planted) -> dict[str, tuple[list[bool], int, float]
     right = {
         "wrong labels": ("label", lambda one: f"{one.person}, {one.attribute}" in made.labels),
         "wrong labels, judged": ("label", lambda one: f"{one.person}, {one.attribute}" in made.labels),
-        "exchanged pictures": ("other person", lambda one: one.files[0] in made.swapped),
+        "exchanged images": ("other person", lambda one: one.files[0] in made.swapped),
         "two names": ("same person", lambda one: frozenset((one.label, one.proposed)) in pairs),
         "one name": ("two people", lambda one: one.person in made.one_name)}
     wrong = {"wrong labels": (len(made.labels), made.cells),
              "wrong labels, judged": (len(in_judged), max(people * len(judged), 1)),
-             "exchanged pictures": (len(made.swapped), len(own)), "two names": (len(pairs), people * (people - 1) / 2),
+             "exchanged images": (len(made.swapped), len(own)), "two names": (len(pairs), people * (people - 1) / 2),
              "one name": (len(made.one_name), people)}
     return {name: ([test(one) for one in found.findings if one.kind == kind], wrong[name][0],
                    wrong[name][0] / wrong[name][1]) for name, (kind, test) in right.items()}
 
 
 def figures(right: list[bool], wrong: int) -> dict[str, float]:
-    """Precision and recall of the first findings; one that is not there counts as wrong."""
+    """Precision and recall of the first findings; a missing finding counts as wrong."""
     n = max(wrong, 1)
     return {"found": float(len(right)), "precision at 10": sum(right[:10]) / 10, "precision at n": sum(right[:n]) / n,
             "recall at 2n": sum(right[:2 * n]) / n, "recall": sum(right) / n}
 
 
 def accuracy(folder: Path, made: Planted, folds: int, epochs: int) -> float:
-    """Of the folds' models on pictures of people whom they do not know, against the true labels; mean of attributes."""
+    """Accuracy of the folds' models on people outside their training set, with the true labels; mean of attributes."""
     own = read_people(folder / "data")
     wording = read_wording(own)
     said = predict_by_folds(str(folder / "data"), own, wording, folder / "audit", folds=folds, epochs=epochs,
@@ -156,14 +156,14 @@ def accuracy(folder: Path, made: Planted, folds: int, epochs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1], help="shares of wrong labels")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1], help="rates of wrong labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--people", type=int, default=300)
-    parser.add_argument("--images", type=int, default=4, help="of each person")
+    parser.add_argument("--images", type=int, default=4, help="per person")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/audit"))
-    parser.add_argument("--output", help="file for the figures as JSON")
+    parser.add_argument("--output", help="JSON file for the results")
     args = parser.parse_args()
     rows, record = [], {}
     for rate in args.rates:
@@ -178,7 +178,7 @@ def main() -> None:
             made = Planted(**json.loads((folder / "planted.json").read_text()))
             right = accuracy(folder, made, args.folds, args.epochs)
             print(f"{rate:.0%}, seed {seed}: {len(found.findings)} findings in {time.monotonic() - start:.0f} s; the "
-                  f"models read {right:.0%} of the attributes rightly", flush=True)
+                  f"models predict {right:.0%} of the attributes correctly", flush=True)
             for name, (own, wrong, share) in hits(found, made).items():
                 runs.setdefault(name, []).append({"wrong": wrong, "random": share, "accuracy": right,
                                                   **figures(own, wrong)})
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """The mean, and from where to where where there are several."""
+    """The mean, and the range of different values."""
     low, mean, high = (f"{own:.{digits}f}" for own in (min(values), statistics.mean(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"
 

@@ -3,9 +3,9 @@
     python benchmarks/cpu.py
     python benchmarks/cpu.py --iterations 20 --busy 0 1 2
 
-The first table compares the weight gradients of 3x3 convolutions on narrow maps, in bfloat16 and channels-last order,
-with oneDNN's. The second gives the time of a training step beside so many other busy processes, with one thread, and
-with all cores under both policies of OpenMP for threads that wait.
+The first table compares weight gradients of 3x3 convolutions on small maps with oneDNN's, in bfloat16 and channels-last
+order. The second has the time of a training step while other processes are busy: with one thread, and with all cores
+for both OpenMP policies of waiting threads.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CHILD = "--child"
 
 
 def gradients(images: int, channels: int, height: int, width: int, repeats: int = 10) -> dict:
-    """Milliseconds of both ways, the least of some calls, and the difference as a share of the largest value."""
+    """Milliseconds of both methods (minimum over calls), and their largest difference relative to the largest value."""
     x, gradient = (torch.randn(images, channels, height, width).bfloat16().to(memory_format=torch.channels_last)
                    for _ in range(2))
     shape = (channels, channels, 3, 3)
@@ -67,7 +67,7 @@ def step_seconds(args) -> float:
 
 @contextlib.contextmanager
 def busy(processes: int):
-    """Other processes that each keep a core busy."""
+    """Start processes that each keep a core busy."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -80,14 +80,14 @@ def busy(processes: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_size(parser, 10, depth_on_cpu="18x", batch_on_cpu=64)
-    parser.add_argument("--busy", nargs="+", type=int, default=[0, 1], help="numbers of other busy processes")
+    parser.add_argument("--busy", nargs="+", type=int, default=[0, 1], help="numbers of busy processes")
     parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(step_seconds(args))
         return
     rows = {f"{n} x {c} x {h} x {w}": gradients(n, c, h, w) for n, c, h, w in SIZES}
-    print(table(["images x channels x height x width", "oneDNN, ms", "matrix products, ms", "times faster"], [
+    print(table(["images x channels x height x width", "oneDNN, ms", "matrix products, ms", "speed-up"], [
         [name, f"{row['oneDNN, ms']:.1f}", f"{row['matrix products, ms']:.1f}",
          f"{row['oneDNN, ms'] / row['matrix products, ms']:.1f}"] for name, row in rows.items()]))
     own = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
@@ -100,8 +100,8 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=own | variables)
             steps[name][processes] = float(done.stdout.splitlines()[-1])
     size = f"batch {args.batch} of {args.height}x{args.height // 3}"
-    print(f"\nSeconds a step: ResNet-{args.depth.rstrip('x')}, {size}\n")
-    print(table(["", *(f"beside {n} busy process{'es' * (n != 1)}" for n in args.busy)],
+    print(f"\nSeconds per step: ResNet-{args.depth.rstrip('x')}, {size}\n")
+    print(table(["", *(f"with {n} busy process{'es' * (n != 1)}" for n in args.busy)],
                 [[name, *(f"{seconds:.2f}" for seconds in row.values())] for name, row in steps.items()]))
     if args.output:
         write(args.output, {"gradients": rows, "steps": steps, "times_faster":

@@ -1,9 +1,9 @@
-"""Loss curves of the fast and the plain path, seed by seed, against the spread from run to run.
+"""Loss curves with all speed options on ("fast") and off ("plain"), compared with the variation between seeds.
 
     python benchmarks/curves.py --seeds 3 --iterations 120 --plot curves.png
 
-Each run trains on the same drawn people from its seed, with every switch off or on, and evaluates people it has not
-seen. The curves agree where the means of the two paths differ by less than the runs of one path differ by themselves.
+All runs train on the same synthetic people and evaluate others. The curves agree where the means of "fast" and "plain"
+differ by less than the standard deviation between seeds.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from setting import FAST, ON_GPU, add_size, config, people, trainer
 from common import table, write
 from fastreid.utils.events import EventStorage
 
-WINDOWS = 6  # stretches of the curve that the table compares
+WINDOWS = 6  # intervals of the curve in the table
 FIGURES = ("mAP", "PAR/mA_balanced", "APS/mAP")
 
 
 def run(cfg, iterations: int) -> tuple[list[float], dict[str, float]]:
-    """Total loss of each step, and figures on the test people after the last."""
+    """Total loss of each step, and metrics on the test people after the last step."""
     built, losses = trainer(cfg), []
     with EventStorage(0) as built.storage:
         for _ in range(iterations):
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile on a CPU as well")
-    parser.add_argument("--plot", type=Path, help="picture of the curves")
+    parser.add_argument("--plot", type=Path, help="plot of the curves")
     args = parser.parse_args()
     fast = {**FAST, "TEST.AUTOCAST": "bfloat16", "MODEL.COMPILE": ON_GPU or args.compile}
     paths = {"plain": {}, "fast": fast}

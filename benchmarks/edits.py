@@ -1,11 +1,11 @@
-"""This person, but: a picture searched for together with words that it does not show.
+"""Queries by an image plus a changed attribute value: "this person, but in white".
 
-    python benchmarks/edits.py runs/demo                       a run with its test set's gallery
+    python benchmarks/edits.py runs/demo                       a run, on the gallery of its test set
     python benchmarks/edits.py runs/demo --top 8 --factors 0 0.5 1 2
 
-For each edit, such as "upper colour" white, every query picture whose person is labelled otherwise is searched for with
-the words of the edit weighted by a factor. Of the `top` pictures that are found, "fit" is the share whose person is
-labelled as the words say, and "kept" the mean share of the query's other attributes that the person found has as well.
+For each edit, such as "upper colour" white, every query image with another label is searched together with the new
+value, weighted by a factor. Among the first `top` results, "fit" is the share with the new value as label, and "kept"
+is the mean share of the query's other attributes that a result has as well.
 """
 
 import argparse
@@ -28,7 +28,7 @@ EDITS = ({"upper colour": "white"}, {"lower colour": "blue"}, {"backpack": "no"}
 
 
 def answers(run_folder: str, edits, factors, top: int) -> list[dict]:
-    """One record an edit and factor."""
+    """One record per edit and factor."""
     predictor = CerberusPredictor(run_folder, device="cpu")
     schema, encoder = predictor.reader.schema, TorchEncoder(predictor)
     test_set, num_query = build_test_set(predictor.cfg, predictor.cfg.DATASETS.TESTS[0])
@@ -61,9 +61,10 @@ def answers(run_folder: str, edits, factors, top: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
+    parser.add_argument("run", help="folder of a training run")
     parser.add_argument("--top", type=int, default=8)
-    parser.add_argument("--factors", type=float, nargs="+", default=[0, 0.5, 1, 2], help="0 leaves the words out")
+    parser.add_argument("--factors", type=float, nargs="+", default=[0, 0.5, 1, 2],
+                        help="weights of the new value; 0 searches by the image only")
     parser.add_argument("--output", default="runs/benchmarks/edits.json")
     args = parser.parse_args()
     records = answers(args.run, EDITS, args.factors, args.top)
@@ -71,7 +72,7 @@ def main() -> None:
     for record in records:
         cell = f"{record['fit']:.0f} / {record['kept']:.0f}"
         by_edit.setdefault((record["edit"], record["queries"]), []).append(cell)
-    headers = ["edit: fit / kept, %", "queries", *(f"words x {factor:g}" for factor in args.factors)]
+    headers = ["edit: fit / kept, %", "queries", *(f"weight {factor:g}" for factor in args.factors)]
     print(table(headers, [[edit, queries, *cells] for (edit, queries), cells in by_edit.items()]))
     write(args.output, {"records": records, "top": args.top, "run": args.run})
 

@@ -1,12 +1,12 @@
-"""All three tasks from a loaded model, beside the host's model of equal cost with the host's evaluator.
+"""Time of all three tasks with a loaded model, compared with FastReID's MGN and its evaluator.
 
-    python benchmarks/evaluation.py                          small, drawn people
-    python benchmarks/evaluation.py --data FOLDER            the test set of a folder, Market-1501's size for example
-    python benchmarks/evaluation.py --data FOLDER --host-queries 100000    the host's ranking on every query
+    python benchmarks/evaluation.py                          small synthetic dataset
+    python benchmarks/evaluation.py --data FOLDER            the test set of a folder
+    python benchmarks/evaluation.py --data FOLDER --host-queries 100000    FastReID's ranking on every query
 
-Ours: the resident loader, bfloat16 and channels last where asked for, reID, PAR and APS. The host's: MGN, its loader
-and its evaluator, whose pure-Python ranking is timed on --host-queries of the queries and multiplied, as the table
-says. Weights are random: no figure here is about accuracy.
+Cerberus: reID, PAR and APS, in float32 and with the speed options (resident loader, bfloat16, channels last). FastReID:
+MGN, its loader and its evaluator; the pure-Python ranking is timed on --host-queries queries and extrapolated. Weights
+are random, so the accuracy is meaningless.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from fastreid.utils.compute_dist import build_dist
 
 
 class Clock:
-    """Seconds of named stretches."""
+    """Seconds of named parts."""
 
     def __init__(self) -> None:
         self.seconds: OrderedDict[str, float] = OrderedDict()
@@ -55,7 +55,7 @@ def ours(cfg) -> dict[str, float]:
 
 
 def hosts(cfg, num_queries: int) -> tuple[dict[str, float], int]:
-    """The host's stretches, and how many queries its ranking was timed on."""
+    """Seconds of FastReID's parts, and the number of queries its ranking was timed on."""
     built, clock, batches = trainer(cfg), Clock(), []
     model = built.model.eval()
     loader, count = clock.time("read images", built.build_test_loader, cfg, cfg.DATASETS.TESTS[0])
@@ -75,7 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_size(parser, 0)
     parser.add_argument("--test-people", type=int, default=750 if ON_GPU else 60)
-    parser.add_argument("--host-queries", type=int, default=100, help="queries that the host's ranking is timed on")
+    parser.add_argument("--host-queries", type=int, default=100,
+                        help="number of queries to time FastReID's ranking on")
     args = parser.parse_args()
     with people(args, args.test_people) as folder:
         batch = {"TEST.IMS_PER_BATCH": 256 if ON_GPU else 64}
@@ -84,13 +85,13 @@ def main() -> None:
             "Cerberus, fast": ours(config(args, folder, "cerberus_R50", **batch, **{
                 "TEST.AUTOCAST": "bfloat16", "MODEL.CHANNELS_LAST": True, "DATALOADER.RESIDENT": True})),
         }
-        rows["host MGN, host's evaluator"], timed = hosts(config(args, folder, "mgn_R50", **batch), args.host_queries)
-    peer = "host MGN, host's evaluator"
+        rows["FastReID MGN and evaluator"], timed = hosts(config(args, folder, "mgn_R50", **batch), args.host_queries)
+    peer = "FastReID MGN and evaluator"
     totals = {name: sum(seconds.values()) for name, seconds in rows.items()}
     stretches = list(dict.fromkeys(name for seconds in rows.values() for name in seconds))
-    print(f"ResNet-{args.depth.rstrip('x')}, {args.height}x{args.height // 3}; seconds. The host's reID is from "
-          f"{timed} of the queries; it has no PAR and no APS.\n")
-    print(table(["", *stretches, "all", "host's / this"], [
+    print(f"ResNet-{args.depth.rstrip('x')}, {args.height}x{args.height // 3}; seconds. FastReID's reID is "
+          f"extrapolated from {timed} queries; it has no PAR and no APS.\n")
+    print(table(["", *stretches, "all", "FastReID's time / this"], [
         [name, *(f"{seconds[s]:.2f}" if s in seconds else "" for s in stretches), f"{totals[name]:.2f}",
          f"{totals[peer] / totals[name]:.1f}"] for name, seconds in rows.items()]))
     if args.output:

@@ -1,10 +1,11 @@
-"""Attribute-accelerated retrieval: what the filter costs beside the distances that it saves.
+"""Attribute-accelerated retrieval: time of the attribute filter and of the distances it saves.
 
     python benchmarks/filtering.py               small
     python benchmarks/filtering.py --market      3,368 queries on 15,913 images of 2,048 values
 
-Predictions are made up so that a wanted share of the gallery survives: every attribute is reliable in as many images as
-it takes. Searches for the nearest ten, without and with the filter, take turns, one query at a time and all at once.
+Predictions are random; the share of images with a reliable prediction is set so that a given share of the gallery
+survives the filter. Searches for the ten nearest images with and without the filter alternate, one query at a time and
+all at once.
 """
 
 import argparse
@@ -26,14 +27,14 @@ THRESHOLD, TOP = 0.7, 10
 
 
 def predictions(count: int, reliable: float, generator: torch.Generator) -> Predictions:
-    """Random classes; each attribute is reliable in this share of the images."""
+    """Random classes; each attribute is reliable in the share `reliable` of the images."""
     classes = torch.stack([torch.randint(size, (count,), generator=generator) for size in SIZES], dim=1)
     sure = torch.rand(classes.shape, generator=generator) < reliable
     return Predictions(classes, torch.where(sure, 0.9, 0.5))
 
 
 def reliability(survivors: float) -> float:
-    """Share of reliable images for a wanted share of survivors: the product of 1 - r^2 (1 - 1/C) over attributes."""
+    """Share r of reliable images for a given share of survivors, the product of 1 - r^2 (1 - 1/C) over attributes."""
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -44,7 +45,7 @@ def reliability(survivors: float) -> float:
 
 def ways_of(queries: torch.Tensor, gallery: torch.Tensor, share: float, metric: str,
             generator: torch.Generator) -> dict:
-    """Searches of a slice of the queries by name; attributes are reliable in `share` of the images."""
+    """Search functions of a slice of the queries, by name; attributes are reliable in `share` of the images."""
     prepared = prepare(gallery, metric, torch.float32)
     norms = squares(prepared)
     asked, known = (predictions(len(images), share, generator) for images in (queries, gallery))
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--market", action="store_true", help="Market-1501's size")
     parser.add_argument("--metric", choices=METRICS, default="cosine")
     parser.add_argument("--survivors", type=float, nargs="+", default=[0.02, 0.1, 0.2, 0.5, 1.0])
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     num_queries, num_gallery, size = (3368, 15913, 2048) if args.market else (500, 4000, 512)
     generator = torch.Generator().manual_seed(0)
@@ -90,8 +91,8 @@ def main() -> None:
         record.append({"survivors": statistics.mean(kept), "ms a query": ms, "seconds of all": batch})
     print(f"{num_queries} queries, {num_gallery} gallery images of {size} values, {len(SIZES)} attributes, "
           f"{args.metric}, {torch.get_num_threads()} threads\n")
-    print(table(["survivors", *(f"{name}, ms a query" for name in ways), "times faster",
-                 *(f"{name}, s for all" for name in ways), "times faster"], rows))
+    print(table(["survivors", *(f"{name}, ms per query" for name in ways), "speed-up",
+                 *(f"{name}, s for all" for name in ways), "speed-up"], rows))
     if args.output:
         write(args.output, {"queries": num_queries, "gallery": num_gallery, "size": size, "rows": record})
 

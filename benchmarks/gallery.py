@@ -1,14 +1,14 @@
-"""Search of a gallery: milliseconds a query, recall and bytes a vector of each engine, beside plain torch and numpy.
+"""Search engines of a gallery: ms per query, recall and bytes per vector, compared with plain PyTorch and NumPy.
 
-    python benchmarks/gallery.py                  100,000 rows of 2,560 values; 1 GiB of memory a way
+    python benchmarks/gallery.py                  100,000 rows of 2,560 values; 1 GiB of memory per engine
     python benchmarks/gallery.py --full           1,000,000 rows; 10 GiB of memory and 5 GiB in --folder
     python benchmarks/gallery.py --milvus gallery.db
 
-Embeddings are drawn: five blocks of unit length, 15 pictures a person on average, which lie near to each other in a few
-directions. They are kept in an index's own parts in float16; every way searches these. Queries are new pictures of the
-people. Ways come one after the other, as they would not fit into memory side by side. Recall is the share of the
-nearest ten by numpy that a way finds, by itself and, as an index does it, with scores from the stored embeddings for
-what it finds first. The exit code is 1 where an exact way finds rows that are not as near as those of numpy.
+Embeddings are random: five blocks of unit length, 15 images per person on average, which are close to each other in a
+few directions. They are stored in float16 in the part files of an index, and every engine searches these. Queries are
+new images of the people. Engines run one after the other, as memory would not suffice for all. Recall is the share of
+NumPy's ten nearest that an engine finds: directly, and after re-ranking its first results by the stored embeddings, as
+an index does. The exit code is 1 if an exact engine finds rows that are farther than NumPy's.
 """
 
 import argparse
@@ -30,13 +30,13 @@ import torch  # noqa: E402
 from common import table, timed, write  # noqa: E402
 
 TOP, GROUPS, DIRECTIONS, PART = 10, 5, 32, 10_000
-TOLERANCE = 1e-4  # between sums of 2,560 products in another order
+TOLERANCE = 1e-4  # of sums of 2,560 products in another order
 
 
 class People:
-    """Embeddings of drawn people, float32 (n, E), each block of unit length.
+    """Random embeddings of people, float32 (n, E), each block of unit length.
 
-    A person and a picture are points in a few directions of each block; some noise lies in all directions.
+    A person and an image are points in a subspace of each block; noise is added in all dimensions.
     """
 
     def __init__(self, count: int, size: int, seed: int = 0) -> None:
@@ -44,7 +44,7 @@ class People:
         self.directions = self.rng.standard_normal((GROUPS, DIRECTIONS, size // GROUPS), dtype=np.float32)
         self.centres = self.rng.standard_normal((count, GROUPS, DIRECTIONS), dtype=np.float32)
 
-    def pictures(self, people: np.ndarray) -> np.ndarray:
+    def images(self, people: np.ndarray) -> np.ndarray:
         points = self.centres[people] + 0.7 * self.rng.standard_normal((len(people), GROUPS, DIRECTIONS),
                                                                        dtype=np.float32)
         rows = np.einsum("ngk,gkd->ngd", points, self.directions, optimize=True)
@@ -77,7 +77,7 @@ class Torch:
 
 
 class Through:
-    """An engine as the other ways are called; ids of a fresh index rise in the order of rows."""
+    """An engine with the interface of `Numpy` and `Torch`; the ids of a new index are sorted by row."""
 
     def __init__(self, engine, ids: np.ndarray) -> None:
         self.engine, self.ids = engine, ids
@@ -87,20 +87,20 @@ class Through:
 
 
 def fill(folder: Path, people: People, count: int, size: int) -> Store:
-    """An index's rows and parts of embeddings, without pictures."""
+    """Write the rows and embeddings of an index, without images."""
     Store.create(folder)
     store = Store(folder, size, "float16")
     shown = people.rng.integers(0, len(people.centres), count)
     for first in range(0, count, PART):
         some = shown[first:first + PART]
         names = [Picture(f"{first + i}.jpg", 1, 1) for i in range(len(some))]
-        store.append(names, Naming(), people.pictures(some), [], [], "")
+        store.append(names, Naming(), people.images(some), [], [], "")
     store.reload()
     return store
 
 
-def looked_at_again(way, store: Store, queries: np.ndarray) -> np.ndarray:
-    """The nearest of what a way finds first, by the stored embeddings: (Q, TOP)."""
+def reranked(way, store: Store, queries: np.ndarray) -> np.ndarray:
+    """The first results of an engine, re-ranked by the stored embeddings: rows (Q, TOP)."""
     found = way.search(queries, min(len(store), LOOK_AGAIN * TOP))
     best = []
     for query, rows in zip(queries, found):
@@ -117,13 +117,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=2_560, help="values of an embedding")
-    parser.add_argument("--full", action="store_true", help="1,000,000 rows of 2,560, in place of the two above")
-    parser.add_argument("--queries", type=int, default=100, help="asked all at once")
-    parser.add_argument("--singles", type=int, default=20, help="of these, asked one by one")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="of FAISS")
-    parser.add_argument("--milvus", help="a file or an address to search by Milvus as well")
-    parser.add_argument("--folder", type=Path, help="where the index is written, and removed after")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--full", action="store_true", help="1,000,000 rows of 2,560 values")
+    parser.add_argument("--queries", type=int, default=100, help="number of queries")
+    parser.add_argument("--singles", type=int, default=20, help="number of queries that are also searched one by one")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="forms of the FAISS engine")
+    parser.add_argument("--milvus", help="file or address of a Milvus database to measure as well")
+    parser.add_argument("--folder", type=Path, help="folder of the index, which is removed afterwards")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     if args.full:
         args.rows, args.size = 1_000_000, 2_560
@@ -132,7 +132,7 @@ def main() -> int:
 
 
 def ways_of(args, store: Store):
-    """Name, whether it is exact, bytes a vector, seconds to get ready, and the way itself, one after the other."""
+    """Yield each engine: name, whether it is exact, bytes per vector, seconds to build, and the engine."""
     rows = np.empty((len(store), args.size), dtype=np.float32)
     for ids, piece in store.pieces():
         rows[np.searchsorted(store.ids, ids)] = piece
@@ -155,18 +155,18 @@ def ways_of(args, store: Store):
 def run(args, folder: Path) -> int:
     people = People(max(1, args.rows // 15), args.size)
     drawing, store = timed(fill, folder, people, args.rows, args.size)
-    queries = people.pictures(people.rng.integers(0, len(people.centres), args.queries))
+    queries = people.images(people.rng.integers(0, len(people.centres), args.queries))
     of_file = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / args.rows
-    print(f"{args.rows:,} rows of {args.size} values, {args.queries} queries, the nearest {TOP}, "
-          f"{torch.get_num_threads()} threads of torch; drawn and stored in {drawing:.0f} s, {of_file:.0f} bytes a row "
-          "on disk\n", flush=True)
+    print(f"{args.rows:,} rows of {args.size} values, {args.queries} queries, {TOP} nearest, "
+          f"{torch.get_num_threads()} PyTorch threads; generated and stored in {drawing:.0f} s, {of_file:.0f} bytes "
+          "per row on disk\n", flush=True)
     record, lines, wanted, worst = [], [], None, 0.0
     for name, exact, size, seconds, way in ways_of(args, store):
         way.search(queries[:1], TOP)
         single = 1000 * statistics.median(timed(way.search, query[None], TOP)[0] for query in queries[:args.singles])
         batch, found = timed(way.search, queries, TOP)
         wanted = found if wanted is None else wanted
-        again = None if exact else recall(looked_at_again(way, store, queries), wanted)
+        again = None if exact else recall(reranked(way, store, queries), wanted)
         if exact:
             worst = max(worst, loss(store, queries, found, wanted))
         record.append({"way": name, "exact": exact, "ms_a_query_single": single,
@@ -177,19 +177,19 @@ def run(args, folder: Path) -> int:
                       "" if size is None else f"{size:,}", "" if seconds is None else f"{seconds:.1f}"])
         del way
     store.close()
-    print(table(["way", "ms a query, single", "ms a query, all at once", f"recall@{TOP}", "looked at again",
-                 "bytes a vector", "s to fill"], lines))
+    print(table(["engine", "ms per query, single", "ms per query, all at once", f"recall@{TOP}", "re-ranked",
+                 "bytes per vector", "s to build"], lines))
     if args.output:
         write(args.output, {"rows": args.rows, "size": args.size, "queries": args.queries, "top": TOP,
                             "bytes_a_row_on_disk": of_file, "largest_loss_of_exact_ways": worst, "ways": record})
     if worst > TOLERANCE:
-        print(f"FAILED: an exact way found rows that are farther than those of numpy by {worst}", file=sys.stderr)
+        print(f"FAILED: an exact engine found rows that are farther than those of NumPy by {worst}", file=sys.stderr)
         return 1
     return 0
 
 
 def loss(store: Store, queries: np.ndarray, found: np.ndarray, wanted: np.ndarray) -> float:
-    """By how much the rows that were found are farther than those wanted, rank by rank, at most."""
+    """The largest difference of scores, rank by rank, between the expected rows and those found."""
     scores = [[store.embeddings(store.ids[rows]) @ query for query, rows in zip(queries, each)]
               for each in (found, wanted)]
     return float((np.sort(scores[1], axis=1) - np.sort(scores[0], axis=1)).max())

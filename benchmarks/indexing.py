@@ -1,13 +1,13 @@
-"""Indexing throughput: images a second into an index, beside reading and embedding the same images alone.
+"""Indexing throughput: images per second, compared with reading and embedding the same images without an index.
 
-    python benchmarks/indexing.py                           1,000 drawn images of 128x64, ResNet-18 on the CPU
+    python benchmarks/indexing.py                           1,000 random images of 128x64, ResNet-18 on the CPU
     python benchmarks/indexing.py --images 20000 --depth 50 --batch 256 --device cuda
-    python benchmarks/indexing.py --run runs/demo           the model of a run, with the attributes that it reads off
-    python benchmarks/indexing.py --model model.onnx        the same, exported
+    python benchmarks/indexing.py --run runs/demo           the model of a run, with attribute predictions
+    python benchmarks/indexing.py --model model.onnx        an exported model
 
-Both use one network and one reader. Alone means what a script would do: read a batch, embed it, keep the result in
-memory; the index reads ahead while the network works, and keeps embeddings and names in files that survive a kill. The
-two take turns; the figures are medians of the rounds. A second pass over the index says what finding nothing new takes.
+Both use the same network and image reader. "Alone" reads a batch, embeds it and stores the result in memory. The index
+reads ahead while the network computes, and writes embeddings and names to files that survive a kill. Both alternate;
+the results are medians over the rounds. "Index again" updates an index when no image is new.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = 128, 64
 
 
 class Network:
-    """An encoder of images: the pooled features of a ResNet with random weights, which take as long as any."""
+    """An encoder of images: pooled features of a ResNet with random weights, which are as fast as trained ones."""
 
     groups, metric, vocabulary, fingerprint = (), "cosine", None, "0" * 64
     lasting_groups, verification = (), None
@@ -69,13 +69,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--depth", type=int, choices=[18, 34, 50], default=18)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--run", help="folder of a training run, in place of the random network")
-    model.add_argument("--model", help="exported file, in place of the random network")
+    model.add_argument("--run", help="folder of a training run, instead of the random network")
+    model.add_argument("--model", help="exported model, instead of the random network")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=4, help="threads that read for the index")
+    parser.add_argument("--workers", type=int, default=4, help="threads that read images for the index")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     named = args.run or args.model
     network = encoder_of(args.run, args.model) if named else Network(args.depth, args.device)
@@ -94,9 +94,9 @@ def main() -> None:
     speed = {name: args.images / statistics.median(each) for name, each in seconds.items()}
     plain = speed["reading and embedding alone"]
     print(f"{args.images} images of {HEIGHT}x{WIDTH}, {named or f'ResNet-{args.depth}'}, batch {args.batch}, "
-          f"{args.device}, {args.workers} threads read, {torch.get_num_threads()} threads of torch, "
+          f"{args.device}, {args.workers} reading threads, {torch.get_num_threads()} PyTorch threads, "
           f"{args.rounds} rounds\n")
-    print(table(["", "images/s", "of alone"], [[name, f"{value:.0f}", f"{value / plain:.2f}"]
+    print(table(["", "images/s", "relative to alone"], [[name, f"{value:.0f}", f"{value / plain:.2f}"]
                                                for name, value in speed.items()]))
     if args.output:
         write(args.output, {"images": args.images, "network": named or f"ResNet-{args.depth}", "batch": args.batch,

@@ -1,13 +1,13 @@
-"""Images a second of the host's loader and of the resident one, and how long a training step waits for each.
+"""Images per second of FastReID's loader and of the resident loader, and how long a training step waits for each.
 
-    python benchmarks/loader.py                                     drawn people, half a minute on a CPU core
+    python benchmarks/loader.py                                     synthetic people, half a minute on a CPU core
     python benchmarks/loader.py --data datasets --config configs/Market1501/cerberus_R50.yml --iterations 200
 
-Loading: training batches at --size with flip, padding and erasing, read and dropped. CPU time is of this process, and
-says what an image costs on a machine that others use as well.
-Training: the trainer's own steps. `waiting` is what the host logs as data_time, beside the whole iteration. On a GPU
-the resident loader only queues its work, so the last column holds each iteration against one with a batch that is
-there already: what the input costs, waited for or not.
+Loading: training batches at --size with flip, padding and random erasing. The CPU time of this process is also
+comparable on a shared machine.
+Training: steps of the trainer. `waiting` is FastReID's `data_time`, next to the time of the whole iteration. On a GPU
+the resident loader only queues its work. The last column therefore compares each iteration with one that uses a
+prepared batch: the cost of the input, waited for or not.
 """
 
 import argparse
@@ -39,35 +39,38 @@ GPU_CONFIG = ROOT / "configs/Market1501/cerberus_R50.yml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--data", type=pathlib.Path, help="folder with Market-1501-v15.09.15; drawn where not given")
-    parser.add_argument("--ids", type=int, default=32, help="training identities to draw, of 8 images")
+    parser.add_argument("--data", type=pathlib.Path,
+                        help="folder with Market-1501-v15.09.15 (default: a synthetic dataset)")
+    parser.add_argument("--ids", type=int, default=32,
+                        help="training identities of the synthetic dataset, with 8 images each")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--size", type=int, nargs=2, default=[384, 128], metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=100 if gpu else 10, help="batches to time, after 2")
+    parser.add_argument("--batches", type=int, default=100 if gpu else 10, help="batches to time, after 2 for warm-up")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, usable_cores()],
-                        help="processes of the host's loader")
+                        help="numbers of processes of FastReID's loader to compare")
     parser.add_argument("--config", type=pathlib.Path, default=GPU_CONFIG if gpu else CPU_CONFIG,
-                        help="of the training run, at its own image size")
-    parser.add_argument("--iterations", type=int, default=50 if gpu else 3, help="training steps to time, after 2")
+                        help="configuration of the training, with its image size")
+    parser.add_argument("--iterations", type=int, default=50 if gpu else 3,
+                        help="training steps to time, after 2 for warm-up")
     parser.add_argument("--train-batch", type=int, default=64 if gpu else 16)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
-    logging.getLogger("fastreid.engine").setLevel(logging.WARNING)  # the model, line by line
+    logging.getLogger("fastreid.engine").setLevel(logging.WARNING)  # hide the printed model
     host.use_device(args.device)
     with tempfile.TemporaryDirectory() as scratch:
         root = args.data or draw(pathlib.Path(scratch), args.ids)
         host_build._root = str(root)
         loading = measure_loading(args, scratch)
         training = measure_training(args, scratch)
-    print(f"\n{args.batch} images of {args.size[0]}x{args.size[1]} a batch, on {args.device}\n")
-    print(table(["loader", "cores", "images/s", "images/s a core", "CPU ms an image", "start, s", "MiB"],
+    print(f"\n{args.batch} images of {args.size[0]}x{args.size[1]} per batch, on {args.device}\n")
+    print(table(["loader", "cores", "images/s", "images/s per core", "CPU ms per image", "start, s", "MiB"],
                 [[r["loader"], r["cores"], round(r["images_per_second"]),
                   round(r["images_per_second_and_core"]) if r["images_per_second_and_core"] else "",
                   f"{r['cpu_ms_an_image']:.2f}" if r["cpu_ms_an_image"] else "", round(r["start_seconds"], 2),
                   round(r["mib"], 1) if r["mib"] else ""] for r in loading]))
-    print(f"\n{args.config.name}, {args.train_batch} images a batch\n")
-    print(table(["loader", "ms an iteration", "waiting, ms", "waiting, %", "input costs, %"],
+    print(f"\n{args.config.name}, {args.train_batch} images per batch\n")
+    print(table(["loader", "ms per iteration", "waiting, ms", "waiting, %", "cost of input, %"],
                 [[r["loader"], round(r["iteration_ms"], 1), round(r["waiting_ms"], 2),
                   f"{100 * r['waiting_share']:.2f}", f"{100 * r['input_share']:.2f}"] for r in training]))
     if args.output:
@@ -116,7 +119,7 @@ def measure_loading(args, scratch: str) -> list[dict]:
         speed = count / (time.perf_counter() - started)
         on_gpu = workers is None and args.device != "cpu"
         cores = torch.get_num_threads() if workers is None else max(workers, 1)
-        rows.append({"loader": "resident" if workers is None else f"host, {workers} processes",
+        rows.append({"loader": "resident" if workers is None else f"FastReID, {workers} processes",
                      "cores": 0 if on_gpu else cores, "images_per_second": speed,
                      "images_per_second_and_core": None if on_gpu else speed / cores,
                      "cpu_ms_an_image": None if workers else 1e3 * computed / count,
@@ -128,15 +131,15 @@ def measure_loading(args, scratch: str) -> list[dict]:
 
 def measure_training(args, scratch: str) -> list[dict]:
     rows = []
-    for name in (*(f"host, {workers} processes" for workers in args.workers), "resident", "a batch that is there"):
-        workers = int(name.split()[1]) if name.startswith("host") else 0
+    for name in (*(f"FastReID, {workers} processes" for workers in args.workers), "resident", "one prepared batch"):
+        workers = int(name.split()[1]) if name.startswith("FastReID") else 0
         cfg = config(args, args.config, scratch, "SOLVER.IMS_PER_BATCH", args.train_batch,
-                     "DATALOADER.NUM_WORKERS", workers, "DATALOADER.RESIDENT", not name.startswith("host"))
+                     "DATALOADER.NUM_WORKERS", workers, "DATALOADER.RESIDENT", not name.startswith("FastReID"))
         seed_all_rng(1)
         trainer = CerberusTrainer(cfg)
-        check_kind(trainer.data_loader, not name.startswith("host"))
+        check_kind(trainer.data_loader, not name.startswith("FastReID"))
         steps = trainer._trainer
-        if name.startswith("a batch"):
+        if name == "one prepared batch":
             batch = next(steps._data_loader_iter)
             steps._data_loader_iter = iter(lambda batch=batch: dict(batch), None)
         waited = []
@@ -161,7 +164,7 @@ def measure_training(args, scratch: str) -> list[dict]:
 
 def check_kind(loader, wanted: bool) -> None:
     if isinstance(loader, resident.ResidentLoader) != wanted:
-        sys.exit("the images do not fit or a transform has no batched form; the line above says which")
+        sys.exit("the images do not fit into memory, or a transform has no batched form: see the log line above")
 
 
 def synchronise() -> None:

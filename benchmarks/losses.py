@@ -1,10 +1,10 @@
-"""What the guidance, the regulariser and five triplets add to a training step over the identity loss alone.
+"""Time that guidance loss, regulariser and five triplet losses add to a training step with the identity loss.
 
     python benchmarks/losses.py                small on a CPU, ResNet-50 at 384x128, batch 64 on a GPU
     python benchmarks/losses.py --depth 50x --height 384 --batch 16
 
-Steps with all losses and steps with the identity loss alone take turns on one model, so that the machine's moods meet
-both; the medians are compared.
+Steps with all losses and steps with the identity loss alone alternate on one model, so that load from other processes
+affects both. Medians are compared.
 """
 
 import argparse
@@ -52,11 +52,11 @@ def main() -> None:
             if i >= 3:
                 seconds[name].append(taken)
     alone, together = (statistics.median(times) for times in seconds.values())
-    # Step by step: neighbours share the machine's mood.
+    # Consecutive steps run under a similar load.
     added = statistics.median(b / a - 1 for a, b in zip(*seconds.values()))
     print(f"ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x{args.height // 3}, "
           f"{args.iterations} steps of each\n")
-    print(table(["losses", "ms a step", "added"], [["identity loss alone", f"{1e3 * alone:.2f}", ""],
+    print(table(["losses", "ms per step", "added"], [["identity loss alone", f"{1e3 * alone:.2f}", ""],
                                                    ["all losses", f"{1e3 * together:.2f}", f"{100 * added:.1f} %"]]))
     if args.output:
         write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "added_percent":

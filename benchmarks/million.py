@@ -1,16 +1,16 @@
-"""Time and memory of the ranking of a gallery that no memory holds, and its figures beside the host's.
+"""Time and memory of ranking a gallery that does not fit into memory; metrics compared with FastReID's.
 
-    python benchmarks/million.py                  300 x 20,000 features of 256 numbers, seconds
+    python benchmarks/million.py                  300 x 20,000 features of 256 values, seconds
     python benchmarks/million.py --full           3,000 x 1,000,000 of 2,560, minutes; a file of 4.8 GiB in --folder
     python benchmarks/million.py --full --device cuda
 
-The package has to be installed, or the folder it lies in named by PYTHONPATH.
+The package must be installed or on PYTHONPATH.
 
-Features are drawn: identities with 15 gallery images on average, six cameras, one image in seven a distractor, in an
-order that has nothing to do with identity. An identity's images are hardly to clearly nearer to each other. The file is
-ranked by a process of its own, whose peak memory counts. Some queries are then ranked against the same file by the host
-and by the package's own path for ready distances. The exit code is 1 where AP or INP differ by more than 1e-4: a
-distance of another block shape may differ in its last bit, and the host gives equal distances no order.
+Features are random: 15 gallery images per identity on average, six cameras, one image in seven is a distractor, in
+random order. How much closer the images of an identity are to each other varies. A separate process ranks the file, and
+its peak memory is measured. Some queries are then ranked again by FastReID, and by the package from precomputed
+distances. The exit code is 1 if AP or INP differ by more than 1e-4: the last bit of a distance may depend on the block
+shape, and FastReID does not define an order of equal distances.
 """
 
 import argparse
@@ -39,15 +39,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--gallery", type=int, default=20_000)
-    parser.add_argument("--size", type=int, default=256, help="numbers of a feature")
-    parser.add_argument("--full", action="store_true", help="3,000 x 1,000,000 x 2,560, in place of the three above")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the gallery's file")
+    parser.add_argument("--size", type=int, default=256, help="values of a feature")
+    parser.add_argument("--full", action="store_true", help="3,000 x 1,000,000 x 2,560")
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="dtype of the gallery file")
     parser.add_argument("--metric", choices=["cosine", "euclidean"], default="cosine")
-    parser.add_argument("--device", default="cpu", help="where to rank")
-    parser.add_argument("--compare", type=int, default=20, help="queries the host ranks as well, 0 for none")
-    parser.add_argument("--folder", type=pathlib.Path, help="where the file is written, and removed after")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
-    parser.add_argument("--rank", type=pathlib.Path, help=argparse.SUPPRESS)  # the process of its own: a folder
+    parser.add_argument("--device", default="cpu", help="device of the ranking")
+    parser.add_argument("--compare", type=int, default=20, help="number of queries that FastReID ranks as well")
+    parser.add_argument("--folder", type=pathlib.Path, help="folder of the gallery file, which is removed afterwards")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
+    parser.add_argument("--rank", type=pathlib.Path, help=argparse.SUPPRESS)  # folder; the separate process
     args = parser.parse_args()
     if args.full:
         args.queries, args.gallery, args.size = 3_000, 1_000_000, 2_560
@@ -66,24 +66,24 @@ def run(args, folder: pathlib.Path) -> int:
     seconds = record["seconds"]
     print(f"{args.queries} queries x {args.gallery} gallery images x {args.size} in {args.dtype}, {args.metric}, on "
           f"{args.device}, {torch.get_num_threads()} threads\n")
-    print(table(["pass", "seconds", "gallery images a second"], [
+    print(table(["pass", "seconds", "gallery images per second"], [
         [name, f"{taken:.1f}", f"{args.gallery / taken:.0f}"] for name, taken in seconds.items()]))
     memory = {"peak resident memory": record["peak_resident_bytes"], "before ranking": record["resident_bytes_before"],
-              "gallery's file": record["file_bytes"]}
+              "gallery file": record["file_bytes"]}
     if record["peak_device_bytes"] is not None:
         memory["peak device memory"] = record["peak_device_bytes"]
     print("\n" + table(["memory", "GiB"], [[name, f"{size / 2**30:.2f}"] for name, size in memory.items()]))
-    print(f"\n(drawn features: Rank-1 {record['rank1']:.3f}, mAP {record['mAP']:.3f}, mINP {record['mINP']:.4f}; "
-          f"{record['skipped']} queries without a match; drawn in {drawing:.0f} s)")
+    print(f"\n(random features: Rank-1 {record['rank1']:.3f}, mAP {record['mAP']:.3f}, mINP {record['mINP']:.4f}; "
+          f"{record['skipped']} queries without a match; generated in {drawing:.0f} s)")
 
     differences = {}
     if num_compared := min(args.compare, args.queries):
         host_seconds, differences = compare(folder, num_compared, args.metric)
         print(f"\nLargest difference on {num_compared} queries against the whole gallery:\n")
-        print(table(["path", *FIGURES], [[name, *(f"{value:.1e}" for value in of_path.values())]
+        print(table(["method", *FIGURES], [[name, *(f"{value:.1e}" for value in of_path.values())]
                                          for name, of_path in differences.items()]))
-        print(f"\nThe host ranks ready distances in {host_seconds / num_compared:.2f} s a query, "
-              f"{host_seconds / num_compared * args.queries:.0f} s for all of them at this rate.")
+        print(f"\nFastReID ranks precomputed distances in {host_seconds / num_compared:.2f} s per query, "
+              f"{host_seconds / num_compared * args.queries:.0f} s for all queries at this rate.")
         record |= {"compared_queries": num_compared, "differences": differences,
                    "host_seconds_a_query_without_products": host_seconds / num_compared}
     if args.output:
@@ -92,7 +92,7 @@ def run(args, folder: pathlib.Path) -> int:
                             "block_entries": values_at_once(args.device, BLOCK_ENTRIES, DISTANCE_BYTES),
                             "part_entries": values_at_once(args.device, PART_ENTRIES, FEATURE_BYTES)} | record)
     if any(of_path[name] > TOLERANCE for of_path in differences.values() for name in ("ap", "inp")):
-        print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
+        print(f"FAILED: the metrics differ by more than {TOLERANCE}", file=sys.stderr)
         return 1
     return 0
 
@@ -107,7 +107,7 @@ def draw(folder: pathlib.Path, num_queries: int, num_gallery: int, size: int, dt
     centres = rng.standard_normal((num_people + 1, size), dtype=np.float32).astype(np.float16)
 
     def features(pids):
-        # Unrelated cosines deviate by size ** -0.5, two images of a person share up to eight times as much.
+        # The cosine of unrelated features deviates by size ** -0.5, that of one person's images is up to 8 x this.
         most = np.float32(min(0.9, 8 * size**-0.5))
         share = most * rng.random((len(pids), 1), dtype=np.float32) * (pids > 0)[:, None]
         noise = rng.standard_normal((len(pids), size), dtype=np.float32)
@@ -124,14 +124,14 @@ def draw(folder: pathlib.Path, num_queries: int, num_gallery: int, size: int, dt
 
 
 def read(folder: pathlib.Path):
-    """Queries (Q, D), gallery (N, D) as a mapped file, and the four ids, all in the order of the rankings."""
+    """Read queries (Q, D), gallery (N, D) as a mapped file, and the ids, in the order of the ranking functions."""
     ids = np.load(folder / "ids.npz")
     return (torch.from_numpy(np.load(folder / "queries.npy")), np.load(folder / "gallery.npy", mmap_mode="r"),
             *(torch.from_numpy(ids[name]) for name in IDS))
 
 
 def rank(folder: pathlib.Path, metric: str, device: str) -> None:
-    """Rank and leave `record.json` and the figures of each query behind."""
+    """Rank, and write `record.json` and the metrics of each query."""
     seconds = {"distances": 0.0, "ranks": 0.0}
 
     def report(name: str, taken: float) -> None:
@@ -149,7 +149,7 @@ def rank(folder: pathlib.Path, metric: str, device: str) -> None:
 
 
 def compare(folder: pathlib.Path, num_queries: int, metric: str):
-    """The host's seconds, and by path the largest differences from the streamed figures of the first queries."""
+    """FastReID's seconds, and the largest differences from the streamed metrics of the first queries, by method."""
     queries, gallery, q_pids, q_camids, g_pids, g_camids = read(folder)
     queries, q_pids, q_camids = (tensor[:num_queries] for tensor in (queries, q_pids, q_camids))
     pieces = (torch.from_numpy(np.array(gallery[i:i + 10_000])) for i in range(0, len(gallery), 10_000))
@@ -161,9 +161,9 @@ def compare(folder: pathlib.Path, num_queries: int, metric: str):
                                                                                  g_camids)), 50)
     host = {"ap": np.asarray(ap), "inp": np.asarray(inp)}
     differences = {
-        "ready distances": {name: largest(getattr(ours, name).numpy()[found], streamed[name][found])
+        "precomputed distances": {name: largest(getattr(ours, name).numpy()[found], streamed[name][found])
                             for name in FIGURES},
-        "host": {name: largest(host[name], streamed[name][found]) for name in host}}
+        "FastReID": {name: largest(host[name], streamed[name][found]) for name in host}}
     return seconds, differences
 
 

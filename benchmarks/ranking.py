@@ -1,14 +1,14 @@
-"""Time of the ranking figures beside the host's pure-Python path, in one run and on the same distances.
+"""Time of ranking metrics compared with FastReID's pure-Python implementation, on the same distances.
 
     python benchmarks/ranking.py                        200 x 4,000, seconds
-    python benchmarks/ranking.py --market               3,368 x 15,913, the host on 200 of the queries
-    python benchmarks/ranking.py --market --full        the host on every query as well, minutes
+    python benchmarks/ranking.py --market               3,368 x 15,913, FastReID on 200 queries
+    python benchmarks/ranking.py --market --full        FastReID on every query, minutes
 
-The package has to be installed, or the folder it lies in named by PYTHONPATH.
+The package must be installed or on PYTHONPATH.
 
-Distances are drawn: identities, cameras and distractors in the proportions of Market-1501, an identity's own images
-nearer on average. Every row is a permutation of 0..N-1 over N, hence free of ties, on which the two differ by design.
-The exit code is 1 where the figures of the two disagree by more than 1e-6.
+Distances are random: identities, cameras and distractors in the proportions of Market-1501, images of the same identity
+closer on average. Every row is a permutation of 0..N-1 divided by N, so there are no ties, which the implementations
+order differently. The exit code is 1 if their metrics differ by more than 1e-6.
 """
 
 import argparse
@@ -30,17 +30,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--gallery", type=int, default=4000)
-    parser.add_argument("--market", action="store_true", help="Market-1501's size, in place of the two above")
-    parser.add_argument("--host-queries", type=int, default=200, help="queries the host is timed on")
-    parser.add_argument("--full", action="store_true", help="time the host on every query")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of ours, of which the median counts")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+    parser.add_argument("--market", action="store_true", help="Market-1501's size")
+    parser.add_argument("--host-queries", type=int, default=200, help="number of queries to time FastReID on")
+    parser.add_argument("--full", action="store_true", help="time FastReID on every query")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of this implementation; the median is reported")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
     num_queries, num_gallery = MARKET if args.market else (args.queries, args.gallery)
     num_host = num_queries if args.full else min(args.host_queries, num_queries)
 
     distances, *ids = draw(num_queries, num_gallery)
-    evaluate_rank(distances[:8], *first_queries(ids, 8))  # threads and allocations, before the clock
+    evaluate_rank(distances[:8], *first_queries(ids, 8))  # warm up threads and allocations
     runs = [timed(evaluate_rank, distances, *ids) for _ in range(args.repeats)]
     cmc, ap, inp = runs[0][1]
     ours = sorted(seconds for seconds, _ in runs)[len(runs) // 2]
@@ -51,17 +51,17 @@ def main() -> int:
     )
     per_query = (host / num_host) / (ours / num_queries)
 
-    note = "measured" if num_host == num_queries else f"x {num_queries / num_host:.2f}, from its {num_host} queries"
+    note = "measured" if num_host == num_queries else f"extrapolated from {num_host} queries"
     print(f"{num_queries} queries x {num_gallery} gallery images, float32 on {torch.get_num_threads()} threads\n")
-    headers = ["path", "queries timed", "seconds", "ms a query", "seconds for all queries"]
+    headers = ["implementation", "queries timed", "seconds", "ms per query", "seconds for all queries"]
     print(table(headers, [
-        ["host, pure Python", num_host, f"{host:.2f}", f"{1e3 * host / num_host:.2f}",
+        ["FastReID, pure Python", num_host, f"{host:.2f}", f"{1e3 * host / num_host:.2f}",
          f"{host / num_host * num_queries:.1f} ({note})"],
         ["cerberus_plugin", num_queries, f"{ours:.2f}", f"{1e3 * ours / num_queries:.2f}",
          f"{ours:.2f} (median of {args.repeats})"]]))
-    print(f"\nA query takes 1/{per_query:.0f} of the host's time. "
+    print(f"\nA query takes 1/{per_query:.0f} of FastReID's time. "
           f"Largest difference of CMC, AP and INP on {num_host} queries: {difference:.1e}\n"
-          f"(drawn distances: Rank-1 {cmc[0]:.3f}, mAP {ap.mean():.3f}, mINP {inp.mean():.3f})")
+          f"(random distances: Rank-1 {cmc[0]:.3f}, mAP {ap.mean():.3f}, mINP {inp.mean():.3f})")
 
     if args.output:
         write(args.output, {
@@ -72,23 +72,23 @@ def main() -> int:
             "host_over_ours_per_query": per_query, "max_difference": difference,
         })
     if difference > TOLERANCE:
-        print(f"FAILED: the figures differ by more than {TOLERANCE}", file=sys.stderr)
+        print(f"FAILED: the metrics differ by more than {TOLERANCE}", file=sys.stderr)
         return 1
     return 0
 
 
 def draw(num_queries: int, num_gallery: int):
-    """Distances float32 (Q, N) and the ids in the host's order: query pids, gallery pids, query and gallery camids."""
+    """Distances float32 (Q, N) and ids in FastReID's order: query pids, gallery pids, query and gallery camids."""
     rng = np.random.default_rng(0)
     num_people = max(1, num_gallery * 750 // MARKET[1])
     g_pids = rng.integers(1, num_people + 1, num_gallery)
     g_pids[: num_gallery * 2798 // MARKET[1]] = 0  # distractors
-    # Query identities are taken from the gallery, so that nearly all have a match.
+    # Query identities are sampled from the gallery, so that nearly all have a match.
     q_pids = rng.choice(g_pids[g_pids > 0], num_queries)
     q_camids, g_camids = rng.integers(0, 6, num_queries), rng.integers(0, 6, num_gallery)
     distances = np.empty((num_queries, num_gallery), dtype=np.float32)
     for row, pid in zip(distances, q_pids):
-        # Between hardly and clearly nearer, query by query: Rank-1 and AP come out far from 0 and 1.
+        # How much closer matches are varies by query, so that Rank-1 and AP are far from 0 and 1.
         order = np.argsort(rng.standard_normal(num_gallery) - rng.uniform(1, 4) * (g_pids == pid))
         row[order] = np.arange(num_gallery, dtype=np.float32) / num_gallery
     return distances, q_pids, g_pids, q_camids, g_camids

@@ -1,9 +1,9 @@
-"""Every benchmark, one after the other: `make bench`. Small on a CPU (about 12 minutes), the claims' size on a GPU.
+"""Run the benchmarks one after the other: `make bench`. Small sizes on a CPU (about 12 minutes), full sizes on a GPU.
 
     python benchmarks/run.py                     all
     python benchmarks/run.py losses ranking      some
 
-Each prints its table and leaves it, with its figures as JSON, in runs/benchmarks; one that fails is named at the end.
+Tables, and results as JSON, are also written to runs/benchmarks. Failed benchmarks are listed at the end.
 """
 
 import argparse
@@ -15,24 +15,26 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("runs/benchmarks")
-PICTURES = ("curves", "scaling")
+PLOTS = ("curves", "scaling")
+# Without edits, which needs a trained run, and audit, which trains for long.
 NAMES = ("training", "cpu", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
-         "gallery", "indexing", "backbones")  # not edits, which needs a trained run, nor audit, which trains for long
+         "gallery", "indexing", "backbones")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name",
+                        help=f"some of {', '.join(NAMES)} (default: all)")
     names = parser.parse_args().names or NAMES
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     failed = []
     for i, name in enumerate(names, start=1):
         print(f"[{i}/{len(names)}] {name}", flush=True)
-        picture = ["--plot", str(FOLDER / f"{name}.png")] if name in PICTURES else []
+        plot = ["--plot", str(FOLDER / f"{name}.png")] if name in PLOTS else []
         start = time.monotonic()
         done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / f"{name}.py"), "--output",
-                               str(FOLDER / f"{name}.json"), *picture], stdout=subprocess.PIPE,
+                               str(FOLDER / f"{name}.json"), *plot], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": path})
         (FOLDER / f"{name}.txt").write_text(done.stdout)
         print(done.stdout)

@@ -1,10 +1,10 @@
-"""How cost grows: with image size, backbone, identities, semantic IDs and gallery; a table of each, and a plot.
+"""Cost by image size, backbone, identities, semantic IDs and gallery size: a table for each, and a plot.
 
     python benchmarks/scaling.py --plot docs/scaling.png
     python benchmarks/scaling.py --identities 751 10000 100000 --gallery 4000 16000 64000 250000
 
-Training steps are those of the model and the optimiser on random pixels, batch after batch, without the loader.
-Memory is what a device had allocated at its peak; on a CPU that of weights, gradients and moments.
+A training step is that of the model and the optimizer on random pixels, without the loader. Memory is the peak
+allocation of a GPU; on a CPU, the size of weights, gradients and moments.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from common import table, timed, write
 
-SIDS = [4, 18, 40, 8, 4]  # about those of Market-1501
+SIDS = [4, 18, 40, 8, 4]  # semantic IDs per group, about those of Market-1501
 
 
 def step_cost(args, sids=SIDS, identities: int = 751, sampled: int = 0, **changes) -> dict[str, float]:
-    """Seconds of a training step, GiB, and ms an image evaluated, of Cerberus on random pixels."""
+    """Seconds of a training step, GiB, and ms per evaluated image, of Cerberus on random pixels."""
     torch.manual_seed(0)
     cfg = config(args, Path("."), "cerberus_R50", **{
         **FAST, "MODEL.COMPILE": ON_GPU, "MODEL.HEADS.NUM_CLASSES": identities, "MODEL.CERBERUS.SCHEMA": "market1501",
@@ -50,19 +50,19 @@ def step_cost(args, sids=SIDS, identities: int = 751, sampled: int = 0, **change
     else:
         groups = [p for group in optimizer.param_groups for p in group["params"]]
         memory = sum(4 * p.numel() * p.element_size() for p in groups)  # weights, gradients and Adam's two moments
-    evaluated = statistics.median(timed(read, model.eval(), batch)[0] for _ in range(max(3, args.iterations)))
-    return {"seconds": seconds, "GiB": memory / 2**30, "ms an image evaluated": 1e3 * evaluated / args.batch}
+    evaluated = statistics.median(timed(predict, model.eval(), batch)[0] for _ in range(max(3, args.iterations)))
+    return {"seconds": seconds, "GiB": memory / 2**30, "ms per evaluated image": 1e3 * evaluated / args.batch}
 
 
 @torch.no_grad()
-def read(model, batch) -> None:
-    """Embeddings of a batch, and their cosines with every prototype."""
+def predict(model, batch) -> None:
+    """Compute embeddings of a batch and their cosines with every prototype."""
     for group, block in zip(model.prototypes.groups, blocks(model(batch), len(model.groups)).unbind(1)):
         block @ F.normalize(model.prototypes.prototypes(group), dim=1).T
 
 
 def ranking_cost(size: int, queries: int, width: int) -> dict[str, float]:
-    """Seconds of the reID figures against `size` gallery rows, features at hand."""
+    """Seconds of the reID metrics against `size` gallery rows, from features."""
     generator = torch.Generator().manual_seed(0)
     device = "cuda" if ON_GPU else "cpu"
     gallery = torch.randn(size, width, generator=generator).to(device)
@@ -71,7 +71,7 @@ def ranking_cost(size: int, queries: int, width: int) -> dict[str, float]:
     camids = torch.arange(size) % 6
     seconds, _ = timed(reid_metrics_from_features, gallery[chosen.to(device)], gallery, people[chosen],
                        (camids[chosen] + 1) % 6, people, camids)
-    return {"seconds": seconds, "ms a query": 1e3 * seconds / queries}
+    return {"seconds": seconds, "ms per query": 1e3 * seconds / queries}
 
 
 def main() -> None:
@@ -82,13 +82,13 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", default=["18x", "34x", "50x", *(["101x"] if ON_GPU else [])])
     parser.add_argument("--identities", type=int, nargs="+",
                         default=[751, 10_000, *([100_000] if ON_GPU else [])])
-    parser.add_argument("--sampled", type=int, default=4096, help="sampled identities of the rows that sample")
+    parser.add_argument("--sampled", type=int, default=4096, help="identities per step in rows with sampling")
     parser.add_argument("--sids", type=int, nargs="+", default=[74, 740, 7_400])
     parser.add_argument("--gallery", type=int, nargs="+",
                         default=[16_000, 100_000, 1_000_000] if ON_GPU else [4_000, 16_000, 64_000])
     parser.add_argument("--queries", type=int, default=3368 if ON_GPU else 200)
-    parser.add_argument("--width", type=int, default=2560 if ON_GPU else 512, help="of an embedding, for the gallery")
-    parser.add_argument("--plot", type=Path, help="picture of the curves")
+    parser.add_argument("--width", type=int, default=2560 if ON_GPU else 512, help="values of a gallery embedding")
+    parser.add_argument("--plot", type=Path, help="plot of the curves")
     args = parser.parse_args()
 
     widths = {"18x": 512, "34x": 512}
@@ -105,7 +105,7 @@ def main() -> None:
     }
     print(f"ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x{args.height // 3} unless the row "
           f"says otherwise; gallery: {args.queries} queries of {args.width}; sampled: {args.sampled} "
-          "identities a step\n")
+          "identities per step\n")
     for name, rows in cost.items():
         columns = list(next(iter(rows.values()), {}))
         if rows:
@@ -113,8 +113,8 @@ def main() -> None:
                                             *(f"{row[c]:.3f}" for c in columns)] for key, row in rows.items()]) + "\n")
     without = step_cost(args, identities=args.batch)["seconds"]
     share = 1 - without / cost["identities"][largest]["seconds"]
-    print(f"Of a step with {largest:,} identities the five classifiers take {100 * share:.0f} %, "
-          f"against a step with {args.batch} identities.")
+    print(f"The five classifiers take {100 * share:.0f} % of a step with {largest:,} identities, "
+          f"compared with a step with {args.batch} identities.")
     if args.output:
         write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "queries": args.queries,
                             "width": args.width, "sampled": args.sampled, "cost": cost, "classifiers_share": share})

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: drawn people, the plugin's and the host's configurations, the size of a run."""
+"""Shared by the training benchmarks: synthetic people, configurations of the plugin and of FastReID, sizes."""
 
 import contextlib
 import gc
@@ -21,33 +21,33 @@ from fastreid.utils.env import seed_all_rng  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/Market1501"
 
-# Every switch for speed, off and on.
+# All speed options, off and on.
 PLAIN = {"SOLVER.AUTOCAST": "", "TEST.AUTOCAST": "", "MODEL.CHANNELS_LAST": False, "SOLVER.FUSED": False,
          "MODEL.COMPILE": False, "DATALOADER.RESIDENT": False, "SOLVER.AMP.ENABLED": False}
-SWITCHES = {"fused optimiser": {"SOLVER.FUSED": True}, "bfloat16": {"SOLVER.AUTOCAST": "bfloat16"},
+SPEED_OPTIONS = {"fused optimizer": {"SOLVER.FUSED": True}, "bfloat16": {"SOLVER.AUTOCAST": "bfloat16"},
             "resident loader": {"DATALOADER.RESIDENT": True}, "channels last": {"MODEL.CHANNELS_LAST": True},
             "compiled": {"MODEL.COMPILE": True}}
-FAST = {key: value for switch in SWITCHES.values() for key, value in switch.items()}
+FAST = {key: value for switch in SPEED_OPTIONS.values() for key, value in switch.items()}
 ON_GPU = torch.cuda.is_available()
 
-for part in ("engine", "data", "evaluation", "cerberus"):  # every model line by line, and every table of results
+for part in ("engine", "data", "evaluation", "cerberus"):  # hide printed models and tables of results
     logging.getLogger(f"fastreid.{part}").setLevel(logging.WARNING)
 
 
 def add_size(parser, iterations: int, depth_on_cpu: str = "50x", batch_on_cpu: int = 16) -> None:
-    """The claim's size on a GPU (ResNet-50, 384x128, batch 64), a small one on a CPU."""
-    parser.add_argument("--depth", default="50x" if ON_GPU else depth_on_cpu, help="of the ResNet")
-    parser.add_argument("--height", type=int, default=384 if ON_GPU else 96, help="of an image, three times its width")
+    """Add options of the size: full on a GPU (ResNet-50, 384x128, batch 64), small on a CPU."""
+    parser.add_argument("--depth", default="50x" if ON_GPU else depth_on_cpu, help="depth of the ResNet")
+    parser.add_argument("--height", type=int, default=384 if ON_GPU else 96, help="image height, three times the width")
     parser.add_argument("--batch", type=int, default=64 if ON_GPU else batch_on_cpu)
-    parser.add_argument("--iterations", type=int, default=iterations, help="timed, after the first few")
-    parser.add_argument("--people", type=int, default=751 if ON_GPU else 40, help="drawn training identities")
-    parser.add_argument("--data", help="FASTREID_DATASETS to use in place of drawn people")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--iterations", type=int, default=iterations, help="timed steps, after a few for warm-up")
+    parser.add_argument("--people", type=int, default=751 if ON_GPU else 40, help="synthetic training identities")
+    parser.add_argument("--data", help="folder of datasets (FASTREID_DATASETS), instead of synthetic people")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
 
 
 @contextlib.contextmanager
 def people(args, test_ids: int = 8):
-    """A folder of drawn people that the host finds its data in, gone at the end; or the one that --data names."""
+    """Set FastReID's dataset folder to --data or to temporary synthetic people; yield a temporary folder for runs."""
     with tempfile.TemporaryDirectory() as folder:
         if not args.data:
             draw_dataset(Path(folder) / "data", train_ids=args.people, test_ids=test_ids, images_per_id=12,
@@ -57,7 +57,7 @@ def people(args, test_ids: int = 8):
 
 
 def config(args, folder, file: str, **changes):
-    """A configuration of the benchmark's size; `changes` by key with dots."""
+    """A configuration with the size of the benchmark; `changes` are values by key, such as "MODEL.COMPILE"."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(CONFIGS / f"{file}.yml"))
@@ -75,7 +75,7 @@ def config(args, folder, file: str, **changes):
 
 
 def trainer(cfg) -> CerberusTrainer:
-    """A trainer; the memory of earlier ones that nothing refers to is free before it is built."""
+    """Build a trainer, after freeing the memory of earlier trainers that are no longer referenced."""
     gc.collect()  # a trainer and its hooks refer to each other
     torch.cuda.empty_cache()
     seed_all_rng(cfg.SEED)

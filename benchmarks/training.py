@@ -1,41 +1,41 @@
-"""Images a second of whole training steps through the host's trainer, loader included: switch by switch, and the peers.
+"""Images per second of complete training steps, loader included: speed options one by one, and FastReID's models.
 
-    python benchmarks/training.py                      small on a CPU, the claim's size on a GPU
-    python benchmarks/training.py --compile            with the compiled rows on a CPU as well, minutes more
-    python benchmarks/training.py --only cerberus      without the host's models
+    python benchmarks/training.py                      small on a CPU, full size on a GPU
+    python benchmarks/training.py --compile            compiled rows on a CPU as well, minutes longer
+    python benchmarks/training.py --only cerberus      without FastReID's models
 
-A step is the host's `run_step`: the batch, forward, backward, optimiser and the losses' way to its log. Rows are timed
-in rounds, one after the other, so that a busy moment of the machine meets them all; the median counts.
+A step is FastReID's `run_step`: load the batch, forward, backward, optimizer, log the losses. Rows are timed in turn in
+several rounds, so that load from other processes affects all of them. Medians are reported.
 """
 
 import argparse
 import statistics
 import time
 
-from setting import ON_GPU, SWITCHES, add_size, config, people, trainer
+from setting import ON_GPU, SPEED_OPTIONS, add_size, config, people, trainer
 
 import torch
 from common import table, write
 from fastreid.utils.events import EventStorage
 
-WARM = 3  # steps before the clock: allocations, cudnn's choice, compilation
+WARM = 3  # untimed steps: allocations, choice of cuDNN algorithms, compilation
 ROUNDS = 3
 
 
 def rows_of(args) -> dict[str, tuple[str, dict]]:
-    """Configuration file and keys of each row; every row of Cerberus has the switches of those above it."""
+    """Configuration file and keys of each row; a row of Cerberus includes the options of the rows above it."""
     rows = {}
-    for name, file in (("host BoT", "bot_R50"), ("host MGN", "mgn_R50")) if args.only != "cerberus" else ():
+    for name, file in (("FastReID BoT", "bot_R50"), ("FastReID MGN", "mgn_R50")) if args.only != "cerberus" else ():
         rows[f"{name}, float32"] = file, {}
         if ON_GPU:
-            rows[f"{name}, its float16"] = file, {"SOLVER.AMP.ENABLED": True}
-            rows[f"{name}, its float16, channels last"] = file, {"SOLVER.AMP.ENABLED": True,
-                                                                 **SWITCHES["channels last"]}
-        rows[f"{name} with our fused optimiser, bfloat16"] = file, {**SWITCHES["fused optimiser"],
-                                                                    **SWITCHES["bfloat16"]}
+            rows[f"{name}, FastReID's float16"] = file, {"SOLVER.AMP.ENABLED": True}
+            rows[f"{name}, FastReID's float16, channels last"] = file, {"SOLVER.AMP.ENABLED": True,
+                                                                        **SPEED_OPTIONS["channels last"]}
+        rows[f"{name} with our fused optimizer, bfloat16"] = file, {**SPEED_OPTIONS["fused optimizer"],
+                                                                    **SPEED_OPTIONS["bfloat16"]}
     rows["Cerberus, plain"] = "cerberus_R50", {}
     so_far = {}
-    for name, keys in SWITCHES.items():
+    for name, keys in SPEED_OPTIONS.items():
         if name != "compiled" or ON_GPU or args.compile:
             so_far = {**so_far, **keys}
             rows[f"+ {name}"] = "cerberus_R50", so_far
@@ -43,7 +43,7 @@ def rows_of(args) -> dict[str, tuple[str, dict]]:
 
 
 class StepClock:
-    """Seconds from mark to mark; on a GPU by its events, so that no step waits for the device."""
+    """Seconds between marks; on a GPU measured with CUDA events, without synchronizing after each step."""
 
     def __init__(self) -> None:
         self._marks: list = []
@@ -93,19 +93,19 @@ class Row:
 
     def figures(self) -> dict:
         step = statistics.median(self.seconds)
-        return {"img/s": self.batch / step, "ms a step": 1e3 * step, "first steps, s": self.first_steps,
+        return {"img/s": self.batch / step, "ms per step": 1e3 * step, "first steps, s": self.first_steps,
                 "waiting for input, %": 100 * sum(self.waiting) / sum(self.seconds), "peak GiB": self.peak / 2**30}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_size(parser, 90 if ON_GPU else 9)
-    parser.add_argument("--compile", action="store_true", help="the compiled rows on a CPU as well")
+    parser.add_argument("--compile", action="store_true", help="measure compiled rows on a CPU as well")
     parser.add_argument("--only", choices=("cerberus", "all"), default="all")
     args = parser.parse_args()
     figures = {}
     with people(args) as folder:
-        if ON_GPU:  # one after the other: together they would not leave each other the memory
+        if ON_GPU:  # one after the other: the memory may not suffice for several trainers
             for name, (file, keys) in rows_of(args).items():
                 row = Row(config(args, folder, file, **keys))
                 row.run(args.iterations)
@@ -120,9 +120,10 @@ def main() -> None:
     plain = figures["Cerberus, plain"]["img/s"]
     peer = max((f["img/s"] for name, f in figures.items() if "MGN" in name), default=None)
     print(f"ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x{args.height // 3}, loader included\n")
-    print(table(["", "img/s", "of plain", "of the fastest MGN", "ms a step", "waiting for input", "peak GiB"], [
+    print(table(["", "img/s", "relative to plain", "relative to the fastest MGN", "ms per step",
+                 "waiting for input", "peak GiB"], [
         [name, f"{f['img/s']:.1f}", f"{f['img/s'] / plain:.2f}", f"{f['img/s'] / peer:.2f}" if peer else "",
-         f"{f['ms a step']:.1f}", f"{f['waiting for input, %']:.1f} %", f"{f['peak GiB']:.2f}" if ON_GPU else ""]
+         f"{f['ms per step']:.1f}", f"{f['waiting for input, %']:.1f} %", f"{f['peak GiB']:.2f}" if ON_GPU else ""]
         for name, f in figures.items()]))
     if args.output:
         write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "rows": figures})

@@ -1,4 +1,4 @@
-"""The house rules that a program can check: imports point down only."""
+"""Structure of the package: layers of imports, use of the configuration, public names."""
 
 import ast
 import runpy
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cerberus_plugin"
-# Rooms and modules of the root from the bottom up; each imports from lower lines only.
+# Packages and top-level modules from the lowest layer to the highest; each imports from lower layers only.
 LAYERS = (("utils",),
           ("pretrained",),
           ("attributes", "config", "host"),
@@ -23,9 +23,9 @@ LAYERS = (("utils",),
           ("audit",),
           ("commands",),
           ("cli",))
-LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
-# Plain tensors, or arrays.
-FREE_OF_THE_HOST = ("attributes", "utils", "pretrained", "metrics", "inference", "own_data", "synthetic",
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
+# Packages that take plain tensors or arrays.
+FREE_OF_FASTREID = ("attributes", "utils", "pretrained", "metrics", "inference", "own_data", "synthetic",
                     "search.portable", "search.calibration", "search.gallery", "search.web")
 FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
                  "utils.processor", "utils.text", "attributes.attribute_model", "attributes.marginals",
@@ -37,13 +37,13 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def room_of(name: str) -> str:
-    """'search.web.app' is in search.web, 'engine.hooks' in engine."""
+def package_of(name: str) -> str:
+    """The package of a module: search.web for 'search.web.app', engine for 'engine.hooks'."""
     return ".".join(name.split(".")[:2 if name.startswith("search.") else 1])
 
 
 def imports(path: Path):
-    """Names that a module imports, absolute: 'torch', 'cerberus_plugin.attributes.GROUPS'."""
+    """Absolute names that a module imports, such as 'torch' and 'cerberus_plugin.attributes.GROUPS'."""
     package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -58,25 +58,25 @@ def is_in(name: str, places: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
+def test_imports_go_to_lower_layers_only(path):
     own = name_of(path)
-    room = room_of(own)
-    assert room in LAYER_OF, f"{room} has no layer; give it one in LAYERS"
+    package = package_of(own)
+    assert package in LAYER_OF, f"{package} has no layer; add it to LAYERS"
     for name in imports(path):
         inside = name.removeprefix("cerberus_plugin.") if name.startswith("cerberus_plugin.") else None
         if inside:
-            other = room_of(inside)
-            assert other == room or LAYER_OF[other] < LAYER_OF[room], f"{own} imports {inside}"
-        if is_in(room, FREE_OF_THE_HOST):
+            other = package_of(inside)
+            assert other == package or LAYER_OF[other] < LAYER_OF[package], f"{own} imports {inside}"
+        if is_in(package, FREE_OF_FASTREID):
             assert not is_in(name, ("fastreid",)), f"{own} imports {name}"
         if is_in(own, FREE_OF_TORCH):
             assert not is_in(name, ("torch", "torchvision")), f"{own} imports {name}"
             assert inside is None or is_in(inside, FREE_OF_TORCH), f"{own} imports {inside}"
 
 
-def test_no_two_rooms_import_each_other():
-    _, arrows = runpy.run_path(str(ROOT / "tools" / "structure.py"))["arrows_of"](ROOT)
-    assert not {arrow for arrow in arrows if arrow[::-1] in arrows}
+def test_no_two_packages_import_each_other():
+    _, dependencies = runpy.run_path(str(ROOT / "tools" / "structure.py"))["dependencies_of"](ROOT)
+    assert not {pair for pair in dependencies if pair[::-1] in dependencies}
 
 
 def test_no_test_module_imports_another():
@@ -85,7 +85,7 @@ def test_no_test_module_imports_another():
             assert not any(part.startswith("test_") or part == "conftest" for part in name.split(".")[:-1]), path
 
 
-def test_the_configuration_is_read_at_the_edges_only():
+def test_the_configuration_is_read_by_the_outer_packages_only():
     readers = ("config", "data.build", "modeling.build", "modeling.backbones", "modeling.timm_backbones", "engine",
                "evaluation", "predictor", "search.export", "experiments", "workflow", "audit.predictions", "host",
                "interchange")
@@ -103,11 +103,11 @@ def test_the_public_names_are_at_most_eight():
     assert all(hasattr(cerberus_plugin, name) for name in cerberus_plugin.__all__)
 
 
-def test_one_module_alone_opens_pictures():
-    """Others go through its `read_image`, which bounds sizes, converts modes and applies EXIF orientation."""
+def test_only_one_module_opens_images():
+    """All others call its `read_image`, which limits sizes, converts modes and applies the EXIF orientation."""
     openers = {"imread", "imdecode", "decode_image", "decode_jpeg", "decode_png", "pil_loader", "default_loader"}
 
-    def opens_pictures(node: ast.AST) -> bool:
+    def opens_images(node: ast.AST) -> bool:
         if isinstance(node, ast.Attribute):
             return node.attr in openers or node.attr == "open" and ast.unparse(node.value).split(".")[-1] == "Image"
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -119,4 +119,4 @@ def test_one_module_alone_opens_pictures():
         for path in (ROOT / folder).rglob("*.py"):
             if path != PACKAGE / "utils" / "images.py":
                 for node in ast.walk(ast.parse(path.read_text())):
-                    assert not opens_pictures(node), f"{path}:{node.lineno} opens pictures by itself; use read_image"
+                    assert not opens_images(node), f"{path}:{node.lineno} opens an image; use read_image"

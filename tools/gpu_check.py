@@ -1,26 +1,26 @@
 """Check and measure the plugin on a GPU, in at most eight minutes: `make gpu`.
 
-    python tools/gpu_check.py --draw runs/gpu/data     draw the people beforehand, on any machine (two minutes a core)
-    python tools/gpu_check.py                          all stages, with the people in runs/gpu/data
-    python tools/gpu_check.py --tiny                   tiny sizes, for a small GPU or a first try; no aims are judged
-    python tools/gpu_check.py --stages speed profile   these stages again, the others as they are in gpu.json
+    python tools/gpu_check.py --draw runs/gpu/data     create the synthetic dataset in advance (two minutes on a core)
+    python tools/gpu_check.py                          all stages, with the dataset in runs/gpu/data
+    python tools/gpu_check.py --tiny                   tiny sizes, for a small GPU or a first try; targets do not apply
+    python tools/gpu_check.py --stages speed profile   run these stages again, keep the others in gpu.json
 
-Every stage runs in a process of its own, which is killed at the end of its time: a stage that hangs or crashes costs
-only itself. OUTPUT/gpu.json and gpu.md are replaced after every stage, and the figures of a stage that was stopped
-are those that it had found so far. Started again, the command runs all stages again unless --stages names some.
-The exit status is 0 if every stage ran to its end, whatever the figures are.
+Every stage runs in a separate process, which is killed at its time limit, so that a hang or crash does not affect other
+stages. OUTPUT/gpu.json and gpu.md are updated after every stage; a stopped stage keeps the results it had so far.
+Without --stages, the command runs all stages again. The exit status is 0 if every stage ran to its end, whatever the
+results.
 
-`make gpu` needs no package index. It takes torch, torchvision, numpy and Pillow from the machine, and what else it
-finds there; `make gpu WHEELS=folder` adds what is missing from a folder of wheels. With Python 3.12 these are
+`make gpu` needs no package index. It uses torch, torchvision, numpy and Pillow of the machine, and other installed
+packages. `make gpu WHEELS=folder` installs missing packages from a folder of wheels. With Python 3.12 these are
 
-- four wheels, 19 MB, where scipy, opencv-python-headless, matplotlib, scikit-learn, tensorboard, tabulate, tqdm,
-  Jinja2, PyYAML, pyarrow and pytest are there: faiss-cpu (18.8 MB), fastreid (0.25), yacs and termcolor (0.02
-  together);
-- 35 wheels, 210 MB, where there is nothing beside torch, torchvision, numpy and Pillow: the four above,
+- four wheels, 19 MB, if scipy, opencv-python-headless, matplotlib, scikit-learn, tensorboard, tabulate, tqdm, Jinja2,
+  PyYAML, pyarrow and pytest are installed: faiss-cpu (18.8 MB), fastreid (0.25), yacs and termcolor (0.02 together);
+- 35 wheels, 210 MB, if nothing but torch, torchvision, numpy and Pillow is installed: the four above,
   opencv-python-headless (61), pyarrow (47), scipy (35), matplotlib (10) with fonttools (5) and kiwisolver (1.5),
   scikit-learn (9), tensorboard (6) with grpcio (7), pygments (1.3) and 22 small ones.
 
-A machine with a package index, the same system and the same Python collects them; pip brings what they require in turn:
+Download them on a machine with a package index, the same system and the same Python; pip also downloads their
+dependencies:
 
     pip download -d wheels --no-deps fastreid==1.4.0
     pip download -d wheels faiss-cpu yacs termcolor       or all of INSTALL_REQUIRES in setup.py but torch, and pytest
@@ -42,21 +42,21 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-# The file alone: importing the package imports torch, and whatever fails there must not end this process.
+# Without importing the package, since an error when torch is imported must not end this process.
 FILES = runpy.run_path(str(ROOT / "cerberus_plugin" / "utils" / "files.py"))
 read_json, write_json, write_text = FILES["read_json"], FILES["write_json"], FILES["write_text"]
 
-# Seconds of each stage, eight minutes together.
+# Seconds of each stage, eight minutes in total.
 LIMITS = {"environment": 20, "tests": 85, "speed": 150, "training": 75, "evaluation": 40, "ranking": 40, "profile": 40,
           "loader": 30}
 
 
-class Aim(NamedTuple):
-    """One aim of benchmarks/README.md.
+class Target(NamedTuple):
+    """One target of benchmarks/README.md.
 
     Args:
-        measured: the figure, from the figures by stage; KeyError or ValueError where there is none.
-        at_least: whether the figure must be at least or at most the limit.
+        measured: returns the value, given the results by stage; raises KeyError or ValueError if it was not measured.
+        at_least: whether the value must be at least or at most the limit.
     """
 
     what: str
@@ -65,58 +65,62 @@ class Aim(NamedTuple):
     at_least: bool = False
 
 
-def fastest(figures: dict, word: str) -> float:
-    return max(row["img/s"] for name, row in figures["speed"]["rows"].items() if word in name and "img/s" in row)
+def fastest(results: dict, name: str) -> float:
+    return max(row["img/s"] for key, row in results["speed"]["rows"].items() if name in key and "img/s" in row)
 
 
-def cerberus(figures: dict) -> float:
-    return max(row["img/s"] for name, row in figures["speed"]["rows"].items()
-               if "host" not in name and "img/s" in row)
+def cerberus(results: dict) -> float:
+    return max(row["img/s"] for name, row in results["speed"]["rows"].items()
+               if "FastReID" not in name and "img/s" in row)
 
 
-def of_torchvision(figures: dict) -> float:
-    rows = figures["loader"]["rows"]
+def of_torchvision(results: dict) -> float:
+    rows = results["loader"]["rows"]
     return rows["resident"]["img/s"] / max(row["img/s"] for name, row in rows.items() if name != "resident")
 
 
-def not_passed(figures: dict) -> float:
-    tests = figures["tests"]
+def not_passed(results: dict) -> float:
+    tests = results["tests"]
     if not tests["passed"]:
         raise ValueError("all skipped, or none found")
     return tests["failed"] + max(0, tests["selected"] - tests["passed"] - tests["skipped"] - tests["failed"])
 
 
-AIMS = (
-    Aim("images a second in training (batch 64 of 384x128)", cerberus, 2000, at_least=True),
-    Aim("times the fastest MGN", lambda f: cerberus(f) / fastest(f, "MGN"), 2.2, at_least=True),
-    Aim("minutes for 24,000 iterations", lambda f: 24_000 * 64 / cerberus(f) / 60, 14),
-    Aim("waits for the device in a step",
-        lambda f: f["speed"]["rows"]["Cerberus, all switches"]["waits a step"], 1),
-    Aim("seconds for all three tasks at Market-1501's size",
+TARGETS = (
+    Target("images per second in training (batch 64 of 384x128)", cerberus, 2000, at_least=True),
+    Target("speed relative to the fastest MGN", lambda f: cerberus(f) / fastest(f, "MGN"), 2.2, at_least=True),
+    Target("minutes for 24,000 iterations", lambda f: 24_000 * 64 / cerberus(f) / 60, 14),
+    Target("waits for the device in a step",
+        lambda f: f["speed"]["rows"]["Cerberus, all speed options"]["waits per step"], 1),
+    Target("seconds for all three tasks at Market-1501's size",
         lambda f: min(row["all"] for row in f["evaluation"]["rows"].values() if "all" in row), 6),
-    Aim("GiB of device memory for a million gallery images", lambda f: f["ranking"]["rows"]["million"]["peak GiB"], 8),
-    Aim("difference of mAP and mINP from the CPU's ranking", lambda f: max(
+    Target("GiB of device memory for a million gallery images",
+           lambda f: f["ranking"]["rows"]["million"]["peak GiB"], 8),
+    Target("difference of mAP and mINP from the CPU's ranking", lambda f: max(
         row["difference of mAP, mINP"] for name, row in f["ranking"]["rows"].items() if name != "million"), 1e-4),
-    Aim("tests marked gpu that did not pass", not_passed, 0),
-    Aim("difference of an evaluation and that of its checkpoint", lambda f: f["training"]["reload_difference"], 1e-3),
-    Aim("difference of an evaluation and the CPU's", lambda f: f["training"]["cpu_difference"], 1e-3),
-    Aim("resident loader's images a second over torchvision's", of_torchvision, 1, at_least=True),
+    Target("tests marked gpu that did not pass", not_passed, 0),
+    Target("difference between an evaluation after training and one from the checkpoint",
+           lambda f: f["training"]["reload_difference"], 1e-3),
+    Target("difference between evaluations on the GPU and on the CPU",
+           lambda f: f["training"]["cpu_difference"], 1e-3),
+    Target("images per second of the resident loader relative to torchvision's", of_torchvision, 1, at_least=True),
 )
-SIZE_FREE = AIMS[-5:-1]  # aims that hold at any size
+SIZE_FREE = TARGETS[-5:-1]  # targets that apply at any size
 
 
 def verdicts(record: dict) -> list[dict]:
-    """Each aim with what was measured: met, not met or not measured."""
-    figures = {name: stage["figures"] for name, stage in record["stages"].items()}
+    """Each target with the measured value and a verdict: met, not met or not measured."""
+    results = {name: stage["figures"] for name, stage in record["stages"].items()}
     found = []
-    for aim in AIMS:
+    for target in TARGETS:
         try:
-            value = float(aim.measured(figures))
+            value = float(target.measured(results))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             value = float("nan")
-        judged = value == value and (not record["tiny"] or aim in SIZE_FREE)
-        met = value >= aim.limit if aim.at_least else value <= aim.limit
-        found.append({"aim": aim.what, "measured": value, "wanted": f"{'>=' if aim.at_least else '<='} {aim.limit:g}",
+        judged = value == value and (not record["tiny"] or target in SIZE_FREE)
+        met = value >= target.limit if target.at_least else value <= target.limit
+        found.append({"target": target.what, "measured": value,
+                      "limit": f"{'>=' if target.at_least else '<='} {target.limit:g}",
                       "verdict": ("met" if met else "not met") if judged else "not measured"})
     return found
 
@@ -124,11 +128,11 @@ def verdicts(record: dict) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of gpu.json, gpu.md and logs")
-    parser.add_argument("--data", type=Path, help="drawn people; OUTPUT/data (with --tiny data-tiny), and drawn there "
-                        "if any are missing")
+    parser.add_argument("--data", type=Path, help="folder of the synthetic dataset (default: OUTPUT/data, with --tiny "
+                        "OUTPUT/data-tiny, created if it does not exist)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw the people into this folder and end")
-    parser.add_argument("--minutes", type=float, default=8, help="of all stages, each in proportion")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="create the synthetic dataset here and exit")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit of all stages together (default: 8)")
     parser.add_argument("--stages", nargs="+", choices=LIMITS, default=list(LIMITS))
     args = parser.parse_args()
     data = args.draw or args.data or args.output / ("data-tiny" if args.tiny else "data")
@@ -137,7 +141,7 @@ def main() -> int:
         return [sys.executable, str(ROOT / "tools" / "gpu_stages.py"), stage, "--output", str(args.output), "--data",
                 str(data), *(["--tiny"] if args.tiny else []), *options]
 
-    # Where a drawing was stopped, this draws the rest; people of other settings are refused.
+    # Also completes an interrupted dataset; raises an error if the folder has a dataset of other settings.
     if args.draw or args.data is None or not data.exists():
         failed = subprocess.run(command("draw")).returncode
         if args.draw or failed:
@@ -146,18 +150,18 @@ def main() -> int:
     record = run_stages(args.output, args.tiny,
                         lambda stage, seconds: command(stage, "--seconds", str(seconds)),
                         {stage: LIMITS[stage] * args.minutes / 8 for stage in args.stages})
-    print(f"\n{verdict_table(record)}\n\nAll figures: {args.output / 'gpu.md'}")
+    print(f"\n{verdict_table(record)}\n\nAll results: {args.output / 'gpu.md'}")
     return int(any(stage["status"] != "ran" for stage in record["stages"].values()))
 
 
 def run_stages(output: Path, tiny: bool, command: Callable[[str, float], list[str]],
                limits: dict[str, float]) -> dict:
-    """Run stages one after the other, each in a process; gpu.json and gpu.md are replaced after every one.
+    """Run stages one after the other, each in a process; gpu.json and gpu.md are updated after each stage.
 
     Args:
-        command: that runs a stage, given its name and its time limit in seconds.
-        limits: seconds of each stage, by its name; a stage may also use what those before it have left over. The
-            stages that are not named are kept as an earlier call has left them.
+        command: returns the command line of a stage, given its name and its time limit in seconds.
+        limits: seconds by stage; unused time is added to the next stage. Results of other stages are kept from earlier
+            calls.
     """
     record = {"tiny": tiny, "stages": kept_stages(output, tiny, set(LIMITS) - set(limits))}
     spare = 0.0
@@ -186,7 +190,7 @@ def kept_stages(output: Path, tiny: bool, names: set[str]) -> dict:
 
 
 def run_bounded(command: list[str], seconds: float, log: Path) -> tuple[str, str, float]:
-    """Run a program and kill it, with all that it has started, after so many seconds.
+    """Run a program; kill it and its child processes at a time limit in seconds.
 
     Returns:
         "ran", "failed" or "stopped"; the reason, empty if it ran; the seconds it took.
@@ -205,27 +209,27 @@ def run_bounded(command: list[str], seconds: float, log: Path) -> tuple[str, str
             child.wait()
     took = time.monotonic() - start
     if code is None:
-        return "stopped", f"its {seconds:.0f} s were over", took
+        return "stopped", f"time limit of {seconds:.0f} s", took
     last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
     return ("ran", "", took) if code == 0 else ("failed", f"exit status {code}: {''.join(last)[:300]}", took)
 
 
 def verdict_table(record: dict) -> str:
-    return tabulate([[row["aim"], shown(row["measured"]), row["wanted"], row["verdict"]] for row in record["verdicts"]],
-                    ["aim", "measured", "wanted", "verdict"], tablefmt="github", disable_numparse=True)
+    rows = [[row["target"], shown(row["measured"]), row["limit"], row["verdict"]] for row in record["verdicts"]]
+    return tabulate(rows, ["target", "measured", "limit", "verdict"], tablefmt="github", disable_numparse=True)
 
 
 def page(record: dict) -> str:
-    """gpu.md: the verdicts, then the figures of every stage."""
+    """gpu.md: the verdicts, then the results of every stage."""
     gpu = record["stages"].get("environment", {}).get("figures", {}).get("gpu", "a GPU")
-    parts = [f"# Figures of {gpu}" + (", tiny sizes" if record["tiny"] else ""), verdict_table(record)]
+    parts = [f"# Results of {gpu}" + (", tiny sizes" if record["tiny"] else ""), verdict_table(record)]
     for name, stage in record["stages"].items():
         parts += [f"## {name}", f"{stage['status']}, {stage['seconds']:.0f} s"
                   + (f": {stage['reason']}" if stage["reason"] else "")]
         figures = dict(stage["figures"])
         rows = figures.pop("rows", {})
         if figures:
-            parts.append(tabulate([[key, shown(value)] for key, value in figures.items()], ["figure", "value"],
+            parts.append(tabulate([[key, shown(value)] for key, value in figures.items()], ["result", "value"],
                                   tablefmt="github", disable_numparse=True))
         if rows:
             columns = list(dict.fromkeys(key for row in rows.values() for key in row))

@@ -1,4 +1,4 @@
-"""The stages of tools/gpu_check.py, each run in a process of its own.
+"""The stages of tools/gpu_check.py. Each runs in a separate process.
 
     python tools/gpu_stages.py STAGE --seconds 60 --output FOLDER --data FOLDER [--tiny]
 """
@@ -51,15 +51,15 @@ FULL = {"depth": "50x", "height": 384, "batch": 64, "people": 751, "iterations":
 TINY = {"depth": "18x", "height": 96, "batch": 8, "people": 8, "iterations": 2, "copy_mib": 8,
         "test_images": {"query": 12, "bounding_box_test": 60}, "ranked": [(100, 400, 64), (80, 1200, 64)],
         "million": (20, 2000, 64), "loader_batches": 3, "epochs": 2, "test_people": 6,
-        "host_float16": False}  # minutes a step where a CPU computes it
+        "host_float16": False}  # takes minutes per step on a CPU
 
 
 class NotMeasured(Exception):
-    """Why a figure cannot be measured on this machine, or in the time that is left."""
+    """The reason why something cannot be measured on this machine or in the remaining time."""
 
 
 class Task:
-    """What a stage is given, and the figures that it finds: they are on the disk as soon as they are noted."""
+    """Inputs and results of a stage; each result is written to its file at once."""
 
     def __init__(self, sizes: dict, data: Path, output: Path, name: str, seconds: float) -> None:
         self.sizes, self.data, self.output, self.name = SimpleNamespace(**sizes), data, output, name
@@ -73,10 +73,10 @@ class Task:
         write_json(str(self._path), self.figures)
 
     def row(self, name: str, measure: Callable[[], dict], seconds: float = 0.0) -> None:
-        """Note the figures of one row of the stage's table, or why there are none.
+        """Note the results of one row of the stage's table, or the reason why there are none.
 
         Args:
-            seconds: that the row takes at most; it is left out if less time is left.
+            seconds: maximum duration of the row; it is skipped if less time is left.
         """
         try:
             if self._end - time.monotonic() < seconds:
@@ -84,18 +84,18 @@ class Task:
             figures = measure()
         except NotMeasured as reason:
             figures = {"not measured": str(reason)}
-        except Exception as error:  # a row that does not run must not cost the others
+        except Exception as error:  # an error must not affect other rows
             traceback.print_exc()
             figures = {"not measured": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
         self.note(rows={**self.figures.get("rows", {}), name: figures})
 
     def benchmark_sizes(self, data: Path | None = None) -> SimpleNamespace:
-        """The options of `benchmarks/setting.py`."""
+        """The options that `add_size` of `benchmarks/setting.py` adds."""
         return SimpleNamespace(**vars(self.sizes), data=str(data or self.data))
 
 
 def check_environment(task: Task) -> None:
-    """GPU, driver and versions; the bandwidth of a copy on the device, bytes read and written."""
+    """Note GPU, driver and versions, and the bandwidth of a copy on the device (bytes read and written)."""
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device")
     properties = torch.cuda.get_device_properties(0)
@@ -109,10 +109,10 @@ def check_environment(task: Task) -> None:
 
 
 def run_tests(task: Task) -> None:
-    """The tests marked gpu, of the files that have any: others may need packages that are not there."""
+    """Run the tests marked gpu. Only files with such tests are collected; others may need missing packages."""
 
     class Recorder:
-        """Counts outcomes test by test, so that those before a stop are known."""
+        """Counts outcomes after each test, so that they are stored if the stage is stopped."""
 
         def pytest_collection_finish(self, session):
             task.note(selected=len(session.items))
@@ -134,20 +134,21 @@ def run_tests(task: Task) -> None:
 
 
 def measure_speed(task: Task) -> None:
-    """Images a second of whole steps, loader included: Cerberus switch by switch, BoT and MGN at their best."""
+    """Images per second of complete steps, loader included: Cerberus with one option added per row, BoT and MGN."""
     args = task.benchmark_sizes()
     args.only, args.compile = "all", True
     of_benchmark = {name: row for name, row in training.rows_of(args).items()
-                    if args.host_float16 or "its float16" not in name}
+                    if args.host_float16 or "FastReID's float16" not in name}
     best = setting.FAST
-    # What the aims are judged by goes first, should the time not do for the rest.
-    rows = {"Cerberus, all switches": of_benchmark.pop("+ compiled")}
+    # The rows of the targets come first, in case the time is too short for all.
+    rows = {"Cerberus, all speed options": of_benchmark.pop("+ compiled")}
     rows |= {name: row for name, row in of_benchmark.items() if "MGN" in name} | of_benchmark
-    rows["Cerberus, all switches, CUDA graphs"] = "cerberus_R50", {**best, "MODEL.COMPILE_MODE": "reduce-overhead"}
-    rows["Cerberus, all switches, moving average"] = "cerberus_R50", {**best, "SOLVER.EMA": 0.999}
-    rows |= {f"host {name} with all our switches": (f"{name.lower()}_R50", best) for name in ("MGN", "BoT")}
+    rows["Cerberus, all speed options, CUDA graphs"] = "cerberus_R50", {
+        **best, "MODEL.COMPILE_MODE": "reduce-overhead"}
+    rows["Cerberus, all speed options, moving average"] = "cerberus_R50", {**best, "SOLVER.EMA": 0.999}
+    rows |= {f"FastReID {name} with all our speed options": (f"{name.lower()}_R50", best) for name in ("MGN", "BoT")}
     if not events_tell_time():
-        task.note(speed="not measured: CUDA events do not keep the time of the clock here")
+        task.note(speed="not measured: CUDA events do not agree with the clock")
     with setting.people(args) as folder:
         for name, (file, keys) in rows.items():
             compiled = keys.get("MODEL.COMPILE")
@@ -155,8 +156,8 @@ def measure_speed(task: Task) -> None:
 
 
 def steps_of(args, folder, file: str, keys: dict) -> dict:
-    """Speed, waits and memory of one row; a word on where Python waits, as file and line."""
-    if file == "mgn_R50":  # the host builds it of no other depth
+    """Speed, waits and memory of one row, and the file and line of the waits."""
+    if file == "mgn_R50":  # FastReID has no other depth of MGN
         args = SimpleNamespace(**{**vars(args), "depth": "50x"})
     row = row_of(setting.config(args, folder, file, **keys))
     row.run(args.iterations)
@@ -164,12 +165,16 @@ def steps_of(args, folder, file: str, keys: dict) -> dict:
     if not events_tell_time():
         figures = {"peak GiB": figures["peak GiB"]}
     waits = waits_of(lambda: row.run(3, timed=False))
-    return {**figures, "waits a step": sum(waits.values()) / 3 if waits is not None else None,
+    return {**figures, "waits per step": sum(waits.values()) / 3 if waits is not None else None,
             "where": ", ".join(f"{place} x {count / 3:g}" for place, count in (waits or Counter()).most_common(3))}
 
 
 def row_of(cfg) -> training.Row:
-    """A trainer and its first steps; no trainer that would run uncompiled where compilation is asked for."""
+    """Build a trainer and run its first steps.
+
+    Raises:
+        NotMeasured: if compilation is requested but not available.
+    """
     row = training.Row(cfg)
     if cfg.MODEL.COMPILE and (missing := missing_for_compilation(row.trainer.model)):
         raise NotMeasured(missing)
@@ -178,7 +183,7 @@ def row_of(cfg) -> training.Row:
 
 @functools.cache
 def events_tell_time() -> bool:
-    """Whether CUDA events agree with the clock, which those of a device that is none need not."""
+    """Whether CUDA events agree with the clock. Those of a software device may not."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     data = torch.zeros(2**24, device="cuda")
 
@@ -194,10 +199,10 @@ def events_tell_time() -> bool:
 
 
 def waits_of(run: Callable[[], object]) -> Counter | None:
-    """How often Python waited for the device, by file and line; None where torch cannot tell."""
+    """How often Python waited for the device, by file and line; None if PyTorch cannot report it."""
     try:
         torch.cuda.set_sync_debug_mode("warn")
-    except (AttributeError, RuntimeError):  # a build of torch without it
+    except (AttributeError, RuntimeError):  # not supported by this build
         return None
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -209,7 +214,7 @@ def waits_of(run: Callable[[], object]) -> Counter | None:
 
 
 def check_training(task: Task) -> None:
-    """Train a small model from the command line; evaluate its checkpoint anew, on the GPU and on the CPU."""
+    """Train a small model from the command line; evaluate its checkpoint again, on the GPU and on the CPU."""
     run = task.output / "training"
     options = ["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(run), "SOLVER.MAX_EPOCH", task.sizes.epochs,
                "SOLVER.CHECKPOINT_PERIOD", task.sizes.epochs, "TEST.EVAL_PERIOD", task.sizes.epochs,
@@ -225,7 +230,7 @@ def check_training(task: Task) -> None:
 
 
 def train_net(task: Task, folder: Path, options: list) -> tuple[float, dict]:
-    """Seconds, and the figures of the one test data set, percent."""
+    """Seconds, and the metrics of the test dataset in percent."""
     start = time.monotonic()
     done = subprocess.run([sys.executable, str(ROOT / "projects/Cerberus/train_net.py"), "--config-file",
                            str(ROOT / "configs/Market1501/cerberus_demo.yml"), *map(str, options)],
@@ -238,14 +243,14 @@ def train_net(task: Task, folder: Path, options: list) -> tuple[float, dict]:
 
 
 def largest_difference(a: dict, b: dict) -> float:
-    """Of two evaluations, as fractions: 1e-3 is a tenth of a point. NaN where one of the two lacks a figure."""
+    """Largest difference of two evaluations as a fraction: 1e-3 is 0.1 points. NaN if one of them lacks a metric."""
     if {key for key in a if a[key] is not None} != {key for key in b if b[key] is not None}:
         return float("nan")
     return max(abs(a[key] - b[key]) for key in a if a[key] is not None) / 100
 
 
 def measure_evaluation(task: Task) -> None:
-    """All three tasks at the size of Market-1501's test set, whose images are the drawn ones under many names."""
+    """Time all three tasks at the size of Market-1501's test set; its images are links to fewer synthetic images."""
     data = task.output / "market_size"
     link_test_images(task.data, data, task.sizes.test_images)
     args = task.benchmark_sizes(data)
@@ -257,13 +262,13 @@ def measure_evaluation(task: Task) -> None:
 
 
 def seconds_of_tasks(cfg) -> dict[str, float]:
-    resident.release()  # every row reads the images anew
+    resident.release()  # so that every row reads the images
     seconds = dict(evaluation.ours(cfg))
     return {**seconds, "all": sum(seconds.values())}
 
 
 def link_test_images(data: Path, target: Path, counts: dict[str, int]) -> None:
-    """A data set with the training set of `data` and as many test images as `counts` says, by folder."""
+    """Create a dataset with the training set of `data` and the given number of test images per folder."""
     (source,) = data.glob("Market-1501-*")
     folder = target / source.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,19 +287,19 @@ def link_test_images(data: Path, target: Path, counts: dict[str, int]) -> None:
 
 
 def check_ranking(task: Task) -> None:
-    """Figures of reID from features, on the GPU and on the CPU; a million gallery images for their memory alone."""
+    """ReID metrics from features, on the GPU and on the CPU; a million gallery images on the GPU, for the memory."""
     for size in task.sizes.ranked:
         task.row("{:,} x {:,} of {:,}".format(*size), functools.partial(ranked, *size), seconds=5)
     task.row("million", functools.partial(ranked, *task.sizes.million, on_cpu=False), seconds=10)
 
 
 def ranked(num_queries: int, num_gallery: int, size: int, on_cpu: bool = True) -> dict[str, float]:
-    """Seconds and memory of the GPU; the CPU's seconds, and by how much its figures differ."""
-    needed = 3 * 2 * num_gallery * size / 2**30  # float16, and as much again twice while they are drawn and read
+    """Seconds and memory on the GPU; seconds on the CPU, and the largest differences of its metrics."""
+    needed = 3 * 2 * num_gallery * size / 2**30  # float16; three times the size while they are generated and read
     if (memory_gib() or 0) < needed:
         raise NotMeasured(f"needs {needed:.0f} GiB of memory")
-    reid_metrics_from_features(*drawn_features(64, 1024, size), device="cuda")  # kernels are loaded before the clock
-    features = drawn_features(num_queries, num_gallery, size)
+    reid_metrics_from_features(*random_features(64, 1024, size), device="cuda")  # load kernels before timing
+    features = random_features(num_queries, num_gallery, size)
     torch.cuda.reset_peak_memory_stats()
     seconds, gpu = timed(reid_metrics_from_features, *features, device="cuda")
     figures = {"GPU, s": seconds, "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "mAP": gpu.mAP}
@@ -302,12 +307,12 @@ def ranked(num_queries: int, num_gallery: int, size: int, on_cpu: bool = True) -
         seconds, cpu = timed(reid_metrics_from_features, *features)
         figures |= {"CPU, s": seconds,
                     "difference of mAP, mINP": max(abs(gpu.mAP - cpu.mAP), abs(gpu.mINP - cpu.mINP)),
-                    "of CMC": (gpu.cmc.cpu() - cpu.cmc.cpu()).abs().max().item()}
+                    "difference of CMC": (gpu.cmc.cpu() - cpu.cmc.cpu()).abs().max().item()}
     return figures
 
 
-def drawn_features(num_queries: int, num_gallery: int, size: int):
-    """Features float16 on the CPU, and ids: fifteen gallery images a person, somewhat alike, and six cameras."""
+def random_features(num_queries: int, num_gallery: int, size: int):
+    """Random float16 features on the CPU, and ids: 15 similar gallery images per person, six cameras."""
     torch.manual_seed(0)
 
     def ids(high, count):
@@ -327,16 +332,16 @@ def drawn_features(num_queries: int, num_gallery: int, size: int):
 
 
 def profile_steps(task: Task) -> None:
-    """Five steps under the profiler: launches, time of the kernels, and the share of a step that the device is idle."""
+    """Profile five steps: number and time of kernels, and the share of a step in which the device is idle."""
     args = task.benchmark_sizes()
     with setting.people(args) as folder:
-        for name, keys in (("uncompiled, all other switches", {"MODEL.COMPILE": False}), ("all switches", {})):
+        for name, keys in (("all speed options but compilation", {"MODEL.COMPILE": False}), ("all speed options", {})):
             cfg = setting.config(args, folder, "cerberus_R50", **{**setting.FAST, **keys})
             task.row(name, functools.partial(profiled, cfg, task.output / "trace.json", args.iterations))
 
 
 def profiled(cfg, trace: Path, iterations: int, steps: int = 5) -> dict:
-    """Kernels of some steps, against the time that a step takes without the profiler."""
+    """Kernels of some steps, compared with the time of a step without the profiler."""
     row = row_of(cfg)
     row.run(iterations)
     seconds = clocked(lambda: row.run(iterations)) / iterations
@@ -348,15 +353,17 @@ def profiled(cfg, trace: Path, iterations: int, steps: int = 5) -> dict:
     if not launches:
         raise NotMeasured("the profiler saw no kernel on the device")
     busy /= 1e6 * steps
-    return {"ms a step": 1e3 * seconds, "busy ms a step": 1e3 * busy, "idle, %": 100 * max(0.0, 1 - busy / seconds),
-            "kernels a step": launches / steps,
+    return {"ms per step": 1e3 * seconds, "busy ms per step": 1e3 * busy, "idle, %": 100 * max(0.0, 1 - busy / seconds),
+            "kernels per step": launches / steps,
             **{f"{i}. kernel": f"{name[:60]} ({share:.1%})" for i, (name, share) in enumerate(kernels[:6], 1)}}
 
 
 def device_time(events: list[dict]) -> tuple[float, int, list[tuple[str, float]]]:
-    """Of a trace in Chrome's form: microseconds in which the device works, its kernels and copies, and the longest.
+    """Busy time of the device in a trace in Chrome's format.
 
-    Work of several streams at the same time counts once. The share of a kernel is of the time of all of them.
+    Returns:
+        Microseconds in which the device works (overlapping work of several streams counts once); the number of kernels
+        and copies; their names with their share of the summed time, largest first.
     """
     work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     busy, end, by_name = 0.0, float("-inf"), Counter()
@@ -369,7 +376,7 @@ def device_time(events: list[dict]) -> tuple[float, int, list[tuple[str, float]]
 
 
 def compare_loaders(task: Task) -> None:
-    """The resident loader beside torchvision's batched transforms, both from uint8 images on the device."""
+    """Compare the resident loader with torchvision's batched transforms, both on uint8 images on the device."""
     args = task.benchmark_sizes()
     with setting.people(args) as folder:
         cfg = setting.config(args, folder, "cerberus_R50", **{
@@ -378,7 +385,7 @@ def compare_loaders(task: Task) -> None:
         ours = build_train_loader(cfg)
         paths = ours.resident.fields["img_paths"]
         images = [np.asarray(read_image(path)) for path in paths]
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).cuda()  # (N, 3, h, w); all drawn of one size
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).cuda()  # (N, 3, h, w); all images have one size
     recipe = ours.recipe
     size = (recipe.height, recipe.width)
     resize = v2.Resize(size, InterpolationMode.BICUBIC)
@@ -399,18 +406,19 @@ def compare_loaders(task: Task) -> None:
         return {"img/s": args.batch * args.loader_batches / seconds}
 
     task.row("resident", lambda: speed_of(lambda i: next(batches)["images"]))
-    task.row("torchvision, one draw a batch", lambda: speed_of(lambda i: transform(pixels[rows[i].cuda()])))
-    task.row("torchvision, a draw an image", lambda: speed_of(
+    task.row("torchvision, same random parameters for a batch",
+             lambda: speed_of(lambda i: transform(pixels[rows[i].cuda()])))
+    task.row("torchvision, random parameters per image", lambda: speed_of(
         lambda i: torch.stack([transform(image) for image in pixels[rows[i].cuda()]])))
     plain = Recipe(*size)
     resized, _ = Augmentation(plain, ours.resident.packed)(rows[0], draw(plain, args.batch, torch.Generator()))
     difference = (resized - resize(pixels[rows[0].cuda()]).float()).abs()
-    task.note(resized_pixels_differ_at_most=difference.max().item(),
-              share_of_pixels_that_differ=(difference > 0).float().mean().item())
+    task.note(largest_difference_of_resized_pixels=difference.max().item(),
+              share_of_different_pixels=(difference > 0).float().mean().item())
 
 
 def clocked(function: Callable[[], object]) -> float:
-    """Seconds from an idle device to an idle device."""
+    """Seconds of a function, synchronized with the device before and after."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     function()
@@ -419,7 +427,7 @@ def clocked(function: Callable[[], object]) -> float:
 
 
 def asked(*command: str) -> str | None:
-    """The first line that a program prints; None where there is no such program."""
+    """The first line of a program's output; None if the program does not exist or fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
     return None
@@ -431,7 +439,7 @@ STAGES = {"environment": check_environment, "tests": run_tests, "speed": measure
 
 
 def draw_people(folder: Path, sizes: dict) -> None:
-    """Four images of each training identity: the fewest that batches of 16 x 4 want, and 13 MB to carry."""
+    """Create the dataset with four images per training identity, the minimum for batches of 16 x 4: 13 MB."""
     draw_dataset(folder, train_ids=sizes["people"], test_ids=sizes["test_people"], images_per_id=4, distractors=8,
                  junk=0, progress=True)
 
@@ -439,15 +447,15 @@ def draw_people(folder: Path, sizes: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "draw"])
-    parser.add_argument("--seconds", type=float, default=3600, help="after which the process ends itself")
+    parser.add_argument("--seconds", type=float, default=3600, help="time limit, after which the process ends")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of STAGE.json")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the drawn people")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the synthetic dataset")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
     args = parser.parse_args()
     sizes = TINY if args.tiny else FULL
     if args.stage == "draw":
         return draw_people(args.data, sizes)
-    signal.alarm(math.ceil(args.seconds) + 5)  # should the command that started it have been killed
+    signal.alarm(math.ceil(args.seconds) + 5)  # in case the parent process was killed
     STAGES[args.stage](Task(sizes, args.data.resolve(), args.output.resolve(), args.stage, args.seconds))
 
 
