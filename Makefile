@@ -1,4 +1,4 @@
-# make demo: draw synthetic people, train, evaluate.   make test: the test suite.   Both run `make install` first.
+# make demo: create synthetic people, train, evaluate.   make test: the test suite.   Both run `make install` first.
 PYTHON ?= python3
 VENV ?= .venv
 WHEELS ?=
@@ -16,7 +16,7 @@ SMOKE = projects/Cerberus/train_net.py --config-file configs/Market1501/cerberus
 .PHONY: help install demo compare clothes reproduce test test-slow budget lint docs docs-serve smoke bench clean
 
 help:
-	@echo "make demo     draw a small synthetic dataset, train cerberus_plus on the CPU, evaluate, plot results: runs/demo"
+	@echo "make demo     create a small synthetic dataset, train cerberus_plus on the CPU, evaluate, plot results: runs/demo"
 	@echo "make compare  train IDE, ARN, APR, BoT, Cerberus and cerberus_plus on the same data, one table: runs/compare"
 	@echo "make clothes  cloth-changing reID: train BoT, Cerberus and CSSC on the same data, one table: runs/clothes"
 	@echo "make reproduce  tables of the paper on the demo's data, three seeds each, one report: runs/reproduction;"

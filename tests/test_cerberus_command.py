@@ -27,7 +27,7 @@ def gallery(run, market_root, tmp_path_factory):
     """A folder with images in crops and their index, computed by the small run."""
     folder = tmp_path_factory.mktemp("command")
     shutil.copytree(next(market_root.rglob("query")), folder / "crops")
-    (folder / "crops" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "crops" / "broken.jpg").write_bytes(b"no image")
     cli.main(["index", "--run", run.cfg.OUTPUT_DIR, "--images", str(folder / "crops"), "--out", str(folder / "index")])
     return folder
 
@@ -62,9 +62,9 @@ def test_an_index_without_images_fails_and_lists_the_skipped_files(gallery, run,
                  str(tmp_path / "index")]
     with pytest.raises(SystemExit) as ended:  # a message is exit code 1
         cli.main(arguments)
-    for words in ("crops: contains no readable image", "linked folders (1)", "files ending in .tif (1)",
+    for text in ("crops: contains no readable image", "linked folders (1)", "files ending in .tif (1)",
                   "--follow-links"):
-        assert words in ended.value.code
+        assert text in ended.value.code
     cli.main([*arguments, "--follow-links"])
     assert f"{len(list((gallery / 'crops').glob('*_c*.jpg')))} images" in capsys.readouterr().out
 
@@ -265,7 +265,7 @@ def test_an_unreadable_file_argument_fails_and_the_others_are_printed(gallery, r
 
 def test_control_characters_in_file_names_are_not_printed(gallery, run, tmp_path, capsys):
     shutil.copy(first(gallery), tmp_path / "a\x1b[2Jb.jpg")
-    (tmp_path / "c\x1b[2Jd.jpg").write_bytes(b"no picture")
+    (tmp_path / "c\x1b[2Jd.jpg").write_bytes(b"no image")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(tmp_path)])
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Configuration files: each loads, and says what its bases do not."""
+"""Configuration files: each loads, and every key has an effect."""
 
 import functools
 from pathlib import Path
@@ -26,28 +26,28 @@ def read(path: Path):
 
 
 def changes(path: Path, base: Path) -> dict:
-    """Keys whose values differ between two files, with those of the first."""
+    """Keys with different values in two files, with the values of the first."""
     others = flat(read(base))
     return {key: value for key, value in flat(read(path)).items() if value != others[key]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_configuration_has_the_data_set_of_its_folder_and_no_key_without_effect(path):
+def test_a_configuration_has_the_dataset_of_its_folder_and_no_key_without_effect(path):
     cfg = read(path)
     check_model_keys(cfg)
     (name,) = cfg.DATASETS.NAMES
     assert cfg.DATASETS.TESTS == (name,) and DATASET_REGISTRY.get(name)
     assert name.removesuffix("Attributes").lower() == path.parent.name.lower()
-    assert len(path.read_text().splitlines()) <= 12, "what several files share belongs in a base"
+    assert len(path.read_text().splitlines()) <= 12, "move keys that several files share to a base"
 
 
-def test_each_configuration_has_a_folder_of_its_own():
+def test_each_configuration_has_a_separate_output_folder():
     folders = [read(path).OUTPUT_DIR for path in FILES]
     assert len(set(folders)) == len(folders)
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_cerberus_plus_differs_from_cerberus_by_its_options_alone(name):
+def test_cerberus_plus_differs_from_cerberus_by_its_options_only(name):
     plus, cerberus = (CONFIGS / f"{name.format(model)}.yml" for model in ("cerberus_plus", "cerberus"))
     options = {f"MODEL.CERBERUS.{key}" for key in ("PROTOTYPES", "SOFTMAX", "SOFTMAX_PRIOR", "LAMBDA_SEM",
                                                    "LAMBDA_REG")}
@@ -58,7 +58,7 @@ def test_cerberus_plus_differs_from_cerberus_by_its_options_alone(name):
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("model", ["arn", "ide"])
-def test_arn_and_ide_differ_from_apr_by_the_model_alone(name, model):
+def test_arn_and_ide_differ_from_apr_by_the_model_only(name, model):
     path, apr = (CONFIGS / f"{name.format(each)}.yml" for each in (model, "apr"))
     assert set(changes(path, apr)) == {"MODEL.META_ARCHITECTURE", "OUTPUT_DIR"}
 
@@ -67,7 +67,7 @@ WEIGHTS = sorted(path for path in FILES if read(path).MODEL.BACKBONE.PRETRAIN_SO
 
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_a_file_with_weights_of_people_has_what_they_need_and_a_baseline_on_the_same(path):
+def test_a_file_with_person_weights_has_their_options_and_a_baseline_with_the_same_weights(path):
     cfg = read(path)
     source = recognise(unwrap({"any": torch.zeros(1)}), cfg.MODEL.BACKBONE.PRETRAIN_SOURCE)
     given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
@@ -96,10 +96,10 @@ def test_of_several_bases_later_ones_override_earlier_ones_and_the_file_override
     plain = get_cfg()
     add_cerberus_config(plain)
     plain.merge_from_file(str(tmp_path / "own.yml"))
-    assert plain.SOLVER.MAX_EPOCH == 3, "the host's own method reads it too"
+    assert plain.SOLVER.MAX_EPOCH == 3, "FastReID's method reads it, too"
 
 
-def test_a_file_that_two_bases_share_is_no_circle_and_a_circle_is_refused(tmp_path):
+def test_two_bases_may_share_a_file_but_not_include_each_other(tmp_path):
     write(tmp_path, "root.yml", "SEED: 1")
     write(tmp_path, "left.yml", "_BASE_: root.yml")
     write(tmp_path, "right.yml", "_BASE_: root.yml")

@@ -1,4 +1,4 @@
-"""The examples in docstrings (`>>>`) of the package run and print what they show."""
+"""The examples in docstrings (`>>>`) run and print the expected output."""
 
 import doctest
 import importlib
@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cerberus_plugin"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
-# `doctest_optionflags` of pyproject.toml, for pytest --doctest-modules, has the same.
+# Same as `doctest_optionflags` in pyproject.toml, for pytest --doctest-modules.
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -25,6 +25,6 @@ def test_examples_of_the_module_run(name):
             raise
         pytest.skip(f"{error.name} is not installed")
     failed, tried = doctest.testmod(module, optionflags=FLAGS)
-    assert not failed, f"{failed} of {tried} lines of examples of {name} fail, see above"
+    assert not failed, f"{failed} of {tried} example lines of {name} fail, see above"
     found = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
     assert found == Path(module.__file__).read_text(encoding="utf-8").count(">>> "), "doctest misses an example"

@@ -1,4 +1,4 @@
-"""The documentation site: its generated pages, its links, and that it loads nothing from elsewhere."""
+"""The documentation site: generated pages, links, and no content loaded from other sites."""
 
 import re
 import runpy
@@ -32,9 +32,9 @@ def add_cerberus_config(cfg):
 
 
 def test_the_page_of_keys_has_every_key_of_the_plugin_with_its_default():
-    host, cfg = get_cfg(), get_cfg()
+    fastreid, cfg = get_cfg(), get_cfg()
     add_cerberus_config(cfg)
-    before, after = flat(host), flat(cfg)
+    before, after = flat(fastreid), flat(cfg)
     added = {name: value for name, value in after.items() if name not in before or before[name] != value}
     page = HOOKS["keys_page"]()
     documented = {key.name: key.default for key in
@@ -51,7 +51,7 @@ def test_comments_before_several_keys_come_before_them_and_others_with_their_key
         ("SEED", "-1", "of SEED")]
 
 
-def test_the_page_of_commands_has_the_help_of_each():
+def test_the_page_of_commands_has_the_help_of_each_subcommand():
     page = HOOKS["commands_page"]()
     assert len(re.findall(r"^## cerberus \w+$", page, flags=re.M)) == len(cli.COMMANDS)
     assert page.count("usage: cerberus ") == len(cli.COMMANDS)
@@ -74,7 +74,7 @@ def test_links_of_the_repository_become_links_of_the_site(text, source, page, ex
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
+def test_the_site_builds_strictly_and_loads_nothing_from_other_sites(tmp_path):
     built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
                            cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

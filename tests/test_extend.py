@@ -1,4 +1,4 @@
-"""The examples of docs/extend run as they are, and are short."""
+"""The examples of docs/extend run without changes, and are short."""
 
 import re
 import runpy
@@ -31,7 +31,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / f"docs/extend/{page}.md").read_text(), flags=re.S)
 
 
-def test_each_example_has_less_than_40_lines():
+def test_each_example_has_fewer_than_40_lines():
     for path in (ROOT / "docs/extend").glob("*.md"):
         for block in blocks(path.stem):
             assert len(block.splitlines()) < 40, path.name
@@ -39,7 +39,7 @@ def test_each_example_has_less_than_40_lines():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory) -> Iterator[dict]:
-    """What the examples define; that of the search engine opens an index in the folder."""
+    """The names that the examples define. The example of a search engine opens an index in the folder."""
     folder = tmp_path_factory.mktemp("extend")
     draw_many(folder / "crops", 30)
     build(folder, BandEncoder(vocabulary=False)).close()
@@ -59,7 +59,7 @@ def examples(tmp_path_factory) -> Iterator[dict]:
         del registered[name]
 
 
-def test_the_model_and_the_backbone_give_losses(small_config, examples):
+def test_the_model_with_the_backbone_returns_losses(small_config, examples):
     cfg = small_config("MODEL.META_ARCHITECTURE", "ShortFeatures", "MODEL.BACKBONE.NAME", "build_small_backbone",
                        "MODEL.HEADS.NUM_CLASSES", 2, file="configs/Market1501/bot_demo.yml")
     batch = {"images": torch.rand(4, 3, 32, 32), "targets": torch.tensor([0, 0, 1, 1])}
@@ -82,20 +82,20 @@ def test_the_script_of_the_first_page_trains_the_model(small_config, examples, m
     assert (out / "model_final.pth").is_file()
 
 
-def test_the_evaluator_for_an_own_model_scores_three_tasks(run, examples):
+def test_the_evaluator_for_a_new_model_scores_three_tasks(run, examples):
     loader, evaluator = examples["build_evaluator"](run.cfg, "Market1501Attributes", run.model.attribute_reader())
     results = inference_on_dataset(run.model, loader, evaluator)
     assert {"mAP", "PAR/mA_official", "APS/mAP"} <= set(results)
 
 
-def test_the_split_gives_a_cerberus_that_trains(examples):
+def test_cerberus_trains_with_the_split_backbone(examples):
     model = model_of("MODEL.BACKBONE.NAME", "build_small_backbone", "MODEL.BACKBONE.FEAT_DIM", 64,
                      "MODEL.HEADS.EMBEDDING_DIM", 16).train()
     sum(model(small_batch(model)).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_the_dataset_has_one_bit_a_group(examples):
+def test_the_dataset_has_one_bit_per_group(examples):
     assert examples["Street"].schema.group_bits == (1, 1, 1, 1, 1)
 
 
@@ -110,7 +110,7 @@ def test_the_script_with_a_loss_trains_with_it(small_config, monkeypatch, tmp_pa
     assert '"loss_length"' in (out / "metrics.json").read_text()
 
 
-def test_the_search_engine_finds_what_faiss_finds(examples, monkeypatch):
+def test_the_search_engine_has_the_same_results_as_faiss(examples, monkeypatch):
     monkeypatch.chdir(examples["folder"])
     index, own = examples["index"], examples["NumpyEngine"](Space("", Path(), 20, "cosine"))
     queries = [Query(row) for row in index.store.embeddings(index.store.ids[:3])]
@@ -122,7 +122,7 @@ def test_the_search_engine_finds_what_faiss_finds(examples, monkeypatch):
     for engine in (own, exact):
         engine.add(np.arange(6), np.eye(6, 20, dtype=np.float32))
         engine.remove(np.array([2]))
-    asked = np.arange(20, 0, -1, dtype=np.float32)[None], 4, np.array([0, 2, 5])
-    for found, expected in zip(own.search(*asked), exact.search(*asked)):
+    arguments = np.arange(20, 0, -1, dtype=np.float32)[None], 4, np.array([0, 2, 5])
+    for found, expected in zip(own.search(*arguments), exact.search(*arguments)):
         assert np.array_equal(found, expected)
     assert sorted(own.ids()) == sorted(exact.ids())

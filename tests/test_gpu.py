@@ -1,4 +1,4 @@
-"""What a user does with a GPU, from training to export; small, and without a GPU on the software device."""
+"""The use of a GPU from training to export, with small models; without a GPU, on the software device."""
 
 import copy
 import json
@@ -25,18 +25,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 pytestmark = pytest.mark.gpu
 
-# Of the training set of the shared data; the small maps of a tiny backbone are no use to these models.
+# Options for models that need larger maps than those of the tiny backbone.
 LARGER = (*RESNET, "INPUT.SIZE_TRAIN", [128, 32], "INPUT.SIZE_TEST", [128, 32], "DATALOADER.NUM_INSTANCE", 4,
           "DATASETS.NAMES", ["Market1501Attributes"], "DATASETS.TESTS", ["Market1501Attributes"])
 HOSTS = (*LARGER, "SOLVER.AMP.ENABLED", True, "MODEL.FREEZE_LAYERS", [], "SOLVER.FREEZE_ITERS", 0,
          "SOLVER.DELAY_EPOCHS", 0, "SOLVER.MAX_EPOCH", 4)  # a gradient scaler may skip the first four steps
-# Its branches have bottlenecks; with random weights of this depth a scaler skips more than eight steps.
+# MGN needs bottleneck blocks. At this depth, with random weights, a gradient scaler skips more than eight steps.
 MGN = (*HOSTS, "SOLVER.AMP.ENABLED", False, "MODEL.BACKBONE.DEPTH", "50x", "MODEL.BACKBONE.FEAT_DIM", 2048)
 
 
 @pytest.fixture(scope="module")
 def gpu_run(tmp_path_factory, market_root):
-    """Two epochs of Cerberus on the GPU with an average of the weights; tests only look at it."""
+    """Two epochs of Cerberus on the GPU with an average of the weights; read-only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid.data.build._root", str(market_root))
         yield trained(read_config("OUTPUT_DIR", str(tmp_path_factory.mktemp("gpu") / "run"), "MODEL.DEVICE", "cuda",
@@ -45,7 +45,7 @@ def gpu_run(tmp_path_factory, market_root):
 
 @pytest.fixture
 def two_ranks(monkeypatch):
-    """This process as the first of two, of which the other sends the same tensors."""
+    """Make this process the first of two; the other one sends the same tensors."""
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
 
     def all_gather(output, tensor, *_, **__):
@@ -81,7 +81,7 @@ def take_steps(trainer, count: int) -> None:
 
 
 def tensors_of(trainer) -> dict[str, torch.Tensor]:
-    """Parameters, buffers, moments of the optimiser and the raw weights beside their average, by name."""
+    """Parameters, buffers, moments of the optimizer and the weights before averaging, by name."""
     moments = {f"{i} {key}": value for i, state in enumerate(trainer.optimizer.state.values())
                for key, value in state.items() if isinstance(value, torch.Tensor)}
     average = trainer.checkpointer.checkpointables.get("average")
@@ -97,9 +97,9 @@ def test_a_model_trains_and_is_evaluated(small_config, file, options):
     trainer = trained(small_config("MODEL.DEVICE", "cuda", *options, file=f"configs/{file}.yml"))
     assert all(tensor.is_cuda for tensor in trainer.model.state_dict().values())
     assert trainer.results["mAP"] > 0
-    still = [name for name, p in trainer.model.named_parameters()
-             if p.requires_grad and p.numel() > 64 and torch.equal(p, trainer.start[name])]
-    assert not still
+    unchanged = [name for name, p in trainer.model.named_parameters()
+                 if p.requires_grad and p.numel() > 64 and torch.equal(p, trainer.start[name])]
+    assert not unchanged
 
 
 @pytest.mark.slow
@@ -109,11 +109,11 @@ def test_a_model_trains_and_is_evaluated(small_config, file, options):
     ("Market1501/mgn_R50", MGN)])
 def test_a_step_is_traced_without_a_break(small_config, file, options):
     trainer = CerberusTrainer(small_config("MODEL.DEVICE", "cuda", *options, file=f"configs/{file}.yml"))
-    precision.compile_model(trainer.model, backend="aot_eager", fullgraph=True)  # a break in the graph would raise
+    precision.compile_model(trainer.model, backend="aot_eager", fullgraph=True)  # a graph break raises an error
     take_steps(trainer, 1)
 
 
-def test_an_evaluation_of_the_checkpoint_gives_the_figures_of_the_training(gpu_run, tmp_path):
+def test_an_evaluation_of_the_checkpoint_has_the_metrics_of_the_training(gpu_run, tmp_path):
     cfg = gpu_run.cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/model_final.pth", str(tmp_path)
@@ -121,7 +121,7 @@ def test_an_evaluation_of_the_checkpoint_gives_the_figures_of_the_training(gpu_r
 
 
 @pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")], ids="-".join)
-def test_a_run_goes_on_with_its_average_on_the_device_that_there_is(small_config, devices):
+def test_a_run_with_averaged_weights_resumes_on_another_device(small_config, devices):
     def config(device: str, epochs: int):
         return small_config("MODEL.DEVICE", device, "SOLVER.EMA", 0.9, "SOLVER.MAX_EPOCH", epochs)
 
@@ -139,7 +139,7 @@ def test_a_run_goes_on_with_its_average_on_the_device_that_there_is(small_config
     assert {tensor.device.type for tensor in tensors_of(second).values() if tensor.dim()} == {devices[1]}
 
 
-def test_a_predictor_gives_the_embeddings_of_the_cpu(gpu_run, predictor, crops):
+def test_a_predictor_has_the_embeddings_of_the_cpu(gpu_run, predictor, crops):
     paths = predictor.images(crops)
     on_cpu = CerberusPredictor(gpu_run.cfg.OUTPUT_DIR, device="cpu")
     similarity = torch.cosine_similarity(predictor.embed(paths).cpu(), on_cpu.embed(paths))
@@ -149,14 +149,14 @@ def test_a_predictor_gives_the_embeddings_of_the_cpu(gpu_run, predictor, crops):
     assert len(predictor.search({"gender": "female"}, crops, top=3)) == 3
 
 
-def test_a_gallery_that_is_embedded_on_the_gpu_finds_its_own_pictures(predictor, crops, tmp_path):
+def test_images_of_a_gallery_embedded_on_the_gpu_find_themselves(predictor, crops, tmp_path):
     encoder = TorchEncoder(predictor)
     index = GalleryIndex.build(tmp_path / "gallery", crops, encoder, pace=Pace(progress=False))
     for path in predictor.images(crops)[:2]:
         assert index.search(Query(index.embed(encoder, path)), 1)[0].path == path
 
 
-def test_batch_statistics_of_two_gpus_with_the_same_images_are_those_of_one(two_ranks):
+def test_two_gpus_with_the_same_images_have_the_batch_statistics_of_one(two_ranks):
     torch.manual_seed(0)
     alone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), get_norm("BN", 8)).cuda()
     shared = synchronise_batch_norm(copy.deepcopy(alone))
@@ -164,7 +164,7 @@ def test_batch_statistics_of_two_gpus_with_the_same_images_are_those_of_one(two_
     images, wanted = torch.randn(4, 3, 9, 9, device="cuda"), torch.randn(4, 8, 7, 7, device="cuda")
     for model in (alone, shared):
         (model(images) - wanted).square().mean().backward()
-    # The other GPU's share of the gradients of scales and biases comes with the average over both.
+    # Gradients of scales and biases are averaged over both GPUs.
     for (name, ours), theirs in zip(shared.named_parameters(), alone.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
     torch.testing.assert_close(shared[1].running_mean, alone[1].running_mean)
@@ -193,11 +193,11 @@ def test_one_of_two_gpus_trains(small_config, two_ranks, synchronised):
 
 
 @pytest.mark.gpu(devices=2)
-def test_a_run_on_the_second_gpu_leaves_the_first_alone(small_config):
+def test_a_run_on_the_second_gpu_does_not_use_the_first(small_config):
     held = torch.cuda.memory_allocated(0)
     try:
         trainer = trained(small_config("MODEL.DEVICE", "cuda:1"))
-        assert torch.cuda.current_device() == 1  # also what is synchronised and named
+        assert torch.cuda.current_device() == 1  # for synchronization and the device name
     finally:
         torch.cuda.set_device(0)
     assert {tensor.device for tensor in trainer.model.state_dict().values()} == {torch.device("cuda", 1)}

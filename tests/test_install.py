@@ -1,4 +1,4 @@
-"""The installer behind `make`: what it refuses, and what it says where there is nothing to install from."""
+"""The installer of the Makefile: folders it does not overwrite, errors without a package index, package contents."""
 
 import contextlib
 import os
@@ -23,24 +23,24 @@ def install(*arguments, **environment) -> subprocess.CompletedProcess:
                           env={**os.environ, **environment}, timeout=600)
 
 
-def test_a_folder_that_is_no_environment_is_not_emptied(tmp_path):
+def test_a_folder_that_is_not_an_environment_is_not_emptied(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     done = install(tmp_path)
     assert done.returncode == 1 and f"{tmp_path} is not a virtual environment" in done.stderr
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-def test_without_wheels_or_an_index_the_two_commands_that_collect_them_are_shown(tmp_path):
+def test_without_wheels_or_an_index_the_error_has_the_download_commands(tmp_path):
     (tmp_path / "wheels").mkdir()
     done = install(tmp_path / "venv", "--wheels", tmp_path / "wheels", "--torch", "no-such-torch==0", PIP_NO_INDEX="1",
                    PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL="", PIP_CONFIG_FILE=os.devnull)
     assert done.returncode == 1
     assert "pip download -d wheels no-such-torch==0" in done.stderr
     assert "pip download -d wheels --no-deps fastreid==1.4.0" in done.stderr
-    assert os.access(tmp_path / "venv" / "bin" / "cerberus", os.X_OK), "the command comes with the environment"
+    assert os.access(tmp_path / "venv" / "bin" / "cerberus", os.X_OK), "the environment includes the command"
 
 
-def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkeypatch):
+def test_data_files_of_the_package_are_installed_with_it(monkeypatch):
     asked = {}
     monkeypatch.setattr("setuptools.setup", lambda **fields: asked.update(fields))
     monkeypatch.chdir(ROOT)
@@ -60,7 +60,7 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it(monkey
 
 @pytest.mark.slow
 def test_configurations_are_found_from_a_wheel(tmp_path):
-    """As `cerberus train` finds them where the repository is not there."""
+    """So that `cerberus train` finds them without the repository."""
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "logs", "tests", "build", "*.egg-info"))
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
@@ -78,26 +78,26 @@ def test_configurations_are_found_from_a_wheel(tmp_path):
     assert Path(found.stdout.split()[-1]).is_relative_to(tmp_path / "installed/cerberus_plugin/configs")
 
 
-def test_a_minimal_environment_has_what_the_package_imports_and_pytest():
+def test_a_minimal_environment_has_the_requirements_of_the_package_and_pytest():
     lists = runpy.run_path(str(ROOT / "setup.py"))
     small = runpy.run_path(str(INSTALL))["small_requirements"]
     assert [item for item in small(lists, minimal=True) if item not in lists["INSTALL_REQUIRES"]] == ["pytest>=8,<10"]
     assert set(lists["EXTRAS_REQUIRE"]["dev"]) < set(small(lists, minimal=False))
 
 
-def test_the_workflow_runs_what_a_change_must_pass():
+def test_the_workflow_runs_the_ci_script():
     job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
 
 
-def test_versions_that_run_code_from_weights_or_hold_known_flaws_are_refused():
+def test_versions_with_known_vulnerabilities_are_rejected():
     """torch before 2.6: CVE-2025-32434; Pillow before 10.0.1: CVE-2023-4863, before 10.3: CVE-2024-28219."""
     asked = dict(line.split(">=") for line in runpy.run_path(str(ROOT / "setup.py"))["INSTALL_REQUIRES"]
                  if line.startswith(("torch", "Pillow")))
     assert asked == {"torch": "2.6", "torchvision": "0.21", "Pillow": "10.3"}
     probe = runpy.run_path(str(INSTALL))["PROBE"]
-    for version, refused in (("2.5.1+cu124", True), ("2.6.0", False), ("2.13.0+cpu", False)):
+    for version, rejected in (("2.5.1+cu124", True), ("2.6.0", False), ("2.13.0+cpu", False)):
         torch = types.SimpleNamespace(__version__=version, version=types.SimpleNamespace(cuda=None))
         with mock.patch.dict(sys.modules, torch=torch, torchvision=types.ModuleType("torchvision")):
-            with pytest.raises(ImportError, match="older than 2.6") if refused else contextlib.nullcontext():
+            with pytest.raises(ImportError, match="older than 2.6") if rejected else contextlib.nullcontext():
                 exec(probe, {})

@@ -1,4 +1,4 @@
-"""A schema of a user's own, with other groups than the paper's, from training to a search."""
+"""A user-defined schema, with other groups than the paper's, from training to search."""
 
 import json
 import re
@@ -24,7 +24,7 @@ GROUPS = ("jacket", "legs", "person")
 
 @pytest.fixture(scope="module")
 def own_run(tmp_path_factory, market_root):
-    """A small training run on the data set and schema of the example in docs/extend/dataset.md."""
+    """A small training run on the dataset and schema of the example in docs/extend/dataset.md."""
     patch = pytest.MonkeyPatch()
     patch.setattr("fastreid.data.build._root", str(market_root))
 
@@ -42,17 +42,17 @@ def own_run(tmp_path_factory, market_root):
 
 @pytest.fixture
 def unregistered(own_run, monkeypatch):
-    """The run in a process that does not know its schema."""
+    """The run, with its schema not registered."""
     monkeypatch.delitem(SCHEMAS, "shop", raising=False)
     return own_run
 
 
 def test_three_groups_train_and_are_evaluated(own_run):
-    figures = own_run.results
+    results = own_run.results
     assert own_run.model.heads.num_strips == 2 and set(own_run.model.heads.fc) == set(GROUPS)
     assert own_run.model.prototypes.sid_of_class.shape[1] == 3
-    assert {f"mean direction/{group}" for group in GROUPS} <= set(figures)
-    assert {"mAP", "PAR/mA_official", "PAR/person/mA_official", "APS/mAP", "APS/jacket+legs/mAP_given"} <= set(figures)
+    assert {f"mean direction/{group}" for group in GROUPS} <= set(results)
+    assert {"mAP", "PAR/mA_official", "PAR/person/mA_official", "APS/mAP", "APS/jacket+legs/mAP_given"} <= set(results)
 
 
 def test_every_group_of_the_schema_is_trained(own_run):
@@ -61,7 +61,7 @@ def test_every_group_of_the_schema_is_trained(own_run):
             assert not torch.equal(value, own_run.start[name]), name
 
 
-def test_a_checkpoint_is_read_where_its_schema_is_not_registered(unregistered, market_root):
+def test_a_checkpoint_is_read_without_registering_its_schema(unregistered, market_root):
     predictor = CerberusPredictor(unregistered.cfg.OUTPUT_DIR, device="cpu")
     assert predictor.reader.schema == unregistered.model.schema and predictor.groups == GROUPS
     assert predictor.groups_for_changed_clothes == ("person",)
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_read_where_its_schema_is_not_registered(unregistered, m
     assert len(predictor.search(paths[0], paths, may_have_changed_clothes=True)) == 3
 
 
-def test_a_gallery_of_three_groups_is_searched_by_picture_and_words(unregistered, market_root, tmp_path):
+def test_a_gallery_of_three_groups_is_searched_by_image_and_attributes(unregistered, market_root, tmp_path):
     encoder = TorchEncoder(CerberusPredictor(unregistered.cfg.OUTPUT_DIR, device="cpu"))
     assert (encoder.groups, encoder.lasting_groups) == (GROUPS, ("person",))
     GalleryIndex.build(tmp_path / "index", market_root / "Market-1501-v15.09.15/query", encoder).close()
@@ -88,7 +88,7 @@ def test_a_gallery_of_three_groups_is_searched_by_picture_and_words(unregistered
 
 
 @pytest.mark.slow
-def test_a_model_without_prototypes_takes_the_groups_of_the_data(own_run, market_root, use_root, tmp_path):
+def test_a_model_without_prototypes_has_the_groups_of_the_dataset(own_run, market_root, use_root, tmp_path):
     use_root(market_root)
     run = trained(read_config("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.NAMES", ("ShopPeople",),
                               "DATASETS.TESTS", ("ShopPeople",), "SOLVER.MAX_EPOCH", 1,
@@ -98,7 +98,7 @@ def test_a_model_without_prototypes_takes_the_groups_of_the_data(own_run, market
     assert CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu").groups == GROUPS
 
 
-def test_groups_of_another_schema_are_refused_in_the_configuration(own_run, market_root, use_root, tmp_path):
+def test_groups_of_another_schema_are_rejected_in_the_configuration(own_run, market_root, use_root, tmp_path):
     use_root(market_root)
     options = ("OUTPUT_DIR", str(tmp_path), "DATASETS.NAMES", ("ShopPeople",), "DATASETS.TESTS", ("ShopPeople",))
     with pytest.raises(ValueError, match="TEST.GROUPS is .'upper'., expected some of jacket, legs, person"):
@@ -107,7 +107,7 @@ def test_groups_of_another_schema_are_refused_in_the_configuration(own_run, mark
         type(own_run)(read_config(*options, "TEST.APS.GROUPS", ["jacket+head"]))
 
 
-def test_a_damaged_schema_in_a_checkpoint_is_refused_by_the_name_of_the_file(own_run, tmp_path):
+def test_the_error_for_a_damaged_schema_names_the_checkpoint(own_run, tmp_path):
     checkpoint = torch.load(f"{own_run.cfg.OUTPUT_DIR}/model_final.pth", weights_only=True)
     checkpoint["model"]["held_schema.record"][5] = 0
     torch.save(checkpoint, tmp_path / "model.pth")
@@ -118,7 +118,7 @@ def test_a_damaged_schema_in_a_checkpoint_is_refused_by_the_name_of_the_file(own
         load_model(cfg)
 
 
-def test_seven_groups_of_which_two_share_a_strip_have_seven_blocks():
+def test_seven_groups_with_two_in_one_strip_have_seven_blocks():
     groups = tuple(Group(f"g{i}", strip) for i, strip in enumerate((0, 0, 1, 2, 3, None, None)))
     schema = AttributeSchema("seven", tuple(Field(f"f{i}", f"g{i}", ("no", "yes")) for i in range(7)), groups=groups)
     table = SIDTable.build(schema, torch.ones(1, 7, dtype=torch.int64))

@@ -22,7 +22,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 def command_lines(page: str) -> Iterator[str]:
-    """Lines of code that call `cerberus`; the placeholders of the pages are words of their own."""
+    """Lines of code that call `cerberus`."""
     for block in re.findall(r"```\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("cerberus "):
@@ -31,7 +31,7 @@ def command_lines(page: str) -> Iterator[str]:
 
 @pytest.fixture
 def folder(run, market_root, tmp_path, monkeypatch):
-    """A folder in which the pages' names of a run and of crops are those of a small run."""
+    """A folder with a small run and its crops under the names that the pages use."""
     (tmp_path / "logs/market1501").mkdir(parents=True)
     (tmp_path / "logs/market1501/cerberus_R50").symlink_to(run.cfg.OUTPUT_DIR)
     (tmp_path / "crops").mkdir()
@@ -48,7 +48,7 @@ def test_the_search_in_python_runs(folder):
     assert len(names["index"].search(names["Query"](names["person"]), top=5)) == 5
 
 
-def test_the_exported_file_embeds_an_image(folder):
+def test_the_example_for_an_exported_model_embeds_an_image(folder):
     export(folder / "logs/market1501/cerberus_R50", folder / "model.onnx", folder / "crops")
     names: dict = {}
     exec(python_blocks("export")[0], names)
@@ -65,26 +65,26 @@ def test_a_gallery_is_opened_with_a_compressed_engine(folder):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_the_pages_are_known(page):
+def test_commands_of_the_pages_are_valid(page):
     for line in command_lines(page):
         assert callable(cli.parse(shlex.split(line, comments=True)[1:]).job), line
 
 
-def test_the_page_names_every_study():
+def test_the_page_lists_every_study():
     table = re.search(r"^\| study \|.*?\n\n", (DOCS / "reproduce.md").read_text(), flags=re.M | re.S)[0]
     assert set(re.findall(r"^\| `(\w+)`", table, flags=re.M)) == set(catalogue.STUDIES)
 
 
-@pytest.mark.parametrize("row, figures, rule", [
+@pytest.mark.parametrize("row, results, rule", [
     ("Cerberus, Market-1501", catalogue.OURS["Market1501"], "binary"),
     ("Cerberus, DukeMTMC-reID", catalogue.OURS["DukeMTMC"], "binary"),
     ("APR, Market-1501, ResNet-50", catalogue.APR["Market1501"], "official"),
     ("ARN, Market-1501, ResNet-50", catalogue.ARN["Market1501"], "official")])
-def test_published_results_are_those_of_the_studies(row, figures, rule):
+def test_published_results_are_those_of_the_studies(row, results, rule):
     cells = re.search(rf"^\| {row} \|(.*)\|$", (DOCS / "results.md").read_text(), flags=re.M)[1].split("|")
     shown = [float(number) for cell in cells for number in re.findall(r"\d+\.\d", cell)]
     keys = ("mAP", "Rank-1", f"PAR/mA_{rule}", "APS/mAP", "APS/Rank-1")
-    expected = [figures[key] for key in keys if key in figures]
+    expected = [results[key] for key in keys if key in results]
     assert shown == pytest.approx(expected, abs=0.051)
 
 

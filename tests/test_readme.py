@@ -1,4 +1,4 @@
-"""The Python lines of the README run, and the files, sections and keys that the documentation names exist."""
+"""The Python examples of the README run, and files, sections and keys named in the documentation exist."""
 
 import ast
 import re
@@ -49,7 +49,7 @@ def test_the_python_lines_of_the_first_model_run(run, market_root, tmp_path, mon
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/first_model.md", "docs/synthetic.md", "docs/market_duke.md"])
-def test_commands_of_the_pages_are_known(page):
+def test_commands_of_the_pages_are_valid(page):
     for block in re.findall(r"```\n(.*?)```", (ROOT / page).read_text(), flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("cerberus "):
@@ -72,7 +72,7 @@ def test_linked_and_named_files_and_sections_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_keys_that_the_pages_name_exist(page, small_config):
+def test_keys_named_on_the_pages_exist(page, small_config):
     cfg = small_config()
     for key in set(re.findall(r"\b(?:MODEL|TEST|SOLVER|DATALOADER|DATASETS|INPUT)(?:\.[A-Z_]+)+\b", page.read_text())):
         node = cfg
@@ -94,14 +94,14 @@ def definitions(path: Path) -> set[str]:
 
 
 def rows_of_files() -> list[tuple[str, str, str]]:
-    """Rows of the tables that say which file has what, as (what, files, names)."""
+    """Rows of the tables of equations and files, as (equation or part, files, names)."""
     tables = re.findall(r"\|[^\n]*\| file of `cerberus_plugin/` \| name \|\n\|[-|]+\|\n((?:\|[^\n]*\|\n)+)",
                         README + EXTEND)
     return [tuple(cell.strip() for cell in row.strip("|").split("|")) for table in tables for row in table.splitlines()]
 
 
 @pytest.mark.parametrize("row", rows_of_files(), ids=lambda row: row[0])
-def test_equations_and_parts_are_in_the_files_that_the_tables_name(row):
+def test_equations_and_parts_are_in_the_files_of_the_tables(row):
     _, files, names = (re.findall("`(.*?)`", cell) for cell in row)
     assert files and names
     found = set().union(*(definitions(ROOT / "cerberus_plugin" / file) for file in files))

@@ -1,4 +1,4 @@
-"""The tutorial notebooks: what is kept of their runs, the page of one, and the runs themselves."""
+"""The tutorial notebooks: stored outputs, the page of one notebook, and complete runs."""
 
 import base64
 import json
@@ -20,11 +20,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = runpy.run_path(str(ROOT / "tools" / "tutorial.py"), run_name="tools")
-FIGURES = {"tutorial": 8, "own_data": 2}
-WORDS = {"tutorial": "search serve export".split(),
-         "own_data": "check check check train audit check index search search search serve check train".split()}
-
-
+PLOTS = {"tutorial": 8, "own_data": 2}
+COMMANDS = {"tutorial": "search serve export".split(),
+            "own_data": "check check check train audit check index search search search serve check train".split()}
 NOTEBOOKS = TUTORIAL["NOTEBOOKS"]
 
 
@@ -34,17 +32,17 @@ def name(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def kept(name) -> nbformat.NotebookNode:
+def stored(name) -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
 def text_of(notebook: nbformat.NotebookNode) -> str:
-    """What the cells of a notebook have printed."""
+    """The printed output of all cells."""
     return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "")
                      for cell in notebook.cells for output in cell.get("outputs", []))
 
 
-def figures_of(notebook: nbformat.NotebookNode) -> list[Image.Image]:
+def plots_of(notebook: nbformat.NotebookNode) -> list[Image.Image]:
     return [Image.open(BytesIO(base64.b64decode(output.data["image/jpeg"]))) for cell in notebook.cells
             for output in cell.get("outputs", []) if "image/jpeg" in output.get("data", {})]
 
@@ -53,23 +51,23 @@ def number(pattern: str, text: str) -> float:
     return float(re.search(pattern, text)[1])
 
 
-def test_the_notebook_is_whole_and_kept_as_its_tool_keeps_it(kept):
-    nbformat.validate(kept)
-    assert [cell.execution_count for cell in kept.cells if cell.cell_type == "code"] == \
-        list(range(1, 1 + sum(cell.cell_type == "code" for cell in kept.cells))), "run it again from the beginning"
-    written = nbformat.writes(kept)
+def test_the_notebook_was_run_in_order_and_stored_by_the_tool(stored):
+    nbformat.validate(stored)
+    assert [cell.execution_count for cell in stored.cells if cell.cell_type == "code"] == \
+        list(range(1, 1 + sum(cell.cell_type == "code" for cell in stored.cells))), "run it again from the beginning"
+    written = nbformat.writes(stored)
     assert nbformat.writes(TUTORIAL["tidy"](nbformat.from_dict(json.loads(written)))) == written
 
 
-def test_its_outputs_are_small_and_of_no_machine(kept, name):
+def test_its_outputs_are_small_and_independent_of_the_machine(stored, name):
     assert NOTEBOOKS[name].stat().st_size < 400_000
-    assert len(figures_of(kept)) == FIGURES[name]
-    shown = text_of(kept)
+    assert len(plots_of(stored)) == PLOTS[name]
+    shown = text_of(stored)
     assert not re.search(r"(^|[\s'\"(=])/\w|[A-Z]:\\|Warning|it/s", shown)
     assert socket.gethostname() not in shown.split()
 
 
-def test_tidying_takes_bars_warnings_logs_versions_and_names_of_cells():
+def test_tidying_removes_progress_bars_warnings_logs_versions_and_names_of_cells():
     code = nbformat.v4.new_code_cell("draw()", id="8f3a")
     out = nbformat.v4.new_output
     log = "\x1b[32m[11/29 08:01:20 fastreid.cerberus]: \x1b[0mFastReID\nWARNING [11/29 08:01:20 fastreid.x]: w\n"
@@ -84,19 +82,19 @@ def test_tidying_takes_bars_warnings_logs_versions_and_names_of_cells():
     assert tidied.cells[0].id == "01" and "3.99" not in nbformat.writes(tidied)
 
 
-def test_its_links_lead_somewhere_and_its_commands_are_known(kept, name):
+def test_its_links_and_commands_are_valid(stored, name):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", "\n".join(
-            cell.source for cell in kept.cells if cell.cell_type == "markdown")):
+            cell.source for cell in stored.cells if cell.cell_type == "markdown")):
         assert (NOTEBOOKS[name].parent / link).exists(), link
     commands = re.findall(r"(?:^|\|\| |^\d\. `)cerberus ([^|`\n>\\]+)", "\n".join(
-        cell.source for cell in kept.cells if cell.cell_type == "markdown" or cell.source.startswith("%%bash")),
+        cell.source for cell in stored.cells if cell.cell_type == "markdown" or cell.source.startswith("%%bash")),
         flags=re.M)
-    assert [command.split()[0] for command in commands] == WORDS[name]
+    assert [command.split()[0] for command in commands] == COMMANDS[name]
     for command in commands:
         assert callable(cli.parse(shlex.split(command.removesuffix("2"), comments=True)).job), command
 
 
-def test_the_page_is_what_its_tool_writes_of_the_notebook():
+def test_the_page_is_up_to_date_with_the_notebook():
     for name, page in TUTORIAL["PAGES"].items():
         files = TUTORIAL["page_of"](name, nbformat.read(NOTEBOOKS[name], as_version=4))
         assert {path: path.read_bytes() for path in [page, *page.with_suffix("").glob("*")]} == files, (
@@ -110,30 +108,30 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(folder) -> nbformat.NotebookNode:
-    """The notebook after its run from nothing; a cell that fails fails every test of it."""
+    """The notebook after its run in an empty folder; if a cell fails, so do all tests with it."""
     return TUTORIAL["execute"](folder)
 
 
 @pytest.mark.slow
-def test_everything_is_written_below_one_folder(ran, folder):
+def test_all_files_are_written_to_one_folder(ran, folder):
     assert [path.name for path in folder.iterdir()] == ["runs"]
     assert [path.name for path in (folder / "runs").iterdir()] == ["tutorial"]
-    assert len(figures_of(ran)) == FIGURES["tutorial"], "calibration and rank lists leave the notebook's plots alone"
+    assert len(plots_of(ran)) == PLOTS["tutorial"], "calibration and rank lists must not close the notebook's plots"
 
 
 @pytest.mark.slow
-def test_training_beats_the_network_it_began_with_on_people_it_has_never_seen(ran, folder):
+def test_a_trained_network_is_better_than_an_untrained_one_on_held_out_people(ran, folder):
     run = folder / "runs/tutorial/run"
-    floor = json.loads((run / "before_training.json").read_text())["Market1501Attributes"]
+    untrained = json.loads((run / "before_training.json").read_text())["Market1501Attributes"]
     record = json.loads((run / "results.json").read_text())
-    figures = record["results"]["Market1501Attributes"]
-    assert figures["Rank-1"] > 50 > 2 * floor["Rank-1"]
-    assert figures["PAR/mA_balanced"] > floor["PAR/mA_balanced"] + 5
-    assert figures["APS/mAP"] > 3 * floor["APS/mAP"]
+    results = record["results"]["Market1501Attributes"]
+    assert results["Rank-1"] > 50 > 2 * untrained["Rank-1"]
+    assert results["PAR/mA_balanced"] > untrained["PAR/mA_balanced"] + 5
+    assert results["APS/mAP"] > 3 * untrained["APS/mAP"]
 
 
 @pytest.mark.slow
-def test_a_partial_search_finds_who_is_described_more_often_than_chance(ran, folder):
+def test_a_search_by_a_partial_description_is_better_than_chance(ran, folder):
     drawn = folder / "runs/tutorial/data/Market-1501-v15.09.15"
     index = GalleryIndex.open(folder / "runs/tutorial/index")
     pictures = list((drawn / "bounding_box_test").glob("*.jpg"))
@@ -152,24 +150,24 @@ def test_a_partial_search_finds_who_is_described_more_often_than_chance(ran, fol
 
 
 @pytest.mark.slow
-def test_what_the_notebook_says_of_its_figures_holds(ran):
+def test_the_statements_about_the_results_are_true(ran):
     shown = text_of(ran)
     same, other = (np.array(re.search(rf"{who} +(.+)", shown)[1].split(), dtype=float)
                    for who in ("the same person", "somebody else"))
-    assert (same > other).all(), "the nearest pictures of a person are nearer than those of others, group by group"
+    assert (same > other).all(), "in each group, images of the same person are closer than others"
     for words in ("upper colour", "lower colour"):
         line = re.search(rf"{words}.*", shown[shown.index("without words") - 60:])[0]
         without, *weighted = (float(share) for share in re.findall(r"(\d+)%", line))
-        assert weighted == sorted(weighted) and weighted[-1] > without + 20, "weight helps where the model can read"
-    everything, given = number(r"all answers: (\d+)%", shown), number(r"those that are given, \d+%: (\d+)%", shown)
-    assert given > everything + 5, "what is withheld was less sure"
+        assert weighted == sorted(weighted) and weighted[-1] > without + 20, "a higher weight must give more matches"
+    all_values, certain = number(r"all answers: (\d+)%", shown), number(r"those that are given, \d+%: (\d+)%", shown)
+    assert certain > all_values + 5, "predictions above the threshold must be more accurate"
     for who, low, high in (("the same person", 50, 100), ("least alike", 0, 5)):
         probable, rare = (float(share) for share in re.search(rf"{who}: +([\d.]+)%.* ([\d.]+)%", shown).groups())
-        assert low <= probable <= high and rare <= probable, "a probability that two pictures show one person"
+        assert low <= probable <= high and rare <= probable, "probability that two images show the same person"
 
 
 @pytest.mark.slow
-def test_run_again_it_keeps_what_is_there(ran, folder):
+def test_a_second_run_reuses_all_files(ran, folder):
     run = folder / "runs/tutorial/run"
     before = {path: path.stat().st_mtime_ns for path in run.glob("*.pth")}
     again = TUTORIAL["execute"](folder)
@@ -180,30 +178,31 @@ def test_run_again_it_keeps_what_is_there(ran, folder):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> tuple[Path, str]:
-    """Where the notebook of own data has run, and what it has printed."""
+    """The folder where the notebook of own data has run, and its printed output."""
     folder = tmp_path_factory.mktemp("own_data")
     return folder / "runs/own", text_of(TUTORIAL["tidy"](TUTORIAL["execute"](folder, "own_data")))
 
 
 @pytest.mark.slow
-def test_from_a_spreadsheet_to_a_search_that_finds_who_is_described_more_often_than_chance(site):
+def test_own_data_from_a_spreadsheet_to_a_search_that_is_better_than_chance(site):
     folder, shown = site
     told = re.search(r"best eight (\d+)% fit, of all people (\d+)%", shown)
-    best, everybody = (float(share) for share in told.groups())
-    assert best > 4 * everybody > 0
-    figures, = json.loads((folder / "run/results.json").read_text())["results"].values()
-    floor, = json.loads((folder / "run/before_training.json").read_text()).values()
-    assert figures["Rank-1"] > 3 * floor["Rank-1"] and figures["PAR/mA_balanced"] > floor["PAR/mA_balanced"] + 8
+    best, all_people = (float(share) for share in told.groups())
+    assert best > 4 * all_people > 0
+    results, = json.loads((folder / "run/results.json").read_text())["results"].values()
+    untrained, = json.loads((folder / "run/before_training.json").read_text()).values()
+    assert results["Rank-1"] > 3 * untrained["Rank-1"]
+    assert results["PAR/mA_balanced"] > untrained["PAR/mA_balanced"] + 8
     assert all((folder / name).is_file() for name in ("check.html", "run/report.html", "audit/audit.html", "hits.html"))
 
 
 @pytest.mark.slow
-def test_the_audit_finds_most_of_the_cells_that_were_made_wrong(site):
+def test_the_audit_finds_most_of_the_planted_errors(site):
     assert len(re.findall(r"^w\d+: \d+ of \d+$", site[1], flags=re.M)) >= 3
-    assert not (site[0] / "site/labels_overlay.csv").exists(), "the folder is left as it was drawn"
+    assert not (site[0] / "site/labels_overlay.csv").exists(), "the dataset must not be changed"
 
 
 @pytest.mark.slow
-def test_a_slip_in_the_spreadsheet_is_named_with_its_place(site):
+def test_an_error_in_the_spreadsheet_is_reported_with_its_line(site):
     assert re.search(r"people.csv, line 6: 'helmet' is 'yelow'.*did you mean 'yellow'.*\n+exit code 1", site[1])
     assert (site[0] / "site/people.csv").read_text().count("yelow") == 0

@@ -1,6 +1,6 @@
-"""Files that the version before the modules moved has written open, and give the answers that it gave.
+"""Files written by an earlier version can be read and give the same results.
 
-tests/files_of_version_before holds them, and says how they were made.
+tests/files_of_version_before contains the files and describes how they were made.
 """
 
 import json
@@ -27,7 +27,7 @@ WORDS = {"gender": "female", "upper colour": "red"}
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A copy of the files, beside the pictures that their answers are about."""
+    """A copy of the files, with the images of their results."""
     folder = tmp_path_factory.mktemp("written")
     shutil.unpack_archive(FOLDER / "files.zip", folder)
     write_bands(folder / "crops", 6)
@@ -36,7 +36,7 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def then() -> dict:
-    """What the version that wrote the files answered."""
+    """The results of the earlier version."""
     return json.loads((FOLDER / "answers.json").read_text())
 
 
@@ -46,7 +46,7 @@ def predictor(written) -> CerberusPredictor:
 
 
 @pytest.fixture(scope="module")
-def pictures(written) -> list[str]:
+def images(written) -> list[str]:
     return CerberusPredictor.images(written / "crops")
 
 
@@ -70,27 +70,27 @@ def assert_same_hits(found, expected) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
-def assert_same_answers(found, expected) -> None:
+def assert_same_predictions(found, expected) -> None:
     for row, before in zip(found, expected, strict=True):
         assert {name: (own.value, own.abstained) for name, own in row.items()} == {
-            name: (value, withheld) for name, (value, _, withheld) in before.items()}
+            name: (value, abstained) for name, (value, _, abstained) in before.items()}
         assert near([row[name].probability for name in before], [probability for _, probability, _ in before.values()])
 
 
-def test_a_run_folder_gives_the_same_embeddings_and_searches(predictor, pictures, written, then):
-    assert near(predictor.embed(pictures), then["embeddings"])
+def test_a_run_folder_gives_the_same_embeddings_and_searches(predictor, images, written, then):
+    assert near(predictor.embed(images), then["embeddings"])
     assert_same_hits(predictor.search(WORDS, written / "crops"), then["search by words"])
-    assert_same_hits(predictor.search(pictures[0], written / "crops"), then["search by picture"])
+    assert_same_hits(predictor.search(images[0], written / "crops"), then["search by picture"])
 
 
-def test_a_run_folder_and_its_calibration_give_the_same_answers(predictor, pictures, then):
-    assert predictor.recognise(pictures) == then["recognised"]
-    assert_same_answers(predictor.answers(pictures), then["answers"])
-    assert any(own.abstained for row in predictor.answers(pictures) for own in row.values())
-    assert predictor.same_person(*pictures[:2]) == pytest.approx(then["same person"], rel=0.1)  # of steep odds
+def test_a_run_folder_and_its_calibration_give_the_same_predictions(predictor, images, then):
+    assert predictor.recognise(images) == then["recognised"]
+    assert_same_predictions(predictor.answers(images), then["answers"])
+    assert any(own.abstained for row in predictor.answers(images) for own in row.values())
+    assert predictor.same_person(*images[:2]) == pytest.approx(then["same person"], rel=0.1)  # large odds
 
 
-def test_a_run_goes_on_where_it_was(written, market_root, use_root, tmp_path):
+def test_a_run_resumes_from_its_last_epoch(written, market_root, use_root, tmp_path):
     use_root(market_root)
     shutil.copytree(written / "run", tmp_path / "run")
     cfg = read_run_config(tmp_path / "run/config.yaml")
@@ -103,33 +103,33 @@ def test_a_run_goes_on_where_it_was(written, market_root, use_root, tmp_path):
     assert after["training"]["resumed after epochs"] == [cfg.SOLVER.MAX_EPOCH - 1]
     assert before["results"].keys() == after["results"].keys()
     differ = manifest_diff.differences(*(manifest_diff.read(folder / "run") for folder in (written, tmp_path)))
-    assert not [name for name, *_ in differ if "list sha256" in name]  # the same images, whoever lists them
+    assert not [name for name, *_ in differ if "list sha256" in name]  # the same images
 
 
-def test_an_index_searches_as_it_did(index, exported, pictures, then):
+def test_an_index_has_the_same_search_results(index, exported, images, then):
     assert_same_hits(index.search(Query(words=WORDS)), then["index by words"])
-    by_picture = Query(index.embed(exported, pictures[0]), leave_out=["upper"])
+    by_picture = Query(index.embed(exported, images[0]), leave_out=["upper"])
     assert_same_hits(index.search(by_picture), then["index by picture"])
 
 
-def test_an_index_has_nothing_to_embed_again_with_the_run_that_made_it(predictor, written, then, tmp_path):
+def test_an_index_is_up_to_date_with_the_run_that_made_it(predictor, written, then, tmp_path):
     shutil.copytree(written / "index", tmp_path / "index")
     copy = GalleryIndex.open(tmp_path / "index", images=written / "crops")
     done = copy.update(TorchEncoder(predictor, 4), pace=Pace(progress=False))
-    assert done == (0, 0, 0, 0, 6) and copy.lost == []  # pictures: new, changed, deleted, unreadable, in the index
+    assert done == (0, 0, 0, 0, 6) and copy.lost == []  # images: new, changed, deleted, unreadable, in the index
     assert_same_hits(copy.search(Query(words=WORDS)), then["index by words"])
 
 
-def test_an_exported_model_gives_the_same_embeddings_and_answers(exported, predictor, pictures, then):
-    embeddings = exported.encode([read_image(path) for path in pictures])
+def test_an_exported_model_gives_the_same_embeddings_and_predictions(exported, predictor, images, then):
+    embeddings = exported.encode([read_image(path) for path in images])
     assert near(embeddings, then["exported embeddings"])
-    assert_same_answers(exported.vocabulary.recognise(embeddings), then["exported answers"])
+    assert_same_predictions(exported.vocabulary.recognise(embeddings), then["exported answers"])
     assert exported.fingerprint == then["fingerprint"] == TorchEncoder(predictor).fingerprint
-    assert predictor.model.schema is MARKET1501  # the checkpoint holds its fingerprint, not all of it
+    assert predictor.model.schema is MARKET1501  # the checkpoint contains only its fingerprint
 
 
 @pytest.mark.filterwarnings("ignore:cerberus_plugin:DeprecationWarning")
-def test_the_files_are_read_by_the_names_that_modules_had(written, predictor, pictures, then):
+def test_the_files_are_read_through_the_old_module_names(written, predictor, images, then):
     from cerberus_plugin.calibration import Calibration as OldCalibration
     from cerberus_plugin.encoding import TorchEncoder as OldEncoder
     from cerberus_plugin.gallery import GalleryIndex as OldIndex

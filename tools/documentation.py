@@ -1,6 +1,6 @@
-"""Hooks of MkDocs for the documentation site (`make docs`): pages that are made from the repository's other files.
+"""Hooks of MkDocs for the documentation site (`make docs`): pages made from other files of the repository.
 
-The Markdown files link to each other and to source files by relative paths, as GitHub follows them. On the site, a link
+The Markdown files link to each other and to source files by relative paths, which work on GitHub. On the site, a link
 to CONTRIBUTING.md, CHANGELOG.md or another file of `PAGES` leads to its page; a link to any other file outside docs/
 leads to a page with its text. A link to a folder becomes plain text. Comments are replaced by generated text:
 
@@ -123,9 +123,9 @@ class Key:
 def configuration_keys(source: str) -> list[Key | str]:
     """Keys that `add_cerberus_config` adds, in its order.
 
-    A block of comment lines describes the keys that follow it up to an empty line. It comes before them as a text,
-    unless it can be only of the first one: no other follows, or all others have their own. A comment behind a key
-    describes this key only.
+    A block of comment lines describes the keys that follow it up to an empty line. It is returned as a text before the
+    keys, unless it describes the first key only: no other key follows, or all others have their own comment. A comment
+    at the end of a line describes its key only.
     """
     lines = source.splitlines()
     function = next(node for node in ast.parse(source).body
@@ -203,7 +203,7 @@ def _sentence(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A comment as Markdown: nothing in it is markup but code between backticks."""
+    """A comment as Markdown: everything except code between backticks is escaped."""
     return "".join(part if n % 2 else re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;")
                    for n, part in enumerate(re.split(r"(`[^`]*`)", text)))
 

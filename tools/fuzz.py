@@ -1,12 +1,12 @@
-"""Mutate files by seed and hand them to the commands that read them: each must be read, or refused by name.
+"""Fuzz the commands with mutated files: each file must be read, or rejected with an error that names it.
 
     python tools/fuzz.py                                        1,000 mutations of all kinds of files
     python tools/fuzz.py --kinds mat csv --count 200 --seed 3   200 of these kinds
-    python tools/fuzz.py --kinds onnx --only 17 --keep out      one of them again; the mutated file stays in out/
+    python tools/fuzz.py --kinds onnx --only 17 --keep out      repeat one mutation; the mutated file is kept in out/
 
-A failure is a traceback, a crash or a hang of the process, or a message that does not name the file or does not say
-what to do. Each mutation depends on kind, seed and number alone. Valid files are made first, in a folder of their own:
-drawn people, an untrained Cerberus, a calibration, a small ONNX model and a gallery of it.
+A failure is a traceback, a crash or a hang of the process, or an error message without the file name or without a
+remedy. A mutation is determined by kind, seed and number. Valid files are created first, in a temporary folder:
+synthetic people, an untrained Cerberus, a calibration, a small ONNX model and a gallery indexed with it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works without installing the package
 
-import cerberus_plugin  # noqa: E402, F401  adapts the host before anything imports it
+import cerberus_plugin  # noqa: E402, F401  before fastreid: adapts it
 from cerberus_plugin import CerberusPredictor, cli  # noqa: E402
 from cerberus_plugin.attributes import MARKET1501, read_annotations  # noqa: E402
 from cerberus_plugin.attributes.outfits import read_outfits, write_outfits  # noqa: E402
@@ -55,11 +55,11 @@ from fastreid.data import build as host_build  # noqa: E402
 from fastreid.modeling.meta_arch import build_model  # noqa: E402
 from fastreid.utils.checkpoint import Checkpointer  # noqa: E402
 
-EXPECTED = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)  # what the command shows without a traceback
+EXPECTED = (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error)  # errors without a traceback
 REMEDIES = re.compile(r"\b(again|anew|correct|delete|remove|evaluate|expected|give|name|restore|save|set|use|write|"
                       r"build|train|export|choose|install|free|check|separated|quote|allowed|not found|make)\b",
                       re.IGNORECASE)
-MEMORY = 12 * 2**30  # bytes of address space that a worker may take
+MEMORY = 12 * 2**30  # limit of a worker's address space in bytes
 SPECIALS = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, float("nan"), float("inf"), 1e308, "", "nan", "\0", "é" * 300,
             "../../etc/passwd", [], {}, [None], ["a", 1], {"a": {}}]
 INTEGERS = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\x7f\xff\xff\xff", b"\x01\0\0\0"]
@@ -69,7 +69,7 @@ INTEGERS = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80"
 
 
 def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Cut, flipped, overwritten, repeated, inserted or empty."""
+    """Bytes cut, flipped, overwritten, repeated, inserted or removed."""
     if not data:
         return rng.randbytes(8)
     start = rng.randrange(len(data))
@@ -98,7 +98,7 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_text(text: str, rng: random.Random) -> bytes:
-    """Lines and words changed, or another encoding."""
+    """Text with changed lines or words, or in another encoding."""
     lines = text.splitlines(keepends=True)
     i = rng.randrange(len(lines)) if lines else 0
     kind = rng.randrange(8)
@@ -125,7 +125,7 @@ def mutated_text(text: str, rng: random.Random) -> bytes:
 
 
 def mutated_record(record, rng: random.Random):
-    """A JSON or YAML value with one part changed, taken away or added."""
+    """A JSON or YAML value with one part changed, removed or added."""
     record = copy.deepcopy(record)
     node, place = record, None
     while isinstance(node, dict | list) and node and (place is None or rng.random() < 0.8):
@@ -164,7 +164,7 @@ def mutate_yaml(path: Path, rng: random.Random) -> None:
 
 
 def mutate_checkpoint(path: Path, rng: random.Random) -> None:
-    shutil.rmtree(path.parent / "calibration")  # which would refuse every other checkpoint
+    shutil.rmtree(path.parent / "calibration")  # it is valid for the original checkpoint only
     if rng.random() < 0.5:
         return mutate_bytes(path, rng)
     checkpoint = torch.load(path, weights_only=True)
@@ -200,7 +200,7 @@ def mutate_onnx(path: Path, rng: random.Random) -> None:
 
 
 def mutate_one_of(folder: Path, rng: random.Random) -> None:
-    """One file of an index: mutated, or gone."""
+    """Mutate or delete one file of an index."""
     path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     if rng.random() < 0.1:
         path.unlink()
@@ -210,11 +210,11 @@ def mutate_one_of(folder: Path, rng: random.Random) -> None:
         mutate_bytes(path, rng)
 
 
-# What reads the files.
+# Readers of the files.
 
 
 def command(*arguments) -> None:
-    """The `cerberus` command as it is called; what it refuses is raised as ValueError with its message."""
+    """Run the `cerberus` command. If it fails, raise its error, or ValueError with its message."""
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -225,12 +225,13 @@ def command(*arguments) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: where it lies in the folder of valid files, how it is mutated, and what reads it.
+    """A kind of file.
 
     Attributes:
-        copied: what a mutation gets its own copy of, a file or a folder.   file: what is mutated, beside or below it.
+        copied: file or folder, relative to the folder of valid files, that is copied for each mutation.
+        file: path of the mutated file or folder in the copy.   mutate: changes it, given a random generator.
         read: called with the mutated file, the folder of valid files and the number of the mutation.
-        remedy: whether a message must say what to do; pictures are passed over with the reason alone.
+        remedy: whether the error message must contain a remedy. Commands skip unreadable images with the reason only.
     """
 
     copied: str
@@ -272,7 +273,7 @@ KINDS = {
 
 
 def make_valid(folder: Path) -> None:
-    """All files that are mutated, the same each time."""
+    """Create the valid files, with fixed seeds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     draw_dataset(folder / "data", train_ids=4, test_ids=4, images_per_id=4, distractors=0, junk=0, workers=1)
@@ -289,7 +290,7 @@ def make_valid(folder: Path) -> None:
 
 
 def make_run(folder: Path) -> None:
-    """An untrained Cerberus on small pictures, and a calibration of it."""
+    """Create the run folder of an untrained Cerberus for small images, with a calibration."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     merge_file(cfg, ROOT / "configs/Market1501/cerberus_demo.yml")
@@ -313,7 +314,7 @@ def make_run(folder: Path) -> None:
 
 
 def make_onnx(folder: Path) -> None:
-    """A small graph with the vocabulary of the run: random projections of the pixels in place of its model."""
+    """Create a small graph with the vocabulary of the run: a random projection of the pixels instead of its model."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -342,13 +343,13 @@ def make_onnx(folder: Path) -> None:
 
 
 def mutate(name: str, seed: int, number: int, valid: Path, folder: Path) -> Path:
-    """The file of a mutation, in a folder that is made for it."""
+    """Create the mutated file in a new folder and return its path."""
     kind = KINDS[name]
     source, target = valid / kind.copied, folder / Path(kind.copied).name
     folder.mkdir(parents=True)
 
     def copy_or_link(one: str, other: str) -> None:
-        """Links save copies of large files that stay as they are."""
+        """Copy the mutated file; link to other files, which may be large."""
         changes = folder / kind.file in (Path(other), *Path(other).parents)
         (shutil.copy if changes else os.symlink)(one, other)
 
@@ -361,7 +362,7 @@ def mutate(name: str, seed: int, number: int, valid: Path, folder: Path) -> Path
 
 
 def attempt(name: str, seed: int, number: int, valid: Path, folder: Path) -> tuple[str, str]:
-    """One mutation, in a new folder: "read" or "refused", or "failure" with the reason."""
+    """Try one mutation in a new folder: "read", "rejected" with the message, or "failure" with the reason."""
     kind, path = KINDS[name], mutate(name, seed, number, valid, folder)
     try:
         kind.read(path, valid, number)
@@ -373,17 +374,17 @@ def attempt(name: str, seed: int, number: int, valid: Path, folder: Path) -> tup
 
 
 def judge(error: Exception, path: Path, remedy: bool) -> tuple[str, str]:
-    """Whether a message names the file and says what to do."""
+    """Check that an error message names the file and a remedy."""
     message = str(error)
     if str(path) not in message:
         return "failure", f"message without the file: {type(error).__name__}: {message[:500]}"
     if remedy and not REMEDIES.search(message.replace(str(path), "")):
         return "failure", f"message without a remedy: {message[:500]}"
-    return "refused", message
+    return "rejected", message
 
 
 def work(connection, valid: Path, folder: Path) -> None:
-    """A worker: takes (kind, seed, number), gives what came of it, and leaves nothing behind."""
+    """Loop of a worker: receive (kind, seed, number), send the result, and delete the files."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -395,7 +396,7 @@ def work(connection, valid: Path, folder: Path) -> None:
 
 
 class Worker:
-    """A process that works, and is replaced where it crashes or hangs."""
+    """A worker process. `fuzz` replaces it if it crashes or hangs."""
 
     def __init__(self, valid: Path, folder: Path) -> None:
         self.connection, other = multiprocessing.Pipe()
@@ -409,7 +410,7 @@ class Worker:
         self.connection.send(task)
 
     def result(self) -> tuple[str, str] | None:
-        """What came of the task; None where it is not finished."""
+        """The result of the task; None if it is not finished."""
         if self.connection.poll():
             with contextlib.suppress(EOFError, ConnectionError):
                 return self.connection.recv()
@@ -418,7 +419,7 @@ class Worker:
         if time.monotonic() > self.until:
             self.process.kill()
             self.process.join()
-            return "failure", "hang: no end within the time limit"
+            return "failure", "hang: not finished within the time limit"
         return None
 
     def stop(self) -> None:
@@ -430,14 +431,14 @@ class Worker:
 
 
 def fuzz(tasks: list[tuple], workers: int, seconds: float, folder: Path) -> dict[tuple, tuple[str, str]]:
-    """What came of each (kind, seed, number), in `workers` processes at a time."""
+    """Results of all (kind, seed, number), computed in `workers` processes."""
     valid = folder / "valid"
     valid.mkdir()
     maker = multiprocessing.get_context("fork").Process(target=make_valid, args=(valid,))
     maker.start()
     maker.join()
     if maker.exitcode:
-        raise RuntimeError("the valid files could not be made, see above")
+        raise RuntimeError("the valid files could not be created, see above")
     results, waiting = {}, list(reversed(tasks))
     pool = [Worker(valid, folder / "work") for _ in range(min(workers, len(tasks)))]
     try:
@@ -460,12 +461,12 @@ def fuzz(tasks: list[tuple], workers: int, seconds: float, folder: Path) -> dict
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--count", type=int, default=1000, help="of mutations, over all kinds (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="total number of mutations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--only", type=int, help="this number alone, of each kind")
+    parser.add_argument("--only", type=int, help="run only this number, of each kind")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="that one may take (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="folder to keep the files of failures in")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of one mutation (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="folder for the mutated files of failures")
     args = parser.parse_args(arguments)
     numbers = [args.only] if args.only is not None else range(-(-args.count // len(args.kinds)))
     tasks = [(kind, args.seed, number) for number in numbers for kind in args.kinds]
@@ -487,7 +488,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def keep(task: tuple, valid: Path, folder: Path) -> None:
-    """Make the file of a mutation again, and leave it in a folder."""
+    """Create the file of a mutation again in a folder."""
     name, seed, number = task
     mutate(name, seed, number, valid, folder / f"{name}-{seed}-{number}")
 

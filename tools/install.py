@@ -1,7 +1,7 @@
-"""Create the virtual environment of the Makefile: torch, the other requirements, then FastReID without its own.
+"""Create the virtual environment of the Makefile: torch, other requirements, then FastReID without its requirements.
 
 Standard library only. If the calling Python has torch and torchvision, the environment uses them and only missing
-packages are added; from the folder of wheels named by --wheels on a machine without access to a package index.
+packages are installed. On a machine without access to a package index, --wheels names a folder of wheels.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("venv", type=Path)
     parser.add_argument("--wheels", help="folder of wheels to install from, without a package index")
-    parser.add_argument("--torch", nargs="*", help="other torch and torchvision requirements than setup.py's")
-    parser.add_argument("--minimal", action="store_true", help="no requirements of development but pytest")
+    parser.add_argument("--torch", nargs="*", help="torch and torchvision requirements, instead of setup.py's")
+    parser.add_argument("--minimal", action="store_true", help="no development requirements except pytest")
     args = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036  older Pythons run this file, too
         sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make PYTHON=...")
@@ -50,11 +50,11 @@ def main() -> None:
     small = small_requirements(lists, args.minimal)
     steps = [args.torch or lists["TORCH"], small]
     if not problem:
-        # An installed torch is not named: pip would install its requirements too, such as a newer setuptools.
+        # Do not name an installed torch: pip would install its requirements, such as a newer setuptools.
         steps = [[item for item in small if not item.startswith("torch")]]
     # The plugin itself, importable from any folder; an editable install would need setuptools from an index.
     (site_packages(args.venv) / "cerberus_plugin.pth").write_text(f"{ROOT}\n")
-    # The command; it also works if the environment is moved with its folder.
+    # The command also works after the environment is moved.
     command = args.venv / "bin" / "cerberus"
     command.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m cerberus_plugin.cli "$@"\n')
     command.chmod(0o755)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def small_requirements(lists: dict, minimal: bool) -> list[str]:
-    """Requirements in addition to torch and FastReID: for development, or to run the package and pytest."""
+    """Requirements in addition to torch and FastReID: for development, or only to run the package and pytest."""
     development = lists["EXTRAS_REQUIRE"]["dev"]
     return [*lists["INSTALL_REQUIRES"], *(item for item in development if not minimal or item.startswith("pytest>"))]
 
@@ -96,10 +96,10 @@ def no_torch(python: Path) -> str:
 
 
 def create(folder: Path, python: Path, with_torch: bool) -> None:
-    """Install pip in the environment; without a usable torch outside, isolate it from the calling Python."""
+    """Install pip in the environment; if the calling Python has no usable torch, isolate the environment from it."""
     try:
         venv.create(folder, with_pip=True, clear=not with_torch, system_site_packages=with_torch)
-    except subprocess.CalledProcessError:  # Debian's Python without its venv package: the outer pip is enough
+    except subprocess.CalledProcessError:  # Debian's Python without its venv package: use the outer pip
         if subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
             sys.exit(f"{sys.executable} cannot put pip into an environment; on Debian and Ubuntu: "
                      "apt install python3-venv")

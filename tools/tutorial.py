@@ -1,8 +1,8 @@
-"""Run the tutorial notebooks from nothing, keep them with their outputs in projects/Cerberus, and write their pages.
+"""Run the tutorial notebooks in empty folders, store them with their outputs, and write their pages.
 
     python tools/tutorial.py [own_data tutorial]
 
-docs/tutorial_own_data.md is what own_data.ipynb holds, written anew by this tool: text is corrected in the notebook.
+docs/tutorial_own_data.md is generated from projects/Cerberus/own_data.ipynb: edit the notebook, not the page.
 """
 
 import base64
@@ -27,10 +27,10 @@ LANGUAGES = {"": "python", "bash": "bash", "writefile": "yaml"}
 
 
 def execute(folder: str | Path, name: str = "tutorial", timeout: int = 1800) -> nbformat.NotebookNode:
-    """The notebook after its run in a folder; the first cell that fails ends it.
+    """Run a notebook in a folder and return it with its outputs; the first failing cell raises an error.
 
     Args:
-        name: of `NOTEBOOKS`.   timeout: seconds of the longest cell.
+        name: key of `NOTEBOOKS`.   timeout: limit of each cell in seconds.
     """
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     searched = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -40,7 +40,7 @@ def execute(folder: str | Path, name: str = "tutorial", timeout: int = 1800) -> 
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without what differs from machine to machine: bars, warnings and the host's log, versions, names of cells."""
+    """Remove content that differs by machine: progress bars, warnings, FastReID's log, versions, names of cells."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
                          "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells, start=1):
@@ -51,7 +51,7 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _joined(outputs) -> list:
-    """What was printed in one piece; of figures the picture alone."""
+    """Join consecutive printed outputs; of plots keep the image only."""
     kept = []
     for output in outputs:
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
@@ -67,10 +67,10 @@ def _joined(outputs) -> list:
 
 
 def page_of(name: str, notebook: nbformat.NotebookNode) -> dict[Path, bytes]:
-    """The files of a notebook's page: Markdown, and the pictures of its figures in a folder beside it."""
+    """The files of a notebook's page: Markdown, and its plots in a folder next to it."""
     page = PAGES[name]
     files: dict[Path, bytes] = {}
-    parts = [f"<!-- Written by tools/tutorial.py from {NOTEBOOKS[name].relative_to(ROOT)}: correct it there. -->"]
+    parts = [f"<!-- Written by tools/tutorial.py from {NOTEBOOKS[name].relative_to(ROOT)}: edit the notebook. -->"]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             parts.append(re.sub(r"\]\((?!https?:)([^)#]+)", lambda link: "](" + _moved(link[1], page), cell.source))
@@ -95,7 +95,7 @@ def _code(source: str) -> str:
 
 
 def _moved(link: str, page: Path) -> str:
-    """A link of a notebook as its page writes it."""
+    """A link of a notebook, relative to its page."""
     return Path(os.path.relpath(PROJECT / link, page.parent)).as_posix()
 
 

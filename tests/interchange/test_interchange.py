@@ -1,4 +1,4 @@
-"""Checkpoints of torchreid, BoxMOT and `reid` as runs, and runs as folders that `reid` loads."""
+"""Import of checkpoints of torchreid, BoxMOT and `reid` as runs, and export of runs as folders of `reid`."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 @torch.no_grad()
 def roughened(module: nn.Module) -> nn.Module:
-    """With statistics that a wrong order or a forgotten layer would show."""
+    """Set random statistics, so that layers in a wrong order or missing layers change the output."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
@@ -44,7 +44,7 @@ def fully_connected(size: int) -> nn.Sequential:
 
 
 def osnet(width: str = "x0_25", ibn: bool = False) -> tuple[nn.Module, nn.Module]:
-    """Maps and head of OSNet, whose names the host has from torchreid."""
+    """Backbone and head of OSNet. FastReID has the names of torchreid."""
     backbone = OSNet([OSBlock] * 3, [2, 2, 2], CHANNELS[width], "BN", IN=ibn)
     return roughened(backbone), fully_connected(CHANNELS[width][-1])
 
@@ -60,7 +60,7 @@ def as_torchreid_saves(tensors: dict, prefix: str = "module.") -> dict:
 
 
 def pixels(paths, size) -> torch.Tensor:
-    """As torchreid and `reid` read them: bilinear, in 0..1, normalised."""
+    """Images as torchreid and `reid` read them: resized bilinearly, scaled to 0..1, normalised."""
     images = [np.asarray(Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
               for path in paths]
     scaled = torch.from_numpy(np.stack(images)).float() / 255
@@ -74,7 +74,7 @@ def expected(backbone: nn.Module, fc: nn.Module, paths, size=(256, 128)) -> torc
 
 @pytest.fixture
 def plain_convolutions():
-    """oneDNN compiles each of OSNet's 188 convolutions for each size of a batch, which takes longer than small maps."""
+    """Disable oneDNN: it compiles each of OSNet's 188 convolutions for each batch size, slow for small maps."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
 
@@ -96,7 +96,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def imported(model, tmp_path_factory):
-    """A run from a checkpoint in torchreid's form; tests look at it only."""
+    """A run imported from a checkpoint of torchreid; read-only."""
     folder = tmp_path_factory.mktemp("imported")
     torch.save(as_torchreid_saves(tensors_of(*model)), folder / "osnet.pth.tar")
     cli.main(["import", str(folder / "osnet.pth.tar"), "--out", str(folder / "run")])
@@ -105,17 +105,17 @@ def imported(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(imported, tmp_path_factory):
-    """The run as `reid` has it; tests that change it copy it."""
+    """The run exported for `reid`; tests copy it before they change it."""
     path = tmp_path_factory.mktemp("exported") / "reid"
     cli.main(["export", "--run", str(imported), "--format", "reid", "--output", str(path)])
     return path
 
 
-def with_pictures(folder, target, **pictures):
-    """A copy of `reid`'s folder that reads pictures otherwise."""
+def with_preprocessing(folder, target, **options):
+    """A copy of a folder of `reid` with other preprocessing options."""
     shutil.copytree(folder, target)
     record = json.loads((target / "reid_config.json").read_text())
-    record["preprocessing"] |= pictures
+    record["preprocessing"] |= options
     (target / "reid_config.json").write_text(json.dumps(record))
     return target
 
@@ -128,19 +128,19 @@ def refusal(*arguments) -> str:
 
 @pytest.fixture(scope="module")
 def small(folder, tmp_path_factory):
-    """The same run on 64x32 pictures."""
+    """The same run for images of 64x32."""
     path = tmp_path_factory.mktemp("small")
-    given = with_pictures(folder, path / "reid", input_size=[64, 32])
+    given = with_preprocessing(folder, path / "reid", input_size=[64, 32])
     cli.main(["import", str(given), "--out", str(path / "run")])
     return path / "run"
 
 
-def test_a_checkpoint_of_torchreid_is_a_run_with_its_embeddings(imported, small, model, paths, plain_convolutions):
+def test_an_imported_checkpoint_of_torchreid_has_the_same_embeddings(imported, small, model, paths, plain_convolutions):
     cfg = CerberusPredictor(imported).cfg
     assert (cfg.INPUT.SIZE_TEST, cfg.INPUT.INTERPOLATION) == ([256, 128], "bilinear")
     embeddings = CerberusPredictor(small).embed(paths)
     torch.testing.assert_close(embeddings, expected(*model, paths, (64, 32)), rtol=1e-5, atol=1e-6)
-    assert (embeddings == 0).any(), "the ReLU is part of the model"
+    assert (embeddings == 0).any(), "the ReLU must be part of the model"
 
 
 def test_the_run_indexes_searches_and_is_evaluated(small, crops, paths, tmp_path, capsys, plain_convolutions):
@@ -153,13 +153,13 @@ def test_the_run_indexes_searches_and_is_evaluated(small, crops, paths, tmp_path
     assert 0 < found["figures"]["reID mAP"] <= 100
 
 
-def test_a_run_goes_to_reids_folder_and_comes_back_the_same(folder, imported, model, tmp_path):
+def test_a_run_is_the_same_after_export_to_reid_and_import(folder, imported, model, tmp_path):
     record = json.loads((folder / "reid_config.json").read_text())
-    pictures = record["preprocessing"]
-    assert (record["architecture"], pictures["input_size"]) == ("osnet_x0_25", [256, 128])
-    assert (pictures["interpolation"], pictures["resize_mode"]) == ("bilinear", "stretch")
-    torch.testing.assert_close(torch.tensor(pictures["mean"]), MEAN)
-    torch.testing.assert_close(torch.tensor(pictures["std"]), STD)
+    preprocessing = record["preprocessing"]
+    assert (record["architecture"], preprocessing["input_size"]) == ("osnet_x0_25", [256, 128])
+    assert (preprocessing["interpolation"], preprocessing["resize_mode"]) == ("bilinear", "stretch")
+    torch.testing.assert_close(torch.tensor(preprocessing["mean"]), MEAN)
+    torch.testing.assert_close(torch.tensor(preprocessing["std"]), STD)
     written, held = load_file(folder / "weights.safetensors"), tensors_of(*model)
     assert {name: value.shape for name, value in written.items()} == {name: held[name].shape for name in held}
     assert all(torch.equal(written[name], held[name]) for name in held)
@@ -170,8 +170,8 @@ def test_a_run_goes_to_reids_folder_and_comes_back_the_same(folder, imported, mo
     assert all(torch.equal(value, state[name]) for name, value in first.model.state_dict().items())
 
 
-def test_a_folder_of_reid_says_how_pictures_are_read(folder, tmp_path):
-    given = with_pictures(folder, tmp_path / "reid", input_size=[128, 64], interpolation="bicubic", mean=[0.5] * 3,
+def test_the_preprocessing_of_a_reid_folder_is_imported(folder, tmp_path):
+    given = with_preprocessing(folder, tmp_path / "reid", input_size=[128, 64], interpolation="bicubic", mean=[0.5] * 3,
                           std=[0.25] * 3)
     cli.main(["import", str(given), "--out", str(tmp_path / "run")])
     cfg = CerberusPredictor(tmp_path / "run").cfg
@@ -185,8 +185,8 @@ def test_a_folder_of_reid_says_how_pictures_are_read(folder, tmp_path):
     ({"preprocessing": {"interpolation": "nearest"}}, ("nearest", "bilinear")),
     ({"preprocessing": {"input_size": [256, -1]}}, ("[256, -1]", "2 positive numbers")),
 ])
-def test_a_folder_of_reid_that_cannot_be_repeated_is_refused(folder, changed, words, tmp_path):
-    given = with_pictures(folder, tmp_path / "reid")
+def test_a_reid_folder_with_unsupported_options_is_rejected(folder, changed, words, tmp_path):
+    given = with_preprocessing(folder, tmp_path / "reid")
     record = json.loads((given / "reid_config.json").read_text())
     (given / "reid_config.json").write_text(json.dumps(record | changed))
     said = refusal("import", given, "--out", tmp_path / "run")
@@ -200,7 +200,7 @@ def test_a_folder_of_reid_that_cannot_be_repeated_is_refused(folder, changed, wo
     (lambda held: held.update({"fc.1.weight": torch.ones(256)}), ("'fc.1.weight' is 256, expected 512",)),
     (lambda held: held.pop("conv1.conv.weight"), ("of no model", "resnet50_fc512", "config.yaml")),
 ])
-def test_another_model_is_refused_with_what_is_expected(model, change, words, tmp_path):
+def test_another_model_is_rejected_with_the_expected_tensors(model, change, words, tmp_path):
     held = tensors_of(*model)
     change(held)
     save_file(held, tmp_path / "weights.safetensors")
@@ -213,7 +213,7 @@ def test_a_run_is_not_written_over(imported):
     assert "holds a run already" in refusal("import", imported.parent / "osnet.pth.tar", "--out", imported)
 
 
-def test_a_model_that_reid_cannot_build_is_refused_with_a_remedy(run, imported, tmp_path):
+def test_a_model_that_reid_cannot_build_is_rejected_with_a_remedy(run, imported, tmp_path):
     said = refusal("export", "--run", run.cfg.OUTPUT_DIR, "--format", "reid", "--output", tmp_path / "reid")
     assert all(word in said for word in ("META_ARCHITECTURE Cerberus, expected Baseline", "osnet_x1_0", "--images"))
     cut = shutil.copytree(imported, tmp_path / "cut")
@@ -238,7 +238,7 @@ def test_the_head_of_torchreid_learns():
 
 
 @pytest.mark.slow
-def test_an_imported_run_is_exported_to_onnx_and_resizes_bilinearly_there(small, crops, paths, tmp_path):
+def test_an_imported_run_is_exported_to_onnx_with_bilinear_resizing(small, crops, paths, tmp_path):
     cli.main(["export", "--run", str(small), "--images", str(crops), "--output", str(tmp_path / "osnet.onnx")])
     encoder = ExportedEncoder(tmp_path / "osnet.onnx", providers=["CPUExecutionProvider"])
     assert encoder.interpolation == "bilinear"
@@ -266,7 +266,7 @@ def test_the_head_of_torchreid_needs_a_size():
                  "MODEL.HEADS.EMBEDDING_DIM", 0)
 
 
-def test_every_name_returns_from_the_host():
+def test_names_converted_to_fastreid_and_back_are_unchanged():
     for architecture in ARCHITECTURES:
         for name in architecture.marks:
             assert architecture.from_host(architecture.to_host(name)) == name
@@ -274,7 +274,7 @@ def test_every_name_returns_from_the_host():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, last_stride", [("resnet50", 2), ("resnet50_fc512", 1)])
-def test_torchreids_resnet_is_torchvisions_with_its_stride_and_head(name, last_stride, paths, tmp_path):
+def test_the_resnet_of_torchreid_is_that_of_torchvision_with_its_stride_and_head(name, last_stride, paths, tmp_path):
     from torchvision.models import resnet50
 
     model = resnet50()
@@ -290,7 +290,7 @@ def test_torchreids_resnet_is_torchvisions_with_its_stride_and_head(name, last_s
 
 
 @pytest.mark.slow
-def test_osnet_with_instance_normalisation_is_told_from_that_without(paths, tmp_path):
+def test_osnet_with_instance_normalisation_is_recognised(paths, tmp_path):
     model = osnet("x1_0", ibn=True)
     torch.save(tensors_of(*model), tmp_path / "model.pt")
     cli.main(["import", str(tmp_path / "model.pt"), "--out", str(tmp_path / "run")])
@@ -299,7 +299,7 @@ def test_osnet_with_instance_normalisation_is_told_from_that_without(paths, tmp_
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_fastreid_alone_is_read_with_its_own_normalisation(paths, tmp_path):
+def test_a_checkpoint_of_plain_fastreid_is_read_with_its_own_normalisation(paths, tmp_path):
     cfg = get_cfg()
     add_cerberus_config(cfg)
     architecture = next(each for each in ARCHITECTURES if each.name == "FastReID's sbs_S50")
@@ -318,7 +318,7 @@ def test_a_checkpoint_of_fastreid_alone_is_read_with_its_own_normalisation(paths
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_REID)
-def test_the_package_reid_computes_what_the_run_does(name, paths, tmp_path):
+def test_the_package_reid_has_the_same_embeddings(name, paths, tmp_path):
     reid = pytest.importorskip("reid", reason="the package reid is not installed")
     theirs = reid.ReIDModel.from_pretrained(architecture=name, device="cpu")
     roughened(theirs._backbone)
@@ -334,12 +334,12 @@ def test_the_package_reid_computes_what_the_run_does(name, paths, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_package_reid_takes_a_run_of_cerberus_as_a_module(run, paths):
+def test_the_package_reid_accepts_a_run_of_cerberus_as_a_module(run, paths):
     reid = pytest.importorskip("reid", reason="the package reid is not installed")
     predictor = CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu")
-    pictures = reid.ReIDPreprocessing(input_size=tuple(predictor.cfg.INPUT.SIZE_TEST), mean=(0, 0, 0),
-                                      std=(1 / 255,) * 3, interpolation=predictor.cfg.INPUT.INTERPOLATION)
+    preprocessing = reid.ReIDPreprocessing(input_size=tuple(predictor.cfg.INPUT.SIZE_TEST), mean=(0, 0, 0),
+                                           std=(1 / 255,) * 3, interpolation=predictor.cfg.INPUT.INTERPOLATION)
     encoder = TorchEncoder(predictor)
-    theirs = reid.ReIDModel.from_pretrained(architecture=encoder.embedder, preprocessing=pictures, device="cpu")
+    theirs = reid.ReIDModel.from_pretrained(architecture=encoder.embedder, preprocessing=preprocessing, device="cpu")
     wanted = encoder.encode([Image.open(path) for path in paths])
     np.testing.assert_allclose(theirs.extract_embeddings_from_paths(paths), wanted, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a file holds, whose it is, and how tensors of another size come into a model."""
+"""Contents of weight files: wrappers, sources, and tensors of another size than the model's."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ ONE = torch.ones(1)
     ({"model": {"module.encoder.a": ONE}}, ("model",), ""),
     ({"model_state": {"a": ONE}, "epoch": 3}, ("model_state",), ""),
     ({"_orig_mod.a": ONE}, (), "")])
-def test_outer_keys_and_prefixes_are_taken_off(content, outer, prefix):
+def test_outer_keys_and_prefixes_are_removed(content, outer, prefix):
     contents = unwrap(content)
     assert set(contents.tensors) - {"b"} == {"a"} and (contents.outer, contents.prefix) == (outer, prefix)
 
@@ -57,12 +57,12 @@ def test_a_file_is_recognised_by_its_names(names, outer, file_name, name):
 
 @pytest.mark.parametrize("tokens, outer, name", [(197, "", "imagenet"), (129, "", "person_vit"),
                                                  (197, "teacher", "person_vit")])
-def test_a_transformer_whose_patches_are_no_square_is_of_people(tokens, outer, name):
+def test_a_transformer_with_non_square_positions_has_person_weights(tokens, outer, name):
     tensors = {"blocks.0.attn.qkv.weight": ONE, "pos_embed": torch.zeros(1, tokens, 4)}
     assert recognise(unwrap({outer: tensors} if outer else tensors)).name == name
 
 
-def test_the_page_of_the_docs_has_every_source():
+def test_the_documentation_lists_every_source():
     page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
     assert [source.name for source in SOURCES if f"`{source.name}`" not in page] == []
 
@@ -75,33 +75,33 @@ def test_a_source_can_be_named_and_another_name_is_refused():
 
 
 def positions(rows: int, columns: int, before: int = 1) -> torch.Tensor:
-    """Each patch knows its row and column in 0..1, corners included; tokens before them are -1."""
+    """Positions (1, before + rows * columns, 2): row and column of each patch in 0..1; -1 for tokens before them."""
     row, column = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
     patches = torch.stack([row, column], -1).flatten(0, 1)
     return torch.cat([torch.full((before, 2), -1.0), patches]).unsqueeze(0)
 
 
-def test_positions_of_a_square_become_those_of_a_person_without_mixing_rows_and_columns():
+def test_square_positions_are_resized_to_a_person_crop_without_mixing_rows_and_columns():
     found = resized_positions(positions(14, 14), 1 + 16 * 8, (16, 8), 1)[0]
     assert found[0].tolist() == [-1, -1] and found.shape == (129, 2)
     rows, columns = found[1:].unflatten(0, (16, 8)).unbind(-1)
     assert torch.allclose(rows, rows[:, :1].expand(16, 8), atol=1e-5)  # the row does not depend on the column
     assert torch.allclose(columns, columns[:1].expand(16, 8), atol=1e-5)
     assert (rows[1:, 0] > rows[:-1, 0]).all() and (columns[0, 1:] > columns[0, :-1]).all()
-    middle = (torch.arange(1, 15) + 0.5) / 16 * 14 / 13 - 0.5 / 13  # of a pixel between its two neighbours
+    middle = (torch.arange(1, 15) + 0.5) / 16 * 14 / 13 - 0.5 / 13  # linear interpolation between two patches
     assert torch.allclose(rows[1:-1, 0], middle, atol=0.01)
 
 
-def test_positions_of_a_person_are_read_two_to_one_and_other_proportions_are_left():
+def test_positions_of_a_person_crop_have_aspect_ratio_two_and_others_are_not_resized():
     person = positions(16, 8)
     assert torch.equal(resized_positions(person, 129, (16, 8), 2), person)
     found = resized_positions(person, 193, (24, 8), 2)[0, 1:].unflatten(0, (24, 8))
-    assert torch.allclose(found[0, :, 1], torch.linspace(0, 1, 8), atol=1e-5)  # columns stay
+    assert torch.allclose(found[0, :, 1], torch.linspace(0, 1, 8), atol=1e-5)  # columns are unchanged
     other = positions(24, 8)
     assert resized_positions(other, 129, (16, 8), 2) is other
 
 
-def test_positions_as_timm_resizes_them_from_a_square_to_a_square():
+def test_square_positions_are_resized_as_in_timm():
     from timm.layers import resample_abs_pos_embed
 
     square = torch.randn(1, 197, 4, generator=torch.Generator().manual_seed(0))
@@ -109,26 +109,26 @@ def test_positions_as_timm_resizes_them_from_a_square_to_a_square():
 
 
 @pytest.mark.parametrize("before, tokens", [(2, 1), (1, 2)])
-def test_a_distillation_token_goes_and_further_tokens_begin_at_zero(before, tokens):
+def test_a_distillation_token_is_removed_and_additional_tokens_are_zero(before, tokens):
     found = resized_positions(positions(4, 4, before), tokens + 4, (2, 2), 1)[0]
     assert found[0].tolist() == [-1, -1] and found.shape == (tokens + 4, 2)
     assert tokens == 1 or found[1].tolist() == [0, 0]
 
 
-def test_the_account_tells_what_fits_and_what_does_not_and_why():
+def test_the_report_lists_matched_and_unmatched_tensors_with_reasons():
     model = nn.ModuleDict({"conv1": nn.Conv2d(1, 2, 1), "bn1": nn.BatchNorm2d(2), "fc": nn.Linear(2, 3),
                            "NL_2": nn.ModuleList([nn.Linear(1, 1)])})
     file = {"conv1.weight": torch.full((2, 1, 1, 1), 7.0), "conv1.bias": torch.zeros(3), "bn1.weight": torch.ones(2),
             "bn1.num_batches_tracked": torch.tensor(5), "head.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
     result = fit(model, file)
     assert model["conv1"].weight.flatten().tolist() == [7, 7]
-    assert (len(result.matched), result.total, result.share) == (2, 8, 0.25)  # non-local blocks are in no file
+    assert (len(result.matched), result.total, result.share) == (2, 8, 0.25)  # published files have no non-local blocks
     assert result.account() == ("2 of 8 tensors matched; absent in the file: bn1 (3), fc (2); of another shape: "
                                 "conv1.bias 3, in the model 2; new, in no such file: NL_2.0 (2); not in the model: "
                                 "head (2)")
 
 
-def test_half_precision_fills_a_model_of_full_precision():
+def test_weights_in_half_precision_are_loaded_into_a_float32_model():
     model = nn.Linear(1, 1)
     fit(model, {"weight": torch.full((1, 1), 0.1).half(), "bias": torch.zeros(1).half()})
     assert model.weight.dtype == torch.float32 and model.weight.item() == pytest.approx(0.1, abs=1e-4)

