@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from ..utils.commands import add_blur_faces
+
 DESCRIPTION = """Looks for labels that are probably wrong, and for people who are mixed up: two people who are one, one
 who is two, pictures that lie with another person, copies under two people. People are put into folds, and each fold is
 looked at by a model that was trained on the others, in a short training. The result begins with what these models know,
@@ -38,6 +40,7 @@ def add(jobs) -> None:
     audit.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
     audit.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
     audit.add_argument("--epochs", type=int, default=0, help="of each training (default: by the number of pictures)")
+    add_blur_faces(audit)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cerberus_plugin
 
-from ..utils.commands import printable, printable_lines
+from ..utils.commands import add_blur_faces, printable, printable_lines
 
 DESCRIPTION = """Checks a folder of own data, chooses a configuration by the data and the hardware, says what it chose
 and why, trains, evaluates, calibrates probabilities where there are enough people, and writes
@@ -46,6 +46,7 @@ def add(jobs) -> None:
     train.add_argument("--resume", action="store_true", help="go on with the run in RUN as it was begun")
     train.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression, as for cerberus "
                        "check")
+    add_blur_faces(train)
 
 
 def run(args: argparse.Namespace) -> None:
