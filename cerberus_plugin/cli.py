@@ -11,6 +11,7 @@
     cerberus serve gallery --run RUN                          search in a browser
     cerberus recognise --run RUN 0001.jpg                     print the attributes of pictures
     cerberus export --run RUN --images crops                  write model.onnx, which runs without torch
+    cerberus card runs/shop                                   write the model card of a run again
     cerberus import osnet_x1_0_msmt17.pth --out RUN           open a checkpoint of torchreid, BoxMOT or reid as a run
 
 `cerberus WORD --help` describes each. index, search, serve and recognise take --model model.onnx in place of --run.
@@ -26,11 +27,11 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import audit, check, convert, evaluate, export, import_run, index, recognise, search, serve, train
-from .utils.commands import printable, run_command
+from .commands import audit, card, check, convert, evaluate, export, import_run, index, recognise, search, serve, train
+from .utils.commands import faces_blurred, printable, run_command
 
 # In the order of `cerberus --help`.
-COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export, import_run)
+COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export, card, import_run)
 REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another one",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a disk that can be written",
@@ -39,9 +40,14 @@ REMEDIES = {errno.ENOSPC: "free space on its disk, or give a place on another on
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
-    run_command(lambda: args.job(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
+    run_command(lambda: _run(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
                 lambda error: f"cerberus: {_message(error)}",
                 "\ncerberus: stopped; an index goes on where it was when it is started again, a training with --resume")
+
+
+def _run(args: argparse.Namespace) -> None:
+    with faces_blurred(getattr(args, "blur_faces", False)):
+        args.job(args)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from torchvision.models import ResNet50_Weights
 
 from ..config import configuration
 from ..engine.trainer import CerberusTrainer, read_config, setup
+from ..evaluation import model_card
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
 from ..host import read_pretrained
@@ -171,6 +172,7 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
+        model_card.write(folder)  # once more: it tells whether the run is calibrated
 
 
 def _arguments(file: str, options: list[str]) -> argparse.Namespace:
