@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
 SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # those that have a length
 
-HEAD = 0.45  # upper share of a person crop that is blurred; it covers 99 % of heads, see tests/utils/test_blur.py
+HEAD = 0.5  # upper share of a person crop that is blurred; it covers 99 % of heads, see tests/utils/test_blur.py
 CELLS = 4  # colours that the blurred part keeps across the width; a head is one to two of them
 
 

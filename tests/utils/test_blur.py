@@ -57,12 +57,16 @@ def chin(number: int, difficulty: float, monkeypatch) -> float | None:
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.6, 1.0])
-def test_at_least_99_percent_of_heads_are_in_the_blurred_part(difficulty, monkeypatch):
-    """Also in loose boxes and of children, whose heads are lower; difficulty moves and scales the boxes."""
-    chins = [share for share in (chin(number, difficulty, monkeypatch) for number in range(400)) if share is not None]
+@pytest.mark.parametrize("loose", [0.0, 0.3])
+def test_at_least_99_percent_of_heads_are_in_the_blurred_part(difficulty, loose, monkeypatch):
+    """Also in loose boxes, with up to 30 % more height above and below, and of children, whose heads are lower."""
+    found = [chin(number, difficulty, monkeypatch) for number in range(400)]
+    chins = np.array([share for share in found if share is not None])
     assert len(chins) == 400
-    assert np.mean(np.array(chins) <= HEAD) >= 0.99
-    assert np.mean(np.array(chins) <= 0.25) < 0.9  # the upper quarter would not do
+    above, below = loose * generator("boxes").random((2, 400))
+    chins = (chins + above) / (1 + above + below)
+    assert np.mean(chins <= HEAD) >= 0.99
+    assert np.mean(chins <= 0.25) < 0.9  # the upper quarter would not do
 
 
 def test_nothing_but_a_few_averages_of_the_head_is_left(noise):
@@ -144,7 +148,7 @@ def is_blurred(pixels: np.ndarray) -> bool:
     steps = np.abs(np.diff(pixels.astype(float), axis=1)).mean(axis=(1, 2))
     edge = int(HEAD * len(steps))
     assert steps[edge + 2:].mean() > 10
-    return steps[:edge - 16].max() < 8  # blocks of a JPEG at the edge have noise of the rest
+    return steps[:edge - 2].max() < 8
 
 
 def decoded(text: str) -> np.ndarray:
