@@ -16,6 +16,7 @@ and why, trains, evaluates, calibrates probabilities where there are enough peop
 
     RUN/report.html     what was chosen, the figures beside their floors, a picture of found people, what to do next
     RUN/results.txt     every table of the evaluation; results.json has its figures
+    RUN/model_card.md   data, metrics by attribute value, limits and intended use
     RUN/config.yaml     every key; RUN/model_final.pth the weights; RUN/log.txt the whole log
 
 The data is described by `cerberus check --help`. The log tells the time left as "eta".
