@@ -10,6 +10,8 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
+import cerberus_plugin
+
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader
@@ -443,8 +445,9 @@ def read_config(args) -> CfgNode:
         merge_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
-        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
-                         "go before KEY value.") from error
+        switches = any(str(option).startswith("--") for option in args.opts)
+        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py"
+                         + ("; give options such as --eval-only before KEY VALUE." if switches else ".")) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
@@ -569,7 +572,7 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
         "manifest": made,
         "by value": {} if by_value is None else dict(by_value),
         "hardware": environment.hardware(cfg.MODEL.DEVICE),
-        "versions": environment.versions(),
+        "versions": {"cerberus_plugin": cerberus_plugin.__version__, **environment.versions()},
     }
     by_name = report.by_dataset(cfg.DATASETS.TESTS, results)
     if any("cloth-changing/mAP" in figures for figures in by_name.values()):

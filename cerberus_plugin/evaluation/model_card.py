@@ -77,7 +77,7 @@ def text(results: Mapping, calibrated: bool = False) -> str:
              "Written from `results.json` by Cerberus; `cerberus card RUN` writes it again. Add what the record cannot "
              "tell: who collected the data, on what legal basis, and who answers questions.",
              "## Model", _model(results), "## Data", _data(made), *_notes_on_data(results),
-             "## Metrics", "In percent. Metrics of the test data below; the best value is 100."]
+             "## Metrics", "In percent, for the test data below."]
     for test, metrics in results["results"].items():
         floor = (results.get("before training") or {}).get(test, {})
         parts += [f"### {_escaped(_base(test))}", *_metrics(metrics, floor)]
@@ -116,7 +116,7 @@ def not_measured(results: Mapping, calibrated: bool) -> list[str]:
     if any(account.get("synthetic") for account in _accounts(made)):
         texts.append("real images: the data is synthetic, so these results say nothing about real people")
     if not calibrated:
-        texts.append("calibrated probabilities: this run is not calibrated, so its probabilities are overconfident")
+        texts.append("the reliability of probabilities: this run is not calibrated")
     if "mAP" not in keys:
         texts.append("re-identification and search by attributes: identities of the test images are not known")
     if not any(key.startswith("PAR/") for key in keys):
@@ -148,7 +148,7 @@ def _model(results: Mapping) -> str:
                          + (f", {seconds / 60:.0f} minutes" if seconds else "") if training else
              "not part of this record, which is of an evaluation alone"),
             ("configuration", f"SHA-256 {_short(made.get('config sha256'))}; config.yaml has every key"),
-            ("hardware", ", ".join(str(value) for value in hardware.values() if value)),
+            ("hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value)),
             ("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value))]
     return _table(("", ""), rows)
 

@@ -114,7 +114,7 @@ def test_the_command_writes_the_card_again_and_tells_of_the_calibration(run, res
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration/calibration.json").write_text("{}")
     cli.main(["card", str(tmp_path)])
-    assert "this run is not calibrated" not in (tmp_path / model_card.CARD).read_text()
+    assert "is not calibrated" not in (tmp_path / model_card.CARD).read_text()
     with pytest.raises(SystemExit, match="results.json: not found"):
         cli.main(["card", str(tmp_path / "calibration")])
 

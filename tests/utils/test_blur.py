@@ -193,7 +193,7 @@ def test_a_search_writes_a_page_with_blurred_heads(run, noise, tmp_path):
     pages = {}
     for options in ((), ("--blur-faces",)):
         path = tmp_path / f"page{len(options)}.html"
-        cli.main(["search", index, "--picture", str(noise), "--run", run.cfg.OUTPUT_DIR, "--html", str(path), *options])
+        cli.main(["search", index, "--image", str(noise), "--run", run.cfg.OUTPUT_DIR, "--html", str(path), *options])
         images = re.findall(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", path.read_text())
         pages[options] = [is_blurred(decoded(image)) for image in images], re.findall(r"\d\.\d{3}", path.read_text())
     assert pages[()][0] == [False, False] and pages[("--blur-faces",)][0] == [True, True]  # the query and the hit

@@ -77,7 +77,7 @@ class TestedModel:
 
     def seen(self, paths: Sequence[str]) -> np.ndarray:
         """The pixels of images at the model's input size, to be shown: uint8 (len(paths), H, W, 3)."""
-        pixels = self.predictor.images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
         return np.stack([np.asarray(for_display(Image.fromarray(own))) for own in pixels])
 
     def first_images(self, indices: Iterable[int]) -> list[int]:
