@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import functools
 import io
 import re
 from math import pi
@@ -10,8 +11,7 @@ from pathlib import Path
 from cerberus_plugin import cli
 from cerberus_plugin.audit import page as audit_page
 from cerberus_plugin.experiments.figures import __main__ as figures
-from cerberus_plugin.experiments.figures import rank_list
-from cerberus_plugin.experiments.figures.exhibit import TestedModel
+from cerberus_plugin.experiments.figures import exhibit, rank_list
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
 from cerberus_plugin.synthetic.figure import Pen, _Figure
 from cerberus_plugin.synthetic.people import generator, make_person, sample_people
@@ -39,9 +39,14 @@ def noise(tmp_path) -> Path:
     return path
 
 
+@functools.cache
+def people() -> list:
+    return sample_people(400, 0, "heads")
+
+
 def chin(number: int, difficulty: float, monkeypatch) -> float | None:
     """Where the head of a synthetic person ends, as a share of the image's height; None outside of the image."""
-    labels = sample_people(400, 0, "heads")[number]
+    labels = people()[number]
     rng = generator("heads", number)
     camera = make_camera(1 + number % NUM_CAMERAS, 0, difficulty)
     view = sample_view(camera, rng, rng.random() * 2 * pi, rng.random())
@@ -177,7 +182,7 @@ def test_figures_show_blurred_pixels_and_the_model_gets_the_image(run, noise):
     from cerberus_plugin import CerberusPredictor
 
     predictor = CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu")
-    tested = TestedModel(predictor, "Market1501Attributes")
+    tested = exhibit.TestedModel(predictor, "Market1501Attributes")
     plain, embedding = tested.seen([str(noise)]), predictor.embed([str(noise)])
     with faces_blurred():
         blurred = tested.seen([str(noise)])
