@@ -64,7 +64,7 @@ def test_weights_of_people_fill_a_model_of_timm_whole(tmp_path, log, form):
 def test_an_option_that_a_model_has_not_is_refused(key, value, name):
     cfg = config("resnet18", [64, 32])
     cfg.MODEL.BACKBONE[key] = value
-    with pytest.raises(ValueError, match=f"'resnet18', which has no {name}: set"):
+    with pytest.raises(ValueError, match=f"'resnet18', which does not support {name}: set"):
         build_backbone(cfg)
 
 
