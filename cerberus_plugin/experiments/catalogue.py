@@ -27,7 +27,7 @@ SEM, REG, ALIGN, SOFTMAX, PRIOR, AGREEMENT = (f"MODEL.CERBERUS.{key}" for key in
     "LAMBDA_SEM", "LAMBDA_REG", "ALIGN", "SOFTMAX", "SOFTMAX_PRIOR", "AGREEMENT"))
 LEFT_OUT = (0, 2, 4, 8)
 RARE = 0.05  # of the training people; some semantic IDs are carried by half of them
-SIGMA_MULTIPLES = (1.0, 1.2, 1.5)  # of the median norm of an image's own map
+SIGMA_MULTIPLES = (1.0, 1.05, 1.2)  # of the median norm of an image's own map
 VIT_BLOCKS = 12  # of ViT-tiny, small and base
 CERBERUS, PLUS = "Cerberus", "cerberus_plus"  # PLUS: also what its configuration files begin with
 BY_PROBABILITY = "Cerberus, by probability"

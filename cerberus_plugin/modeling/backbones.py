@@ -152,7 +152,7 @@ def split_chain(backbone: nn.Module, options, cut: str) -> Split:
 
     Cerberus splits after the first block whose feature map has at most a sixteenth of the image's height. For CSSC the
     branch is the last run of blocks with the same number of channels, such as the three blocks of 160 channels of
-    MobileNetV2; later layers that increase the number of channels belong to the last block.
+    MobileNetV2. Later layers that increase the number of channels are in the last block, which CSSC shares.
     """
     return _split_steps(chain_of(backbone, SIZE), SIZE[0], options, cut)
 

@@ -71,7 +71,7 @@ def test_alignment_is_compared_without_with_a_constant_and_with_the_maps_own_nor
     read = reader(STUDIES["alignment"], CONFIGS / "cerberus_osnet.yml", ["MODEL.DEVICE", "cpu"])
     nodes = [read(variant, 0).MODEL.CERBERUS for variant in STUDIES["alignment"].trained]
     assert [(node.ALIGN, node.SIGMA, node.SIGMA_QUANTILE) for node in nodes[1:]] == [
-        (True, 5.0, 0.0), (True, 1.0, 0.5), (True, 1.2, 0.5), (True, 1.5, 0.5)]
+        (True, 5.0, 0.0), (True, 1.0, 0.5), (True, 1.05, 0.5), (True, 1.2, 0.5)]
     assert not nodes[0].ALIGN
 
 
