@@ -22,7 +22,7 @@ CUTS = ("conv4_2", "conv5_1")
 
 SIZE = (128, 64)  # H, W of the image that is traced through networks which accept any size
 SHARED_BLOCKS = 2 / 3  # Cerberus: share of a vision transformer's blocks in the trunk
-LAST_BLOCKS = 3  # CSSC: number of a vision transformer's blocks in the branch, as in the last stage of ResNet-50
+LAST_BLOCKS = 3  # CSSC: number of a vision transformer's blocks after the split, as in ResNet-50's last stage
 
 
 class Split(NamedTuple):
@@ -176,19 +176,19 @@ def split_timm(backbone: TimmBackbone, options, cut: str) -> Split:
     if backbone.grid:
         return _split_tokens(backbone.timm_model, TimmTrunk, backbone.grid, options, cut)
     steps = [step._replace(name=step.name.removeprefix("timm_model.")) for step in chain_of(backbone, backbone.size)]
-    return _split_steps(steps, backbone.size[0], options, cut, backbone.channels_last)
+    return _split_steps(steps, backbone.size[0], options, cut, backbone.nhwc)
 
 
-def _split_steps(steps: list[Step], height: int, options, cut: str, channels_last: bool = False) -> Split:
+def _split_steps(steps: list[Step], height: int, options, cut: str, nhwc: bool = False) -> Split:
     """Split a chain of modules.
 
     Args:
         height: pixels, of the image that was traced.
-        channels_last: feature maps within the chain have the shape (B, h, w, C).
+        nhwc: whether feature maps within the chain have the shape (B, h, w, C).
     """
     names, channels = [step.name for step in steps], steps[-1].shape[1]
-    rows, depth = (1, 3) if channels_last else (2, 1)
-    to_map, from_map = ([Permute([0, 3, 1, 2])], [Permute([0, 2, 3, 1])]) if channels_last else ([], [])
+    rows, depth = (1, 3) if nhwc else (2, 1)
+    to_map, from_map = ([Permute([0, 3, 1, 2])], [Permute([0, 2, 3, 1])]) if nhwc else ([], [])
     if cut == "conv4_2":
         small = next((i for i, step in enumerate(steps) if 16 * step.shape[rows] <= height), len(steps) // 2)
         place = place_of(names, options, min(small + 1, len(steps) - 1))

@@ -35,8 +35,8 @@ class TimmBackbone(nn.Module):
         self.timm_model = timm_model
         self.size = size
         self.grid: Grid | None = None
-        self.channels_last = getattr(timm_model, "output_fmt", "NCHW") == "NHWC"
-        self.to_map: nn.Module = Permute([0, 3, 1, 2]) if self.channels_last else nn.Identity()
+        self.nhwc = getattr(timm_model, "output_fmt", "NCHW") == "NHWC"
+        self.to_map: nn.Module = Permute([0, 3, 1, 2]) if self.nhwc else nn.Identity()
         if isinstance(timm_model, VisionTransformer):
             self.grid = Grid(*timm_model.patch_embed.grid_size, timm_model.num_prefix_tokens,
                              timm_model.has_class_token)

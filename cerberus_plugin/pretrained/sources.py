@@ -59,7 +59,7 @@ AGREEMENT = "available under a signed agreement"
 RESNET, VIT, SWIN = "layer4.0.conv1.weight", "blocks.0.attn.qkv.weight", "layers.0.blocks.0.attn.qkv.weight"
 
 
-def _of_people(contents: Contents) -> bool:
+def _is_person_vit(contents: Contents) -> bool:
     """Whether a file is a transformer pretrained on person images, which have a grid of patches that is not square.
 
     Every published pretraining on person images uses 256 x 128 pixels.
@@ -70,36 +70,36 @@ def _of_people(contents: Contents) -> bool:
     return "teacher" in contents.outer or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1
 
 
-def _of_luperson(contents: Contents) -> bool:
+def _is_luperson(contents: Contents) -> bool:
     """Whether a file is LUPerson's ResNet: the names of any ResNet without classifier, so the file name decides."""
     return contents.has(RESNET) and "fc.weight" not in contents.tensors and contents.file_name.startswith("lup")
 
 
 SOURCES = (
-    Source("solider", "SOLIDER's Swin", lambda held: held.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
+    Source("solider", "SOLIDER's Swin", lambda file: file.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
            needs={"SEMANTIC_WEIGHT": 0.2}, sizes=(TALL,), terms=OF_LUPERSON),
-    Source("clip_vit", "CLIP's transformer", lambda held: held.has("class_embedding", "positional_embedding"),
+    Source("clip_vit", "CLIP's transformer", lambda file: file.has("class_embedding", "positional_embedding"),
            names.clip_vit, (CLIP, HALF)),
-    Source("clip_resnet", "CLIP's ResNet", lambda held: held.has(RESNET, "conv3.weight"), names.clip_resnet,
+    Source("clip_resnet", "CLIP's ResNet", lambda file: file.has(RESNET, "conv3.weight"), names.clip_resnet,
            (CLIP, HALF)),
-    Source("pass", "PASS, with three part tokens", lambda held: held.has("part_token1"), names.with_part_tokens,
+    Source("pass", "PASS, with three part tokens", lambda file: file.has("part_token1"), names.with_part_tokens,
            (HALF,), rows_per_column=2, needs={"EXTRA_TOKENS": 3}, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("ics_vit", "TransReID-SSL's or CION's transformer with a convolution stem",
-           lambda held: held.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
+           lambda file: file.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
            needs={"CONV_STEM": True}, sizes=(USUAL, TALL), terms=f"{OF_LUPERSON}; CION's {AGREEMENT}"),
-    Source("cion", "CION's ResNet", lambda held: "teacher" in held.outer and held.has(RESNET),
+    Source("cion", "CION's ResNet", lambda file: "teacher" in file.outer and file.has(RESNET),
            normalisations=(IMAGENET, HALF), sizes=(TALL, USUAL), terms=AGREEMENT),
-    Source("cion_swin", "CION's Swin", lambda held: held.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
+    Source("cion_swin", "CION's Swin", lambda file: file.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
            sizes=(USUAL,), terms=AGREEMENT),
-    Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _of_people,
+    Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _is_person_vit,
            normalisations=(HALF,), rows_per_column=2, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("fastreid", "a checkpoint of FastReID",
-           lambda held: held.prefix == "backbone." and any(name.startswith("heads.") for name in held.beside),
+           lambda file: file.prefix == "backbone." and any(name.startswith("heads.") for name in file.beside),
            stem="ceil"),
-    Source("torchreid", "torchreid's OSNet", lambda held: held.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
-    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _of_luperson, normalisations=(LUPERSON,),
+    Source("torchreid", "torchreid's OSNet", lambda file: file.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
+    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _is_luperson, normalisations=(LUPERSON,),
            sizes=(TALL, USUAL), terms="for research only"),
-    Source("imagenet", "torchvision's, timm's or other plain names", lambda held: True, names.imagenet),
+    Source("imagenet", "torchvision's, timm's or other plain names", lambda file: True, names.imagenet),
 )
 
 
