@@ -47,7 +47,12 @@ class Architecture:
         return all(name in tensors and tuple(tensors[name].shape) == shape for name, shape in self.marks.items())
 
     def to_host(self, name: str) -> str:
-        """Convert a tensor's name to FastReID's; a name that matches no prefix is returned unchanged."""
+        """Convert a tensor's name to FastReID's; a name that matches no prefix is returned unchanged.
+
+        Examples:
+            >>> IN_REID["osnet_x1_0"].to_host("fc.0.weight")
+            'heads.bottleneck.0.weight'
+        """
         return _replaced(name, self.prefixes)
 
     def from_host(self, name: str) -> str:

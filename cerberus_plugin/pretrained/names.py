@@ -58,7 +58,12 @@ def renamed(tensors: Tensors, rules: Rules) -> dict[str, Tensor]:
 
 
 def merging_of_next_stage(tensors: Tensors) -> dict[str, Tensor]:
-    """Rename the patch mergings of Swin: other code has them at the end of a stage, timm at the start of the next."""
+    """Rename the patch mergings of Swin: other code has them at the end of a stage, timm at the start of the next.
+
+    Examples:
+        >>> list(merging_of_next_stage({"layers.0.downsample.norm.weight": torch.ones(1)}))
+        ['layers.1.downsample.norm.weight']
+    """
     def later(found: re.Match) -> str:
         return f"layers.{int(found[1]) + 1}.downsample."
 

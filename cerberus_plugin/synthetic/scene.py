@@ -128,6 +128,10 @@ def loosen(view: View, above: float, below: float) -> View:
 
     Args:
         above, below: heights that the box gains, as shares of its height before.
+
+    Examples:
+        >>> loosen(View(size=0.8), above=0.5, below=0.5).size
+        0.4
     """
     scale = 1 + above + below
     size = view.size / scale
