@@ -246,7 +246,7 @@ def page(accuracy: Mapping | None, speed: Mapping | None, stable: Mapping | None
     parts = []
     if accuracy:
         seeds = sorted({run["seed"] for row in accuracy["variants"] for run in row["runs"]})
-        parts += [f"Accuracy in percent, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; mean ± standard deviation of several.",
+        parts += [f"Accuracy in percent, seeds: {', '.join(map(str, seeds))}; mean ± standard deviation of several.",
                   accuracy_table(accuracy)]
         parts += ["\n".join(f"- {claim}" for claim in accuracy["claims"].get(TEST, []))]
     if stable:

@@ -124,7 +124,7 @@ def test_the_tables_of_light_models_have_what_has_been_measured():
     accuracy = {"variants": [row | {"runs": [run(1, 20.0), run(2, 22.0)]}, row | {"name": "later", "runs": []}],
                 "claims": {"Market1501": ["2 seeds: too few seeds to claim an order (3 are needed)"]}}
     text = page(accuracy, None, None, 264)
-    assert "seeds 1, 2" in text and "later" not in text and "too few seeds" in text
+    assert "seeds: 1, 2" in text and "later" not in text and "too few seeds" in text
     assert [cell.strip() for cell in text.splitlines()[4].split("|")[1:6]] == [
         "MobileNetV2", "7.7", "40", "0.00035", "21.00 ± 1.41"]
     each = {"parameters": 1, "multiply_adds": 1, **{way: {"images_a_second": 9.5, "times_first": 1.0}
