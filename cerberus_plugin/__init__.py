@@ -1,9 +1,10 @@
 """Attribute-based person re-identification as a FastReID plugin: reID, attributes (PAR) and search by attributes (APS).
 
-Importing the package adapts FastReID to this Python and torch (`host`) and registers the plugin's parts in the
-host's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads, and the data sets with
-attributes or outfits. Where torch is not installed it does none of this: `cerberus_plugin.search.portable` needs
-neither. In a process of the `cerberus` command it does so once a job needs torch, since most jobs do not.
+Importing the package adapts FastReID to the installed versions of Python and torch (`cerberus_plugin.host`) and adds
+the plugin's components to FastReID's registries: the meta-architectures Cerberus, IDE, ARN, APR and CSSC, their heads,
+and the datasets with attributes or outfits. Without torch, the import skips both steps;
+`cerberus_plugin.search.portable` needs neither torch nor FastReID. In a process of the `cerberus` command, both steps
+wait until a subcommand needs torch, because most subcommands do not.
 """
 
 import sys
@@ -21,15 +22,15 @@ moved.install()
 
 
 def use_torch() -> None:
-    """Adapt FastReID, register the plugin's parts and bind the public names; a second call changes nothing."""
-    from . import host  # isort: skip  first: the host's own imports fail without it
+    """Adapt FastReID, register the plugin's components and define the public names. Idempotent."""
+    from . import host  # isort: skip  first: importing FastReID fails without it
     from .data.listing import list_market_images
     from .metrics.ranking import evaluate_rank
 
     host.use_ranking(evaluate_rank)
     host.use_listing(list_market_images)
 
-    # Imported for their registration.
+    # These imports register datasets, meta-architectures and heads.
     from .data import clothes, datasets  # noqa: F401
     from .modeling import apr, cerberus, cssc, fully_connected, heads  # noqa: F401
 
@@ -47,7 +48,7 @@ def use_torch() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process is the `cerberus` command, started by its script or by python -m cerberus_plugin.cli."""
+    """Whether this process runs the `cerberus` command, by its script or by `python -m cerberus_plugin.cli`."""
     started = (getattr(sys, "argv", None) or [""])[0]
     return PurePath(started).stem == "cerberus" or (started == "-m" and f"{__name__}.cli" in sys.orig_argv)
 

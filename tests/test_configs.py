@@ -105,5 +105,5 @@ def test_a_file_that_two_bases_share_is_no_circle_and_a_circle_is_refused(tmp_pa
     write(tmp_path, "right.yml", "_BASE_: root.yml")
     assert read(write(tmp_path, "own.yml", "_BASE_: [left.yml, right.yml]")).SEED == 1
     write(tmp_path, "left.yml", "_BASE_: [root.yml, circle.yml]")
-    with pytest.raises(ValueError, match="_BASE_ leads back to .*circle.yml"):
+    with pytest.raises(ValueError, match="_BASE_ includes .*circle.yml recursively"):
         read(write(tmp_path, "circle.yml", "_BASE_: [left.yml, right.yml]"))

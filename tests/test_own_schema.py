@@ -128,7 +128,7 @@ def test_seven_groups_of_which_two_share_a_strip_have_seven_blocks():
     head = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=4, align=False, groups=groups).eval()
     maps = torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(0))
     assert head((maps, maps)).shape == (2, 14) and head.num_strips == 4
-    with pytest.raises(ValueError, match="CerberusHead: the groups read .0, 1. .*expected both kinds"):
+    with pytest.raises(ValueError, match="CerberusHead: the groups use .0, 1. .*expected both kinds"):
         CerberusHead(feat_dim=3, embedding_dim=2, num_classes=4, groups=groups[1:3])
 
 

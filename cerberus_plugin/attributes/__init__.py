@@ -1,4 +1,4 @@
-"""What is labelled: schemas, annotation files and semantic IDs. Plain Python and tensors, no FastReID."""
+"""Attribute schemas, annotation files and semantic IDs. Independent of FastReID."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ __all__ = ["Annotations", "AttributeSchema", "DUKEMTMC", "Field", "GROUPS", "Gro
 
 
 def __getattr__(name: str):
-    """Import names once they are used, so that modules of this package that need no torch load without it."""
+    """Import public names on first use, so that the modules that do not need torch load without it."""
     if name in __all__:
         for module in ("schema", "annotations", "semantic_ids"):
             if hasattr(found := import_module(f".{module}", __name__), name):

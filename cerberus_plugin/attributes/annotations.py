@@ -1,4 +1,4 @@
-"""Read `market_attribute.mat` and `duke_attribute.mat`: labels of every identity, checked field by field."""
+"""Read `market_attribute.mat` and `duke_attribute.mat`: the attribute labels of each identity, validated by field."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from .matching import Matching, Readings, relabel
 from .matlab import read_matlab
 from .schema import DUKEMTMC, MISSING, AttributeSchema
 
-# Label values outside their codes that the annotators have acknowledged as missing: (schema, field) -> value.
+# Values outside the valid codes that the annotators have confirmed as missing labels: (schema, field) -> value.
 KNOWN_MISSING = {(DUKEMTMC.name, "top"): 0}
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Labels of one data set: `train` and `test` map a pid, or an outfit's number, to int64 (A,), -1 where missing.
+    """Attribute labels of one dataset.
 
-    `digest` is a hash of all labels where more than the file `path` holds them. `matching` tells what was left out
-    where the labels are those of another schema, read under `schema`.
+    Attributes:
+        schema: defines the A fields of a label row.
+        train: maps a pid, or the number of an outfit, to labels int64 (A,); -1 where a label is missing.
+        test: labels of the test identities, in the same form.
+        path: the annotation file.
+        digest: a hash of all labels, set if they come from more files than `path`.
+        matching: report of the omitted attributes and values, set if the labels were converted from another schema.
     """
 
     schema: AttributeSchema
@@ -37,7 +42,15 @@ class Annotations:
         return f"Annotations({self.schema.name}: {len(self.train)} training and {len(self.test)} test rows)"
 
     def under(self, schema: AttributeSchema, readings: Readings | None = None) -> Annotations:
-        """The same labels under another schema, see `matching.relabel`; what was left out before is still told."""
+        """Convert the labels to another schema.
+
+        Args:
+            schema: the target schema.
+            readings: see `matching.relabel`.
+
+        Returns:
+            new annotations. `matching` is the report of the first conversion, if there were several.
+        """
         tables = [self.train, self.test]
         rows = [row for table in tables for row in table.values()]
         whole = torch.stack(rows) if rows else torch.empty(0, len(self.schema.fields), dtype=torch.int64)
@@ -47,7 +60,15 @@ class Annotations:
         return Annotations(schema, train, test, self.path, self.digest, self.matching or report)
 
     def lookup(self, split: str, pids) -> Tensor:
-        """Labels of many identities of a split: int64 (N, A); rows of unlabelled identities are all -1."""
+        """Return the labels of identities.
+
+        Args:
+            split: "train" or "test".
+            pids: N identity numbers.
+
+        Returns:
+            int64 (N, A); all -1 in the rows of identities without labels.
+        """
         table = getattr(self, split)
         unlabelled = torch.full((len(self.schema.fields),), MISSING, dtype=torch.int64)
         rows = [table.get(int(pid), unlabelled) for pid in pids]
@@ -55,25 +76,43 @@ class Annotations:
 
 
 def find_annotations(dataset_dir: str | Path, file_name: str) -> Path:
-    """The annotation file in the two places where people keep it: beside the image folders, or in `attribute/`."""
+    """Find an annotation file in a dataset folder, or in its subfolder `attribute/`.
+
+    Args:
+        dataset_dir: folder of the dataset.
+        file_name: name of the annotation file.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        FileNotFoundError: if the file is in neither folder.
+    """
     places = [Path(dataset_dir) / file_name, Path(dataset_dir) / "attribute" / file_name]
     for place in places:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"{file_name} not found; looked in {places[0]} and {places[1]}. Put the attribute annotations of the data set "
-        "there, or draw people with labels by `python -m cerberus_plugin.synthetic`.")
+        f"{file_name} not found; looked in {places[0]} and {places[1]}. Put the attribute annotations of the dataset "
+        "there, or generate a labelled synthetic dataset with `python -m cerberus_plugin.synthetic`.")
 
 
 def read_annotations(path: str | Path, schema: AttributeSchema) -> Annotations:
     """Read one annotation file.
 
-    The two splits list their fields in different orders, so fields are read by name.
+    Fields are matched by name, because the two splits list them in different orders.
+
+    Args:
+        path: a MATLAB file with one struct that has the fields `train` and `test`.
+        schema: the expected fields and values.
+
+    Returns:
+        labels of both splits, converted from the codes 1, 2, ... to the values 0, 1, ...
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file, field, identity, value and allowed values, if the file is damaged or of another kind, or
-            a label is anything but the code of a value.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is damaged, has another structure, or contains an invalid label. The message gives the
+            file, field, identity, value and the allowed values.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,7 +121,7 @@ def read_annotations(path: str | Path, schema: AttributeSchema) -> Annotations:
         content = read_matlab(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a readable MATLAB file ({error}). "
-                         "Expected the annotation file as published; it may be truncated: copy it again.") from error
+                         "The file may be truncated: copy the published annotation file again.") from error
     structs = [value for value in content.values() if isinstance(value, dict)]
     if len(structs) != 1 or not {"train", "test"} <= set(structs[0]):
         raise ValueError(f"{path}: expected one struct with the fields 'train' and 'test', found {list(content)}. "
@@ -97,28 +136,29 @@ def _read_split(path: Path, struct: dict, split: str, schema: AttributeSchema) -
     if not isinstance(fields, dict) or not wanted <= set(fields):
         missing = sorted(wanted - set(fields if isinstance(fields, dict) else ()))
         raise ValueError(f"{path}: {split} lacks the field(s) {', '.join(missing)} of {schema.name}. "
-                         f"Is this the annotation file of another data set?")
+                         "Is this the annotation file of another dataset?")
     pids = [str(pid) for pid in np.atleast_1d(fields["image_index"]).ravel()]
     bad = [pid for pid in pids if not re.fullmatch("[0-9]{1,9}", pid)]
     if bad or len({int(pid) for pid in pids}) != len(pids):
-        raise ValueError(f"{path}: {split}.image_index must hold distinct identity numbers of up to 9 digits, got "
-                         f"{_shortened(bad) if bad else 'repeats'}.")
+        raise ValueError(f"{path}: {split}.image_index must contain distinct identity numbers of up to 9 digits, got "
+                         f"{_shortened(bad) if bad else 'duplicates'}.")
     labels = torch.empty(len(pids), len(schema.fields), dtype=torch.int64)
     for column, field in enumerate(schema.fields):
         written = np.atleast_1d(np.asarray(fields[field.name], dtype=object))
         if written.shape != (len(pids),):
             raise ValueError(f"{path}: {split}.{field.name} has {written.size} labels for {len(pids)} identities, "
-                             "expected one each; the file is damaged: use the published one, or write it anew.")
+                             "expected one per identity; the file is damaged: use the published file, or export it "
+                             "again.")
         labels[:, column] = torch.tensor(_checked(path, split, schema, field, written.tolist(), pids))
     return {int(pid): row for pid, row in zip(pids, labels)}
 
 
 def _checked(path, split, schema, field, written: list, pids: list[str]) -> list[int]:
-    """Codes 1, 2, ... as values 0, 1, ...; an acknowledged missing label as -1; anything else is an error."""
+    """Convert codes 1, 2, ... to values 0, 1, ... and known missing labels to -1; raise ValueError for others."""
     codes = {code: code - 1 for code in range(1, len(field.values) + 1)}
     if (schema.name, field.name) in KNOWN_MISSING:
         codes[KNOWN_MISSING[schema.name, field.name]] = MISSING
-    # A fraction or NaN equals no code, and text is no number; true would equal 1.
+    # `in codes` rejects fractions and NaN. Booleans need their own check, because True == 1.
     wrong = [i for i, value in enumerate(written) if not isinstance(value, int | float) or isinstance(value, bool)
              or value not in codes]
     if wrong:
@@ -126,12 +166,12 @@ def _checked(path, split, schema, field, written: list, pids: list[str]) -> list
         raise ValueError(
             f"{path}: attribute '{field.name}' of identity {pids[wrong[0]]} ({split}) is "
             f"{_shortened(written[wrong[0]])}, expected one of {allowed}; {len(wrong)} of {len(pids)} identities "
-            "affected. Correct the file, or add the value to KNOWN_MISSING in "
-            "cerberus_plugin/attributes/annotations.py if it stands for a missing label.")
+            "affected. Correct the file, or, if the value means a missing label, add it to KNOWN_MISSING in "
+            "cerberus_plugin/attributes/annotations.py.")
     return [codes[value] for value in written]
 
 
 def _shortened(value) -> str:
-    """A value as it is written, or its beginning."""
+    """The representation of a value, at most 80 characters of it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,8 +1,8 @@
-"""What a trained Cerberus knows of attributes, in numpy: words, semantic IDs and their prototypes.
+"""The attribute tables of a trained model in numpy: attribute names and values, semantic IDs and their prototypes.
 
-Embeddings are blocks side by side, one a group.
+An embedding is the concatenation of G blocks of D numbers, one block per group.
 Shapes: N images, G groups, K semantic IDs of a group, F fields of a group, L bits of a group, A fields of all groups,
-M columns, C classes of a column, D dimensions of a block.
+M columns, C classes of a column, V classes of all columns, D dimensions of a block.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ ABSTAINED = "cannot tell"
 
 
 class Answer(NamedTuple):
-    """One attribute of one picture.
+    """The predicted value of one attribute in one image.
 
     Attributes:
-        value: the most probable class, in words.   probability: that it is right.
-        abstained: whether the probability is too low for the calibrated accuracy; shown as "cannot tell".
-        calibrated: whether the probability is fitted on labelled images; if not, the model never abstains.
+        value: the most probable class, as text.
+        probability: probability of this class, 0 to 1.
+        abstained: whether the probability is below the calibrated threshold; the answer is then shown as `ABSTAINED`.
+        calibrated: whether the probability was calibrated on labelled images; without calibration the model never
+            abstains.
+
+    Examples:
+        >>> str(Answer("red", 0.875))
+        'red (88%)'
+        >>> Answer.of("red", 0.4, below=0.7).abstained, str(Answer.of("red", 0.4, below=None))
+        (True, 'red (40%, not calibrated)')
     """
 
     value: str
@@ -43,26 +51,28 @@ class Answer(NamedTuple):
 
     @property
     def withheld(self) -> bool:
-        """The former name of `abstained`."""
+        """Former name of `abstained`."""
         return self.abstained
 
     @classmethod
     def of(cls, value: str, probability: float, below: float | None) -> Answer:
-        """An answer that abstains below this probability; None for a column that is not calibrated."""
+        """Create an answer that abstains if its probability is less than `below`; `below` None means not calibrated."""
         return cls(value, probability, below is not None and probability < below, below is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class GroupTables:
-    """The semantic IDs of one group, `name`.
+    """Semantic IDs of one group and their prototypes.
 
     Attributes:
-        labels: int64 (K, F), the values of the group's own fields, 0, 1, ...
-        prototypes: float32 (K, D), unit length.
-        residuals: float32 (L, D), what each bit adds to a prototype.
-        mean_prototype, mean_bits: float32 (D,) and (L,), of the semantic IDs seen in training; with the residuals they
-            give the prototype of any other combination.
-        counts: int64 (K,), training identities that carry each semantic ID.
+        name: name of the group.
+        labels: int64 (K, F), values 0, 1, ... of the fields of the group.
+        prototypes: float32 (K, D), of unit length.
+        residuals: float32 (L, D), the vector that each bit adds to a prototype.
+        mean_prototype: float32 (D,), mean over the semantic IDs seen in training. With `mean_bits` and the residuals
+            it defines the prototypes of other combinations.
+        mean_bits: float32 (L,), mean bits of the same semantic IDs.
+        counts: int64 (K,), the number of training identities with each semantic ID.
     """
 
     name: str
@@ -76,18 +86,22 @@ class GroupTables:
 
 @dataclass(frozen=True, eq=False)
 class AttributeModel:
-    """Attributes in words, read off embeddings and described as vectors that embeddings are compared with.
+    """Predicts attributes from embeddings, and converts descriptions to vectors that embeddings are compared with.
 
     Attributes:
-        schema: of the attributes; its groups are in the order of an embedding's blocks.
-        groups: the tables of each group, in the same order.
-        scales: by column, s_m, what cosines are multiplied by to become logits.
-        reading: how answers and searches are read off embeddings, "nearest" or "probability", see `PrototypeReader`.
-        tau, unseen_prior: power of the prior of semantic IDs, and the identities that one counts as which no training
-            identity carries; see `marginals`.
-        force_colour: name a colour wherever there is one to name, in place of "none".
-        temperatures: by column, what its logits are divided by before the softmax; those left out are not calibrated.
-        withhold_below: by column, the probability below which it abstains; infinite: always.
+        schema: defines attributes, values and groups; embeddings have the blocks of its groups in the same order.
+        groups: tables of each group, in the same order.
+        scales: by column name, the factor s_m that converts cosines to logits.
+        reading: the method of prediction and search, "nearest" or "probability", see `PrototypeReader`.
+        tau: exponent of the prior of semantic IDs, see `marginals`.
+        unseen_prior: number of identities assumed for a semantic ID without training identities, see `prior_of`.
+        force_colour: never predict "none" for a colour column that has colours.
+        temperatures: by column name, the divisor of the logits before the softmax. Columns that are absent are not
+            calibrated.
+        withhold_below: by column name, the probability below which the model abstains; infinity means always.
+
+    Raises:
+        ValueError: if tables, scales, temperatures or thresholds do not fit the schema.
     """
 
     schema: AttributeSchema
@@ -101,12 +115,12 @@ class AttributeModel:
     withhold_below: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        def refuse(reason: str):
+        def fail(reason: str):
             raise ValueError(f"attribute model of {self.schema.name}: {reason}; export the model again")
 
         names = tuple(group.name for group in self.groups)
         if self.schema.group_names != names:
-            refuse(f"has groups {', '.join(names)}, expected {', '.join(self.schema.group_names)}")
+            fail(f"has groups {', '.join(names)}, expected {', '.join(self.schema.group_names)}")
         for group, bits in zip(self.groups, self.schema.group_bits):
             own = self.schema.group_fields(group.name)
             k, d = len(group.labels), len(group.mean_prototype)
@@ -117,73 +131,93 @@ class AttributeModel:
             wrong += [name for name in _ARRAYS if not np.isfinite(getattr(group, name)).all()]
             if wrong or not k or any(not 0 <= value < len(self.schema.fields[i].values) for i, column in
                                      zip(own, group.labels.T) for value in (column.min(), column.max())):
-                refuse(f"{wrong[0] if wrong else 'labels'} of group '{group.name}' do not fit the schema, the "
-                       "checkpoint or the file is damaged")
+                fail(f"{wrong[0] if wrong else 'labels'} of group '{group.name}' do not fit the schema; the "
+                     "checkpoint or the file is damaged")
         if self.reading not in READINGS:
-            refuse(f"'reading' is {self.reading!r}, expected one of {', '.join(READINGS)}")
+            fail(f"'reading' is {self.reading!r}, expected one of {', '.join(READINGS)}")
         if set(self.scales) != set(self.column_names):
-            refuse(f"scales of {', '.join(map(str, self.scales))}, expected one of each column")
+            fail(f"scales of {', '.join(map(str, self.scales))}, expected one per column")
         scales = {f"scale of column '{name}'": value for name, value in self.scales.items()}
         for name, value in (scales | {"unseen_prior": self.unseen_prior}).items():
             if not 0 < value < math.inf:
-                refuse(f"{name} is {value}, expected a number above 0")
+                fail(f"{name} is {value}, expected a number above 0")
         if not 0 <= self.tau < math.inf:
-            refuse(f"tau is {self.tau}, expected a number of at least 0")
+            fail(f"tau is {self.tau}, expected a number of at least 0")
         check_temperatures(self.schema, self.temperatures)
         if set(self.withhold_below) - set(self.temperatures) or not all(v >= 0 for v in self.withhold_below.values()):
-            raise ValueError(f"withhold_below names {', '.join(self.withhold_below)}, expected numbers from 0 for "
-                             f"some of the calibrated columns: {', '.join(self.temperatures) or 'none'}")
+            raise ValueError(f"withhold_below names {', '.join(self.withhold_below)}, expected numbers of at least 0 "
+                             f"for calibrated columns: {', '.join(self.temperatures) or 'none'}")
 
     def calibrated(self, temperatures: Mapping[str, float],
                    withhold_below: Mapping[str, float] | None = None) -> AttributeModel:
-        """The same with calibrated probabilities."""
+        """Return a copy with calibrated probabilities.
+
+        Args:
+            temperatures: see the attributes of the class.
+            withhold_below: see the attributes of the class.
+
+        Raises:
+            ValueError: if they do not fit the columns of the schema.
+        """
         return replace(self, temperatures=dict(temperatures), withhold_below=dict(withhold_below or {}))
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """What can be asked for and is answered: the columns of the schema, "none" among the classes of colours."""
+        """The M columns of the schema; the classes of a colour column begin with "none"."""
         return tuple(replace(column, classes=column.answers) for column in self.schema.columns)
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
-        """Names of the columns, in the order in which answers are listed."""
+        """Names of the columns, in the order of predictions."""
         return tuple(column.name for column in self.columns)
 
     def parse(self, words: Mapping[str, str]) -> np.ndarray:
-        """A description in words to labels, int64 (A,), see `AttributeSchema.parse`."""
+        """Convert a description to labels, int64 (A,), see `AttributeSchema.parse`."""
         return self.schema.parse(words)
 
     def canonical(self, words: Mapping[str, str]) -> dict[str, str]:
-        """A description with the columns' own names in place of display names; refuses what `parse` refuses."""
+        """Replace display names in a description by column names.
+
+        Raises:
+            ValueError: if an attribute or value is unknown, see `AttributeSchema.parse`.
+        """
         self.parse(words)
         return {self.schema.column(name).name: value for name, value in words.items()}
 
     def cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
-        """Per group the cosine of each image with each prototype, -inf for what may not be named: (N, K)."""
+        """Return for each group the cosines of images and prototypes.
+
+        Args:
+            embeddings: float (N, G * D).
+
+        Returns:
+            per group float32 (N, K); -inf for semantic IDs that cannot be predicted because of `force_colour`.
+        """
         return [np.where(allowed, own, -np.inf).astype(np.float32)
                 for own, allowed in zip(self._cosines(embeddings), self.allowed)]
 
     def _cosines(self, embeddings: np.ndarray) -> list[np.ndarray]:
-        """`cosines` with all semantic IDs."""
+        """`cosines`, without regard to `force_colour`."""
         blocks = unit(np.asarray(embeddings, dtype=np.float32).reshape(len(embeddings), len(self.groups), -1))
         return [blocks[:, g] @ group.prototypes.T for g, group in enumerate(self.groups)]
 
     def nearest(self, embeddings: np.ndarray) -> np.ndarray:
-        """The classes of the nearest semantic IDs, the answer of PAR: int64 (N, M)."""
+        """Return the classes of the nearest semantic IDs, (N, G * D) -> int64 (N, M)."""
         nearest = {group.name: cosine.argmax(axis=1) for group, cosine in zip(self.groups, self.cosines(embeddings))}
         return np.stack([classes[nearest[column.group]]
                          for column, classes in zip(self.columns, self.classes_of_sids)], axis=1)
 
     def answers(self, embeddings: np.ndarray) -> np.ndarray:
-        """The classes that recognition answers by `reading`: int64 (N, M), "none" of colours 0."""
+        """Predict classes by the method `reading`, (N, G * D) -> int64 (N, M); 0 is "none" in colour columns."""
         if self.reading == "nearest":
             return self.nearest(embeddings)
         return np.stack([shares.argmax(axis=1) for shares in self.probabilities(embeddings)], axis=1)
 
     def probabilities(self, embeddings: np.ndarray) -> list[np.ndarray]:
-        """Per column the calibrated probability of each class, that of all semantic IDs that hold it: float32 (N, C).
+        """Return for each column the calibrated probabilities of its classes, (N, G * D) -> float32 (N, C).
 
-        With `force_colour` semantic IDs that name no colour have none.
+        The probability of a class is the sum over the semantic IDs with this class. With `force_colour`, semantic IDs
+        without a colour have probability 0.
         """
         found = []
         for m, (logits, g) in enumerate(zip(self._logits(embeddings), self.marginals.column_groups)):
@@ -192,29 +226,36 @@ class AttributeModel:
         return found
 
     def log_probabilities(self, embeddings: np.ndarray) -> np.ndarray:
-        """Log-probabilities of all classes of all columns side by side: float32 (N, V).
+        """Return the log-probabilities of the classes of all columns, (N, G * D) -> float32 (N, V), for search.
 
-        Those that search adds up: neither calibration nor `force_colour` touches them.
+        They do not depend on calibration or `force_colour`.
         """
         found = np.concatenate([self.marginals.log_probabilities(m, logits)
                                 for m, logits in enumerate(self._logits(embeddings))], axis=1)
         return np.maximum(found, LOWEST).astype(np.float32)
 
     def _logits(self, embeddings: np.ndarray) -> list[np.ndarray]:
-        """Per column (N, K)."""
+        """Per column float64 (N, K)."""
         cosines = self._cosines(embeddings)
         return [self.marginals.logits(m, cosines[g]) for m, g in enumerate(self.marginals.column_groups)]
 
     @cached_property
     def marginals(self) -> Marginals:
+        """The tables from which probabilities are computed."""
         return Marginals.build(self.schema, [group.labels for group in self.groups],
                                [group.counts for group in self.groups], self.scales, self.tau, self.unseen_prior)
 
     def recognise(self, embeddings: np.ndarray) -> list[dict[str, Answer]]:
-        """Attributes of images in words: (N, G * D) -> one dict an image, by column.
+        """Predict the attributes of images as text.
 
-        The value is the most probable class, which calibration vouches for. That of the nearest semantic ID may be
-        another one where several semantic IDs that share a class come close.
+        The value is the most probable class, to which the calibration applies. It can differ from the class of the
+        nearest semantic ID, if several semantic IDs with another class are almost as near.
+
+        Args:
+            embeddings: float (N, G * D).
+
+        Returns:
+            one dict per image, from column name to `Answer`.
         """
         shares = self.probabilities(embeddings)
         classes, sure = (np.stack([take(own, axis=1) for own in shares], axis=1) for take in (np.argmax, np.max))
@@ -223,15 +264,22 @@ class AttributeModel:
                 for row, probabilities in zip(classes.tolist(), sure.tolist())]
 
     def answer(self, column: str, value: str, probability: float) -> Answer:
-        """The answer where this class is the most probable one."""
+        """Create the answer for the most probable class of a column, with the calibrated threshold of the column."""
         below = self.withhold_below.get(column, 0.0) if column in self.temperatures else None
         return Answer.of(value, probability, below)
 
     def describe(self, words: Mapping[str, str]) -> np.ndarray:
-        """The block of each group that a description stands for: float32 (G, D), zeros for a group it leaves out.
+        """Convert a description to one block per group.
 
-        The inner product with an image's block is the mean cosine over the semantic IDs that agree with the
-        description, or the cosine with a synthesised prototype where none does: what is left open then counts as no.
+        The inner product with the block of an image is the mean cosine over the semantic IDs that agree with the
+        description. If no semantic ID agrees, it is the cosine with a synthesised prototype, for which unspecified
+        attributes take their first value, such as "no".
+
+        Args:
+            words: maps attributes to values, see `AttributeSchema.parse`.
+
+        Returns:
+            float32 (G, D); zeros for a group without described attributes.
         """
         labels = self.parse(words)
         return np.stack([self._describe(group, labels[list(self.schema.group_fields(group.name))])
@@ -239,30 +287,30 @@ class AttributeModel:
 
     @property
     def num_values(self) -> int:
-        """V, all classes of all columns."""
+        """V, the number of classes of all columns."""
         return len(self.groups_of_values)
 
     @cached_property
     def groups_of_values(self) -> tuple[int, ...]:
-        """The index of the group of each of the V classes."""
+        """For each of the V classes, the index of its group."""
         return tuple(g for g, held in zip(self.marginals.column_groups, self.marginals.held) for _ in held.T)
 
     @cached_property
     def log_value_priors(self) -> np.ndarray:
-        """Log-probabilities of the V classes before looking, float64 (V,), by the prior of the semantic IDs."""
+        """Log of the prior probabilities of the V classes, float64 (V,), from the prior of the semantic IDs."""
         priors = [prior_of(group.counts, self.unseen_prior) for group in self.groups]
         found = np.concatenate([priors[g] @ held for g, held in zip(self.marginals.column_groups, self.marginals.held)])
         return np.log(np.maximum(found, np.exp(LOWEST)))
 
     def wanted_classes(self, words: Mapping[str, str]) -> np.ndarray:
-        """A description as weights of all columns' classes side by side, see `marginals.wanted_classes`: (V,).
+        """Convert a description to weights of the V classes, float32 (V,), see `marginals.wanted_classes`.
 
-        Its inner product with `log_probabilities` is the score of a search by probability.
+        The inner product with `log_probabilities` is the score in a search by probability.
         """
         return wanted_classes(self.schema, self.parse(words)[None])[0]
 
     def to_dict(self) -> dict:
-        """A record of plain values, for JSON; arrays are float32 in base64."""
+        """Return a dict that can be written as JSON; arrays are float32 in base64."""
         groups = [{"name": group.name, "labels": group.labels.tolist(), "counts": group.counts.tolist(),
                    **{name: _pack(getattr(group, name)) for name in _ARRAYS}}
                   for group in self.groups]
@@ -274,7 +322,10 @@ class AttributeModel:
 
     @classmethod
     def from_dict(cls, record: Mapping) -> AttributeModel:
-        """The inverse of `to_dict`. Older records have one scale a group, or one of all and no prior."""
+        """Create a model from the result of `to_dict`.
+
+        Also accepts the two older formats: one scale per group, or one scale for all groups and no prior.
+        """
         known = "cosine_scale" not in record
         groups = tuple(GroupTables(own["name"], np.array(own["labels"], dtype=np.int64),
                                    **{name: _unpack(own[name]) for name in _ARRAYS},
@@ -292,16 +343,16 @@ class AttributeModel:
 
     @cached_property
     def allowed(self) -> tuple[np.ndarray, ...]:
-        """Per group bool (K,): semantic IDs that may be named."""
+        """Per group bool (K,): the semantic IDs that can be predicted, see `nameable`."""
         return tuple(nameable(self.schema, group.name, group.labels, self.force_colour) for group in self.groups)
 
     @cached_property
     def classes_of_sids(self) -> tuple[np.ndarray, ...]:
-        """Per column int64 (K,): the class that each semantic ID of its group holds, the first of several colours."""
+        """Per column int64 (K,): the class of each semantic ID of its group; of several colours, the first."""
         return tuple(held.argmax(axis=1) for held in self.marginals.held)
 
     def _describe(self, group: GroupTables, wanted: np.ndarray) -> np.ndarray:
-        """The block of one group for the labels of its own fields, int64 (F,): (D,)."""
+        """The block (D,) of one group for wanted labels int64 (F,) of its fields."""
         if (wanted == MISSING).all():
             return np.zeros_like(group.mean_prototype)
         agree = agreeing(group.labels, wanted[None])[0]  # (K,)
@@ -317,7 +368,12 @@ _ARRAYS = ("prototypes", "residuals", "mean_prototype", "mean_bits")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of unit length along the last axis; zeros stay zeros."""
+    """Normalise vectors to unit length along the last axis; zero vectors stay zero.
+
+    Examples:
+        >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6, 0.8], [0.0, 0.0]]
+    """
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
@@ -330,4 +386,4 @@ def _unpack(record: Mapping) -> np.ndarray:
     return data.reshape(record["shape"]).astype(np.float32)
 
 
-Vocabulary = AttributeModel  # the old name, for one version
+Vocabulary = AttributeModel  # former name, for one version

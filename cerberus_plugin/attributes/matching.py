@@ -1,8 +1,9 @@
-"""Labels of one data set in the words of another: attributes are matched by name and by value, the rest is unknown.
+"""Convert labels from one schema to another: match attributes and values by name, and set all others to unknown.
 
-What a label says becomes statements about the attributes of the other schema, "the upper colour is red", "it is not
-blue", and these become labels again. Nothing is concluded from a value that a data set does not know, with one
-exception, as everywhere in the plugin: who has one listed colour has no other one unless it is said.
+A label of the source schema is converted to statements about the attributes of the target schema, such as "the upper
+colour is red" and "the upper colour is not blue". Labels of the target schema are derived from these statements. A
+value that the source schema does not have implies nothing, with one exception that holds in the whole plugin: an
+identity with one listed colour of a garment does not have the other colours, unless they are labelled as well.
 
 Shapes: N rows of labels, F fields of the source, A fields of the target.
 """
@@ -25,20 +26,35 @@ JOIN = " and "  # between several values of one label
 
 
 def folded(word: str) -> str:
-    """What words that differ in case or in spaces have in common."""
+    """Normalise the case, spaces and Unicode form of a text.
+
+    Examples:
+        >>> folded("  Light   BLUE ")
+        'light blue'
+    """
     return " ".join(unicodedata.normalize("NFC", word).casefold().split())
 
 
 def plain(word: str) -> str:
-    """A folded word, one for all that mean yes, and one for all that mean no."""
+    """Normalise a text with `folded`, and all spellings of yes and of no to "yes" and "no".
+
+    Examples:
+        >>> plain("TRUE"), plain("0"), plain("Red")
+        ('yes', 'no', 'red')
+    """
     word = folded(word)
     return NO[0] if word in NO else YES[0] if word in YES else word
 
 
 class Statement(NamedTuple):
-    """That a column of the target has a value, or that it has not; value None: it has one that the target lacks.
+    """A statement about a column of the target schema.
 
-    `whole` is false of "no" that holds only if all fields which can say so do: no handbag is not yet no bag.
+    Attributes:
+        column: name of the column.
+        value: one of its values; None for a value that the target schema does not have.
+        holds: whether the column has the value; False means that it does not.
+        whole: False for a "no" that is valid only if all source fields of the column say no. For example, "no handbag"
+            alone does not imply "no bag".
     """
 
     column: str
@@ -48,23 +64,29 @@ class Statement(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How an attribute is read: which column of the target it tells of, and which value stands for which.
+    """The mapping from a source attribute to a column of the target schema.
 
-    `values` maps `plain` words to values of the target and to whether they hold by themselves, see `Statement`; a value
-    that it does not have says nothing. Values of the same words where None.
+    Attributes:
+        target: the column.
+        values: maps source values, normalised by `plain`, to a value of the target and to `Statement.whole`. Values
+            that are absent imply nothing. None: map values of equal text to each other.
     """
 
     target: Column
     values: Mapping[str, tuple[str, bool]] | None = None
 
 
-Readings = Mapping[str, Sequence[Reading]]  # by name of the source's column
+Readings = Mapping[str, Sequence[Reading]]  # by name of the source column
 
 
 class Source(NamedTuple):
-    """A field of labels: values int (N,), -1 where not known, and what each of them says of the target.
+    """A source field with the statements that its values imply.
 
-    `name` and `words`, of the attribute and of its values, are for the report.
+    Attributes:
+        name: name of the attribute, for the report.
+        values: int (N,), -1 where unknown.
+        words: the values as text, for the report.
+        says: statements about the target schema, for each value.
     """
 
     name: str
@@ -75,15 +97,17 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Matching:
-    """What of a data set's labels a schema takes, and what is left out on either side.
+    """Report of a conversion of labels: the matched attributes, and the omitted attributes and values.
 
     Attributes:
-        data, schema: names of the two.
-        columns: attributes of the schema, each with the data's own names for it.
-        only_data: attributes of the data that the schema lacks.
-        only_schema: attributes of the schema that the data lacks.
-        lost: values that the schema lacks by attribute of the data, with the number of labels, which are unknown.
-        absent: values that the data lacks by attribute of the schema.
+        data: name of the dataset.
+        schema: name of the target schema.
+        columns: maps each matched attribute of the schema to the names of the corresponding attributes of the dataset.
+        only_data: attributes of the dataset that the schema does not have.
+        only_schema: attributes of the schema that the dataset does not have.
+        lost: by attribute of the dataset, the values that the schema does not have, with the number of their labels,
+            which become unknown.
+        absent: by attribute of the schema, the values that the dataset does not have.
     """
 
     data: str
@@ -96,35 +120,41 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether no attribute and no value was omitted."""
         return not (self.only_data or self.only_schema or self.lost or self.absent)
 
     def lines(self) -> list[str]:
-        """What is left out, in words."""
+        """Format the report as lines of text."""
         total = len(self.columns) + len(self.only_schema)
         lines = [f"{len(self.columns)} of {total} attributes of {self.schema} are in {self.data}"]
         if self.only_schema:
-            lines.append(f"unknown, as {self.data} lacks them: {', '.join(self.only_schema)}")
+            lines.append(f"unknown, because {self.data} does not have them: {', '.join(self.only_schema)}")
         if self.only_data:
-            lines.append(f"not read, as {self.schema} lacks them: {', '.join(self.only_data)}")
-        lines += [f"'{name}': {', '.join(f'{word} ({count} labels)' for word, count in values.items())} unknown to "
-                  f"{self.schema}, so these labels are left out" for name, values in self.lost.items()]
+            lines.append(f"ignored, because {self.schema} does not have them: {', '.join(self.only_data)}")
+        lines += [f"'{name}': {', '.join(f'{word} ({count} labels)' for word, count in values.items())} not in "
+                  f"{self.schema}; these labels are ignored" for name, values in self.lost.items()]
         lines += [f"'{name}': {self.data} has no {', '.join(values)}" for name, values in self.absent.items()]
         return lines
 
 
 def relabel(labels, source: AttributeSchema, target: AttributeSchema, readings: Readings | None = None):
-    """Labels of one schema in another.
+    """Convert labels from one schema to another.
 
-    A value that the target lacks is unknown. "None of the listed colours" is no to the colours that the source lists,
-    and leaves others unknown.
+    Values that the target schema does not have become unknown. The label "none of the listed colours" means "no" for
+    the colours of the source schema; other colours of the target schema become unknown.
 
     Args:
-        labels: int (N, A'), array or tensor, of `source`.
-        readings: of columns of the source; by name where None.
+        labels: int (N, F), array or tensor, of `source`.
+        readings: mappings by name of the source column; None maps columns and values of equal names.
 
     Returns:
-        labels int (N, A) of `target`, -1 where unknown, of the kind and type given; and what is left out, `Matching`.
+        labels int (N, A) of `target`, -1 where unknown, of the type of `labels`; and the report, a `Matching`.
+
+    Examples:
+        >>> near = AttributeSchema("near", (Field("hat", "head", ("no", "yes")),), groups=(Group("head", 0),))
+        >>> far = AttributeSchema("far", (Field("hat", "head", ("yes", "no")),), groups=(Group("head", 0),))
+        >>> relabel(np.array([[0], [1], [-1]]), near, far)[0].tolist()
+        [[1], [0], [-1]]
     """
     report = None
     readings = by_name(source.columns, target) if readings is None else readings
@@ -140,12 +170,17 @@ def relabel(labels, source: AttributeSchema, target: AttributeSchema, readings: 
 
 
 def by_name(source: Iterable[Column], target: AttributeSchema) -> dict[str, list[Reading]]:
-    """Readings of the columns that the target has under the same names."""
+    """Create mappings for the source columns that the target schema has under the same names, see `matched`."""
     return {column.name: [Reading(target.column(name))] for name, column in matched(source, target.columns).items()}
 
 
 def sources_of(labels: np.ndarray, source: AttributeSchema, readings: Readings) -> list[Source]:
-    """The fields of labels, int (N, A'), whose columns are read."""
+    """Create a `Source` for each field with a mapping.
+
+    Args:
+        labels: int (N, F), of the schema `source`.
+        readings: mappings by name of the source column.
+    """
     found = []
     for column in source.columns:
         own = readings.get(column.name, ())
@@ -164,7 +199,13 @@ def sources_of(labels: np.ndarray, source: AttributeSchema, readings: Readings) 
 
 
 def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], readings: Sequence[Reading]) -> Source:
-    """A column of words: their numbers int (N,), -1 for an empty cell. Several values in one cell are joined by "and".
+    """Create a `Source` from a table column of text values.
+
+    Args:
+        name: name of the attribute.
+        codes: int (N,), for each row an index into `words`; -1 for an empty cell.
+        words: the distinct cells. Several values in one cell are joined by " and ".
+        readings: the mappings of the column.
     """
     known = {plain(word) for reading in readings for word in reading.values or reading.target.answers}
     several = any(reading.target.is_colour or reading.values for reading in readings)
@@ -175,7 +216,7 @@ def source_of_words(name: str, codes: np.ndarray, words: Sequence[str], readings
 
 
 def _cell(reading: Reading, held: Sequence[str], values: Sequence[str]) -> list[Statement]:
-    """What a cell with one or more of the values that the data knows says of a column."""
+    """Statements implied by a cell that contains `held`, given all `values` of the dataset."""
     if not reading.target.is_colour:
         return [say for value in held for say in _presence(reading, value)]
     found = [value for value in held if folded(value) not in NONE_WORDS]
@@ -190,7 +231,7 @@ def _presence(reading: Reading, word: str) -> list[Statement]:
 
 
 def _absence(reading: Reading, words: Iterable[str]) -> list[Statement]:
-    """That none of these values is there."""
+    """Statements implied by the absence of these values."""
     target = reading.target
     if target.is_colour:
         values = [_value_of(reading, word)[0] for word in words]
@@ -200,7 +241,7 @@ def _absence(reading: Reading, words: Iterable[str]) -> list[Statement]:
 
 
 def _value_of(reading: Reading, word: str) -> tuple[str | None, bool]:
-    """The value of the target that a word stands for, and whether it holds by itself."""
+    """The target value that a source value is mapped to, and `Statement.whole`."""
     if reading.values is not None:
         return reading.values.get(plain(word), (None, True))
     target = reading.target
@@ -210,13 +251,27 @@ def _value_of(reading: Reading, word: str) -> tuple[str | None, bool]:
 
 
 def nothing_of(column: Column) -> str | None:
-    """The value of a column that says that there is nothing of its kind, such as "no"; None where it has none."""
+    """Return the value of a column that denies the attribute, such as "no"; None if there is no such value.
+
+    Examples:
+        >>> nothing_of(Column("hat", ("none", "cap"), (0,), "head"))
+        'none'
+    """
     return next((value for value in column.classes if not column.is_colour
                  and (plain(value) == NO[0] or folded(value) in NONE_WORDS)), None)
 
 
 def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Column]:
-    """Columns of the source by name of the target's; names count before display names."""
+    """Match source columns to target columns by name, then by name or display name.
+
+    Returns:
+        from the name of each matched target column to its source column.
+
+    Examples:
+        >>> up = Column("up", ("long", "short"), (0,), "upper", display="sleeve length")
+        >>> matched([Column("Sleeve  Length", ("short", "long"), (4,), "top")], [up])["up"].name
+        'Sleeve  Length'
+    """
     left, open_ = list(source), list(target)
     found: dict[str, Column] = {}
     for names in (lambda column: {folded(column.name)},
@@ -232,11 +287,19 @@ def matched(source: Iterable[Column], target: Iterable[Column]) -> dict[str, Col
 
 def express(sources: Sequence[Source], target: AttributeSchema, data: str, names: Sequence[str],
             size: int) -> tuple[np.ndarray, Matching]:
-    """Labels int64 (N, A) from what fields say. Of several fields that tell of one value, all must deny it; fields that
-    contradict each other leave the label unknown.
+    """Derive labels of the target schema from source fields.
+
+    If several source fields concern one value, the value is denied only if all of them deny it. Contradictory fields
+    make the label unknown.
 
     Args:
-        sources: of N values each.   data: its name.   names: of all of its attributes.   size: N.
+        sources: fields with N values each.
+        data: name of the dataset.
+        names: names of all attributes of the dataset.
+        size: N.
+
+    Returns:
+        labels int64 (N, A), -1 where unknown; and the report, a `Matching`.
     """
     labels = np.full((size, len(target.fields)), MISSING, np.int64)
     columns: dict[str, tuple[str, ...]] = {}
@@ -266,15 +329,16 @@ def express(sources: Sequence[Source], target: AttributeSchema, data: str, names
 
 
 def _labels(column: Column, says: Sequence[Statement], told: Mapping[str | None, int], shared: int) -> list[int]:
-    """Labels of a column's fields.
+    """Labels of the fields of a column.
 
     Args:
-        says: about it.   told: how many fields of the source tell of each value.
-        shared: how many of them say no together alone.
+        says: statements about the column.
+        told: number of source fields that concern each value.
+        shared: number of source fields with statements that are not `whole`.
     """
     has = {say.value for say in says if say.holds}
     if column.is_colour:
-        if has == {None}:  # a colour, but one that the schema lacks
+        if has == {None}:  # a colour that the schema does not have
             return [MISSING] * len(column.classes)
         denied = Counter(say.value for say in says if not say.holds)
         return [1 if word in has else 0 if (denied[word] == told[word] if told[word] else has) else MISSING
@@ -301,12 +365,12 @@ def _lost(sources: Sequence[Source]) -> dict[str, dict[str, int]]:
 
 
 class _Part:
-    """A column of a merged schema while it is put together."""
+    """A column of a merged schema under construction."""
 
     def __init__(self, column: Column, group: str, owner: int) -> None:
         self.name, self.display, self.group, self.owner = column.name, column.display, group, owner
         self.values: dict[str, str] = {}  # by `plain`
-        self.fields: dict[str, str] = {}  # names by value, of a column of which several values can be true
+        self.fields: dict[str, str] = {}  # for a colour column: field names by value
         self.is_colour = column.is_colour
         self.sources: set[int] = set()
 
@@ -319,7 +383,7 @@ class _Part:
         return not self.is_colour and set(self.values) == {NO[0], YES[0]}
 
     def add(self, schema: AttributeSchema, column: Column, source: int, taken: set[str]) -> None:
-        """Add the values of a column of the same name; those that are there keep their words."""
+        """Add the values of a column of the same name; existing values keep their spelling."""
         self.sources.add(source)
         if column.is_colour and not self.is_colour:
             self.is_colour = True
@@ -337,18 +401,24 @@ class _Part:
 
 
 def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -> AttributeSchema:
-    """One schema with the attributes and the values of several, matched as `relabel` does.
+    """Merge several schemas into one with all attributes and values, matched as in `relabel`.
 
-    An attribute is in the group of the first schema that has it. A group whose attributes not all of the same schemas
-    have is split by who has them: semantic IDs are of groups that are known in full, and a set without one attribute
-    would otherwise teach nothing about the others.
+    An attribute is placed in the group of the first schema that has it. A group is split by the sets of schemas that
+    have its attributes, because a semantic ID requires the labels of all attributes of a group: without the split, a
+    dataset that lacks one attribute of the group would provide no training signal for the others.
 
     Args:
-        adaptable: places of schemas whose groups nobody has chosen: regions are those of the others.
+        adaptable: indices of schemas with default groups; the regions of the other schemas take precedence.
 
     Raises:
-        ValueError: if two groups of one name read different regions, or an attribute is yes or no in one schema and has
-            other values in another one.
+        ValueError: if two groups of the same name have different regions, or an attribute has the values yes and no
+            in one schema and other values in another.
+
+    Examples:
+        >>> def schema(name, *values):
+        ...     return AttributeSchema(name, (Field("hat", "head", values),), groups=(Group("head", 0),))
+        >>> merge([schema("a", "none", "cap"), schema("b", "none", "helmet")]).column("hat").classes
+        ('none', 'cap', 'helmet')
     """
     schemas = list(schemas)
     order = sorted(range(len(schemas)), key=lambda k: (k in adaptable, k))
@@ -363,9 +433,9 @@ def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -
         for group in schema.groups:
             known, owner = groups.setdefault(group.name, (group, k))
             if known.strip != group.strip and k not in adaptable:
-                raise ValueError(f"group '{group.name}' reads {_region(known)} in {schemas[owner].name} and "
-                                 f"{_region(group)} in {schema.name}. Write one region in both schema.yaml, or give "
-                                 "one of the two groups another name.")
+                raise ValueError(f"group '{group.name}' uses {_region(known)} in {schemas[owner].name} and "
+                                 f"{_region(group)} in {schema.name}. Use the same region in both schema.yaml files, "
+                                 "or rename one of the two groups.")
         found = matched(schema.columns, [Column(part.name, (), (), part.group, display=part.display)
                                          for part in parts])
         part_of = {column.name: part for part in parts for column in [found.get(part.name)] if column is not None}
@@ -377,7 +447,7 @@ def merge(schemas: Sequence[AttributeSchema], adaptable: Collection[int] = ()) -
             elif part.yes_no != _is_yes_no(column):
                 raise ValueError(f"'{part.name}' is one of {', '.join(part.values.values())} in "
                                  f"{schemas[part.owner].name} and one of {', '.join(column.classes)} in {schema.name}. "
-                                 "Give one of the two another name, or write the same values in both.")
+                                 "Rename one of the two, or use the same values in both.")
             part.add(schema, column, k, taken)
     return _assembled(" and ".join(dict.fromkeys(schema.name for schema in schemas)), schemas, groups, parts)
 
@@ -387,17 +457,17 @@ def _is_yes_no(column: Column) -> bool:
 
 
 def _region(group: Group) -> str:
-    return "the whole picture" if group.strip is None else f"strip {group.strip}"
+    return "the whole image" if group.strip is None else f"strip {group.strip}"
 
 
 def _assembled(name: str, schemas: Sequence[AttributeSchema], groups: Mapping[str, tuple[Group, int]],
                parts: Sequence[_Part]) -> AttributeSchema:
-    """The merged schema of its columns, group by group, those of the same sources together."""
+    """The merged schema of its columns, ordered by group and within a group by the set of source schemas."""
     made: list[Group] = []
     fields: list[Field] = []
     for group, _ in groups.values():
         own = [part for part in parts if part.group == group.name]
-        # The one that most schemas know first, which keeps the name.
+        # The part with the most source schemas comes first and keeps the name of the group.
         kinds = sorted(dict.fromkeys(frozenset(part.sources) for part in own), key=lambda kind: -len(kind))
         for number, kind in enumerate(kinds, start=1):
             named = group.name if number == 1 else f"{group.name}_{number}"
@@ -416,8 +486,7 @@ def _assembled(name: str, schemas: Sequence[AttributeSchema], groups: Mapping[st
 
 def _exclusive(schemas: Sequence[AttributeSchema], parts: Sequence[_Part],
                group_of: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    """Sets of attributes of one group of which at most one is yes, as far as every schema that has two of them says so.
-    """
+    """Sets of attributes of one group of which at most one is yes, if all schemas with two of them agree."""
     names = {folded(name): part.name for part in parts for name in part.names}
     said = [[{names[folded(name)] for name in own if folded(name) in names} for own in schema.exclusive]
             for schema in schemas]

@@ -1,15 +1,16 @@
-"""The attributes of a data set: groups, fields, their values, and the bits and recognition columns they give.
+"""Attribute schemas: the groups, fields and values of a dataset, and the bits and columns derived from them.
 
-Three views of one label are used throughout, each with a fixed order:
+The plugin uses three representations of a label, each with a fixed order:
 
-* *fields*, as the annotation file names them (Market-1501 27, DukeMTMC 23): one small integer each, here
-  always "code in the file minus 1", so 0, 1, ...; -1 where the label is missing;
-* *bits*, what a semantic ID is made of (Market-1501 30, DukeMTMC 23): one a two-valued field, one-hot for age;
-* *columns*, what recognition is scored by (Market-1501 12, DukeMTMC 10): the colour fields of a garment
-  become one column with a class per colour.
+* *fields*, as named in the annotation file (27 for Market-1501, 23 for DukeMTMC): one integer each, "code in the file
+  minus 1", so 0, 1, ...; -1 where the label is missing;
+* *bits*, the components of semantic IDs (30 for Market-1501, 23 for DukeMTMC): one bit per field with two values,
+  one-hot for fields with more values (age);
+* *columns*, the attributes that are predicted and scored (12 for Market-1501, 10 for DukeMTMC): the colour fields of a
+  garment form one column with one class per colour.
 
-This module needs numpy only. Methods that take labels accept arrays, and tensors as well: these are computed on the
-CPU, and the result is a tensor on the device of the argument.
+This module only needs numpy. Methods that take labels accept arrays and tensors. Tensors are processed on the CPU, and
+the result is a tensor on the device of the argument.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from functools import cached_property
 import numpy as np
 
 MISSING = -1
-MOST_COMBINATIONS = 10_000  # of the values of a group; each would have a prototype, and all are held in memory
-NONE = "none"  # the answer of a garment that has no listed colour
+MOST_COMBINATIONS = 10_000  # combinations of the values of a group; each has a prototype in memory
+NONE = "none"  # the class of a garment without a listed colour
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of attributes, which has one representation, one block of an embedding, and semantic IDs of its own.
+    """A group of attributes with one representation, one block of the embedding and separate semantic IDs.
 
     Attributes:
-        name: a Python identifier; checkpoints and indexes use it.
-        strip: the horizontal strip of the local branch that the group reads, 0 at the top; None for the whole picture,
-            which the global branch gives. The local map is cut into as many equal strips as the schema numbers.
-        lasting: whether the attributes stay when a person changes clothes.
+        name: a Python identifier; used in checkpoints and indexes.
+        strip: the horizontal strip of the local branch from which the representation is computed, 0 at the top; None
+            for the whole image (global branch). The number of equal strips of the local map is the largest `strip` of
+            the schema plus 1.
+        lasting: whether the attributes stay the same when a person changes clothes.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Group:
     lasting: bool = False
 
 
-# The five groups of the paper, which Market-1501 and DukeMTMC share.
+# The five groups of the paper, for Market-1501 and DukeMTMC.
 PERSON_GROUPS = (Group("head", 0, lasting=True), Group("upper", 1), Group("lower", 2),
                  Group("identity", lasting=True), Group("carrying"))
 GROUPS = tuple(group.name for group in PERSON_GROUPS)
@@ -59,9 +61,14 @@ GROUPS = tuple(group.name for group in PERSON_GROUPS)
 class Field:
     """One label field of an annotation file.
 
-    `values` are the words for 0, 1, ...; the file stores 1, 2, ... for them. A field with `column` set is one
-    class of that column (a colour of a garment), `word` is the class it stands for and its values are no and yes.
-    `display` is a name for people ("sleeve length" for "up"); queries accept both names.
+    Attributes:
+        name: name in the annotation file.
+        group: name of the group.
+        values: text of the values 0, 1, ..., which the file stores as 1, 2, ...
+        column: name of a colour column, if the field is one of its classes (a colour of a garment); the values are
+            then no and yes.
+        word: the class of the column, such as "red".
+        display: display name, such as "sleeve length" for "up"; queries accept both names.
     """
 
     name: str
@@ -73,20 +80,21 @@ class Field:
 
     @property
     def num_bits(self) -> int:
-        """A two-valued field is one bit; one with more values is one-hot (age: 4)."""
+        """Number of bits: 1 for a field with two values, otherwise one per value (age: 4)."""
         return 1 if len(self.values) == 2 else len(self.values)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a recognition table.
+    """One predicted attribute, a column of a table of recognition results.
 
     Attributes:
-        classes: its answers; of colours those that have a name.
-        fields: indices of the fields that hold the truth.
-        group: the group it belongs to.
-        is_colour: whether each class is a yes/no field of its own, so that none or several can be true.
-        display: its name for people.
+        name: name of the column; that of its field, unless the column has several fields.
+        classes: the values; for a colour column the listed colours.
+        fields: indices of the fields with the labels.
+        group: name of the group.
+        is_colour: whether each class is a separate yes/no field, so that zero or several classes can be true.
+        display: display name.
     """
 
     name: str
@@ -98,18 +106,18 @@ class Column:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The classes; of colours "none" first, the answer where no listed colour is there."""
+        """The values that can be predicted: the classes, for a colour column preceded by "none"."""
         return (NONE, *self.classes) if self.is_colour else self.classes
 
 
 def of_labels(method):
-    """Let a method of arrays take a tensor as its first argument as well."""
+    """Decorate a method of arrays, so that its first argument can also be a tensor."""
 
     @functools.wraps(method)
     def call(self, labels, *args):
         if isinstance(labels, np.ndarray):
             return method(self, labels, *args)
-        torch = sys.modules["torch"]  # loaded, as `labels` is a tensor
+        torch = sys.modules["torch"]  # already imported, because `labels` is a tensor
 
         def as_given(found):
             if isinstance(found, np.ndarray):
@@ -122,23 +130,31 @@ def of_labels(method):
 
 
 class AttributeSchema:
-    """Names, values and groups of a data set's attributes, and the conversions between fields, bits and words.
+    """Names, values and groups of the attributes of a dataset, with conversions between fields, bits and text.
 
-    Shapes: N persons or images, A fields, L bits of a group, M columns.
+    Shapes: N identities or images, A fields, L bits of a group, M columns.
 
-    Two schemas are equal if labels, semantic IDs and columns mean the same in both; display names do not count.
+    Two schemas are equal if labels, semantic IDs and columns have the same meaning in both; display names are ignored.
 
     Args:
-        name: how checkpoints and messages call it.
-        fields: the fields, group by group in the order of `groups`; this order is the order of the bits.
-        exclusive: groups of yes/no fields of which at most one can be yes (carrying), for enumerating
-            the label combinations that can occur. Colours of one garment are always exclusive there.
+        name: used in checkpoints and messages.
+        fields: sorted by group in the order of `groups`; bits have the same order.
+        exclusive: sets of yes/no fields of which at most one can be yes (carrying), used to enumerate the possible
+            combinations of labels. The colours of one garment are always exclusive in this enumeration.
         column_order: names of the columns in the order of published tables.
-        junk_pids: identities that stand for no person (distractors): they have no labels.
-        groups: in the order of an embedding's blocks; those of the paper unless given.
+        junk_pids: pids of distractors and junk images, which have no labels.
+        groups: groups in the order of the blocks of an embedding; default: the five groups of the paper.
 
     Raises:
-        ValueError: if the parts contradict one another.
+        ValueError: if the arguments contradict each other.
+
+    Examples:
+        >>> fields = (Field("hat", "head", ("no", "yes")), Field("age", "person", ("child", "adult", "old")))
+        >>> schema = AttributeSchema("example", fields, groups=(Group("head", 0), Group("person")))
+        >>> schema.parse({"age": "adult"}).tolist(), schema.describe(np.array([1, 2]))
+        ([-1, 1], {'hat': 'yes', 'age': 'old'})
+        >>> schema.group_bits, schema.bits(np.array([[1, 2]]), "person").tolist()
+        ((1, 3), [[0, 0, 1]])
     """
 
     def __init__(
@@ -172,57 +188,59 @@ class AttributeSchema:
         return self.name, self.groups, self.fields, self.exclusive, self.columns
 
     def _check(self) -> None:
-        def refuse(what: str):
-            raise ValueError(f"schema {self.name!r}: {what}")
+        def fail(reason: str):
+            raise ValueError(f"schema {self.name!r}: {reason}")
 
         names = self.group_names
         if not isinstance(self.name, str) or not self.name:
-            refuse("expected a name")
+            fail("expected a name")
         for what, words in (("group", names), ("field", self.field_names)):
             repeated = [word for word, count in Counter(words).items() if count > 1]
             if repeated:
-                refuse(f"{what} '{repeated[0]}' is there twice")
+                fail(f"{what} '{repeated[0]}' is defined twice")
         for group in self.groups:
             if not group.name.isidentifier() or keyword.iskeyword(group.name) or hasattr(dict, group.name):
-                refuse(f"group {group.name!r} is no name that a module can have; expected letters, digits and "
-                       "underscores, such as 'left_hand', and no word of Python")
+                fail(f"group {group.name!r} is not a valid name; expected letters, digits and underscores, such as "
+                     "'left_hand', and not a Python keyword or the name of a method of dict")
             if group.strip is not None and not (isinstance(group.strip, int) and group.strip >= 0):
-                refuse(f"group '{group.name}' reads strip {group.strip!r}, expected 0 (the uppermost), 1, ..., or None "
-                       "for the whole picture")
+                fail(f"group '{group.name}' has strip {group.strip!r}, expected 0 (the uppermost), 1, ..., or None "
+                     "for the whole image")
         for own in self.fields:
             if own.group not in names:
-                refuse(f"field '{own.name}' is of group '{own.group}', expected one of {', '.join(names)}")
+                fail(f"field '{own.name}' has group '{own.group}', expected one of {', '.join(names)}")
             if len(own.values) < 2 or len(set(own.values)) < len(own.values):
-                refuse(f"field '{own.name}' has the values {own.values}, expected two or more, all different")
+                fail(f"field '{own.name}' has the values {own.values}, expected two or more, all different")
             if own.column and (len(own.values) != 2 or not own.word):
-                refuse(f"field '{own.name}' is a class of column '{own.column}', so it needs a word and two values")
+                fail(f"field '{own.name}' is a class of column '{own.column}', so it needs a word and two values")
         empty = [name for name in names if not self.group_fields(name)]
         if empty or not names:
-            refuse(f"group '{empty[0]}' has no fields" if empty else "has no groups")
+            fail(f"group '{empty[0]}' has no fields" if empty else "has no groups")
         places = [names.index(own.group) for own in self.fields]
         if places != sorted(places):
-            refuse(f"fields must come group by group in the order {names}")
+            fail(f"fields must be sorted by group, in the order {names}")
         for column in self._merged.values():
             if len({self.fields[i].group for i in column.fields}) > 1:
-                refuse(f"the fields of column '{column.name}' are of several groups")
+                fail(f"the fields of column '{column.name}' belong to several groups")
         if self._column_order and sorted(self._column_order) != sorted(self._merged):
-            refuse(f"column_order is {', '.join(self._column_order)}, expected each of {', '.join(self._merged)} once")
+            fail(f"column_order is {', '.join(self._column_order)}, expected each of {', '.join(self._merged)} once")
         for name in (name for names in self.exclusive for name in names):
             if name not in self.field_names:
-                refuse(f"exclusive holds '{name}', expected names of fields")
-        self._by_name  # noqa: B018 - raises where two columns share a name
+                fail(f"exclusive contains '{name}', expected names of fields")
+        self._by_name  # noqa: B018 - raises if two columns share a name
 
     @property
     def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of the blocks of an embedding."""
         return tuple(group.name for group in self.groups)
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
-        """Names of the groups that count where somebody may have changed clothes."""
+        """Names of the groups that are compared if a person may have changed clothes."""
         return tuple(group.name for group in self.groups if group.lasting)
 
     @property
     def field_names(self) -> tuple[str, ...]:
+        """Names of the A fields."""
         return tuple(own.name for own in self.fields)
 
     @cached_property
@@ -230,6 +248,7 @@ class AttributeSchema:
         return {own.name: i for i, own in enumerate(self.fields)}
 
     def index(self, field_name: str) -> int:
+        """Index of a field by name."""
         return self._index[field_name]
 
     def group_fields(self, group: str) -> tuple[int, ...]:
@@ -237,17 +256,18 @@ class AttributeSchema:
         return tuple(i for i, own in enumerate(self.fields) if own.group == group)
 
     def places(self, column: Column) -> list[int]:
-        """Where the fields of a column are among those of its group."""
+        """Positions of the fields of a column among the fields of its group."""
         own = self.group_fields(column.group)
         return [own.index(i) for i in column.fields]
 
     @property
     def num_bits(self) -> int:
+        """Number of bits of all groups."""
         return sum(own.num_bits for own in self.fields)
 
     @property
     def group_bits(self) -> tuple[int, ...]:
-        """Bits of each group, in the order of `groups`: L^G of the paper."""
+        """Number of bits of each group, in the order of `groups`: L^G of the paper."""
         return tuple(sum(self.fields[i].num_bits for i in self.group_fields(g)) for g in self.group_names)
 
     @cached_property
@@ -256,20 +276,20 @@ class AttributeSchema:
         for i, own in enumerate(self.fields):
             if not own.column:
                 if own.name in merged:
-                    raise ValueError(f"schema {self.name!r}: '{own.name}' is a field and a column of others")
+                    raise ValueError(f"schema {self.name!r}: '{own.name}' is a field and a column of other fields")
                 merged[own.name] = Column(own.name, own.values, (i,), own.group, display=own.display or own.name)
                 continue
             so_far = merged.get(own.column, Column(own.column, (), (), own.group, True, own.display or own.column))
             if not so_far.is_colour or own.word in so_far.answers:
                 raise ValueError(f"schema {self.name!r}: field '{own.name}' cannot be the class '{own.word}' of column "
-                                 f"'{own.column}', which is another field, or has this class already")
+                                 f"'{own.column}', which is another field or already has this class")
             merged[own.column] = Column(own.column, (*so_far.classes, own.word), (*so_far.fields, i), own.group, True,
                                         so_far.display)
         return merged
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of a recognition table, in the order of the papers where the schema names one."""
+        """The predicted attributes, in the order of `column_order` if it is given, else of the fields."""
         return tuple(self._merged[name] for name in self._column_order or self._merged)
 
     @cached_property
@@ -278,11 +298,15 @@ class AttributeSchema:
         found = {column.name: column for column in self.columns}
         for column in self.columns:
             if found.setdefault(column.display, column) is not column:
-                raise ValueError(f"schema {self.name!r}: two columns are called '{column.display}'")
+                raise ValueError(f"schema {self.name!r}: two columns have the name '{column.display}'")
         return found
 
     def column(self, name: str) -> Column:
-        """The column of this name or display name."""
+        """Return the column with a name or display name.
+
+        Raises:
+            ValueError: if there is no such column; with the nearest name and all allowed names.
+        """
         if name not in self._by_name:
             allowed = [column.name if column.display == column.name else f"{column.name} ({column.display})"
                        for column in self.columns]
@@ -292,28 +316,28 @@ class AttributeSchema:
 
     @cached_property
     def column_groups(self) -> tuple[str, ...]:
-        """The group that each column belongs to."""
+        """For each column, the name of its group."""
         return tuple(column.group for column in self.columns)
 
     @cached_property
     def column_sizes(self) -> tuple[int, ...]:
-        """Classes of each column, C_m: one classifier each in APR."""
+        """For each column, the number of classes C_m; in APR each column has one classifier."""
         return tuple(len(column.classes) for column in self.columns)
 
     @cached_property
     def fingerprint(self) -> int:
-        """A number that tells one attribute set from another, small enough to ride in a checkpoint."""
+        """A hash of the schema, as an integer that fits in an int64 tensor of a checkpoint."""
         if self.groups == PERSON_GROUPS:
             return _fingerprint(self.field_names)
         return _fingerprint([json.dumps(self.to_dict() | {"display": None}, sort_keys=True)])
 
     @cached_property
     def column_fingerprint(self) -> int:
-        """The same for the columns with their classes, whose order is that of attribute classifiers."""
+        """A hash of the columns and classes in their order, which is the order of attribute classifiers."""
         return _fingerprint([word for column in self.columns for word in (column.name, *column.classes)])
 
     def num_combinations(self, group: str) -> int:
-        """Combinations of values of a group that can occur: semantic IDs of the space "product"."""
+        """Number of possible combinations of the values of a group: its semantic IDs in the space "product"."""
         sets = [column.fields for column in self.columns if column.is_colour and column.group == group]
         sets += [tuple(map(self.index, names)) for names in self.exclusive
                  if self.fields[self.index(names[0])].group == group]
@@ -322,7 +346,15 @@ class AttributeSchema:
 
     @of_labels
     def bits(self, labels, group: str):
-        """Bits of one group: labels int64 (N, A) -> uint8 (N, L); rows with a missing label come out as zeros."""
+        """Convert labels to the bits of one group.
+
+        Args:
+            labels: int64 (N, A).
+            group: name of the group.
+
+        Returns:
+            uint8 (N, L); zeros in rows with a missing label of the group.
+        """
         parts = []
         for i in self.group_fields(group):
             value, size = labels[:, i, None], len(self.fields[i].values)
@@ -332,7 +364,7 @@ class AttributeSchema:
 
     @of_labels
     def labels_from_bits(self, bits, group: str):
-        """The inverse of `bits`: uint8 (N, L) -> int64 (N, A), fields of other groups -1."""
+        """Convert bits of one group to labels, uint8 (N, L) -> int64 (N, A); -1 in the fields of other groups."""
         labels = np.full((len(bits), len(self.fields)), MISSING, dtype=np.int64)
         own = self.group_fields(group)
         ends = np.cumsum([self.fields[i].num_bits for i in own])
@@ -342,16 +374,19 @@ class AttributeSchema:
 
     @of_labels
     def is_complete(self, labels, group: str):
-        """Whether every label of a group is known: int64 (N, A) -> bool (N,)."""
+        """Return whether all labels of a group are known, int64 (N, A) -> bool (N,)."""
         return (labels[:, list(self.group_fields(group))] != MISSING).all(axis=1)
 
     @of_labels
     def column_truth(self, labels):
-        """What recognition is scored against.
+        """Convert labels to the ground truth of attribute recognition.
+
+        Args:
+            labels: int64 (N, A).
 
         Returns:
-            truth: per column a bool (N, classes); one-hot, or for colours every colour that is yes (none to several).
-            known: bool (N, M), False where a label of the column is missing.
+            the ground truth, per column bool (N, C), one-hot, or for a colour column True for each colour that is yes;
+            and bool (N, M), False where a label of the column is missing.
         """
         truth, known = [], []
         for column in self.columns:
@@ -362,15 +397,15 @@ class AttributeSchema:
 
     @of_labels
     def column_answers(self, labels):
-        """The one answer a column each label gives: int64 (N, A) -> int64 (N, M), -1 for no listed colour.
+        """Return the class of each column, int64 (N, A) -> int64 (N, M).
 
-        A garment with two listed colours answers with the first of them.
+        -1 for a garment without a listed colour; the first colour for a garment with several.
         """
         truth, _ = self.column_truth(labels)
         return np.stack([np.where(own.any(axis=1), own.argmax(axis=1), -1) for own in truth], axis=1)
 
     def describe(self, labels) -> dict[str, str]:
-        """One person's labels, int64 (A,), in words: {column: value}; unknown labels are left out."""
+        """Convert one row of labels, int64 (A,), to text: {column: value}; unknown labels are omitted."""
         truth, known = self.column_truth(np.asarray(labels.tolist(), dtype=np.int64)[None])
         words = {}
         for m, column in enumerate(self.columns):
@@ -380,10 +415,17 @@ class AttributeSchema:
         return words
 
     def parse(self, query: Mapping[str, str]) -> np.ndarray:
-        """A description in words to labels, int64 (A,); what the description leaves open is -1.
+        """Convert a description to labels.
 
-        Columns, by name or display name, and values are those of `columns`; a colour column also takes "none". Naming
-        one colour says no to the other colours of that garment; two colours are joined by " and ".
+        Args:
+            query: maps columns, by name or display name, to one of their values. A colour column also accepts "none",
+                and several colours joined by " and "; colours that are not listed are labelled "no".
+
+        Returns:
+            int64 (A,), -1 for fields that are not described.
+
+        Raises:
+            ValueError: if a column or a value is unknown, or a column is given twice; with the allowed values.
         """
         labels = np.full(len(self.fields), MISSING, dtype=np.int64)
         for name, value in query.items():
@@ -402,10 +444,11 @@ class AttributeSchema:
         return labels
 
     def restricted(self, columns: Collection[str], name: str = "") -> AttributeSchema:
-        """The schema with some of its columns alone, by their names, and the groups of these.
+        """Return a schema with a subset of the columns, and with the groups of these columns.
 
         Args:
-            name: of the new schema; the same where "".
+            columns: names of the columns.
+            name: name of the new schema; "" keeps the name.
         """
         fields = tuple(own for own in self.fields if (own.column or own.name) in columns)
         groups, names = {own.group for own in fields}, {own.name for own in fields}
@@ -415,7 +458,7 @@ class AttributeSchema:
                                tuple(group for group in self.groups if group.name in groups))
 
     def to_dict(self) -> dict:
-        """A record of plain values, for JSON, from which `from_dict` makes an equal schema."""
+        """Return a dict that can be written as JSON, from which `from_dict` creates an equal schema."""
         fields = [asdict(own) for own in self.fields]
         display = {own["name"]: shown for own in fields if (shown := own.pop("display"))}
         return {"schema": self.name, "fields": fields, "columns": [column.name for column in self.columns],
@@ -425,7 +468,10 @@ class AttributeSchema:
 
     @classmethod
     def from_dict(cls, record: Mapping) -> AttributeSchema:
-        """The inverse of `to_dict`. Records of earlier versions have no "layout": their groups are the paper's."""
+        """Create a schema from the result of `to_dict`.
+
+        Records of earlier versions have no "layout"; their groups are those of the paper.
+        """
         layout = record.get("layout", {})
         display = layout.get("display", {})
         fields = tuple(Field(**(own | {"values": tuple(own["values"]), "display": display.get(own["name"], "")}))
@@ -440,9 +486,18 @@ class AttributeSchema:
 
 
 def agreeing(rows, wanted):
-    """Which labels agree with what is known of each wanted person: (K, F) and (Q, F), -1 where open, to bool (Q, K).
+    """Return which rows of labels agree with which descriptions.
 
-    Of arrays or of tensors.
+    Args:
+        rows: int (K, F), array or tensor.
+        wanted: int (Q, F), -1 for a field that is not described.
+
+    Returns:
+        bool (Q, K).
+
+    Examples:
+        >>> agreeing(np.array([[0, 1], [1, 1]]), np.array([[-1, 1], [0, -1]])).tolist()
+        [[True, True], [True, False]]
     """
     return ((wanted[:, None] == rows[None]) | (wanted[:, None] == MISSING)).all(2)
 
@@ -452,7 +507,7 @@ def _fingerprint(words: Sequence[str]) -> int:
 
 
 def _nearest(word: str, known: Iterable[str], allowed: Iterable[str]) -> str:
-    """The end of an error about a misspelt word: the nearest known one, then all that are allowed."""
+    """The end of an error message about an unknown name: the nearest known name and all allowed names."""
     near = get_close_matches(str(word), list(known), n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
@@ -510,29 +565,38 @@ SCHEMAS: dict[str, AttributeSchema] = {schema.name: schema for schema in (MARKET
 
 
 def register_schema(schema: AttributeSchema) -> AttributeSchema:
-    """Make a schema known by its name, so that configurations and data sets can name it.
+    """Register a schema by its name, for use in configurations and datasets.
 
     Returns:
         the schema.
 
     Raises:
-        ValueError: if another schema of this name is registered.
+        ValueError: if a different schema with the same name is registered.
     """
     if SCHEMAS.setdefault(schema.name, schema) != schema:
-        raise ValueError(f"schema '{schema.name}': another one of this name is registered; known: {', '.join(SCHEMAS)}")
+        raise ValueError(f"schema '{schema.name}': a different schema with this name is registered; registered: "
+                         f"{', '.join(SCHEMAS)}")
     return schema
 
 
 def find_schema(name: str, key: str = "schema") -> AttributeSchema:
-    """The registered schema of this name, or the one that a text in JSON describes, see `to_dict`.
+    """Return a registered schema by name, or create it from JSON text.
 
     Args:
-        key: what the error calls the value, such as MODEL.CERBERUS.SCHEMA.
+        name: name of a registered schema, or the JSON of `AttributeSchema.to_dict`.
+        key: name of the value in the error message, such as MODEL.CERBERUS.SCHEMA.
+
+    Raises:
+        ValueError: if no schema of this name is registered.
+
+    Examples:
+        >>> find_schema("market1501")
+        AttributeSchema(market1501: 27 fields, 30 bits)
     """
     if name.startswith("{"):
         return AttributeSchema.from_dict(json.loads(name))
     if name not in SCHEMAS:
-        raise ValueError(f"{key} is '{name}', expected one of {', '.join(SCHEMAS)}. The trainer fills it from the data "
-                         "set, or from the checkpoint under --eval-only; make a schema of your own known by "
+        raise ValueError(f"{key} is '{name}', expected one of {', '.join(SCHEMAS)}. The trainer sets it from the "
+                         "dataset, or from the checkpoint with --eval-only; register another schema with "
                          "cerberus_plugin.attributes.register_schema.")
     return SCHEMAS[name]

@@ -1,4 +1,4 @@
-"""The three modes of inference: image to images (reID), image to attributes (PAR), attributes to images (APS)."""
+"""Inference from embeddings: image to images (reID), image to attributes (PAR), attributes to images (APS)."""
 
 from .conformal import choose_threshold as choose_threshold
 from .conformal import critical_thresholds as critical_thresholds

@@ -1,9 +1,9 @@
-"""Attribute-accelerated retrieval (the last contribution of APR): who cannot be meant is not compared.
+"""Attribute-accelerated retrieval (proposed with APR): skip gallery images whose attributes contradict the query.
 
-Attributes of the gallery are predicted once, beforehand. An attribute of an image is reliable where the probability of
-its class exceeds a threshold; a gallery image is removed where some attribute is reliable in it and in the query, and
-the two classes differ. The others, the survivors, are ranked by distance.
-Shapes: N gallery images, Q queries, M attributes (recognition columns), W machine words of an image's code.
+The attributes of the gallery are predicted once in advance. An attribute of an image is reliable if the probability of
+its class exceeds a threshold. A gallery image is removed if an attribute is reliable both in the image and in the
+query, and the two classes differ. The remaining images, the survivors, are ranked by distance.
+Shapes: N gallery images, Q queries, M attributes (columns), W machine words of the code of an image.
 """
 
 from __future__ import annotations
@@ -20,39 +20,56 @@ from ..attributes.marginals import check_threshold, is_reliable
 from ..metrics.distances import between, prepare, squares
 from ..utils.environment import values_at_once
 
-WORD_BITS = 63  # of an int64 without its sign
-BLOCK_ENTRIES = 2**22  # pairs of images that are decided at a time on a CPU
-PAIR_BYTES = 64  # that a pair takes at most: its codes, the survivor's row, column and distance, and copies of them
-# Measured: above these shares of survivors, comparing one query, or many, with all is sooner done.
+WORD_BITS = 63  # usable bits of an int64
+BLOCK_ENTRIES = 2**22  # pairs of images processed at a time on a CPU
+PAIR_BYTES = 64  # upper bound of memory per pair: codes, and row, column and distance of a survivor, with copies
+# Measured: with larger shares of survivors, comparing one query (or several) with the whole gallery is faster.
 ONE_SHARE, MANY_SHARE = 0.5, 0.05
 
-# For good, not around each search: searches run in threads, and `warnings.catch_warnings` changes the filters of all.
+# Set globally, because searches run in threads and `warnings.catch_warnings` affects all threads.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
 
 
 class Predictions(NamedTuple):
-    """The most probable class of each attribute, int64 (N, M), -1 for none, and its probability, float (N, M)."""
+    """Predicted attributes of images.
+
+    Attributes:
+        classes: int64 (N, M), the most probable class of each attribute; -1 for none.
+        probabilities: float (N, M), of these classes.
+    """
 
     classes: Tensor
     probabilities: Tensor
 
     def rows(self, index) -> Predictions:
+        """Select images."""
         return Predictions(self.classes[index], self.probabilities[index])
 
     def to(self, device: torch.device) -> Predictions:
+        """Copy to a device."""
         return Predictions(self.classes.to(device), self.probabilities.to(device))
 
 
 class AttributeFilter:
-    """Which gallery images may show the person of a query.
+    """Filter that keeps the gallery images whose reliable attributes do not contradict the query.
 
-    Each answer that can be reliable is a bit. A gallery image keeps the bits that contradict it, a query those that it
-    says: one AND a pair of images decides, where a distance takes thousands of multiplications.
+    Each class of each attribute has one bit. The code of a query has the bits of its reliable classes, the code of a
+    gallery image the bits of the classes that contradict it. A pair of images is then tested with one AND operation per
+    word, while a distance takes thousands of multiplications.
 
     Args:
-        gallery: predicted beforehand.
-        sizes: classes of each attribute.
-        threshold: tau in [0, 1]; reliable is what exceeds it, so 1 removes nothing.
+        gallery: predictions of the gallery.
+        sizes: number of classes of each attribute.
+        threshold: tau in [0, 1]; larger probabilities are reliable, so that 1 removes no image.
+
+    Raises:
+        ValueError: if the threshold is not a probability, or the predictions are invalid (`check_predictions`).
+
+    Examples:
+        >>> gallery = Predictions(torch.tensor([[0], [1], [1]]), torch.tensor([[0.9], [0.9], [0.6]]))
+        >>> query = Predictions(torch.tensor([[0]]), torch.tensor([[0.95]]))
+        >>> AttributeFilter(gallery, sizes=[2], threshold=0.8).keep(query).tolist()
+        [[True, False, True]]
     """
 
     def __init__(self, gallery: Predictions, sizes: Sequence[int], threshold: float) -> None:
@@ -64,23 +81,23 @@ class AttributeFilter:
         self._against = self._codes(gallery)[1]  # (N, W)
 
     def keep(self, queries: Predictions) -> Tensor:
-        """Survivors of each query: bool (Q, N)."""
+        """Return the survivors of each query, bool (Q, N)."""
         return self.keep_by(self.said_by(queries))
 
     def said_by(self, queries: Predictions) -> Tensor:
-        """The code of each query, what it reliably says: int64 (Q, W), on the gallery's device."""
+        """Return the codes of queries, int64 (Q, W), on the device of the gallery."""
         check_predictions(queries, self.sizes, "query")
         return self._codes(queries)[0].to(self._against.device)
 
     def keep_by(self, said: Tensor) -> Tensor:
-        """`keep` by the queries' codes, int64 (Q, W)."""
+        """`keep` for codes of queries, int64 (Q, W)."""
         kept = torch.ones(len(said), len(self._against), dtype=torch.bool, device=said.device)
         for word in range(said.shape[1]):
             kept &= (said[:, None, word] & self._against[None, :, word]) == 0
         return kept
 
     def _codes(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
-        """Bits that images reliably say, and bits that contradict them: int64 (N, W) each."""
+        """Bits of the reliable classes, and bits of the classes that contradict them: int64 (N, W) each."""
         reliable = is_reliable(predictions.probabilities, self.threshold)  # (N, M)
         attribute = torch.arange(len(self.sizes), device=reliable.device)
         bits = self._bits.to(reliable.device)[attribute, predictions.classes + 1] * reliable
@@ -94,11 +111,17 @@ class AttributeFilter:
 
 
 class AcceleratedGallery:
-    """A gallery that is searched among the survivors of each query.
+    """A gallery in which only the survivors of each query are compared.
 
     Args:
-        embeddings: float (N, E).   metric: "cosine" or "euclidean".
-        predictions, sizes, threshold: see `AttributeFilter`.
+        embeddings: float (N, E).
+        metric: "cosine" or "euclidean".
+        predictions: predictions of the gallery, N images.
+        sizes: see `AttributeFilter`.
+        threshold: see `AttributeFilter`.
+
+    Raises:
+        ValueError: if the numbers of embeddings and predictions differ; see also `AttributeFilter`.
     """
 
     def __init__(self, embeddings: Tensor, predictions: Predictions, sizes: Sequence[int], threshold: float,
@@ -112,20 +135,25 @@ class AcceleratedGallery:
         self._squares = squares(self.embeddings)  # (N,), for each search
 
     def search(self, embeddings: Tensor, predictions: Predictions, top: int = 10) -> tuple[Tensor, Tensor]:
-        """The nearest survivors of queries (Q, E), on the gallery's device.
+        """Find the nearest survivors of each query.
+
+        Args:
+            embeddings: float (Q, E).
+            predictions: predictions of the queries.
+            top: number of results.
 
         Returns:
-            rows: int64 (Q, top), nearest first, in no certain order where distances are equal; -1 where fewer have
-                survived.
-            distances: float (Q, top), as `metrics.ranking` has them (euclidean ones squared); infinite there.
+            rows of the gallery, int64 (Q, top), nearest first, on the device of the gallery; the order of equal
+            distances is undefined; -1 if there are fewer survivors. And distances, float (Q, top), 1 - cosine or
+            squared Euclidean; infinite if there are fewer survivors.
         """
         if len(embeddings) != len(predictions.classes) or embeddings.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"filter: query embeddings are {tuple(embeddings.shape)} and predictions of "
-                             f"{len(predictions.classes)} images; expected as many of both, and embeddings of "
-                             f"{self.embeddings.shape[1]} values as the gallery's")
+                             f"{len(predictions.classes)} images; expected the same number of both, and embeddings "
+                             f"with {self.embeddings.shape[1]} values as in the gallery")
         device = self.embeddings.device
         queries = prepare(embeddings.to(device), self.metric, torch.float32)
-        said = self.filter.said_by(predictions.to(device))  # checked once: each check waits for a GPU
+        said = self.filter.said_by(predictions.to(device))  # once for all blocks: the check synchronises a GPU
         size = max(1, values_at_once(device, BLOCK_ENTRIES, PAIR_BYTES) // len(self.embeddings))
         found = [self._nearest(own, self.filter.keep_by(codes), top)
                  for own, codes in zip(queries.split(size), said.split(size))]
@@ -133,13 +161,13 @@ class AcceleratedGallery:
         return rows.masked_fill(distances.isinf(), -1), distances
 
     def _nearest(self, queries: Tensor, kept: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """Rows and distances of the nearest of the kept images, bool (q, N); some row at infinity beyond the last."""
+        """Rows and distances of the nearest of the kept images, bool (q, N); missing results have infinite distance."""
         counts = kept.sum(dim=1)
-        total, most = torch.stack([counts.sum(), counts.max()]).tolist()  # one wait for a GPU
+        total, most = torch.stack([counts.sum(), counts.max()]).tolist()  # one GPU synchronisation
         if total > (ONE_SHARE if len(queries) == 1 else MANY_SHARE) * kept.numel():
             distances = between(queries, self.embeddings, self.metric, self._squares)(slice(None))
             distances, column = distances.masked_fill_(~kept, float("inf")), None
-        elif total == 0:  # cuSPARSE refuses a matrix without entries
+        elif total == 0:  # cuSPARSE does not accept a matrix without entries
             distances, column = queries.new_empty(len(queries), 0), None
         else:
             distances, column = self._of_survivors(queries, kept, counts, most)
@@ -149,12 +177,12 @@ class AcceleratedGallery:
         return F.pad(rows, missing), F.pad(best.values, missing, value=float("inf"))
 
     def _of_survivors(self, queries: Tensor, kept: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Distances and gallery rows of each query's survivors, side by side: (q, most), infinite beyond."""
+        """Distances and gallery rows of the survivors of each query: (q, most), padded with infinity."""
         query, column = kept.nonzero(as_tuple=True)
         start = F.pad(counts.cumsum(dim=0), (1, 0))
         wanted = torch.sparse_csr_tensor(start, column, queries.new_zeros(len(column)), size=kept.shape,
                                          check_invariants=False)
-        # The products of survivors alone, read where they lie: gathering them first takes ten times as long.
+        # Computes the products of survivors only, without a gather, which would take ten times as long.
         products = torch.sparse.sampled_addmm(wanted, queries, self.embeddings.T, beta=0.0).values()
         if self.metric == "cosine":
             values = 1 - products
@@ -168,7 +196,22 @@ class AcceleratedGallery:
 
 
 def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str) -> None:
-    """Refuse predictions that are absent, of another attribute set, or no probabilities."""
+    """Check predictions.
+
+    Args:
+        predictions: predictions of N images and M attributes.
+        sizes: number of classes of each attribute.
+        side: "query" or "gallery", for the message.
+
+    Raises:
+        ValueError: if predictions are missing (NaN), have another number of attributes, or contain invalid
+            probabilities or classes.
+
+    Examples:
+        >>> check_predictions(Predictions(torch.tensor([[2]]), torch.tensor([[0.9]])), [2], "query")
+        Traceback (most recent call last):
+        ValueError: filter: 1 query classes are outside their attribute, such as 2 of attribute 0; expected -1 ...
+    """
     classes, probabilities = predictions
     if classes.shape != probabilities.shape or classes.dim() != 2 or classes.shape[1] != len(sizes):
         raise ValueError(f"filter: {side} predictions are {tuple(classes.shape)} classes and "
@@ -192,7 +235,7 @@ def check_predictions(predictions: Predictions, sizes: Sequence[int], side: str)
 
 
 def _places(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The bit of each answer, int64 (M, max(sizes) + 1), "none" first, and the word of each attribute, int64 (M,)."""
+    """The bit of each class, int64 (M, max(sizes) + 1), "none" first, and the word of each attribute, int64 (M,)."""
     bits, words = torch.zeros(len(sizes), max(sizes) + 1, dtype=torch.int64), []
     word, first = 0, 0
     for m, size in enumerate(sizes):

@@ -1,6 +1,6 @@
-"""Recognition and search by one softmax classifier an attribute, the way of ARN and APR.
+"""Recognition and search with one softmax classifier per attribute, as in ARN and APR.
 
-Shapes: N images, E size of an embedding, Q queries, A label fields, M recognition columns, C_m classes of a column.
+Shapes: N images, E embedding size, Q queries, A label fields, M columns, C_m classes of column m.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from .reader import mean_over_described
 
 
 class WithTemperatures:
-    """A reader whose confidences can be calibrated."""
+    """Mixin for readers with calibrated confidences."""
 
     schema: AttributeSchema
     temperatures: dict[str, float]
 
     def calibrated(self, temperatures: Mapping[str, float]):
-        """The same reader with these temperatures, by a column's name."""
+        """Return a copy with temperatures by column name.
+
+        Raises:
+            ValueError: if a name is not a column, or a temperature is not positive.
+        """
         reader = copy.copy(self)
         check_temperatures(self.schema, temperatures)
         reader.temperatures = dict(temperatures)
@@ -36,10 +40,18 @@ class ProbabilityReader(WithTemperatures):
     """Recognition and search with the probabilities of attribute classifiers.
 
     Args:
-        schema: whose columns are classified, one after the other.
-        weight, bias: of all classifiers together, float (sum of C_m, E) and (sum of C_m,).
+        schema: defines the columns; there is one classifier per column, in the same order.
+        weight: weights of all classifiers, concatenated, float (sum of C_m, E).
+        bias: biases of all classifiers, concatenated, float (sum of C_m,).
         train_labels: int64 (C, A), see `AttributeReader`.
-        temperatures: by a column's name, what its logits are divided by in `confidences`; 1 where not given.
+        temperatures: by column name, the divisor of the logits in `confidences`; default 1.
+
+    Examples:
+        >>> from cerberus_plugin.attributes import Field, Group
+        >>> schema = AttributeSchema("example", (Field("hat", "head", ("no", "yes")),), groups=(Group("head", 0),))
+        >>> reader = ProbabilityReader(schema, torch.tensor([[0.0], [1.0]]), torch.zeros(2))
+        >>> reader.recognise(torch.tensor([[2.0], [-2.0]])).tolist()
+        [[1], [0]]
     """
 
     def __init__(self, schema: AttributeSchema, weight: Tensor, bias: Tensor, *,
@@ -51,12 +63,12 @@ class ProbabilityReader(WithTemperatures):
         check_temperatures(schema, self.temperatures)
 
     def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
-        """Per column float (N, C_m), natural logarithms."""
+        """Return for each column the log-probabilities of its classes, (N, E) -> float (N, C_m)."""
         logits = F.linear(embeddings.float(), self.weight.to(embeddings.device), self.bias.to(embeddings.device))
         return [part.log_softmax(dim=1) for part in logits.split(self.schema.column_sizes, dim=1)]
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Most probable class of each column and its probability: (N, E) -> int64 (N, M), float (N, M)."""
+        """Return the most probable class of each column, int64 (N, M), and its probability, float (N, M)."""
         best = []
         for column, log_p in zip(self.schema.columns, self.log_probabilities(embeddings)):
             temperature = self.temperatures.get(column.name)
@@ -65,17 +77,17 @@ class ProbabilityReader(WithTemperatures):
         return torch.stack([b.indices for b in best], dim=1), torch.stack([b.values for b in best], dim=1)
 
     def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What temperatures are fitted on: logits, float (N, C_m), and the answer that each gives, int64 (C_m,)."""
+        """Return for each column the logits to fit a temperature on, float (N, C_m), and the classes, int64 (C_m,)."""
         return [(log_p, torch.arange(log_p.shape[1])) for log_p in self.log_probabilities(embeddings)]
 
     def recognise(self, embeddings: Tensor) -> Tensor:
-        """Attributes of images: (N, E) -> int64 (N, M); a classifier always names a class."""
+        """Predict the class of each column, (N, E) -> int64 (N, M); never -1."""
         return self.decide(self.answer_scores(embeddings))
 
     def recognise_balanced(self, embeddings: Tensor) -> Tensor:
-        """The answers that balanced accuracy expects, see `balanced_answers`: (N, E) -> int64 (N, M) on the CPU.
+        """Predict the classes that maximise the expected balanced accuracy, (N, E) -> int64 (N, M) on the CPU.
 
-        As `recognise` where the training identities are not known.
+        See `balanced_answers`. The same as `recognise` if there are no `train_labels`.
         """
         return self.decide(self.answer_scores(embeddings), True)
 
@@ -96,16 +108,21 @@ class ProbabilityReader(WithTemperatures):
         return torch.from_numpy(np.stack(answers, axis=1))
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Scores of images for described persons: mean logarithm of the probabilities of the described columns.
+        """Score images for descriptions: the mean log-probability of the described columns.
 
-        Columns count as independent. Of several colours that a garment has any may be the answer; "no listed colour",
-        which no classifier knows, has the probability that the best guess is wrong.
+        Columns are assumed to be independent. If several colours of a garment are described, their probabilities are
+        added. "No listed colour" is not a class of the classifiers; its probability is 1 minus that of the most
+        probable colour.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open; a tensor, or an array as `schema.parse` gives.
+            labels: int64 (Q, A), -1 for fields that are not described; a tensor, or an array from `schema.parse`.
+            embeddings: float (N, E).
 
         Returns:
-            float (Q, N), 0 at most.
+            float (Q, N), at most 0; higher is better.
+
+        Raises:
+            ValueError: if a query describes no attribute.
         """
         labels = torch.as_tensor(labels)
         known = torch.stack([(labels[:, list(column.fields)] != MISSING).any(dim=1) for column in self.schema.columns])
@@ -117,7 +134,7 @@ class ProbabilityReader(WithTemperatures):
         for column, some, log_p in zip(self.schema.columns, known, self.log_probabilities(embeddings)):
             if not some.any():
                 continue
-            # Many descriptions share what they say of one column.
+            # Many descriptions have the same labels in this column.
             said, which = torch.unique(labels[some][:, list(column.fields)], dim=0, return_inverse=True)
             fits = _fits_colour if column.is_colour else _fits_class
             total[some.to(total.device)] += torch.stack([fits(row, log_p) for row in said.tolist()])[which]
@@ -125,25 +142,39 @@ class ProbabilityReader(WithTemperatures):
 
 
 def summing_to_one(log_p: Tensor) -> np.ndarray:
-    """Probabilities of a column's classes from log-probabilities or means of them: (N, C) -> (N, C), on the CPU.
+    """Convert log-probabilities of a column, or means of them over images, to probabilities.
 
-    Means over images that disagree are geometric, and sum to less than 1; those of one image, where a semantic ID may
-    hold two colours, sum to 1 or more and stay as they are.
+    The exponential of a mean over images is a geometric mean; the sum over classes can then be less than 1 and is
+    normalised to 1. A sum of more than 1 is not changed: it occurs if semantic IDs have two colours.
+
+    Args:
+        log_p: float (N, C).
+
+    Returns:
+        float (N, C) on the CPU.
+
+    Examples:
+        >>> summing_to_one(torch.tensor([[0.25, 0.25]]).log()).tolist()
+        [[0.5, 0.5]]
     """
     return (log_p - log_p.logsumexp(dim=1, keepdim=True).clamp(max=0)).exp().cpu().numpy()
 
 
 def _fits_class(said: list[int], log_p: Tensor) -> Tensor:
-    """Of the class that is said: [c], (n, C) -> (n,)."""
+    """Log-probability of the described class: [c], (n, C) -> (n,)."""
     return log_p[:, said[0]]
 
 
 def _fits_colour(said: list[int], log_p: Tensor) -> Tensor:
-    """Of any colour that is said to be there, or else of none that is said not to be: C times 1, 0 or -1 -> (n,)."""
+    """Log-probability of a described colour column: C labels 1, 0 or -1, (n, C) -> (n,).
+
+    That any of the colours with label 1 is predicted; if there are none, that any colour without a label is predicted;
+    if all are 0, that the most probable colour is wrong.
+    """
     yes = [k for k, value in enumerate(said) if value == 1]
     if yes:
         return log_p[:, yes].logsumexp(dim=1)
     others = [k for k, value in enumerate(said) if value == MISSING]
     if others:
         return log_p[:, others].logsumexp(dim=1)
-    return log_p.topk(log_p.shape[1] - 1, dim=1, largest=False).values.logsumexp(dim=1)  # all but the best guess
+    return log_p.topk(log_p.shape[1] - 1, dim=1, largest=False).values.logsumexp(dim=1)  # all but the most probable

@@ -1,8 +1,9 @@
-"""Recognition and search by the prototypes of semantic IDs, the way of Cerberus.
+"""Recognition and search with the prototypes of semantic IDs, as in Cerberus.
 
-An embedding is the L2-normalised representations of the groups side by side, (G * D,), so the mean cosine over the
-groups is the cosine of two embeddings.
-Shapes: G groups, N images, Q queries, A label fields, M recognition columns, K semantic IDs of a group.
+An embedding is the concatenation of the L2-normalised representations of the groups, (G * D,). The cosine of two
+embeddings is therefore the mean cosine over the groups.
+Shapes: G groups, D dimensions of a block, N images, Q queries, A label fields, M columns, C classes of a column, K
+semantic IDs of a group, L bits of a group.
 """
 
 from __future__ import annotations
@@ -34,45 +35,76 @@ PARTIAL = ("mean", "max")
 
 
 def blocks(embeddings: Tensor, groups: int = len(GROUPS)) -> Tensor:
-    """(N, G * D) -> (N, G, D), each block of unit length (averaging over flips shortens it)."""
+    """Split embeddings into blocks of unit length, (N, G * D) -> (N, G, D).
+
+    The blocks are normalised again, because averaging over flipped images makes them shorter.
+
+    Examples:
+        >>> blocks(torch.tensor([[5.0, 0.0, 0.0, 2.0]]), groups=2).tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
+    """
     return F.normalize(embeddings.unflatten(1, (groups, -1)), dim=2)
 
 
 def of_groups(embeddings: Tensor, chosen: Sequence[str], groups: Sequence[str] = GROUPS) -> Tensor:
-    """The blocks of some groups, so that a cosine is the mean over these: (N, G * D) -> (N, len(chosen) * D).
+    """Select the blocks of some groups, so that cosines are means over these groups.
 
     Args:
-        groups: all of the model, in the order of the blocks.
+        embeddings: float (N, G * D).
+        chosen: names of the groups.
+        groups: names of all groups of the model, in the order of the blocks.
+
+    Returns:
+        float (N, len(chosen) * D).
+
+    Raises:
+        ValueError: if a group is unknown, none is chosen, or embeddings do not consist of G blocks.
+
+    Examples:
+        >>> of_groups(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), ["lower"], groups=["upper", "lower"]).tolist()
+        [[0.0, 1.0]]
     """
     unknown = [group for group in chosen if group not in groups]
     if unknown or not chosen:
         raise ValueError(f"groups are {', '.join(chosen) or 'none'}, expected one or more of {', '.join(groups)}")
     if embeddings.shape[1] % len(groups):
-        raise ValueError(f"embeddings of {embeddings.shape[1]} values are not {len(groups)} blocks, one a group; only "
-                         "Cerberus gives such")
+        raise ValueError(f"embeddings of {embeddings.shape[1]} values cannot be split into {len(groups)} blocks, one "
+                         "per group; only embeddings of Cerberus have such blocks")
     return blocks(embeddings, len(groups))[:, [list(groups).index(group) for group in chosen]].flatten(1)
 
 
 class PrototypeReader(WithTemperatures):
     """Recognition and search with the prototypes of semantic IDs.
 
-    Two ways of reading. "nearest", as in the paper: the labels of the nearest prototype of each group, and mean cosines
-    over the described groups. "probability": the most probable value of each column, and the sum of the log
-    probabilities of the described values, see `attributes.marginals`. Confidences are probabilities either way.
+    There are two methods. "nearest" is the method of the paper: predict the labels of the nearest prototype of each
+    group, and search by the mean cosine over the described groups. "probability": predict the most probable value of
+    each column, and search by the sum of the log-probabilities of the described values, see `attributes.marginals`.
+    Confidences are probabilities with both methods.
 
     Args:
-        table: the semantic IDs, in the order of the prototypes, and how many training identities carry each.
+        table: the semantic IDs, in the order of the prototypes, with their numbers of training identities.
         prototypes: per group float (K, D).
-        synthesise: (group, bits uint8 (n, L)) -> float (n, D), prototypes of combinations outside the table.
+        synthesise: (group, bits uint8 (n, L)) -> float (n, D), prototypes of combinations that are not in the table.
         train_labels: int64 (C, A), see `AttributeReader`.
         reading: one of `READINGS`.
-        force_colour: recognise the best semantic ID, or value, that names a colour, in place of "no listed colour".
-        partial: how a half-described group scores where the nearest are read: "mean" or "max" over the semantic IDs
-            that agree with it.
-        cosine_scale: s_m, one number, or one a column by its name.
-        tau: power of the prior; 0 leaves it out.
-        unseen_prior: identities that a semantic ID counts as which no training identity carries.
-        temperatures: by a column's name, what its logits are divided by in `confidences`. 1 where not given.
+        force_colour: predict the best semantic ID, or value, with a colour instead of "no listed colour".
+        partial: score of a partially described group with "nearest": "mean" or "max" over the semantic IDs that agree
+            with the description.
+        cosine_scale: s_m, one number, or one number per column name.
+        tau: exponent of the prior; 0 disables the prior.
+        unseen_prior: number of identities assumed for a semantic ID without training identities.
+        temperatures: by column name, the divisor of the logits in `confidences`; default 1.
+
+    Raises:
+        ValueError: if an option or a number is invalid.
+
+    Examples:
+        >>> from cerberus_plugin.attributes import AttributeSchema, Field, Group
+        >>> schema = AttributeSchema("example", (Field("hat", "head", ("no", "yes")),), groups=(Group("head", 0),))
+        >>> table = SIDTable.build(schema, torch.tensor([[0], [1]]))
+        >>> reader = PrototypeReader(table, [torch.tensor([[1.0, 0.0], [0.0, 1.0]])])
+        >>> reader.recognise(torch.tensor([[0.6, 0.8]])).tolist()
+        [[1]]
     """
 
     def __init__(self, table: SIDTable, prototypes: Sequence[Tensor],
@@ -97,8 +129,8 @@ class PrototypeReader(WithTemperatures):
         scales = cosine_scale if isinstance(cosine_scale, Mapping) else dict.fromkeys(names, cosine_scale)
         self.scales = {name: float(scales[name]) for name in names}
         if not all(0 < scale < math.inf for scale in self.scales.values()):
-            raise ValueError(f"cosine scales are {self.scales}, expected numbers above 0. They are those of the "
-                             "checkpoint (prototypes.log_scales), which is damaged then, or TEST.PAR.COSINE_SCALE")
+            raise ValueError(f"cosine scales are {self.scales}, expected numbers above 0. They come from the "
+                             "checkpoint (prototypes.log_scales), which is then damaged, or from TEST.PAR.COSINE_SCALE")
         self.tau = tau
         self.unseen_prior = unseen_prior
         self.temperatures = dict(temperatures or {})
@@ -108,12 +140,12 @@ class PrototypeReader(WithTemperatures):
         self._tables: dict[torch.device, Marginals] = {}  # see `_on`
 
     def _labels(self) -> list[np.ndarray]:
-        """Per group int64 (K, F), the labels of its own fields."""
+        """Per group int64 (K, F), the labels of the F fields of the group."""
         return [rows[:, list(self.schema.group_fields(group))].cpu().numpy()
                 for group, rows in zip(self.groups, self.table.labels)]
 
     def read_by(self, reading: str) -> PrototypeReader:
-        """The same reader with another reading."""
+        """Return a copy that uses another method, see `READINGS`."""
         if reading not in READINGS:
             raise ValueError(f"TEST.READING is '{reading}', expected one of {', '.join(READINGS)}")
         reader = copy.copy(self)
@@ -121,12 +153,13 @@ class PrototypeReader(WithTemperatures):
         return reader
 
     def attribute_model(self, synthesis: Callable[[str], tuple[Tensor, Tensor, Tensor]]) -> AttributeModel:
-        """The same without torch, as galleries and exported models use it.
+        """Convert to an `AttributeModel`, which does not need torch and is used by galleries and exported models.
 
-        It describes people by the mean over semantic IDs whatever `partial` says: a maximum is no inner product.
+        Its descriptions always use the mean over semantic IDs, regardless of `partial`, because a maximum cannot be
+        written as an inner product.
 
         Args:
-            synthesis: of a group's name V (L, D), p (D,) and A (L,), see `SIDPrototypes.synthesis`.
+            synthesis: function from a group name to V (L, D), p (D,) and A (L,), see `SIDPrototypes.synthesis`.
         """
         groups = []
         for group, labels, counts, rows in zip(self.groups, self._labels(), self.table.counts, self.prototypes):
@@ -136,40 +169,40 @@ class PrototypeReader(WithTemperatures):
                               float(self.unseen_prior), bool(self.force_colour))
 
     def _blocks(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Unit blocks of each group, (N, D), in float32 at least: a scale multiplies what half precision rounds."""
+        """Unit blocks of each group, (N, D), at least in float32: scales would amplify rounding errors of float16."""
         exact = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         return blocks(exact, len(self.groups)).unbind(1)
 
     def cosines(self, embeddings: Tensor) -> list[Tensor]:
-        """Per group the cosine of each image with each prototype: (N, K)."""
+        """Return for each group the cosines of images and prototypes, (N, G * D) -> float (N, K)."""
         return [block @ p.to(block).T for block, p in zip(self._blocks(embeddings), self.prototypes)]
 
     def sids(self, embeddings: Tensor) -> Tensor:
-        """Nearest semantic ID of each group, ties to the lowest number: int64 (N, G)."""
+        """Return the nearest semantic ID of each group, int64 (N, G); the lowest number in case of a tie."""
         return torch.cat([self._nearest(self.cosines(chunk)) for chunk in chunks(embeddings)])
 
     def _nearest(self, cosines: Sequence[Tensor]) -> Tensor:
-        """`sids` of one chunk, among the rows that are allowed."""
+        """`sids` of one chunk, among the semantic IDs that can be predicted."""
         nearest = []
         for cosine, rows in zip(cosines, self._allowed()):
             best = cosine.masked_fill(~rows.to(cosine.device), float("-inf"))
-            # argmax promises no order among equals; the first of them is the first that reaches the maximum.
+            # argmax of floats does not guarantee the first maximum; argmax of the mask returns the first 1.
             nearest.append((best == best.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1))
         return torch.stack(nearest, dim=1)
 
     def recognise(self, embeddings: Tensor) -> Tensor:
-        """Attributes of images: (N, G * D) -> int64 (N, M), -1 for no listed colour."""
+        """Predict the class of each column, (N, G * D) -> int64 (N, M); -1 for no listed colour."""
         return torch.cat([self.decide(self.answer_scores(chunk)) for chunk in chunks(embeddings)])
 
     def recognise_balanced(self, embeddings: Tensor) -> Tensor:
-        """The answers that balanced accuracy expects, see `balanced_answers`: (N, G * D) -> int64 (N, M) on the CPU.
+        """Predict the classes that maximise the expected balanced accuracy, (N, G * D) -> int64 (N, M) on the CPU.
 
-        As `recognise` where the nearest are read.
+        See `balanced_answers`. The same as `recognise` with the method "nearest".
         """
         return torch.cat([self.decide(self.answer_scores(chunk, True), True) for chunk in chunks(embeddings)])
 
     def answer_scores(self, embeddings: Tensor, balanced: bool = False) -> Tensor:
-        """See `PersonReader`. Nearest: cosines with all prototypes; probability: log-probabilities of all columns."""
+        """See `PersonReader`. Cosines with all prototypes ("nearest"), or log-probabilities ("probability")."""
         if self.reading == "nearest":
             return torch.cat(self.cosines(embeddings), dim=1)
         logits = self._logits(embeddings) if balanced else self._scores(embeddings, self._allowed())
@@ -190,9 +223,9 @@ class PrototypeReader(WithTemperatures):
         return torch.from_numpy(np.stack(found, axis=1)) - colours
 
     def confidences(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Most probable class of each column and its probability: (N, G * D) -> int64 (N, M), float (N, M).
+        """Return the most probable class of each column, int64 (N, M), and its probability, float (N, M).
 
-        A class has the probabilities of all semantic IDs that hold it, "no listed colour" (-1) included.
+        The probability of a class is the sum over its semantic IDs. "No listed colour" (-1) is one of the classes.
         """
         allowed = self._allowed()
         best = []
@@ -204,9 +237,9 @@ class PrototypeReader(WithTemperatures):
         return classes - colours, torch.cat([torch.stack([own.values.exp() for own in part], dim=1) for part in best])
 
     def log_probabilities(self, embeddings: Tensor) -> list[Tensor]:
-        """Per column the log-probability of each class, "none" of colours first: float (N, C).
+        """Return for each column the log-probabilities of its classes, float (N, C), for search.
 
-        Those that search adds up: temperatures and `force_colour` do not touch them.
+        The first class of a colour column is "none". The result does not depend on temperatures or `force_colour`.
         """
         parts = [self._searched(chunk) for chunk in chunks(embeddings)]
         return [torch.cat(column) for column in zip(*parts)]
@@ -216,7 +249,7 @@ class PrototypeReader(WithTemperatures):
         return [log_p.clamp(min=LOWEST) for log_p in self._log_probabilities(self._logits(embeddings))]
 
     def _on(self, device: torch.device) -> Marginals:
-        """The tables of probabilities as tensors, made once for each device."""
+        """`marginals` with tensors on a device, cached."""
         if device not in self._tables:
             log_priors, held = ([torch.from_numpy(own).to(device) for own in tables]
                                 for tables in (self.marginals.log_priors, self.marginals.held))
@@ -236,8 +269,12 @@ class PrototypeReader(WithTemperatures):
                 for m, (column, own) in enumerate(zip(self.schema.columns, logits))]
 
     def column_scores(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What temperatures are fitted on: logits, float (N, K), minus infinity where a semantic ID may not be
-        recognised, and the answer that each gives, int64 (K,)."""
+        """Return for each column the logits to fit a temperature on, and their classes.
+
+        Returns:
+            per column logits, float (N, K), -inf for semantic IDs that cannot be predicted; and the class of each
+            semantic ID, int64 (K,).
+        """
         allowed = self._allowed()
         parts = [self._scores(chunk, allowed) for chunk in chunks(embeddings)]
         scores = [torch.cat(column).float() for column in zip(*parts)]
@@ -245,19 +282,27 @@ class PrototypeReader(WithTemperatures):
         return [(scores[m], own[group][:, m]) for m, group in enumerate(self.schema.column_groups)]
 
     def _scores(self, embeddings: Tensor, allowed: list[Tensor]) -> list[Tensor]:
-        """`_logits`, minus infinity where not allowed."""
+        """`_logits`, with -inf for semantic IDs that are not allowed."""
         return [logits.masked_fill(~allowed[g].to(logits.device), float("-inf"))
                 for logits, g in zip(self._logits(embeddings), self.marginals.column_groups)]
 
     def search(self, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Scores of images for described persons, higher is nearer: (Q, N).
+        """Score images for descriptions.
 
-        Nearest: the mean cosine over the described groups. A group with nothing described is left out, a half-described
-        one averages (or maximises) over the semantic IDs that agree with it.
-        Probability: the sum of the log-probabilities of the described values, see `wanted_classes`.
+        "nearest": the mean cosine over the groups with described attributes. A partially described group uses the mean
+        (or maximum, see `partial`) over the semantic IDs that agree with the description.
+        "probability": the sum of the log-probabilities of the described values, see `wanted_classes`.
 
         Args:
-            labels: int64 (Q, A), -1 where the description is open; a tensor, or an array as `schema.parse` gives.
+            labels: int64 (Q, A), -1 for fields that are not described; a tensor, or an array from `schema.parse`.
+            embeddings: float (N, G * D).
+
+        Returns:
+            float (Q, N), higher is better.
+
+        Raises:
+            ValueError: if a query describes no attribute, or a prototype would have to be synthesised but the reader
+                has no `synthesise`.
         """
         labels = torch.as_tensor(labels)
         if self.reading == "probability":
@@ -295,7 +340,7 @@ class PrototypeReader(WithTemperatures):
         return scores
 
     def _synthesised(self, group: str, labels: Tensor) -> Tensor:
-        """Unit prototypes of combinations the table does not hold; what is left open counts as no."""
+        """Unit prototypes of combinations that are not in the table; fields that are not described count as 0 (no)."""
         if self.synthesise is None:
             raise ValueError(f"search: {self.schema.describe(labels[0])} is not among the semantic IDs of '{group}', "
                              "and this reader cannot synthesise a prototype")
@@ -305,6 +350,6 @@ class PrototypeReader(WithTemperatures):
         return F.normalize(self.synthesise(group, self.schema.bits(filled, group)).float(), dim=1, eps=1e-12)
 
     def _allowed(self) -> list[Tensor]:
-        """Per group bool (K,): rows that may be recognised."""
+        """Per group bool (K,): semantic IDs that can be predicted."""
         return [torch.from_numpy(nameable(self.schema, group, labels, self.force_colour))
                 for group, labels in zip(self.groups, self._labels())]

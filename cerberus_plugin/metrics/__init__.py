@@ -1,1 +1,2 @@
-"""Evaluation figures as pure functions of tensors: ranking (reID), recognition (PAR) and search (APS)."""
+"""Evaluation metrics as pure functions of tensors: re-identification (reID), attribute recognition (PAR), search (APS).
+"""

@@ -1,11 +1,13 @@
-"""Attribute-based person search (APS): a description ranks the gallery, and its images are those that fit it.
+"""Attribute-based person search (APS): rank gallery images by how well they match a description.
 
-Letters: Q queries (descriptions), N gallery images, A label fields, K categories. A category is one full tuple of
-labels; the queries of a data set are distinct categories of its test images, see `QUERIES`, and an image is relevant
-when its category is the query's. Where labels are missing, a query describes what is known of its category, and
-`relations` tells which images fit it.
-For a partial query (some groups given) there are two readings, both served here: hand over the full categories, or the
-categories of the given fields alone, `categories(labels[:, given])`.
+Shapes: Q queries (descriptions), N gallery images, A label fields, K categories.
+
+A category is one complete tuple of labels. The queries of a dataset are distinct categories of its test images, see
+`QUERIES`. An image is relevant if it has the category of the query. If labels are missing, a query describes the known
+labels of its category, and `relations` defines which images are relevant.
+
+A partial query describes some groups only. Its relevant images can be defined in two ways: pass the full categories, or
+the categories of the described fields, `categories(labels[:, given])`.
 """
 
 from __future__ import annotations
@@ -18,24 +20,31 @@ from torch import Tensor
 
 from .ranking import Ranking, cmc_curve, rank_in_blocks
 
-# Which categories are queries. SAL's code takes them from the query images: 484 on Market-1501, as many as without this
-# rule, but 307 on DukeMTMC-reID, where 408 of 1,110 test identities have no query image. All identities make 387
-# categories there, the number of published tables. "sal-all" is SAL's ranking for these.
+# The categories that are used as queries. SAL's code takes them from the query images: 484 categories on Market-1501,
+# the same number as for all test images, but 307 on DukeMTMC-reID, where 408 of 1,110 test identities have no query
+# image. All test identities give 387 categories, the number in published tables. "sal-all" uses SAL's ranking rule for
+# these.
 QUERIES = {"asmr": "categories of all test images", "sal": "categories of the query images",
            "sal-all": "categories of all test images"}
 PROTOCOLS = tuple(QUERIES)
-# The rule of the AP in each protocol's own paper and code.
+# The AP rule in the paper and code of each protocol.
 PUBLISHED_AP = {"asmr": "trapezoid", "sal": "rectangle", "sal-all": "rectangle"}
-RANKS = (1, 5, 10, 20)  # Rank-k: share of the queries with a relevant image among the first k
+RANKS = (1, 5, 10, 20)  # values of k for Rank-k, the share of queries with a relevant image among the first k
 
 
 @dataclass(frozen=True)
 class APSResult:
-    """Figures of an attribute search, as shares of 1; means run over queries, each counting once.
+    """Metrics of an attribute search, as fractions from 0 to 1, averaged over queries.
 
-    `cmc` is float64 (20,), of which entry k - 1 is Rank-k. `num_unmatched` counts the queries without a relevant image:
-    "asmr" counts them as zeros, the others leave them out. `queries` holds the figures of each of the Q queries. Means
-    over no query are NaN.
+    Attributes:
+        cmc: float64 (20,); entry k - 1 is Rank-k.
+        mAP: mean AP by the rectangle rule.
+        mAP_trapezoid: mean AP by the trapezoid rule, see `ranking.Ranking`.
+        num_unmatched: number of queries without a relevant image. "asmr" counts them as 0; the other protocols exclude
+            them.
+        queries: metrics of each of the Q queries.
+
+    Means over zero queries are NaN.
     """
 
     cmc: Tensor
@@ -46,7 +55,7 @@ class APSResult:
 
     @classmethod
     def of(cls, queries: Ranking, protocol: str) -> APSResult:
-        """The means over some queries, as a protocol counts those without a relevant image."""
+        """Average the metrics of queries by the rule of a protocol for queries without a relevant image."""
         num_queries = len(queries.num_matches)
         num_matched = int((queries.num_matches > 0).sum())
         denominator = num_queries if protocol == "asmr" else num_matched
@@ -60,34 +69,51 @@ class APSResult:
 
     @property
     def rank1(self) -> float:
+        """Rank-1, from 0 to 1."""
         return self.cmc[0].item()
 
     def percentages(self) -> dict[str, float]:
+        """Return mAP by both rules and Rank-1, 5, 10 and 20 in percent."""
         ranks = {f"Rank-{k}": 100 * self.cmc[k - 1].item() for k in RANKS}
         return {"mAP": 100 * self.mAP, "mAP_trapezoid": 100 * self.mAP_trapezoid, **ranks}
 
 
 def categories(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the distinct label tuples: int64 (N, A) -> categories int64 (N,), and their labels int64 (K, A).
+    """Number the distinct rows of labels, in lexicographic order.
 
-    Categories are numbered in lexicographic order of their labels.
+    Args:
+        labels: int64 (N, A).
+
+    Returns:
+        the category of each row, int64 (N,), and the labels of each category, int64 (K, A).
+
+    Examples:
+        >>> ids, distinct = categories(torch.tensor([[1, 0], [0, 1], [1, 0]]))
+        >>> ids.tolist(), distinct.tolist()
+        ([1, 0, 1], [[0, 1], [1, 0]])
     """
     distinct, ids = torch.unique(labels, dim=0, return_inverse=True)
     return ids, distinct
 
 
 def relations(described: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Which categories fit which description, where labels are missing.
+    """Return which categories match which descriptions, if labels are missing.
 
-    A category fits if all that is described is known of it, and so. It is open, and neither found nor missed, if
-    nothing that is known of it contradicts the description but some of that is unknown.
+    A category matches a description if all described labels are known and equal. It is undecided if no known label
+    contradicts the description, but a described label is unknown. Undecided images are excluded from the ranking.
 
     Args:
-        described: int64 (K', A), -1 where nothing is described.   labels: int64 (K, A), -1 where missing.
+        described: int64 (K', A), -1 where a field is not described.
+        labels: int64 (K, A), -1 where missing.
 
     Returns:
-        fits and open, bool (K', K); None where no description has a gap, nor any category, in a field that another one
-        knows: then categories fit that are equal, and none is open.
+        two masks, matches and undecided, bool (K', K) each. None if each field is either known in all rows or missing
+        in all rows; a category then matches if it is equal to the description, and none is undecided.
+
+    Examples:
+        >>> matches, undecided = relations(torch.tensor([[1, 0]]), torch.tensor([[1, 0], [1, -1], [0, -1]]))
+        >>> matches.tolist(), undecided.tolist()
+        ([[True, False, False]], [[False, True, False]])
     """
     unknown = torch.cat([described, labels]) == -1
     if (unknown.any(dim=0) == unknown.all(dim=0)).all():
@@ -116,21 +142,35 @@ def aps_metrics(
     related: tuple[Tensor, Tensor] | None = None,
     block_size: int | None = None,
 ) -> APSResult:
-    """Rank the gallery for each category: Rank-k and mAP by both rules, macro over queries.
+    """Compute Rank-k, and mAP by both rules, of the gallery rankings of all queries; averaged over queries.
 
-    "asmr" ranks the whole pool (gallery and query images together), without a filter by person or camera, and keeps
-    every query in the denominator; its paper publishes the trapezoid AP. "sal" and "sal-all" take the images of the
-    person and camera that represents a query's category out of the ranking; SAL's paper publishes the rectangle AP.
-    These two differ in the queries that a caller is to give, see `QUERIES`.
+    "asmr" ranks gallery and query images together, without a filter by identity or camera, and counts all queries; its
+    paper reports the trapezoid AP. "sal" and "sal-all" choose one identity and camera as the representative of each
+    query and exclude their images from the ranking; SAL's paper reports the rectangle AP. The two differ in the queries
+    that the caller passes, see `QUERIES`.
 
     Args:
-        scores: float (Q, N), larger is better; or a function from rows, a slice of range(Q), to those rows of it.
-        query_categories: int64 (Q,).   gallery_categories: int64 (N,), in the same numbering.
-        representative_pids, representative_camids: int64 (Q,), not for "asmr".
-        gallery_pids, gallery_camids: int64 (N,), not for "asmr".
-        related: of `relations`, by number of category; None where a category fits itself alone. Images of open
-            categories are taken out of the ranking.
-        block_size: queries ranked at a time; None for `ranking.block_rows` of the device.
+        scores: float (Q, N), higher is better; or a function from a slice of range(Q) to these rows of the scores.
+        query_categories: int64 (Q,).
+        gallery_categories: int64 (N,), with the same numbering.
+        protocol: one of `PROTOCOLS`.
+        representative_pids: int64 (Q,), identity that represents each query; required unless the protocol is "asmr".
+        representative_camids: int64 (Q,), its camera; required unless the protocol is "asmr".
+        gallery_pids: int64 (N,); required unless the protocol is "asmr".
+        gallery_camids: int64 (N,); required unless the protocol is "asmr".
+        related: result of `relations`, indexed by category; None if an image is relevant only for its own category.
+            Images of undecided categories are excluded from the ranking.
+        block_size: number of queries ranked at a time; None for `ranking.block_rows` of the device.
+
+    Raises:
+        ValueError: if the protocol is unknown, an argument is missing, shapes do not match, or no query has a relevant
+            image.
+
+    Examples:
+        >>> scores, gallery = torch.tensor([[0.9, 0.2, 0.5]]), torch.tensor([1, 0, 0])  # relevant at the ranks 2 and 3
+        >>> result = aps_metrics(scores, torch.tensor([0]), gallery)
+        >>> result.rank1, round(result.mAP, 4)  # (1/2 + 2/3) / 2
+        (0.0, 0.5833)
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"aps: unknown protocol '{protocol}', expected one of {PROTOCOLS}")
@@ -163,7 +203,7 @@ def aps_metrics(
     result = APSResult.of(queries, protocol)
     if result.num_unmatched == num_queries:
         raise ValueError(f"aps: none of {num_queries} queries has a relevant image in the gallery; check that query "
-                         "and gallery categories come from one numbering")
+                         "and gallery categories use the same numbering")
     return result
 
 

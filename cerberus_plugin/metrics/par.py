@@ -1,11 +1,13 @@
-"""Pedestrian attribute recognition (PAR): accuracy of one answer a column, in each convention papers report.
+"""Pedestrian attribute recognition (PAR): accuracy by all conventions of the literature.
 
-Letters: N images, M columns, C_m classes (answers) of column m, L yes/no labels. A colour column has one yes/no truth a
-class, so that none or several can be true; every other column has exactly one true class. An answer of -1 means no
-answer, or "none of the listed colours".
+Shapes: N images, M columns (attributes), C_m classes of column m, L binary labels.
 
-The yes/no labels are the bits of semantic IDs, 30 of Market-1501 and 23 of DukeMTMC: one a class of a column; a column
-of two classes is one label, yes for the second class.
+A model predicts one class per column. A colour column has a binary ground truth for each class, so that zero or several
+classes can be true; in other columns exactly one class is true. The prediction -1 means no prediction, or "none of the
+listed colours".
+
+The binary labels correspond to the bits of semantic IDs, 30 for Market-1501 and 23 for DukeMTMC: one label per class of
+a column. A column of two classes is one label, which is positive for the second class.
 """
 
 from __future__ import annotations
@@ -16,27 +18,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# How the answer to an attribute becomes answers to yes/no labels.
-LABELS = ("yes for the one value that is answered, no for all others; for a yes/no attribute read by probability, a "
+# How the prediction of an attribute is converted to predictions of binary labels.
+LABELS = ("yes for the predicted value, no for all others; for a yes/no attribute predicted by probability, this is a "
           "threshold of 0.5")
 
 
 @dataclass(frozen=True)
 class LabelResult:
-    """Figures of yes/no labels as multi-label recognition reports them; shares of 1, NaN where nothing defines them.
+    """Metrics of multi-label recognition for binary labels, as fractions from 0 to 1; NaN if undefined.
 
-    By label, float64 (L,), over the images whose label is known:
+    Label-based metrics, float64 (L,), over the images with a known label:
 
-    * `accuracy`: share of right answers. Its mean is the accuracy over 30 (23) attributes of Market-1501 (DukeMTMC);
-    * `balanced`: (TPR + TNR) / 2; NaN for a label that is yes, or no, on no image. Its mean is mA;
-    * `f1`: of the answer yes; NaN for a label that is yes on no image and in no answer.
+    * `accuracy`: share of correct predictions. Its mean is the accuracy over 30 (23) attributes of Market-1501
+      (DukeMTMC);
+    * `balanced`: (TPR + TNR) / 2; NaN for a label without positive or without negative images. Its mean is mA;
+    * `f1`: F1 of the positive class; NaN for a label without positive images and positive predictions.
 
-    By image, with P the known labels that are yes and A those answered yes, as defined by RAP (Li et al.,
-    arXiv 1603.07054): `instance_accuracy` is the mean of |P & A| / |P | A|, `instance_precision` of |P & A| / |A|,
-    `instance_recall` of |P & A| / |P|; `instance_f1` is the harmonic mean of these mean precision and recall, not a
-    mean over images. Images for which such a fraction is 0 / 0 are left out of its mean, as in the authors' code:
-    `num_without_yes` have no P, `num_without_answer` no A, `num_without_either` neither. Rethinking_of_PAR counts them
-    as 0: its figures are these times the share of the `num_images` that is counted.
+    Instance-based metrics, where P is the set of known positive labels of an image and A the set of labels predicted
+    positive, as defined for RAP (Li et al., arXiv 1603.07054):
+
+    * `instance_accuracy`: mean over images of |P & A| / |P | A|;
+    * `instance_precision`: mean of |P & A| / |A|;
+    * `instance_recall`: mean of |P & A| / |P|;
+    * `instance_f1`: harmonic mean of `instance_precision` and `instance_recall`, not a mean over images.
+
+    Images with the fraction 0 / 0 are excluded from the mean, as in the authors' code: `num_without_yes` images have
+    an empty P, `num_without_answer` an empty A, and `num_without_either` both. Rethinking_of_PAR counts these images as
+    0; its metrics are those above, multiplied by the share of the `num_images` images that are not excluded.
     """
 
     accuracy: Tensor
@@ -53,10 +61,21 @@ class LabelResult:
 
 
 def label_metrics(answers: Tensor, truth: Tensor, known: Tensor) -> LabelResult:
-    """Score yes/no answers to labels, such as probabilities above a threshold.
+    """Evaluate predictions of binary labels, such as probabilities above a threshold.
 
     Args:
-        answers: bool (N, L), True for yes.   truth: bool (N, L).   known: bool (N, L), False for a missing label.
+        answers: bool (N, L), True for a positive prediction.
+        truth: bool (N, L).
+        known: bool (N, L), False for a missing label.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Examples:
+        >>> answers, truth = torch.tensor([[True, True], [False, True]]), torch.tensor([[True, False], [False, True]])
+        >>> result = label_metrics(answers, truth, torch.ones(2, 2, dtype=torch.bool))
+        >>> result.accuracy.tolist(), result.balanced.tolist(), result.instance_precision
+        ([1.0, 0.5], [1.0, 0.5], 0.75)
     """
     if not answers.shape == truth.shape == known.shape:
         raise ValueError(f"par: answers are {tuple(answers.shape)}, truth {tuple(truth.shape)} and known "
@@ -66,7 +85,7 @@ def label_metrics(answers: Tensor, truth: Tensor, known: Tensor) -> LabelResult:
     yes, no, said = truth & known, ~truth & known, answers & known
 
     def counts(flags: Tensor, dim: int) -> Tensor:
-        return flags.sum(dim=dim).double()  # 0 / 0 is the NaN
+        return flags.sum(dim=dim).double()  # so that 0 / 0 is NaN
 
     precision, recall = ((counts(both, 1) / counts(of, 1)).nanmean().item() for of in (said, yes))
     f1 = 0.0 if precision == recall == 0 else 2 * precision * recall / (precision + recall)
@@ -87,19 +106,21 @@ def label_metrics(answers: Tensor, truth: Tensor, known: Tensor) -> LabelResult:
 
 @dataclass(frozen=True)
 class PARResult:
-    """Shares of 1, never percent; tensors are float64 (M,), NaN where nothing defines them.
+    """Accuracy of attribute recognition by all conventions, as fractions from 0 to 1.
 
-    * `official`: share of the known images whose answer is true (Market-1501-attribute tool). Of several listed
-      colours any counts; where no colour is listed no answer can be right;
-    * `with_none`: the same, but where no colour is listed, "none" is the right answer;
-    * `binary`: a colour column is the mean of its per-colour yes/no accuracies, any other column as `official`;
-    * `balanced`: mean of (TPR + TNR) / 2 over the column's yes/no questions, as RAP and PETA define mA;
-    * `ceiling`: the most that `official` can reach, the share of images for which some answer is true.
+    Metrics of columns, float64 (M,), NaN if undefined:
 
-    `mA_official`, `mA_with_none` and `mA_binary` are plain means of the columns, `mA_balanced` of all yes/no questions
-    of all columns. Columns without a known image are left out of the means. `num_undefined_bits` counts those of the
-    `num_bits` yes/no questions that have no yes or no no among the images, and are left out as well. `labels` are the
-    figures of the same answers as yes/no labels.
+    * `official`: share of the images with a known label whose prediction is true (Market-1501-attribute tool). Of
+      several listed colours any is correct; for an image without a listed colour no prediction is correct;
+    * `with_none`: as `official`, but for an image without a listed colour "none" is correct;
+    * `binary`: for a colour column the mean of the binary accuracies of its colours; otherwise as `official`;
+    * `balanced`: mean of (TPR + TNR) / 2 over the binary labels of the column, as mA is defined for RAP and PETA;
+    * `ceiling`: the maximum of `official`, the share of images with a true class.
+
+    `mA_official`, `mA_with_none` and `mA_binary` are means over the columns, `mA_balanced` is the mean over all binary
+    labels of all columns. Columns without a known label are excluded. `num_undefined_bits` of the `num_bits` binary
+    labels have no positive or no negative image and are excluded as well. `labels` contains the metrics of the same
+    predictions as binary labels.
     """
 
     official: Tensor
@@ -119,13 +140,22 @@ class PARResult:
 def par_metrics(
     predictions: Tensor, truth: Sequence[Tensor], known: Tensor, is_colour: Sequence[bool]
 ) -> PARResult:
-    """Score one answer a column and image, in all conventions at once.
+    """Evaluate predicted attributes by all conventions.
 
     Args:
-        predictions: int64 (N, M), class of each column; -1 for none.
-        truth: M tensors bool (N, C_m), as `AttributeSchema.column_truth` gives them.
-        known: bool (N, M), False where the label is missing: such an image is left out of that column.
-        is_colour: M flags, columns with a yes/no truth a class.
+        predictions: int64 (N, M), the predicted class of each column; -1 for none.
+        truth: M tensors bool (N, C_m), from `AttributeSchema.column_truth`.
+        known: bool (N, M), False where the label is missing; the image is then excluded from the column.
+        is_colour: M flags, True for a colour column.
+
+    Raises:
+        ValueError: if shapes do not match or a prediction is outside the classes of its column.
+
+    Examples:
+        >>> truth = [torch.tensor([[True, False], [False, True]]), torch.tensor([[True, False], [False, False]])]
+        >>> result = par_metrics(torch.tensor([[0, 0], [0, -1]]), truth, torch.ones(2, 2).bool(), [False, True])
+        >>> result.official.tolist(), result.with_none.tolist()  # the second image has no listed colour
+        ([0.5, 0.5], [0.5, 1.0])
     """
     _check(predictions, truth, known, is_colour)
     said_of, truth_of, known_of = _as_labels(predictions.cpu(), truth, known.cpu(), is_colour)  # M of (N, L_m) each
@@ -159,14 +189,21 @@ def par_metrics(
 
 
 def majority_answers(truth: Sequence[Tensor], known: Tensor, is_colour: Sequence[bool] = ()) -> Tensor:
-    """The most frequent class of each column, the floor any model has to beat: -> int64 (M,).
-
-    For colours the most frequent listed one; the first of equally frequent classes; -1 where a column has no label.
+    """Return the predictions of the majority-class baseline: the most frequent class of each column.
 
     Args:
-        truth: M tensors bool (N, C_m), of training identities or images.   known: bool (N, M).
-        is_colour: M flags of columns of which -1 for "none" is an answer as well, taken where it is more frequent than
-            any class.
+        truth: M tensors bool (N, C_m), of training identities or images.
+        known: bool (N, M).
+        is_colour: M flags; in columns with True, the prediction is -1 ("none") if this is more frequent than each
+            class. Default: "none" is never predicted for a colour column.
+
+    Returns:
+        int64 (M,); the first of equally frequent classes; -1 for a column without labels.
+
+    Examples:
+        >>> truth, known = [torch.tensor([[True, False], [False, False], [False, False]])], torch.ones(3, 1).bool()
+        >>> majority_answers(truth, known).tolist(), majority_answers(truth, known, [True]).tolist()
+        ([0], [-1])
     """
     answers = []
     for m, true in enumerate(truth):
@@ -178,19 +215,19 @@ def majority_answers(truth: Sequence[Tensor], known: Tensor, is_colour: Sequence
 
 
 def _share(flags: Tensor) -> Tensor:
-    """Share of True along the images: bool (n, ...) -> float64 (...); NaN for no image."""
+    """Share of True over the images: bool (n, ...) -> float64 (...); NaN for zero images."""
     return flags.double().mean(dim=0)
 
 
 def _as_labels(predictions: Tensor, truth: Sequence[Tensor], known: Tensor,
                is_colour: Sequence[bool]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Answers, truth and what is known of each column as yes/no labels: M tensors bool (N, L_m) each."""
+    """Predictions, ground truth and known flags as binary labels: M tensors bool (N, L_m) each."""
     said, true, knowing = [], [], []
     for m, colour in enumerate(is_colour):
         answer, own = predictions[:, m, None], truth[m].cpu()  # (N, 1), (N, C_m)
         yes = answer == torch.arange(own.shape[1])  # (N, C_m)
         if not colour and own.shape[1] == 2:
-            # One label, not two mirrored ones; no answer is wrong, whichever class is true.
+            # One label instead of two complementary ones. The prediction -1 counts as wrong.
             own = own[:, 1:]
             yes = torch.where(answer < 0, ~own, yes[:, 1:])
         said.append(yes)
@@ -209,4 +246,4 @@ def _check(predictions: Tensor, truth: Sequence[Tensor], known: Tensor, is_colou
         wrong = ((predictions[:, m] < -1) | (predictions[:, m] >= true.shape[1])).sum()
         if wrong:
             raise ValueError(f"par: {int(wrong)} of {shape[0]} predictions of column {m} are outside "
-                             f"-1..{true.shape[1] - 1}; answers count from 0, and -1 is none")
+                             f"-1..{true.shape[1] - 1}; classes start at 0, and -1 means none")

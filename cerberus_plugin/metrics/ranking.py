@@ -1,9 +1,9 @@
-"""Ranking figures of a retrieval: AP, CMC and INP, from distances or features, block by block of queries.
+"""Retrieval metrics (AP, CMC and INP) from distances or features, computed for blocks of queries.
 
-Letters: Q queries, N gallery images, B queries of a block, D feature size, P matches of a block.
+Shapes: Q queries, N gallery images, B queries of a block, D feature size, P matches of a block.
 
-Conventions, the same for every figure here: rank 1 is the smallest distance; equal distances rank the lower gallery
-index first; an ignored image is taken out of the ranking, so that the images behind it move up.
+Conventions: rank 1 is the smallest distance. Ties are broken by the lower gallery index. Ignored images are removed
+from the ranking, so that the following images move up.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from .distances import pairwise
 from .outfits import Outfits
 from .streaming import FEATURE_BYTES, PART_ENTRIES, Gallery, Stream
 
-# Distances of a block on a CPU. Measured: blocks of this size stay in its caches, and larger ones take longer.
+# Number of distances of a block on a CPU. Measured: such blocks fit in the cache; larger blocks are slower.
 BLOCK_ENTRIES = 2**22
-# Memory of a distance on a GPU, at most: float64 in double, its sorted copy, the order, and the space of the sort.
+# Upper bound of GPU memory per distance in bytes: two float64 copies, a sorted copy, the order, and sort workspace.
 DISTANCE_BYTES = 64
-# Measured: with fewer queries in a block, two passes over parts are sooner done than one over the whole gallery.
+# Measured: with fewer queries per block, two passes over parts are faster than one pass over the whole gallery.
 MIN_ROWS = 32
 
 
 class Ranking(NamedTuple):
-    """Figures of each query, all (Q,) on the CPU; float64 fields are NaN for a query without a match.
+    """Metrics of each query, all (Q,) on the CPU; float64 fields are NaN for a query without a match.
 
-    With the n matches of a query at the ranks r_1 < ... < r_n, and hits k at rank r_k:
+    The n matches of a query have the ranks r_1 < ... < r_n.
 
-    * `ap`, rectangle rule: (1/n) sum_k k / r_k; what FastReID reports;
-    * `ap_trapezoid`: (1/n) sum_k (k / r_k + o_k) / 2 with o_k = (k-1) / (r_k - 1), and 1 at rank 1; what the MATLAB
-      kits of Market-1501 and DukeMTMC report. It never exceeds `ap` and equals it only for a perfect list;
-    * `inp`: n / r_n;
-    * `first_match`: r_1, int64, 0 for a query without a match;
-    * `num_matches`: n, int64.
+    Attributes:
+        ap: average precision by the rectangle rule, (1/n) sum_k k / r_k, as in FastReID.
+        ap_trapezoid: average precision by the trapezoid rule, (1/n) sum_k (k / r_k + o_k) / 2, where o_k is
+            (k-1) / (r_k - 1), and 1 if r_k is 1; as in the MATLAB evaluation code of Market-1501 and DukeMTMC. It is at
+            most `ap`, and equal only for a perfect ranking.
+        inp: inverse negative penalty, n / r_n.
+        first_match: r_1, int64; 0 for a query without a match.
+        num_matches: n, int64.
     """
 
     ap: Tensor
@@ -54,35 +56,45 @@ def rank_matches(distances: Tensor, relevant: Tensor, ignored: Tensor | None = N
     """Rank the gallery for one block of queries, on the device of `distances`.
 
     Args:
-        distances: float (B, N), smaller is better; hand over `-scores` where larger is better.
-        relevant: bool (B, N), the images to be found.
-        ignored: bool (B, N), images taken out of the ranking, relevant or not; None takes none out.
+        distances: float (B, N), smaller is better; pass `-scores` if larger is better.
+        relevant: bool (B, N), True for matches.
+        ignored: bool (B, N), True for images to remove from the ranking, relevant or not; None removes no image.
+
+    Raises:
+        ValueError: if there are no queries or gallery images, or a distance is NaN.
+
+    Examples:
+        >>> result = rank_matches(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[True, False, True]]))
+        >>> round(result.ap.item(), 4), round(result.ap_trapezoid.item(), 4)  # (1 + 2/3) / 2, (1 + (2/3 + 1/2) / 2) / 2
+        (0.8333, 0.7917)
+        >>> round(result.inp.item(), 4), result.first_match.item()  # 2/3
+        (0.6667, 1)
     """
     _refuse_empty(tuple(distances.shape))
     return _rank_pairs(distances, pairs_of_masks(relevant, ignored))
 
 
 def _rank_pairs(distances: Tensor, pairs: Pairs) -> Ranking:
-    """`rank_matches` of pairs, in any order."""
+    """`rank_matches` for pairs, in any order."""
     distances = sortable(distances)
     refuse_nan(distances)
     pairs, values = pairs.best_first(distances_of(pairs, distances))
-    return _figures(pairs, count_others(distances, pairs, values), len(distances))
+    return _metrics_of_pairs(pairs, count_others(distances, pairs, values), len(distances))
 
 
-def _figures(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
-    """Figures from pairs, best first, and the other images before each: int64 (M,)."""
+def _metrics_of_pairs(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
+    """Metrics from pairs, best first, and the number of other images before each, int64 (M,)."""
     query, others_before = pairs.query[pairs.match], others_before[pairs.match]  # (P,) each
     num_matches = query.bincount(minlength=num_queries)  # (B,)
-    end = num_matches.cumsum(dim=0)  # (B,), where a query's matches end among the P
+    end = num_matches.cumsum(dim=0)  # (B,), end of the matches of each query among the P
     start = end - num_matches
     hits = torch.arange(1, len(query) + 1) - start[query]  # (P,), 1..n within each query
     rank = others_before + hits
-    # On the CPU float64 sums have one order, the same on every machine.
+    # Float64 sums on the CPU have a fixed order, so results are identical on all machines.
     precision = hits.double() / rank
     old_precision = torch.where(rank == 1, 1.0, (hits - 1).double() / (rank - 1))
 
-    def mean_over_matches(values: Tensor) -> Tensor:  # 0 / 0 is the NaN of a query without a match
+    def mean_over_matches(values: Tensor) -> Tensor:  # 0 / 0 gives NaN for a query without a match
         return torch.zeros(num_queries, dtype=torch.float64).index_add_(0, query, values) / num_matches
 
     found = num_matches > 0
@@ -100,7 +112,18 @@ def _figures(pairs: Pairs, others_before: Tensor, num_queries: int) -> Ranking:
 
 
 def block_rows(num_gallery: int, device: torch.device | str = "cpu") -> int:
-    """Queries of a block, one at least: `BLOCK_ENTRIES` distances on a CPU, as many as fit the memory of a GPU."""
+    """Return the number of queries of a block, at least one.
+
+    A block has at most `BLOCK_ENTRIES` distances on a CPU; on a GPU the free memory is the limit.
+
+    Args:
+        num_gallery: N.
+        device: device of the distances.
+
+    Examples:
+        >>> block_rows(2**20)
+        4
+    """
     return max(1, values_at_once(device, BLOCK_ENTRIES, DISTANCE_BYTES) // max(1, num_gallery))
 
 
@@ -108,11 +131,18 @@ def rank_in_blocks(
     block: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]], num_queries: int, num_gallery: int,
     block_size: int | None = None
 ) -> Ranking:
-    """Rank all queries while holding the distances of a block of them.
+    """Rank all queries with the distances of one block in memory at a time.
 
     Args:
-        block: given the rows of a block as a slice of range(Q), the arguments of `rank_matches` for these rows.
-        block_size: queries of a block; None for `block_rows` of the device of the distances.
+        block: function from a slice of range(Q) to the arguments of `rank_matches` for these queries.
+        num_queries: Q.
+        num_gallery: N.
+        block_size: number of queries of a block; None for `block_rows` of the device of the distances.
+
+    Examples:
+        >>> distances, relevant = torch.tensor([[0.1, 0.2], [0.4, 0.3]]), torch.tensor([[True, False], [True, False]])
+        >>> rank_in_blocks(lambda rows: (distances[rows], relevant[rows], None), 2, 2, block_size=1).ap.tolist()
+        [1.0, 0.5]
     """
     def rank(rows: slice) -> tuple[Ranking, torch.device]:
         given = block(rows)
@@ -122,9 +152,19 @@ def rank_in_blocks(
 
 
 def cmc_curve(first_match: Tensor, max_rank: int, num_queries: int) -> Tensor:
-    """CMC@1..max_rank: share of `num_queries` with a match in the first k; int64 (Q,) -> float64 (max_rank,).
+    """Compute the CMC curve: for k = 1..max_rank, the share of queries with a match among the first k images.
 
-    A gallery shorter than `max_rank` repeats its last value.
+    Args:
+        first_match: int64 (Q,), rank of the first match; 0 for a query without a match.
+        max_rank: length of the curve. Values beyond the size of the gallery repeat the last value.
+        num_queries: the denominator.
+
+    Returns:
+        float64 (max_rank,).
+
+    Examples:
+        >>> cmc_curve(torch.tensor([1, 3, 0, 1]), max_rank=3, num_queries=4).tolist()
+        [0.5, 0.5, 0.75]
     """
     ranks = torch.arange(1, max_rank + 1)
     ordered = first_match[first_match > 0].sort().values
@@ -133,10 +173,15 @@ def cmc_curve(first_match: Tensor, max_rank: int, num_queries: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ReIDResult:
-    """Figures of a re-identification test, as shares of 1; means run over the queries that have a match.
+    """Metrics of re-identification as fractions from 0 to 1, averaged over the queries with a match.
 
-    `cmc` is float64 (max_rank,), `queries` holds the figures of each of the Q queries, skipped ones included,
-    `num_skipped` counts those without a match in another camera, or under the setting of outfits that was asked for.
+    Attributes:
+        cmc: float64 (max_rank,); entry k - 1 is Rank-k.
+        mAP: mean of `Ranking.ap`.
+        mAP_trapezoid: mean of `Ranking.ap_trapezoid`.
+        mINP: mean of `Ranking.inp`.
+        num_skipped: number of queries without a match in another camera (and, if outfits are given, in the setting).
+        queries: metrics of each of the Q queries, including the skipped ones.
     """
 
     cmc: Tensor
@@ -147,6 +192,7 @@ class ReIDResult:
     queries: Ranking
 
     def percentages(self) -> dict[str, float]:
+        """Return Rank-1, 5 and 10, mAP by both rules, and mINP in percent."""
         rank = {f"Rank-{k}": 100 * self.cmc[k - 1].item() for k in (1, 5, 10)}
         return {**rank, "mAP": 100 * self.mAP, "mINP": 100 * self.mINP, "mAP_trapezoid": 100 * self.mAP_trapezoid}
 
@@ -162,16 +208,31 @@ def reid_metrics(
     block_size: int | None = None,
     outfits: Outfits | None = None,
 ) -> ReIDResult:
-    """The Market-1501 protocol on ready distances.
+    """Evaluate distances by the Market-1501 protocol (Zheng et al., ICCV 2015).
 
-    Gallery images of a query's own identity and camera are ignored; a query without any other image of its identity
-    is skipped and leaves the denominator.
+    Gallery images of the identity and camera of the query are ignored. A query without another image of its identity is
+    skipped and not counted.
 
     Args:
-        distances: float (Q, N), smaller is better; or a function from rows, a slice of range(Q), to those rows of it.
-        query_pids, query_camids: int64 (Q,).   gallery_pids, gallery_camids: int64 (N,).
-        block_size: queries ranked at a time; None for `block_rows` of the device.
-        outfits: rank under a cloth-changing setting. Where it leaves no query a match, figures are NaN.
+        distances: float (Q, N), smaller is better; or a function from a slice of range(Q) to these rows.
+        query_pids: int64 (Q,), identities of the queries.
+        query_camids: int64 (Q,), cameras of the queries.
+        gallery_pids: int64 (N,), identities of the gallery.
+        gallery_camids: int64 (N,), cameras of the gallery.
+        max_rank: length of the CMC curve.
+        block_size: number of queries ranked at a time; None for `block_rows` of the device.
+        outfits: evaluate a cloth-changing setting. If no query has a match in it, the metrics are NaN.
+
+    Raises:
+        ValueError: if shapes do not match, a set is empty, a distance is NaN, or no query has a match (without
+            `outfits`).
+
+    Examples:
+        >>> distances, query = torch.tensor([[0.1, 0.2, 0.3]]), (torch.tensor([7]), torch.tensor([1]))
+        >>> gallery = torch.tensor([7, 8, 7]), torch.tensor([1, 2, 2])  # the first image is ignored: same camera
+        >>> result = reid_metrics(distances, *query, *gallery)
+        >>> result.mAP, result.cmc[:2].tolist()
+        (0.5, [0.0, 1.0])
     """
     shape = (len(query_pids), len(gallery_pids)) if callable(distances) else tuple(distances.shape)
     protocol = _Protocol(shape, query_pids, query_camids, gallery_pids, gallery_camids, outfits)
@@ -195,22 +256,36 @@ def reid_metrics_from_features(
     report: Callable[[str, float], None] | None = None,
     outfits: Outfits | None = None,
 ) -> ReIDResult:
-    """The Market-1501 protocol on features: distances are made for one block of queries at a time and dropped.
+    """Evaluate features by the Market-1501 protocol, with the distances of one block of queries in memory at a time.
 
-    A gallery that lies elsewhere than on `device`, or whose rows are too long to be ranked some dozens at a time, is
-    taken in parts: one of them is in memory at a time, and every part is read twice.
+    The gallery is processed in parts if it is not a tensor on `device`, or so large that a block would have fewer than
+    `MIN_ROWS` queries. One part is then in memory at a time, and each part is read twice.
 
     Args:
         query_features: float (Q, D).
-        gallery_features: float (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or any object whose
-            slices are such. Below float32 both are raised to it.
-        metric: "cosine" (1 - cosine) or "euclidean" (squared: the ranking is the same).
-        device: where to rank; None for that of the queries.
-        part_size: gallery images of a part, to take any gallery in parts; None for as many as `PART_ENTRIES`, or the
-            memory of a GPU, allows where parts are needed.
-        block_size: queries ranked at a time; None for `block_rows` of the device.
-        report: told the name of each pass over the parts, "distances" or "ranks", and its seconds.
-        outfits: as of `reid_metrics`.
+        gallery_features: float (N, D): a tensor on any device, an array, an `np.memmap`, or an object that returns
+            one of these for a slice of rows. Lower precisions are converted to float32.
+        query_pids: int64 (Q,), identities of the queries.
+        query_camids: int64 (Q,), cameras of the queries.
+        gallery_pids: int64 (N,), identities of the gallery.
+        gallery_camids: int64 (N,), cameras of the gallery.
+        metric: "cosine" (1 - cosine) or "euclidean" (squared, which gives the same ranking).
+        max_rank: length of the CMC curve.
+        device: device of the computation; None for the device of the queries.
+        part_size: number of gallery images of a part; forces processing in parts. None for the number that
+            `PART_ENTRIES`, or the memory of a GPU, permits.
+        block_size: number of queries ranked at a time; None for `block_rows` of the device.
+        report: called with the name of each pass over the parts, "distances" or "ranks", and its duration in seconds.
+        outfits: see `reid_metrics`.
+
+    Raises:
+        ValueError: see `reid_metrics`; also if the metric is unknown or feature sizes differ.
+
+    Examples:
+        >>> query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.1]])
+        >>> ids = torch.tensor([7]), torch.tensor([1]), torch.tensor([8, 7]), torch.tensor([2, 2])
+        >>> reid_metrics_from_features(query, gallery, *ids).mAP
+        1.0
     """
     protocol = _Protocol((len(query_features), len(gallery_features)), query_pids, query_camids, gallery_pids,
                          gallery_camids, outfits)
@@ -226,21 +301,30 @@ def reid_metrics_from_features(
     def rank(rows: slice) -> Ranking:
         stream = Stream(query_features[rows], gallery_features, metric, device, part_size,
                         block_size or block_rows(part_size, device), report)
-        return _figures(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
+        return _metrics_of_pairs(*stream.count(protocol.pairs(rows)), rows.stop - rows.start)
 
     return protocol.result(_joined(map(rank, protocol.slices_of_pairs())), max_rank)
 
 
 def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
-    """NumPy twin of `fastreid.evaluation.rank.evaluate_rank` for the Market-1501 protocol.
+    """Replacement for `fastreid.evaluation.rank.evaluate_rank` for the Market-1501 protocol, on NumPy arrays.
 
-    Two differences, both on purpose: ties are stable, and CMC has `max_rank` entries whatever the gallery's size.
+    It intentionally differs in two points: ties are broken by the gallery index, and CMC always has `max_rank` entries.
 
     Args:
-        distmat: float (Q, N).   q_pids, q_camids: int (Q,).   g_pids, g_camids: int (N,).
+        distmat: float (Q, N).
+        q_pids: int (Q,), identities of the queries.
+        q_camids: int (Q,), cameras of the queries.
+        g_pids: int (N,), identities of the gallery.
+        g_camids: int (N,), cameras of the gallery.
 
     Returns:
-        CMC float64 (max_rank,), and AP and INP float64 (queries with a match,).
+        CMC float64 (max_rank,), and AP and INP of the queries with a match, float64.
+
+    Examples:
+        >>> cmc, ap, inp = evaluate_rank([[0.2, 0.1]], [7], [7, 8], [1], [2, 2], max_rank=2)
+        >>> cmc.tolist(), ap.tolist(), inp.tolist()
+        ([0.0, 1.0], [0.5], [0.5])
     """
     arrays = (distmat, q_pids, q_camids, g_pids, g_camids)
     result = reid_metrics(*(torch.as_tensor(array) for array in arrays), max_rank=max_rank)
@@ -249,9 +333,9 @@ def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50):
 
 
 class _Protocol:
-    """Pairs and means of the Market-1501 protocol: same identity and camera ignored, unmatched queries left out.
+    """Matches and means of the Market-1501 protocol: same identity and camera ignored, unmatched queries skipped.
 
-    Outfits, where they are given, take further matches away.
+    If outfits are given, their setting ignores further images.
     """
 
     def __init__(self, shape: tuple[int, ...], query_pids: Tensor, query_camids: Tensor, gallery_pids: Tensor,
@@ -275,7 +359,7 @@ class _Protocol:
         return pairs if self._outfits is None else self._outfits.restrict(pairs, rows)
 
     def in_blocks(self, distances: Callable[[slice], Tensor], block_size: int | None) -> Ranking:
-        """Rank by the distances of any rows of queries to the whole gallery."""
+        """Rank by a function from a slice of queries to their distances to the whole gallery."""
         def rank(rows: slice) -> tuple[Ranking, torch.device]:
             of_rows = distances(rows)
             return _rank_pairs(of_rows, self.pairs(rows)), of_rows.device
@@ -283,7 +367,7 @@ class _Protocol:
         return _in_blocks(rank, *self._shape, block_size)
 
     def slices_of_pairs(self) -> list[slice]:
-        """Rows of queries with at most `BLOCK_ENTRIES` pairs together, or one row; pairs lie on the CPU."""
+        """Slices of queries with at most `BLOCK_ENTRIES` pairs each (on the CPU), or of one query."""
         group = self._gallery.count(self._pids).cumsum(dim=0) // BLOCK_ENTRIES
         sizes = group.unique_consecutive(return_counts=True)[1].tolist()
         return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes))]
@@ -293,7 +377,7 @@ class _Protocol:
         if num_found == 0 and self._outfits is None:
             raise ValueError("ranking: all query identities do not appear in gallery (under another camera): "
                              f"{self._shape[0]} queries, {self._shape[1]} gallery images; check that pids and camids "
-                             "of both have one numbering")
+                             "of both use the same numbering")
         return ReIDResult(
             cmc=cmc_curve(queries.first_match, max_rank, num_found),
             mAP=queries.ap.nanmean().item(),
@@ -311,10 +395,10 @@ def _refuse_empty(shape: tuple[int, ...]) -> None:
 
 def _in_blocks(rank: Callable[[slice], tuple[Ranking, torch.device]], num_queries: int, num_gallery: int,
                block_size: int | None) -> Ranking:
-    """Ranking by `rank`, of some rows of queries and with the device of their distances."""
+    """Rank all queries by a function from a slice of queries to their ranking and the device of their distances."""
     if num_queries == 0:
         raise ValueError("ranking: empty query set, nothing to rank")
-    # The first block tells where distances are, and so how large the others may be.
+    # The first block determines the device of the distances, and thus the size of the other blocks.
     first = min(block_size or block_rows(num_gallery), num_queries)
     ranking, device = rank(slice(0, first))
     size = block_size or block_rows(num_gallery, device)

@@ -1,12 +1,13 @@
-"""k-reciprocal re-ranking (Zhong, Zheng, Cao and Li, CVPR 2017), from features and in blocks of rows.
+"""k-reciprocal re-ranking (Zhong, Zheng, Cao and Li, CVPR 2017) from features, computed for blocks of rows.
 
-Letters: Q queries, N gallery images, n = Q + N images of both, D feature size, B queries of a block.
+Shapes: Q queries, N gallery images, n = Q + N, D feature size, B queries of a block.
 
-The dense matrices (n, n) of the published code are not needed: the distances of a block of rows give its nearest
-images, and neighbour sets and weights are sparse. Memory beside the features handed over is about
-`8 * n * D + 16 * n * w` bytes, where w, 20 to 120 at k1 = 20 and k2 = 6, is the number of weights of an image after
-query expansion, and some blocks of `BLOCK_ENTRIES` values. Measured: 152 MiB for n = 24,000 and D = 256, where one
-matrix (n, n) has 2.1 GiB. For MSMT17, n = 93,820, and D = 2048 that is about 1.7 GiB in place of 33 GiB a matrix.
+The implementation avoids the dense matrices (n, n) of the published code: it computes the nearest images from the
+distances of one block of rows at a time, and stores neighbour sets and weights in sparse matrices. In addition to the
+input features it needs about `8 * n * D + 16 * n * w` bytes and a few blocks of `BLOCK_ENTRIES` values, where w is the
+number of weights per image after query expansion, 20 to 120 at k1 = 20 and k2 = 6. Measured: 152 MiB for n = 24,000 and
+D = 256, where one matrix (n, n) has 2.1 GiB. For MSMT17 (n = 93,820) and D = 2048 the formula gives about 1.7 GiB,
+compared with 33 GiB per dense matrix.
 """
 
 from __future__ import annotations
@@ -23,21 +24,37 @@ from .distances import METRICS, between, prepare
 
 VARIANTS = ("paper", "fastreid")
 
-# Values of a block of distances, and of the pairs of features whose distances are taken at a time, on a CPU.
+# Number of values of a block on a CPU: distances, or features of pairs of images.
 BLOCK_ENTRIES = 2**22
-VALUE_BYTES = 32  # that one takes at most on a GPU, in float64 with temporary copies
+VALUE_BYTES = 32  # upper bound of GPU memory per value: float64 with temporary copies
 
 
 def check_reranking(variant: str, metric: str, k1: int, k2: int, lambda_value: float) -> None:
-    """Raise ValueError, with the configuration key, for options of `reranked` that have no meaning."""
+    """Check the options of `reranked`.
+
+    Args:
+        variant: see `reranked`.
+        metric: see `reranked`.
+        k1: see `reranked`.
+        k2: see `reranked`.
+        lambda_value: see `reranked`.
+
+    Raises:
+        ValueError: if an option or combination is not supported; with the configuration key.
+
+    Examples:
+        >>> check_reranking("paper", "cosine", k1=20, k2=0, lambda_value=0.3)
+        Traceback (most recent call last):
+        ValueError: TEST.RERANK.K2 is 0, expected 1 or more
+    """
     if variant not in VARIANTS:
         raise ValueError(f"TEST.RERANK.VARIANT is '{variant}', expected one of {', '.join(VARIANTS)}")
     if metric not in METRICS:
         raise ValueError(f"TEST.METRIC is '{metric}', expected one of {', '.join(METRICS)}")
     if variant == "fastreid" and metric != "cosine":
         raise ValueError(f"TEST.RERANK.VARIANT is 'fastreid' and TEST.METRIC '{metric}': FastReID adds Jaccard "
-                         "distances, which are at most 1, to squared Euclidean distances of any size, so re-ranking "
-                         "changes almost nothing. Set TEST.RERANK.VARIANT paper, or TEST.METRIC cosine.")
+                         "distances, which are at most 1, to squared Euclidean distances of any magnitude, so that "
+                         "re-ranking has almost no effect. Set TEST.RERANK.VARIANT paper, or TEST.METRIC cosine.")
     for key, value in (("K1", k1), ("K2", k2)):
         if value < 1:
             raise ValueError(f"TEST.RERANK.{key} is {value}, expected 1 or more")
@@ -47,28 +64,36 @@ def check_reranking(variant: str, metric: str, k1: int, k2: int, lambda_value: f
 
 def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = "cosine", k1: int = 20, k2: int = 6,
              lambda_value: float = 0.3, variant: str = "paper") -> Callable[[slice], Tensor]:
-    """Re-ranked distances of any rows of queries to the whole gallery, on demand: slice of range(Q) -> float32 (B, N).
+    """Return a function that computes re-ranked distances of some queries to the whole gallery.
 
     The distance is `(1 - lambda_value) * Jaccard + lambda_value * original`. The Jaccard distance compares the weighted
-    k-reciprocal neighbours of two images. Features must be at hand as a whole: a gallery that is streamed in parts
-    cannot be re-ranked.
+    k-reciprocal neighbours of two images. All features must be in memory; a gallery processed in parts cannot be
+    re-ranked.
 
     Args:
-        query_features: float (Q, D).   gallery_features: float (N, D), on the same device. Distances are computed
-            there, neighbour sets on the CPU.
-        metric: "cosine" (1 - cosine) or "euclidean" (squared). With "paper" both give the same result for features
-            of unit length.
-        k1: neighbours of the k-reciprocal sets.   k2: images that query expansion averages over; 1 for none.
-        lambda_value: share of the original distance.
-        variant: "paper": the image itself and `k1` others are neighbours, and original distances are divided by each
-            query's largest distance to any query or gallery image, as in the published code. "fastreid": `k1` counts
-            the image itself and distances are not divided; needs "cosine".
+        query_features: float (Q, D).
+        gallery_features: float (N, D), on the same device. Distances are computed on this device, neighbour sets on
+            the CPU.
+        metric: "cosine" (1 - cosine) or "euclidean" (squared). With the variant "paper" both give the same result for
+            features of unit length.
+        k1: number of neighbours in k-reciprocal sets.
+        k2: number of images averaged in query expansion; 1 disables it.
+        lambda_value: weight of the original distance, 0 to 1.
+        variant: "paper": the neighbours are the image itself and `k1` others, and original distances are divided by the
+            largest distance of the query to all query and gallery images, as in the published code. "fastreid": `k1`
+            includes the image itself, and distances are not divided; requires "cosine".
 
     Returns:
-        a function; its results are on the device of the features.
+        a function from a slice of range(Q) to distances float32 (B, N) on the device of the features.
 
     Raises:
-        ValueError: for options that have no meaning (`check_reranking`), and for NaN in the features.
+        ValueError: if options are not supported (`check_reranking`), or features contain NaN.
+
+    Examples:
+        >>> query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.9, 0.1], [0.0, 1.0]])
+        >>> distances = reranked(query, gallery, k1=1, k2=1)(slice(0, 1))
+        >>> distances.shape, bool(distances[0, 0] < distances[0, 1])
+        (torch.Size([1, 2]), True)
     """
     check_reranking(variant, metric, k1, k2, lambda_value)
     paper = variant == "paper"
@@ -77,13 +102,13 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
     features = prepare(torch.cat([query_features, gallery_features]), metric, dtype)  # (n, D)
     distances = between(features, features, metric)
     reciprocal = k1 + 1 if paper else k1
-    # FastReID searches for the reciprocal sets alone, so its k2 is k1 at most.
+    # FastReID only searches k1 neighbours, so its k2 is effectively at most k1.
     neighbours, largest = _nearest(distances, len(features),
                                    min(max(reciprocal, k2) if paper else reciprocal, len(features)), features.device)
-    # FastReID's weights are of squared Euclidean distances also under the cosine, and those are twice as large.
+    # FastReID computes weights from squared Euclidean distances for "cosine" as well; these are 2 (1 - cosine).
     scale = 1 / largest if paper else torch.full_like(largest, 2.0)
     weights = _weights(features, neighbours[:, :reciprocal], scale, metric, k1)
-    # A mean of rows: the image itself comes first among its neighbours, so that k2 = 1 changes nothing.
+    # Mean of the rows of k2 neighbours. The first neighbour is the image itself, so k2 = 1 has no effect.
     weights = (_rows_of(neighbours[:, :k2]) / min(k2, neighbours.shape[1])) @ weights
     of_queries, of_gallery = weights[:num_query], weights[num_query:].tocsc()
     from_query = between(features[:num_query], features[num_query:], metric)
@@ -101,12 +126,14 @@ def reranked(query_features: Tensor, gallery_features: Tensor, *, metric: str = 
 
 def _nearest(distances: Callable[[slice], Tensor], num_images: int, k: int,
              device: torch.device) -> tuple[np.ndarray, Tensor]:
-    """The k nearest images of each, itself first and the lower index first among equals: int64 (n, k).
+    """Nearest images and largest distance of each image.
 
-    And each image's largest distance, float (n,) on the device of the distances; 1 where all are 0.
+    Returns:
+        the k nearest images, int64 (n, k), beginning with the image itself; ties are broken by the lower index. And the
+        largest distance, float (n,) on the device of the distances; 1 if all distances are 0.
     """
     size = max(1, values_at_once(device, BLOCK_ENTRIES, VALUE_BYTES) // num_images)
-    # Made once: results of each block, kept among blocks that are freed, would hold on to the memory of these.
+    # Allocated once: small results allocated between large temporary blocks would fragment the memory.
     nearest, largest = np.empty((num_images, k), dtype=np.int64), torch.empty(0)
     for start in range(0, num_images, size):
         block = distances(slice(start, start + size))  # (B, n)
@@ -120,36 +147,36 @@ def _nearest(distances: Callable[[slice], Tensor], num_images: int, k: int,
         own = torch.arange(len(block), device=block.device)
         block[own, start + own] = -1
         kth = block.topk(k, dim=1, largest=False).values.amax(dim=1, keepdim=True)
-        row, column = (block <= kth).nonzero(as_tuple=True)  # k a row, more where images are equally far
+        row, column = (block <= kth).nonzero(as_tuple=True)  # k per row, more if there are ties
         order = block[row, column].sort(stable=True).indices
         order = order[row[order].sort(stable=True).indices]
-        first = torch.searchsorted(row, own)  # where each row's begin
+        first = torch.searchsorted(row, own)  # start of each row
         chosen = first[:, None] + torch.arange(k, device=block.device)  # (B, k)
         nearest[start:start + size] = column[order[chosen]].cpu().numpy()
     return nearest, largest
 
 
 def _rows_of(columns: np.ndarray) -> sparse.csr_array:
-    """Matrix (n, n) with a 1 at each of the columns int64 (n, k) of each row."""
+    """Sparse matrix (n, n) with a 1 at each of the columns int64 (n, k) of each row."""
     num_rows, k = columns.shape
     values = np.ones(columns.size, dtype=np.float32)
     return sparse.csr_array((values, columns.ravel(), np.arange(num_rows + 1) * k), shape=(num_rows, num_rows))
 
 
 def _reciprocal(neighbours: np.ndarray) -> sparse.csr_array:
-    """Pairs of images that are among each other's neighbours, as ones of a matrix (n, n)."""
+    """Sparse matrix (n, n) with a 1 for each pair of images that are neighbours of each other."""
     forward = _rows_of(neighbours)
     return forward.multiply(forward.T).tocsr()
 
 
 def _weights(features: Tensor, neighbours: np.ndarray, scale: Tensor, metric: str, k1: int) -> sparse.csr_array:
-    """The weights of each image's expanded k-reciprocal neighbours, which sum to 1: sparse float32 (n, n).
+    """Weights of the expanded k-reciprocal neighbours of each image, with the sum 1: sparse float32 (n, n).
 
-    Of each neighbour the reciprocal set at half of k1 joins where more than two thirds of it are in the set.
+    The reciprocal set of a neighbour at k1 / 2 is added if more than two thirds of it are already in the set.
     """
     whole = _reciprocal(neighbours)
     half = _reciprocal(neighbours[:, :round(k1 / 2) + 1])
-    shared = (whole @ half).multiply(whole).tocoo()  # of image i and neighbour j: |R(j, k1 / 2) and R(i, k1)|
+    shared = (whole @ half).multiply(whole).tocoo()  # for image i and neighbour j: |R(j, k1 / 2) and R(i, k1)|
     joins = 3 * shared.data > 2 * half.sum(axis=1)[shared.col]
     chosen = sparse.coo_array((shared.data[joins], (shared.row[joins], shared.col[joins])), shape=whole.shape).tocsr()
     expanded = (whole + chosen @ half).tocoo()
@@ -176,12 +203,12 @@ def _distances_of(features: Tensor, row: np.ndarray, column: np.ndarray, scale: 
 def _jaccard(of_queries: sparse.csr_array, of_gallery: sparse.csc_array) -> Tensor:
     """Jaccard distances of weights (B, n) and (N, n): float32 (B, N).
 
-    Each row of weights sums to 1, so that the sum of maxima is 2 minus the sum of minima.
+    Each row of weights has the sum 1, so the sum of maxima is 2 minus the sum of minima.
     """
     num_query, num_gallery = of_queries.shape[0], of_gallery.shape[0]
     distances = torch.empty(num_query, num_gallery)
     for i, (start, stop) in enumerate(zip(of_queries.indptr, of_queries.indptr[1:])):
-        shared = of_gallery[:, of_queries.indices[start:stop]]  # the images that have a weight where the query has one
+        shared = of_gallery[:, of_queries.indices[start:stop]]  # columns in which the query has a weight
         smaller = np.minimum(shared.data, of_queries.data[start:stop].repeat(np.diff(shared.indptr)))
         minima = np.bincount(shared.indices, smaller, minlength=num_gallery)
         distances[i] = torch.from_numpy(1 - minima / (2 - minima))

@@ -1,9 +1,9 @@
-"""Ranks of matches in a gallery that no memory holds: two passes over its parts, block by block of queries.
+"""Ranks of matches in a gallery larger than memory: two passes over parts of the gallery, for blocks of queries.
 
-The first pass takes down the distances of the pairs, the second counts the other images before each of them. Both make
-the same blocks from the same parts, so that a distance is the same to its last bit in either, and ties stay ties.
+The first pass stores the distances of the pairs; the second pass counts the other images before each pair. Both passes
+use the same blocks of the same parts, so that distances are bitwise equal and ties are preserved.
 
-Letters: Q queries, N gallery images, D feature size, M pairs.
+Shapes: Q queries, N gallery images, D feature size, M pairs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 from .counting import Pairs, count_others, distances_of, refuse_nan
 from .distances import between, prepare
 
-# Feature values of a part on a CPU: 128 MiB in single precision, and as much again while they are made unit vectors.
+# Feature values of a part on a CPU: 128 MiB in float32, and the same again during normalisation.
 PART_ENTRIES = 2**25
-# Memory of a feature value on a GPU, at most: as read and as unit vectors; a part is to leave room for its distances.
+# Upper bound of GPU memory per feature value: the raw and normalised features, with space left for distances.
 FEATURE_BYTES = 32
 
 
 class Gallery(Protocol):
-    """Features (N, D) by rows: a tensor on any device, an array, an `np.memmap`, or a reader of a user's own."""
+    """Features (N, D) with slices of rows: a tensor on any device, an array, an `np.memmap`, or a user's class."""
 
     def __len__(self) -> int: ...
 
@@ -35,13 +35,16 @@ class Gallery(Protocol):
 
 
 class Stream:
-    """Blocks of distances between queries and one part of a gallery after the other.
+    """Compute distances between queries and a gallery, one part of the gallery at a time.
 
     Args:
         queries: float (Q, D).
-        gallery: float16 is raised to float32 part by part, as the cosine's unit length is taken.
-        part_size: gallery images of a part.   block_size: queries of a block.
-        report: told the name of each pass, "distances" or "ranks", and its seconds.
+        gallery: float (N, D). Each part is converted to at least float32 and, for "cosine", normalised.
+        metric: "cosine" or "euclidean".
+        device: device of the computation.
+        part_size: number of gallery images of a part.
+        block_size: number of queries of a block.
+        report: called with the name of each pass, "distances" or "ranks", and its duration in seconds.
     """
 
     def __init__(self, queries: Tensor, gallery: Gallery, metric: str, device: torch.device | str, part_size: int,
@@ -52,7 +55,7 @@ class Stream:
         self._report = report or (lambda name, seconds: None)
 
     def count(self, pairs: Pairs) -> tuple[Pairs, Tensor]:
-        """The pairs, best first, and the other images before each of them: int64 (M,)."""
+        """Return the pairs, best first, and the number of other images before each, int64 (M,)."""
         start = time.perf_counter()
         values = self._distances_of(pairs)
         self._report("distances", time.perf_counter() - start)
@@ -63,7 +66,7 @@ class Stream:
         return pairs, before
 
     def _distances_of(self, pairs: Pairs) -> Tensor:
-        """Distances (M,) of the pairs; blocks without a pair are left out, as in a gallery ordered by identity."""
+        """Distances (M,) of the pairs. Blocks without a pair are skipped; a gallery sorted by identity has many."""
         values = torch.empty(len(pairs.query), dtype=self._queries.dtype)
         for part in self._parts():
             inside = ((pairs.column >= part.start) & (pairs.column < part.stop)).nonzero().flatten()
@@ -100,24 +103,24 @@ class Stream:
         return slice(k * self._block_size, (k + 1) * self._block_size)
 
     def _distances(self, part: slice) -> Callable[[slice], Tensor]:
-        """Distances of any rows of queries to one part."""
+        """Function from a slice of queries to their distances to one part."""
         rows = self._gallery[part]
         if rows.shape[1] != self._queries.shape[1]:
-            raise ValueError(f"ranking: query features are {self._queries.shape[1]} numbers an image, gallery features "
-                             f"{rows.shape[1]}; take both from one model")
-        # A copy, so that the pages of a mapped file can go.
+            raise ValueError(f"ranking: query features have {self._queries.shape[1]} values per image, gallery "
+                             f"features {rows.shape[1]}; compute both with the same model")
+        # Copied, so that the pages of a memory-mapped file can be released.
         rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
-        _let_pages_go(self._gallery)
+        _release_pages(self._gallery)
         return between(self._queries, prepare(rows.to(self._device), self._metric, self._queries.dtype), self._metric)
 
 
 def _within(pairs: Pairs, own: Tensor | slice, first_query: int, first_column: int) -> Pairs:
-    """Some of the pairs, numbered from the first query of a block and the first column of a part."""
+    """Select pairs, with indices relative to the first query of a block and the first column of a part."""
     return Pairs(pairs.query[own] - first_query, pairs.column[own] - first_column, pairs.match[own])
 
 
-def _let_pages_go(gallery: Gallery) -> None:
-    """Take a mapped file out of this process's resident memory, which it would fill; its pages can be read again."""
-    # Not of a copy on write, mode "c": what was written to it would be lost.
+def _release_pages(gallery: Gallery) -> None:
+    """Release the pages of a memory-mapped file from resident memory; they are read again on access."""
+    # Not in copy-on-write mode "c", where modifications would be lost.
     if isinstance(gallery, np.memmap) and gallery.mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):
-        gallery._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy's stubs leave it out
+        gallery._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # missing in numpy's stubs

@@ -1,0 +1,1 @@
+"""Models, heads, losses and prototypes: Cerberus, IDE, ARN, APR and CSSC, with their backbones."""

@@ -1,8 +1,9 @@
-"""Identity and attributes by classifiers on one feature (Lin et al., arXiv 1703.07220): IDE, ARN and APR.
+"""IDE, ARN and APR: identity and attribute classifiers on one feature (Lin et al., arXiv 1703.07220).
 
-IDE classifies identities alone, ARN attributes alone, APR both; in APR the attribute scores, re-weighted by each other,
-join the feature in the identity classifier. At inference all three give the feature.
-Shapes: B images, E size of the feature, M attributes (recognition columns), C_m their classes, m attribute scores.
+IDE only classifies identities, ARN only attributes, APR both. In APR the input of the identity classifier is the
+concatenation of the feature and the re-weighted attribute scores. At inference all three return the feature.
+Shapes: B images, C channels, E feature size, A label fields, M attributes (columns), C_m classes of attribute m,
+m attribute scores.
 """
 
 from __future__ import annotations
@@ -23,33 +24,42 @@ from ..inference import ProbabilityReader
 from .checkpoint_tables import ClassLabels, HeldSchema
 from .losses import attribute_loss
 
-# Which classifiers each meta-architecture has: of identities, of attributes.
+# Whether each meta-architecture has classifiers of identities and of attributes.
 PARTS = {"IDE": (True, False), "ARN": (False, True), "APR": (True, True)}
 NECK_FEATS = ("before", "after")
 SCORES = ("probabilities", "positive", "highest")
-SCHEMA = "MODEL.APR.SCHEMA"  # for errors
+SCHEMA = "MODEL.APR.SCHEMA"  # for error messages
 
 
 class AttributeReweighting(nn.Linear):
-    """ARM: a = sigmoid(V a' + b) * a', each score weighted by what all of them say: (B, m) -> (B, m)."""
+    """Attribute re-weighting module (ARM): a = sigmoid(V a' + b) * a', (B, m) -> (B, m)."""
 
     def __init__(self, num_scores: int) -> None:
         super().__init__(num_scores, num_scores)
 
     def forward(self, scores: Tensor) -> Tensor:
+        """Re-weight scores, float (B, m)."""
         return torch.sigmoid(super().forward(scores)) * scores
 
 
 def attribute_scores(logits: Tensor, sizes: tuple[int, ...], reading: str = "probabilities") -> Tensor:
-    """What ARM takes of the attribute classifiers, in one of the three readings of the paper.
+    """Compute the attribute scores that are the input of ARM, by one of three possible interpretations of the paper.
 
     Args:
-        logits: float (B, sum of sizes), the classifiers' one after the other.   sizes: C_m.
-        reading: "probabilities", all of them (m = sum of C_m: Market-1501 39, DukeMTMC 31); "positive", of a two-valued
-            attribute its second class alone, of the others all (30, 23); "highest", the one probability of each
-            attribute's answer (12, 10).
+        logits: float (B, sum of sizes), of all classifiers, concatenated.
+        sizes: C_m.
+        reading: "probabilities": of all classes, m = sum of C_m (Market-1501 39, DukeMTMC 31); "positive": of the
+            second class of attributes with two classes, and of all classes of others (30, 23); "highest": of the
+            most probable class of each attribute (12, 10).
+
+    Returns:
+        float (B, m).
+
+    Examples:
+        >>> attribute_scores(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), (2, 2), "positive").tolist()
+        [[0.5, 0.5]]
     """
-    # On a CPU autocast would leave softmax in half precision.
+    # Converted explicitly, because autocast on a CPU computes softmax in half precision.
     parts = [part.softmax(dim=1) for part in logits.float().split(sizes, dim=1)]
     if reading == "positive":
         parts = [part[:, 1:] if part.shape[1] == 2 else part for part in parts]
@@ -59,22 +69,30 @@ def attribute_scores(logits: Tensor, sizes: tuple[int, ...], reading: str = "pro
 
 
 def num_scores(sizes: tuple[int, ...], reading: str) -> int:
-    """m of a reading of `attribute_scores`."""
+    """Return m, the number of scores of `attribute_scores`.
+
+    Raises:
+        ValueError: if `reading` is unknown.
+
+    Examples:
+        >>> [num_scores((2, 4), reading) for reading in SCORES]
+        [6, 5, 2]
+    """
     if reading not in SCORES:
         raise ValueError(f"MODEL.APR.SCORES is '{reading}', expected one of {', '.join(SCORES)}")
     return attribute_scores(torch.zeros(1, sum(sizes)), sizes, reading).shape[1]
 
 
 class ColumnAnswers(nn.Module):
-    """`AttributeSchema.column_answers` of tensors, on their device: int64 (B, A) -> int64 (B, M), -1 without an answer.
+    """`AttributeSchema.column_answers` for tensors on their device: int64 (B, A) -> int64 (B, M), -1 if undefined.
 
-    The schema computes in NumPy, for which a training step on a GPU would have to wait.
+    The method of the schema uses NumPy, which would synchronise the GPU in each training step.
     """
 
     def __init__(self, schema: AttributeSchema) -> None:
         super().__init__()
         columns = schema.columns
-        # The field that tells of each class, and its value there; classes are padded to the most that a column has.
+        # The field of each class, and its value for the class; padded to the largest number of classes.
         fields = [column.fields if column.is_colour else column.fields * len(column.classes) for column in columns]
         values = [[1] * len(fields[m]) if column.is_colour else range(len(fields[m]))
                   for m, column in enumerate(columns)]
@@ -83,23 +101,26 @@ class ColumnAnswers(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, attributes: Tensor) -> Tensor:
+        """Convert labels, int64 (B, A), to classes."""
         yes = attributes[:, self.fields] == self.values  # (B, M, C)
         return torch.where(yes.any(dim=2), yes.long().argmax(dim=2), -1)
 
 
 @REID_HEADS_REGISTRY.register()
 class AttributeHead(EmbeddingHead):
-    """The host's head with attribute classifiers on the feature, whose scores join it in the identity classifier.
+    """FastReID's embedding head with attribute classifiers, whose scores are an input of the identity classifier.
 
-    The feature is what the host's head gives at inference: pooled, through the bottleneck where there is one.
+    The feature is the one of FastReID's head at inference: pooled, and passed through the bottleneck if there is one.
 
     Args:
-        identity, attributes: which classifiers there are, see `PARTS`.
-        schema: whose columns are classified; None without attributes.
-        scores: reading of `attribute_scores`.   reweighting: pass them through ARM; off for the ablation.
-        block_dim: a block of FC, BN, dropout and ReLU of this size after pooling; 0 for none.
-        dropout: share of the pooled feature, or of the block, that training drops.
-        host: arguments of the host's head.
+        identity: whether there are classifiers of identities, see `PARTS`.
+        attributes: whether there are classifiers of attributes, see `PARTS`.
+        schema: defines the classified columns; None without attributes.
+        scores: `reading` of `attribute_scores`.
+        reweighting: apply ARM to the scores; False for the ablation.
+        block_dim: size of a block of FC, BN, dropout and ReLU after pooling; 0 for none.
+        dropout: dropout probability of the block, or of the pooled feature without a block.
+        host: arguments of FastReID's head.
     """
 
     @configurable
@@ -120,15 +141,16 @@ class AttributeHead(EmbeddingHead):
             m = num_scores(self.sizes, scores)
             self.arm = AttributeReweighting(m) if reweighting else nn.Identity()
             self.weight = nn.Parameter(torch.empty(len(self.weight), size + m))
-            nn.init.normal_(self.weight, std=0.01)  # as the host's
+            nn.init.normal_(self.weight, std=0.01)  # as in FastReID
         elif not identity:
             self.weight = None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         name, node = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.APR
         if name not in PARTS:
-            raise ValueError(f"MODEL.HEADS.NAME AttributeHead serves {', '.join(PARTS)}; MODEL.META_ARCHITECTURE is "
+            raise ValueError(f"MODEL.HEADS.NAME AttributeHead supports {', '.join(PARTS)}; MODEL.META_ARCHITECTURE is "
                              f"'{name}'")
         identity, attributes = PARTS[name]
         return super().from_config(cfg) | {
@@ -137,7 +159,15 @@ class AttributeHead(EmbeddingHead):
             "scores": node.SCORES, "reweighting": node.ARM, "block_dim": node.BLOCK_DIM, "dropout": node.DROPOUT}
 
     def forward(self, features: Tensor, targets: Tensor | None = None):
-        """Maps (B, C, H, W) to the feature (B, E), or in training to the host's outputs and "attribute_logits"."""
+        """Compute the feature, or in training the outputs for the losses.
+
+        Args:
+            features: maps (B, C, H, W).
+            targets: int64 (B,), identities, in training.
+
+        Returns:
+            the feature (B, E); in training the dict of FastReID's head and "attribute_logits".
+        """
         pooled = self.block(self.pool_layer(features))  # (B, C, 1, 1)
         feature = self.bottleneck(pooled)[..., 0, 0]  # (B, E)
         if not self.training:
@@ -153,7 +183,7 @@ class AttributeHead(EmbeddingHead):
         return outputs
 
     def _classify(self, joined: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Identity logits as the host's head makes them."""
+        """Identity logits as in FastReID's head."""
         linear = type(self.cls_layer).__name__ == "Linear"
         logits = F.linear(joined, self.weight) if linear else F.linear(F.normalize(joined), F.normalize(self.weight))
         return {"cls_outputs": self.cls_layer(logits.clone(), targets), "pred_class_logits": logits * self.cls_layer.s}
@@ -161,15 +191,15 @@ class AttributeHead(EmbeddingHead):
 
 @META_ARCH_REGISTRY.register()
 class APR(Baseline):
-    """The host's baseline with attributes: lambda * identity losses + (1 - lambda) * mean attribute loss.
+    """FastReID's baseline with attributes. The loss is lambda * identity losses + (1 - lambda) * mean attribute loss.
 
-    Identity losses are those of MODEL.LOSSES.NAME: cross-entropy alone in the paper.
+    The identity losses are those of MODEL.LOSSES.NAME; the paper only uses cross-entropy.
 
     Args:
-        schema: of the attributes; None for a model without them.
+        schema: schema of the attributes; None for a model without attributes.
         lambda_id: lambda.
-        num_classes: training identities, or their outfits where the labels are those of outfits.
-        host: arguments of the host's Baseline.
+        num_classes: number of training identities, or of their outfits if outfits are labelled.
+        host: arguments of FastReID's Baseline.
     """
 
     @configurable
@@ -183,6 +213,7 @@ class APR(Baseline):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         head, attributes = cfg.MODEL.HEADS.NAME, PARTS[cls.__name__][1]
         if head != "AttributeHead":
             raise ValueError(f"MODEL.HEADS.NAME is '{head}'; {cls.__name__} needs AttributeHead")
@@ -194,21 +225,27 @@ class APR(Baseline):
             "num_classes": cfg.MODEL.NUM_OUTFITS or cfg.MODEL.HEADS.NUM_CLASSES}
 
     def forward(self, batched_inputs):
-        """The host's batch to losses by name, or images to features (B, E)."""
+        """Return losses by name for a training batch, or features (B, E) in evaluation mode."""
         features = self.backbone(self.preprocess_image(batched_inputs))
         if not self.training:
             return self.heads(features)
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+        # FastReID's PreciseBN passes -1 for identities of other datasets, and ignores the losses.
         targets = batched_inputs["targets"].to(self.device).clamp(min=0)
         return self.losses(self.heads(features, targets), targets, batched_inputs.get("attributes"))
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
-        """Named terms whose sum is the objective; attributes int64 (B, A) as the data set labels them."""
+        """Return the terms of the objective by name; the objective is their sum.
+
+        Args:
+            outputs: outputs of `AttributeHead`.
+            targets: int64 (B,), identities.
+            attributes: int64 (B, A), labels.
+        """
         identity = {name: self.lambda_id * loss for name, loss in super().losses(outputs, targets).items()}
         return identity | {"loss_attribute": (1 - self.lambda_id) * self._attribute_loss(outputs, attributes)}
 
     def attribute_reader(self) -> ProbabilityReader | None:
-        """Recognition and search with the present classifiers; None for a model without them."""
+        """Return a reader with the current classifiers; None for a model without attributes."""
         if self.schema is None:
             return None
         classifiers = self.heads.attributes
@@ -218,7 +255,7 @@ class APR(Baseline):
 
     def _attribute_loss(self, outputs: dict, attributes: Tensor | None, reduction: str = "mean") -> Tensor:
         if attributes is None:
-            raise ValueError("training batch without 'attributes': DATASETS.NAMES must be data sets with annotations, "
+            raise ValueError("training batch without 'attributes': DATASETS.NAMES must be datasets with annotations, "
                              "such as Market1501Attributes")
         answers = self.column_answers(attributes.to(self.device))
         return attribute_loss(outputs["attribute_logits"], answers, self.heads.sizes, reduction)
@@ -226,15 +263,17 @@ class APR(Baseline):
 
 @META_ARCH_REGISTRY.register()
 class ARN(APR):
-    """Attributes alone: the sum of their cross-entropies."""
+    """Attributes only; the loss is the sum of their cross-entropies."""
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        """See `APR.losses`."""
         return {"loss_attribute": self._attribute_loss(outputs, attributes, "sum")}
 
 
 @META_ARCH_REGISTRY.register()
 class IDE(APR):
-    """Identities alone: the host's identity losses, as they are."""
+    """Identities only; the losses are FastReID's identity losses."""
 
     def losses(self, outputs: dict, targets: Tensor, attributes: Tensor | None) -> dict[str, Tensor]:
+        """See `APR.losses`."""
         return Baseline.losses(self, outputs, targets)

@@ -1,7 +1,7 @@
-"""Models as a configuration describes them, with the weights of a checkpoint.
+"""Build models from a configuration and load the weights of a checkpoint.
 
-A model is built from the configuration alone, so the numbers of classes and semantic IDs are counted into it first:
-from the training set (`engine.label_tables`), or from the checkpoint that is to be loaded.
+A model is built from the configuration only. The numbers of classes and semantic IDs are therefore written into the
+configuration first: from the training set (`engine.label_tables`), or from the checkpoint to be loaded.
 """
 
 from __future__ import annotations
@@ -33,30 +33,37 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 def needs_prototypes(cfg: CfgNode) -> bool:
+    """Return whether the model has prototypes of semantic IDs."""
     return cfg.MODEL.META_ARCHITECTURE == "Cerberus" and has_prototypes(cfg.MODEL.CERBERUS)
 
 
 def needs_labels(cfg: CfgNode) -> bool:
-    """Whether the model learns attributes, so that every training identity must have its labels."""
+    """Return whether the model learns attributes, so that training requires labels of each identity."""
     return needs_prototypes(cfg) or PARTS.get(cfg.MODEL.META_ARCHITECTURE, (True, False))[1]
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """The model of a configuration with the weights of MODEL.WEIGHTS, all of them, in evaluation mode."""
+    """Build the model of a configuration, load all weights from MODEL.WEIGHTS, and set evaluation mode.
+
+    Raises:
+        FileNotFoundError: if MODEL.WEIGHTS is not a file.
+        ValueError: if the checkpoint was trained with another configuration, or tensors of the model are missing.
+    """
     path = cfg.MODEL.WEIGHTS
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; name a checkpoint of this model "
+        raise FileNotFoundError(f"MODEL.WEIGHTS '{path}' is not a file; set it to a checkpoint of this model "
                                 "(model_final.pth or model_best.pth of a run folder).")
     state, settings = _state_of(path)
     cfg = with_settings(cfg, settings, path)
     model = build_model(_with_checkpoint_sizes(cfg, state))
     wanted = {key: value.shape for key, value in model.state_dict().items()
-              if value.numel() and key != HELD  # no classes, no classifier; earlier checkpoints hold no schema
-              and not key.endswith("num_batches_tracked")}  # host's habit
+              # Empty: classifiers without classes. Earlier checkpoints have no schema. FastReID ignores the counters.
+              if value.numel() and key != HELD and not key.endswith("num_batches_tracked")}
     unmatched = [key for key, shape in wanted.items() if key not in state or state[key].shape != shape]
     if unmatched:
         raise ValueError(f"{path}: {len(wanted) - len(unmatched)} of {len(wanted)} tensors of the model match, not "
-                         f"'{unmatched[0]}'. It is of another model or size; use the config.yaml of its run folder.")
+                         f"'{unmatched[0]}'. The checkpoint belongs to another model or size; use the config.yaml of "
+                         "its run folder.")
     _Weights(model).load(path)
     if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
@@ -64,7 +71,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
 
 class _Weights(Checkpointer):
-    """The host's, which does not name weights that a model has no place for: without classes, those of a classifier."""
+    """FastReID's checkpointer, without log messages about the empty weights of classifiers without classes."""
 
     def _log_incompatible_keys(self, incompatible) -> None:
         empty = {key for key, value in self.model.state_dict().items() if not value.numel()}
@@ -74,11 +81,11 @@ class _Weights(Checkpointer):
 
 
 def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """The model with the precision and memory order of the configuration, as far as its device has them."""
+    """Apply the precision and memory format of the configuration to a model, as far as its device supports them."""
     precisions = {"SOLVER.AUTOCAST": cfg.SOLVER.AUTOCAST, "TEST.AUTOCAST": cfg.TEST.AUTOCAST}
     device = torch.device(cfg.MODEL.DEVICE)
     if any(precisions.values()) and not precision.computes_in_half(device):
-        logger.info(f"{device} has no bfloat16 arithmetic: float32 in place of {precisions}")
+        logger.info(f"{device} has no bfloat16 arithmetic: using float32 instead of {precisions}")
         precisions = dict.fromkeys(precisions, "")
     precision.cast_forward(model, *precisions.values(), channels_last=cfg.MODEL.CHANNELS_LAST)
     if device.type == "cpu":
@@ -89,38 +96,46 @@ def with_precision(model: nn.Module, cfg: CfgNode) -> nn.Module:
 
 
 def reader_of(model: nn.Module | None) -> AttributeReader | None:
-    """What reads attributes off a model's embeddings: its method `attribute_reader`, for a model that has one."""
+    """Return the attribute reader of a model, from its method `attribute_reader`; None if it has no such method."""
     model = unwrapped(model)
     return model.attribute_reader() if hasattr(model, "attribute_reader") else None
 
 
 def groups_of(model: nn.Module | None) -> tuple[str, ...]:
-    """Names of the groups whose blocks lie side by side in a model's embeddings; () for a model without groups."""
+    """Return the names of the groups, in the order of the blocks of an embedding; () for a model without groups."""
     return tuple(group.name for group in getattr(unwrapped(model), "groups", ()))
 
 
 def _state_of(path: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Tensors of a checkpoint by name, and the settings that it was trained with."""
+    """Tensors of a checkpoint by name, and the settings of its training."""
     checkpoint = host.read_tensors(path, map_location="cpu")
     state = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds no tensors under the key 'model', so it is no checkpoint of a training run; "
-                         "name one, such as model_final.pth or model_best.pth of a run folder.")
-    settings = checkpoint.get("settings", {})  # earlier versions kept none
+        raise ValueError(f"{path}: contains no tensors under the key 'model', so it is not a checkpoint of a training "
+                         "run; use a checkpoint such as model_final.pth or model_best.pth of a run folder.")
+    settings = checkpoint.get("settings", {})  # absent in checkpoints of earlier versions
     return dict(state), settings if isinstance(settings, Mapping) else {}
 
 
 def weight_settings(cfg: CfgNode) -> dict[str, Any]:
-    """What pretrained weights decide about a model (`host.SETTINGS`), by dotted key."""
+    """Return the settings of a model that depend on pretrained weights (`host.SETTINGS`), by dotted key."""
     values = flat(cfg)
     return {key: values[key] for key in host.SETTINGS}
 
 
 def with_settings(cfg: CfgNode, settings: Mapping[str, Any], path: str) -> CfgNode:
-    """The configuration, not frozen, with the settings of a run where it leaves them at their defaults.
+    """Copy settings of a run to keys of a configuration that have their default values.
+
+    Args:
+        cfg: the configuration.
+        settings: values by dotted key.
+        path: path of the checkpoint, for messages.
+
+    Returns:
+        a copy of the configuration, not frozen.
 
     Raises:
-        ValueError: if it has other values than the run; names the keys.
+        ValueError: if the configuration sets a key to another value than the run; with the keys.
     """
     values, usual = flat(cfg), defaults()
     own = {key: value for key, value in settings.items() if key in host.SETTINGS and values[key] != value}
@@ -134,10 +149,7 @@ def with_settings(cfg: CfgNode, settings: Mapping[str, Any], path: str) -> CfgNo
 
 
 def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
-    """Sizes of a trained model, read from its checkpoint: a paper's config file does not know them.
-
-    Nor are the weights needed that the backbone began with.
-    """
+    """Write the sizes of a trained model from its checkpoint into the configuration, and disable pretrained weights."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
@@ -148,13 +160,13 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
     table, what = ("prototypes.sid_of_class", "semantic IDs") if needs_prototypes(cfg) else (
         "class_labels.labels", "labels of training identities")
     if table not in state:
-        raise ValueError(f"{cfg.MODEL.WEIGHTS}: holds no {what}. It is no checkpoint of {name}, or of one trained "
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: contains no {what}. It is not a checkpoint of {name}, or was trained "
                          "without them; evaluate it with the config.yaml of its run folder.")
     kind = "fingerprint" if needs_prototypes(cfg) else "column_fingerprint"
     schema = _checked_schema(cfg, state, f"{table.partition('.')[0]}.schema", kind)
     if schema is None:
-        raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained on an attribute set this version does not know; known: "
-                         f"{', '.join(SCHEMAS)}. Register it by cerberus_plugin.attributes.register_schema.")
+        raise ValueError(f"{cfg.MODEL.WEIGHTS}: was trained with an unknown attribute schema; known: "
+                         f"{', '.join(SCHEMAS)}. Register it with cerberus_plugin.attributes.register_schema.")
     names = schema.group_names
     sizes = [len(state[f"prototypes.bits_{group}"]) for group in names] if needs_prototypes(cfg) else ()
     weight = f"heads.classifiers.{names[0]}.weight" if name == "Cerberus" else "heads.weight"
@@ -164,7 +176,7 @@ def _with_checkpoint_sizes(cfg: CfgNode, state: dict) -> CfgNode:
 
 
 def _checked_schema(cfg: CfgNode, *args) -> AttributeSchema | None:
-    """`schema_in`, with the file's name in its errors."""
+    """`schema_in`, with the path of the checkpoint in error messages."""
     try:
         return schema_in(*args)
     except ValueError as error:
@@ -172,11 +184,19 @@ def _checked_schema(cfg: CfgNode, *args) -> AttributeSchema | None:
 
 
 def schema_key(schema: AttributeSchema) -> str:
-    """What a configuration calls a schema: its name, or all of it in JSON where another or none has the name."""
+    """Return the value of a configuration key for a schema: its name if it is registered, otherwise its JSON."""
     return schema.name if SCHEMAS.get(schema.name) == schema else json.dumps(schema.to_dict())
 
 
 def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfits: int = 0) -> CfgNode:
+    """Return a frozen copy of a configuration with the keys `config.FILLED`.
+
+    Args:
+        num_classes: number of training identities.
+        schema: see `schema_key`.
+        sizes: number of semantic IDs of each group.
+        outfits: number of labelled outfits, 0 if there are none.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = num_classes

@@ -1,4 +1,4 @@
-"""Cerberus: one trunk, a global and a local branch, a representation a group, guided by prototypes of semantic IDs."""
+"""The Cerberus model: a shared trunk, a global and a local branch, and one representation per attribute group."""
 
 from __future__ import annotations
 
@@ -35,23 +35,28 @@ ALIGNMENT_LOG_PERIOD = 20  # iterations
 
 @META_ARCH_REGISTRY.register()
 class Cerberus(ImageModel):
-    """The meta-architecture: training returns named losses, evaluation one embedding (B, G * D), G groups.
+    """The meta-architecture of Cerberus. Returns losses by name in training, and one embedding per image in evaluation.
+
+    Shapes: B images, G groups, D dimensions of a representation, C channels of a map of H x W.
 
     Args:
-        trunk: image -> (B, C', H, W), shared.   branch: the rest of the backbone; used twice, as two copies.
-        to_global, to_map: what is read of the global branch, and of the local one, where they give tokens, see `Split`.
-        heads: `CerberusHead`.
-        prototypes: `SIDPrototypes`, or None to train identities alone (first rows of Table 6 of the paper).
-        schema: of the attributes; None for a model without prototypes of the paper's groups.
-        pixel_mean, pixel_std: of RGB in 0..255.
-        criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`; more may be appended.
-        reading: how attributes are read, arguments of `PrototypeReader`. A cosine scale is used where the prototypes
-            have neither learned nor measured one. None where no loss ties representations to prototypes.
-        synthesise: read prototypes that no training identity carries as `SIDPrototypes.synthesise` makes them.
+        trunk: shared part of the backbone, images (B, 3, ...) -> (B, C', H, W).
+        branch: the rest of the backbone; each of the two branches is a copy.
+        to_global: converts the output of the global branch to a map if it consists of tokens, see `Split`.
+        to_map: converts the output of the local branch to a map if it consists of tokens, see `Split`.
+        heads: a `CerberusHead`.
+        prototypes: `SIDPrototypes`, or None to train with identities only (first rows of Table 6 of the paper).
+        schema: schema of the attributes; None for a model without prototypes and with the groups of the paper.
+        pixel_mean: mean of RGB values in 0..255.
+        pixel_std: standard deviation of RGB values in 0..255.
+        criteria: the losses, each `loss(outputs, targets) -> {name: scalar}`, see `terms_of`; losses can be appended.
+        reading: arguments of `PrototypeReader`. Its cosine scale is used if the prototypes have neither a learned nor a
+            measured one. None if no loss relates representations to prototypes.
+        synthesise: in inference, replace prototypes without training identities by `SIDPrototypes.synthesise`.
     """
 
-    compilable = ("represent", "losses")  # methods of tensors alone, for torch.compile
-    backbone_layers = ("trunk", "global_branch", "local_branch")  # what "backbone" in MODEL.FREEZE_LAYERS stands for
+    compilable = ("represent", "losses")  # methods of tensors only, for torch.compile
+    backbone_layers = ("trunk", "global_branch", "local_branch")  # the meaning of "backbone" in MODEL.FREEZE_LAYERS
 
     @configurable
     def __init__(self, *, trunk: nn.Module, branch: nn.Module, heads: nn.Module, prototypes: SIDPrototypes | None,
@@ -74,12 +79,13 @@ class Cerberus(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         node = cfg.MODEL.CERBERUS
         split = split_backbone(build_backbone(cfg), cfg, "conv4_2")
         prototypes, reading, schema = None, None, None
         if node.SCHEMA or has_prototypes(node):
             schema = find_schema(node.SCHEMA, "MODEL.CERBERUS.SCHEMA")
-        # A training set without identities has no classes: the attribute half is trained alone.
+        # A training set without identities has no classes; only the attribute losses are used.
         criteria: list[Loss] = [IdentityLoss(node.LAMBDA_ID, cfg.MODEL.LOSSES.CE.EPSILON), TripletLoss(
             node.LAMBDA_ID)] if cfg.MODEL.HEADS.NUM_CLASSES else []
         if node.PROTOTYPES not in PROTOTYPES:
@@ -122,7 +128,10 @@ class Cerberus(ImageModel):
         }
 
     def forward(self, batched_inputs):
-        """The host's batch (a dict, or images alone when evaluating) to losses by name or to the embedding."""
+        """Return losses by name for a training batch (a dict), or embeddings (B, G * D) in evaluation mode.
+
+        In evaluation mode the input can also be a tensor of images.
+        """
         images = self.preprocess_image(batched_inputs)
         if not self.training:
             return self.heads(self.maps(images))
@@ -130,7 +139,7 @@ class Cerberus(ImageModel):
         outputs = self.represent(images, targets)
         self._log_alignment(outputs.pop("alignment"))
         sids = None if self.prototypes is None else self.training_sids(batched_inputs, len(self.groups))
-        # Triplets are mined, and labels counted, over the batches of all processes.
+        # Triplet mining and means over labels use the batches of all processes.
         labels = [targets] if sids is None else [targets, sids]
         outputs["representations"], *labels = gather_batch(outputs["representations"], *labels)
         if "before" in outputs:
@@ -138,26 +147,26 @@ class Cerberus(ImageModel):
         return self.losses(outputs, *labels)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Global and local map, each (B, C, H, W), of normalised images; of a class token the global one is 1 x 1."""
+        """Return the global and local maps (B, C, H, W) of normalised images; the map of a class token is 1 x 1."""
         shared = self.trunk(images)  # (B, C', H, W)
         return self.to_global(self.global_branch(shared)), self.to_map(self.local_branch(shared))
 
     def represent(self, images: Tensor, targets: Tensor) -> dict:
-        """What `CerberusHead` makes of normalised training images (B, 3, H, W) and their classes (B,)."""
+        """Return the outputs of `CerberusHead` for normalised training images (B, 3, H, W) and their classes (B,)."""
         return self.heads(self.maps(images), targets)
 
     def losses(self, outputs: dict, targets: Tensor, sids: Tensor | None = None) -> dict[str, Tensor]:
-        """Named terms whose sum is the total loss (Eq. 2); each of the paper's is a mean over the groups.
+        """Return the terms of the total loss (Eq. 2) by name; the terms of the paper are means over the groups.
 
         Args:
-            outputs: of `CerberusHead`; the representations may be those of all processes' batches.
+            outputs: outputs of `CerberusHead`; the representations can include the batches of all processes.
             targets: int64 (B,), identities of the representations.
-            sids: int64 (B, G), their semantic IDs, -1 where missing; None without prototypes.
+            sids: int64 (B, G), semantic IDs of the representations, -1 where missing; None without prototypes.
         """
         return terms_of(self.criteria, outputs | {"prototypes": self.prototypes}, Targets(targets, sids))
 
     def attribute_reader(self) -> PrototypeReader | None:
-        """Recognition and search with the present prototypes; None for a model without them."""
+        """Return a reader with the current prototypes; None for a model without prototypes."""
         if self.prototypes is None or self.reading is None:
             return None
         names = self.schema.group_names
@@ -175,11 +184,11 @@ class Cerberus(ImageModel):
         return PrototypeReader(table, rows, synthesise, train_labels=train_labels, **options)
 
     def finish_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Blocks of unit length again, after the host has averaged over the flip test: (n, G * D)."""
+        """Normalise the blocks of embeddings (n, G * D) again, after FastReID has averaged over flipped images."""
         return blocks(embeddings, len(self.groups)).flatten(1)
 
     def _log_alignment(self, alignment: dict[str, Tensor]) -> None:
-        """A wrong sigma shows as a crop ratio that stays at 1, so both figures go to the training log."""
+        """Log crop ratio and fallback share: a crop ratio that stays at 1 indicates an unsuitable sigma."""
         try:
             storage = get_event_storage()
         except AssertionError:  # used outside a trainer

@@ -1,4 +1,4 @@
-"""Convolutions on a CPU: other ways where oneDNN's kernels are wrong, and faster weight gradients on narrow maps."""
+"""Convolutions on a CPU: workarounds for wrong oneDNN kernels, and faster weight gradients for narrow maps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from ..utils.processor import processor_has
 
-FEW_CHANNELS = 8  # oneDNN computes in blocks of as many
-MIN_CHANNELS, MAX_WIDTH = 256, 4  # where matrix products were measured to be faster, see benchmarks/README.md
+FEW_CHANNELS = 8  # block size of oneDNN
+MIN_CHANNELS, MAX_WIDTH = 256, 4  # limits within which matrix products were faster, see benchmarks/README.md
 
 
 def adapt_to_cpu(model: nn.Module) -> None:
-    """Replace the forward pass of convolutions whose kernels are wrong or slow under autocast on a CPU."""
+    """Replace the forward pass of convolutions with wrong or slow kernels under autocast on a CPU."""
     for module in model.modules():
         if _runs_as_conv2d(module) and max(module.kernel_size) > 1 and max(module.stride) > 1:
             module.forward = functools.partial(_strided_forward, module)
@@ -24,15 +24,15 @@ def adapt_to_cpu(model: nn.Module) -> None:
 
 
 def _runs_as_conv2d(module: nn.Module) -> bool:
-    """A subclass may compute something else, such as a convolution with standardised weights."""
+    """Whether the module computes a plain convolution; a subclass can differ, such as one with standardised weights."""
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
 def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
-    """In float32 where the output is one pixel wide, or the stride above 2.
+    """Use float32 if the output is one pixel wide or the stride is greater than 2.
 
-    There oneDNN's kernels for processors with AMX read memory outside the map, up to torch 2.13 at least: outputs and
-    gradients are wrong or NaN, and differ from call to call (pytorch/pytorch#169688).
+    In these cases oneDNN's kernels for processors with AMX read memory outside the map (at least up to torch 2.13):
+    outputs and gradients are wrong or NaN, and differ between calls (pytorch/pytorch#169688).
     """
     width = images.shape[-1] + 2 * module.padding[1] - module.dilation[1] * (module.kernel_size[1] - 1)
     if not torch.is_autocast_enabled("cpu") or (width > module.stride[1] and max(module.stride) <= 2):
@@ -42,10 +42,10 @@ def _strided_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def avoid_strided_points(model: nn.Module) -> None:
-    """Compute strided 1x1 convolutions of a few channels, such as RepVGG's first, as products of the places left.
+    """Compute strided 1x1 convolutions of a few channels, such as the first one of RepVGG, as matrix products.
 
-    In channels-last order oneDNN's kernel, of torch 2.13 at least, writes outside its memory: 3 channels to 48 at
-    stride 2 end the process, if not at once.
+    In channels-last order oneDNN's kernel (at least in torch 2.13) writes outside its memory: a convolution with 3
+    input channels, 48 output channels and stride 2 crashes the process, sometimes with a delay.
     """
     for module in model.modules():
         if (_runs_as_conv2d(module) and module.kernel_size == (1, 1) and max(module.stride) > 1
@@ -60,11 +60,11 @@ def _points_forward(module: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def speed_up_weight_gradients(model: nn.Module) -> None:
-    """Compute the weight gradients of 3x3 convolutions on narrow maps as nine matrix products, under bfloat16 autocast.
+    """Compute weight gradients of 3x3 convolutions on narrow maps as nine matrix products, under bfloat16 autocast.
 
-    oneDNN's kernel for processors with AMX sums over one row of the map at a time and pads it to 32 pixels. The last
-    stages of a small image of a person are 3 or 4 pixels wide, so it takes 2 to 6 times as long as the matrix products.
-    Both multiply in bfloat16 and add in float32; they differ in the order of the sums.
+    oneDNN's kernel for processors with AMX sums over one row of the map at a time and pads it to 32 pixels. For a small
+    image of a person the maps of the last stages are 3 or 4 pixels wide, and the kernel takes 2 to 6 times as long as
+    the matrix products. Both multiply in bfloat16 and add in float32; the order of the sums differs.
     """
     for module in model.modules():
         if _runs_as_conv2d(module) and _is_plain_3x3(module):
@@ -100,10 +100,18 @@ class _Convolution3x3(torch.autograd.Function):
 
 
 def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient of the weight of a 3x3 convolution with padding 1 and stride 1: (O, C, 3, 3), in channels-last order.
+    """Compute the gradient of the weight of a 3x3 convolution with padding 1 and stride 1.
 
     Args:
-        images: (B, C, H, W).   gradient: (B, O, H, W), of the output.
+        images: float (B, C, H, W).
+        gradient: float (B, O, H, W), of the output.
+
+    Returns:
+        float (O, C, 3, 3), in channels-last order.
+
+    Examples:
+        >>> weight_gradient(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))[0, 0].tolist()
+        [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
     """
     (_, channels, height, width), outputs = images.shape, gradient.shape[1]
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)

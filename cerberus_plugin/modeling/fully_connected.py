@@ -1,4 +1,4 @@
-"""The head of torchreid's models (OSNet, ResNet-50 with fc512), which other packages load: pooling, FC, BN and ReLU."""
+"""The head of torchreid's models (OSNet, ResNet-50 with fc512), for imported checkpoints: pooling, FC, BN and ReLU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch import nn
 
 @REID_HEADS_REGISTRY.register()
 class FullyConnectedHead(EmbeddingHead):
-    """The host's head with torchreid's layers behind the pooling: fully connected with bias, BN, ReLU.
+    """FastReID's head with the layers of torchreid after the pooling: fully connected with bias, BN and ReLU.
 
-    The embedding is what comes after the ReLU, and so are the logits; MODEL.HEADS.WITH_BNNECK has no effect.
+    The output of the ReLU is the embedding and the input of the classifier. MODEL.HEADS.WITH_BNNECK has no effect.
 
     Args:
-        embedding_dim: size of the embedding, 512 in torchreid.
-        host: arguments of the host's head.
+        embedding_dim: embedding size, 512 in torchreid.
+        host: arguments of FastReID's head.
+
+    Raises:
+        ValueError: if `embedding_dim` is not positive.
     """
 
     @configurable
@@ -33,4 +36,5 @@ class FullyConnectedHead(EmbeddingHead):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         return super().from_config(cfg)

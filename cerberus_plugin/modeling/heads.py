@@ -1,7 +1,7 @@
-"""From feature maps to the representations of a person, one a group: alignment, part pooling and a head a group.
+"""The head of Cerberus: alignment and part pooling of feature maps, and one representation per group.
 
-Shapes: B images, C channels, H x W the map (24 x 8 at 384x128), G groups, S strips of the local map, D dimensions of
-a representation (512).
+Shapes: B images, C channels, H x W the map (24 x 8 for images of 384x128), G groups, S strips of the local map, D
+dimensions of a representation (512).
 """
 
 from __future__ import annotations
@@ -19,18 +19,27 @@ from torch import Tensor, nn
 from ..attributes import PERSON_GROUPS, Group, find_schema
 
 POOLS = ("mean", "max", "gem")
-GEM_EPS = 1e-6  # as in the host's layer: values of a map count from here on
+GEM_EPS = 1e-6  # lower bound of the values of a map, as in FastReID's layer
 
 
 @torch.no_grad()
 def row_heat(local_map: Tensor, squared: bool = False, quantile: float = 0.0) -> Tensor:
-    """The largest norm, or its square, of the C-vectors of each row: float (B, C, H, W) -> (B, H).
+    """Compute for each row of a map the maximum norm of its channel vectors, or the maximum squared norm.
 
     Args:
-        quantile: 0 as in the paper; else a share of the map's places, and heat counts in the norm that as many of them
-            stay below: at 0.5 in the map's own median norm.
+        local_map: float (B, C, H, W).
+        squared: return squared norms.
+        quantile: 0 for absolute norms as in the paper; otherwise norms are divided by this quantile of the norms of the
+            map, for example by the median with 0.5.
+
+    Returns:
+        float32 (B, H).
+
+    Examples:
+        >>> row_heat(torch.tensor([[[[3.0, 1.0]], [[4.0, 0.0]]]])).tolist()  # norms 5 and 1
+        [[5.0]]
     """
-    # Half precision overflows once a norm passes 256.
+    # float16 overflows if a norm exceeds 256.
     energy = local_map.float().square().sum(dim=1)  # (B, H, W)
     heat = energy.amax(dim=2)
     if quantile:
@@ -42,18 +51,23 @@ def row_heat(local_map: Tensor, squared: bool = False, quantile: float = 0.0) ->
 @torch.no_grad()
 def person_rows(local_map: Tensor, sigma: float, squared: bool = False,
                 quantile: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """First and last row of the map that the person reaches (alignment module).
+    """Find the first and last row of a map that show the person (alignment module of the paper).
 
-    A row counts where the largest norm of its C-vectors exceeds sigma. Rows between the first and the last are
-    kept whatever their norm; where no row counts, the whole map is taken.
+    These are the first and the last row with a maximum norm greater than sigma. Rows between them are always included.
+    If there is no such row, the whole map is used.
 
     Args:
         local_map: float (B, C, H, W).
-        sigma: threshold on the norm, or with `squared` on its square; with `quantile` in units of the map's own, see
+        sigma: threshold of the norm, or with `squared` of the squared norm; relative to the map with `quantile`, see
             `row_heat`.
 
     Returns:
-        top, bottom: int64 (B,), inclusive.   fallback: bool (B,), no row exceeded sigma.
+        first rows, int64 (B,); last rows, int64 (B,), inclusive; and bool (B,), True if no row exceeded sigma.
+
+    Examples:
+        >>> rows = torch.tensor([1.0, 9.0, 2.0, 7.0, 0.0]).view(1, 1, 5, 1)
+        >>> [found.tolist() for found in person_rows(rows, sigma=5.0)]
+        [[1], [3], [False]]
     """
     heat = row_heat(local_map, squared, quantile)
     above = heat > sigma
@@ -66,12 +80,22 @@ def person_rows(local_map: Tensor, sigma: float, squared: bool = False,
 
 
 def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
-    """Cropping to rows top..bottom and bilinear resizing back to `height` rows, as one matrix an image.
+    """Return matrices that crop maps to the rows top..bottom and resize them to `height` rows.
 
-    Equals cropping and `F.interpolate(..., mode="bilinear", align_corners=False)`, without a loop over images.
+    The result equals cropping and `F.interpolate(..., mode="bilinear", align_corners=False)`, without a loop over
+    images.
+
+    Args:
+        top: int64 (B,), first row.
+        bottom: int64 (B,), last row, inclusive.
+        height: H.
 
     Returns:
         float (B, H, H): output row i is sum_r matrix[b, i, r] * input row r.
+
+    Examples:
+        >>> resize_rows_matrix(torch.tensor([1]), torch.tensor([1]), height=2).tolist()  # both rows show row 1
+        [[[0.0, 1.0], [0.0, 1.0]]]
     """
     n = (bottom - top + 1)[:, None]  # (B, 1)
     rows = torch.arange(height, device=top.device, dtype=torch.float32)[None]  # (1, H)
@@ -85,12 +109,22 @@ def resize_rows_matrix(top: Tensor, bottom: Tensor, height: int) -> Tensor:
 
 
 def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.device | None = None) -> Tensor:
-    """Average pooling into horizontal strips: float (strips, H), rows sum to 1.
+    """Return a matrix that averages the rows of a map over equal horizontal strips.
 
-    Strips are equal; where their edges fall inside a row, the row counts by the share it has in the strip.
+    A row that belongs to several strips is weighted by its share in each strip.
 
     Args:
-        overlap: share of its own height by which a strip reaches into each neighbour (0 in the paper).
+        height: H.
+        strips: S.
+        overlap: extension of a strip into each of its neighbours, relative to its height (0 in the paper).
+        device: device of the result.
+
+    Returns:
+        float (S, H); each row has the sum 1.
+
+    Examples:
+        >>> strip_matrix(height=3, strips=2).mul(3).tolist()
+        [[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]
     """
     size = height / strips
     strip = torch.arange(strips, device=device)[:, None]
@@ -101,14 +135,23 @@ def strip_matrix(height: int, strips: int, overlap: float = 0.0, device: torch.d
 
 
 def pool_strips(feature_map: Tensor, strips: Tensor, p: Tensor | None = None) -> Tensor:
-    """Pool a map into strips by the maximum, or by the generalised mean of exponent p, in float32: (K, B, C).
+    """Pool a map over strips by the maximum, or by the generalised mean with the exponent p.
 
-    The generalised mean is (mean of x^p)^(1/p) over the strip, with the strip's shares of its rows. It is computed from
-    logarithms: x^p of a channel that is off everywhere vanishes in float32 once p exceeds 6.
+    The generalised mean is (mean of x^p)^(1/p) over the strip, where rows are weighted by their shares in the strip. It
+    is computed with logarithms, because x^p of a channel that is inactive everywhere underflows in float32 if p is
+    greater than 6.
 
     Args:
-        feature_map: float (B, C, H, W), after a ReLU.   strips: float (K, H), see `strip_matrix`; rows that count at
-            all count fully in a maximum.   p: float (1,), or None for the maximum.
+        feature_map: float (B, C, H, W), after a ReLU.
+        strips: float (S, H), see `strip_matrix`; the maximum uses all rows with a positive weight.
+        p: float (1,), or None for the maximum.
+
+    Returns:
+        float (S, B, C), at least float32 for the generalised mean.
+
+    Examples:
+        >>> pool_strips(torch.tensor([1.0, 7.0]).view(1, 1, 2, 1), strip_matrix(2, 1), torch.tensor([2.0])).tolist()
+        [[[5.0]]]
     """
     with torch.autocast(feature_map.device.type, enabled=False):
         if p is None:
@@ -122,22 +165,31 @@ def pool_strips(feature_map: Tensor, strips: Tensor, p: Tensor | None = None) ->
 
 @REID_HEADS_REGISTRY.register()
 class CerberusHead(nn.Module):
-    """One representation a group from the maps of the two branches, and the identity classifiers.
+    """One representation per group from the maps of the two branches, and the identity classifiers.
 
-    A group reads a strip of the aligned local map (head, upper and lower in the paper), or the mean of the global map
-    (identity and carrying); each passes its own fully connected layer and batch normalisation. Training returns the
-    representations with the logits of one identity classifier a group, evaluation one embedding (B, G * D).
+    A group uses a strip of the aligned local map (head, upper and lower in the paper), or the mean of the global map
+    (identity and carrying). Each group has a separate fully connected layer and batch normalisation. In training the
+    head returns the representations and the logits of one identity classifier per group; in evaluation it returns one
+    embedding (B, G * D) per image.
 
     Args:
-        feat_dim: C.   embedding_dim: D.   num_classes: training identities.
-        align: crop the local map to the person's rows; off for the ablation.
-        sigma, squared_norm, sigma_quantile: see `person_rows`.   strip_overlap: see `strip_matrix`.
-        pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent a branch.
-        split: give out representations before the batch normalisation as well, for the triplet loss.
-        norm: the host's name of a normalisation ("BN", "syncBN").
-        sampled_identities: classify each batch among its own identities and random others, this many together, as
-            partial softmax does where there are very many; 0 takes all.
-        groups: G of them, some of a strip and some of the whole picture, so that both branches are trained.
+        feat_dim: C.
+        embedding_dim: D.
+        num_classes: number of training identities.
+        align: crop the local map to the rows of the person; False for the ablation.
+        sigma: see `person_rows`.
+        squared_norm: `squared` of `person_rows`.
+        sigma_quantile: `quantile` of `person_rows`.
+        strip_overlap: see `strip_matrix`.
+        pool: "mean" as in the paper, "max", or "gem", the generalised mean with one learnable exponent per branch.
+        split: also return the representations before batch normalisation, for the triplet loss.
+        norm: FastReID's name of a normalisation layer ("BN", "syncBN").
+        sampled_identities: number of classes per batch, its own identities and random others (partial softmax, for
+            training sets with many identities); 0 uses all classes.
+        groups: G groups; some must use a strip and some the whole image, so that both branches are trained.
+
+    Raises:
+        ValueError: if an option is invalid, or all groups use the same branch.
     """
 
     @configurable
@@ -150,8 +202,8 @@ class CerberusHead(nn.Module):
         strips = [strip for strip in self.strip_of_group.values() if strip is not None]
         self.num_strips = max(strips, default=-1) + 1
         if not 0 < len(strips) < len(groups):
-            raise ValueError(f"CerberusHead: the groups read {list(self.strip_of_group.values())} (strips, or None for "
-                             "the whole picture), expected both kinds: else one of the two branches is never trained")
+            raise ValueError(f"CerberusHead: the groups use {list(self.strip_of_group.values())} (strips, or None for "
+                             "the whole image), expected both kinds; otherwise one of the branches is never trained")
         if pool not in POOLS:
             raise ValueError(f"MODEL.CERBERUS.POOL is '{pool}', expected one of {', '.join(POOLS)}")
         self.pooling = pool
@@ -163,8 +215,8 @@ class CerberusHead(nn.Module):
         self.sigma = sigma
         self.squared_norm = squared_norm
         if not 0 <= sigma_quantile <= 1:
-            raise ValueError(f"MODEL.CERBERUS.SIGMA_QUANTILE is {sigma_quantile}, expected a share of the map's places "
-                             "such as 0.5, or 0 to take SIGMA as it is")
+            raise ValueError(f"MODEL.CERBERUS.SIGMA_QUANTILE is {sigma_quantile}, expected a quantile between 0 and 1 "
+                             "such as 0.5, or 0 for an absolute SIGMA")
         self.sigma_quantile = sigma_quantile
         self.strip_overlap = strip_overlap
         self.num_classes = num_classes
@@ -172,7 +224,7 @@ class CerberusHead(nn.Module):
         names = list(self.strip_of_group)
         self.fc = nn.ModuleDict({group: nn.Linear(feat_dim, embedding_dim, bias=False) for group in names})
         self.bn = nn.ModuleDict({group: get_norm(norm, embedding_dim) for group in names})
-        with warnings.catch_warnings():  # of layers without classes, as a training set without identities has none
+        with warnings.catch_warnings():  # a training set without identities has no classes
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             self.classifiers = nn.ModuleDict({group: nn.Linear(embedding_dim, num_classes, bias=False)
                                               for group in names})
@@ -183,6 +235,7 @@ class CerberusHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
+        """Arguments from a configuration, see `fastreid.config.configurable`."""
         node = cfg.MODEL.CERBERUS
         return {
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
@@ -201,7 +254,7 @@ class CerberusHead(nn.Module):
         }
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Older checkpoints may have a bias in `fc`; without it, the mean in `bn` is smaller by as much."""
+        """Support the bias of `fc` in older checkpoints: subtract it from the running mean of `bn`."""
         for group in self.strip_of_group:
             bias = state_dict.pop(f"{prefix}fc.{group}.bias", None)
             if bias is not None:
@@ -210,10 +263,16 @@ class CerberusHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: tuple[Tensor, Tensor], targets: Tensor | None = None):
-        """Global and local map, each (B, C, H, W), to the embedding (B, G * D), or in training to a dict.
+        """Compute the embedding, or in training the outputs for the losses.
 
-        {"representations": (G, B, D), "logits": (G, B, classes), "targets": (B,) among those classes,
-        "alignment": {"crop_ratio", "fallback"} of the batch, scalars; with `split` also "before": (G, B, D)}
+        Args:
+            features: global and local map, each (B, C, H, W).
+            targets: int64 (B,), classes, in training.
+
+        Returns:
+            embeddings (B, G * D). In training a dict: "representations" (G, B, D), "logits" (G, B, classes), "targets"
+            int64 (B,), indices of these classes, "alignment" with the scalars "crop_ratio" and "fallback", and with
+            `split` also "before" (G, B, D).
         """
         pooled, alignment = self.pool(*features)
         before = [self.fc[group](pooled[group]) for group in self.strip_of_group]
@@ -230,18 +289,26 @@ class CerberusHead(nn.Module):
         return outputs | ({"before": torch.stack(before)} if self.split else {})
 
     def sample(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes of a batch and random others, int64 (sampled_identities,), and where its targets are among them."""
+        """Sample the classes of a batch and random others.
+
+        Returns:
+            classes, int64 (sampled_identities,), and the indices of the targets among them, int64 (B,).
+        """
         if self.sampled_identities < len(targets):
             raise ValueError(f"MODEL.CERBERUS.SAMPLED_IDENTITIES is {self.sampled_identities}, expected at least the "
                              f"{len(targets)} images of a batch, or 0 for all identities.")
-        # Drawn as the largest of random numbers: of a fixed size, so that no step waits for the device.
+        # Selected as the largest random numbers, which gives a fixed size without synchronising the device.
         lot = torch.rand(self.num_classes, device=targets.device).index_fill(0, targets, 2.0)
         classes = lot.topk(self.sampled_identities).indices.sort().values
         return classes, torch.searchsorted(classes, targets)
 
     def pool(self, global_map: Tensor, local_map: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What each group's layer reads, (B, C), a strip of the aligned local map or the whole global map; and how the
-        alignment went: the mean share of rows kept and the share of images in which no row exceeded sigma."""
+        """Pool the global and local map, each (B, C, H, W), for each group.
+
+        Returns:
+            the input of the layer of each group, (B, C), by group name; and statistics of the alignment: "crop_ratio",
+            the mean share of rows that are kept, and "fallback", the share of images without a row above sigma.
+        """
         height = local_map.shape[2]
         strips = strip_matrix(height, self.num_strips, self.strip_overlap, local_map.device)  # (S, H)
         alignment, resizing = {}, None
@@ -256,15 +323,15 @@ class CerberusHead(nn.Module):
 
     @staticmethod
     def _means(global_map: Tensor, local_map: Tensor, strips: Tensor, resizing: Tensor | None) -> tuple[Tensor, Tensor]:
-        # Alignment and pooling compose to one S x H matrix an image, so the aligned map is never made.
-        batch = local_map.shape[0]  # len() would fix it in an exported graph
+        # Alignment and pooling are combined in one S x H matrix per image, without computing the aligned map.
+        batch = local_map.shape[0]  # len() would be a constant in an exported graph
         weights = strips.expand(batch, -1, -1) if resizing is None else strips @ resizing  # (B, S, H)
         rows = local_map.mean(dim=3)  # (B, C, H)
         return torch.einsum("bkh,bch->kbc", weights.to(rows.dtype), rows), global_map.mean(dim=(2, 3))
 
     def _maxima(self, global_map: Tensor, local_map: Tensor, strips: Tensor,
                 resizing: Tensor | None) -> tuple[Tensor, Tensor]:
-        """By maximum or generalised mean, which do not commute with resizing: the aligned map is made."""
+        """Pool by maximum or generalised mean. They do not commute with resizing, so the aligned map is computed."""
         if resizing is not None:
             local_map = torch.einsum("bir,bcrw->bciw", resizing.to(local_map.dtype), local_map)
         p = self.exponents if self.pooling == "gem" else {"local": None, "global": None}
@@ -272,4 +339,4 @@ class CerberusHead(nn.Module):
         return pool_strips(local_map, strips, p["local"]), pool_strips(global_map, whole, p["global"])[0]
 
     def _normalised(self, group: str, x: Tensor) -> Tensor:
-        return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # the host's norms take (B, D, 1, 1)
+        return self.bn[group](x[:, :, None, None])[:, :, 0, 0]  # FastReID's normalisation layers expect (B, D, 1, 1)

@@ -1,4 +1,4 @@
-"""What the plugin's models do with the host's batches before anything of their own."""
+"""Preprocessing of FastReID's batches, shared by the models of the plugin."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ..attributes import MISSING
 
 
 class ImageModel(nn.Module):
-    """Images of a batch, normalised; identities of a training batch.
+    """Base class that normalises the images of a batch, and returns the labels of a training batch.
 
     Args:
-        pixel_mean, pixel_std: of RGB in 0..255.
+        pixel_mean: mean of RGB values in 0..255.
+        pixel_std: standard deviation of RGB values in 0..255.
     """
 
     def __init__(self, pixel_mean: list[float], pixel_std: list[float]) -> None:
@@ -22,27 +23,36 @@ class ImageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs) -> Tensor:
-        """Normalise into a new tensor: the flip test feeds the same batch a second time."""
+        """Normalise the images of a batch, without changing the batch: the flip test uses it a second time."""
         images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
         return (images.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def training_targets(self, batched_inputs: dict) -> Tensor:
-        """Identities of a training batch: int64 (B,)."""
+        """Return the identities of a training batch, int64 (B,).
+
+        Raises:
+            ValueError: if the batch has no identities.
+        """
         if "targets" not in batched_inputs:
-            raise ValueError("training batch without 'targets': every image needs its identity")
-        # The host's PreciseBN feeds -1 for identities of another data set and throws the losses away.
+            raise ValueError("training batch without 'targets': each image needs an identity")
+        # FastReID's PreciseBN passes -1 for identities of other datasets, and ignores the losses.
         return batched_inputs["targets"].to(self.device).clamp(min=0)
 
     def training_sids(self, batched_inputs: dict, num_groups: int) -> Tensor:
-        """Semantic IDs of the images of a training batch: int64 (B, G), -1 where missing."""
+        """Return the semantic IDs of a training batch, int64 (B, G), -1 where missing.
+
+        Raises:
+            ValueError: if the batch has no semantic IDs.
+        """
         if "sids" in batched_inputs:
             return batched_inputs["sids"].to(self.device)
         targets = batched_inputs["targets"]
-        if (targets < 0).all():  # of another data set, by the host's PreciseBN
+        if (targets < 0).all():  # images of another dataset, from FastReID's PreciseBN
             return torch.full((len(targets), num_groups), MISSING, device=self.device)
-        raise ValueError("training batch without 'sids', the semantic IDs of each image: take the batches of "
-                         "CerberusTrainer.build_train_loader, for a data set with annotations such as "
+        raise ValueError("training batch without 'sids', the semantic IDs of each image: use the batches of "
+                         "CerberusTrainer.build_train_loader, for a dataset with annotations such as "
                          "Market1501Attributes")

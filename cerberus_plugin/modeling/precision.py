@@ -1,6 +1,6 @@
-"""Switches that make a step cheaper and leave what it computes alone: precision, memory format, compilation, optimiser.
+"""Options that speed up a training step without changing the algorithm: precision, memory format, compilation, fusion.
 
-Each acts on a model or optimiser of any kind, the host's own included, and is a key of the configuration.
+Each option is a configuration key and works for any model or optimiser, including those of FastReID.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from ..utils.processor import processor_has
 logger = logging.getLogger("fastreid.cerberus")
 
 AUTOCAST = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Small kernels are launched several at once: 481 launches in place of 864 for a step of Cerberus. Inductor's own name
-# for a mode cannot be given beside options.
+# `combo_kernels` combines launches of small kernels: 481 launches instead of 864 per step of Cerberus. torch.compile
+# does not accept `mode` together with `options`, so the modes are given as options.
 COMPILE_MODES = {"default": {"combo_kernels": True},
                  "reduce-overhead": {"combo_kernels": True, "triton.cudagraphs": True}}
-CHANNELS_LAST = "channels_last"  # how an optimiser's groups remember the order of their moments
+CHANNELS_LAST = "channels_last"  # key of the optimiser's groups that stores the memory format of their moments
 
 
 def cast_forward(model: nn.Module, training: str = "", evaluation: str = "", channels_last: bool = False) -> None:
-    """Let `model` run under autocast, and on images in channels-last order; called with the host's batches as before.
+    """Run forward passes of `model` under autocast, and optionally with images in channels-last format.
 
-    bfloat16 has float32's range, so gradients need no scaler and the host's plain step is left as it is. Losses leave
-    autocast by themselves (`losses.py`, `host.training`).
+    bfloat16 has the range of float32, so that gradients need no scaler and FastReID's training step is unchanged. The
+    losses disable autocast (`losses.py`, `host.training`).
 
     Args:
-        training, evaluation: a key of `AUTOCAST`. "" leaves the precision of training to the host, and evaluates in
-            float32 without TF32.
+        training: key of `AUTOCAST`, the precision of training; "" for that of FastReID.
+        evaluation: key of `AUTOCAST`, the precision of evaluation; "" for float32 without TF32.
+        channels_last: convert images to channels-last format.
     """
     hooks = _ForwardHooks(training, evaluation, channels_last)
     model.register_forward_pre_hook(hooks.before)
@@ -50,7 +51,7 @@ class _ForwardHooks:
 
     def __init__(self, training: str, evaluation: str, channels_last: bool) -> None:
         self.training, self.evaluation, self.channels_last = AUTOCAST[training], AUTOCAST[evaluation], channels_last
-        self.entered: dict[int, list] = {}  # contexts by thread, since autocast is a state of the thread
+        self.entered: dict[int, list] = {}  # contexts by thread, because autocast is thread-local
 
     def before(self, model: nn.Module, inputs: tuple) -> tuple:
         batch, *others = inputs
@@ -70,14 +71,14 @@ class _ForwardHooks:
 
 
 _tf32_lock = threading.Lock()
-_tf32: list[bool] = []  # a setting of torch to come back to, one for each pass that is under way
+_tf32: list[bool] = []  # the setting of torch to restore, once for each active forward pass
 
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Convolve float32 in float32: by default cuDNN rounds its inputs to TF32, 10 bits after the point in place of 23.
+    """Disable TF32: by default cuDNN rounds the inputs of float32 convolutions to TF32 (mantissa of 10 bits, not 23).
 
-    The setting is one for all threads, so the last pass that ends restores it.
+    The setting is global, so the last of several concurrent forward passes restores it.
     """
     cudnn = torch.backends.cudnn
     with _tf32_lock:
@@ -93,37 +94,46 @@ def _without_tf32() -> Iterator[None]:
 
 
 def check_autocast(training: str, evaluation: str, host_mixed_precision: bool) -> None:
-    """Refuse precisions that do not exist, or that the host's mixed precision would work against."""
+    """Check the autocast options.
+
+    Args:
+        training: SOLVER.AUTOCAST.
+        evaluation: TEST.AUTOCAST.
+        host_mixed_precision: SOLVER.AMP.ENABLED.
+
+    Raises:
+        ValueError: if a precision is unknown, or SOLVER.AUTOCAST is combined with FastReID's mixed precision.
+    """
     for key, name, allowed in (("SOLVER.AUTOCAST", training, ("", "bfloat16")),
                                ("TEST.AUTOCAST", evaluation, tuple(AUTOCAST))):
         if name not in allowed:
-            hint = "; float16 needs the host's gradient scaler: SOLVER.AMP.ENABLED True" if name == "float16" else ""
+            hint = "; float16 needs FastReID's gradient scaler: SOLVER.AMP.ENABLED True" if name == "float16" else ""
             raise ValueError(f"{key} is '{name}', expected one of {allowed}{hint}.")
     if training and host_mixed_precision:
         raise ValueError(f"SOLVER.AUTOCAST is '{training}' and SOLVER.AMP.ENABLED True: two precisions for one "
-                         "step. Set SOLVER.AMP.ENABLED False, or SOLVER.AUTOCAST '' for the host's float16.")
+                         "step. Set SOLVER.AMP.ENABLED False, or SOLVER.AUTOCAST '' for FastReID's float16.")
 
 
 def computes_in_half(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; where it does not, autocast is slower than float32."""
+    """Return whether the device has bfloat16 arithmetic; without it, autocast is slower than float32."""
     if device.type == "cuda":
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and processor_has("avx512_bf16", "amx_bf16", "bf16")
 
 
 def compile_model(model: nn.Module, **options) -> None:
-    """Compile the methods that a model names in `compilable`; of the host's models everything but the heads.
+    """Compile the methods in the attribute `compilable` of a model; of FastReID's models all children except heads.
 
-    State and checkpoints keep their names. The first step takes a minute or so.
+    Names of parameters and of checkpoint tensors do not change. The first step takes about a minute.
 
-    Each part is compiled as a whole and counts its recompilations for itself. `nn.Module.compile` compiles the blocks
-    of a Sequential one by one, and by default torch counts by code, which blocks share: after the eighth graph it runs
-    the others uncompiled.
+    Each part is compiled as a whole, with a separate count of recompilations. `nn.Module.compile` would compile the
+    blocks of a Sequential one by one; because torch counts recompilations by code object, which the blocks share, it
+    would run all blocks after the eighth graph without compilation.
 
     Args:
-        options: of torch.compile.
+        options: options of torch.compile.
     """
-    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # of newer releases
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # newer releases of torch
         options = {"isolate_recompiles": True, **options}
     methods = getattr(model, "compilable", ())
     for name in methods:
@@ -135,20 +145,28 @@ def compile_model(model: nn.Module, **options) -> None:
 
 
 def compiler_options(mode: str, device: torch.device) -> dict:
-    """Arguments of `compile_model` for MODEL.COMPILE_MODE, of `COMPILE_MODES`; none on a CPU."""
+    """Return the arguments of `compile_model` for MODEL.COMPILE_MODE; empty on a CPU.
+
+    Raises:
+        ValueError: if the mode is not in `COMPILE_MODES`.
+
+    Examples:
+        >>> compiler_options("default", torch.device("cuda"))
+        {'options': {'combo_kernels': True}}
+    """
     if mode not in COMPILE_MODES:
         raise ValueError(f"MODEL.COMPILE_MODE is '{mode}', expected one of {', '.join(COMPILE_MODES)}")
     return {"options": COMPILE_MODES[mode]} if device.type == "cuda" else {}
 
 
 def missing_for_compilation(model: nn.Module) -> str | None:
-    """Why torch.compile would end in an error here, or gain nothing; None where nothing stands against it."""
+    """Return the reason why torch.compile would fail or have no benefit for a model; None if it can be used."""
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        return "batch statistics shared by MODEL.SYNC_BN cut the graph at every layer"
+        return "the synchronised batch statistics of MODEL.SYNC_BN cause a graph break at each layer"
     compilers = [os.environ.get("CC", "cc"), "gcc", "clang"]
     if model.device.type == "cuda":
         if torch.cuda.get_device_capability(model.device) < (7, 0) and not torch.version.hip:
-            return "the GPU is older than the compiler's"
+            return "the compiler does not support this GPU, which is too old"
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
         if not os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
@@ -159,10 +177,10 @@ def missing_for_compilation(model: nn.Module) -> str | None:
 
 
 def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Store convolutions' weights and gradients in channels-last order, within the host's flat buffers.
+    """Store weights and gradients of convolutions in channels-last format, within FastReID's flat buffers.
 
-    The host flattens parameters (utils/params.py) in their default order; here each segment is permuted where it
-    lies, so that the buffer stays valid and convolutions need no reordering in every step.
+    FastReID flattens parameters (utils/params.py) in their default format. This function permutes each segment in
+    place, so that the buffer remains valid and convolutions do not convert their weights in each step.
     """
     for parameter in model.parameters():
         if parameter.dim() == 4:
@@ -174,37 +192,42 @@ def store_channels_last(optimizer: torch.optim.Optimizer, model: nn.Module) -> N
 
 
 def check_moments(optimizer: torch.optim.Optimizer, channels_last: bool) -> None:
-    """Refuse a resumed optimiser whose moments are in the other order: they would meet the wrong weights."""
+    """Check that the moments of a resumed optimiser have the memory format of the weights.
+
+    Raises:
+        ValueError: if they do not; the moments would otherwise be applied to the wrong weights.
+    """
     resumed = any(group.get(CHANNELS_LAST, False) for group in optimizer.param_groups)
     if resumed != channels_last:
-        raise ValueError(f"the checkpoint's optimiser was trained with MODEL.CHANNELS_LAST {resumed}, this run has "
-                         f"{channels_last}; resume with MODEL.CHANNELS_LAST {resumed}")
+        raise ValueError(f"the optimiser of the checkpoint was trained with MODEL.CHANNELS_LAST {resumed}, this run "
+                         f"has {channels_last}; resume with MODEL.CHANNELS_LAST {resumed}")
 
 
 def fuse(optimizer: torch.optim.Optimizer, enabled: bool, clips: bool = False) -> None:
-    """One kernel for the whole step of each group, or the default implementation; before or after resuming.
+    """Switch an optimiser to its fused implementation or to the default one; before or after resuming.
 
     Args:
-        clips: whether the step clips gradients, so that a gradient scaler has to unscale them before the step.
+        enabled: True for the fused implementation, one kernel per parameter group and step.
+        clips: whether the step clips gradients, so that a gradient scaler must unscale them before the step.
     """
     if "fused" not in optimizer.defaults:
         if enabled:
-            logger.info("SOLVER.FUSED: the optimiser of SOLVER.OPT has no fused step; it runs as it is")
+            logger.info("SOLVER.FUSED has no effect: the optimiser of SOLVER.OPT has no fused implementation")
         return
-    optimizer._step_supports_amp_scaling = enabled and not clips  # as torch sets it for those that are built fused
+    optimizer._step_supports_amp_scaling = enabled and not clips  # as set by torch for fused optimisers
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = enabled, False if enabled else None
         for parameter in group["params"]:
             if enabled and group.get("momentum") and optimizer.state[parameter].get("momentum_buffer") is None:
-                # SGD allocates it in the first step, and leaves it uninitialised where a scaler skips that step.
+                # SGD allocates the buffer in its first step, and does not initialise it if a scaler skips this step.
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             state = optimizer.state.get(parameter, {})
-            if isinstance(state.get("step"), Tensor):  # the fused kernel counts steps where the parameters are
+            if isinstance(state.get("step"), Tensor):  # the fused kernel needs the counter on the parameter's device
                 state["step"] = state["step"].to(parameter.device if enabled else "cpu", torch.float32)
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step of every group is one kernel."""
+    """Return whether all parameter groups use the fused implementation."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
@@ -215,6 +238,6 @@ def _in_channels_last(batched_inputs):
 
 
 def _reordered(tensor: Tensor) -> Tensor:
-    """The same values, OIHW to the reader, stored as OHWI in the same memory."""
+    """The same values with the shape OIHW, stored as OHWI in the same memory."""
     values = tensor.permute(0, 2, 3, 1).contiguous()
     return tensor.view(-1).copy_(values.view(-1)).view(values.shape).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Schemas and annotation files: bits, columns, words, and every way a file can be wrong."""
+"""Schemas and annotation files: bits, columns, conversions from and to text, and errors for invalid files."""
 
 import json
 import subprocess
@@ -33,8 +33,8 @@ def test_market_has_30_bits_and_duke_23():
     assert DUKEMTMC.group_bits == (1, 9, 9, 1, 3) and DUKEMTMC.num_bits == 23
 
 
-def test_fields_out_of_the_order_of_the_groups_are_refused():
-    with pytest.raises(ValueError, match="must come group by group"):
+def test_fields_out_of_the_order_of_the_groups_are_rejected():
+    with pytest.raises(ValueError, match="must be sorted by group"):
         AttributeSchema("own", MARKET1501.fields[::-1])
 
 
@@ -55,21 +55,21 @@ def test_bits_decode_to_the_labels_they_came_from(schema):
         assert torch.equal(schema.labels_from_bits(bits, group)[:, fields], labels[:, fields])
 
 
-def test_a_person_without_listed_colour_answers_minus_one_and_is_described_as_none():
+def test_without_a_listed_colour_the_class_is_minus_one_and_the_text_is_none():
     labels = random_labels(MARKET1501, 1)
     labels[0, list(MARKET1501.columns[8].fields)] = 0
     assert MARKET1501.column_answers(labels)[0, 8] == -1
     assert MARKET1501.describe(labels[0])["upper colour"] == "none"
 
 
-def test_words_become_labels_and_naming_one_colour_denies_the_others():
+def test_parsing_a_colour_sets_the_other_colours_to_no():
     labels = MARKET1501.parse({"gender": "female", "upper colour": "red"})
     assert labels[MARKET1501.index("gender")] == 1 and labels[MARKET1501.index("upred")] == 1
     assert labels[MARKET1501.index("upblue")] == 0 and labels[MARKET1501.index("hat")] == -1
     assert MARKET1501.describe(labels) == {"gender": "female", "upper colour": "red"}
 
 
-def test_two_colours_and_none_can_be_asked_for():
+def test_two_colours_and_none_can_be_parsed():
     both = DUKEMTMC.parse({"lower colour": "black and white"})
     assert both[DUKEMTMC.index("downblack")] == both[DUKEMTMC.index("downwhite")] == 1
     assert (DUKEMTMC.parse({"lower colour": "none"})[list(DUKEMTMC.columns[7].fields)] == 0).all()
@@ -80,12 +80,12 @@ def test_two_colours_and_none_can_be_asked_for():
     ({"upper colour": "bleu"}, "'upper colour' cannot be 'bleu'; did you mean 'blue'.*none"),
     ({"gender": "male and female"}, "'gender' cannot be 'male and female'"),
 ])
-def test_a_misspelt_search_names_the_word_and_what_is_allowed(query, message):
+def test_the_error_for_an_unknown_word_suggests_the_nearest_and_lists_all(query, message):
     with pytest.raises(ValueError, match=message):
         MARKET1501.parse(query)
 
 
-def test_an_attribute_is_asked_for_by_its_display_name_as_well():
+def test_display_names_are_accepted_in_queries():
     assert (MARKET1501.parse({"sleeve length": "short sleeve"}) == MARKET1501.parse({"up": "short sleeve"})).all()
     with pytest.raises(ValueError, match="'sleeve length' and 'up' are one attribute"):
         MARKET1501.parse({"sleeve length": "short sleeve", "up": "long sleeve"})
@@ -93,7 +93,7 @@ def test_an_attribute_is_asked_for_by_its_display_name_as_well():
         MARKET1501.parse({"sleeve lenght": "short sleeve"})
 
 
-def test_fingerprints_of_the_published_data_sets_are_those_of_earlier_checkpoints():
+def test_fingerprints_of_the_published_datasets_have_not_changed():
     assert (MARKET1501.fingerprint, MARKET1501.column_fingerprint) == (44512744104892673, 16774655608537704)
     assert (DUKEMTMC.fingerprint, DUKEMTMC.column_fingerprint) == (69975080036780562, 53366109114748887)
 
@@ -105,69 +105,69 @@ OWN = AttributeSchema(
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC, OWN])
-def test_a_schema_survives_json_and_equal_ones_have_one_fingerprint(schema):
+def test_schemas_round_trip_through_json_with_the_same_fingerprint(schema):
     copy = AttributeSchema.from_dict(json.loads(json.dumps(schema.to_dict())))
     assert copy == schema and copy.fingerprint == schema.fingerprint and copy.junk_pids == schema.junk_pids
     assert [column.display for column in copy.columns] == [column.display for column in schema.columns]
     assert copy != AttributeSchema("other", schema.fields, groups=schema.groups)
 
 
-def test_another_region_of_a_group_is_another_schema():
+def test_schemas_with_different_regions_are_not_equal():
     moved = AttributeSchema("own", OWN.fields, junk_pids=(9,), groups=(Group("top", 1), Group("person", lasting=True)))
     assert moved != OWN and moved.fingerprint != OWN.fingerprint
 
 
-def test_a_record_of_earlier_versions_gives_the_published_schema():
+def test_records_of_earlier_versions_give_the_registered_schema():
     record = {key: value for key, value in MARKET1501.to_dict().items() if key != "layout"}
     assert AttributeSchema.from_dict(record) is MARKET1501
 
 
-def test_one_colour_alone_is_a_colour():
+def test_a_single_colour_field_is_a_colour_column():
     column = OWN.column("shirt")
     assert column.is_colour and column.answers == ("none", "red")
     assert OWN.describe(OWN.parse({"shirt": "none", "stage of life": "old"})) == {"shirt": "none", "age": "old"}
 
 
 @pytest.mark.parametrize(("fields", "groups", "message"), [
-    ((Field("a", "legs", ("no", "yes")),), (Group("top"),), "field 'a' is of group 'legs', expected one of top"),
+    ((Field("a", "legs", ("no", "yes")),), (Group("top"),), "field 'a' has group 'legs', expected one of top"),
     ((Field("a", "top", ("no",)),), (Group("top"),), "field 'a' has the values .*expected two or more"),
-    ((Field("a", "top", ("no", "yes")),) * 2, (Group("top"),), "field 'a' is there twice"),
+    ((Field("a", "top", ("no", "yes")),) * 2, (Group("top"),), "field 'a' is defined twice"),
     ((Field("a", "top", ("no", "yes")),), (Group("top"), Group("legs")), "group 'legs' has no fields"),
-    ((Field("a", "class", ("no", "yes")),), (Group("class"),), "group 'class' is no name"),
-    ((Field("a", "top", ("no", "yes")),), (Group("top", "upper"),), "reads strip 'upper', expected 0"),
+    ((Field("a", "class", ("no", "yes")),), (Group("class"),), "group 'class' is not a valid name"),
+    ((Field("a", "top", ("no", "yes")),), (Group("top", "upper"),), "has strip 'upper', expected 0"),
     ((Field("a", "top", ("no", "yes"), "c", "red"), Field("c", "top", ("no", "yes"))), (Group("top"),),
      "'c' is a field and a column"),
     ((Field("a", "top", ("no", "yes")), Field("b", "top", ("no", "yes"), display="a")), (Group("top"),),
-     "two columns are called 'a'"),
+     "two columns have the name 'a'"),
 ])
-def test_a_schema_that_contradicts_itself_is_refused(fields, groups, message):
+def test_contradictory_schemas_are_rejected(fields, groups, message):
     with pytest.raises(ValueError, match=f"schema 'bad': .*{message}"):
         AttributeSchema("bad", fields, groups=groups)
 
 
-def test_a_registered_schema_is_found_and_another_of_its_name_is_refused(monkeypatch):
+def test_schemas_are_registered_by_unique_names(monkeypatch):
     monkeypatch.setattr("cerberus_plugin.attributes.schema.SCHEMAS", {"market1501": MARKET1501})
     with pytest.raises(ValueError, match="KEY is 'own', expected one of market1501.*register_schema"):
         find_schema("own", "KEY")
     assert register_schema(OWN) is OWN and find_schema("own") is OWN and register_schema(OWN) is OWN
-    with pytest.raises(ValueError, match="another one of this name is registered; known: market1501, own"):
+    with pytest.raises(ValueError, match="a different schema with this name.*registered: market1501, own"):
         register_schema(AttributeSchema("own", OWN.fields[:1], groups=OWN.groups[:1]))
     assert find_schema(json.dumps(DUKEMTMC.to_dict())) == DUKEMTMC
 
 
-def test_it_loads_without_torch():
+def test_the_schema_module_loads_without_torch():
     code = "import sys; sys.modules['torch'] = sys.modules['fastreid'] = None; import cerberus_plugin.attributes.schema"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_file_reads_back_as_written_whatever_the_order_of_its_fields(tmp_path, people):
+def test_reading_does_not_depend_on_the_order_of_fields(tmp_path, people):
     annotations = read_annotations(write_annotations(tmp_path / "a.mat", MARKET1501, people, people), MARKET1501)
     assert set(annotations.train) == {2, 7, 10}
     assert all(torch.equal(annotations.test[pid], row) for pid, row in people.items())
     assert (annotations.lookup("test", [0, 7])[0] == -1).all()
 
 
-def test_one_identity_is_enough(tmp_path, people):
+def test_a_file_with_one_identity_can_be_read(tmp_path, people):
     one = {2: people[2]}
     assert list(read_annotations(write_annotations(tmp_path / "a.mat", MARKET1501, one, one), MARKET1501).train) == [2]
 
@@ -189,13 +189,13 @@ def test_one_identity_is_enough(tmp_path, people):
     ({"gender": [1e300, 1, 1]}, "'gender' of identity 0002 .train. is 1e.300, expected one of 1 .male"),
     ({"gender": "112"}, "train.gender has 1 labels for 3 identities"),
 ])
-def test_a_wrong_file_names_field_identity_value_and_what_is_allowed(tmp_path, people, changes, message):
+def test_errors_name_field_identity_value_and_allowed_values(tmp_path, people, changes, message):
     path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, **changes)
     with pytest.raises(ValueError, match=message):
         read_annotations(path, MARKET1501)
 
 
-def test_whole_numbers_of_any_type_are_labels(tmp_path, people):
+def test_integers_of_any_dtype_are_accepted_as_labels(tmp_path, people):
     genders = [int(row[MARKET1501.index("gender")]) + 1 for row in people.values()]
     for written in (np.float64(genders), np.float32(genders)[:, None], np.int16(genders), np.array(genders, object)):
         path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people, gender=written)
@@ -203,7 +203,7 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, people):
         assert all(torch.equal(found[pid], row) for pid, row in people.items())
 
 
-def test_a_truncated_file_is_refused_by_name(tmp_path, people):
+def test_a_truncated_file_is_rejected(tmp_path, people):
     path = write_annotations(tmp_path / "a.mat", MARKET1501, people, people)
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(ValueError, match="a.mat: not a readable MATLAB file.*truncated"):
@@ -215,7 +215,7 @@ def test_a_missing_file_is_not_called_truncated(tmp_path):
         read_annotations(tmp_path / "nowhere.mat", MARKET1501)
 
 
-def test_another_kind_of_mat_file_is_refused(tmp_path):
+def test_a_mat_file_with_another_structure_is_rejected(tmp_path):
     from scipy.io import savemat
 
     savemat(tmp_path / "a.mat", {"gallery": [[1, 2]]})
@@ -223,7 +223,7 @@ def test_another_kind_of_mat_file_is_refused(tmp_path):
         read_annotations(tmp_path / "a.mat", MARKET1501)
 
 
-def test_the_annotation_file_is_found_in_both_usual_places(tmp_path):
+def test_the_annotation_file_is_found_in_both_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="market_attribute.mat not found; looked in .* and .*attribute"):
         find_annotations(tmp_path, "market_attribute.mat")
     (tmp_path / "attribute").mkdir()
@@ -233,13 +233,13 @@ def test_the_annotation_file_is_found_in_both_usual_places(tmp_path):
     assert find_annotations(tmp_path, "market_attribute.mat").parent == tmp_path
 
 
-def test_dukes_two_unlabelled_tops_are_missing_not_wrong(duke):
+def test_the_two_unlabelled_tops_of_duke_are_missing_labels(duke):
     top = DUKEMTMC.index("top")
     assert [pid for pid, row in duke.train.items() if row[top] == -1] == [370, 679]
     assert not DUKEMTMC.is_complete(duke.train[370][None], "upper")
     assert DUKEMTMC.is_complete(duke.train[370][None], "lower")
 
 
-def test_the_published_files_hold_the_published_numbers_of_identities(market, duke):
+def test_the_published_files_have_the_published_numbers_of_identities(market, duke):
     assert (len(market.train), len(market.test)) == (751, 750)
     assert (len(duke.train), len(duke.test)) == (702, 1110)

@@ -1,4 +1,4 @@
-"""Probabilities of attributes from prototypes, balanced answers, and searches by log-probability."""
+"""Attribute probabilities from prototypes, balanced predictions, and search by log-probability."""
 
 import copy
 import itertools
@@ -33,7 +33,7 @@ SCALES = {column.name: 8.0 + m for m, column in enumerate(MARKET1501.columns)}
 
 
 def filled(schema, kind=ComposedPrototypes, count: int = 40, space: str = "product", learned_scale=None):
-    """Random prototypes with the tables of random people."""
+    """Random prototypes with the tables of random labels."""
     labels = random_labels(schema, count)
     table = SIDTable.build(schema, labels, labels, space)
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def embeddings() -> torch.Tensor:
 
 
 def four_identities(**options) -> PrototypeReader:
-    """(male, young), (male, adult), (female, young), (female, adult) along the axes; 6, 3, 1 and 0 training people."""
+    """(male, young), (male, adult), (female, young), (female, adult) along the axes, with 6, 3, 1 and 0 identities."""
     people = [("male", "young")] * 6 + [("male", "adult")] * 3 + [("female", "young")]
     people = [*people, ("female", "adult")]
     labels = torch.tensor(np.stack([MARKET1501.parse({"gender": gender, "age": age}) for gender, age in people]))
@@ -67,13 +67,13 @@ def four_identities(**options) -> PrototypeReader:
 
 @pytest.mark.parametrize(("tau", "male", "young"), [
     # exp(2 cos) with cos (0.6, 0.8, -0.6, -0.8): 3.320117, 4.953032, 0.301194, 0.201897; priors 6, 3, 1, 0.5 of 10.5.
-    # tau 1: 19.920701, 14.859097, 0.301194, 0.100948; their sum 35.181941.
+    # tau 1: 19.920701, 14.859097, 0.301194, 0.100948; the sum is 35.181941.
     (1.0, 34.779798 / 35.181941, 20.221896 / 35.181941),
-    # tau 0: the softmax of the cosines alone; the sum 8.776240.
+    # tau 0: softmax of the scaled cosines without prior; the sum is 8.776240.
     (0.0, 8.273149 / 8.776240, 3.621311 / 8.776240),
-    # tau 0.5: times the roots 2.449490, 1.732051, 1, 0.707107: 8.132593, 8.578904, 0.301194, 0.142763; 17.155454.
+    # tau 0.5: with square roots 2.449490, 1.732051, 1, 0.707107: 8.132593, 8.578904, 0.301194, 0.142763; sum 17.155454.
     (0.5, 16.711497 / 17.155454, 8.433787 / 17.155454)])
-def test_probabilities_of_four_semantic_ids_are_those_worked_by_hand(tau, male, young):
+def test_probabilities_of_four_semantic_ids_match_values_computed_by_hand(tau, male, young):
     reader = four_identities(tau=tau)
     embedding = torch.tensor([[0.6, 0.8]]).repeat(1, 5)
     found = dict(zip((column.name for column in MARKET1501.columns), reader.log_probabilities(embedding)))
@@ -82,12 +82,12 @@ def test_probabilities_of_four_semantic_ids_are_those_worked_by_hand(tau, male, 
 
 
 @pytest.mark.parametrize("scale", [0.0, math.inf, SCALES | {"age": math.nan}])
-def test_scales_that_give_no_probabilities_are_refused(scale):
+def test_invalid_cosine_scales_are_rejected(scale):
     with pytest.raises(ValueError, match="cosine scales are .*expected numbers above 0.*TEST.PAR.COSINE_SCALE"):
         four_identities(cosine_scale=scale)
 
 
-def test_prior_is_the_share_of_training_people_and_unseen_combinations_keep_a_little():
+def test_the_prior_is_the_share_of_identities_with_a_minimum_for_unseen_ones():
     assert prior_of(np.array([6, 3, 1, 0]), 0.5).tolist() == pytest.approx([6 / 10.5, 3 / 10.5, 1 / 10.5, 0.5 / 10.5])
     for unseen in (0, -1, math.nan):
         with pytest.raises(ValueError, match="UNSEEN_PRIOR is .*, expected a number of identities above 0"):
@@ -96,10 +96,10 @@ def test_prior_is_the_share_of_training_people_and_unseen_combinations_keep_a_li
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
-def test_the_probability_of_a_value_is_the_sum_over_the_semantic_ids_that_hold_it(schema, embeddings):
+def test_the_probability_of_a_value_is_the_sum_over_its_semantic_ids(schema, embeddings):
     labels = random_labels(schema, 20)
     two = torch.from_numpy(schema.parse({"lower colour": "black and white"}))
-    labels[0] = torch.where(two >= 0, two, labels[0])  # one person with trousers of two colours
+    labels[0] = torch.where(two >= 0, two, labels[0])  # trousers with two colours
     table = SIDTable.build(schema, labels, space="observed")
     rows = [torch.randn(k, D, generator=torch.Generator().manual_seed(k)) for k in table.sizes]
     reader = PrototypeReader(table, rows, cosine_scale=9.0, tau=0.7)
@@ -115,7 +115,7 @@ def test_the_probability_of_a_value_is_the_sum_over_the_semantic_ids_that_hold_i
                 assert log_p[n, c].exp().item() == pytest.approx(float(brute), abs=1e-6)
 
 
-def test_a_used_reader_can_be_pickled_and_copied(embeddings):
+def test_readers_can_be_pickled_and_copied_after_use(embeddings):
     reader = four_identities()
     images = embeddings[:, :10]
     expected = reader.log_probabilities(images)
@@ -123,7 +123,7 @@ def test_a_used_reader_can_be_pickled_and_copied(embeddings):
         assert all(map(torch.equal, other.log_probabilities(images), expected))
 
 
-def test_the_most_probable_value_is_answered_and_forced_colours_are_never_none(embeddings):
+def test_recognition_predicts_the_most_probable_value_and_force_colour_never_none(embeddings):
     reader = reader_of()
     log_p = reader.log_probabilities(embeddings)
     for m, (column, answers) in enumerate(zip(MARKET1501.columns, reader.recognise(embeddings).T)):
@@ -148,15 +148,15 @@ def test_balanced_answers_have_the_highest_expected_balanced_accuracy():
 
 
 @pytest.mark.parametrize(("p", "prior", "options", "answer"), [
-    ((0.1, 0.9), (1, 0), (False,), 0),  # nobody in training has the second value
+    ((0.1, 0.9), (1, 0), (False,), 0),  # no training identity has the second value
     ((0.9, 0.1), (0, 1), (False,), 1),
-    ((0.1, 0.9, 0), (0, 1, 0), (True,), 1),  # everybody has the first colour
+    ((0.1, 0.9, 0), (0, 1, 0), (True,), 1),  # all training identities have the first colour
     ((0.9, 0.1, 0), (0, 1, 0), (True, True), 1),
-    ((0.1, 0.3, 0.6), (1, 0, 0), (True,), 0),  # nobody has a listed colour
+    ((0.1, 0.3, 0.6), (1, 0, 0), (True,), 0),  # no training identity has a listed colour
     ((0.5, 0.1, 0.4), (1, 0, 0), (True, True), 2),
-    ((0.1, 0.3, 0.6), (math.nan,) * 3, (False,), 2),  # nobody is labelled
+    ((0.1, 0.3, 0.6), (math.nan,) * 3, (False,), 2),  # no training identity is labelled
     ((0.1, 0.3, 0.6), (0, 0, 0), (True,), 2)])
-def test_a_column_of_one_value_in_training_is_answered_by_it_and_one_without_labels_by_the_most_probable(
+def test_balanced_predictions_in_degenerate_columns(
         p, prior, options, answer):
     assert balanced_answers(np.array([p]), np.array(prior, dtype=float), *options).tolist() == [answer]
 
@@ -164,7 +164,7 @@ def test_a_column_of_one_value_in_training_is_answered_by_it_and_one_without_lab
 @pytest.mark.parametrize("words", [
     {"hat": "yes"}, {"upper colour": "none", "backpack": "no"}, {"upper colour": "red and blue", "age": "old"},
     MARKET1501.describe(random_labels(MARKET1501, 1, seed=5)[0])], ids=("partial", "none", "two colours", "full"))
-def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is_the_readers_score(words, embeddings):
+def test_search_scores_are_inner_products_with_log_probabilities(words, embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
                              reading="probability", cosine_scale=SCALES)
@@ -184,7 +184,7 @@ def test_a_description_is_a_vector_whose_inner_product_with_log_probabilities_is
     assert scores == pytest.approx(brute.numpy(), abs=1e-5)
 
 
-def test_probabilities_that_float32_rounds_to_0_are_alike_with_numpy_and_torch(embeddings):
+def test_tiny_probabilities_agree_between_numpy_and_torch(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], module.synthesise,
                              reading="probability", cosine_scale=80.0)
@@ -194,7 +194,7 @@ def test_probabilities_that_float32_rounds_to_0_are_alike_with_numpy_and_torch(e
     assert without_torch == pytest.approx(found, abs=1e-3)
 
 
-def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_reads_as_before(embeddings):
+def test_attribute_models_round_trip_and_older_records_load(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
                              cosine_scale=SCALES, tau=0.8, unseen_prior=0.2)
@@ -207,7 +207,7 @@ def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_re
     for group in record["groups"]:
         group["scale"] = 10.0 + GROUPS.index(group["name"])
     del record["scales"]
-    of_groups = AttributeModel.from_dict(record)  # as they were written when groups had the scales
+    of_groups = AttributeModel.from_dict(record)  # format of earlier versions, with scales of groups
     assert of_groups.scales == {column.name: 10.0 + GROUPS.index(group)
                                 for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)}
     for group in record["groups"]:
@@ -220,7 +220,7 @@ def test_a_vocabulary_keeps_its_prior_scales_and_reading_and_one_without_them_re
         assert shares == pytest.approx(log_p.exp().numpy(), abs=1e-6)
 
 
-def test_values_that_no_semantic_id_holds_rank_nothing(embeddings):
+def test_values_without_a_semantic_id_give_equal_scores(embeddings):
     reader = reader_of(space="observed")
     reader.table.labels[1][:, MARKET1501.index("upred")] = 0
     reader = PrototypeReader(reader.table, reader.prototypes, reading="probability")
@@ -228,8 +228,8 @@ def test_values_that_no_semantic_id_holds_rank_nothing(embeddings):
     assert scores.isfinite().all() and len(scores.unique()) == 1
 
 
-def test_a_checkpoint_without_scales_is_read_both_ways(run, small_config, tmp_path):
-    """As those are that were trained before any scale was measured."""
+def test_checkpoints_without_scales_support_both_methods(run, small_config, tmp_path):
+    """Checkpoints of earlier versions, before scales were measured."""
     path = Path(run.cfg.OUTPUT_DIR) / "model_final.pth"
     state = torch.load(path)["model"]
     measured = state.pop("prototypes.log_scales").exp().tolist()
@@ -249,9 +249,9 @@ def test_a_checkpoint_without_scales_is_read_both_ways(run, small_config, tmp_pa
 # Collapsed embeddings.
 
 
-def test_the_length_of_the_mean_direction_is_reported_and_a_collapse_is_told(log):
+def test_the_length_of_the_mean_direction_is_reported_and_a_collapse_logged(log):
     spread = torch.randn(200, 5, D, generator=torch.Generator().manual_seed(0))
-    spread[:, 2] += 40  # lower: all point one way
+    spread[:, 2] += 40  # lower: all in the same direction
     known = torch.arange(200)
     found = DirectionTask()(Gathered(blocks(spread.flatten(1)).flatten(1), known, known, None, 100))
     expected = (spread / spread.norm(dim=2, keepdim=True)).mean(dim=0).norm(dim=1)
@@ -268,14 +268,14 @@ def test_the_length_of_the_mean_direction_is_reported_and_a_collapse_is_told(log
 # Composed prototypes.
 
 
-def test_composed_prototypes_are_the_closed_form_of_the_regularisers_optimum():
+def test_composed_prototypes_minimise_the_regulariser_in_closed_form():
     composed, table = filled(MARKET1501)
     free, _ = filled(MARKET1501, SIDPrototypes)
     with torch.no_grad():
         for group in GROUPS:
             free.residuals[group].copy_(composed.values[group])
             free.rows[group].copy_(composed.prototypes(group))
-            free.rows[group][free.counts(group) == 0] = 7.0  # whatever unseen rows are, the others give the optimum
+            free.rows[group][free.counts(group) == 0] = 7.0  # do not affect the optimum
     for group in GROUPS:
         bits = composed.bits(group)
         assert torch.allclose(free.synthesise(group, bits), composed.prototypes(group), atol=1e-5)
@@ -285,7 +285,7 @@ def test_composed_prototypes_are_the_closed_form_of_the_regularisers_optimum():
     assert free.regularisation().item() == pytest.approx(0, abs=1e-6) and composed.regularisation() is None
 
 
-def test_an_edit_of_one_attribute_adds_one_vector():
+def test_changing_one_attribute_adds_one_vector():
     composed, table = filled(MARKET1501)
     with_it, without = (MARKET1501.parse({"backpack": word, "bag": "no", "handbag": "no"})[None]
                         for word in ("yes", "no"))
@@ -294,13 +294,13 @@ def test_an_edit_of_one_attribute_adds_one_vector():
     assert torch.allclose(both[0] - both[1], composed.values["carrying"][0], atol=1e-6)
 
 
-def test_the_softmax_adds_the_log_share_of_training_people_to_scaled_cosines():
+def test_the_softmax_adds_the_log_prior_to_scaled_cosines():
     module, table = filled(MARKET1501, learned_scale=16.0)
     f = torch.randn(5, 6, D, generator=torch.Generator().manual_seed(2))
     targets = torch.arange(6)
     with torch.no_grad():
         module.learned_log_scales.copy_(torch.tensor([8.0, 10, 12, 14, 16]).log())
-    module.set_scales([1] * 12)  # to read with, not to train with
+    module.set_scales([1] * 12)  # used in inference, not in training
     learned = module.learned_log_scales.exp()
     expected = 0
     for g, group in enumerate(GROUPS):
@@ -331,15 +331,15 @@ def test_the_softmax_computes_in_float32_under_autocast(kind):
         assert plain is cast is None or torch.equal(plain, cast)
 
 
-def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
+def test_measured_scales_maximise_the_likelihood_and_are_saved():
     generator = torch.Generator().manual_seed(0)
     cosines, prior = 2 * torch.rand(4000, 5, generator=generator) - 1, torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).log()
     sids = torch.multinomial((7 * cosines + prior).softmax(dim=1), 1, generator=generator)[:, 0]
     assert fit_scale(cosines, F.one_hot(sids, 5).bool(), prior, 16.0) == pytest.approx(7, rel=0.05)
-    pairs = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()[(sids > 1).long()]  # of a value that several hold
+    pairs = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()[(sids > 1).long()]  # for values of several IDs
     assert fit_scale(cosines, pairs, prior, 16.0) == pytest.approx(7, rel=0.1)
-    assert fit_scale(torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) > 40  # all are right
-    assert fit_scale(1 - torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) < 0.06  # reads the opposite
+    assert fit_scale(torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) > 40  # all predictions are correct
+    assert fit_scale(1 - torch.eye(3), torch.eye(3).bool(), torch.zeros(3), 16.0) < 0.06  # all predictions are wrong
     assert fit_scale(torch.eye(3), torch.zeros(3, 3).bool(), torch.zeros(3), 16.0) == 16.0  # no image is labelled
     module, _ = filled(MARKET1501, SIDPrototypes)
     assert module.column_scales(MARKET1501) is None and "log_scales" not in module.state_dict()
@@ -354,10 +354,10 @@ def test_a_measured_scale_is_the_likeliest_and_rides_in_the_checkpoint():
     assert learning.column_scales(MARKET1501) == pytest.approx(dict.fromkeys(SCALES, 16.0))
     learning.set_scales(list(SCALES.values()))
     assert learning.column_scales(MARKET1501) == pytest.approx(SCALES)
-    assert learning.learned_log_scales.exp().tolist() == pytest.approx([16.0] * 5)  # training goes on from these
+    assert learning.learned_log_scales.exp().tolist() == pytest.approx([16.0] * 5)  # training continues from these
 
 
-def test_measured_scales_of_groups_in_an_older_checkpoint_are_those_of_their_columns():
+def test_scales_of_groups_in_older_checkpoints_apply_to_their_columns():
     module, _ = filled(MARKET1501, SIDPrototypes)
     state = module.state_dict() | {"log_scales": torch.tensor([2.0, 3, 4, 5, 6]).log()}
     module.load_state_dict(state)
@@ -365,7 +365,7 @@ def test_measured_scales_of_groups_in_an_older_checkpoint_are_those_of_their_col
         column.name: 2.0 + GROUPS.index(group) for column, group in zip(MARKET1501.columns, MARKET1501.column_groups)})
 
 
-def test_a_column_of_scale_near_0_answers_what_most_training_people_have(embeddings):
+def test_a_scale_near_0_gives_the_shares_of_training_identities(embeddings):
     module, table = filled(MARKET1501)
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability",
                              cosine_scale=SCALES | {"gender": 1e-9})
@@ -377,7 +377,7 @@ def test_a_column_of_scale_near_0_answers_what_most_training_people_have(embeddi
 
 @pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
 @pytest.mark.parametrize("learned", [None, 16.0])
-def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_not_with_measured_ones(kind, learned):
+def test_training_from_other_weights_does_not_load_measured_scales(kind, learned):
     given, _ = filled(MARKET1501, kind, learned_scale=learned)
     given.set_scales(list(SCALES.values()))
     other = SIDTable.build(MARKET1501, random_labels(MARKET1501, 25, seed=1), space="observed")
@@ -391,7 +391,7 @@ def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_no
         begin_from_other_weights(module, True)
         shapes = {name: value.shape for name, value in before.items()}
         module.load_state_dict({name: value for name, value in given.state_dict().items()
-                                if shapes.get(name, value.shape) == value.shape}, strict=False)  # as the host does
+                                if shapes.get(name, value.shape) == value.shape}, strict=False)  # as in FastReID
         parameters = dict(given.named_parameters())
         for name, value in module.state_dict().items():
             table, _, group = name.partition(".")
@@ -402,9 +402,9 @@ def test_a_training_begins_with_the_vectors_and_learned_scales_of_another_but_no
 
 
 def found_among_unseen(kind, seed: int) -> float:
-    """Toy world of 18 upper semantic IDs whose directions add up from their bits, two of them never in training.
+    """Synthetic example with 18 semantic IDs of "upper", whose directions are sums over bits; two are not in training.
 
-    Share of images of the two that a full description ranks first, against images of all others.
+    Returns the share of images of the two unseen IDs that rank first for their full descriptions.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.zeros(16, len(MARKET1501.fields), dtype=torch.int64)
@@ -434,11 +434,11 @@ def found_among_unseen(kind, seed: int) -> float:
     return (best == unseen[:, None]).float().mean().item()
 
 
-def test_people_of_unseen_combinations_are_found_by_composed_prototypes():
+def test_composed_prototypes_generalise_to_unseen_combinations():
     assert [found_among_unseen(ComposedPrototypes, seed) for seed in range(2)] == [1.0, 1.0]
 
 
-def test_colours_are_held_by_every_semantic_id_that_shows_them():
+def test_semantic_ids_have_all_of_their_colours():
     held = held_classes(np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1]]), 4, True)
     assert held.tolist() == [[True, False, False, False], [False, True, False, False], [False, True, False, True]]
     assert held_classes(np.array([[1], [0]]), 2, False).tolist() == [[False, True], [True, False]]
@@ -456,12 +456,12 @@ def module_of(labels: torch.Tensor, kind, space: str = "product"):
 
 
 @pytest.mark.parametrize("kind", [SIDPrototypes, ComposedPrototypes])
-def test_a_group_in_which_nobody_is_labelled_has_finite_losses_gradients_and_answers(kind, embeddings):
+def test_a_group_without_labels_has_finite_losses_gradients_and_predictions(kind, embeddings):
     labels = random_labels(MARKET1501, 10)
     labels[:, list(MARKET1501.group_fields("upper"))] = -1
     module, table = module_of(labels, kind)
     f = torch.randn(5, 10, D, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    weights = agreement_weights(f, torch.arange(10), module.sid_of_class.T)  # one image a person
+    weights = agreement_weights(f, torch.arange(10), module.sid_of_class.T)  # one image per identity
     assert torch.equal(weights, torch.ones(5, 10))
     loss = module.softmax(f, module.sid_of_class, 16.0, weights)
     loss.backward()
@@ -474,7 +474,7 @@ def test_a_group_in_which_nobody_is_labelled_has_finite_losses_gradients_and_ans
     assert torch.equal(reader.recognise_balanced(embeddings)[:, upper], reader.recognise(embeddings)[:, upper])
 
 
-def test_people_who_are_all_alike_are_answered_as_what_they_are(embeddings):
+def test_identical_labels_of_all_identities_are_predicted(embeddings):
     labels = random_labels(MARKET1501, 1).expand(4, -1)
     module, table = module_of(labels, ComposedPrototypes, "observed")
     reader = PrototypeReader(table, [module.prototypes(g).detach() for g in GROUPS], reading="probability")
@@ -485,7 +485,7 @@ def test_people_who_are_all_alike_are_answered_as_what_they_are(embeddings):
 
 
 @pytest.mark.parametrize("reading", ["nearest", "probability"])
-def test_where_no_semantic_id_names_a_colour_there_is_none_to_force(reading, embeddings):
+def test_force_colour_has_no_effect_without_colours(reading, embeddings):
     labels = random_labels(MARKET1501, 20)
     labels[:, [i for column in MARKET1501.columns if column.is_colour for i in column.fields]] = 0
     module, table = module_of(labels, ComposedPrototypes, "observed")
@@ -499,7 +499,7 @@ def test_where_no_semantic_id_names_a_colour_there_is_none_to_force(reading, emb
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_embeddings_in_half_precision_are_read_in_float32(dtype, embeddings):
+def test_half_precision_embeddings_are_processed_in_float32(dtype, embeddings):
     reader, half = reader_of(cosine_scale=30.0), embeddings.to(dtype)
     words = MARKET1501.parse({"hat": "yes", "upper colour": "red"})[None]
     assert torch.equal(reader.search(words, half), reader.search(words, half.float()))
@@ -507,7 +507,7 @@ def test_embeddings_in_half_precision_are_read_in_float32(dtype, embeddings):
         assert torch.equal(found, expected)
 
 
-def test_learned_scales_are_those_of_groups_where_there_are_as_many_columns_in_another_order():
+def test_learned_scales_are_assigned_by_group_not_by_column():
     schema = AttributeSchema("two", (Field("a", "x", ("no", "yes")), Field("b", "y", ("no", "yes"))),
                              column_order=("b", "a"), groups=(Group("x", 0), Group("y")))
     module = ComposedPrototypes((2, 2), schema.group_bits, 2, D, learned_scale=16.0, groups=schema.group_names)

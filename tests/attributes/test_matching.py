@@ -1,4 +1,4 @@
-"""Labels of one schema in another, worked by hand."""
+"""Conversion of labels between schemas, compared with results worked out by hand."""
 
 from cerberus_plugin.attributes import DUKEMTMC, MARKET1501, Annotations, AttributeSchema, Field, Group
 from cerberus_plugin.attributes.matching import relabel
@@ -24,12 +24,12 @@ THERE = schema("there", Field("cap", "head", ("no", "yes"), display="hat"), Fiel
                Field("build", "body", ("stout", "slim", "tall")), *colours("vest", "green", "red", "blue"))
 
 
-def test_attributes_and_values_are_matched_by_words_and_the_rest_is_unknown():
+def test_attributes_and_values_are_matched_by_text_and_others_unknown():
     here = np.array([
         # hat, build, vest red, blue, pink, tool
         [1, 0, 1, 0, 0, 1],
-        [0, 1, 0, 0, 0, 0],  # no listed colour: green may be there
-        [-1, 2, 0, 0, 1, 1],  # neither "giant" nor "pink" is known there
+        [0, 1, 0, 0, 0, 0],  # no listed colour: green is possible
+        [-1, 2, 0, 0, 1, 1],  # "giant" and "pink" are not in the other schema
         [1, -1, 0, 1, 1, 1],
         [0, 1, -1, 1, 0, -1],
         [0, 1, -1, -1, -1, -1],
@@ -51,7 +51,7 @@ def test_attributes_and_values_are_matched_by_words_and_the_rest_is_unknown():
     assert not report.complete and "tool" in "\n".join(report.lines())
 
 
-def test_colours_become_values_and_values_colours():
+def test_colours_are_converted_to_values_and_back():
     one = schema("one", Field("vest", "body", ("none", "red", "blue")))
     several = schema("several", *colours("vest", "red", "blue", "green"))
     labels, report = relabel(np.array([[0], [1], [2], [-1]]), one, several)
@@ -60,14 +60,14 @@ def test_colours_become_values_and_values_colours():
     assert back.tolist() == [[0], [1], [-1], [-1], [-1]] and report.lost == {"vest": {"green": 1}}
 
 
-def test_a_schema_read_under_itself_is_the_same_and_tensors_stay_tensors():
+def test_conversion_to_the_same_schema_changes_nothing():
     labels = torch.randint(-1, 2, (40, 27), generator=torch.Generator().manual_seed(0))
-    # Who has a colour that the schema lists: partly unknown colours stay as they are.
+    # With one listed colour, unknown labels of other colours stay unknown.
     found, report = relabel(labels, MARKET1501, MARKET1501)
     assert torch.equal(found, labels) and found.dtype == labels.dtype and report.complete
 
 
-def test_what_duke_and_market_share_is_read_and_what_they_lack_is_not():
+def test_common_attributes_of_duke_and_market_are_converted():
     words = {"gender": "female", "hat": "yes", "age": "old", "up": "short sleeve", "backpack": "no",
              "upper colour": "yellow", "lower colour": "blue"}
     labels, report = relabel(torch.from_numpy(MARKET1501.parse(words))[None], MARKET1501, DUKEMTMC)
@@ -78,12 +78,12 @@ def test_what_duke_and_market_share_is_read_and_what_they_lack_is_not():
 
 
 @pytest.mark.parametrize("labels", [np.empty((0, 6), int), np.full((2, 6), -1)])
-def test_nothing_known_stays_nothing_known(labels):
+def test_unknown_labels_stay_unknown(labels):
     found, report = relabel(labels, HERE, THERE)
     assert found.shape == (len(labels), 6) and (found == -1).all() and not report.lost
 
 
-def test_schemas_that_share_nothing_leave_every_label_unknown():
+def test_schemas_without_common_attributes_give_unknown_labels():
     other = schema("other", Field("shoes", "body", ("no", "yes")))
     labels, report = relabel(np.zeros((3, 5), np.int64), schema("vests", *colours("vest", *"abcde")), other)
     assert labels.tolist() == [[-1]] * 3 and report.only_schema == ("shoes",) and report.only_data == ("vest",)

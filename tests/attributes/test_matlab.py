@@ -1,4 +1,4 @@
-"""MATLAB files: what scipy reads of whole ones, and an error for every damaged one, within bounded time and memory."""
+"""MATLAB files: values equal those of SciPy, and damaged files raise errors within bounded time and memory."""
 
 import random
 import struct
@@ -35,17 +35,17 @@ def by_scipy(path) -> dict:
     np.array([1, -1], np.int8), np.uint64([2**64 - 1, 0]), np.array([True, False]),
     np.arange(24).reshape(2, 3, 4), np.array(["ab", "cd", "ef"]), np.array(["0002", 7, np.arange(3)], dtype=object),
     {"a": {"b": {"c": np.array(["x", "yz"], dtype=object)}, "d": 4}, "e_long_name_of_a_field": [1.5, 2]}])
-def test_values_are_those_that_scipy_reads(tmp_path, value, compressed):
+def test_values_equal_those_of_scipy(tmp_path, value, compressed):
     savemat(tmp_path / "a.mat", {"value": value, "other": 1}, do_compression=compressed)
     assert same(read_matlab(tmp_path / "a.mat"), by_scipy(tmp_path / "a.mat"))
 
 
 @pytest.mark.parametrize("name", ["market_attribute", "duke_attribute"])
-def test_the_published_files_are_read_as_scipy_reads_them(real_data, name):
+def test_the_published_files_give_the_same_values_as_scipy(real_data, name):
     assert same(read_matlab(real_data / f"{name}.mat"), by_scipy(real_data / f"{name}.mat"))
 
 
-def test_files_of_the_other_byte_order_are_read(tmp_path):
+def test_files_of_the_other_byte_order_are_supported(tmp_path):
     def element(kind, content):
         return struct.pack(">II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
 
@@ -66,8 +66,8 @@ def whole(request, tmp_path_factory) -> bytes:
 
 
 def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
-    """Bytes changed, cut out and repeated by seed."""
-    path, refused = tmp_path / "a.mat", 0
+    """Bytes are changed, removed and repeated, by seed."""
+    path, rejected = tmp_path / "a.mat", 0
     for seed in range(250):
         rng, data = random.Random(seed), bytearray(whole)
         for _ in range(rng.choice((1, 1, 3, 20))):
@@ -89,25 +89,25 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(whole, tmp_path):
             found = read_annotations(path, MARKET1501)
             assert len(found.train) <= 4
         except ValueError as error:
-            refused += 1
+            rejected += 1
             assert str(error).startswith(f"{path}: "), seed
-    assert refused > 100
+    assert rejected > 100
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (b"", "cut short or not of MATLAB 5 to 7"),
-    (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is of MATLAB 7.3; save it by `save -v7`"),
-    (HEADER + b"\x0e\0\0\0\xff\xff\xff\x7f", "an element of 2147483647 bytes is cut short"),
+    (b"", "truncated or not a MATLAB 5 to 7 file"),
+    (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is a MATLAB 7.3 file; save it with `save -v7`"),
+    (HEADER + b"\x0e\0\0\0\xff\xff\xff\x7f", "an element of 2147483647 bytes is truncated"),
     (HEADER + struct.pack("<II", 15, 10) + b"not zlib's", "a compressed variable is damaged"),
-    (HEADER + struct.pack("<II", 15, 12) + zlib.compress(bytes(range(99)))[:12], "a compressed variable is cut short"),
+    (HEADER + struct.pack("<II", 15, 12) + zlib.compress(bytes(range(99)))[:12], "a compressed variable is truncated"),
 ])
-def test_a_file_of_another_kind_or_length_gives_the_reason(tmp_path, data, message):
+def test_the_error_gives_the_reason_for_an_invalid_file(tmp_path, data, message):
     (tmp_path / "a.mat").write_bytes(data)
     with pytest.raises(ValueError, match=f"a.mat: not a readable MATLAB file .*({message})"):
         read_annotations(tmp_path / "a.mat", MARKET1501)
 
 
-def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decompressed(tmp_path):
+def test_files_above_the_limit_are_rejected_before_and_after_decompression(tmp_path):
     savemat(tmp_path / "a.mat", {"first": np.zeros(2**12), "second": np.zeros(2**12)}, do_compression=True)
     assert (tmp_path / "a.mat").stat().st_size < 2**10
     with pytest.raises(ValueError, match="more than 65536 bytes when decompressed"):
@@ -117,7 +117,7 @@ def test_files_above_the_limit_are_refused_also_when_they_are_small_until_decomp
         read_matlab(tmp_path / "a.mat", max_bytes=2**16)
 
 
-def test_structs_without_end_are_refused(tmp_path):
+def test_deeply_nested_structs_are_rejected(tmp_path):
     def element(kind, content):
         return struct.pack("<II", kind, len(content)) + content.ljust(-(-len(content) // 8) * 8, b"\0")
 
@@ -126,5 +126,5 @@ def test_structs_without_end_are_refused(tmp_path):
         matrix = (element(6, struct.pack("<II", 2, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b"s")
                   + element(5, struct.pack("<i", 8)) + element(1, b"field\0\0\0") + element(14, matrix))
     (tmp_path / "a.mat").write_bytes(HEADER + element(14, matrix))
-    with pytest.raises(ValueError, match="more than 8 structs and cells in one another"):
+    with pytest.raises(ValueError, match="more than 8 nested structs and cells"):
         read_matlab(tmp_path / "a.mat")

@@ -1,4 +1,4 @@
-"""`outfit_attributes.csv`: what is written is read, and every message about a bad file."""
+"""`outfit_attributes.csv`: round trip, and error messages for invalid files."""
 
 import random
 
@@ -12,7 +12,7 @@ from support.data import random_labels
 
 @pytest.fixture
 def file(tmp_path):
-    """Three outfits of two persons; the last has no known hat."""
+    """Three outfits of two persons; the label "hat" of the last one is missing."""
     labels = dict(zip([("train", 7, "1"), ("train", 7, "2"), ("test", 7, "C")], random_labels(MARKET1501, 3, seed=4)))
     labels["test", 7, "C"][MARKET1501.index("hat")] = -1
     write_outfits(tmp_path / "outfits.csv", MARKET1501, labels)
@@ -20,7 +20,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
-def test_what_is_written_is_read(tmp_path, schema):
+def test_outfits_round_trip_through_a_file(tmp_path, schema):
     keys = [("train", person, str(outfit)) for person in range(20) for outfit in range(5)]
     labels = dict(zip(keys, random_labels(schema, len(keys))))
     write_outfits(tmp_path / "outfits.csv", schema, labels)
@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path, schema):
     assert found.keys() == labels.keys() and all(torch.equal(found[key], labels[key]) for key in labels)
 
 
-def test_a_value_that_is_empty_is_not_known(file):
+def test_an_empty_value_is_unknown(file):
     path, labels = file
     found = read_outfits(path, MARKET1501)
     assert all(torch.equal(found[key], labels[key]) for key in labels)
@@ -49,18 +49,18 @@ def test_leading_zeros_of_an_outfit_and_the_order_of_columns_do_not_matter(file)
     ("test,7,C", "probe,7,C", "line 2: got 'probe,7,C', expected train or test"),
     ("train,7,1", "train,seven,1", "line 3: got 'train,seven,1'.*the number of a person"),
     ("train,7,1", "train,7,", "line 3: got 'train,7,'.*the name of an outfit"),
-    ("train,7,1", "train,7,02", "line 4: outfit '2' of person 7 .train. is there twice"),
+    ("train,7,1", "train,7,02", "line 4: outfit '2' of person 7 .train. is listed twice"),
     ("male,", "mail,", "line 2: 'gender' cannot be '(fe)?mail'; did you mean '(fe)?male'"),
     ("train,7,1,", "train,7,1,,", "line 3: expected 15 values"),
 ])
-def test_a_wrong_line_is_named_with_what_is_allowed(file, old, new, message):
+def test_errors_name_the_line_and_the_allowed_values(file, old, new, message):
     path, _ = file
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=rf"{path.name}.*{message}"):
         read_outfits(path, MARKET1501)
 
 
-def test_a_line_that_is_cut_short_is_named(file):
+def test_a_truncated_line_is_rejected(file):
     path, _ = file
     path.write_text(path.read_text().rsplit(",", 2)[0])
     with pytest.raises(ValueError, match="line 4: expected 15 values"):
@@ -70,7 +70,7 @@ def test_a_line_that_is_cut_short_is_named(file):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_file_from_a_spreadsheet_is_read(file, separator, encoding, end):
+def test_files_written_by_spreadsheet_programs_are_supported(file, separator, encoding, end):
     path, labels = file
     text = path.read_text().replace("test,7,C,", "test,7,Größe,") + "," * 14 + "\n"  # with an empty line
     path.write_bytes(text.replace(",", separator).replace("\n", end).encode(encoding))
@@ -89,7 +89,7 @@ def test_a_file_from_a_spreadsheet_is_read(file, separator, encoding, end):
     (lambda text: text.replace("n,7,2", f"n,{5000 * '7'},2").encode(), "line 4: got 'train,777777"),
     (lambda text: b"", "the first line lacks column"),
 ])
-def test_a_file_that_cannot_be_read_is_named_with_line_and_remedy(file, change, message):
+def test_errors_for_unreadable_files_name_line_and_remedy(file, change, message):
     path, _ = file
     path.write_bytes(change(path.read_text()))
     with pytest.raises(ValueError, match=f"outfits.csv(, |: ){message}"):
@@ -112,6 +112,6 @@ def test_a_damaged_file_gives_labels_or_an_error_with_its_name(file):
             assert str(error).startswith(str(path)), seed
 
 
-def test_a_missing_file_is_described(tmp_path):
-    with pytest.raises(FileNotFoundError, match="a line for each outfit of a person, with the columns split, person"):
+def test_a_missing_file_is_an_error_with_the_expected_columns(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one line per outfit of a person, with the columns split, person"):
         read_outfits(tmp_path / "outfits.csv", MARKET1501)

@@ -1,4 +1,4 @@
-"""Semantic IDs: the counts of the papers, numbering, looking up and decoding."""
+"""Semantic IDs: published counts, numbering, lookup and decoding."""
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, AttributeSchema, Field, Group, SIDTable
 from cerberus_plugin.modeling.losses import adaptive_margins
@@ -14,7 +14,7 @@ def stacked(labels: dict) -> torch.Tensor:
 
 @pytest.mark.parametrize(("space", "sizes"), [
     ("observed", (4, 16, 34, 8, 4)), ("union", (4, 18, 34, 8, 4)), ("product", (4, 18, 40, 8, 4))])
-def test_market_has_66_semantic_ids_in_training_68_in_all_74_possible(market, space, sizes):
+def test_market_has_66_observed_68_union_and_74_possible_semantic_ids(market, space, sizes):
     assert SIDTable.build(MARKET1501, stacked(market.train), stacked(market.test), space).sizes == sizes
 
 
@@ -49,7 +49,7 @@ def test_the_mean_margin_is_0_604_by_natural_logarithm_over_semantic_ids(market)
     assert margins.min().item() > 0.5878 and margins.max().item() < 0.7885
 
 
-def test_a_missing_label_leaves_out_its_group_only(duke):
+def test_a_missing_label_only_affects_its_group(duke):
     table = SIDTable.build(DUKEMTMC, stacked(duke.train), space="observed")
     sids = table.lookup(duke.train[370][None])[0]
     assert (sids == -1).tolist() == [False, True, False, False, False]
@@ -62,19 +62,19 @@ def test_a_combination_outside_the_table_is_minus_one(duke):
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
-def test_numbers_decode_to_the_labels_they_came_from(schema):
+def test_decoding_inverts_the_lookup(schema):
     labels = random_labels(schema, 40)
     table = SIDTable.build(schema, labels, space="product")
     assert torch.equal(table.decode(table.lookup(labels)), labels)
 
 
-def test_numbers_do_not_depend_on_the_order_of_the_identities():
+def test_semantic_ids_do_not_depend_on_the_order_of_identities():
     labels = random_labels(MARKET1501, 40)
     table, reversed_table = (SIDTable.build(MARKET1501, rows, space="observed") for rows in (labels, labels.flip(0)))
     assert all(torch.equal(a, b) for a, b in zip(table.labels, reversed_table.labels))
 
 
-def test_counts_are_the_training_identities_that_carry_each():
+def test_counts_are_numbers_of_training_identities():
     labels = random_labels(MARKET1501, 40)
     table = SIDTable.build(MARKET1501, labels, space="product")
     sids = table.lookup(labels)
@@ -89,7 +89,7 @@ def test_the_product_is_closed_under_changing_one_attribute():
     assert (table.lookup(changed) >= 0).all()
 
 
-def test_a_table_is_known_by_its_bits_alone():
+def test_a_table_is_reconstructed_from_its_bits():
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 20), space="union", test=random_labels(MARKET1501, 9))
     copy = SIDTable.from_bits(MARKET1501, table.bits(), table.counts)
     assert all(torch.equal(a, b) for a, b in zip(copy.labels, table.labels))
@@ -97,7 +97,7 @@ def test_a_table_is_known_by_its_bits_alone():
     assert len(record["labels"]) == len(record["counts"]) == table.sizes[1]
 
 
-def test_a_misspelt_space_and_a_union_without_test_labels_are_refused():
+def test_unknown_spaces_and_a_union_without_test_labels_are_rejected():
     with pytest.raises(ValueError, match="SID_SPACE is 'all', expected one of observed, union, product"):
         SIDTable.build(MARKET1501, random_labels(MARKET1501, 5), space="all")
     with pytest.raises(ValueError, match="'union' needs the labels of the test identities"):
@@ -105,12 +105,12 @@ def test_a_misspelt_space_and_a_union_without_test_labels_are_refused():
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
-def test_combinations_of_values_are_as_many_as_semantic_ids_of_the_product(schema):
+def test_the_number_of_combinations_is_the_size_of_the_product(schema):
     sizes = SIDTable.build(schema, random_labels(schema, 3)).sizes
     assert tuple(map(schema.num_combinations, schema.group_names)) == sizes
 
 
-def test_a_group_with_too_many_combinations_is_refused_before_they_are_listed():
+def test_a_group_with_too_many_combinations_is_rejected_early():
     groups = (Group("one", 0), Group("two"))
     schema = AttributeSchema("wide", (*(Field(f"f{n}", "one", ("no", "yes")) for n in range(40)),
                                       Field("g", "two", ("no", "yes"))), groups=groups)
@@ -120,7 +120,7 @@ def test_a_group_with_too_many_combinations_is_refused_before_they_are_listed():
     assert SIDTable.build(schema, labels, space="observed").sizes == (1, 1)
 
 
-def test_counts_are_those_of_the_numbers_that_are_looked_up():
+def test_counts_agree_with_the_lookup():
     labels = random_labels(MARKET1501, 3000)
     table = SIDTable.build(MARKET1501, labels)
     sids = table.lookup(labels)

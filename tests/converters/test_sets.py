@@ -227,7 +227,7 @@ def test_files_that_are_missing_or_of_another_set_are_named(tmp_path):
     with pytest.raises(ValueError, match="has no 'attributes', only data. Is this .* another data set"):
         convert("pa100k", tmp_path, tmp_path / "out")
     (tmp_path / "annotation.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
-    with pytest.raises(ValueError, match="is of MATLAB 7.3; save it by `save -v7`"):
+    with pytest.raises(ValueError, match="is a MATLAB 7.3 file; save it with `save -v7`"):
         convert("pa100k", tmp_path, tmp_path / "out")
 
 

@@ -125,5 +125,5 @@ def test_file_and_folder_must_tell_of_the_same_outfits(tmp_path, prcc, line, mes
 
 def test_a_missing_file_is_asked_for(tmp_path):
     write_prcc(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf"prcc/rgb/{FILE_NAME}: not found. It is to have a line for each"):
+    with pytest.raises(FileNotFoundError, match=rf"prcc/rgb/{FILE_NAME}: not found. Expected one line per"):
         PRCCAttributes(root=str(tmp_path))

@@ -259,4 +259,4 @@ def test_a_data_set_without_any_attribute_of_the_schema_has_no_labels(tmp_path, 
     data, _ = build_test_set(cfg, str(folder), AttributeSchema("other", (Field("tail", "x", ("no", "yes")),),
                                                                groups=(Group("x"),)))
     assert data.labels is None and not data.annotations
-    assert "unknown, as site lacks them: tail" in caplog.text
+    assert "unknown, because site does not have them: tail" in caplog.text

@@ -144,9 +144,9 @@ def schema(name: str, strip: int | None, *values: str) -> AttributeSchema:
 
 
 def test_schemas_that_contradict_each_other_are_refused_with_what_to_do():
-    with pytest.raises(ValueError, match="group 'top' reads strip 0 in one and strip 1 in two. Write one region"):
+    with pytest.raises(ValueError, match="group 'top' uses strip 0 in one and strip 1 in two. Use the same region"):
         merge([schema("one", 0, "no", "yes"), schema("two", 1, "no", "yes")])
-    with pytest.raises(ValueError, match="'cap' is one of no, yes in one and one of red, blue in two. Give"):
+    with pytest.raises(ValueError, match="'cap' is one of no, yes in one and one of red, blue in two. Rename"):
         merge([schema("one", 0, "no", "yes"), schema("two", 0, "red", "blue")])
     assert merge([schema("one", 0, "no", "yes"), schema("two", 1, "no", "yes")], adaptable=[1]).groups[0].strip == 0
 

@@ -272,11 +272,11 @@ def test_a_checkpoint_of_another_sid_space_is_refused_on_resume(small_config):
 
 def test_a_checkpoint_without_semantic_ids_and_a_missing_one_are_refused(small_config, tmp_path):
     torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth: holds no semantic IDs"):
+    with pytest.raises(ValueError, match="other.pth: contains no semantic IDs"):
         load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
     torch.save({"model": {"prototypes.sid_of_class": torch.ones(2, 5), "prototypes.schema": torch.tensor(7)}},
                tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match="foreign.pth: was trained on an attribute set this version does not know"):
+    with pytest.raises(ValueError, match="foreign.pth: was trained with an unknown attribute schema"):
         load_model(small_config("MODEL.WEIGHTS", str(tmp_path / "foreign.pth")))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:200])
     with pytest.raises(ValueError, match="cut.pth: cannot be read as weights"):

@@ -80,7 +80,7 @@ def test_query_expansion_of_fewer_images_than_its_k_is_refused():
 
 @pytest.mark.parametrize(("options", "message"), [
     (("TEST.RERANK.VARIANT", "host"), "TEST.RERANK.VARIANT is 'host'"),
-    (("TEST.RERANK.VARIANT", "fastreid", "TEST.METRIC", "euclidean"), "re-ranking changes almost nothing"),
+    (("TEST.RERANK.VARIANT", "fastreid", "TEST.METRIC", "euclidean"), "re-ranking has almost no effect"),
     (("TEST.RERANK.K2", 0), "TEST.RERANK.K2 is 0"),
     (("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 0), "TEST.AQE.QE_K is 0")])
 def test_reranking_without_a_meaning_is_refused_before_training(options, message):

@@ -69,7 +69,7 @@ def test_a_cosine_of_some_groups_is_the_mean_over_their_blocks():
 def test_unknown_groups_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         of_groups(torch.randn(2, 40), names)
-    with pytest.raises(ValueError, match="embeddings of 512 values are not 5 blocks"):
+    with pytest.raises(ValueError, match="embeddings of 512 values cannot be split into 5 blocks"):
         of_groups(torch.randn(2, 512), ("head",))
 
 

@@ -1,4 +1,4 @@
-"""Attribute-accelerated retrieval: the worked examples, the loop it replaces, and the promise of its threshold."""
+"""Attribute-accelerated retrieval: worked examples, comparison with a loop, and the guarantee of the threshold."""
 
 from cerberus_plugin.attributes import MARKET1501
 from cerberus_plugin.inference import (
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 SIZES = (2, 3, 4)
-# Class and probability of three attributes: one query, five gallery images.
+# Class and probability of three attributes, for one query and five gallery images.
 QUERY = Predictions(torch.tensor([[0, 1, 2]]), torch.tensor([[0.95, 0.60, 0.80]]))
 GALLERY = Predictions(
     torch.tensor([[0, 0, 2], [1, 1, 2], [1, 1, 1], [1, 0, 1], [0, 1, 2]]),
@@ -46,7 +46,7 @@ def test_the_worked_example_keeps_its_survivors(threshold, survivors):
 
 
 def test_a_removed_match_counts_as_a_miss():
-    """Survivors' relevance 1, 0, 1 with 3 matches there were: 5/9, not 5/6."""
+    """Relevance of the survivors 1, 0, 1 with 3 matches before the filter: AP is 5/9, not 5/6."""
     distances = torch.tensor([[1.0, 5, 6, 2, 3]])
     pids, cams = torch.tensor([7, 7, 8, 8, 7]), torch.arange(1, 6)
     keep = AttributeFilter(GALLERY, SIZES, 0.7).keep(QUERY)
@@ -59,7 +59,7 @@ def test_a_removed_match_counts_as_a_miss():
     assert result.kept_matches == pytest.approx(2 / 3)
 
 
-def test_a_query_that_lost_every_match_counts_as_zero_and_one_that_had_none_not_at_all():
+def test_lost_queries_count_as_zero_and_queries_without_matches_are_skipped():
     distances = torch.tensor([[1.0, 2, 3]] * 3)
     keep = torch.tensor([[False, True, True], [True, True, True], [True, True, True]])
     result = filtered_metrics(lambda rows: distances[rows], lambda rows: keep[rows], torch.tensor([1, 1, 9]),
@@ -67,7 +67,7 @@ def test_a_query_that_lost_every_match_counts_as_zero_and_one_that_had_none_not_
     assert (result.mAP, result.rank1) == (0.5, 0.5)
 
 
-def test_images_of_the_querys_own_camera_are_no_candidates():
+def test_images_of_the_same_camera_are_not_candidates():
     distances = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     keep = torch.tensor([[True, False, True, True]])
     result = filtered_metrics(lambda rows: distances[rows], lambda rows: keep[rows], torch.tensor([1]),
@@ -78,7 +78,7 @@ def test_images_of_the_querys_own_camera_are_no_candidates():
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-def test_without_a_removed_image_figures_are_those_of_the_plain_protocol(block_size):
+def test_without_removed_images_metrics_are_those_of_the_plain_protocol(block_size):
     torch.manual_seed(0)
     distances = torch.rand(10, 40)
     ids = [torch.randint(5, (n,)) for n in (10, 10, 40, 40)]
@@ -124,7 +124,7 @@ def test_search_gives_the_nearest_survivors(metric, share, block, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_queries_without_any_survivor_find_nothing_and_ask_for_no_empty_sparse_matrix(metric, monkeypatch):
+def test_queries_without_survivors_have_no_results(metric, monkeypatch):
     multiplied, multiply = [], torch.sparse.sampled_addmm
     monkeypatch.setattr(torch.sparse, "sampled_addmm", lambda wanted, *args, **kwargs: multiplied.append(
         len(wanted.values())) or multiply(wanted, *args, **kwargs))
@@ -133,32 +133,32 @@ def test_queries_without_any_survivor_find_nothing_and_ask_for_no_empty_sparse_m
     known = Predictions(torch.zeros(100, 3, dtype=torch.int64), sure)
     known.classes[7] = 1
     accelerated = AcceleratedGallery(gallery, known, SIZES, 0.5, metric)
-    said = Predictions(torch.tensor([[1, 2, 3], [1, 2, 2]]), sure[:2])  # nobody in the gallery
+    said = Predictions(torch.tensor([[1, 2, 3], [1, 2, 2]]), sure[:2])  # no gallery image has these classes
     rows, distances = accelerated.search(torch.randn(2, 8), said, top=3)
     assert rows.tolist() == [[-1] * 3] * 2 and distances.isinf().all() and multiplied == []
     rows, _ = accelerated.search(torch.randn(2, 8), Predictions(torch.tensor([[1, 2, 3], [1, 1, 1]]), sure[:2]), top=2)
     assert rows.tolist() == [[-1, -1], [7, -1]] and multiplied == [1]
 
 
-def test_the_chosen_threshold_is_the_least_that_the_risk_allows():
-    """Nine identities, a pair each: at most (10 * 0.3 - 1) = 2 may be lost for 70 %."""
+def test_the_smallest_threshold_within_the_risk_is_chosen():
+    """Nine identities with one pair each: for 70 %, at most (10 * 0.3 - 1) = 2 may be lost."""
     critical = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     identities = torch.arange(9)
     assert choose_threshold(critical, identities, 0.7) == pytest.approx(0.7)
     assert choose_threshold(critical, identities, 0.9) == pytest.approx(0.9)
-    with pytest.raises(ValueError, match="9 held-out identities with a true match cannot vouch for a survival"):
+    with pytest.raises(ValueError, match="needs at least .* held-out identities with a true match, got 9"):
         choose_threshold(critical, identities, 0.95)
 
 
-def test_an_identity_counts_once_however_many_pairs_it_has():
+def test_all_identities_have_the_same_weight():
     critical = torch.tensor([0.9] * 8 + [0.2, 0.3])
     identities = torch.tensor([1] * 8 + [2, 3])
-    # Of three identities one may be lost for 50 %: (1 + 1) / 4.
+    # Of three identities, one may be lost for 50 %: (1 + 1) / 4.
     assert choose_threshold(critical, identities, 0.5) == pytest.approx(0.3)
 
 
-def test_the_promise_holds_on_average_over_draws_of_identities():
-    """400 draws of 60 held-out and 200 other identities of unequal sizes and difficulty."""
+def test_the_guarantee_holds_on_average_over_samples_of_identities():
+    """400 samples of 60 held-out and 200 other identities with different numbers of images and difficulty."""
     torch.manual_seed(0)
     survived = []
     for _ in range(400):
@@ -189,31 +189,31 @@ def test_the_promise_holds_on_average_over_draws_of_identities():
      "1 query classes are outside their attribute, such as 3 of attribute 1; expected -1 for none, or 0..2"),
     (0.7, Predictions(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3)), "no query images"),
 ])
-def test_bad_thresholds_and_predictions_are_refused(threshold, queries, message):
+def test_bad_thresholds_and_predictions_are_rejected(threshold, queries, message):
     with pytest.raises(ValueError, match=message):
         AttributeFilter(GALLERY, SIZES, threshold).keep(queries)
 
 
-def test_a_survival_that_cannot_be_promised_is_refused():
-    with pytest.raises(ValueError, match="the wanted survival is 1.0"):
+def test_a_survival_that_cannot_be_guaranteed_is_rejected():
+    with pytest.raises(ValueError, match="the requested survival is 1.0"):
         choose_threshold(torch.rand(5), torch.arange(5), 1.0)
-    with pytest.raises(ValueError, match="no query has a match under another camera"):
+    with pytest.raises(ValueError, match="no query has a match in another camera"):
         filtered_metrics(lambda rows: torch.rand(1, 2)[rows], lambda rows: torch.ones(1, 2, dtype=torch.bool)[rows],
                          torch.tensor([1]), torch.tensor([1]), torch.tensor([2, 3]), torch.tensor([1, 2]))
 
 
-def test_galleries_and_queries_of_other_sizes_are_refused():
+def test_mismatched_sizes_of_galleries_and_queries_are_rejected():
     with pytest.raises(ValueError, match="4 gallery embeddings, but predictions of 5 images"):
         AcceleratedGallery(torch.rand(4, 8), GALLERY, SIZES, 0.7)
     accelerated = AcceleratedGallery(torch.rand(5, 8), GALLERY, SIZES, 0.7)
     for embeddings in (torch.rand(2, 8), torch.rand(1, 7)):
-        with pytest.raises(ValueError, match="expected as many of both, and embeddings of 8 values"):
+        with pytest.raises(ValueError, match="expected the same number of both, and embeddings with 8 values"):
             accelerated.search(embeddings, QUERY)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_predictions_may_lie_elsewhere_than_the_embeddings(share, monkeypatch):
+def test_predictions_can_be_on_another_device(share, monkeypatch):
     monkeypatch.setattr(filtered_search, "ONE_SHARE", share)
     gallery, query = torch.rand(5, 8), torch.rand(1, 8)
     expected = AcceleratedGallery(gallery, GALLERY, SIZES, 0.7).search(query, QUERY)

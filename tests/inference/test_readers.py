@@ -1,4 +1,4 @@
-"""The three modes of inference, on prototypes small enough to work by hand."""
+"""reID, PAR and APS with prototypes that are small enough to compute results by hand."""
 
 from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, SIDTable
 from cerberus_plugin.inference import PrototypeReader, blocks, image_scores
@@ -34,7 +34,7 @@ def embeddings() -> torch.Tensor:
     return F.normalize(torch.randn(9, 5, DIM), dim=2).flatten(1)
 
 
-def test_cosine_of_the_embedding_is_the_mean_of_five_cosines(embeddings):
+def test_the_cosine_of_embeddings_is_the_mean_of_five_cosines(embeddings):
     representations = torch.randn(9, 5, DIM, generator=torch.Generator().manual_seed(3))
     embedding = F.normalize(representations, dim=2).flatten(1)
     whole = F.normalize(embedding, dim=1) @ F.normalize(embedding, dim=1).T
@@ -46,7 +46,7 @@ def test_cosine_of_the_embedding_is_the_mean_of_five_cosines(embeddings):
 
 
 def four_identities() -> PrototypeReader:
-    """Example P2: the identity group of four semantic IDs in two dimensions, other groups with one each."""
+    """Example P2: the identity group has four semantic IDs in two dimensions, the other groups have one each."""
     wanted = [{"gender": gender, "age": age} for gender in ("male", "female") for age in ("young", "adult")]
     labels = torch.stack([torch.from_numpy(MARKET1501.parse(words)) for words in wanted])
     for i in range(len(MARKET1501.fields)):
@@ -60,7 +60,7 @@ def four_identities() -> PrototypeReader:
 @pytest.mark.parametrize(("f", "sid", "words"), [
     ((3.0, 1.0), 0, ("male", "young")), ((-2.0, -2.0), 2, ("female", "young")), ((0.5, -0.1), 0, ("male", "young")),
     ((0.0, 0.0), 0, ("male", "young"))])
-def test_recognition_takes_the_nearest_prototype_and_the_lowest_number_among_equals(f, sid, words):
+def test_recognition_predicts_the_nearest_prototype_with_ties_to_the_lowest(f, sid, words):
     reader = four_identities()
     embedding = torch.tensor([f]).repeat(1, 5)
     assert reader.sids(embedding)[0, GROUPS.index("identity")].item() == sid
@@ -77,7 +77,7 @@ def test_recognition_equals_the_loop_over_images_and_groups(embeddings):
             assert reader.sids(embeddings)[n, g].item() == cosines.index(max(cosines))
 
 
-def test_forced_colours_never_answer_none(embeddings):
+def test_force_colour_never_predicts_none(embeddings):
     many = F.normalize(torch.randn(400, 5, DIM, generator=torch.Generator().manual_seed(5)), dim=2).flatten(1)
     colours = [m for m, column in enumerate(MARKET1501.columns) if column.is_colour]
     assert (reader_of(MARKET1501).recognise(many)[:, colours] == -1).any()
@@ -105,14 +105,14 @@ def test_a_partial_description_scores_the_described_groups_only(embeddings):
 
 
 @pytest.mark.parametrize(("partial", "scores"), [("mean", (0.4, 0.6, 0.4)), ("max", (0.6, 0.9, 0.5))])
-def test_a_half_described_group_scores_the_semantic_ids_that_agree(partial, scores):
+def test_a_partially_described_group_uses_the_matching_semantic_ids(partial, scores):
     """Example A3: hair short, hat unknown; cosines of three images with (hat, hair) of no/yes and short/long."""
     labels = torch.zeros(4, len(MARKET1501.fields), dtype=torch.int64)
     labels[:, :2] = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     table = SIDTable.build(MARKET1501, labels, space="observed")
     cosines = torch.tensor([[0.6, 0.1, 0.2, 0.0], [0.3, 0.5, 0.9, 0.2], [0.5, 0.2, 0.3, 0.9]])
     rest = (1 - cosines.square().sum(dim=1)).clamp(min=0).sqrt()[:, None]
-    images = torch.cat([cosines, rest], dim=1)  # unit rows where the cosines allow it
+    images = torch.cat([cosines, rest], dim=1)  # rows of unit length where the cosines permit it
     scale = images.norm(dim=1)
     reader = PrototypeReader(table, [torch.eye(5)[:4]] + [torch.ones(1, 5)] * 4, partial=partial)
     query = MARKET1501.parse({"hair": "short"})[None]
@@ -121,7 +121,7 @@ def test_a_half_described_group_scores_the_semantic_ids_that_agree(partial, scor
     assert got.mul(1e5).round().sort(descending=True, stable=True).indices.tolist() == [1, 0, 2]
 
 
-def test_a_combination_outside_the_table_is_searched_by_a_synthesised_prototype(embeddings):
+def test_combinations_outside_the_table_use_a_synthesised_prototype(embeddings):
     reader = reader_of(DUKEMTMC)
     query = torch.from_numpy(DUKEMTMC.parse({"lower colour": "black and white", "boots": "no", "shoes": "dark"}))[None]
     assert not reader.table.consistent(query, "lower").any()
@@ -132,7 +132,7 @@ def test_a_combination_outside_the_table_is_searched_by_a_synthesised_prototype(
         reader.search(query, embeddings)
 
 
-def test_chunks_of_a_gallery_do_not_change_answers_and_scores(embeddings, monkeypatch):
+def test_chunks_of_a_gallery_do_not_change_predictions_and_scores(embeddings, monkeypatch):
     reader, labels = reader_of(MARKET1501), random_labels(MARKET1501, 3, seed=7)
     labels[1, list(MARKET1501.group_fields("upper"))] = -1
     answers, scores = reader.recognise(embeddings), reader.search(labels, embeddings)
@@ -144,14 +144,14 @@ def test_chunks_of_a_gallery_do_not_change_answers_and_scores(embeddings, monkey
     assert torch.allclose(image_scores(embeddings[:2], embeddings), images, atol=1e-6)
 
 
-def test_an_empty_description_and_an_unknown_rule_are_refused(embeddings):
+def test_an_empty_description_and_an_unknown_rule_are_rejected(embeddings):
     with pytest.raises(ValueError, match="query 0 describes nothing"):
         reader_of(MARKET1501).search(MARKET1501.parse({})[None], embeddings)
     with pytest.raises(ValueError, match="partial is 'sum', expected one of mean, max"):
         reader_of(MARKET1501, partial="sum")
 
 
-def test_synthesis_is_that_worked_by_hand():
+def test_synthesis_matches_a_value_computed_by_hand():
     module = SIDPrototypes((3, 1, 1, 1, 1), (2, 1, 1, 1, 1), 1, 2)
     with torch.no_grad():
         module.rows["head"].copy_(torch.tensor([[1.0, 0], [0, 1], [2, 2]]))
@@ -161,7 +161,7 @@ def test_synthesis_is_that_worked_by_hand():
     assert module.synthesise("head", torch.tensor([[0, 0]]))[0].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
-def test_synthesis_is_where_the_regulariser_leads_an_unseen_row():
+def test_synthesis_minimises_the_regulariser_for_an_unseen_row():
     module, table, _ = prototypes_of(MARKET1501)
     counts = module.counts("upper")
     counts[:] = 1
@@ -181,12 +181,12 @@ def test_synthesis_is_where_the_regulariser_leads_an_unseen_row():
 
 
 @pytest.mark.parametrize(("init", "std"), [("he_normal", 0.0625), ("normal_0.01", 0.01), ("normal_10", 10.0)])
-def test_rows_start_at_the_deviation_of_their_initialiser(init, std):
+def test_rows_have_the_standard_deviation_of_their_initialiser(init, std):
     module = SIDPrototypes((400, 8, 8, 8, 8), (2, 9, 11, 5, 3), 4, 512, init)
     assert module.rows["head"].std().item() == pytest.approx(std, rel=0.02)
 
 
-def test_all_eight_initialisers_are_offered_and_others_refused():
+def test_there_are_eight_initialisers_and_others_are_rejected():
     assert len(INITIALISERS) == 8
     for init in INITIALISERS:
         SIDPrototypes((2, 2, 2, 2, 2), (1, 1, 1, 1, 1), 3, 8, init)
@@ -213,24 +213,24 @@ def test_the_regulariser_starts_near_2_6_on_market(market):
     assert 1.5 < 0.001 * module.regularisation().item() < 4
 
 
-def test_a_checkpoint_of_another_table_is_refused_by_name():
+def test_a_checkpoint_with_another_table_is_rejected():
     module, _, _ = prototypes_of(MARKET1501)
     state = module.state_dict()
     other, _, _ = prototypes_of(MARKET1501)
     other.load_state_dict(state)
-    narrow = {key: value for key, value in state.items() if key != "rows.upper"}  # the host drops other sizes
-    with pytest.raises(ValueError, match="'rows.upper' is absent or of another size.*EMBEDDING_DIM"):
+    narrow = {key: value for key, value in state.items() if key != "rows.upper"}  # FastReID skips other sizes
+    with pytest.raises(ValueError, match="'rows.upper' is missing or has a different size.*EMBEDDING_DIM"):
         other.load_state_dict(narrow, strict=False)
     changed = state | {"bits_upper": 1 - state["bits_upper"]}
     with pytest.raises(ValueError, match="table 'bits_upper' differs"):
         other.load_state_dict(changed)
     without = {key: value for key, value in state.items() if key != "sid_of_class"}
-    with pytest.raises(ValueError, match="'sid_of_class' is absent or of another size"):
+    with pytest.raises(ValueError, match="'sid_of_class' is missing or has a different size"):
         other.load_state_dict(without, strict=False)
 
 
 def unseen_cosines(weight: float, seed: int) -> float:
-    """Toy world of 18 upper semantic IDs whose true directions add up from their bits; two are never seen."""
+    """Synthetic example with 18 semantic IDs of "upper", whose directions are sums over bits; two are never seen."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.full((18, len(MARKET1501.fields)), 0)
     table = SIDTable.build(MARKET1501, labels[:1], space="product")
@@ -254,13 +254,13 @@ def unseen_cosines(weight: float, seed: int) -> float:
     return F.cosine_similarity(rows[unseen], truth[unseen], dim=1).mean().item()
 
 
-def test_the_regulariser_places_unseen_prototypes_by_their_attributes():
+def test_the_regulariser_determines_unseen_prototypes_from_attributes():
     gaps = [unseen_cosines(0.001, seed) - unseen_cosines(0.0, seed) for seed in range(3)]
     assert min(gaps) > 0.3
 
 
 @pytest.mark.parametrize("force_colour", [False, True])
-def test_confidence_of_an_answer_is_the_softmax_share_of_the_semantic_ids_that_hold_it(embeddings, force_colour):
+def test_confidences_are_softmax_sums_over_semantic_ids(embeddings, force_colour):
     reader = reader_of(MARKET1501, cosine_scale=8.0, force_colour=force_colour)
     classes, probabilities = reader.confidences(embeddings)
     for m, column in enumerate(MARKET1501.columns):

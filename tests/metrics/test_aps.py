@@ -1,4 +1,4 @@
-"""Attribute search: worked examples to exact fractions, and a brute-force twin of both protocols."""
+"""Attribute search: worked examples with exact fractions, and comparison of all protocols with brute force."""
 
 from cerberus_plugin.metrics.aps import aps_metrics, categories, relations
 
@@ -7,14 +7,14 @@ import torch
 
 
 def exactly(*values):
-    """Fractions in double precision, with room for the last bits of a sum only."""
+    """Compare double-precision fractions up to rounding errors of a sum."""
     return pytest.approx(values if len(values) > 1 else values[0], abs=1e-14, nan_ok=True)
 
 
 # Two groups, upper and lower: categories a = (u1, l1), b = (u1, l2), c = (u2, l1); gallery a b a c b.
 QUERIES, GALLERY = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0, 2, 1])
 UPPER = torch.tensor([0, 0, 1])  # the upper label of categories a, b, c
-# Tenths, so that the tie of category c between images 0 and 4 is one.
+# Multiples of 1/10, so that the scores of images 0 and 4 for category c are equal.
 COS_U = torch.tensor([[9, 8, 2, 1, 7], [1, 3, 6, 9.5, 2]])
 COS_L = torch.tensor([[6, 1, 8, 7, 5], [2, 9, 1, 0, 6]])
 FULL = (COS_U[[0, 0, 1]] + COS_L[[0, 1, 0]]) / 20
@@ -28,32 +28,32 @@ def test_full_queries_of_the_worked_example_give_its_exact_fractions():
     assert result.num_unmatched == 0
 
 
-def test_partial_queries_scored_on_the_full_category():
+def test_partial_queries_evaluated_on_the_full_category():
     result = aps_metrics(COS_U[UPPER] / 10, QUERIES, GALLERY)
     assert result.queries.ap.tolist() == exactly(3 / 4, 7 / 12, 1)
     assert (result.mAP, result.mAP_trapezoid, result.rank1) == exactly(7 / 9, 17 / 24, 2 / 3)
 
 
-def test_partial_queries_scored_on_the_given_groups_by_their_categories():
+def test_partial_queries_evaluated_on_the_described_groups():
     result = aps_metrics(COS_U[UPPER] / 10, UPPER[QUERIES], UPPER[GALLERY])
     assert (result.mAP, result.rank1) == exactly(1, 1)
 
 
-# Half-specified head group: hair short, hat unknown; cosines of three images with the four head semantic IDs.
+# Partially described head group: hair short, hat unknown; cosines of three images with the four head semantic IDs.
 HEAD_COSINES = torch.tensor([[6, 1, 2, 0], [3, 5, 9, 2], [5, 2, 3, 9]])
 
 
 @pytest.mark.parametrize("scores", [HEAD_COSINES[:, [0, 2]].sum(1) / 20, HEAD_COSINES[:, [0, 2]].amax(1) / 10],
                          ids=["mean", "max"])
-def test_a_half_specified_group_ranks_image_1_then_0_then_2_by_mean_and_by_max(scores):
-    # The mean ties images 0 and 2: the lower index comes first.
+def test_a_partially_described_group_ranks_images_1_0_2_by_mean_and_max(scores):
+    # The means of images 0 and 2 are equal: the lower index ranks first.
     ranks = [int(aps_metrics(scores[None], torch.tensor([i]), torch.arange(3)).queries.first_match) for i in range(3)]
     assert ranks == [2, 1, 3]
 
 
 @pytest.fixture
 def pool():
-    """One query of category 0, five images with their persons and cameras."""
+    """One query of category 0 and five images with identities and cameras."""
     return {
         "scores": torch.tensor([[0.9, 0.4, 0.8, 0.7, 0.1]]),
         "query_categories": torch.tensor([0]),
@@ -70,12 +70,12 @@ def test_asmr_ranks_the_whole_pool(pool):
     assert (result.mAP, result.mAP_trapezoid, result.rank1) == exactly(29 / 36, 55 / 72, 1)
 
 
-def test_sal_drops_the_representative_person_and_camera(pool):
+def test_sal_excludes_the_representative_identity_and_camera(pool):
     result = aps_metrics(**pool, protocol="sal")
     assert (result.mAP, result.mAP_trapezoid, result.rank1) == exactly(7 / 12, 5 / 12, 0)
 
 
-def test_a_query_without_a_relevant_image_is_a_zero_for_asmr_and_left_out_for_sal(pool):
+def test_queries_without_relevant_images_count_as_zero_only_in_asmr(pool):
     pool["scores"] = pool["scores"].expand(2, -1)
     pool["query_categories"] = torch.tensor([0, 5])
     for name in ("representative_pids", "representative_camids"):
@@ -87,7 +87,7 @@ def test_a_query_without_a_relevant_image_is_a_zero_for_asmr_and_left_out_for_sa
 
 @pytest.mark.parametrize("protocol", ["asmr", "sal", "sal-all"])
 @pytest.mark.parametrize("block_size", [1, 5, 256])
-def test_equals_brute_force_with_ties_whatever_the_block_size(protocol, block_size):
+def test_aps_equals_brute_force_with_ties_for_all_block_sizes(protocol, block_size):
     g = torch.Generator().manual_seed(5)
     num_queries, num_gallery = 23, 60
     scores = torch.randint(12, (num_queries, num_gallery), generator=g).float()
@@ -111,12 +111,12 @@ def test_equals_brute_force_with_ties_whatever_the_block_size(protocol, block_si
     assert {k: got.percentages()[f"Rank-{k}"] for k in shares} == {k: exactly(100 * shares[k]) for k in shares}
 
 
-def test_a_rank_beyond_the_gallery_is_that_of_its_last_image():
-    figures = aps_metrics(FULL, QUERIES, GALLERY).percentages()
-    assert [figures[f"Rank-{k}"] for k in (1, 5, 10, 20)] == [100] * 4
+def test_ranks_beyond_the_gallery_repeat_the_last_value():
+    metrics = aps_metrics(FULL, QUERIES, GALLERY).percentages()
+    assert [metrics[f"Rank-{k}"] for k in (1, 5, 10, 20)] == [100] * 4
 
 
-def test_categories_number_the_distinct_label_tuples_in_their_order():
+def test_categories_are_numbered_in_lexicographic_order():
     ids, distinct = categories(torch.tensor([[1, 0, 2], [0, 5, 5], [1, 0, 2], [1, 0, 1]]))
     assert ids.tolist() == [2, 0, 2, 1]
     assert distinct.tolist() == [[0, 5, 5], [1, 0, 1], [1, 0, 2]]
@@ -149,7 +149,7 @@ def test_no_query_with_a_relevant_image_is_an_error():
 PARTLY_KNOWN = torch.tensor([[0, -1], [0, 0], [0, 1], [1, -1], [1, 0]])
 
 
-def test_a_query_of_what_is_known_finds_who_fits_it_and_passes_over_who_may():
+def test_undecided_images_are_excluded_with_missing_labels():
     fits, may = relations(PARTLY_KNOWN, PARTLY_KNOWN)
     assert fits.int().tolist() == [[1, 1, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]
     assert may.int().tolist() == [[0] * 5, [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0, 0, 0, 1, 0]]
@@ -160,13 +160,13 @@ def test_a_query_of_what_is_known_finds_who_fits_it_and_passes_over_who_may():
     assert found.queries.num_matches.tolist() == [3, 1, 1, 2, 1]
 
 
-def test_categories_that_are_known_alike_fit_themselves_alone():
+def test_without_gaps_categories_only_match_themselves():
     assert relations(*[torch.tensor([[0, 1, -1], [1, 1, -1]])] * 2) is None
     known = torch.arange(3)[:, None]
     assert relations(known, known) is None
 
 
-def test_sal_drops_the_representatives_images_and_those_that_may_fit(pool):
+def test_sal_excludes_representative_and_undecided_images(pool):
     related = torch.eye(2, dtype=torch.bool), torch.tensor([[False, True], [False, False]])
     result = aps_metrics(**pool, protocol="sal", related=related)
     assert result.mAP == exactly(1)  # images 1 and 3 remain, both relevant

@@ -1,4 +1,4 @@
-"""Rules by outfits: the worked example, a brute-force twin, PRCC's published protocol, single shots and the task."""
+"""Outfit settings: worked example, brute force, published protocol of PRCC, single-shot evaluation, and the task."""
 
 import math
 
@@ -30,7 +30,7 @@ def config(*options):
 @pytest.mark.parametrize(("setting", "ap", "rank1"), [("standard", 34 / 45, 1), ("cloth-changing", 1 / 2, 0),
                                                       ("same-clothes", 1 / 1, 1)])
 def test_the_worked_example_gives_the_exact_fractions(setting, ap, rank1):
-    """(identity, camera, outfit). Standard ranks 1, 4, 3, 5, 2; cloth-changing 4, 3, 5, 2; same-clothes 1, 4, 5."""
+    """(identity, camera, outfit). Ranks: standard 1, 4, 3, 5, 2; cloth-changing 4, 3, 5, 2; same-clothes 1, 4, 5."""
     gallery = torch.tensor([(5, 1, 10), (5, 2, 10), (5, 2, 11), (5, 3, 11), (6, 1, 20), (6, 2, 20)])
     query = torch.tensor([(5, 1, 10)])
     result = reid_metrics(-torch.tensor([[.9, .8, .3, .6, .7, .5]]), query[:, 0], query[:, 1], gallery[:, 0],
@@ -40,7 +40,7 @@ def test_the_worked_example_gives_the_exact_fractions(setting, ap, rank1):
 
 @pytest.fixture
 def world():
-    """50 queries, 200 gallery images: 15 persons, 3 cameras, 3 outfits a person; person 14 is not in the gallery."""
+    """50 queries, 200 gallery images: 15 persons, 3 cameras, 3 outfits per person; person 14 is not in the gallery."""
     g = torch.Generator().manual_seed(5)
 
     def draw(high, n):
@@ -53,7 +53,7 @@ def world():
 
 
 def brute_force(distances, ids, outfits, setting):
-    """AP of each query, the long way."""
+    """AP of each query by a loop over the gallery."""
     q_pids, q_camids, g_pids, g_camids = (part.tolist() for part in ids)
     q_outfits, g_outfits = (part.tolist() for part in outfits)
     found = []
@@ -74,7 +74,7 @@ def brute_force(distances, ids, outfits, setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_equals_brute_force_over_random_people_cameras_and_outfits(world, setting, monkeypatch):
+def test_outfit_settings_equal_brute_force(world, setting, monkeypatch):
     query, gallery, ids, outfits = world
     distances = torch.cdist(query, gallery)
     expected = brute_force(distances, ids, outfits, setting)
@@ -87,12 +87,12 @@ def test_equals_brute_force_over_random_people_cameras_and_outfits(world, settin
                   reid_metrics_from_features(query, gallery, *ids, metric="euclidean", outfits=given),
                   reid_metrics_from_features(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)):
         assert other.queries.ap.tolist() == exactly(expected)
-    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)  # queries in slices of few pairs
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)  # slices of queries with few pairs
     streamed = reid_metrics_from_features(query, gallery, *ids, metric="euclidean", part_size=33, outfits=given)
     assert streamed.queries.ap.tolist() == exactly(expected)
 
 
-def test_standard_is_the_plain_protocol(world):
+def test_the_standard_setting_is_the_market_protocol(world):
     query, gallery, ids, outfits = world
     distances = torch.cdist(query, gallery)
     plain = reid_metrics(distances, *ids)
@@ -100,9 +100,9 @@ def test_standard_is_the_plain_protocol(world):
     assert (plain.mAP, plain.mINP, plain.num_skipped) == (ours.mAP, ours.mINP, ours.num_skipped)
 
 
-def test_a_setting_that_leaves_no_match_has_no_figures(world):
+def test_a_setting_without_matches_has_undefined_metrics(world):
     query, gallery, ids, _ = world
-    one = Outfits(ids[0], ids[2], "cloth-changing")  # everybody in one outfit
+    one = Outfits(ids[0], ids[2], "cloth-changing")  # all images have the same outfit
     result = reid_metrics(torch.cdist(query, gallery), *ids, outfits=one)
     assert math.isnan(result.mAP) and result.cmc.isnan().all() and result.num_skipped == 50
 
@@ -111,14 +111,14 @@ def test_a_setting_that_leaves_no_match_has_no_figures(world):
     (Outfits(torch.zeros(50), torch.zeros(200), "naked"), "setting is 'naked', expected one of standard, cloth-chang"),
     (Outfits(torch.zeros(50), torch.zeros(3), "standard"), "200 gallery images, but outfits of 50 and 3"),
 ])
-def test_unknown_settings_and_missing_outfits_are_refused(world, outfits, message):
+def test_unknown_settings_and_missing_outfits_are_rejected(world, outfits, message):
     query, gallery, ids, _ = world
     with pytest.raises(ValueError, match=message):
         reid_metrics(torch.cdist(query, gallery), *ids, outfits=outfits)
 
 
 def prcc(seed: int = 0, people: int = 12, images: int = 4) -> Gathered:
-    """Queries under B and C, gallery under A; B wears what A wears, and looks more like it."""
+    """Queries of cameras B and C, gallery of camera A; in B persons wear the clothes of A and look more similar."""
     g = torch.Generator().manual_seed(seed)
     person, clothes = 0.3 * torch.randn(people, 16, generator=g), torch.randn(2 * people, 16, generator=g)
     rows = [(p, camera, p + people * (camera == 2)) for camera in (1, 2, 0) for p in range(people)
@@ -135,66 +135,66 @@ def task(*options, settings=SETTINGS_OF_PRCC, **kwargs) -> ClothesTask:
     return ClothesTask(ReIDTask(config(*options)).ranker, settings, **kwargs)
 
 
-def test_one_pass_over_b_and_c_gives_the_published_figures_of_prcc():
-    """Published: query C (or B) alone, gallery all of A, and no camera filter."""
+def test_one_pass_over_b_and_c_gives_the_published_metrics_of_prcc():
+    """Published protocol: queries of C (or B) only, gallery of all images of A, no camera filter."""
     given = prcc()
-    figures = task()(given)
+    metrics = task()(given)
     for camera, setting in ((2, "cloth-changing"), (1, "same-clothes")):
         query = given.query.rows(given.query.camids == camera)
         distances = 1 - torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
             given.gallery.embeddings).T
         relevant = query.pids[:, None] == given.gallery.pids
         alone = ranking.rank_matches(distances, relevant)
-        assert figures[f"{setting}/mAP"] == pytest.approx(100 * alone.ap.mean().item())
-        assert figures[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
-        assert figures[f"{setting}/queries"] == 48
-    assert figures["same-clothes/mAP"] > figures["cloth-changing/mAP"]
+        assert metrics[f"{setting}/mAP"] == pytest.approx(100 * alone.ap.mean().item())
+        assert metrics[f"{setting}/Rank-1"] == pytest.approx(100 * (alone.first_match == 1).double().mean().item())
+        assert metrics[f"{setting}/queries"] == 48
+    assert metrics["same-clothes/mAP"] > metrics["cloth-changing/mAP"]
 
 
 def test_the_settings_of_ltcc_are_the_published_three(world):
-    """Standard, and the two that CAL's code adds: own images in the same outfit, or in any other, are ignored."""
+    """Standard, and the settings of CAL's code: ignore images of the person in the same outfit, or in other outfits."""
     query, gallery, (q_pids, q_camids, g_pids, g_camids), (q_outfits, g_outfits) = world
     given = Gathered(torch.cat([query, gallery]), torch.cat([q_pids, g_pids]), torch.cat([q_camids, g_camids]), None,
                      len(query), outfits=torch.cat([q_outfits, g_outfits]))
-    figures = evaluated(given, ReIDTask(config("TEST.METRIC", "euclidean")),
+    metrics = evaluated(given, ReIDTask(config("TEST.METRIC", "euclidean")),
                         task("TEST.METRIC", "euclidean", settings=LTCC.settings))
     for setting, prefix in (("standard", ""), ("cloth-changing", "cloth-changing/"), ("same-clothes", "same-clothes/")):
         expected = brute_force(torch.cdist(query, gallery), world[2], world[3], setting)
         found = [ap for ap in expected if not math.isnan(ap)]
-        assert figures[f"{prefix}mAP"] == pytest.approx(100 * sum(found) / len(found))
-        assert figures.get(f"{prefix}queries", len(found)) == len(found) < len(query)
+        assert metrics[f"{prefix}mAP"] == pytest.approx(100 * sum(found) / len(found))
+        assert metrics.get(f"{prefix}queries", len(found)) == len(found) < len(query)
 
 
-def test_queries_left_out_of_a_setting_are_logged(log):
+def test_skipped_queries_of_a_setting_are_logged(log):
     task(settings=("cloth-changing",))(prcc())
     assert list(dict.fromkeys(log.messages)) == ["cloth-changing: 48 of 96 queries have no match that counts: skipped"]
 
 
-def test_a_draw_takes_one_image_of_each_identity_and_all_images_in_turn():
+def test_a_sample_has_one_image_per_identity_and_samples_cover_all_images():
     pids = torch.tensor([7, 3, 7, 3, 3, 9])
-    drawn = draw_single_shot(pids, draws=200, seed=1)
-    assert drawn.shape == (200, 3) and all(sorted(pids[rows].tolist()) == [3, 7, 9] for rows in drawn)
-    counts = drawn.flatten().bincount(minlength=6).tolist()
+    samples = draw_single_shot(pids, draws=200, seed=1)
+    assert samples.shape == (200, 3) and all(sorted(pids[rows].tolist()) == [3, 7, 9] for rows in samples)
+    counts = samples.flatten().bincount(minlength=6).tolist()
     assert counts[5] == 200
     assert all(80 < counts[i] < 120 for i in (0, 2)) and all(45 < counts[i] < 90 for i in (1, 3, 4))
-    assert torch.equal(drawn, draw_single_shot(pids, draws=200, seed=1))
-    assert not torch.equal(drawn, draw_single_shot(pids, draws=200, seed=2))
-    assert (drawn.diff(dim=1) > 0).all()
+    assert torch.equal(samples, draw_single_shot(pids, draws=200, seed=1))
+    assert not torch.equal(samples, draw_single_shot(pids, draws=200, seed=2))
+    assert (samples.diff(dim=1) > 0).all()
 
 
-def test_single_shot_is_mean_and_deviation_of_rank_1_over_the_draws():
+def test_single_shot_is_mean_and_deviation_of_rank_1_over_the_samples():
     given = prcc()
-    figures = task()(given)
+    metrics = task()(given)
     query = given.query.rows(given.query.camids == 2)
     cosines = torch.nn.functional.normalize(query.embeddings) @ torch.nn.functional.normalize(
         given.gallery.embeddings).T
     rank1 = torch.stack([(given.gallery.pids[rows][cosines[:, rows].argmax(dim=1)] == query.pids).double().mean()
                          for rows in draw_single_shot(given.gallery.pids)])
-    assert len(rank1) == figures["single-shot/draws"] == 10
-    assert figures["single-shot/cloth-changing/Rank-1"] == pytest.approx(100 * rank1.mean().item())
-    assert figures["single-shot/cloth-changing/Rank-1_deviation"] == pytest.approx(100 * rank1.std().item())
-    assert figures["single-shot/cloth-changing/Rank-1_deviation"] > 0
-    assert not any(key.startswith("single-shot") and "mAP" in key for key in figures)
+    assert len(rank1) == metrics["single-shot/draws"] == 10
+    assert metrics["single-shot/cloth-changing/Rank-1"] == pytest.approx(100 * rank1.mean().item())
+    assert metrics["single-shot/cloth-changing/Rank-1_deviation"] == pytest.approx(100 * rank1.std().item())
+    assert metrics["single-shot/cloth-changing/Rank-1_deviation"] > 0
+    assert not any(key.startswith("single-shot") and "mAP" in key for key in metrics)
 
 
 def batches(given: Gathered, size: int = 10):
@@ -211,7 +211,7 @@ def evaluated(given: Gathered, *tasks):
     return evaluator.evaluate()
 
 
-def test_the_evaluator_hands_outfits_on_and_the_best_checkpoint_is_that_of_changed_clothes():
+def test_the_metric_of_the_best_checkpoint_is_that_of_changed_clothes():
     given = prcc()
     plain = evaluated(given, ReIDTask(config()))
     both = evaluated(given, ReIDTask(config()), task())
@@ -219,7 +219,7 @@ def test_the_evaluator_hands_outfits_on_and_the_best_checkpoint_is_that_of_chang
     assert both["metric"] == (both["cloth-changing/mAP"] + both["cloth-changing/Rank-1"]) / 2 != plain["metric"]
 
 
-def test_two_processes_bring_their_outfits_together(monkeypatch):
+def test_outfits_of_two_processes_are_gathered(monkeypatch):
     given, comm = prcc(), "cerberus_plugin.evaluation.evaluators.comm"
     expected = evaluated(given, task())
     monkeypatch.setattr(f"{comm}.get_world_size", lambda: 2)
@@ -227,14 +227,14 @@ def test_two_processes_bring_their_outfits_together(monkeypatch):
     assert evaluated(given, task()) == expected
 
 
-def test_rows_of_what_was_gathered_keep_their_outfits():
+def test_selected_rows_keep_their_outfits():
     given = prcc()
     assert torch.equal(given.rows(torch.tensor([100, 3])).outfits, given.outfits[[100, 3]])
     assert torch.equal(given.gallery.outfits, given.outfits[96:])
 
 
 @pytest.mark.parametrize("option", ["TEST.RERANK.ENABLED", "TEST.AQE.ENABLED"])
-def test_re_ranking_and_query_expansion_hold_for_every_setting(option):
+def test_re_ranking_and_query_expansion_apply_to_all_settings(option):
     given = prcc()
     before, after = evaluated(given, task()), evaluated(given, ReIDTask(config(option, True)), task(option, True))
     assert after["mAP"] > 0
@@ -243,7 +243,7 @@ def test_re_ranking_and_query_expansion_hold_for_every_setting(option):
     assert after["cloth-changing/mAP"] != before["cloth-changing/mAP"]
 
 
-def test_figures_without_any_match_are_undefined_and_leave_the_hosts_metric_alone(log):
+def test_undefined_metrics_do_not_change_the_metric_of_fastreid(log):
     given = prcc()
     given = Gathered(given.embeddings, given.pids, given.camids, None, given.num_query, outfits=given.pids)
     plain = evaluated(given, ReIDTask(config()))
@@ -252,7 +252,7 @@ def test_figures_without_any_match_are_undefined_and_leave_the_hosts_metric_alon
     assert "none of 96 queries has a match" in log.text and "undefined" in results_table(both)
 
 
-def test_batches_without_outfits_and_unknown_settings_are_refused():
+def test_batches_without_outfits_and_unknown_settings_are_rejected():
     given = prcc()
     with pytest.raises(ValueError, match="needs batches with 'outfits'.*such as PRCC or LTCC"):
         task()(Gathered(given.embeddings, given.pids, given.camids, None, given.num_query))
@@ -260,12 +260,12 @@ def test_batches_without_outfits_and_unknown_settings_are_refused():
         task(settings=("naked",))(given)
 
 
-def test_one_table_shows_all_settings_with_the_floor_beneath():
-    figures = evaluated(prcc(), ReIDTask(config()), task())
-    lines = results_table(figures, evaluated(prcc(1), ReIDTask(config()), task())).splitlines()
+def test_one_table_shows_all_settings_and_the_baseline():
+    metrics = evaluated(prcc(), ReIDTask(config()), task())
+    lines = results_table(metrics, evaluated(prcc(1), ReIDTask(config()), task())).splitlines()
     shown = ["cloth-changing", "same-clothes", "standard, all queries", "single-shot, cloth-changing",
              "single-shot, same-clothes"]
-    assert "10 draws" in lines[0] and len(lines) == 14 and "camera" in lines[-1]  # PRCC's queries have one of their own
+    assert "10 draws" in lines[0] and len(lines) == 14 and "camera" in lines[-1]  # queries of PRCC have own cameras
     for line, name in zip(lines[3:], [f"this model  {s}" for s in shown] + [f"before training  {s}" for s in shown]):
         assert line.split()[:len(name.split())] == name.split()
-    assert f"{figures['cloth-changing/mAP']:.2f}" in lines[3] and "48" in lines[3] and "+-" in lines[6]
+    assert f"{metrics['cloth-changing/mAP']:.2f}" in lines[3] and "48" in lines[3] and "+-" in lines[6]

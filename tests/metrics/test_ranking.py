@@ -1,4 +1,4 @@
-"""Ranking figures: worked examples to exact fractions, a brute-force twin, and the host's own function."""
+"""Ranking metrics: worked examples with exact fractions, brute force, and comparison with FastReID's function."""
 
 import itertools
 
@@ -25,13 +25,13 @@ from support.rankings import same_figures
 
 
 def exactly(*values):
-    """Fractions in double precision, with room for the last bits of a sum only."""
+    """Compare double-precision fractions up to rounding errors of a sum."""
     return pytest.approx(values if len(values) > 1 else values[0], abs=1e-14, nan_ok=True)
 
 
 @pytest.fixture
 def three_queries():
-    """Seven gallery images (identity, camera) and three queries; the last query's only match is in its own camera."""
+    """Seven gallery images (identity, camera) and three queries; the last query's only match has the same camera."""
     gallery = torch.tensor([(1, 1), (1, 2), (2, 2), (0, 1), (1, 3), (2, 3), (3, 1)])
     queries = torch.tensor([(1, 1), (2, 2), (3, 1)])
     distances = torch.tensor([
@@ -44,7 +44,7 @@ def three_queries():
 
 @pytest.fixture
 def retrieval():
-    """60 queries against 300 images of 40 identities in 4 cameras; identities 36..39 never occur in the gallery."""
+    """60 queries and 300 images of 40 identities in 4 cameras; identities 36..39 are not in the gallery."""
     g = torch.Generator().manual_seed(3)
 
     def draw(high, n):
@@ -54,7 +54,7 @@ def retrieval():
 
 
 def brute_force(distances, relevant, ignored):
-    """One query, written the long way: (ap, ap_trapezoid, inp, first match, matches)."""
+    """Metrics of one query by a loop: (ap, ap_trapezoid, inp, first match, matches)."""
     order = sorted((d, i) for i, d in enumerate(distances) if not ignored[i])
     ranks = [rank for rank, (_, i) in enumerate(order, start=1) if relevant[i]]
     if not ranks:
@@ -68,7 +68,7 @@ def brute_force(distances, relevant, ignored):
 
 
 def full_sort(distances, relevant, ignored=None):
-    """The same figures the expensive way, by a stable order of the whole gallery."""
+    """The same metrics from a stable argsort of the whole gallery."""
     order = distances.sort(dim=1, stable=True).indices
     ignored = torch.zeros_like(relevant) if ignored is None else ignored
     relevant = relevant & ~ignored
@@ -91,7 +91,7 @@ def full_sort(distances, relevant, ignored=None):
                    num_matches)
 
 
-def test_worked_example_gives_the_exact_fractions_of_ap_inp_and_cmc(three_queries):
+def test_the_worked_example_gives_exact_fractions_of_ap_inp_and_cmc(three_queries):
     result = reid_metrics(*three_queries, max_rank=3)
     nan = float("nan")
     assert result.queries.ap.tolist() == exactly(5 / 12, 1 / 3, nan)
@@ -123,7 +123,7 @@ def test_mean_over_all_gallery_orders_is_the_expected_ap_under_ties():
     assert (ap.min().item(), ap.max().item()) == exactly(1 / 4, 1 / 2)
 
 
-def test_any_other_filter_than_the_camera_enters_as_ignored_images():
+def test_other_filters_are_given_as_ignored_images():
     # The cloth-changing protocol of LTCC: (identity, camera, outfit), query (5, 1, 10).
     gallery = torch.tensor([(5, 1, 10), (5, 2, 10), (5, 2, 11), (5, 3, 11), (6, 1, 20), (6, 2, 20)])
     distances = -torch.tensor([[0.9, 0.8, 0.3, 0.6, 0.7, 0.5]])
@@ -136,7 +136,7 @@ def test_any_other_filter_than_the_camera_enters_as_ignored_images():
 
 @pytest.mark.parametrize("levels", [3, 20, 10**6], ids=["many ties", "some ties", "no ties"])
 @pytest.mark.parametrize("ignoring", [False, True])
-def test_equals_brute_force_with_ties_ignored_images_and_queries_without_a_match(levels, ignoring):
+def test_ranking_equals_brute_force(levels, ignoring):
     g = torch.Generator().manual_seed(levels)
     distances = torch.randint(levels, (80, 37), generator=g).float()
     relevant = torch.rand(80, 37, generator=g) < torch.rand(80, 1, generator=g) * 0.2
@@ -145,13 +145,13 @@ def test_equals_brute_force_with_ties_ignored_images_and_queries_without_a_match
     rows = zip(distances.tolist(), relevant.tolist(), ignored.tolist())
     expected = list(zip(*(brute_force(*row) for row in rows)))
     assert (got.num_matches == 0).any() and (got.num_matches > 1).any()
-    for values, twin in zip(got, expected):
-        assert values.tolist() == exactly(*twin)
+    for values, reference in zip(got, expected):
+        assert values.tolist() == exactly(*reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [1, 2, 9, 10**6], ids=["collapsed", "two levels", "many ties", "few ties"])
-def test_equals_the_full_stable_sort_to_the_last_bit(levels, dtype):
+def test_ranking_is_bitwise_equal_to_a_full_stable_sort(levels, dtype):
     g = torch.Generator().manual_seed(levels)
     for matches, ignoring in ((0.05, 0.0), (0.3, 0.2), (0.0, 0.1), (0.9, 0.5), (1.0, 0.0), (0.5, 1.0)):
         distances = (torch.randint(levels, (50, 61), generator=g) / levels - 0.3).to(dtype)
@@ -170,7 +170,7 @@ def test_infinite_distances_and_both_zeros_rank_as_in_the_full_stable_sort(dtype
     assert same_figures(rank_matches(distances, relevant, ignored), full_sort(distances, relevant, ignored))
 
 
-def test_distances_handed_over_are_not_changed():
+def test_input_distances_are_not_modified():
     distances, relevant = torch.rand(4, 9), torch.rand(4, 9) < 0.4
     kept = distances.clone()
     rank_matches(distances, relevant)
@@ -178,7 +178,7 @@ def test_distances_handed_over_are_not_changed():
     assert torch.equal(distances, kept)
 
 
-def test_identities_by_number_and_by_masks_give_the_same_figures(retrieval):
+def test_identities_and_masks_give_the_same_metrics(retrieval):
     distances, q_pids, q_camids, g_pids, g_camids = retrieval
     same = q_pids[:, None] == g_pids
     by_masks = rank_matches((distances * 9).round(), same, same & (q_camids[:, None] == g_camids))
@@ -186,16 +186,16 @@ def test_identities_by_number_and_by_masks_give_the_same_figures(retrieval):
     assert same_figures(by_number.queries, by_masks)
 
 
-def test_a_block_holds_a_given_number_of_distances_however_long_the_gallery(monkeypatch):
+def test_a_block_has_a_fixed_number_of_distances(monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 1000)
     assert [ranking.block_rows(n) for n in (1, 10, 300, 1000, 10**6)] == [1000, 100, 3, 1, 1]
 
 
-def test_on_a_gpu_a_block_is_as_large_as_its_memory_allows(monkeypatch):
+def test_the_block_size_on_a_gpu_depends_on_its_memory(monkeypatch):
     monkeypatch.setattr(environment, "free_bytes", lambda device: 79 * 2**30)
     assert ranking.block_rows(15_913, "cuda") > 3368  # Market-1501 in one block
     part = values_at_once("cuda", PART_ENTRIES, FEATURE_BYTES) // 2560
-    assert -(-10**6 // part) * -(-3368 // ranking.block_rows(part, "cuda")) <= 20  # 847 blocks with those of a CPU
+    assert -(-10**6 // part) * -(-3368 // ranking.block_rows(part, "cuda")) <= 20  # 847 blocks on a CPU
     for free in (1, 2**20, 3 * 2**30, 2**45):
         monkeypatch.setattr(environment, "free_bytes", lambda device, free=free: free)
         values = values_at_once("cuda", 7, 64)
@@ -212,7 +212,7 @@ def test_blocks_after_the_first_have_the_size_for_the_device_of_the_distances(re
     assert same_figures(result.queries, reid_metrics(distances, *ids, block_size=len(distances)).queries)
 
 
-def test_trapezoid_equals_rectangle_only_for_a_perfect_list_and_is_lower_otherwise(retrieval):
+def test_the_trapezoid_ap_is_lower_except_for_a_perfect_ranking(retrieval):
     perfect = rank_matches(torch.arange(6.0)[None], torch.tensor([[True, True, True, False, False, False]]))
     assert (perfect.ap.item(), perfect.ap_trapezoid.item(), perfect.inp.item()) == (1, 1, 1)
     queries = reid_metrics(*retrieval).queries
@@ -221,7 +221,7 @@ def test_trapezoid_equals_rectangle_only_for_a_perfect_list_and_is_lower_otherwi
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 60, 1000])
-def test_block_size_does_not_change_any_figure(retrieval, block_size):
+def test_the_block_size_does_not_change_metrics(retrieval, block_size):
     whole, blocks = reid_metrics(*retrieval), reid_metrics(*retrieval, block_size=block_size)
     for a, b in zip(whole.queries, blocks.queries):
         assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
@@ -229,7 +229,7 @@ def test_block_size_does_not_change_any_figure(retrieval, block_size):
     assert (whole.mAP, whole.mINP, whole.num_skipped) == (blocks.mAP, blocks.mINP, blocks.num_skipped)
 
 
-def test_no_more_than_a_block_of_distances_is_asked_for():
+def test_at_most_one_block_of_distances_is_requested():
     asked = []
 
     def block(rows):
@@ -241,7 +241,7 @@ def test_no_more_than_a_block_of_distances_is_asked_for():
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_features_give_the_figures_of_their_distance_matrix(retrieval, metric):
+def test_features_give_the_metrics_of_their_distance_matrix(retrieval, metric):
     g = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(60, 16, generator=g).double(), torch.randn(300, 16, generator=g).double()
     if metric == "cosine":
@@ -263,15 +263,15 @@ def test_cmc_repeats_its_last_value_beyond_a_short_gallery():
     assert cmc_curve(torch.tensor([1, 3, 0]), max_rank=6, num_queries=2).tolist() == [0.5, 0.5, 1, 1, 1, 1]
 
 
-def test_evaluate_rank_equals_the_host_without_ties(retrieval):
+def test_evaluate_rank_equals_fastreid_without_ties(retrieval):
     distances, q_pids, q_camids, g_pids, g_camids = (tensor.numpy() for tensor in retrieval)
     arguments = (distances, q_pids, g_pids, q_camids, g_camids)
-    host_cmc, host_ap, host_inp = eval_market1501(*arguments, 50)
+    fastreid_cmc, fastreid_ap, fastreid_inp = eval_market1501(*arguments, 50)
     cmc, ap, inp = evaluate_rank(*arguments)
-    assert cmc.shape == (50,) and len(ap) == len(host_ap) < 60
-    np.testing.assert_allclose(cmc, host_cmc, atol=1e-6)
-    np.testing.assert_allclose(ap, host_ap, atol=1e-6)
-    np.testing.assert_allclose(inp, host_inp, atol=1e-6)
+    assert cmc.shape == (50,) and len(ap) == len(fastreid_ap) < 60
+    np.testing.assert_allclose(cmc, fastreid_cmc, atol=1e-6)
+    np.testing.assert_allclose(ap, fastreid_ap, atol=1e-6)
+    np.testing.assert_allclose(inp, fastreid_inp, atol=1e-6)
 
 
 def test_evaluate_rank_keeps_max_rank_entries_for_a_short_gallery(three_queries):
@@ -282,7 +282,7 @@ def test_evaluate_rank_keeps_max_rank_entries_for_a_short_gallery(three_queries)
 
 
 @pytest.mark.gpu
-def test_a_cuda_device_gives_the_figures_of_the_cpu_ties_included(retrieval):
+def test_metrics_on_a_gpu_equal_those_on_the_cpu_with_ties(retrieval):
     distances = (retrieval[0] * 20).round()
     cpu = reid_metrics(distances, *retrieval[1:])
     cuda = reid_metrics(distances.cuda(), *retrieval[1:])

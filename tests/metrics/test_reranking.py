@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking: the paper's procedure, written out plainly, and FastReID's own where asked for."""
+"""k-reciprocal re-ranking: comparison with a dense implementation of the paper and with FastReID's function."""
 
 import itertools
 import math
@@ -14,11 +14,11 @@ from fastreid.utils.compute_dist import build_dist
 
 
 def features(num_query: int = 12, num_gallery: int = 48, people: int = 10, size: int = 8, seed: int = 0):
-    """People as noisy centres: queries (Q, D) and gallery (N, D), lengths not one."""
+    """Identities as noisy centres: queries (Q, D) and gallery (N, D), not normalised."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(people, size, generator=generator)
-    whose = torch.randint(people, (num_query + num_gallery,), generator=generator)
-    rows = 3 * centres[whose] + 2 * torch.randn(len(whose), size, generator=generator)
+    labels = torch.randint(people, (num_query + num_gallery,), generator=generator)
+    rows = 3 * centres[labels] + 2 * torch.randn(len(labels), size, generator=generator)
     return rows[:num_query], rows[num_query:]
 
 
@@ -27,7 +27,7 @@ def whole(query, gallery, **options) -> np.ndarray:
 
 
 def by_the_paper(query, gallery, metric="euclidean", k1=20, k2=6, lambda_value=0.3) -> np.ndarray:
-    """Section 3 of the paper with dense float64 matrices, one image after the other."""
+    """Section 3 of the paper with dense float64 matrices, in a loop over images."""
     rows = torch.cat([query, gallery]).double().numpy()
     if metric == "cosine":
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -35,7 +35,7 @@ def by_the_paper(query, gallery, metric="euclidean", k1=20, k2=6, lambda_value=0
     else:
         distances = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
     np.fill_diagonal(distances, 0)
-    distances = (distances / distances.max(axis=0)).T  # of image i to all others, divided by the farthest of them
+    distances = (distances / distances.max(axis=0)).T  # of image i to all others, divided by its largest distance
     ranks = [sorted(range(len(rows)), key=lambda j, row=row, i=i: (j != i, row[j], j)) for i, row in
              enumerate(distances)]
 
@@ -65,18 +65,18 @@ def by_the_paper(query, gallery, metric="euclidean", k1=20, k2=6, lambda_value=0
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("options", [{}, {"k1": 7, "k2": 3, "lambda_value": 0.5}, {"k1": 3, "k2": 1},
                                      {"k1": 1, "k2": 2}, {"k1": 3, "k2": 20}, {"k1": 200, "k2": 100}])
-def test_reranked_distances_are_those_of_the_paper(metric, options):
+def test_reranked_distances_equal_a_dense_reference(metric, options):
     query, gallery = features()
     expected = by_the_paper(query, gallery, metric, **options)
     assert whole(query, gallery, metric=metric, **options) == pytest.approx(expected, abs=1e-5)
     assert whole(query.half(), gallery.half(), metric=metric, **options) == pytest.approx(expected, abs=0.1)
 
 
-def test_reranking_by_hand():
-    """Two pairs on a line, at 0 and 1 and at 9 and 10; the query is the image at 0, k1 = 1 and no expansion."""
+def test_reranking_matches_values_computed_by_hand():
+    """Two pairs on a line, at 0 and 1 and at 9 and 10; the query is the image at 0; k1 = 1, no query expansion."""
     query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [9], [10]])
-    # Each is a neighbour of its partner alone. Weights: of the query (1, exp(-1 / 100)), of its partner at 1, whose
-    # farthest image is 81 away, (exp(-1 / 81), 1), each divided by its sum; none is shared with the other pair.
+    # The only neighbour of each image is its partner. Weights: of the query (1, exp(-1 / 100)), of its partner at 1,
+    # whose largest distance is 81, (exp(-1 / 81), 1), divided by their sums; no weight is shared with the other pair.
     one, other = np.array([1, math.exp(-1 / 100)]), np.array([math.exp(-1 / 81), 1])
     one, other = one / one.sum(), other / other.sum()
     jaccard = 1 - np.minimum(one, other).sum() / np.maximum(one, other).sum()
@@ -122,8 +122,8 @@ def test_equal_images_of_any_number_have_defined_distances(metric):
     assert sorted(distances[0].argsort()[:2]) == [7, 9]
 
 
-def test_the_matrices_of_all_pairs_are_never_held(monkeypatch):
-    """Blocks of distances are as small as asked for, also with the images many times that."""
+def test_no_dense_matrix_of_all_pairs_is_allocated(monkeypatch):
+    """The size of blocks does not grow with the number of images."""
     query, gallery = features(40, 360)
     largest = 0
     between = reranking.between
@@ -151,12 +151,12 @@ def test_the_matrices_of_all_pairs_are_never_held(monkeypatch):
     ({"metric": "manhattan"}, "TEST.METRIC is 'manhattan', expected one of cosine, euclidean"),
     ({"k1": 0}, "RERANK.K1 is 0, expected 1 or more"), ({"k2": 0}, "RERANK.K2 is 0, expected 1 or more"),
     ({"lambda_value": 1.5}, "RERANK.LAMBDA is 1.5, expected a share from 0 to 1")])
-def test_options_without_a_meaning_are_refused(options, message):
+def test_unsupported_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         reranked(*features(), **options)
 
 
-def test_nan_in_the_features_is_refused():
+def test_nan_in_the_features_is_rejected():
     query, gallery = features()
     gallery[3] = math.nan
     with pytest.raises(ValueError, match="look for NaN in the features"):

@@ -1,4 +1,4 @@
-"""A gallery taken part by part: the figures of the plain path, ties included, from any source and by any parts."""
+"""Galleries processed in parts give the metrics of a gallery in memory, with ties, for all sources and part sizes."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from support.rankings import same_figures
 
 @pytest.fixture
 def world():
-    """40 queries, 230 gallery images of 25 identities; features of small whole numbers: exact products, many ties."""
+    """40 queries, 230 gallery images of 25 identities; features are small integers: exact products and many ties."""
     g = torch.Generator().manual_seed(6)
     features = torch.randint(-1, 2, (270, 8), generator=g).float()
     pids, camids = torch.randint(25, (270,), generator=g), torch.randint(4, (270,), generator=g)
-    pids[:3] = 100  # never in the gallery
+    pids[:3] = 100  # not in the gallery
     return features[:40], features[40:], pids[:40], camids[:40], pids[40:], camids[40:]
 
 
 class Reader:
-    """A user's own source of rows, which keeps account of what it is asked for."""
+    """A custom source of rows that records the requested slices."""
 
     def __init__(self, rows):
         self.rows, self.asked = rows, []
@@ -41,7 +41,7 @@ def equal_results(a, b):
 
 @pytest.mark.parametrize("block_size", [1, 7, 1000])
 @pytest.mark.parametrize("part_size", [1, 29, 115, 230, 10**6])
-def test_parts_and_blocks_do_not_change_any_figure_under_ties(world, part_size, block_size):
+def test_parts_and_blocks_do_not_change_metrics_with_ties(world, part_size, block_size):
     plain = reid_metrics_from_features(*world, metric="euclidean")
     parts = reid_metrics_from_features(*world, metric="euclidean", part_size=part_size, block_size=block_size)
     distances = torch.cdist(*world[:2], compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -50,7 +50,7 @@ def test_parts_and_blocks_do_not_change_any_figure_under_ties(world, part_size, 
     assert parts.num_skipped == plain.num_skipped > 0
 
 
-def test_parts_give_the_figures_of_the_plain_path_for_the_cosine(world):
+def test_parts_give_the_same_metrics_for_the_cosine(world):
     g = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(40, 16, generator=g).double(), torch.randn(230, 16, generator=g).double()
     plain = reid_metrics_from_features(queries, gallery, *world[2:])
@@ -65,12 +65,12 @@ def test_a_collapsed_model_ranks_by_gallery_index(world, metric):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_arrays_mapped_files_and_own_readers_give_the_figures_of_a_tensor(world, dtype, tmp_path):
+def test_arrays_memory_maps_and_custom_readers_give_the_same_metrics(world, dtype, tmp_path):
     queries, gallery, *ids = world
     array = gallery.numpy().astype(dtype)
     np.save(tmp_path / "gallery.npy", array)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    expected = reid_metrics_from_features(*world, metric="euclidean")  # exact: features are small whole numbers
+    expected = reid_metrics_from_features(*world, metric="euclidean")  # exact, because features are small integers
     for source in (array, mapped, mapped[:], torch.from_numpy(array), Reader(array), Reader(torch.from_numpy(array))):
         for size in (64, None):
             got = reid_metrics_from_features(queries, source, *ids, metric="euclidean", part_size=size)
@@ -78,7 +78,7 @@ def test_arrays_mapped_files_and_own_readers_give_the_figures_of_a_tensor(world,
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no account of resident pages")
-def test_the_pages_of_a_mapped_file_do_not_pile_up(tmp_path):
+def test_pages_of_a_memory_map_are_released(tmp_path):
     path = tmp_path / "gallery.npy"
     np.save(path, np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32))  # 5,000 KiB
     mapped, ids = np.load(path, mmap_mode="r"), torch.arange(20_000)
@@ -89,7 +89,7 @@ def test_the_pages_of_a_mapped_file_do_not_pile_up(tmp_path):
     assert mapped[5, 5] == np.load(path)[5, 5]
 
 
-def test_what_was_written_to_a_copy_on_write_map_is_kept(world, tmp_path):
+def test_modifications_of_a_copy_on_write_map_are_kept(world, tmp_path):
     queries, gallery, *ids = world
     np.save(tmp_path / "gallery.npy", np.zeros_like(gallery.numpy()))
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="c")
@@ -98,7 +98,7 @@ def test_what_was_written_to_a_copy_on_write_map_is_kept(world, tmp_path):
     assert equal_results(got, reid_metrics_from_features(*world, metric="euclidean"))
 
 
-def test_no_more_than_a_part_is_asked_for_and_each_part_twice(world):
+def test_one_part_is_requested_at_a_time_and_each_part_twice(world):
     queries, gallery, *ids = world
     reader = Reader(gallery)
     reid_metrics_from_features(queries, reader, *ids, part_size=100)
@@ -115,7 +115,7 @@ def test_parts_without_a_match_are_read_once(world):
     assert reader.asked == [(0, 80), (0, 80), (80, 160), (160, 230)]
 
 
-def test_queries_with_too_many_pairs_are_taken_in_turns(world, monkeypatch):
+def test_queries_with_too_many_pairs_are_split(world, monkeypatch):
     expected = reid_metrics_from_features(*world, metric="euclidean")
     monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 60)
     reader = Reader(world[1])
@@ -124,7 +124,7 @@ def test_queries_with_too_many_pairs_are_taken_in_turns(world, monkeypatch):
     assert len(reader.asked) > 2
 
 
-def test_long_rows_take_the_streamed_path_by_themselves(world, monkeypatch):
+def test_large_galleries_are_streamed_automatically(world, monkeypatch):
     expected, passes = reid_metrics_from_features(*world, metric="euclidean"), []
     stream = ranking.Stream
     monkeypatch.setattr(ranking, "Stream", lambda *a: passes.append(1) or stream(*a))
@@ -136,9 +136,9 @@ def test_long_rows_take_the_streamed_path_by_themselves(world, monkeypatch):
 
 
 def test_each_pass_is_reported_with_its_seconds(world):
-    told = []
-    reid_metrics_from_features(*world, part_size=100, report=lambda *pass_: told.append(pass_))
-    assert [name for name, _ in told] == ["distances", "ranks"] and all(seconds > 0 for _, seconds in told)
+    reported = []
+    reid_metrics_from_features(*world, part_size=100, report=lambda *pass_: reported.append(pass_))
+    assert [name for name, _ in reported] == ["distances", "ranks"] and all(seconds > 0 for _, seconds in reported)
 
 
 @pytest.mark.gpu
@@ -149,7 +149,7 @@ def test_a_gallery_on_the_cpu_is_ranked_on_a_cuda_device(world):
     assert equal_results(got, expected) and equal_results(parts, expected)
 
 
-def test_features_that_are_not_numbers_are_an_error(world):
+def test_nan_features_are_an_error(world):
     queries, gallery, *ids = world
     gallery[200, 3] = float("nan")
     with pytest.raises(ValueError, match="distances are NaN"):
@@ -158,7 +158,7 @@ def test_features_that_are_not_numbers_are_an_error(world):
 
 def test_features_of_another_size_or_metric_are_an_error(world):
     queries, gallery, *ids = world
-    with pytest.raises(ValueError, match="query features are 8 numbers an image, gallery features 7"):
+    with pytest.raises(ValueError, match="query features have 8 values per image, gallery features 7"):
         reid_metrics_from_features(queries, gallery[:, :7], *ids, part_size=50)
     with pytest.raises(ValueError, match="unknown metric 'jaccard'"):
         reid_metrics_from_features(queries, gallery, *ids, part_size=50, metric="jaccard")

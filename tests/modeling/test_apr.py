@@ -1,4 +1,4 @@
-"""IDE, ARN and APR: sizes, the re-weighting module, the objective, and what they read off their feature."""
+"""IDE, ARN and APR: sizes, the re-weighting module, the objective, and predictions from the feature."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ FILES = {"paper": "configs/Market1501/{}_R50.yml", "bag of tricks": "configs/Mar
 
 
 def model_of(name: str, *options, recipe: str = "paper", schema: str = "market1501", classes: int = 10):
-    """A small model of a configuration file, in training mode; schema and classes as the trainer fills them."""
+    """A small model of a configuration file in training mode, with schema and classes set as by the trainer."""
     torch.manual_seed(0)
     return build_model(read_config("MODEL.APR.SCHEMA", schema, "MODEL.HEADS.NUM_CLASSES", classes, *options,
                                    file=FILES[recipe].format(name)))
@@ -53,14 +53,14 @@ def test_scores_are_reweighted_as_in_the_worked_example():
 
 
 @pytest.mark.parametrize(("schema", "sizes", "m"), [(MARKET1501, (39, 30, 12), 12), (DUKEMTMC, (31, 23, 10), 10)])
-def test_the_three_readings_have_the_papers_sizes(schema, sizes, m):
+def test_the_three_kinds_of_scores_have_the_sizes_of_the_paper(schema, sizes, m):
     assert len(schema.column_sizes) == m
     readings = ("probabilities", "positive", "highest")
     assert tuple(num_scores(schema.column_sizes, reading) for reading in readings) == sizes
 
 
-def test_readings_by_hand():
-    logits = torch.tensor([[0.0, math.log(3), 0, 0, math.log(2)]])  # two-valued 1/4, 3/4; three-valued 1/4, 1/4, 1/2
+def test_attribute_scores_match_values_computed_by_hand():
+    logits = torch.tensor([[0.0, math.log(3), 0, 0, math.log(2)]])  # two classes 1/4, 3/4; three classes 1/4, 1/4, 1/2
     expected = {"probabilities": [0.25, 0.75, 0.25, 0.25, 0.5], "positive": [0.75, 0.25, 0.25, 0.5],
                 "highest": [0.75, 0.5]}
     for reading, values in expected.items():
@@ -68,28 +68,28 @@ def test_readings_by_hand():
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
-def test_answers_are_those_of_the_schema_and_need_no_value_on_the_host(schema):
+def test_column_answers_do_not_synchronise_the_device(schema):
     labels = random_labels(schema, 200)
     labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = -1
-    labels[0] = 1  # every colour, and second classes
+    labels[0] = 1  # all colours, and the second classes
     answers = ColumnAnswers(schema)
     assert torch.equal(answers(labels), schema.column_answers(labels))
     assert answers.to("meta")(labels.to("meta")).shape == (200, len(schema.columns))  # reading a value would raise
 
 
-def test_an_unknown_reading_is_refused():
+def test_an_unknown_kind_of_scores_is_rejected():
     with pytest.raises(ValueError, match="MODEL.APR.SCORES is 'all', expected one of probabilities"):
         num_scores((2, 3), "all")
 
 
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC])
-def test_answers_of_a_batch_are_those_of_the_schema_also_of_missing_and_of_several_colours(schema):
+def test_column_answers_equal_those_of_the_schema(schema):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 4, (200, len(schema.fields)), generator=generator)
     assert torch.equal(ColumnAnswers(schema)(labels), schema.column_answers(labels))
 
 
-def test_attribute_loss_equals_the_loop_and_leaves_persons_without_an_answer_out():
+def test_attribute_loss_equals_a_loop_and_skips_missing_labels():
     torch.manual_seed(0)
     logits, answers = torch.randn(4, 7), torch.tensor([[0, 2, -1], [1, -1, -1], [1, 0, -1], [0, -1, -1]])
     means = []
@@ -104,7 +104,7 @@ def test_attribute_loss_equals_the_loop_and_leaves_persons_without_an_answer_out
 
 
 @pytest.mark.parametrize(("name", "extra"), [("ide", 0), ("arn", 39 * 17), ("apr", 39 * 17 + 39 * 40)])
-def test_parameters_are_the_backbone_and_each_part_by_itself(name, extra):
+def test_parameters_are_those_of_the_backbone_and_the_classifiers(name, extra):
     model = model_of(name)
     joined = {"ide": 16, "arn": 0, "apr": 16 + 39}[name]
     total = sum(p.numel() for p in model.heads.parameters())
@@ -112,17 +112,17 @@ def test_parameters_are_the_backbone_and_each_part_by_itself(name, extra):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_objective_is_lambda_times_identity_and_the_rest_times_the_mean_attribute_loss(recipe):
-    """With the attributes' share of the identity classifier at 0, the identity part is the host's own model."""
+def test_the_objective_weights_identity_and_attribute_losses_by_lambda(recipe):
+    """If the weights of attribute scores in the identity classifier are 0, the identity losses equal FastReID's."""
     apr = model_of("apr", "MODEL.APR.LAMBDA", 0.7, recipe=recipe)
-    host = model_of("bot", "MODEL.HEADS.NAME", "EmbeddingHead", recipe="paper") if recipe == "bag of tricks" else (
+    baseline = model_of("bot", "MODEL.HEADS.NAME", "EmbeddingHead", recipe="paper") if recipe == "bag of tricks" else (
         model_of("ide"))
-    host.backbone.load_state_dict(apr.backbone.state_dict())
+    baseline.backbone.load_state_dict(apr.backbone.state_dict())
     with torch.no_grad():
         apr.heads.weight[:, 16:] = 0
-        host.heads.weight.copy_(apr.heads.weight[:, :16])
-        apr.heads.bottleneck.load_state_dict(host.heads.bottleneck.state_dict())
-    ours, theirs = losses_of(apr), losses_of(host)
+        baseline.heads.weight.copy_(apr.heads.weight[:, :16])
+        apr.heads.bottleneck.load_state_dict(baseline.heads.bottleneck.state_dict())
+    ours, theirs = losses_of(apr), losses_of(baseline)
     assert set(ours) == {*theirs, "loss_attribute"}
     for name, value in theirs.items():
         assert ours[name].item() == pytest.approx(0.7 * value.item(), rel=1e-5)
@@ -133,17 +133,17 @@ def test_the_objective_is_lambda_times_identity_and_the_rest_times_the_mean_attr
     assert ours["loss_attribute"].item() == pytest.approx(0.3 * alone.item(), rel=1e-5)
 
 
-def test_identities_by_the_bag_of_tricks_are_the_hosts_baseline():
-    """Why there is no ide_bot_R50.yml."""
-    host = model_of("bot")
+def test_ide_with_the_bag_of_tricks_is_fastreids_baseline():
+    """Therefore there is no ide_bot_R50.yml."""
+    baseline = model_of("bot")
     ide = model_of("bot", "MODEL.META_ARCHITECTURE", "IDE", "MODEL.HEADS.NAME", "AttributeHead")
-    ide.load_state_dict(host.state_dict())
-    ours, theirs = losses_of(ide), losses_of(host)
+    ide.load_state_dict(baseline.state_dict())
+    ours, theirs = losses_of(ide), losses_of(baseline)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_arn_learns_attributes_alone_by_their_sum():
+def test_the_loss_of_arn_is_the_sum_over_attributes():
     model = model_of("arn")
     losses = losses_of(model)
     assert list(losses) == ["loss_attribute"]
@@ -154,7 +154,7 @@ def test_arn_learns_attributes_alone_by_their_sum():
     assert losses["loss_attribute"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_reweighting_module_is_trained_by_the_identity_loss_only():
+def test_only_the_identity_loss_trains_the_reweighting_module():
     model = model_of("apr")
     losses = losses_of(model)
     gradients = torch.autograd.grad(losses["loss_attribute"], list(model.heads.arm.parameters()), retain_graph=True,
@@ -171,13 +171,13 @@ def test_every_parameter_is_in_every_steps_loss(name):
 
 
 @pytest.mark.parametrize("reading", ["probabilities", "positive", "highest"])
-def test_the_scores_that_join_the_feature_are_those_the_key_names(reading):
+def test_the_key_selects_the_scores_of_the_identity_classifier(reading):
     model = model_of("apr", "MODEL.APR.SCORES", reading)
     assert model.heads.weight.shape[1] - 16 == num_scores(MARKET1501.column_sizes, reading)
     assert losses_of(model)["loss_cls"].isfinite()
 
 
-def test_without_reweighting_the_scores_join_as_they_are():
+def test_without_reweighting_the_scores_are_not_changed():
     with_arm, without = model_of("apr"), model_of("apr", "MODEL.APR.ARM", False)
     without.load_state_dict(with_arm.state_dict(), strict=False)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_without_reweighting_the_scores_join_as_they_are():
     assert losses_of(with_arm)["loss_cls"].item() == pytest.approx(losses_of(without)["loss_cls"].item(), rel=1e-5)
 
 
-def test_the_block_sizes_the_feature_and_dropout_acts_in_training_only():
+def test_the_block_sets_the_feature_size_and_dropout_is_for_training():
     model = model_of("apr", "MODEL.APR.BLOCK_DIM", 32, "MODEL.APR.DROPOUT", 0.5)
     assert [type(part).__name__ for part in model.heads.block] == ["Conv2d", "BatchNorm", "Dropout", "ReLU"]
     maps = torch.rand(4, 16, 3, 2)
@@ -207,10 +207,10 @@ def test_inference_gives_the_pooled_feature():
         assert torch.allclose(model({"images": images}), maps.mean(dim=(2, 3)), atol=1e-5)
 
 
-def test_wrong_keys_are_refused_by_name():
+def test_invalid_keys_are_rejected():
     with pytest.raises(ValueError, match="MODEL.HEADS.NAME is 'EmbeddingHead'; APR needs AttributeHead"):
         model_of("apr", "MODEL.HEADS.NAME", "EmbeddingHead")
-    with pytest.raises(ValueError, match="AttributeHead serves IDE, ARN, APR; MODEL.META_ARCHITECTURE is 'Baseline'"):
+    with pytest.raises(ValueError, match="AttributeHead supports IDE, ARN, APR; MODEL.META_ARCHITECTURE is 'Baseline'"):
         model_of("apr", "MODEL.META_ARCHITECTURE", "Baseline")
     with pytest.raises(ValueError, match="MODEL.APR.LAMBDA is 1.5, expected a share between 0 and 1"):
         model_of("apr", "MODEL.APR.LAMBDA", 1.5)
@@ -228,7 +228,7 @@ def reader(schema=MARKET1501) -> ProbabilityReader:
 
 
 def probability(name: str, value: str, reader: ProbabilityReader, embedding) -> float:
-    """Of one word about one image, written out."""
+    """Log-probability of one described value in one image, by definition."""
     columns = [column.name for column in reader.schema.columns]
     m = columns.index(name)
     start = sum(reader.schema.column_sizes[:m])
@@ -243,7 +243,7 @@ def probability(name: str, value: str, reader: ProbabilityReader, embedding) -> 
 @pytest.mark.parametrize("words", [
     {"gender": "female"}, {"upper colour": "red", "age": "adult", "hat": "yes"}, {"lower colour": "none"},
     {"lower colour": "black and white", "backpack": "no"}])
-def test_search_ranks_by_the_mean_logarithm_of_what_is_described(words):
+def test_search_scores_are_mean_log_probabilities_of_described_columns(words):
     embeddings = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     read = reader()
     scores = read.search(MARKET1501.parse(words)[None], embeddings)[0]
@@ -252,7 +252,7 @@ def test_search_ranks_by_the_mean_logarithm_of_what_is_described(words):
         assert score == pytest.approx(sum(logs) / len(logs), rel=1e-4)
 
 
-def test_a_colour_that_is_only_denied_leaves_the_others():
+def test_denying_a_colour_allows_the_others():
     embeddings = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     labels = torch.full((1, len(MARKET1501.fields)), -1)
     labels[0, MARKET1501.index("upred")] = 0
@@ -261,7 +261,7 @@ def test_a_colour_that_is_only_denied_leaves_the_others():
     assert read.search(labels, embeddings)[0].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_many_descriptions_at_once_score_as_each_by_itself():
+def test_batches_of_descriptions_give_the_same_scores():
     labels, embeddings = random_labels(MARKET1501, 20), torch.randn(7, 6)
     labels[::3, :9] = -1
     read = reader()
@@ -269,7 +269,7 @@ def test_many_descriptions_at_once_score_as_each_by_itself():
     assert torch.allclose(read.search(labels, embeddings), each, atol=1e-6)
 
 
-def test_balanced_answers_without_labelled_training_people_are_the_most_probable():
+def test_balanced_predictions_without_training_labels_are_the_most_probable():
     draw = torch.Generator().manual_seed(0)
     size = sum(MARKET1501.column_sizes)
     reader = ProbabilityReader(MARKET1501, torch.randn(size, 8, generator=draw), torch.zeros(size),
@@ -278,7 +278,7 @@ def test_balanced_answers_without_labelled_training_people_are_the_most_probable
     assert torch.equal(reader.recognise_balanced(embeddings), reader.recognise(embeddings))
 
 
-def test_answers_are_the_most_probable_classes_with_their_probability():
+def test_predictions_are_the_most_probable_classes():
     embeddings = torch.randn(5, 6)
     read = reader()
     classes, probabilities = read.confidences(embeddings)
@@ -289,7 +289,7 @@ def test_answers_are_the_most_probable_classes_with_their_probability():
         assert probabilities[n, m].item() == pytest.approx(value, rel=1e-5)
 
 
-def test_a_description_of_nothing_is_refused():
+def test_an_empty_description_is_rejected():
     with pytest.raises(ValueError, match="query 1 describes nothing"):
         labels = torch.full((2, len(MARKET1501.fields)), -1)
         labels[0, 0] = 1
@@ -297,7 +297,7 @@ def test_a_description_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize("name", ["ide", "arn", "apr"])
-def test_each_trains_evaluates_and_reloads_by_the_same_commands(small_config, name, tmp_path):
+def test_each_model_trains_evaluates_and_reloads(small_config, name, tmp_path):
     cfg = small_config("SOLVER.AUTOCAST", "", "DATALOADER.RESIDENT", False, file=FILES["paper"].format(name))
     trainer = trained(cfg)
     moved = [key for key, p in trainer.model.named_parameters() if p.requires_grad and
@@ -321,24 +321,24 @@ def with_weights(cfg, path):
     return cfg
 
 
-def test_a_checkpoint_of_another_attribute_set_is_refused(small_config, tmp_path):
+def test_a_checkpoint_with_another_schema_is_rejected(small_config, tmp_path):
     cfg = small_config("SOLVER.AUTOCAST", "", "DATALOADER.RESIDENT", False, file=FILES["paper"].format("arn"))
     trained(cfg)
     path = tmp_path / "run/model_final.pth"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["model"]["class_labels.schema"].fill_(7)
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="'held_schema.record' is the schema market1501, but .* of another one"):
+    with pytest.raises(ValueError, match="'held_schema.record' is the schema market1501, but .* of another schema"):
         load_model(with_weights(cfg, path))
     del checkpoint["model"]["held_schema.record"]  # as in earlier checkpoints
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="trained on an attribute set this version does not know"):
+    with pytest.raises(ValueError, match="trained with an unknown attribute schema"):
         load_model(with_weights(cfg, path))
-    with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training data set"):
+    with pytest.raises(ValueError, match="table 'class_labels.schema' differs from that of the training dataset"):
         CerberusTrainer(cfg).resume_or_load(resume=True)
 
 
-def test_training_may_begin_with_the_weights_of_another_model(small_config, tmp_path):
+def test_training_can_start_from_the_weights_of_another_model(small_config, tmp_path):
     ide = trained(small_config("SOLVER.AUTOCAST", "", "OUTPUT_DIR", str(tmp_path / "ide"), "SOLVER.MAX_EPOCH", 1,
                                file=FILES["paper"].format("ide")))
     cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "ide/model_final.pth"), file=FILES["paper"].format("apr"))
@@ -349,7 +349,7 @@ def test_training_may_begin_with_the_weights_of_another_model(small_config, tmp_
 
 
 @pytest.mark.parametrize("name", ["apr", "bot"])
-def test_losses_are_in_float32_under_autocast(name):
+def test_losses_are_computed_in_float32_under_autocast(name):
     model = model_of(name)
     cast_forward(model, "bfloat16", "", channels_last=False)
     assert {value.dtype for value in losses_of(model).values()} == {torch.float32}
@@ -357,7 +357,7 @@ def test_losses_are_in_float32_under_autocast(name):
 
 @pytest.mark.parametrize("data", ["Market1501", "DukeMTMC"])
 @pytest.mark.parametrize("name", ["ide", "arn", "apr"])
-def test_the_papers_recipe_is_in_the_configuration(name, data):
+def test_the_configuration_has_the_recipe_of_the_paper(name, data):
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(CONFIGS / f"{data}/{name}_R50.yml"))
@@ -372,13 +372,13 @@ def test_the_papers_recipe_is_in_the_configuration(name, data):
 
 @pytest.mark.parametrize("data", ["Market1501", "DukeMTMC"])
 @pytest.mark.parametrize("name", ["arn", "apr"])
-def test_the_bag_of_tricks_recipe_differs_from_the_hosts_in_model_and_head_only(name, data):
+def test_the_bag_of_tricks_recipe_differs_from_fastreids_in_model_and_head(name, data):
     def differing(file: str) -> dict:
         cfg = get_cfg()
         add_cerberus_config(cfg)
         cfg.merge_from_file(str(CONFIGS / f"{data}/{file}.yml"))
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.HEADS.NAME = cfg.OUTPUT_DIR = ""
-        if name == "arn":  # classifies no identities
+        if name == "arn":  # no identity classifier
             del cfg.MODEL["LOSSES"]
         return cfg
 

@@ -1,4 +1,4 @@
-"""Backbones: cut in two they are what they were, and every one of them trains, is saved, resumed and exported."""
+"""Backbones: split and unsplit outputs are equal; each one trains, evaluates, is saved, resumed and exported."""
 
 import gc
 
@@ -30,7 +30,7 @@ def tiny_swin(pretrained: bool = False, **options) -> SwinTransformer:
                                 num_heads=(1, 1, 2, 2), window_size=4, **options)
 
 
-# The smallest of each family, with its number of channels and the height of its map for an image of 128 x 64.
+# The smallest model of each family, with the number of channels and the height of its map for images of 128 x 64.
 BACKBONES = {
     "resnet": ("18x", 512, 8), "resnext": ("50x", 2048, 8), "resnest": ("50x", 2048, 8), "osnet": ("x0_25", 128, 8),
     "mobilenetv2": ("0.1x", 1280, 4), "mobilenetv3": ("Small", 1024, 4), "shufflenetv2": ("0.5x", 1024, 4),
@@ -46,7 +46,7 @@ MODELS = {"Cerberus": ("configs/Market1501/cerberus_demo.yml", SMALL_HEADS),
           "CSSC": ("configs/PRCC/cssc_demo.yml", ("DATASETS.NAMES", ("Market1501",), "DATASETS.TESTS", ("Market1501",),
                                                   "DATASETS.HOLD_OUT", 0)),
           "APR": ("configs/Market1501/apr_demo.yml", ())}
-# A translation into ONNX takes ten seconds, so the fast ones leave it out.
+# An ONNX export takes ten seconds and is only tested in slow tests.
 FAST = [("osnet", "Cerberus"), ("mobilenetv2", "CSSC"), ("test_vit", "Cerberus"), ("tiny_swin", "CSSC"),
         ("test_convnext", "APR")]
 SLOW = [*((case, "Cerberus") for case in CASES),
@@ -66,7 +66,7 @@ def config_of(case: str, *options):
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode, each batch normalisation with statistics and weights of its own."""
+    """The network in evaluation mode, with random statistics and weights of batch normalisation."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
@@ -79,7 +79,7 @@ def with_statistics(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("case", [case if case not in LARGE else pytest.param(case, marks=pytest.mark.slow)
                                   for case in CASES])
 @torch.no_grad()
-def test_a_backbone_in_two_parts_computes_what_it_did_in_one(case, cut):
+def test_a_split_backbone_computes_the_same_output(case, cut):
     cfg = config_of(case)
     backbone = with_statistics(build_backbone(cfg))
     images = torch.randn(2, 3, 128, 64)
@@ -110,7 +110,7 @@ def resumed(cfg) -> CerberusTrainer:
 
 
 @pytest.mark.parametrize(("case", "model", "exported"), RUNS)
-def test_it_trains_evaluates_is_saved_loaded_resumed_and_exported(small_config, market_root, tmp_path, case, model,
+def test_each_backbone_trains_evaluates_resumes_and_exports(small_config, market_root, tmp_path, case, model,
                                                                   exported):
     file, options = MODELS[model]
     size = (256, 64) if model == "CSSC" and CASES[case][3] < 8 else (128, 64)  # for eight stripes
@@ -136,9 +136,9 @@ def test_it_trains_evaluates_is_saved_loaded_resumed_and_exported(small_config, 
     if not exported:
         return
     del first, second, predictor
-    gc.collect()  # a trainer and its hooks refer to each other; collected amid an export, torch 2.13 has crashed
-    pictures = market_root / "Market-1501-v15.09.15" / "query"
-    assert export(run_folder, tmp_path / "model.onnx", pictures).holds
+    gc.collect()  # trainer and hooks reference each other; garbage collection during an export has crashed torch 2.13
+    images = market_root / "Market-1501-v15.09.15" / "query"
+    assert export(run_folder, tmp_path / "model.onnx", images).holds
 
 
 @pytest.mark.parametrize("case", ["test_vit", pytest.param("osnet", marks=pytest.mark.slow),
@@ -166,7 +166,7 @@ def test_it_compiles_without_a_break_and_runs_in_bfloat16_and_channels_last(case
 
 @pytest.mark.parametrize(("case", "model"), [("mobilenetv2", "CSSC"), ("test_vit", "CSSC"), ("test_vit", "Cerberus"),
                                              ("tiny_swin", "Cerberus")])
-def test_frozen_as_the_backbone_is_all_of_it_and_nothing_else(case, model):
+def test_freezing_the_backbone_freezes_all_of_its_parameters_only(case, model):
     file, options = MODELS[model]
     cfg = read_config(*options_of(case, *options), "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CERBERUS.SCHEMA", "market1501",
                       "MODEL.CERBERUS.NUM_SIDS", [4, 18, 40, 8, 4], file=file)
@@ -174,7 +174,7 @@ def test_frozen_as_the_backbone_is_all_of_it_and_nothing_else(case, model):
     frozen = [whole.get_submodule(path) for path in frozen_layers(whole, ["backbone"])]
     found = {p for module in frozen for p in module.parameters()}
     split = split_backbone(build_backbone(cfg), cfg, CUTS[model == "CSSC"])
-    copied = [*split.branch] if model == "Cerberus" else [*split.branch][:-1]  # CSSC's last part is shared
+    copied = [*split.branch] if model == "Cerberus" else [*split.branch][:-1]  # the last module of CSSC is shared
     trunk, branch, copied = (sum(p.numel() for module in modules for p in module.parameters())
                              for modules in ([split.trunk], [split.branch], copied))
     assert sum(p.numel() for p in found) == trunk + branch + copied
@@ -199,7 +199,7 @@ def test_the_trunk_ends_with_the_module_that_the_key_names(case, model, cut, tru
     ("resnet", "conv5_1", ("MODEL.BACKBONE.CUT", "layer3.0"), "CUT is 'layer3.0', .* behind layer3.1 alone"),
     ("test_vit", "conv4_2", ("MODEL.BACKBONE.CUT", "blocks.5"), "behind blocks.0, .*, blocks.4 alone"),
     ("test_vit", "conv5_1", ("MODEL.BACKBONE.CUT", "blocks.4"), "behind blocks.0, .*, blocks.3 alone"),
-    ("osnet", "conv5_1", ("MODEL.BACKBONE.CUT", "conv4.0"), r"behind .*, conv3\.2\.1 alone"),  # the branch has two
+    ("osnet", "conv5_1", ("MODEL.BACKBONE.CUT", "conv4.0"), r"behind .*, conv3\.2\.1 alone"),  # two modules remain
     ("mobilenetv2", "conv5_1", ("MODEL.BACKBONE.CUT", "features.16"), r"behind .*, features\.15 alone"),
     ("osnet", "conv4_2", ("MODEL.BACKBONE.FEAT_DIM", 512), "FEAT_DIM is 512, but build_osnet_backbone .* gives 128"),
     ("test_vit", "conv4_2", ("MODEL.BACKBONE.DEPTH", "vit_smal_patch16_224"),
@@ -213,19 +213,19 @@ def test_the_trunk_ends_with_the_module_that_the_key_names(case, model, cut, tru
     ("test_vit", "conv5_1", ("MODEL.BACKBONE.DEPTH", "test_efficientnet", "MODEL.BACKBONE.FEAT_DIM", 256),
      "no two blocks of one width"),
 ])
-def test_what_cannot_be_built_or_cut_is_refused_with_a_remedy(case, cut, options, message):
+def test_unsupported_backbones_and_split_points_are_rejected(case, cut, options, message):
     cfg = config_of(case, *options)
     with pytest.raises(ValueError, match=message):
         split_backbone(build_backbone(cfg), cfg, cut)
 
 
-def test_a_backbone_that_nobody_splits_is_refused_with_those_that_somebody_does(monkeypatch):
+def test_the_error_for_an_unsupported_backbone_lists_the_supported_ones(monkeypatch):
     monkeypatch.delitem(SPLITTERS, "build_osnet_backbone")
     with pytest.raises(ValueError, match="'build_osnet_backbone', expected one of build_resnet_.* register a function"):
         model_of(*options_of("osnet"))
 
 
-def test_a_chain_of_ones_own_is_cut_by_the_function_for_the_hosts(monkeypatch):
+def test_split_chain_supports_a_custom_backbone(monkeypatch):
     monkeypatch.setitem(SPLITTERS, "build_chain", split_chain)
     chain = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()) for _ in range(5)), nn.Conv2d(3, 3, 1))
     cfg = read_config("MODEL.BACKBONE.NAME", "build_chain", "MODEL.BACKBONE.FEAT_DIM", 3)
@@ -237,7 +237,7 @@ def test_a_chain_of_ones_own_is_cut_by_the_function_for_the_hosts(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_hosts_vision_transformer_is_cut_without_its_own_forward_pass_and_only_without_cameras():
+def test_fastreids_vision_transformer_is_split_without_cameras():
     def vit(camera: int) -> VisionTransformer:
         return VisionTransformer(img_size=(64, 32), stride_size=16, embed_dim=32, depth=3, num_heads=2, camera=camera)
 
@@ -248,14 +248,14 @@ def test_the_hosts_vision_transformer_is_cut_without_its_own_forward_pass_and_on
     tokens = split.branch(split.trunk(images))
     assert torch.allclose(split.to_global(tokens), whole(images), atol=1e-5)
     assert split.to_map(tokens).shape == (2, 32, 4, 2) and len(split.trunk.blocks) == 2
-    with pytest.raises(AssertionError, match="doesn't match model"):  # its patches still check the size
+    with pytest.raises(AssertionError, match="doesn't match model"):  # the patch embedding still checks the size
         split.trunk(torch.randn(1, 3, 64, 48))
     with pytest.raises(ValueError, match="has camera embeddings"):
         split_vit(vit(camera=2), options, "conv4_2")
 
 
 def test_tokens_become_the_map_of_their_patches_row_by_row():
-    tokens = torch.arange(2 * 8 * 3.0).view(2, 8, 3)  # class token, another one, 3 x 2 patches
+    tokens = torch.arange(2 * 8 * 3.0).view(2, 8, 3)  # class token, an extra token, 3 x 2 patches
     grid = Grid(rows=3, columns=2, prefix=2, class_token=True)
     given = MapOfTokens(grid)(tokens)
     assert given.shape == (2, 3, 3, 2) and torch.equal(ClassToken()(tokens)[..., 0, 0], tokens[:, 0])
@@ -265,7 +265,7 @@ def test_tokens_become_the_map_of_their_patches_row_by_row():
     assert torch.equal(OnMap(nn.Identity())(given), given)
 
 
-def test_of_a_class_token_every_place_gives_the_same_to_the_figure_of_attention():
+def test_a_class_token_gives_uniform_attention_maps():
     model = with_statistics(model_of(*options_of("test_vit"), "MODEL.HEADS.EMBEDDING_DIM", 16))
     weights, rows = weights_of_places(model, torch.rand(2, 3, 128, 64) * 255)
     assert weights.shape == (2, 5, 8, 4) and rows.shape == (2, 5, 8)
@@ -275,7 +275,7 @@ def test_of_a_class_token_every_place_gives_the_same_to_the_figure_of_attention(
 
 
 @torch.no_grad()
-def test_overlapping_patches_are_as_many_as_fit_and_positions_belong_to_them():
+def test_overlapping_patches_have_matching_position_embeddings():
     cfg = config_of("test_vit", "MODEL.BACKBONE.STRIDE_SIZE", [12, 12])
     backbone = build_backbone(cfg)
     assert backbone.grid == Grid(10, 5, 1, True)  # (128 - 16) // 12 + 1 and (64 - 16) // 12 + 1
@@ -288,13 +288,13 @@ def test_overlapping_patches_are_as_many_as_fit_and_positions_belong_to_them():
     assert torch.allclose(embedding[2 * 5 + 1], by_hand + split.trunk.vit.patch_embed.proj.bias, atol=1e-5)
 
 
-def test_what_features_do_not_pass_is_taken_out_of_a_network_of_timm():
+def test_unused_layers_of_timm_models_are_removed():
     names = dict(build_backbone(config_of("mobilenetv4_conv_small_035")).timm_model.named_parameters())
     assert not any(name.startswith(("conv_head", "norm_head", "classifier")) for name in names) and len(names) > 50
 
 
-def test_a_regnet_without_squeeze_and_excitation_has_none_after_one_that_has_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # their files are found from anywhere
+def test_regnets_with_and_without_squeeze_and_excitation_are_independent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # their files must be found from any working directory
     first, with_se, again = (build_backbone(config_of("regnet", "MODEL.BACKBONE.DEPTH", depth))
                              for depth in ("200x", "200y", "200x"))
     assert list(first.state_dict()) == list(again.state_dict())
@@ -302,7 +302,7 @@ def test_a_regnet_without_squeeze_and_excitation_has_none_after_one_that_has_it(
     assert not any(".se." in name for name in again.state_dict())
 
 
-def test_chains_are_seen_and_what_happens_between_modules_is_seen_too():
+def test_chains_are_detected_and_operations_between_modules_too():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -319,7 +319,7 @@ def test_chains_are_seen_and_what_happens_between_modules_is_seen_too():
 
 
 class Between(nn.Module):
-    """Passes no map on unchanged: it halves it."""
+    """Returns a map of half the size instead of the input map."""
 
     def __init__(self):
         super().__init__()

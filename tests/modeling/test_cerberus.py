@@ -1,4 +1,4 @@
-"""The meta-architecture: the paper's sizes, its losses, and the backbones it accepts."""
+"""The Cerberus meta-architecture: sizes of the paper, losses, and supported backbones."""
 
 import inspect
 
@@ -21,7 +21,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("pool", ["ceil", "padding"])
-def test_parameters_and_sizes_of_maps_are_those_of_the_paper(pool):
+def test_parameters_and_map_sizes_match_the_paper(pool):
     model = model_of("MODEL.BACKBONE.STEM_POOL", pool).eval()
     assert count(model.trunk) == 2_957_376
     assert count(model.global_branch) == count(model.local_branch) == 20_550_656
@@ -53,12 +53,12 @@ def test_resnet_family_backbones_split_alike(name, depth, dim, ibn):
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks"),
     (("MODEL.CERBERUS.SCHEMA", ""), "SCHEMA is '', expected one of market1501, dukemtmc"),
 ])
-def test_what_cannot_be_split_or_read_is_refused_by_key(options, message):
+def test_unsupported_values_of_keys_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(*options)
 
 
-def test_a_backbone_of_another_kind_trains_once_its_split_is_registered(monkeypatch):
+def test_a_custom_backbone_trains_with_a_registered_split(monkeypatch):
     monkeypatch.setattr("cerberus_plugin.modeling.backbones.SPLITTERS", dict(SPLITTERS))
 
     @register_split("build_osnet_backbone")
@@ -73,7 +73,7 @@ def test_a_backbone_of_another_kind_trains_once_its_split_is_registered(monkeypa
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_loss_of_ones_own_is_appended_to_the_list():
+def test_custom_losses_can_be_appended():
     model = model_of(*SMALL).train()
     model.criteria.append(lambda outputs, targets: {"loss_norm": outputs["representations"].norm() / len(targets.sids)})
     terms = model(small_batch(model))
@@ -104,7 +104,7 @@ def test_losses_are_weighted_means_over_the_five_groups():
     assert sum(terms.values()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_options_beyond_the_paper_leave_no_trace_where_they_are_off():
+def test_disabled_extensions_do_not_change_the_model():
     model = model_of(*SMALL).train()
     assert set(model(small_batch(model))) == {"loss_id", "loss_triplet", "loss_sem", "loss_reg"}
     added = set(model_of(*SMALL, *PLUS).state_dict()) - set(model.state_dict())
@@ -112,14 +112,14 @@ def test_options_beyond_the_paper_leave_no_trace_where_they_are_off():
 
 
 @pytest.mark.parametrize(("align", "logged"), [(True, {"alignment/crop_ratio", "alignment/fallback"}), (False, set())])
-def test_the_figures_of_alignment_are_logged_where_there_is_one(align, logged):
+def test_alignment_statistics_are_logged_with_alignment(align, logged):
     model = model_of(*SMALL, "MODEL.CERBERUS.ALIGN", align).train()
     with EventStorage(0) as storage:
         model(small_batch(model))
     assert {name for name in storage.latest() if name.startswith("alignment")} == logged
 
 
-def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_before_batch_normalisation():
+def test_softmax_classes_are_seen_prototypes_and_split_triplets_precede_bn():
     model = model_of(*SMALL, *PLUS).train()
     batch = small_batch(model)
     outputs = {}
@@ -128,7 +128,7 @@ def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_b
     softmax = 0
     for g, group in enumerate(GROUPS):
         sids = batch["sids"][:, g]
-        rows = model.prototypes.rows[group][:4]  # no class carries a semantic ID beyond
+        rows = model.prototypes.rows[group][:4]  # no class has one of the other semantic IDs
         cosines = F.normalize(outputs["representations"][g], dim=1) @ F.normalize(rows, dim=1).T
         softmax = softmax + F.cross_entropy(16 * cosines, sids, ignore_index=-1) / 5
     assert terms["loss_softmax"].item() == pytest.approx(2 * softmax.item(), rel=1e-5)
@@ -140,25 +140,25 @@ def test_softmax_is_over_the_prototypes_that_training_carries_and_triplets_are_b
 
 
 @pytest.mark.parametrize("options", [{"SOFTMAX": -1.0}, {"SOFTMAX_SCALE": 0.0}])
-def test_a_softmax_of_negative_weight_or_without_scale_is_refused(options):
+def test_a_softmax_of_negative_weight_or_without_scale_is_rejected(options):
     with pytest.raises(ValueError, match="SOFTMAX is .* and SOFTMAX_SCALE .*, expected a weight of at least 0"):
         model_of(*SMALL, *(item for key, value in options.items() for item in (f"MODEL.CERBERUS.{key}", value)))
 
 
 @pytest.mark.parametrize("weights", [(5.0, 0.001, 0.0), (5.0, 0.0, 0.0), (0.0, 0.001, 0.0), (0.0, 0.0, 1.0)])
-def test_every_parameter_takes_part_in_every_step_whatever_the_weights(weights):
+def test_all_parameters_are_in_the_loss_for_all_weights(weights):
     model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", weights[0], "MODEL.CERBERUS.LAMBDA_REG", weights[1],
                      "MODEL.CERBERUS.SOFTMAX", weights[2], "MODEL.CERBERUS.POOL", "gem").train()
     sum(model(small_batch(model)).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_without_guidance_there_is_nothing_to_recognise_with():
+def test_without_guidance_there_is_no_reader():
     model = model_of(*SMALL, "MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0)
     assert model.prototypes is None and model.attribute_reader() is None
 
 
-def test_the_batch_is_left_as_it_was_so_that_a_flipped_pass_sees_true_pixels():
+def test_preprocessing_does_not_modify_the_batch():
     model = model_of(*SMALL).eval()
     images = torch.rand(2, 3, 96, 48) * 255
     before = images.clone()
@@ -167,7 +167,7 @@ def test_the_batch_is_left_as_it_was_so_that_a_flipped_pass_sees_true_pixels():
     assert torch.equal(images, before)
 
 
-def test_precise_bn_batches_with_targets_of_minus_one_pass():
+def test_batches_of_precise_bn_with_targets_minus_one_are_accepted():
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     batch["targets"] = torch.full_like(batch["targets"], -1)
@@ -177,7 +177,7 @@ def test_precise_bn_batches_with_targets_of_minus_one_pass():
 
 
 @pytest.mark.parametrize("key", ["targets", "sids"])
-def test_a_training_batch_without_identities_or_semantic_ids_is_refused(key):
+def test_a_training_batch_without_identities_or_semantic_ids_is_rejected(key):
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     del batch[key]
@@ -186,7 +186,7 @@ def test_a_training_batch_without_identities_or_semantic_ids_is_refused(key):
 
 
 @pytest.mark.parametrize(("name", "images"), [("Market1501", 12_936), ("DukeMTMC", 16_522)])
-def test_the_recipe_is_the_papers(name, images):
+def test_the_recipe_is_that_of_the_paper(name, images):
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name / "cerberus_R50.yml"))
@@ -201,7 +201,7 @@ def test_the_recipe_is_the_papers(name, images):
         1.0, 5.0, 0.001, 0.4, 1.8, 5.0)
 
 
-def test_every_key_of_the_plugin_is_explained():
+def test_each_key_of_the_plugin_has_a_comment():
     source = inspect.getsource(add_cerberus_config).splitlines()
     for i, line in enumerate(source):
         if " = " in line and ("node." in line or "cfg." in line) and "CN()" not in line:

@@ -1,4 +1,4 @@
-"""Cerberus with every option beyond the paper: trained, evaluated from its checkpoint alone, resumed, and used."""
+"""Cerberus with all extensions: training, evaluation of the checkpoint, resuming, and inference."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from support.training import read_config, trained
 
 PLUS = "configs/Market1501/cerberus_plus_demo.yml"
 OPTIONS = ("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, "MODEL.HEADS.EMBEDDING_DIM", 32,
-           "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True, "SOLVER.EMA", 0.999)  # and what the file has
+           "MODEL.CERBERUS.POOL", "gem", "MODEL.CERBERUS.SPLIT", True, "SOLVER.EMA", 0.999)  # in addition to the file's
 
 
 @pytest.fixture(scope="module")
 def plus(tmp_path_factory, market_root):
-    """A short run with every option on, which tests only look at."""
+    """A short run with all extensions, not modified by tests."""
     patch = pytest.MonkeyPatch()
     patch.setattr("fastreid.data.build._root", str(market_root))
     yield trained(read_config("OUTPUT_DIR", str(tmp_path_factory.mktemp("plus") / "run"), *OPTIONS, file=PLUS))
@@ -37,7 +37,7 @@ def weights(run) -> str:
 @pytest.mark.parametrize(("name", "softmax", "agreement", "smoothing"), [
     ("Market1501/cerberus_plus_R50", 1.0, 0.0, 0.0), ("DukeMTMC/cerberus_plus_R50", 1.0, 0.0, 0.0),
     ("Market1501/cerberus_plus_demo", 1.0, 0.0, 0.0), ("Market1501/cerberus_plus_R18_cpu", 16.0, 0.2, 0.1)])
-def test_configurations_switch_on_what_helped_and_leave_the_rest_as_the_paper_has_it(name, softmax, agreement,
+def test_cerberus_plus_configurations_enable_the_selected_extensions(name, softmax, agreement,
                                                                                       smoothing):
     cfg = read_config(file=f"configs/{name}.yml")
     node = cfg.MODEL.CERBERUS
@@ -60,7 +60,7 @@ def test_every_parameter_moves_and_the_model_of_the_checkpoint_is_the_average(pl
     assert not torch.equal(average.beside["heads.fc.head.weight"], plus.model.heads.fc["head"].weight)
 
 
-def test_a_checkpoint_alone_gives_the_same_figures(plus, tmp_path):
+def test_evaluation_of_the_checkpoint_gives_the_same_metrics(plus, tmp_path):
     cfg = changed(plus.cfg, MODEL__WEIGHTS=weights(plus), OUTPUT_DIR=str(tmp_path), MODEL__HEADS__NUM_CLASSES=0,
                   MODEL__CERBERUS__SCHEMA="", MODEL__CERBERUS__NUM_SIDS=[])
     assert evaluate(cfg) == pytest.approx(plus.results, nan_ok=True)
@@ -70,13 +70,13 @@ def test_a_checkpoint_alone_gives_the_same_figures(plus, tmp_path):
         evaluate(changed(cfg, MODEL__WEIGHTS=str(tmp_path / "other.pth")))
 
 
-def test_a_finished_run_evaluates_its_average_again(plus):
+def test_a_finished_run_is_evaluated_with_its_average(plus):
     again = CerberusTrainer(plus.cfg)
     again.resume_or_load(resume=True)
     assert again.train() == pytest.approx(plus.results, nan_ok=True)
 
 
-def test_a_run_with_an_average_is_not_resumed_without_but_may_be_begun_with(plus, tmp_path):
+def test_the_average_must_match_in_a_resumed_run_but_not_in_a_new_one(plus, tmp_path):
     other = CerberusTrainer(changed(plus.cfg, SOLVER__EMA=0.0))
     with pytest.raises(ValueError, match="model_final.pth: the checkpoint's weights are an average.*SOLVER.EMA 0"):
         other.resume_or_load(resume=True)
@@ -86,7 +86,7 @@ def test_a_run_with_an_average_is_not_resumed_without_but_may_be_begun_with(plus
     assert "average" not in other.checkpointer.checkpointables
 
 
-def test_a_softmax_alone_has_prototypes_to_recognise_with(small_config):
+def test_a_model_with_softmax_only_has_prototypes(small_config):
     model = CerberusTrainer(small_config("MODEL.CERBERUS.LAMBDA_SEM", 0.0, "MODEL.CERBERUS.LAMBDA_REG", 0.0,
                                          "MODEL.CERBERUS.SOFTMAX", 1.0)).model
     answers = model.attribute_reader().recognise(torch.randn(3, 5 * 128))

@@ -1,4 +1,4 @@
-"""Weight gradients by matrix products: those of autograd, where they are used, and nothing else changed."""
+"""Weight gradients as matrix products: they equal those of autograd, and only apply to supported convolutions."""
 
 import copy
 
@@ -16,7 +16,7 @@ from torch import nn
 
 @pytest.mark.parametrize("size", [(3, 5, 4, 6, 3), (1, 2, 3, 1, 1), (2, 4, 4, 8, 8)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_weight_gradient_is_that_of_autograd(size, memory_format):
+def test_the_weight_gradient_equals_that_of_autograd(size, memory_format):
     batch, channels, outputs, height, width = size
     images = torch.randn(batch, channels, height, width, dtype=torch.float64).to(memory_format=memory_format)
     weight = torch.randn(outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -41,14 +41,14 @@ def fast_copy(layer):
     return fast
 
 
-def test_outputs_and_gradients_of_images_stay_as_they_were_and_weight_gradients_are_as_exact():
+def test_only_weight_gradients_change_and_stay_as_exact():
     layer = nn.Conv2d(256, 8, 3, padding=1, bias=False)
     images = torch.randn(16, 256, 6, 3)
     exact = gradients(layer, images, autocast=False)[2]
     out, of_images, plain = gradients(layer, images)
     fast_out, fast_of_images, fast = gradients(fast_copy(layer), images)
     assert torch.equal(out, fast_out) and torch.equal(of_images, fast_of_images)
-    assert fast.dtype == torch.float32 and not torch.equal(fast, plain)  # sums in another order
+    assert fast.dtype == torch.float32 and not torch.equal(fast, plain)  # other order of sums
     assert (fast - exact).abs().max() <= 1.5 * (plain - exact).abs().max()
 
 
@@ -57,7 +57,7 @@ def test_outputs_and_gradients_of_images_stay_as_they_were_and_weight_gradients_
     (nn.Conv2d(256, 8, 3, padding=1, bias=False, stride=2), 3), (nn.Conv2d(256, 8, 3, padding=1), 3),
     (nn.Conv2d(256, 8, 3, padding=1, bias=False, groups=2), 3), (nn.Conv2d(256, 8, 1, bias=False), 3),
     (nn.Conv2d(256, 8, 3, padding=2, dilation=2, bias=False), 3)])
-def test_other_convolutions_and_wide_maps_are_left_alone(layer, width):
+def test_other_convolutions_and_wide_maps_are_not_changed(layer, width):
     images = torch.randn(2, layer.in_channels, 6, width)
     for before, after in zip(gradients(layer, images), gradients(fast_copy(layer), images)):
         assert torch.equal(before, after)
@@ -79,7 +79,7 @@ def test_frozen_weights_get_no_gradient_and_images_do():
 
 
 def with_nan_in_free_memory(call):
-    """Memory that is freed here is what kernels are given next; those that read beyond their inputs read NaN."""
+    """Fill memory with NaN that is allocated next, so that reads outside of inputs give NaN."""
     for size in (2**6, 2**10, 2**14, 2**18):
         torch.full((size,), float("nan"), dtype=torch.bfloat16)
     return call()
@@ -87,7 +87,7 @@ def with_nan_in_free_memory(call):
 
 @pytest.mark.parametrize(("stride", "padding", "kernel", "size"), [
     (2, 1, 3, (6, 2)), (2, 1, 3, (6, 1)), (2, 3, 7, (12, 2)), (3, 1, 3, (6, 6)), (2, 1, 3, (6, 4))])
-def test_strided_convolutions_to_one_pixel_are_right_under_autocast(stride, padding, kernel, size):
+def test_strided_convolutions_to_one_pixel_are_correct_under_autocast(stride, padding, kernel, size):
     layer = nn.Conv2d(64, 32, kernel, stride, padding, bias=False)
     images = torch.randn(4, 64, *size)
     expected = gradients(layer, images, autocast=False)
@@ -106,7 +106,7 @@ def test_other_strided_convolutions_stay_in_bfloat16():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_that_computes_something_else_keeps_its_own_forward_pass(stride):
+def test_subclasses_of_convolutions_keep_their_forward_pass(stride):
     class Doubled(nn.Conv2d):
         def forward(self, images):
             return 2 * super().forward(images)
@@ -119,7 +119,7 @@ def test_a_convolution_that_computes_something_else_keeps_its_own_forward_pass(s
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_strided_points_of_few_channels_are_computed_without_the_kernel_that_crashes(memory_format):
+def test_strided_1x1_convolutions_avoid_the_crashing_kernel(memory_format):
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 48, 1, stride=2)
     images = torch.randn(4, 3, 9, 6)

@@ -1,4 +1,4 @@
-"""CSSC: the published code's sizes, refinement and crossing by hand, its losses, its epochs, and its recipe."""
+"""CSSC: sizes of the published code, refinement computed by hand, losses, epochs, and recipe."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def batch(size: int = 8, height: int = 128) -> dict:
 
 
 def losses_of(model, epoch: int | None = None, **changes) -> dict[str, torch.Tensor]:
-    """Losses in an epoch of a trainer, from 0 on as the host counts, or before its first."""
+    """Losses in an epoch of a trainer, counted from 0 as in FastReID, or before the first epoch."""
     with EventStorage(0) as storage:
         if epoch is not None:
             storage.epoch = epoch
@@ -57,7 +57,7 @@ def count(*modules: nn.Module) -> int:
 # Sizes.
 
 def full_size(classes: int) -> CSSC:
-    """Shapes alone, without values."""
+    """The model on the meta device, without values."""
     with torch.device("meta"):
         return model_of(*LARGE, "MODEL.CSSC.FLIP_SUM", False, "MODEL.DEVICE", "meta", classes=classes)
 
@@ -98,30 +98,30 @@ def smr_by_hand(pooling: str) -> SMR:
         smr.gate[0].weight[0, 0] = 2
         smr.gate[0].bias[0] = -11 if pooling == "max" else 0
         smr.gate[2].weight[0, 0] = math.log(3)  # channel 0: sigmoid(hidden * ln 3); others sigmoid(0) = 1/2
-        smr.stripe_weight[:, 0, 0] = smr.stripe_weight[:, 1, 1] = 1  # of each stripe channels 0 and 1
+        smr.stripe_weight[:, 0, 0] = smr.stripe_weight[:, 1, 1] = 1  # channels 0 and 1 of each stripe
         for k, column in enumerate((0, 16, 31)):  # pooled channel 0; of stripe 0 channel 0; of stripe 7 channel 1
             smr.classifier[k, column] = 1
-    smr.bn.eval(), smr.stripe_bn.eval()  # as initialised: the identity but for their epsilon
+    smr.bn.eval(), smr.stripe_bn.eval()  # at initialisation these are identity mappings except for epsilon
     return smr
 
 
 @pytest.mark.parametrize(("pooling", "pooled", "logits"), [
-    # Mean of 18 pixels: channel 0 (2 + 7) / 18; channel 1 2 * (0 + ... + 7 + 26) / 18 = 6. Stripe 0 (2 + 7) / 2.
+    # Mean of 18 pixels: channel 0 (2 + 7) / 18; channel 1 2 * (0 + ... + 7 + 26) / 18 = 6. Stripe 0: (2 + 7) / 2.
     ("average", [0.5, 6], [0.5, 4.5, 7]),
-    # Greatest: 6 in place of 7 below; 26 stands in the ninth row, which no stripe has.
+    # Maximum: 6 instead of 7; the value 26 is in the ninth row, which belongs to no stripe.
     ("max", [6, 26], [6, 6, 7])])
-def test_refinement_by_hand(pooling, pooled, logits):
+def test_refinement_matches_values_computed_by_hand(pooling, pooled, logits):
     x = torch.zeros(1, 16, 9, 2)
     x[0, 0, 0] = torch.tensor([2.0, 7]) if pooling == "average" else torch.tensor([2.0, 6])
     x[0, 1] = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 26])[:, None]
     refined, feature, scores = smr_by_hand(pooling)(x)
     assert feature[0].tolist() == pytest.approx([*pooled, *[0] * 14])
-    # Hidden 2 * 0.5 = 1, or 2 * 6 - 11 = 1: channel 0 by sigmoid(ln 3) = 3/4, channel 1 by 1/2, nothing added back.
+    # Hidden 2 * 0.5 = 1, or 2 * 6 - 11 = 1: channel 0 times sigmoid(ln 3) = 3/4, channel 1 times 1/2; no residual.
     assert torch.allclose(refined[0, 0], 0.75 * x[0, 0]) and torch.allclose(refined[0, 1], 0.5 * x[0, 1])
     assert scores[0].tolist() == pytest.approx(logits, rel=1e-4)
 
 
-def test_stripes_are_eight_linear_layers_and_normalisations():
+def test_stripes_equal_eight_linear_layers_and_normalisations():
     torch.manual_seed(0)
     smr, x = SMR(16, num_classes=5, pooling="max"), torch.randn(4, 16, 24, 3)
     _, feature, logits = smr(x)
@@ -133,16 +133,16 @@ def test_stripes_are_eight_linear_layers_and_normalisations():
     assert torch.equal(feature, F.adaptive_max_pool2d(x, 1).flatten(1))
 
 
-def test_a_map_with_fewer_rows_than_stripes_is_refused_in_training_only():
-    with pytest.raises(ValueError, match="map of 7 rows cannot be cut into the 8 stripes of CSSC.*128 high"):
+def test_maps_with_fewer_rows_than_stripes_are_rejected_in_training_only():
+    with pytest.raises(ValueError, match="map of 7 rows cannot be divided into the 8 stripes of CSSC.*at least 128"):
         SMR(16, 3, "max")(torch.zeros(2, 16, 7, 2))
     assert SMR(16, 3, "max").eval()(torch.zeros(2, 16, 7, 2))[2] is None
 
 
-def test_rows_that_no_stripe_has_are_said_once(log):
+def test_unused_rows_are_logged_once(log):
     model = model_of()
     losses_of(model, **batch(height=160))
-    assert "stripes of a map of 10 rows leave the last 2 out" in log.text
+    assert "the map has 10 rows, which is not a multiple of 8: the last 2 rows" in log.text
     log.clear()
     losses_of(model, **batch(height=160))
     losses_of(model_of())  # 8 rows
@@ -150,7 +150,7 @@ def test_rows_that_no_stripe_has_are_said_once(log):
 
 
 @pytest.mark.parametrize(("depth", "dim"), [("18x", 512), ("34x", 512)])
-def test_branches_cross_their_refinements_and_share_the_last_block(depth, dim):
+def test_branches_have_opposite_orders_and_share_the_last_block(depth, dim):
     model = model_of("MODEL.BACKBONE.DEPTH", depth).eval()
     images = torch.randn(2, 3, 128, 64)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_branches_cross_their_refinements_and_share_the_last_block(depth, dim):
 
 
 @pytest.mark.parametrize("name", ["build_resnext_backbone", "build_resnest_backbone"])
-def test_other_backbones_of_the_family_are_taken_apart_alike(name):
+def test_other_resnets_are_split_in_the_same_way(name):
     with torch.device("meta"):
         model = model_of(*LARGE, "MODEL.BACKBONE.NAME", name, "MODEL.DEVICE", "meta").eval()
     assert model(torch.empty(2, 3, 128, 64, device="meta")).shape == (2, 2048)
@@ -179,18 +179,18 @@ def test_other_backbones_of_the_family_are_taken_apart_alike(name):
 
 # Losses.
 
-def test_label_smoothing_is_that_of_the_published_code_and_the_hosts_at_a_smaller_epsilon():
+def test_label_smoothing_equals_the_published_code_and_a_scaled_epsilon():
     torch.manual_seed(0)
     logits, y, classes, epsilon = torch.randn(6, 5), torch.tensor([0, 4, 2, 2, 1, 3]), 5, 0.1
     spread = (1 - epsilon) * F.one_hot(y, classes) + epsilon / classes
     expected = (-spread * logits.log_softmax(dim=1)).mean(dim=0).sum().item()
     assert identity_loss(logits, y, epsilon).item() == pytest.approx(expected, rel=1e-6)
-    host = cross_entropy_loss(logits, y, epsilon * (classes - 1) / classes).item()
-    assert host == pytest.approx(expected, rel=1e-6)
+    fastreid_loss = cross_entropy_loss(logits, y, epsilon * (classes - 1) / classes).item()
+    assert fastreid_loss == pytest.approx(expected, rel=1e-6)
     assert cross_entropy_loss(logits, y, epsilon).item() != pytest.approx(expected, rel=1e-3)
 
 
-def test_the_objective_is_the_plain_sum_of_five_classifications_and_five_triplets():
+def test_the_objective_is_the_sum_of_five_identity_and_triplet_losses():
     model = model_of()
     outputs = {}
     losses = model.losses
@@ -205,7 +205,7 @@ def test_the_objective_is_the_plain_sum_of_five_classifications_and_five_triplet
 
 
 @pytest.mark.parametrize(("epoch", "mined"), [(0, False), (34, False), (35, True), (None, True)])
-def test_every_parameter_takes_part_in_every_step_and_triplets_from_epoch_36_on(epoch, mined):
+def test_all_parameters_are_in_the_loss_and_triplets_start_in_epoch_36(epoch, mined):
     model = model_of()
     terms = losses_of(model, epoch)
     assert (terms["loss_triplet"] > 0) == mined
@@ -215,11 +215,11 @@ def test_every_parameter_takes_part_in_every_step_and_triplets_from_epoch_36_on(
     assert len(frozen) == 5 and all(name.endswith("bn.bias") and "stripe" not in name for name in frozen)
 
 
-def test_outside_a_trainer_triplets_are_on():
+def test_triplets_are_enabled_outside_a_trainer():
     assert model_of()(batch())["loss_triplet"] > 0
 
 
-def test_precise_bn_passes_without_gradients_or_identities():
+def test_precise_bn_works_without_gradients_or_identities():
     model = model_of()
     before = model.bn.running_mean.clone()
     with torch.no_grad():
@@ -228,12 +228,12 @@ def test_precise_bn_passes_without_gradients_or_identities():
     assert not torch.equal(model.bn.running_mean, before)
 
 
-def test_a_training_batch_without_identities_is_refused():
+def test_a_training_batch_without_identities_is_rejected():
     with pytest.raises(ValueError, match="training batch without 'targets'"):
         model_of()({"images": batch()["images"]})
 
 
-def test_half_precision_and_channels_last_leave_losses_in_float32_and_nearly_as_they_are():
+def test_half_precision_and_channels_last_give_nearly_equal_float32_losses():
     model = model_of()
     expected = losses_of(model)
     seen = []
@@ -250,11 +250,11 @@ def test_half_precision_and_channels_last_leave_losses_in_float32_and_nearly_as_
 
 def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same():
     model = model_of()
-    model.trunk = nn.Conv2d(3, 256, 16, stride=16)  # less to compile
+    model.trunk = nn.Conv2d(3, 256, 16, stride=16)  # for a shorter compilation
     state = {key: value.clone() for key, value in model.state_dict().items()}
     expected = losses_of(model, 0), losses_of(model, 35)
     model.load_state_dict(state)
-    precision.compile_model(model, backend="eager", fullgraph=True)  # a break in the graph would raise
+    precision.compile_model(model, backend="eager", fullgraph=True)  # raises an error for a graph break
     for epoch, terms in zip((0, 35), expected):
         compiled = losses_of(model, epoch)
         assert {name: term.item() for name, term in compiled.items()} == pytest.approx(
@@ -263,7 +263,7 @@ def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same():
 
 # Embeddings.
 
-def test_an_embedding_is_the_sum_over_image_and_mirror_image_before_normalisation():
+def test_embeddings_are_normalised_sums_over_image_and_flipped_image():
     model = model_of().eval()
     images, mirrored = batch(2)["images"], batch(2)["images"].flip(3)
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_an_embedding_is_the_sum_over_image_and_mirror_image_before_normalisatio
         model.flip_sum = False
         alone = model.pool(norm(images))[0]
         assert torch.allclose(model(images), F.normalize(alone), atol=1e-6)
-    assert (alone >= 0).all()  # a maximum after ReLU: before batch normalisation
+    assert (alone >= 0).all()  # maximum after ReLU, before batch normalisation
     assert torch.equal(images, batch(2)["images"])
     assert torch.allclose(CSSC.finish_embeddings((embedding + embedding.flip(1)) / 2).norm(dim=1), torch.ones(2))
 
@@ -286,18 +286,18 @@ def test_an_embedding_is_the_sum_over_image_and_mirror_image_before_normalisatio
     (("MODEL.BACKBONE.STEM_POOL", "padding", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
       "MODEL.BACKBONE.DEPTH", "50x"), "'padding', which is for build_resnet_backbone alone"),
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True: non-local blocks.* would be lost")])
-def test_what_cannot_be_is_refused_by_key(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         model_of(*options)
 
 
-def test_the_hosts_flip_test_may_take_the_place_of_the_models_own():
+def test_fastreids_flip_test_can_replace_flip_sum():
     assert not model_of("TEST.FLIP.ENABLED", True, "MODEL.CSSC.FLIP_SUM", False).flip_sum
 
 
 # Training.
 
-def test_it_trains_resumes_into_the_epoch_of_triplets_evaluates_and_reloads(small_config, tmp_path):
+def test_cssc_trains_resumes_in_the_triplet_epoch_evaluates_and_reloads(small_config, tmp_path):
     options = (*SMALL, "MODEL.CSSC.TRIPLET_EPOCH", 2)
     first = trained(small_config(*options, "SOLVER.MAX_EPOCH", 1, file=FILE))
     trainer = CerberusTrainer(small_config(*options, "SOLVER.MAX_EPOCH", 2, file=FILE))
@@ -305,7 +305,7 @@ def test_it_trains_resumes_into_the_epoch_of_triplets_evaluates_and_reloads(smal
     results = trainer.train()
     assert {"mAP", "Rank-1"} <= set(results)
     triplets = [[value for value, _ in run.storage.history("loss_triplet").values()] for run in (first, trainer)]
-    assert triplets[0] == [0, 0] and min(triplets[1]) > 0  # two steps an epoch
+    assert triplets[0] == [0, 0] and min(triplets[1]) > 0  # two steps per epoch
     still = [name for name, p in trainer.model.named_parameters() if p.requires_grad and
              torch.equal(p, first.start[name])]
     assert still == []
@@ -347,7 +347,7 @@ def test_the_recipe_is_that_of_the_published_code(name, images, instances, file)
 
 
 @pytest.mark.parametrize("name", ["PRCC", "LTCC", "CelebreID"])
-def test_the_official_recipe_differs_in_what_the_published_code_has_otherwise_alone(name):
+def test_the_official_recipe_has_only_the_differences_of_the_published_code(name):
     def values(file: str) -> dict:
         cfg = get_cfg()
         add_cerberus_config(cfg)
@@ -361,7 +361,7 @@ def test_the_official_recipe_differs_in_what_the_published_code_has_otherwise_al
         "TEST.BEST_EPOCH": True, "OUTPUT_DIR": f"logs/{name.lower()}/cssc_official_R50"}
 
 
-def test_the_stem_pools_as_the_key_says_also_where_a_backbone_is_taken_apart():
+def test_stem_pool_applies_to_split_backbones():
     images = batch(2)["images"]
     trunks = {}
     for pool in ("ceil", "padding"):
@@ -374,7 +374,7 @@ def test_the_stem_pools_as_the_key_says_also_where_a_backbone_is_taken_apart():
 
 
 def learning_rates(cfg, steps: int) -> list[float]:
-    """At the first step of each epoch, as the host's hook (engine/hooks.py:254) steps its two schedules."""
+    """At the first step of each epoch, as FastReID's hook (engine/hooks.py:254) updates its two schedules."""
     from fastreid.solver import build_lr_scheduler
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)

@@ -1,4 +1,4 @@
-"""Alignment and part pooling against cropping, resizing and averaging one image after the other."""
+"""Alignment and part pooling, compared with loops that crop, resize and average each image."""
 
 from cerberus_plugin.attributes import GROUPS
 from cerberus_plugin.modeling.heads import CerberusHead, person_rows, pool_strips, resize_rows_matrix, strip_matrix
@@ -13,7 +13,7 @@ MEAN = FastGlobalAvgPool()
 
 
 def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:
-    """(1, 3, height, 8) whose vectors have the norm `norm` in one column of these rows and 1 elsewhere."""
+    """A map (1, 3, height, 8) with vectors of norm `norm` in one column of these rows, and of norm 1 elsewhere."""
     local_map = torch.zeros(1, 3, height, 8)
     local_map[:, 0] = 1
     for row in rows:
@@ -22,7 +22,7 @@ def map_with_rows(rows, norm: float = 8.0, height: int = 24) -> torch.Tensor:
 
 
 def looped(local_map: torch.Tensor, sigma: float, pool=MEAN) -> torch.Tensor:
-    """The alignment module written out: crop each image to its rows, resize, pool three strips."""
+    """The alignment module by a loop: crop each image to its rows, resize, pool three strips."""
     pooled = []
     for image in local_map:
         heat = image.norm(dim=0).amax(dim=1)
@@ -35,29 +35,29 @@ def looped(local_map: torch.Tensor, sigma: float, pool=MEAN) -> torch.Tensor:
 
 @pytest.mark.parametrize(("rows", "expected"), [
     ([7, 8, 9], (7, 9, False)), ([5], (5, 5, False)), ([], (0, 23, True)), ([2, 20], (2, 20, False))])
-def test_rows_run_from_the_first_to_the_last_above_sigma_gaps_kept(rows, expected):
+def test_rows_between_the_first_and_last_row_above_sigma_are_kept(rows, expected):
     assert tuple(x.item() for x in person_rows(map_with_rows(rows), 5.0)) == expected
 
 
-def test_the_threshold_is_strict_and_may_be_held_against_the_square():
+def test_the_threshold_is_strict_and_can_apply_to_the_square():
     assert person_rows(map_with_rows([4], norm=5.0), 5.0)[2].item()
     assert person_rows(map_with_rows([4], norm=5.0), 5.0, squared=True)[0].item() == 4
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
-def test_in_units_of_the_maps_own_median_the_scale_of_a_backbone_does_not_matter(scale):
+def test_relative_to_the_median_the_scale_of_the_map_has_no_effect(scale):
     local_map = scale * map_with_rows(range(6, 18), norm=1.0)
-    local_map[0, 0, 6:18, :] = 4 * scale  # 96 of 192 places: the median is theirs, the place after the lower half
+    local_map[0, 0, 6:18, :] = 4 * scale  # 96 of 192 positions: the median is the next position after the lower half
     assert [x.item() for x in person_rows(local_map, 0.9, quantile=0.5)] == [6, 17, False]
     assert [x.item() for x in person_rows(local_map, 0.2, quantile=0.5)] == [0, 23, False]
     assert [x.item() for x in person_rows(local_map, 0.9, squared=True, quantile=0.5)] == [6, 17, False]
-    assert [x.item() for x in person_rows(local_map, 3.9, quantile=0.4)] == [6, 17, False]  # in norms of the ground
-    assert person_rows(local_map, 1.0, quantile=1.0)[2].item(), "nothing exceeds the largest"
+    assert [x.item() for x in person_rows(local_map, 3.9, quantile=0.4)] == [6, 17, False]  # in norms of the background
+    assert person_rows(local_map, 1.0, quantile=1.0)[2].item(), "no norm exceeds the maximum"
     assert person_rows(0 * local_map, 0.5, quantile=0.5)[2].item()
 
 
-def test_a_quantile_is_a_share():
-    with pytest.raises(ValueError, match="SIGMA_QUANTILE is 1.5, expected a share"):
+def test_invalid_quantiles_are_rejected():
+    with pytest.raises(ValueError, match="SIGMA_QUANTILE is 1.5, expected a quantile"):
         head(sigma_quantile=1.5)
 
 
@@ -66,14 +66,14 @@ def test_half_precision_maps_do_not_overflow():
     assert (top.item(), bottom.item()) == (7, 9)
 
 
-def test_three_rows_stretch_as_worked_by_hand():
+def test_resizing_three_rows_matches_values_computed_by_hand():
     matrix = resize_rows_matrix(torch.tensor([7]), torch.tensor([9]), 24)[0]
     assert all(matrix[i].nonzero().item() == 7 for i in range(4))
     assert matrix[8, 7].item() == pytest.approx(0.4375) and matrix[8, 8].item() == pytest.approx(0.5625)
     assert all(matrix[i].nonzero().item() == 9 for i in range(20, 24))
 
 
-def test_one_row_is_repeated_and_the_whole_map_is_left_alone():
+def test_one_row_is_repeated_and_the_whole_map_is_not_changed():
     assert (resize_rows_matrix(torch.tensor([5]), torch.tensor([5]), 24)[0, :, 5] == 1).all()
     assert torch.allclose(resize_rows_matrix(torch.tensor([0]), torch.tensor([23]), 24)[0], torch.eye(24))
 
@@ -95,7 +95,7 @@ def test_alignment_and_part_pooling_equal_the_loop_over_images(height):
 
 @pytest.mark.parametrize(("name", "layer"), [("max", GlobalMaxPool()), ("gem", GeneralizedMeanPoolingP(norm=2.5))])
 @pytest.mark.parametrize("height", [6, 24])
-def test_other_pooling_is_the_hosts_layer_on_the_strips_of_each_aligned_map(name, layer, height):
+def test_max_and_gem_pooling_equal_fastreids_layers_on_aligned_strips(name, layer, height):
     generator = torch.Generator().manual_seed(2)
     maps = torch.randn(16, 6, height, 4, generator=generator).relu() * torch.rand(16, 1, height, 1,
                                                                                     generator=generator) * 5
@@ -113,7 +113,7 @@ def test_other_pooling_is_the_hosts_layer_on_the_strips_of_each_aligned_map(name
     assert torch.allclose(pooled["lower"], layer(maps.chunk(3, dim=2)[2])[:, :, 0, 0], atol=1e-5)
 
 
-def test_rows_on_the_edge_of_two_strips_count_in_both_maxima_and_by_their_share_in_generalised_means():
+def test_rows_shared_by_two_strips_in_maxima_and_generalised_means():
     column = torch.arange(1.0, 9.0).view(1, 1, 8, 1)
     assert pool_strips(column, strip_matrix(8, 3)).flatten().tolist() == [3, 6, 8]
     gem = pool_strips(column, strip_matrix(8, 3), torch.tensor([2.0])).flatten()
@@ -121,7 +121,7 @@ def test_rows_on_the_edge_of_two_strips_count_in_both_maxima_and_by_their_share_
 
 
 @pytest.mark.parametrize("exponent", [1.0, 3.0, 12.0])
-def test_generalised_means_of_channels_that_are_off_have_finite_gradients_at_any_exponent(exponent):
+def test_generalised_means_of_inactive_channels_have_finite_gradients(exponent):
     maps, p = torch.zeros(1, 2, 6, 2).requires_grad_(), torch.tensor([exponent], requires_grad=True)
     with torch.no_grad():
         maps[0, 1, 0] = 3000.0
@@ -138,12 +138,12 @@ def test_generalised_means_are_float32_under_autocast():
     assert torch.equal(pooled, pool_strips(maps.float(), strip_matrix(6, 3), torch.tensor([3.0])))
 
 
-def test_unknown_pooling_is_refused():
+def test_unknown_pooling_is_rejected():
     with pytest.raises(ValueError, match="MODEL.CERBERUS.POOL is 'avg', expected one of mean, max, gem"):
         head(pool="avg")
 
 
-def test_a_split_gives_what_batch_normalisation_reads_and_changes_nothing_else():
+def test_split_only_adds_the_input_of_batch_normalisation():
     maps, targets = (torch.randn(4, 6, 24, 8), torch.randn(4, 6, 24, 8)), torch.tensor([0, 1, 2, 0])
     module, plain = head(split=True), head()
     outputs, expected = module.train()(maps, targets), plain.train()(maps, targets)
@@ -160,14 +160,14 @@ def test_without_alignment_strips_are_thirds_of_the_whole_map():
     assert torch.allclose(pooled["identity"], local_map.mean(dim=(2, 3))) and "carrying" in pooled
 
 
-def test_strips_share_a_row_that_an_edge_divides_and_overlap_where_asked():
+def test_strips_share_rows_at_their_edges_and_can_overlap():
     assert torch.allclose(strip_matrix(8, 3), torch.tensor([
         [3, 3, 2, 0, 0, 0, 0, 0], [0, 0, 1, 3, 3, 1, 0, 0], [0, 0, 0, 0, 0, 2, 3, 3]]) / 8)
     assert (strip_matrix(24, 3) > 0).sum(dim=1).tolist() == [8, 8, 8]
     assert (strip_matrix(24, 3, overlap=0.25) > 0).sum(dim=1).tolist() == [10, 12, 10]
 
 
-def test_gradient_reaches_the_kept_rows_and_no_other():
+def test_only_the_kept_rows_receive_gradients():
     local_map = map_with_rows([7, 8, 9]).requires_grad_()
     pooled, _ = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2).pool(local_map.detach(), local_map)
     sum(part.sum() for part in pooled.values()).backward()
@@ -184,7 +184,7 @@ def test_training_gives_five_representations_with_logits_and_evaluation_unit_blo
     assert torch.allclose(embedding.unflatten(1, (5, 4)).norm(dim=2), torch.ones(4, 5), atol=1e-5)
 
 
-def test_crop_ratio_and_fallbacks_are_kept_for_the_log():
+def test_crop_ratio_and_fallbacks_are_returned():
     module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=2)
     maps = torch.cat([map_with_rows(range(6, 18)), map_with_rows([])])
     _, alignment = module.pool(maps, maps)
@@ -192,7 +192,7 @@ def test_crop_ratio_and_fallbacks_are_kept_for_the_log():
     assert alignment["fallback"].item() == 0.5
 
 
-def test_sampled_identities_are_those_of_the_batch_and_distinct_others():
+def test_sampled_identities_include_the_batch_and_are_distinct():
     module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=8).train()
     targets = torch.tensor([49, 0, 49, 7])
     for _ in range(20):
@@ -211,13 +211,13 @@ def test_logits_of_sampled_identities_are_rows_of_the_full_classifier():
         full = module.classifiers[group](f)
         own = logits.gather(1, outputs["targets"][:, None])
         assert torch.allclose(own, full.gather(1, targets[:, None]))
-    # Weighted: representations sum to 0 over a batch after batch normalisation, and so would these gradients.
+    # Weighted: otherwise the gradients are 0, because representations have the sum 0 after batch normalisation.
     (outputs["logits"] * torch.rand(8)).square().sum().backward()
     touched = (module.classifiers["head"].weight.grad != 0).any(dim=1)
     assert touched.sum() == 8 and touched[[0, 7, 49]].all()
 
 
-def test_a_bias_in_an_older_checkpoint_is_taken_into_the_mean_of_the_batch_normalisation():
+def test_the_bias_of_older_checkpoints_is_merged_into_batch_normalisation():
     torch.manual_seed(0)
     older = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=5)
     for group in GROUPS:
@@ -229,7 +229,7 @@ def test_a_bias_in_an_older_checkpoint_is_taken_into_the_mean_of_the_batch_norma
     torch.testing.assert_close(module.eval()(maps), older.eval()(maps))
 
 
-def test_fewer_sampled_identities_than_a_batch_has_images_are_refused():
+def test_fewer_sampled_identities_than_a_batch_has_images_are_rejected():
     module = CerberusHead(feat_dim=3, embedding_dim=2, num_classes=50, sampled_identities=3)
     with pytest.raises(ValueError, match="SAMPLED_IDENTITIES is 3, expected at least the 4 images of a batch"):
         module.sample(torch.arange(4))

@@ -1,4 +1,4 @@
-"""Each loss against values worked by hand and against its definition written out."""
+"""Losses, compared with values computed by hand and with loops over their definitions."""
 
 import math
 
@@ -28,17 +28,17 @@ def guidance(count: int, cosine: float) -> float:
 
 
 @pytest.mark.parametrize(("count", "margin"), [(10, 0.7884573604), (5, 0.6931471806), (1, 0.6097655716)])
-def test_margins_are_those_worked_by_hand(count, margin):
+def test_margins_match_values_computed_by_hand(count, margin):
     assert adaptive_margins(torch.tensor([count]), 10).item() == pytest.approx(margin, abs=1e-7)
 
 
 @pytest.mark.parametrize(("count", "cosine", "loss"), [
     (10, 0.1, 0.1115426396), (5, 0.1, 0.2068528194), (1, 0.1, 0.2902344284), (1, 0.45, 0.0), (5, 0.40, 0.0)])
-def test_guidance_is_one_minus_margin_minus_cosine_and_zero_beyond(count, cosine, loss):
+def test_guidance_is_the_hinge_of_one_minus_margin_minus_cosine(count, cosine, loss):
     assert guidance(count, cosine) == pytest.approx(loss, abs=1e-9)
 
 
-def test_guidance_leaves_missing_labels_out_of_sum_and_count():
+def test_guidance_excludes_missing_labels():
     f, p, m = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0.6, 0.7, 0.65])
     sids = torch.tensor([0, -1, 2, 1, -1, 0])
     known = sids >= 0
@@ -53,26 +53,26 @@ def test_guidance_without_any_label_is_zero_with_a_gradient_of_zero():
     assert loss.item() == 0 and f.grad.abs().max() == 0 and p.grad.abs().max() == 0
 
 
-def test_guidance_moves_representations_and_prototypes():
+def test_guidance_has_gradients_for_representations_and_prototypes():
     f = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]], requires_grad=True)
     p = torch.full((1, 4), -1.0, requires_grad=True)
     semantic_guidance_loss(f, p, torch.tensor([0, 0]), torch.tensor([0.6])).backward()
     assert f.grad.abs().sum() > 0 and p.grad.abs().sum() > 0
 
 
-def test_softmax_over_two_prototypes_is_that_worked_by_hand():
-    # Cosines 0.6 and 0.8, whatever the lengths: ln(1 + exp(16 * 0.2)) for the first, ln(1 + exp(-16 * 0.2)) else.
+def test_softmax_over_two_prototypes_matches_values_computed_by_hand():
+    # Cosines 0.6 and 0.8, independent of lengths: ln(1 + exp(16 * 0.2)) for the first, else ln(1 + exp(-16 * 0.2)).
     f, p = torch.tensor([[3.0, 4], [30, 40]]), torch.tensor([[2.0, 0], [0, 5]])
     expected = (math.log(1 + math.exp(3.2)) + math.log(1 + math.exp(-3.2))) / 2
     assert prototype_softmax_loss(f, p, torch.tensor([0, 1])).item() == pytest.approx(expected)
 
 
-def test_softmax_of_all_groups_equals_the_loop_over_groups_of_other_sizes_with_labels_missing():
+def test_softmax_of_all_groups_equals_a_loop_over_groups():
     generator = torch.Generator().manual_seed(2)
     sizes, images, scale = (4, 1, 7), 6, 10.0
     f = torch.randn(3, images, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     p = torch.randn(sum(sizes), 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    idle = 9  # of the third group: no competitor
+    idle = 9  # a semantic ID of the third group that is not a class
     sids = torch.tensor([[0, 3, -1, 1, 2, 2], [-1, -1, -1, -1, -1, -1], [5, 6, 11, -1, 10, 7]])
     losses = []
     for g, start in enumerate((0, 4, 5)):
@@ -102,7 +102,7 @@ def test_softmax_without_any_label_is_zero_with_a_gradient_of_zero():
     assert loss.item() == 0 and f.grad.abs().max() == 0 and p.grad.abs().max() == 0
 
 
-def test_soft_triplet_is_that_worked_by_hand():
+def test_soft_triplet_matches_values_computed_by_hand():
     f = torch.tensor([[0.0, 0], [3, 4], [6, 8], [0, 1]], dtype=torch.float64)
     assert soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).item() == pytest.approx(4.4034954002, abs=1e-9)
 
@@ -117,9 +117,9 @@ def test_soft_triplet_equals_the_loop_over_anchors():
     assert soft_triplet_loss(f, y).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_margin_triplet_is_that_worked_by_hand():
+def test_margin_triplet_matches_values_computed_by_hand():
     # On a line at 0, 2 (one person) and 2.1, 2.2 (another). Farthest of the same: 2, 2, 0.1, 0.1; nearest of another:
-    # 2.1, 0.1, 0.1, 0.2. With margin 0.3: 0.2, 2.2, 0.3, 0.2, in the mean 2.9 / 4.
+    # 2.1, 0.1, 0.1, 0.2. With margin 0.3: 0.2, 2.2, 0.3, 0.2, with the mean 2.9 / 4.
     f = torch.tensor([[0.0], [2], [2.1], [2.2]], dtype=torch.float64)
     y = torch.tensor([0, 0, 1, 1])
     assert margin_triplet_loss(f, y, 0.3).item() == pytest.approx(2.9 / 4)
@@ -127,7 +127,7 @@ def test_margin_triplet_is_that_worked_by_hand():
     assert margin_triplet_loss(torch.stack([f, 2 * f]), y, 0.3).item() == pytest.approx((2.9 + 4.6) / 8)
 
 
-def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negatives():
+def test_soft_triplet_has_finite_gradients_in_degenerate_batches():
     f = torch.ones(4, 3, requires_grad=True)
     soft_triplet_loss(f, torch.tensor([0, 0, 1, 1])).backward()
     assert f.grad.isfinite().all()
@@ -135,7 +135,7 @@ def test_soft_triplet_has_finite_gradients_between_equal_rows_and_without_negati
 
 
 def hardest_by_loop(f, y):
-    """d(f, f_p) - d(f, f_n) of every anchor of one group, pair by pair."""
+    """d(f, f_p) - d(f, f_n) of each anchor of one group, by a loop over pairs."""
     gaps = []
     for a in range(len(f)):
         d = [(f[a] - f[b]).square().sum().sqrt() if a != b else f[a].sum() * 0 for b in range(len(f))]
@@ -143,8 +143,8 @@ def hardest_by_loop(f, y):
     return torch.stack(gaps)
 
 
-def test_triplets_of_near_rows_far_from_the_origin_have_the_values_and_gradients_of_float64():
-    # Steps of 2^-10 around 4 are exact in float32; a product of matrices would cancel all digits of these distances.
+def test_triplets_of_near_rows_have_the_precision_of_float64():
+    # Multiples of 2^-10 near 4 are exact in float32; matrix multiplication would lose all digits of these distances.
     generator = torch.Generator().manual_seed(2)
     steps = torch.randint(-3, 4, (2, 12, 6), generator=generator, dtype=torch.float64)
     f, y = (4 + steps / 1024).requires_grad_(), torch.arange(12) // 3
@@ -158,13 +158,13 @@ def test_triplets_of_near_rows_far_from_the_origin_have_the_values_and_gradients
 
 
 @pytest.mark.parametrize("loss", [soft_triplet_loss, margin_triplet_loss])
-def test_gradients_of_triplets_are_those_of_finite_differences(loss):
+def test_gradients_of_triplets_equal_finite_differences(loss):
     generator = torch.Generator().manual_seed(3)
     f = torch.randn(2, 8, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f: loss(f, torch.arange(8) // 2), f)
 
 
-def test_triplets_take_memory_for_pairs_and_for_representations_but_not_for_their_product():
+def test_triplet_memory_does_not_grow_with_pairs_times_dimensions():
     sizes, names = [], set()
 
     class Sizes(TorchDispatchMode):
@@ -179,13 +179,13 @@ def test_triplets_take_memory_for_pairs_and_for_representations_but_not_for_thei
     with Sizes():
         soft_triplet_loss(f, torch.arange(batch) // 4).backward()
     assert max(sizes) <= 2 * groups * batch * max(batch, dim)
-    assert "aten::_cdist_backward" not in names  # on a GPU it allocates (G, B, B, D) where nothing sees it
+    assert "aten::_cdist_backward" not in names  # on a GPU it allocates (G, B, B, D), which the profiler does not show
 
 
-def test_an_images_weight_is_its_agreement_with_the_other_images_of_its_person():
+def test_agreement_weights_equal_a_loop_over_images():
     torch.manual_seed(0)
     f, identities = torch.randn(2, 7, 5), torch.tensor([4, 4, 4, 9, 9, 4, 2])
-    sids = torch.tensor([[0, 0, 0, 1, 1, 0, 1], [0, 0, 3, 1, 1, 3, 1]])  # in the second group of two outfits
+    sids = torch.tensor([[0, 0, 0, 1, 1, 0, 1], [0, 0, 3, 1, 1, 3, 1]])  # in the second group there are two outfits
     weights = agreement_weights(f, identities, sids, 0.3)
     for g in range(2):
         for i in range(7):
@@ -199,14 +199,14 @@ def test_an_images_weight_is_its_agreement_with_the_other_images_of_its_person()
     assert agreement_weights(f, identities, sids, 1e-3).isfinite().all()
 
 
-def test_the_softmax_counts_images_by_their_weights():
+def test_the_softmax_applies_the_weights_of_images():
     torch.manual_seed(0)
     f, prototypes, sids = torch.randn(1, 3, 4), torch.randn(5, 4), torch.tensor([[2, -1, 0]])
     alone = [prototype_softmax_loss(f[:, [i]], prototypes, sids[:, [i]]).item() for i in (0, 2)]
     weighted = prototype_softmax_loss(f, prototypes, sids, weights=torch.tensor([[3.0, 9.0, 1.0]]))
     assert weighted.item() == pytest.approx((3 * alone[0] + alone[1]) / 4, rel=1e-5)
-    nobody = prototype_softmax_loss(f, prototypes, torch.full((1, 3), -1), weights=torch.ones(1, 3))
-    assert nobody.item() == 0
+    unlabelled = prototype_softmax_loss(f, prototypes, torch.full((1, 3), -1), weights=torch.ones(1, 3))
+    assert unlabelled.item() == 0
 
 
 def test_identity_loss_is_minus_log_p_without_smoothing():
@@ -215,7 +215,7 @@ def test_identity_loss_is_minus_log_p_without_smoothing():
     assert identity_loss(logits, y).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_regulariser_is_that_worked_by_hand():
+def test_the_regulariser_matches_a_value_computed_by_hand():
     p = torch.tensor([[1.0, 0], [0, 1], [2, 2]], requires_grad=True)
     loss = prototype_regularisation(p, torch.eye(2), torch.tensor([[1, 0], [0, 1], [1, 1]]))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Keys of MODEL: each of them changes a model or its training, or is refused."""
+"""Keys of MODEL: each key either has an effect on a model or its training, or is rejected."""
 
 import importlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastreid.utils.events import EventStorage
 from support.data import random_labels
 from support.training import RESNET, read_config
 
-# What the trainer reads and a model alone does not show; tests of the trainer cover it.
+# Keys that only the trainer uses; they are tested with the trainer.
 OF_THE_TRAINER = {"META_ARCHITECTURE", "DEVICE", "WEIGHTS", "FREEZE_LAYERS", "CHANNELS_LAST", "COMPILE", "COMPILE_MODE",
                   "SYNC_BN"}
 EVERY_LOSS = ("MODEL.HEADS.WITH_BNNECK", True, "MODEL.HEADS.CLS_LAYER", "CosSoftmax", "MODEL.LOSSES.CE.EPSILON", -1.0,
@@ -42,7 +42,7 @@ def config_of(case: str, *options) -> CfgNode:
 
 
 def outcome(cfg: CfgNode) -> list:
-    """What can be seen of a model: its layers, its losses and its embeddings; or the error that it ends in."""
+    """Observable properties of a model: its layers, losses and embeddings; or the error that building it raises."""
     from cerberus_plugin.attributes import MARKET1501
 
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def outcome(cfg: CfgNode) -> list:
 
 
 def keys_of(node: CfgNode, prefix: str = "") -> list[tuple]:
-    """Keys of MODEL with their values, without the backbone's and without the sections of the plugin's models."""
+    """Keys of MODEL with their values, except those of the backbone and of the sections of the plugin's models."""
     found = []
     for key, value in node.items():
         if isinstance(value, CfgNode):
@@ -79,7 +79,7 @@ def another(key: str, value):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
+def test_keys_are_rejected_exactly_if_they_have_no_effect(case):
     plain = config_of(case)
     check_model_keys(plain)
     expected, wrong = outcome(plain), []
@@ -92,12 +92,12 @@ def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
         cfg.merge_from_list([f"MODEL.{key}", another(key, value)])
         try:
             check_model_keys(cfg)
-            refused = False
+            rejected = False
         except ValueError as error:
             assert f"MODEL.{key} is " in str(error)
-            refused = True
-        if refused == (outcome(cfg) != expected):
-            wrong.append((key, "refused" if refused else "accepted"))
+            rejected = True
+        if rejected == (outcome(cfg) != expected):
+            wrong.append((key, "rejected" if rejected else "accepted"))
     assert wrong == []
 
 
@@ -108,7 +108,7 @@ def test_a_key_is_refused_where_it_changes_nothing_and_only_there(case):
     ("shufflenetv2", "shufflenet", "ShuffleNetV2", "1.0x"), ("effnet", "regnet.effnet", "EffNet", "b0"),
     ("regnet", "regnet.regnet", "RegNet", "200x"), ("repvgg", "repvgg", "RepVGG", "A0"),
     ("vit", "vision_transformer", "VisionTransformer", "small")])
-def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, name, module, built, depth):
+def test_the_keys_of_a_backbone_are_those_used_by_its_builder(monkeypatch, name, module, built, depth):
     read = set()
 
     class Recorded(CfgNode):
@@ -123,18 +123,18 @@ def test_the_keys_of_a_backbone_are_those_that_its_builder_reads(monkeypatch, na
     cfg.MODEL.BACKBONE = Recorded(cfg.MODEL.BACKBONE)
     read.clear()
     getattr(module, f"build_{name}_backbone")(cfg)
-    outside = {"NAME", "FEAT_DIM", "CUT", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # of the builder
-    without_effect = {"SIE_COE"}  # the weight of cameras, of which the host's builder gives its transformer none
+    outside = {"NAME", "FEAT_DIM", "CUT", "STEM_POOL", "PRETRAIN_SOURCE", "PRETRAIN_PARTIAL"}  # not used by the builder
+    without_effect = {"SIE_COE"}  # weight of camera embeddings, which FastReID's builder does not use
     keys = set(BACKBONE_KEYS[f"build_{name}_backbone"]) - outside
     assert keys == {key for key in read if key.isupper()} - without_effect
 
 
-def test_where_to_cut_a_backbone_is_refused_for_models_that_leave_it_whole():
+def test_a_split_point_is_rejected_for_models_without_a_split():
     with pytest.raises(ValueError, match="keys without effect on APR.*MODEL.BACKBONE.CUT is 'layer3.0'"):
         check_model_keys(config_of("APR", "MODEL.BACKBONE.CUT", "layer3.0"))
 
 
-def test_the_stem_that_earlier_runs_name_is_no_change_for_any_backbone():
+def test_the_earlier_default_of_stem_pool_is_not_a_change():
     for pool, named in (("auto", False), ("ceil", False), ("padding", True)):
         cfg = read_config("MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.BACKBONE.STEM_POOL", pool)
         assert ("MODEL.BACKBONE.STEM_POOL" in changed(cfg)) is named
@@ -143,7 +143,7 @@ def test_the_stem_that_earlier_runs_name_is_no_change_for_any_backbone():
 
 
 @pytest.mark.parametrize(("name", "key"), [("resnet", "SIE_COE"), ("resnest", "WITH_IBN")])
-def test_keys_of_other_backbones_are_refused(name, key):
+def test_keys_of_other_backbones_are_rejected(name, key):
     cfg = read_config("MODEL.BACKBONE.NAME", f"build_{name}_backbone")
     check_model_keys(cfg)
     cfg.defrost()
@@ -154,17 +154,17 @@ def test_keys_of_other_backbones_are_refused(name, key):
 
 @pytest.mark.parametrize(("case", "options", "message"), [
     ("IDE", ("MODEL.LOSSES.NAME", ["CrossEntropyLoss", "Triplet"]), "NAME is .*'Triplet'.*, expected any of CrossEn"),
-    ("Cerberus", ("MODEL.LOSSES.CE.EPSILON", -1.0), "EPSILON is -1.0, expected 0 to 1: Cerberus has no adaptive"),
+    ("Cerberus", ("MODEL.LOSSES.CE.EPSILON", -1.0), "EPSILON is -1.0, expected 0 to 1: Cerberus does not support"),
     ("Cerberus", ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool", "MODEL.QUEUE_SIZE", 7),
      r"MODEL.QUEUE_SIZE is 7 \(default: 8192\); MODEL.HEADS.POOL_LAYER is 'GlobalMaxPool' \(default: 'GlobalAvgPool'\)"
-     ". Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES .* reads .*HEADS.*LOSSES.CE.EPS"),
+     ". Remove them, or set them to their default. Of MODEL.HEADS and MODEL.LOSSES .* uses .*HEADS.*LOSSES.CE.EPS"),
 ])
-def test_the_message_names_keys_values_and_remedy(case, options, message):
+def test_errors_name_keys_values_and_remedy(case, options, message):
     with pytest.raises(ValueError, match=message):
         check_model_keys(config_of(case, *options))
 
 
-def test_training_refuses_what_inference_of_an_older_run_still_reads(run, small_config):
+def test_keys_without_effect_are_rejected_in_training_but_not_in_inference(run, small_config):
     options = ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")
     with pytest.raises(ValueError, match="MODEL.HEADS.POOL_LAYER"):
         CerberusTrainer(small_config(*options))
@@ -173,7 +173,7 @@ def test_training_refuses_what_inference_of_an_older_run_still_reads(run, small_
     assert not load_model(cfg).training
 
 
-def test_a_key_that_is_gone_is_still_read_from_the_configurations_of_older_runs():
+def test_removed_keys_are_accepted_in_configurations_of_older_runs():
     check_model_keys(read_config("MODEL.CERBERUS.FC_BIAS", True))
 
 
@@ -183,7 +183,7 @@ def test_the_size_of_a_feature_is_that_of_the_backbone():
                                                 file="configs/PRCC/cssc_demo.yml"))
 
 
-def test_the_hosts_models_are_not_checked():
+def test_models_of_fastreid_are_not_checked():
     cfg = read_config("MODEL.LOSSES.FL.GAMMA", 5, file="configs/Market1501/bot_demo.yml")
     assert cfg.MODEL.META_ARCHITECTURE not in MODEL_KEYS
     check_model_keys(cfg)

@@ -1,4 +1,4 @@
-"""Every switch for speed leaves what is computed alone, on the plugin's model and on the host's."""
+"""Options for speed do not change results, for models of the plugin and of FastReID."""
 
 import copy
 import inspect
@@ -17,9 +17,9 @@ PLAIN = ("SOLVER.AUTOCAST", "", "TEST.AUTOCAST", "", "MODEL.CHANNELS_LAST", Fals
 
 
 def train_steps(steps: int = 2, channels_last: bool = False, fused: bool = False, precision: str = ""):
-    """Losses of some steps with Adam on the host's flat buffers, the model after them, and its optimiser.
+    """Losses of some steps with Adam on FastReID's flat buffers, the trained model, and its optimiser.
 
-    In float64 unless under autocast, so that what differs is not rounding.
+    Computed in float64, except under autocast, to exclude rounding errors.
     """
     model = model_of(*SMALL).train()
     batch = small_batch(model)
@@ -47,15 +47,15 @@ def plain():
 
 
 @pytest.mark.parametrize("switch", [{"fused": True}, {"channels_last": True}, {"fused": True, "channels_last": True}])
-def test_steps_are_those_of_the_plain_path(plain, switch):
+def test_each_option_gives_the_same_training_steps(plain, switch):
     losses, model, _ = train_steps(**switch)
     assert losses == pytest.approx(plain[0], rel=1e-9)
     for (name, p), q in zip(model.named_parameters(), plain[1].parameters()):
-        # Steps are 1e-3 long. Where a gradient is 0, as of a bias before a normalisation, Adam goes by its rounding.
+        # Steps are 1e-3 long. If a gradient is 0, as of a bias before a normalisation, Adam depends on rounding errors.
         assert torch.allclose(p, q, rtol=1e-6, atol=1e-5), name
 
 
-def test_convolutions_are_stored_channels_last_within_the_hosts_buffer():
+def test_convolutions_are_stored_channels_last_in_fastreids_buffer():
     _, model, optimizer = train_steps(1, channels_last=True)
     weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[2] > 1]
     assert weights and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -64,14 +64,14 @@ def test_convolutions_are_stored_channels_last_within_the_hosts_buffer():
     assert {w.untyped_storage().data_ptr() for w in weights} <= buffers
 
 
-def test_reordering_moves_no_value():
+def test_reordering_does_not_change_values():
     model, expected = model_of(*SMALL), model_of(*SMALL)
     optimizer, _ = build_optimizer(solver_cfg(OPT="Adam"), model)
     acceleration.store_channels_last(optimizer, model)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters()))
 
 
-def test_bfloat16_convolves_in_half_and_keeps_losses_weights_and_evaluation_in_float32():
+def test_bfloat16_training_keeps_float32_losses_gradients_and_evaluation():
     model = model_of(*SMALL).train()
     batch = small_batch(model)
     acceleration.cast_forward(model, training="bfloat16")
@@ -86,7 +86,7 @@ def test_bfloat16_convolves_in_half_and_keeps_losses_weights_and_evaluation_in_f
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_a_copy_of_a_model_under_autocast_computes_with_its_own_weights():
+def test_a_copied_model_uses_its_own_weights_under_autocast():
     model = model_of(*SMALL).eval()
     acceleration.cast_forward(model, evaluation="bfloat16")
     other = copy.deepcopy(model)
@@ -105,12 +105,12 @@ def test_autocast_ends_with_a_forward_pass_that_fails():
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_bfloat16_losses_are_those_of_float32_to_its_three_digits(plain):
+def test_bfloat16_losses_equal_float32_losses_to_three_digits(plain):
     losses, _, _ = train_steps(1, precision="bfloat16")
     assert losses[0] == pytest.approx(plain[0][0], rel=0.01)
 
 
-def test_a_fused_optimiser_resumes_a_plain_one_and_the_other_way_round(plain):
+def test_fused_and_default_optimisers_can_resume_each_other(plain):
     for fused in (True, False):
         _, model, optimizer = train_steps(1, fused=not fused, precision="bfloat16")
         state = optimizer.state_dict()
@@ -125,7 +125,7 @@ def test_a_fused_optimiser_resumes_a_plain_one_and_the_other_way_round(plain):
 
 @pytest.mark.parametrize(("fused", "clips", "unscales"),
                          [(True, False, False), (True, True, True), (False, False, True)])
-def test_a_gradient_scaler_leaves_unscaling_to_a_fused_step_that_does_not_clip(fused, clips, unscales, monkeypatch):
+def test_a_gradient_scaler_only_unscales_if_the_step_does_not(fused, clips, unscales, monkeypatch):
     model = torch.nn.Linear(3, 1)
     optimizer, _ = build_optimizer(solver_cfg(OPT="Adam"), model)
     acceleration.fuse(optimizer, fused, clips)
@@ -141,9 +141,9 @@ def test_a_gradient_scaler_leaves_unscaling_to_a_fused_step_that_does_not_clip(f
     assert bool(unscaled) == unscales and not torch.equal(model.weight, before)
 
 
-def test_a_first_step_that_a_scaler_skips_leaves_no_momentum():
+def test_a_skipped_first_step_leaves_zero_momentum():
     weights = []
-    torch.use_deterministic_algorithms(True)  # memory that is not initialised is NaN
+    torch.use_deterministic_algorithms(True)  # uninitialised memory is NaN
     try:
         for fused, skipped in ((False, False), (True, False), (True, True)):
             torch.manual_seed(0)
@@ -163,11 +163,11 @@ def test_a_first_step_that_a_scaler_skips_leaves_no_momentum():
     torch.testing.assert_close(weights[1], weights[0])
 
 
-def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
+def test_an_optimiser_without_fused_implementation_is_not_changed(log):
     model = model_of(*SMALL)
     optimizer, _ = build_optimizer(solver_cfg(OPT="RMSprop"), model)
     acceleration.fuse(optimizer, True)
-    assert "SOLVER.OPT has no fused step" in log.text
+    assert "SOLVER.OPT has no fused implementation" in log.text
     assert "fused" not in optimizer.param_groups[0]
 
 
@@ -176,11 +176,11 @@ def test_an_optimiser_without_a_fused_step_runs_as_it_is(log):
 def test_the_model_compiles_as_two_whole_graphs_and_computes_the_same(options):
     model, compiled = (model_of(*SMALL, *options).train() for _ in range(2))
     expected = sum(model(small_batch(model)).values()).item()
-    acceleration.compile_model(compiled, backend="aot_eager", fullgraph=True)  # a break in the graph would raise
+    acceleration.compile_model(compiled, backend="aot_eager", fullgraph=True)  # raises an error for a graph break
     assert sum(compiled(small_batch(compiled)).values()).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, monkeypatch, log):
+def test_training_without_a_compiler_is_logged_and_not_compiled(small_config, monkeypatch, log):
     from cerberus_plugin import CerberusTrainer
 
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
@@ -189,12 +189,12 @@ def test_without_a_compiler_training_runs_uncompiled_and_says_so(small_config, m
     assert "represent" not in vars(trainer.model)
 
 
-def test_shared_batch_statistics_are_not_compiled():
+def test_models_with_synchronised_batch_statistics_are_not_compiled():
     model = torch.nn.Sequential(torch.nn.SyncBatchNorm(2))
     assert "MODEL.SYNC_BN" in acceleration.missing_for_compilation(model)
 
 
-def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
+def test_all_children_except_heads_of_fastreids_models_are_compiled(small_config):
     from fastreid.modeling.meta_arch import build_model
 
     cfg = small_config("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
@@ -205,7 +205,7 @@ def test_of_a_host_model_everything_but_the_heads_is_compiled(small_config):
 
 
 class Parts(torch.nn.Module):
-    """Three parts that share their class, and a head that is left as it is."""
+    """Three children of the same class, and a head that is not compiled."""
 
     def __init__(self):
         super().__init__()
@@ -214,7 +214,7 @@ class Parts(torch.nn.Module):
 
 
 @pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="of a newer torch")
-def test_every_part_is_compiled_however_many_share_their_code():
+def test_all_parts_with_shared_code_are_compiled():
     graphs = []
 
     def counting(graph, inputs):
@@ -223,14 +223,14 @@ def test_every_part_is_compiled_however_many_share_their_code():
 
     parts = Parts()
     acceleration.compile_model(parts, backend=counting)
-    for size in (2, 3, 4):  # 9 graphs of one function, where 8 are the limit
+    for size in (2, 3, 4):  # 9 graphs of one function; the limit is 8
         for name, part in parts.named_children():
             before = len(graphs)
             part(torch.ones(size, 2))
             assert len(graphs) - before == (0 if "head" in name else 1), (name, size)
 
 
-def test_small_kernels_are_joined_and_a_step_replayed_on_a_gpu_alone():
+def test_compiler_options_only_apply_to_gpus():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert acceleration.compiler_options("default", cuda) == {"options": {"combo_kernels": True}}
     options = acceleration.compiler_options("reduce-overhead", cuda)["options"]
@@ -242,7 +242,7 @@ def test_small_kernels_are_joined_and_a_step_replayed_on_a_gpu_alone():
 
 
 @pytest.mark.parametrize("default", [True, False])
-def test_float32_is_evaluated_without_tf32_and_trained_as_torch_is_set(default, monkeypatch):
+def test_tf32_is_disabled_in_evaluation_only(default, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", default)
     model = model_of(*SMALL).train()
     acceleration.cast_forward(model)
@@ -252,7 +252,7 @@ def test_float32_is_evaluated_without_tf32_and_trained_as_torch_is_set(default, 
     model(batch)
     with torch.no_grad():
         model.eval()(batch)
-        outer = acceleration._without_tf32()  # another thread's pass, which begins before this one and ends after it
+        outer = acceleration._without_tf32()  # forward pass of another thread, which begins earlier and ends later
         with outer:
             model(batch)
             assert torch.backends.cudnn.allow_tf32 is False
@@ -261,7 +261,7 @@ def test_float32_is_evaluated_without_tf32_and_trained_as_torch_is_set(default, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
-def test_all_switches_train_evaluate_and_reload_through_the_hosts_trainer(small_config, file):
+def test_all_options_train_evaluate_and_reload_with_the_trainer(small_config, file):
     cfg = small_config(*FAST, "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool", "DATALOADER.NUM_WORKERS", 0,
                        file=f"configs/Market1501/{file}.yml")
     trainer = trained(cfg)
@@ -281,7 +281,7 @@ def _with_weights(cfg):
     return cfg
 
 
-def test_a_run_resumes_only_in_the_memory_order_it_began_with(small_config):
+def test_a_run_only_resumes_with_the_same_memory_format(small_config):
     from cerberus_plugin import CerberusTrainer
 
     trained(small_config(*PLAIN, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
@@ -294,12 +294,12 @@ def test_a_run_resumes_only_in_the_memory_order_it_began_with(small_config):
     ("float16", "", False, "SOLVER.AUTOCAST is 'float16', expected one of .*gradient scaler: SOLVER.AMP.ENABLED"),
     ("", "half", False, "TEST.AUTOCAST is 'half', expected one of .*'bfloat16', 'float16'"),
     ("bfloat16", "", True, "SOLVER.AUTOCAST is 'bfloat16' and SOLVER.AMP.ENABLED True: two precisions")])
-def test_precisions_that_cannot_be_are_refused(training, evaluation, amp, message):
+def test_unsupported_precisions_are_rejected(training, evaluation, amp, message):
     with pytest.raises(ValueError, match=message):
         acceleration.check_autocast(training, evaluation, amp)
 
 
-def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config, monkeypatch, log):
+def test_hardware_without_bfloat16_uses_float32_with_a_log_message(small_config, monkeypatch, log):
     from cerberus_plugin.modeling.build import with_precision
 
     monkeypatch.setattr(acceleration, "computes_in_half", lambda device: False)
@@ -308,12 +308,12 @@ def test_hardware_without_bfloat16_computes_in_float32_and_says_so(small_config,
     model.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     model(small_batch(model))
     assert seen == [torch.float32]
-    assert "cpu has no bfloat16 arithmetic: float32 in place of" in log.text
+    assert "cpu has no bfloat16 arithmetic: using float32 instead of" in log.text
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("file", ["cerberus_demo", "bot_R50"])
-def test_all_switches_and_the_compiler_train_and_evaluate_on_a_gpu(small_config, file):
+def test_all_options_and_the_compiler_work_on_a_gpu(small_config, file):
     trainer = trained(small_config(*FAST, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", True, "DATALOADER.RESIDENT", True,
                                    file=f"configs/Market1501/{file}.yml"))
     assert all((p != trainer.start[name]).any() for name, p in trainer.model.named_parameters()

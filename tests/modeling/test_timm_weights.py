@@ -1,4 +1,4 @@
-"""Published weights in timm's models: built, filled, taken apart, trained a step, and built again without the file."""
+"""Published weights in timm's models: build, load, split, train one step, and build again without the file."""
 
 from cerberus_plugin import add_cerberus_config
 from cerberus_plugin.host import settle
@@ -44,7 +44,7 @@ def config(depth: str, size: list, path: str = ""):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_weights_of_people_fill_a_model_of_timm_whole(tmp_path, log, form):
+def test_person_pretrained_weights_fill_all_tensors_of_timm_models(tmp_path, log, form):
     depth, size, shapes, outer, prefix = FORMS[form]
     tensors = {f"{prefix}{name}": 0.2 * torch.rand(shape) for name, shape in shapes.items()}
     torch.save({outer: tensors} if outer else tensors, tmp_path / "weights.pth")
@@ -61,14 +61,14 @@ def test_weights_of_people_fill_a_model_of_timm_whole(tmp_path, log, form):
 
 
 @pytest.mark.parametrize("key, value, name", [("WINDOW_SIZE", 8, "window_size"), ("EXTRA_TOKENS", 3, "reg_tokens")])
-def test_an_option_that_a_model_has_not_is_refused(key, value, name):
+def test_options_that_a_timm_model_lacks_are_rejected(key, value, name):
     cfg = config("resnet18", [64, 32])
     cfg.MODEL.BACKBONE[key] = value
     with pytest.raises(ValueError, match=f"'resnet18', which has no {name}: set"):
         build_backbone(cfg)
 
 
-def test_a_swin_with_windows_of_its_own_keeps_them_on_maps_that_are_smaller():
+def test_a_window_size_is_kept_for_smaller_maps():
     cfg = config(*SWIN)
     cfg.MODEL.BACKBONE.WINDOW_SIZE = 8
     tables = [value.shape[0] for name, value in build_backbone(cfg).state_dict().items() if "bias_table" in name]

@@ -44,8 +44,8 @@ def test_a_schema_file_becomes_the_schema_of_the_models(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (("[{name: helmet, values: [no, yes], display: hard hat}]", "[]"), "attributes of group 'head'.*at least one"),
-    (("name: person", "name: head"), "group 'head' is there twice"),
-    (("name: age", "name: helmet"), "field 'helmet' is there twice"),
+    (("name: person", "name: head"), "group 'head' is defined twice"),
+    (("name: age", "name: helmet"), "field 'helmet' is defined twice"),
     (("young, adult", "young, Young"), "'age' has the value 'Young' twice"),
     (("values: [young, adult, old]", "values: young"), "values of 'age': is 'young', expected a list"),
     (("region: whole", "region: top"), "region of group 'person' is 'top', expected 0"),

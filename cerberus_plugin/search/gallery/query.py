@@ -40,10 +40,12 @@ VALUES_STEP = 8  # V is a multiple of it, as compressed engines cut rows into su
 class Query:
     """Who is searched for.
 
-    >>> Query(words={"gender": "female", "upper colour": "red"})       # a description, all of it or in part
-    >>> Query(embedding)                                               # somebody who looks like this picture
-    >>> Query(embedding, {"backpack": "no"})                           # this person, but without the backpack
-    >>> Query(embedding, may_have_changed_clothes=True)                # by what stays when clothes change
+    In this order: a description, an image, an image with one attribute changed, an image regardless of the clothes.
+
+    >>> Query(words={"gender": "female", "upper colour": "red"})  # doctest: +SKIP
+    >>> Query(embedding)  # doctest: +SKIP
+    >>> Query(embedding, {"backpack": "no"})  # doctest: +SKIP
+    >>> Query(embedding, may_have_changed_clothes=True)  # doctest: +SKIP
 
     Attributes:
         embedding: of a picture, float (E,), as the encoder of the index gives it.

@@ -158,8 +158,8 @@ def test_a_columns_temperature_divides_its_logits():
     assert answers.tolist() == list(range(sizes[3]))
 
 
-@pytest.mark.parametrize(("temperatures", "message"), [({"sleeves": 1.0}, "'sleeves' is no column of market1501"),
-                                                       ({"hat": 0.0}, "that of 'hat' is 0.0, expected a positive")])
+@pytest.mark.parametrize(("temperatures", "message"), [({"sleeves": 1.0}, "'sleeves' is not a column of market1501"),
+                                                       ({"hat": 0.0}, "of 'hat' is 0.0, expected a positive")])
 def test_temperatures_of_nothing_are_refused(temperatures, message):
     with pytest.raises(ValueError, match=message):
         reader_by_prototypes(temperatures=temperatures)

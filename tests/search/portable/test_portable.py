@@ -157,7 +157,7 @@ def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
         else:
             assert (shares == before).all()
     for wrong in ({"ages": 1.0}, {"age": 0.0}, {"age": math.inf}):
-        with pytest.raises(ValueError, match="is no column of market1501|expected a positive number"):
+        with pytest.raises(ValueError, match="is not a column of market1501|expected a positive number"):
             vocabulary.calibrated(wrong)
 
 
@@ -171,7 +171,7 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     assert {True, False} == {age.abstained for age in ages}
     assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
-    with pytest.raises(ValueError, match="withhold_below names hat, expected .* of the calibrated columns: age"):
+    with pytest.raises(ValueError, match="withhold_below names hat, expected .* for calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
