@@ -53,8 +53,7 @@ def load_pretrained() -> None:
                 with recorded_loads() as loads:
                     backbone = _built(host_build, cfg)
                 _report(loads, node.PRETRAIN_PATH, node.NAME)
-                return _with_stem_pool(backbone, node, _stem_pool(node, "padding"))  # weights of torchvision and
-                IBN-Net
+                return _with_stem_pool(backbone, node, _stem_pool(node, "padding"))  # torchvision, IBN-Net
             settled, _ = settle(cfg)
             differing = [key for key in ("PIXEL_MEAN", "PIXEL_STD") if settled.MODEL[key] != cfg.MODEL[key]]
             if differing:
