@@ -112,7 +112,7 @@ def test_a_command_ends_with_a_message_and_a_fault_of_ours_with_a_traceback():
         run_command(lambda: raising(ValueError("\x1b[2J\nsecond line")))
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
-    with pytest.raises(SystemExit, match="^stopped; the same command goes on"):
+    with pytest.raises(SystemExit, match="^stopped; run the same command again"):
         run_command(lambda: raising(KeyboardInterrupt()))
 
 
@@ -249,8 +249,8 @@ def test_a_name_of_a_file_moves_no_terminal(gallery, run, tmp_path, capsys):
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     cli.main(["recognise", "--run", run.cfg.OUTPUT_DIR, str(tmp_path)])
     said = capsys.readouterr()
-    assert "a\ufffd[2Jb.jpg" in said.out and "c\ufffd[2Jd.jpg: is no picture" in said.err
-    assert "\x1b[2J" not in said.out + said.err and "skipped loop.jpg: cannot be looked at" in said.err
+    assert "a\ufffd[2Jb.jpg" in said.out and "c\ufffd[2Jd.jpg: is not an image" in said.err
+    assert "\x1b[2J" not in said.out + said.err and "skipped loop.jpg: cannot be accessed" in said.err
 
 
 @pytest.mark.parametrize("engine", ["float16", "int8", "MILVUS"])

@@ -109,7 +109,7 @@ def test_misuse_is_named(predictor, tmp_path, run):
     with pytest.raises(ValueError, match="embed: no pictures given"):
         predictor.embed([])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="broken.jpg: is no picture of a known format"):
+    with pytest.raises(ValueError, match="broken.jpg: is not an image of a supported format"):
         predictor.embed(tmp_path / "broken.jpg")
     with pytest.raises(ValueError, match="unknown attribute 'sleeves'"):
         predictor.search({"sleeves": "long"}, tmp_path.parent, top=1)

@@ -178,23 +178,25 @@ def _difference(state: dict, optimizer: torch.optim.Optimizer) -> str | None:
     for i, (theirs, ours) in enumerate(zip(saved, own)):
         optimizers = theirs.get(OPTIMIZER, ours[OPTIMIZER]), ours[OPTIMIZER]
         if optimizers[0] != optimizers[1] or _TELLING & theirs.keys() != _TELLING & ours.keys():
-            return f"it is of SOLVER.OPT {theirs.get(OPTIMIZER, 'of another kind')}, here {ours[OPTIMIZER]}"
+            return (f"it was saved with SOLVER.OPT {theirs.get(OPTIMIZER, 'of another kind')}, this run has "
+                    f"{ours[OPTIMIZER]}")
         pairs = itertools.zip_longest(theirs.get(PARAMETERS, ours[PARAMETERS]), ours[PARAMETERS])
         for there, here in pairs:
             if there != here:
                 return f"group {i} has {_named(there)} where this run has {_named(here)}"
     sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
     if sizes[0] != sizes[1]:
-        return f"it has {len(saved)} groups of {sizes[0]} tensors, here {len(own)} of {sizes[1]}"
+        return f"it has {len(saved)} groups of {sizes[0]} tensors, this run has {len(own)} of {sizes[1]}"
     tensors = [tensor for group in own for tensor in group["params"]]
     for key, tensor in zip((key for group in saved for key in group["params"]), tensors):
         for name, value in state["state"].get(key, {}).items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != tensor.shape:
-                return f"'{name}' of tensor {key} has the shape {tuple(value.shape)}, here {tuple(tensor.shape)}"
+                return f"'{name}' of tensor {key} has the shape {tuple(value.shape)}, in this run {tuple(tensor.shape)}"
     return None
 
 
 def _named(entry: list | None) -> str:
+    """Format an entry (name, shape) for a message."""
     return f"{entry[0]} {tuple(entry[1])}" if entry else "nothing"
 
 

@@ -252,7 +252,7 @@ def test_the_bootstrap_draws_people_not_pairs():
 
 def test_a_file_that_is_no_calibration_is_refused(tmp_path):
     path = tmp_path / "calibration.json"
-    for content, message in (("{", "no JSON that can be read"), ("[]", "no calibration that can be read"),
+    for content, message in (("{", "not valid JSON"), ("[]", "no calibration that can be read"),
                              ('{"format": 9}', "its format is 9, expected 2"), ('{"format": 2}', "has no 'columns'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):

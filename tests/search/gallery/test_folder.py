@@ -18,7 +18,7 @@ def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(
     found = list(walk(tmp_path))
     assert [picture.path for picture in found] == ["a.webp", "b/1.PNG", "b/2.jpg", "b/c/4.bmp"]
     assert found[0].size == 5 and found[0].mtime_ns == os.stat(tmp_path / "a.webp").st_mtime_ns
-    with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         list(walk(tmp_path / "nowhere"))
 
 
@@ -72,7 +72,7 @@ def test_a_walk_goes_on_past_what_is_deleted_meanwhile(tmp_path):
 def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "one.jpg").touch()
-    with pytest.raises(OSError, match=r"loop.jpg: cannot be looked at \(Too many levels of symbolic links\)"):
+    with pytest.raises(OSError, match=r"loop.jpg: cannot be accessed \(Too many levels of symbolic links\)"):
         list(walk(tmp_path))
     refused = {}
     assert [picture.path for picture in walk(tmp_path, refused.__setitem__)] == ["one.jpg"] and list(refused) == [

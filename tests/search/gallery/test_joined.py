@@ -103,7 +103,7 @@ def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_tol
 
 def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
     index, _, _ = joined
-    assert index.unreadable == [("broken.jpg", "is no picture of a known format (JPEG, PNG, BMP, WEBP)")]
+    assert index.unreadable == [("broken.jpg", "is not an image of a supported format (JPEG, PNG, BMP, WEBP)")]
 
 
 # Words that are read by probability.

@@ -226,12 +226,12 @@ def claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("data, reason", [
     (b"", "is empty"),
-    (b"no picture at all", r"is no picture of a known format \(JPEG, PNG, BMP, WEBP\)"),
-    (picture("GIF"), "is no picture of a known format"),
-    (picture("TIFF"), "is no picture of a known format"),
+    (b"no picture at all", r"is not an image of a supported format \(JPEG, PNG, BMP, WEBP\)"),
+    (picture("GIF"), "is not an image of a supported format"),
+    (picture("TIFF"), "is not an image of a supported format"),
     (picture("JPEG")[:-60], "is broken or cut short"),
     (picture("PNG")[:-300], "is broken or cut short"),
-    (picture("PNG")[:20], "is no picture of a known format|is broken"),
+    (picture("PNG")[:20], "is not an image of a supported format|is broken"),
     (picture("BMP")[:30], "is broken"),
     (picture("WEBP", lossless=True)[:-300], "is broken"),
     (claiming(20_000, 5_000), r"has more than 50000000 pixels \(20000 x 5000\)"),
@@ -377,7 +377,7 @@ def test_the_size_is_read_from_the_header_alone(tmp_path):
     path = tmp_path / "crop.png"
     path.write_bytes(picture()[:-300])
     assert read_size(path) == (12, 20)
-    for data, reason in ((claiming(20_000, 10_000), "has more than 50000000 pixels"), (b"text", "known format")):
+    for data, reason in ((claiming(20_000, 10_000), "has more than 50000000 pixels"), (b"text", "supported format")):
         path.write_bytes(data)
         with pytest.raises(Unreadable, match=reason):
             read_size(path)

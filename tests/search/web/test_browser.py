@@ -175,7 +175,7 @@ def test_what_cannot_be_searched_for_is_said_beside_the_field_and_the_page_stays
     view = look(f"{served}/?a.head+colour=blue")
     (tmp_path / "text.png").write_text("no picture")
     view.locator("#file").set_input_files(tmp_path / "text.png")
-    view.get_by_text("the picture is no picture of a known format").wait_for()
+    view.get_by_text("the picture is not an image of a supported format").wait_for()
     assert view.locator("article").count() == 24
     look.complaints.clear()  # the browser's own line about the status 422
     (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
