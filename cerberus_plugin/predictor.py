@@ -1,4 +1,7 @@
-"""Use a trained model on pictures: embeddings, attributes in words, and a search by attributes or by a picture."""
+"""Inference with a trained model: embeddings, predicted attributes, and search by attributes or by an image.
+
+Shapes: N images, Q queries, E values of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,23 @@ from .utils.files import read_json
 from .utils.images import SUFFIXES, read_image
 
 GROUPS_FILE = "groups.json"  # in RUN/groups, written by `experiments.groups`
-WEIGHTS = ("model_final.pth", "model_best.pth")  # the host picks its best one by the test figures
+WEIGHTS = ("model_final.pth", "model_best.pth")  # FastReID selects the best one by the test metrics
 
 logger = logging.getLogger("fastreid.cerberus")
 
 
 @dataclass(frozen=True)
 class Match:
-    """One result of a search: the picture's path and its score, higher is nearer.
+    """One result of a search.
 
-    The score of `GalleryIndex.search`: for pictures the mean cosine of the groups of Cerberus, and for models without
-    groups the cosine, or minus the distance under TEST.METRIC euclidean. For words the mean cosine of the described
-    groups, or the sum of log-probabilities for a Cerberus that reads by probability. An index has no words for APR and
-    ARN; their score is the mean logarithm of the probabilities.
+    The score is that of `GalleryIndex.search`. For an image query it is the mean cosine of the groups; for models
+    without groups it is the cosine, or minus the distance if TEST.METRIC is euclidean. For a query by attributes it is
+    the mean cosine of the described groups, or the sum of log-probabilities if TEST.READING is probability. For APR
+    and ARN, which an index cannot search by attributes, it is the mean log-probability.
+
+    Attributes:
+        path: of the gallery image.
+        score: higher is more similar.
     """
 
     path: str
@@ -47,18 +54,29 @@ class Match:
 
 
 class CerberusPredictor:
-    """A run folder, ready to use.
-
-    >>> predictor = CerberusPredictor("logs/demo")                      # doctest: +SKIP
-    >>> embeddings = predictor.embed(predictor.pictures("crops/"))      # doctest: +SKIP
-    >>> predictor.recognise("crops/0001.jpg")                           # doctest: +SKIP
-    >>> predictor.search({"upper colour": "red"}, "crops/", top=5)      # doctest: +SKIP
+    """A trained model, loaded from its run folder.
 
     Args:
-        run_folder: holds config.yaml and a checkpoint.
-        weights: another checkpoint of the same model; the last one of the folder, or else the best, if None.
-        device: "cuda" or "cpu"; what there is, if None.
-        precise: compute in float32 whatever TEST.AUTOCAST says, as an exported model does.
+        run_folder: folder with config.yaml and a checkpoint.
+        weights: checkpoint to load; if None, model_final.pth, or else model_best.pth of the folder.
+        device: "cuda" or "cpu"; if None, "cuda" if it is available.
+        precise: compute in float32 even if TEST.AUTOCAST is set, as an exported model does.
+
+    Attributes:
+        cfg: the configuration of the run, a FastReID `CfgNode`.
+        model: the `nn.Module` in evaluation mode.
+        transform: the test transforms of the run.
+        reader: predicts attributes from embeddings; None for a model without attributes.
+
+    Raises:
+        FileNotFoundError: if config.yaml or the checkpoint is missing.
+        ValueError: if the configuration is invalid or does not fit the checkpoint.
+
+    Examples:
+        >>> predictor = CerberusPredictor("logs/demo")                      # doctest: +SKIP
+        >>> embeddings = predictor.embed(predictor.images("crops/"))        # doctest: +SKIP
+        >>> predictor.recognise("crops/0001.jpg")                           # doctest: +SKIP
+        >>> predictor.search({"upper colour": "red"}, "crops/", top=5)      # doctest: +SKIP
     """
 
     def __init__(self, run_folder: str | Path, weights: str | Path | None = None, device: str | None = None,
@@ -74,126 +92,202 @@ class CerberusPredictor:
             self.cfg.TEST.AUTOCAST = ""
         used = [f"TEST.{key}" for key in ("RERANK", "AQE") if self.cfg.TEST[key].ENABLED]
         if used:
-            logger.warning(f"{self.run_folder}: {' and '.join(used)} are of the evaluation alone; searches, galleries "
-                           "and pictures of ranks compare by the plain distances")
+            logger.warning(f"{self.run_folder}: {' and '.join(used)} only applies to the evaluation; searches, "
+                           "galleries and plots of rank lists use plain distances")
         if self.cfg.TEST.METRIC not in METRICS:
             raise ValueError(f"{config}: TEST.METRIC is '{self.cfg.TEST.METRIC}', expected one of {', '.join(METRICS)}")
         try:
             self.model = load_model(self.cfg)
             self.transform = build_transforms(self.cfg, is_train=False)
             self.reader = reader_of(self.model)
-        except Exception as error:  # the host's for values that it does not know are KeyError, AssertionError and more
+        except Exception as error:  # FastReID raises KeyError, AssertionError and others for unknown values
             if isinstance(error, OSError | torch.cuda.OutOfMemoryError) or self.cfg.MODEL.WEIGHTS in str(error):
                 raise
-            raise ValueError(f"{config}: the model that it describes cannot be made with {self.cfg.MODEL.WEIGHTS} "
-                             f"({type(error).__name__}: {error}). Correct the value or use the config.yaml that "
-                             "training wrote, or use another checkpoint") from error
+            raise ValueError(f"{config}: the model cannot be built with the checkpoint {self.cfg.MODEL.WEIGHTS} "
+                             f"({type(error).__name__}: {error}). Correct the value, or use the config.yaml written "
+                             "by the training, or another checkpoint") from error
         if isinstance(self.reader, PrototypeReader) and self.reader.partial != "mean":
-            logger.warning(f"{self.run_folder}: TEST.APS.PARTIAL {self.reader.partial} is of the evaluation alone; "
-                           "searches take the mean over the semantic IDs that agree with a description")
+            logger.warning(f"{self.run_folder}: TEST.APS.PARTIAL {self.reader.partial} only applies to the evaluation; "
+                           "searches use the mean over the semantic IDs that match a description")
 
     @staticmethod
     def _find_weights(folder: Path) -> Path:
         for name in WEIGHTS:
             if (folder / name).is_file():
                 return folder / name
-        raise FileNotFoundError(f"{folder}: holds none of {', '.join(WEIGHTS)}; give the folder of a "
-                                "finished training run, or name a checkpoint by `weights`")
+        raise FileNotFoundError(f"{folder}: contains none of {', '.join(WEIGHTS)}; give the folder of a finished "
+                                "training run, or a checkpoint as `weights`")
 
     @staticmethod
-    def pictures(folder: str | Path) -> list[str]:
-        """Pictures of a folder, sorted by name."""
+    def images(folder: str | Path) -> list[str]:
+        """List the image files of a folder, without its subfolders.
+
+        Args:
+            folder: containing images.
+
+        Returns:
+            the paths, sorted by name.
+
+        Raises:
+            FileNotFoundError: if the folder does not exist.
+            ValueError: if it contains no images.
+        """
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder of pictures")
+            raise FileNotFoundError(f"{folder}: no such folder of images")
         found = sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise ValueError(f"{folder}: no pictures found ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{folder}: no images found ({', '.join(SUFFIXES)})")
         return found
 
-    @torch.no_grad()
-    def embed(self, pictures: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
-        """Embeddings of pictures, a path or many: float (N, E) on the CPU; Cerberus: a block of unit length a group.
+    pictures = images  # the former name
 
-        A bar shows the time left where there are more than a few batches.
+    @torch.no_grad()
+    def embed(self, images: str | Path | Sequence[str | Path], batch_size: int = 64) -> Tensor:
+        """Compute the embeddings of images; shows a progress bar for 8 batches or more.
+
+        Args:
+            images: one path, or a sequence of N paths.
+            batch_size: images per forward pass.
+
+        Returns:
+            float (N, E) on the CPU. For Cerberus, an embedding is the concatenation of one block of unit length per
+            group.
+
+        Raises:
+            ValueError: if there are no images, an image cannot be read, or the model fails.
         """
-        paths = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+        paths = [images] if isinstance(images, str | Path) else list(images)
         if not paths:
-            raise ValueError("embed: no pictures given")
+            raise ValueError("embed: no images given")
         outputs = []
         starts = range(0, len(paths), batch_size)
         for start in tqdm(starts, desc="embedding", unit=" batches", disable=len(starts) < 8):
-            images = self.images(paths[start:start + batch_size])
+            batch = self.load_images(paths[start:start + batch_size])
             with self.computing():
-                outputs.append(self.model({"images": images}).float().cpu())
+                outputs.append(self.model({"images": batch}).float().cpu())
             self.check_finite(outputs[-1], paths[start:start + batch_size])
         return torch.cat(outputs)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Turn an error of the model inside into a ValueError that names the run; a full GPU stays what it is."""
+        """Raise errors of the model inside the context as ValueError with the name of the run.
+
+        Raises:
+            ValueError: for a RuntimeError, IndexError or TypeError. `torch.cuda.OutOfMemoryError` is not changed.
+        """
         try:
             yield
         except (RuntimeError, IndexError, TypeError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            raise ValueError(f"{self.run_folder / 'config.yaml'}: the model that it describes fails with "
-                             f"{self.cfg.MODEL.WEIGHTS} ({type(error).__name__}: {error}). Correct the value or use "
-                             "the config.yaml that training wrote, or use another checkpoint") from error
+            raise ValueError(f"{self.run_folder / 'config.yaml'}: the model fails with the checkpoint "
+                             f"{self.cfg.MODEL.WEIGHTS} ({type(error).__name__}: {error}). Correct the value, or use "
+                             "the config.yaml written by the training, or another checkpoint") from error
 
-    def check_finite(self, embeddings: Tensor, pictures: Sequence) -> None:
-        """Raise ValueError where embeddings (N, E) are NaN or infinite: no answer could be read off them."""
+    def check_finite(self, embeddings: Tensor, images: Sequence) -> None:
+        """Check that embeddings are finite.
+
+        Args:
+            embeddings: float (N, E).
+            images: N names for the error message.
+
+        Raises:
+            ValueError: if an embedding contains NaN or infinity.
+        """
         broken = ~embeddings.isfinite().all(dim=1)
         if broken.any():
             raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: {int(broken.sum())} of {len(broken)} embeddings are not finite"
-                             f", such as that of {pictures[int(broken.nonzero()[0])]}; the weights are damaged, or too "
+                             f", such as that of {images[int(broken.nonzero()[0])]}; the weights are damaged, or too "
                              "large for TEST.AUTOCAST. Use another checkpoint, or set TEST.AUTOCAST to \"\"")
 
-    def images(self, paths: Sequence[str | Path]) -> Tensor:
-        """Pictures as the model takes them: float (N, 3, H, W) in 0..255, on its device."""
+    def load_images(self, paths: Sequence[str | Path]) -> Tensor:
+        """Read images and apply the test transforms.
+
+        Args:
+            paths: N image files.
+
+        Returns:
+            float (N, 3, H, W), RGB, in 0..255, on the device of the model.
+
+        Raises:
+            ValueError: if an image cannot be read.
+        """
         return torch.stack([self.transform(read_image(path)) for path in paths]).to(self.model.device)
 
-    def recognise(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
-        """Attributes of each picture in words, such as {"gender": "female", "upper colour": "red", ...}."""
-        answers = self._reader().recognise(self.embed(pictures)).cpu()
+    def recognise(self, images: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
+        """Predict the attributes of images, without probabilities.
+
+        Args:
+            images: one path, or a sequence of N paths.
+
+        Returns:
+            N dictionaries, such as {"gender": "female", "upper colour": "red", ...}.
+
+        Raises:
+            ValueError: if the model does not predict attributes, or as `embed`.
+        """
+        answers = self._reader().recognise(self.embed(images)).cpu()
         columns = self._reader().schema.columns
         return [{column.name: column.classes[k] if k >= 0 else "none" for column, k in zip(columns, row)}
                 for row in answers.tolist()]
 
-    def answers(self, pictures: str | Path | Sequence[str | Path]) -> list[dict[str, Answer]]:
-        """Attributes of each picture with their probabilities, and "cannot tell" where these are too low.
+    def answers(self, images: str | Path | Sequence[str | Path]) -> list[dict[str, Answer]]:
+        """Predict the attributes of images, with probabilities.
 
-        Calibrated where RUN/calibration is there; a warning says where it is not, and so does every answer. An answer
-        is the most probable class of its column, which `recognise`, the nearest semantic ID, need not name.
+        The probabilities are calibrated if RUN/calibration exists; otherwise a warning is logged and
+        `Answer.calibrated` is False. An answer is the most probable class. It can differ from the prediction of
+        `recognise`, which takes the class of the nearest semantic ID.
+
+        Args:
+            images: one path, or a sequence of N paths.
+
+        Returns:
+            N dictionaries from attribute to `Answer`. Answers below the calibrated threshold are "uncertain".
+
+        Raises:
+            ValueError: if the model does not predict attributes with probabilities, or as `embed`.
         """
         reader = self._reader()
         if not hasattr(reader, "confidences"):
-            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads attributes without a probability; ask it by "
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model predicts attributes without probabilities; use "
                              "`recognise`")
         if not (self.calibration and self.calibration.temperatures):
-            logger.warning(f"{self.run_folder}: attributes are not calibrated, so their probabilities are those of the "
-                           f"bare softmax and the model never abstains; calibrate by {COMMAND} {self.run_folder}")
-        return answers_of(reader, self.embed(pictures), self.calibration)
+            logger.warning(f"{self.run_folder}: attributes are not calibrated: probabilities are plain softmax outputs "
+                           f"and no answer is \"uncertain\"; calibrate with {COMMAND} {self.run_folder}")
+        return answers_of(reader, self.embed(images), self.calibration)
 
     def same_person(self, first: str | Path, second: str | Path, prior: float | None = None) -> float:
-        """The probability that two pictures show the same person; needs RUN/calibration.
+        """Compute the probability that two images show the same person; needs RUN/calibration.
 
         Args:
-            prior: the probability before looking; that of the calibration, 0.5 unless said otherwise, if None.
+            first, second: paths of the images.
+            prior: prior probability; if None, that of the calibration, 0.5 by default.
+
+        Returns:
+            the probability, 0 to 1.
+
+        Raises:
+            FileNotFoundError: if the run is not calibrated.
+            ValueError: if the calibration belongs to another checkpoint or to other settings, or as `embed`.
         """
         if self.calibration is None:
-            raise FileNotFoundError(f"{self.run_folder / CALIBRATION_FILE}: not found, so a score is no probability; "
-                                    f"calibrate by {COMMAND} {self.run_folder}")
+            raise FileNotFoundError(f"{self.run_folder / CALIBRATION_FILE}: not found; scores are not probabilities "
+                                    f"without it. Calibrate with {COMMAND} {self.run_folder}")
         fitted, test = self.calibration.verification, self.cfg.TEST
         if (fitted.metric, fitted.groups) != (test.METRIC, tuple(test.GROUPS)):
-            raise ValueError(f"{self.run_folder / CALIBRATION_FILE}: was fitted on {fitted.metric} scores by "
+            raise ValueError(f"{self.run_folder / CALIBRATION_FILE}: was fitted on {fitted.metric} scores of "
                              f"{', '.join(fitted.groups) or 'all groups'}, but TEST.METRIC is {test.METRIC} and "
-                             f"TEST.GROUPS {list(test.GROUPS)}; calibrate again by {COMMAND} {self.run_folder}")
+                             f"TEST.GROUPS {list(test.GROUPS)}; calibrate again with {COMMAND} {self.run_folder}")
         embeddings = self.embed([first, second])
         return fitted.probability(self.picture_scores(embeddings[:1], embeddings[1:]).item(), prior)
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What `experiments.calibrate` has written for this run, checkpoint and settings; None where it has not."""
+        """The calibration of this run, written by `experiments.calibrate`; None if there is none.
+
+        Raises:
+            ValueError: if it is damaged, or belongs to another checkpoint or to other settings.
+        """
         if not (self.run_folder / CALIBRATION_FILE).is_file():
             return None
         calibration = read_calibration(self.run_folder, self.cfg.MODEL.WEIGHTS, self.settings)
@@ -201,12 +295,12 @@ class CerberusPredictor:
         unknown = [name for name in calibration.temperatures if name not in columns]
         if unknown:
             raise ValueError(f"{self.run_folder / CALIBRATION_FILE}: has a temperature of {unknown[0]!r:.60}, expected "
-                             f"some of {', '.join(columns) or 'none'}; calibrate again by {COMMAND} {self.run_folder}")
+                             f"{', '.join(columns) or 'none'}; calibrate again with {COMMAND} {self.run_folder}")
         return calibration
 
     @cached_property
     def attribute_model(self) -> AttributeModel | None:
-        """What the prototypes know of attributes, not calibrated; None for a model that reads attributes otherwise."""
+        """The attribute tables of the model, not calibrated; None for a model without prototypes."""
         if not isinstance(self.reader, PrototypeReader):
             return None
         try:
@@ -216,7 +310,7 @@ class CerberusPredictor:
 
     @property
     def settings(self) -> dict:
-        """What probabilities depend on beside the checkpoint and may be set in config.yaml: by name, plain values."""
+        """The settings of config.yaml on which calibrated probabilities depend: plain values by name."""
         par = self.cfg.TEST.PAR
         return {"reader": type(self.reader).__name__ if self.reader else None,
                 "TEST.PAR.COSINE_SCALE": float(par.COSINE_SCALE), "TEST.PAR.FORCE_COLOUR": bool(par.FORCE_COLOUR),
@@ -225,23 +319,33 @@ class CerberusPredictor:
 
     def search(self, query: dict[str, str] | str | Path, gallery: str | Path | Sequence[str | Path],
                top: int = 10, groups: Sequence[str] = (), may_have_changed_clothes: bool = False) -> list[Match]:
-        """The pictures of a folder, or of a list, that fit best, scored as by a `GalleryIndex` but in memory.
+        """Search a folder or list of images, in memory, with the scores of `GalleryIndex.search`.
 
         Args:
-            query: attributes in words, all or some of them, or the path of a picture of the wanted person.
-            groups: compare pictures by these groups of Cerberus only; by TEST.GROUPS where empty, or else by all.
-            may_have_changed_clothes: compare pictures by `groups_for_changed_clothes`.
+            query: values of some or all attributes, such as {"gender": "female"}, or the path of an image.
+            gallery: a folder, see `images`, or a sequence of paths.
+            top: maximum number of results.
+            groups: groups of Cerberus that an image query compares; if empty, those of TEST.GROUPS, or else all.
+            may_have_changed_clothes: compare only `groups_for_changed_clothes`; for image queries.
+
+        Returns:
+            the best matches, best first.
+
+        Raises:
+            ValueError: if the query has unknown attributes or values, if `groups` does not fit the query or the model,
+                or as `embed`.
+            FileNotFoundError: if the gallery folder does not exist.
         """
         if isinstance(query, dict) and (groups or may_have_changed_clothes):
-            raise ValueError("search: groups are chosen for a query by picture; leave attributes of clothes out of a "
-                             "description instead")
+            raise ValueError("search: groups can only be chosen for an image query; to ignore clothes in a query by "
+                             "attributes, give no attributes of clothes")
         if groups and may_have_changed_clothes:
-            raise ValueError("search: give groups, or may_have_changed_clothes for those of the run, not both")
-        labels = self._reader().schema.parse(query) if isinstance(query, dict) else None  # refused before the work
-        paths = self.pictures(gallery) if isinstance(gallery, str | Path) else list(gallery)
+            raise ValueError("search: give either groups or may_have_changed_clothes, not both")
+        labels = self._reader().schema.parse(query) if isinstance(query, dict) else None  # rejected before embedding
+        paths = self.images(gallery) if isinstance(gallery, str | Path) else list(gallery)
         embeddings = self.embed(paths)
         known = None if labels is None else self.attribute_model
-        if labels is not None and known is None:  # no index of such a model has words, so the reader itself compares
+        if labels is not None and known is None:  # a model without prototypes: compared by its reader
             scores = self._reader().search(torch.from_numpy(labels)[None], embeddings)[0]
             order = scores.sort(descending=True, stable=True).indices[:top]
             return [Match(str(paths[i]), scores[i].item()) for i in order.tolist()]
@@ -253,41 +357,58 @@ class CerberusPredictor:
         return [Match(str(paths[i]), score) for i, score, _ in compiled.best(rows, np.arange(len(paths)), top)]
 
     def _picture_query(self, picture: str | Path, groups: Sequence[str], may_have_changed_clothes: bool) -> Query:
-        """A search by a picture, compared by these groups, or by those that `search` chooses."""
+        """Return the query of an image, with the groups that `search` compares."""
         chosen = self.groups_for_changed_clothes if may_have_changed_clothes else self._compared_groups(groups)
         if may_have_changed_clothes and not chosen:
-            raise ValueError(f"{self.run_folder}: no group of {', '.join(self.groups)} stays when clothes change; "
-                             "name groups to compare by `groups`")
+            raise ValueError(f"{self.run_folder}: none of the groups {', '.join(self.groups)} stays the same when "
+                             "clothes change; choose the groups to compare with `groups`")
         weights = dict.fromkeys(self.groups if chosen else (), 0.0) | dict.fromkeys(chosen, 1.0)
         return Query(self.embed(picture)[0].numpy(), weights=weights)
 
     def picture_scores(self, queries: Tensor, gallery: Tensor, groups: Sequence[str] = ()) -> Tensor:
-        """How near embeddings are, higher is nearer, by some groups or all: (Q, E), (N, E) -> (Q, N)."""
+        """Compute the scores of image pairs.
+
+        Args:
+            queries: float (Q, E).
+            gallery: float (N, E).
+            groups: groups to compare; if empty, those of TEST.GROUPS, or else all.
+
+        Returns:
+            float (Q, N); higher is more similar.
+
+        Raises:
+            ValueError: if the model has no such group.
+        """
         if groups := self._compared_groups(groups):
             queries, gallery = (of_groups(side, groups, self.groups) for side in (queries, gallery))
         return image_scores(queries, gallery, self.cfg.TEST.METRIC)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups of Cerberus, in the order of an embedding's blocks; () for other models."""
+        """Names of the groups of Cerberus, in the order of the blocks of an embedding; () for other models."""
         return groups_of(self.model)
 
     @property
     def groups_for_changed_clothes(self) -> tuple[str, ...]:
-        """What `experiments.groups` has chosen for this run; the lasting groups of the schema where it has not."""
+        """Groups that stay the same when clothes change, chosen by `experiments.groups` or given by the schema.
+
+        Raises:
+            ValueError: if the model has no groups, or RUN/groups/groups.json is damaged.
+        """
         self._check_groups()
         path = self.run_folder / "groups" / GROUPS_FILE
         if not path.is_file():
             return tuple(group.name for group in self.model.groups if group.lasting)
-        remedy = f"choose groups again by python -m cerberus_plugin.experiments.groups {self.run_folder}, or delete it"
+        remedy = f"write it again with python -m cerberus_plugin.experiments.groups {self.run_folder}, or delete it"
         record = read_json(path, remedy)
         chosen = record.get("chosen") if isinstance(record, dict) else None
         if not (isinstance(chosen, list) and chosen and all(group in self.groups for group in chosen)):
-            raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected some of {', '.join(self.groups)}; {remedy}")
+            raise ValueError(f"{path}: 'chosen' is {chosen!r:.60}, expected one or more of {', '.join(self.groups)}; "
+                             f"{remedy}")
         return tuple(chosen)
 
     def _compared_groups(self, groups: Sequence[str]) -> Sequence[str]:
-        """These groups, or those of TEST.GROUPS if none are given; () for whole embeddings."""
+        """Return these groups, or those of TEST.GROUPS if none are given; () stands for all groups."""
         chosen = groups or self.cfg.TEST.GROUPS
         if chosen:
             self._check_groups()
@@ -295,11 +416,11 @@ class CerberusPredictor:
 
     def _check_groups(self) -> None:
         if not self.groups:
-            raise ValueError(f"{self.run_folder}: {self.cfg.MODEL.META_ARCHITECTURE} compares whole pictures; only "
-                             "Cerberus has groups to choose from")
+            raise ValueError(f"{self.run_folder}: {self.cfg.MODEL.META_ARCHITECTURE} has no groups; only Cerberus "
+                             "compares images by groups")
 
     def _reader(self):
         if self.reader is None:
-            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model reads no attributes (it has neither prototypes "
-                             "nor attribute classifiers); it can embed and search by picture only")
+            raise ValueError(f"{self.cfg.MODEL.WEIGHTS}: this model does not predict attributes (it has neither "
+                             "prototypes nor attribute classifiers); it can only embed images and search by image")
         return self.reader

@@ -1,4 +1,4 @@
-"""The command line: train, be killed, resume, evaluate."""
+"""`train_net.py`: training, resuming after a kill, and evaluation."""
 
 import os
 import re
@@ -16,7 +16,7 @@ OPTIONS = ["INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "SOLVER.
 
 @pytest.fixture
 def train_net(market_root, tmp_path):
-    """Start projects/Cerberus/train_net.py on the small data set, in a process of its own."""
+    """Start projects/Cerberus/train_net.py on the small dataset in a separate process."""
     def start(*arguments, **changes) -> subprocess.Popen:
         options = {"SOLVER.MAX_EPOCH": "400", "TEST.EVAL_PERIOD": "400", "OUTPUT_DIR": str(tmp_path / "run"), **changes}
         command = [sys.executable, "-W", "ignore", str(ROOT / "projects/Cerberus/train_net.py"), "--config-file",
@@ -29,7 +29,7 @@ def train_net(market_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_weights_evaluate_alike(train_net, tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_evaluation_is_reproducible(train_net, tmp_path):
     last = tmp_path / "run" / "last_checkpoint"
     killed = train_net()
     until = time.monotonic() + 600

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_its_average_on_the_device_that_there_is(small_config
 
 
 def test_a_predictor_gives_the_embeddings_of_the_cpu(gpu_run, predictor, crops):
-    paths = predictor.pictures(crops)
+    paths = predictor.images(crops)
     on_cpu = CerberusPredictor(gpu_run.cfg.OUTPUT_DIR, device="cpu")
     similarity = torch.cosine_similarity(predictor.embed(paths).cpu(), on_cpu.embed(paths))
     assert (similarity > 0.999).all()
@@ -152,7 +152,7 @@ def test_a_predictor_gives_the_embeddings_of_the_cpu(gpu_run, predictor, crops):
 def test_a_gallery_that_is_embedded_on_the_gpu_finds_its_own_pictures(predictor, crops, tmp_path):
     encoder = TorchEncoder(predictor)
     index = GalleryIndex.build(tmp_path / "gallery", crops, encoder, pace=Pace(progress=False))
-    for path in predictor.pictures(crops)[:2]:
+    for path in predictor.images(crops)[:2]:
         assert index.search(Query(index.embed(encoder, path)), 1)[0].path == path
 
 

@@ -28,8 +28,8 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 FREE_OF_THE_HOST = ("attributes", "utils", "pretrained", "metrics", "inference", "own_data", "synthetic",
                     "search.portable", "search.calibration", "search.gallery", "search.web")
 FREE_OF_TORCH = ("own_data", "utils.commands", "utils.files", "utils.folders", "utils.images", "utils.moved",
-                 "utils.processor", "attributes.attribute_model", "attributes.marginals", "attributes.matching",
-                 "attributes.schema", "search.portable", "search.gallery", "search.web")
+                 "utils.processor", "utils.text", "attributes.attribute_model", "attributes.marginals",
+                 "attributes.matching", "attributes.schema", "search.portable", "search.gallery", "search.web")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

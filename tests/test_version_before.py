@@ -47,7 +47,7 @@ def predictor(written) -> CerberusPredictor:
 
 @pytest.fixture(scope="module")
 def pictures(written) -> list[str]:
-    return CerberusPredictor.pictures(written / "crops")
+    return CerberusPredictor.images(written / "crops")
 
 
 @pytest.fixture(scope="module")

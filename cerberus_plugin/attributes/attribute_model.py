@@ -19,7 +19,7 @@ import numpy as np
 from .marginals import LOWEST, READINGS, Marginals, check_temperatures, nameable, prior_of, wanted_classes
 from .schema import MISSING, AttributeSchema, Column, agreeing
 
-ABSTAINED = "cannot tell"
+ABSTAINED = "uncertain"
 
 
 class Answer(NamedTuple):

@@ -1,1 +1,1 @@
-"""Commands of `cerberus`, a module each: `add` its options to the parser, `run` it."""
+"""Subcommands of `cerberus`, one module each: `add` registers the arguments, `run` executes the command."""

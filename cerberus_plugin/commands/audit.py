@@ -1,43 +1,45 @@
-"""`cerberus audit`: look for wrong labels."""
+"""`cerberus audit`: find probable label errors."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-DESCRIPTION = """Looks for labels that are probably wrong, and for people who are mixed up: two people who are one, one
-who is two, pictures that lie with another person, copies under two people. People are put into folds, and each fold is
-looked at by a model that was trained on the others, in a short training. The result begins with what these models know,
-and what they cannot judge is named and has no findings. Writes
+DESCRIPTION = """Finds attribute labels that are probably wrong, and identity errors: two identities that are the same
+person, one identity that contains two people, images assigned to the wrong identity, and copies of an image under two
+identities. The identities are split into folds; each fold is checked by a model that is trained briefly on the other
+folds. The report begins with the accuracy of these models. It lists what they cannot judge, and has no findings for it.
+Writes
 
-    OUT/audit.html    a page to accept or reject each finding by a click or a key; it exports labels_overlay.csv
-    OUT/audit.csv     the findings, the surest first; OUT/audit.json has all of each
-    OUT/fold1, ...    the trainings; after an interruption they go on where they were
+    OUT/audit.html    page to accept or reject each finding by mouse or keyboard; exports labels_overlay.csv
+    OUT/audit.csv     findings, most certain first; OUT/audit.json has all details
+    OUT/fold1, ...    training runs of the folds; they are resumed after an interruption
 
-Save labels_overlay.csv beside the table of the data: every command reads it, and the table stays as it is.
+Save labels_overlay.csv next to the data table. All commands then apply it; the table itself is not changed.
 
     cerberus audit crops --out runs/audit
-    cerberus audit crops --out runs/audit --run runs/own     by a trained model; people it was trained on are left out
-    cerberus audit crops --out runs/audit --no-pictures      what labels contradict among themselves, in seconds
+    cerberus audit crops --out runs/audit --run runs/own     use a trained model; its training identities are skipped
+    cerberus audit crops --out runs/audit --no-pictures      only find contradictions between labels, in seconds
     cerberus audit crops --out runs/audit --epochs 30 INPUT.SIZE_TRAIN "[128,64]" INPUT.SIZE_TEST "[128,64]"
 """
 
 
 def add(jobs) -> None:
-    audit = jobs.add_parser("audit", help="look for wrong labels", description=DESCRIPTION,
+    audit = jobs.add_parser("audit", help="find probable label errors", description=DESCRIPTION,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     audit.set_defaults(job=run)
-    audit.add_argument("data", help="folder, or table in it, as `cerberus check` reads it")
-    audit.add_argument("options", nargs="*", metavar="KEY VALUE", help="keys of the "
-                       "configuration of the trainings, which beat what is chosen")
-    audit.add_argument("--out", required=True, help="folder to write to")
-    audit.add_argument("--run", default="", help="folder of a training run, in place of folds")
-    audit.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="look at pictures, not "
-                       "at labels alone (default: yes)")
-    audit.add_argument("--name-pattern", default="", metavar="PATTERN", help="as for `cerberus check`")
-    audit.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
-    audit.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
-    audit.add_argument("--epochs", type=int, default=0, help="of each training (default: by the number of pictures)")
+    audit.add_argument("data", help="data folder or its table, in the format of `cerberus check`")
+    audit.add_argument("options", nargs="*", metavar="KEY VALUE", help="configuration keys of the training runs; they "
+                       "override the automatic choices")
+    audit.add_argument("--out", required=True, help="output folder")
+    audit.add_argument("--run", default="", help="folder of a training run to use instead of folds")
+    audit.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="compare the labels "
+                       "with the images (default: yes); --no-pictures compares only the labels with each other")
+    audit.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`")
+    audit.add_argument("--folds", type=int, default=3, help="number of folds (default: %(default)s)")
+    audit.add_argument("--seed", type=int, default=0, help="random seed of the folds (default: %(default)s)")
+    audit.add_argument("--epochs", type=int, default=0, help="training epochs of each fold (default: depends on the "
+                       "number of images)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from .train import given_keys
 
     given = given_keys(args.options)
-    # OpenMP reads it once, when torch is imported: where other processes use the cores as well, waiting threads yield.
+    # Idle OpenMP threads then yield their core to other processes. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.pictures:
         cerberus_plugin.use_torch()

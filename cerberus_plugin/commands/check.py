@@ -1,4 +1,4 @@
-"""`cerberus check`: look over own data before training."""
+"""`cerberus check`: check own data before training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import argparse
 
 from .shared import write_file
 
-DESCRIPTION = """Counts pictures, people, cameras and attributes of a folder, and looks for what training would stumble
-over. It reads
+DESCRIPTION = """Counts the images, identities, cameras and attributes of a folder, and reports problems that would
+affect training. Reads
 
-    DATA/metadata.csv     file_name and person; camera, split, outfit and time if known; every other column is an
-                          attribute in words. Also metadata.jsonl or .parquet. Without the column person, attributes
-                          alone are learned
-    DATA/people.csv       attributes of people (person, ...); DATA/outfits.csv likewise (person, outfit, ...)
-    DATA/PERSON/PICTURE   in place of a table; also in train, query and gallery
+    DATA/metadata.csv     columns file_name and person; optionally camera, split, outfit and time; every other column
+                          is an attribute with values as text. metadata.jsonl and metadata.parquet also work. Without
+                          the column person, only attributes are learned
+    DATA/people.csv       attributes of each person (columns person, ...); DATA/outfits.csv of each outfit (columns
+                          person, outfit, ...)
+    DATA/PERSON/IMAGE     one folder per person, instead of a table; also inside train, query and gallery
 
-and writes what is not there: split.csv, and schema.yaml with groups, attributes and values, for you to correct.
-The exit code is 1 where training would fail. docs/own_data.md has every file, column and rule.
+and writes the files that are missing: split.csv, and schema.yaml with groups, attributes and values. Both can be
+edited. Exits with code 1 if training would fail. docs/own_data.md documents all files, columns and rules.
 
     cerberus check crops --html check.html
     cerberus check crops --name-pattern "(?P<person>\\d+)_c(?P<camera>\\d+)"
@@ -24,16 +25,17 @@ The exit code is 1 where training would fail. docs/own_data.md has every file, c
 
 
 def add(jobs) -> None:
-    check = jobs.add_parser("check", help="look over own data before training",
+    check = jobs.add_parser("check", help="check own data before training",
                             formatter_class=argparse.RawDescriptionHelpFormatter, description=DESCRIPTION)
     check.set_defaults(job=run)
-    check.add_argument("data", help="folder, or table in it")
-    check.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression with the group "
-                       "person, and camera, time and outfit as far as names of pictures tell; in place of a table")
-    check.add_argument("--seed", type=int, default=0, help="of the split, where one is drawn (default: %(default)s)")
-    check.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="open every picture, "
-                       "and look for files that are there twice (default: yes)")
-    check.add_argument("--html", metavar="FILE", help="also write the report to this page")
+    check.add_argument("data", help="data folder or its table")
+    check.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression for file names, "
+                       "instead of a table; named group person, optionally camera, time and outfit")
+    check.add_argument("--seed", type=int, default=0, help="random seed of the split, if there is none yet (default: "
+                       "%(default)s)")
+    check.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="open every image and "
+                       "find duplicate files (default: yes)")
+    check.add_argument("--html", metavar="FILE", help="also write the report as an HTML page")
 
 
 def run(args: argparse.Namespace) -> None:

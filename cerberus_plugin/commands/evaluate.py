@@ -1,4 +1,4 @@
-"""`cerberus evaluate`: finished runs on other data sets."""
+"""`cerberus evaluate`: evaluate finished runs on other datasets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import cerberus_plugin
 
 from ..utils.commands import printable_lines
 
-DESCRIPTION = """Evaluates a run by its checkpoint alone on the query and gallery pictures of other data sets: folders
-of own data, or names such as Market1501Attributes below the folder FASTREID_DATASETS. Attributes are matched by name
-and value; those that either side lacks are left out and named, and no figure counts them. Folders with a config.yaml at
-the beginning are runs; with several runs the table tells who transfers to whom. It writes
+DESCRIPTION = """Evaluates trained runs on the query and gallery images of other datasets: folders of own data, or names
+of datasets in the folder FASTREID_DATASETS, such as Market1501Attributes. Only the checkpoint of a run is needed, not
+its training data. Attributes are matched by name and value. Attributes and values that only one side has are listed
+and excluded from all metrics. Leading arguments that are folders with a config.yaml are the runs. Writes
 
-    RUN/evaluation/DATA/results.txt   every table of a data set; results.json has its figures
-    RUN/evaluation/summary.txt        the table that is printed; summary.json has its figures
+    RUN/evaluation/DATA/results.txt   all tables of one dataset; results.json has the metrics
+    RUN/evaluation/summary.txt        the printed table, runs by datasets; summary.json has the metrics
 
     cerberus evaluate runs/shop data/airport
     cerberus evaluate runs/shop runs/airport data/shop data/airport
@@ -26,9 +26,9 @@ def add(jobs) -> None:
     evaluate = jobs.add_parser("evaluate", help="evaluate runs on other data",
                                formatter_class=argparse.RawDescriptionHelpFormatter, description=DESCRIPTION)
     evaluate.set_defaults(job=run)
-    evaluate.add_argument("runs_and_data", nargs="+", metavar="RUN | DATA", help="runs, then data sets")
-    evaluate.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression, as for cerberus "
-                          "check; of all data sets that are folders without a table")
+    evaluate.add_argument("runs_and_data", nargs="+", metavar="RUN | DATA", help="runs, followed by datasets")
+    evaluate.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`; used for all "
+                          "datasets that are folders without a table")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,4 +40,4 @@ def run(args: argparse.Namespace) -> None:
     paths = evaluating.write_summary(found)
     print(f"\n{printable_lines(evaluating.table_of(found))}\n")
     print(*map(printable_lines, evaluating.lines_of(found)), sep="\n", end="\n\n" if evaluating.lines_of(found) else "")
-    print(f"wrote {', '.join(map(str, paths))}; results.txt of each data set is in a folder beside")
+    print(f"wrote {', '.join(map(str, paths))}; results.txt of each dataset is in a subfolder of RUN/evaluation")

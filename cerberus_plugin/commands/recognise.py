@@ -1,4 +1,4 @@
-"""`cerberus recognise`: print the attributes of pictures."""
+"""`cerberus recognise`: predict the attributes of images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from .shared import BATCH, add_model, encoder_of, listed, print_table, skip, wri
 
 
 def add(jobs) -> None:
-    recognise = jobs.add_parser("recognise", help="print the attributes of pictures, with probabilities")
+    recognise = jobs.add_parser("recognise", help="predict the attributes of images",
+                                description="Predicts the attributes of images, with probabilities. With a calibrated "
+                                "model, attributes with a probability below the calibrated threshold are listed as "
+                                "uncertain.")
     recognise.set_defaults(job=run)
     add_model(recognise, required=True)
-    recognise.add_argument("pictures", nargs="+", help="files, or folders of them")
-    recognise.add_argument("--csv", help="also write them to this file")
+    recognise.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
+    recognise.add_argument("--csv", metavar="FILE", help="also write the predictions to this file")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,17 +31,18 @@ def run(args: argparse.Namespace) -> None:
 
     encoder = encoder_of(args.run, args.model)
     if encoder.vocabulary is None:
-        raise ValueError(f"{args.run or args.model}: this model reads no attributes by prototypes; name a Cerberus")
+        raise ValueError(f"{args.run or args.model}: this model does not predict attributes with prototypes; give a "
+                         "Cerberus model")
     if not encoder.vocabulary.temperatures:
-        print(contact_sheet.UNCALIBRATED + (", and export again" if args.model else ""), file=sys.stderr)
-    named = {given for given in map(Path, args.pictures) if not given.is_dir()}
+        print(contact_sheet.UNCALIBRATED + ("; then export the model again" if args.model else ""), file=sys.stderr)
+    named = {given for given in map(Path, args.images) if not given.is_dir()}
     passed_over: Counter[str] = Counter()
-    paths = [path for given in map(Path, args.pictures) for path in ([given] if given in named else [
+    paths = [path for given in map(Path, args.images) for path in ([given] if given in named else [
         given / each.path for each in walk(given, skip, passed_over=passed_over)])]
     if not paths:
-        raise ValueError(f"recognise: no pictures found in {listed(args.pictures)}; passed over: "
+        raise ValueError(f"recognise: no images found in {listed(args.images)}; skipped: "
                          f"{printable(counts_text(passed_over)) or 'nothing'}")
-    rows, refused = [], set()
+    rows, unreadable = [], set()
     for start in tqdm(range(0, len(paths), BATCH), desc="recognising", unit=" batches", disable=len(paths) <= BATCH):
         images, shown = [], []
         for path in paths[start:start + BATCH]:
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
                 images.append(read_image(path))
                 shown.append(path)
             except Unreadable as error:
-                refused.add(path)
+                unreadable.add(path)
                 skip(path, error.reason)
         for path, answers in zip(shown, encoder.vocabulary.recognise(encoder.encode(images)) if images else []):
             rows.append({"picture": str(path),
@@ -56,12 +60,12 @@ def run(args: argparse.Namespace) -> None:
     names = contact_sheet.display_names(encoder.vocabulary)
     print_table([{"picture": row["picture"], "recognised": _answers_text({names[name]: row[name] for name in names})}
                   for row in rows])
-    if refused & named:  # one in a folder is no failure
+    if unreadable & named:  # unreadable files inside folders are only skipped
         raise SystemExit(1)
 
 
 def _answers_text(answers: dict[str, str]) -> str:
-    """Answers by column, with the columns that the model abstains from at the end."""
+    """Format the predictions of one image; the names of uncertain attributes come last."""
     from ..attributes.attribute_model import ABSTAINED
 
     abstained = [name for name, answer in answers.items() if answer == ABSTAINED]

@@ -1,4 +1,4 @@
-"""`cerberus search`: find people by attributes, by a picture, or by both."""
+"""`cerberus search`: find people by attributes, by an image, or by both."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
 
 
 def add(jobs) -> None:
-    search = jobs.add_parser("search", help="find people by attributes, by a picture, or by both",
-                             description="A search by words needs no model. With a picture, words replace the "
-                             "groups that they describe: --picture 0001.jpg backpack=no finds this person without the "
-                             "backpack.")
+    search = jobs.add_parser("search", help="find people by attributes, by an image, or by both",
+                             description="Finds people in an index. A search by attributes needs no model. With an "
+                             "image, attributes replace the groups that they describe: --image 0001.jpg backpack=no "
+                             "finds the person of the image without a backpack.")
     search.set_defaults(job=run)
     add_index(search)
-    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="such as gender=female; any number; quote "
-                        "names with a space")
-    search.add_argument("--picture", help="of the wanted person; needs the model of the index")
+    search.add_argument("words", nargs="*", metavar="ATTRIBUTE=VALUE", help="attribute to search for, such as "
+                        "gender=female; may be given several times; quote names with spaces")
+    search.add_argument("--image", metavar="FILE", help="image of the person to find; needs --run or --model")
+    search.add_argument("--picture", dest="image", help=argparse.SUPPRESS)  # the former name of --image
     add_model(search)
-    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups that are not compared")
-    search.add_argument("--may-have-changed-clothes", action="store_true", help="compare only groups that "
-                        "last when clothes change: those chosen for the run, else those of its schema")
+    search.add_argument("--leave-out", default="", metavar="GROUP,GROUP", help="groups to ignore in the comparison")
+    search.add_argument("--may-have-changed-clothes", action="store_true", help="compare only groups that stay the "
+                        "same when clothes change: those chosen for the run, or else those of its schema")
     search.add_argument("--weight", action="append", default=[], metavar="GROUP=NUMBER",
                         help="weight of a group (default: 1); may be given several times")
-    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="show only pictures above the score "
-                        "that this share of the pictures of other people exceeds; one of the rates of the calibration")
-    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="prior probability that a picture shows "
-                        "this person, for \"same person\" (default: 1 / (N + 1) for N pictures)")
-    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="leave out pictures with an attribute "
-                        "that contradicts the query and was recognised with more than this probability")
-    search.add_argument("--top", type=int, default=10, help="number of pictures (default: %(default)s)")
-    search.add_argument("--csv", help="also write the results to this file")
-    search.add_argument("--html", help="also write the results to this page, with the pictures in it")
+    search.add_argument("--false-match-rate", type=float, metavar="RATE", help="show only matches above the threshold "
+                        "for this false-match rate; needs a model that is calibrated for it")
+    search.add_argument("--prior", type=float, metavar="PROBABILITY", help="prior probability that an image shows "
+                        "this person, used for \"same person\" (default: 1 / (N + 1) for N images)")
+    search.add_argument("--reliable", type=float, metavar="PROBABILITY", help="exclude images with a predicted "
+                        "attribute that contradicts the query with more than this probability")
+    search.add_argument("--top", type=int, default=10, help="number of results (default: %(default)s)")
+    search.add_argument("--csv", metavar="FILE", help="also write the results to this file")
+    search.add_argument("--html", metavar="FILE", help="also write the results to one HTML page with the images")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,14 +52,14 @@ def run(args: argparse.Namespace) -> None:
     prefilter = None if args.reliable is None else Prefilter(args.reliable)
     try:
         hits = index.search(query, args.top, prefilter)
-    except KeyError as error:  # rows were deleted twice during the search, or are recorded wrongly
-        raise RuntimeError(f"{error.args[0]}; if that happens again, {EMBED_AGAIN}") from error
+    except KeyError as error:  # rows were deleted twice during the search, or rows.sqlite is inconsistent
+        raise RuntimeError(f"{error.args[0]}; if this happens again, {EMBED_AGAIN}") from error
     _render(args, index, query, prefilter, hits)
 
 
 def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilter: Prefilter | None,
             hits: Sequence[Hit]) -> None:
-    """Hits to the terminal, and to files where these are given."""
+    """Print the hits, and write them to the files given by --csv and --html."""
     from ..search.gallery import contact_sheet
     from ..search.gallery.thumbnails import thumbnail
     from ..utils.images import read_image
@@ -69,8 +70,8 @@ def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilt
     if args.csv:
         write_file(args.csv, contact_sheet.csv_text(contact_sheet.rows_of(hits)))
     if args.html:
-        picture = thumbnail(read_image(args.picture)) if args.picture else None
-        conditions = contact_sheet.conditions_of(query, Path(args.picture or "").name, prefilter, index.clothing_groups,
+        picture = thumbnail(read_image(args.image)) if args.image else None
+        conditions = contact_sheet.conditions_of(query, Path(args.image or "").name, prefilter, index.clothing_groups,
                                                  names)
         write_file(args.html, contact_sheet.html_text(shown, conditions, picture=picture, notes=notes))
     print_table([_row(place, hit) for place, hit in enumerate(shown, start=1)])
@@ -78,17 +79,17 @@ def _render(args: argparse.Namespace, index: GalleryIndex, query: Query, prefilt
 
 
 def _query(args: argparse.Namespace, index: GalleryIndex) -> Query:
-    """The query of the options; embeds the picture, if there is one."""
+    """Return the query of the options; embeds the query image, if there is one."""
     from ..search.gallery import Query
 
-    if not (args.words or args.picture):
-        known = f"; attributes: {_known(index.vocabulary)}" if index.vocabulary else ""
-        raise ValueError(f"search: say who is looked for, by ATTRIBUTE=VALUE, by --picture, or by both{known}")
+    if not (args.words or args.image):
+        known = f". Attributes: {_known(index.vocabulary)}" if index.vocabulary else ""
+        raise ValueError(f"search: the query is empty; give ATTRIBUTE=VALUE, --image FILE, or both{known}")
     embedding = None
-    if args.picture:
+    if args.image:
         if not (args.run or args.model):
-            raise ValueError("search: a picture has to be embedded; name the model of the index by --run or --model")
-        embedding = index.embed(encoder_of(args.run, args.model), args.picture)
+            raise ValueError("search: --image needs the model of the index; give --run or --model")
+        embedding = index.embed(encoder_of(args.run, args.model), args.image)
     left_out = [group.strip() for group in args.leave_out.split(",") if group.strip()]
     weights = {name: _number(name, value) for name, value in _pairs(args.weight).items()}
     return Query(embedding, _pairs(args.words), weights, left_out, args.false_match_rate, args.prior,
@@ -96,7 +97,7 @@ def _query(args: argparse.Namespace, index: GalleryIndex) -> Query:
 
 
 def _row(place: int, hit: Hit) -> dict[str, str]:
-    """A hit as a line to read."""
+    """Return a hit as a row of the printed table."""
     from ..search.gallery import contact_sheet
 
     return {**contact_sheet.line_of(place, hit, Path.cwd()),
@@ -115,8 +116,8 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for name, value in map(_pair, texts):
         if name in pairs:
-            raise ValueError(f"'{name}' is said twice, {pairs[name]} and {value}; say it once, two colours as \"{name}="
-                             f"{pairs[name]} and {value}\"")
+            raise ValueError(f"'{name}' is given twice, {pairs[name]} and {value}; give it once, two colours as "
+                             f"\"{name}={pairs[name]} and {value}\"")
         pairs[name] = value
     return pairs
 

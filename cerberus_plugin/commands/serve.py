@@ -1,4 +1,4 @@
-"""`cerberus serve`: search in a browser."""
+"""`cerberus serve`: search in a web browser."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from .shared import add_index, add_model, encoder_of, open_index
 
 
 def add(jobs) -> None:
-    serve = jobs.add_parser("serve", help="search in a browser",
-                            description="Serves a web page to search a gallery by pictures, attributes, or both. "
-                            "Only this machine can reach it unless --host is given. Uploaded pictures are kept in "
-                            "memory only. Without a model, one can search by attributes and by pictures of the "
-                            "gallery.")
+    serve = jobs.add_parser("serve", help="search in a web browser",
+                            description="Serves a web page to search a gallery by images, by attributes, or by both. "
+                            "Only this machine can reach the page unless --host is given. Uploaded images are kept in "
+                            "memory only. Without a model, attributes and gallery images can be searched for, but no "
+                            "images can be uploaded.")
     serve.set_defaults(job=run)
     add_index(serve)
     add_model(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all addresses of this "
                        "machine (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s); 0 for a free one")
-    serve.add_argument("--user", default="", metavar="NAME", help="user who may log in; the password is read from the "
-                       "terminal, or from CERBERUS_PASSWORD in the environment")
-    serve.add_argument("--without-login", action="store_true", help="let other machines see all pictures")
-    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file, for https")
-    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of its key")
+    serve.add_argument("--port", type=int, default=8000, help="port number, 0 for a free one (default: %(default)s)")
+    serve.add_argument("--user", default="", metavar="NAME", help="require a login with this user name; the password "
+                       "is read from the environment variable CERBERUS_PASSWORD, or from the terminal")
+    serve.add_argument("--without-login", action="store_true", help="let other machines see all images without a login")
+    serve.add_argument("--certificate", default="", metavar="FILE", help="PEM file of the certificate, for https")
+    serve.add_argument("--key", default="", metavar="FILE", help="PEM file of the private key, for https")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what several print and write."""
+"""Options and output functions that several commands share."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ BATCH = 64
 
 
 def add_index(job: argparse.ArgumentParser) -> None:
-    job.add_argument("index", help="folder that `cerberus index` has made")
-    job.add_argument("--images", help="folder of its pictures, where it has moved")
-    job.add_argument("--engine", default="exact", metavar="ENGINE", help="exact, float16, int8 or pq: FAISS in memory, "
-                     "each smaller than the one before; or Milvus: a file NAME.db, or http://host:19530 with the token "
-                     "in MILVUS_TOKEN (default: %(default)s)")
+    """Add the arguments that choose an index and its search engine."""
+    job.add_argument("index", help="index folder written by `cerberus index`")
+    job.add_argument("--images", metavar="FOLDER", help="folder of the indexed images, if it has moved")
+    job.add_argument("--engine", default="exact", metavar="ENGINE", help="search engine: exact, float16, int8 or pq "
+                     "for FAISS in memory (pq needs the least memory); or Milvus: a file NAME.db, or "
+                     "http://host:19530 with the token in the environment variable MILVUS_TOKEN (default: %(default)s)")
 
 
 def add_model(job: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add the mutually exclusive options --run and --model."""
     model = job.add_mutually_exclusive_group(required=required)
-    model.add_argument("--run", help="folder of a training run (config.yaml and a checkpoint)")
-    model.add_argument("--model", help="file of `cerberus export`, in place of a run")
+    model.add_argument("--run", metavar="FOLDER", help="folder of a training run (config.yaml and a checkpoint)")
+    model.add_argument("--model", metavar="FILE", help="model exported by `cerberus export`, instead of a run")
 
 
 def encoder_of(run: str | None, model: str | None) -> Encoder:
-    """The encoder of a run folder, calibrated where it has been, or of an exported file."""
+    """Load the encoder of a run folder, with its calibration if it has one, or of an exported file."""
     if model:
         from ..search.portable import ExportedEncoder
 
@@ -49,7 +51,7 @@ def encoder_of(run: str | None, model: str | None) -> Encoder:
 
 
 def open_index(args: argparse.Namespace) -> GalleryIndex:
-    """The index, searched by the engine of the options."""
+    """Open the index of the options with the search engine of the options."""
     from ..search.gallery import GalleryIndex
     from ..search.gallery.engines import FORMS, Faiss, Milvus
 
@@ -58,29 +60,33 @@ def open_index(args: argparse.Namespace) -> GalleryIndex:
     elif "://" in args.engine or args.engine.endswith(".db"):
         engine = Milvus(args.engine, token=os.environ.get("MILVUS_TOKEN", ""))
     else:
-        raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or a gallery of Milvus: a file "
-                         "NAME.db, or an address http://host:19530")
+        raise ValueError(f"--engine {args.engine}: expected one of {', '.join(FORMS)}, or for Milvus a file NAME.db or "
+                         "an address http://host:19530")
     return GalleryIndex.open(args.index, images=args.images, engine=engine)
 
 
 def print_table(rows: Sequence[dict[str, str]]) -> None:
+    """Print rows, one dictionary per row, all with the same keys."""
     from tabulate import tabulate
 
     widths = [60 if name == "recognised" else None for name in (rows[0] if rows else ())]
     rows = [{name: printable(value) for name, value in row.items()} for row in rows]
-    print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "nothing found")
+    print(tabulate(rows, headers="keys", disable_numparse=True, maxcolwidths=widths) if rows else "no results")
 
 
 def skip(path: str | Path, reason: str) -> None:
+    """Report a skipped file on standard error."""
     print(f"skipped {printable(str(path))}: {reason}", file=sys.stderr)
 
 
 def write_file(path: str, text: str) -> None:
-    if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which nothing may take the place of
+    """Write a text file in one step, or write to a pipe or device. Undecodable bytes of file names are escaped."""
+    if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout, which must not be replaced by a file
         Path(path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-    else:  # names of files may be no text
+    else:
         write_whole(Path(path).resolve(), lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def listed(words: Iterable[str]) -> str:
+    """Join words with commas."""
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""`cerberus train`: from a folder of own data to a trained, evaluated and calibrated run."""
+"""`cerberus train`: train, evaluate and calibrate a model on own data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import cerberus_plugin
 
 from ..utils.commands import printable, printable_lines
 
-DESCRIPTION = """Checks a folder of own data, chooses a configuration by the data and the hardware, says what it chose
-and why, trains, evaluates, calibrates probabilities where there are enough people, and writes
+DESCRIPTION = """Checks a folder of own data, chooses a configuration for the data and the hardware, prints the choices
+with their reasons, trains, evaluates, calibrates the probabilities if there are enough identities, and writes
 
-    RUN/report.html     what was chosen, the figures beside their floors, a picture of found people, what to do next
-    RUN/results.txt     every table of the evaluation; results.json has its figures
-    RUN/config.yaml     every key; RUN/model_final.pth the weights; RUN/log.txt the whole log
+    RUN/report.html     choices, metrics with their baselines, example search results, next steps
+    RUN/results.txt     all tables of the evaluation; results.json has the metrics
+    RUN/config.yaml     complete configuration; RUN/model_final.pth weights; RUN/log.txt log
 
-The data is described by `cerberus check --help`. The log tells the time left as "eta".
+Run "cerberus check --help" for the data format. The log shows the remaining training time as "eta".
 
     cerberus train crops --out runs/shop
     cerberus train crops --out runs/shop --resume             after an interruption
@@ -28,28 +28,27 @@ The data is described by `cerberus check --help`. The log tells the time left as
 
 
 def add(jobs) -> None:
-    from ..own_data.recipe import MODELS  # which imports nothing
+    from ..own_data.recipe import MODELS  # has no slow imports
 
     train = jobs.add_parser("train", help="train on own data",
                             formatter_class=argparse.RawDescriptionHelpFormatter, description=DESCRIPTION)
     train.set_defaults(job=run)
-    train.add_argument("data", help="folder, or table in it")
-    train.add_argument("options", nargs="*", metavar="KEY VALUE", help="keys of the configuration, which beat what is "
-                       "chosen")
+    train.add_argument("data", help="data folder or its table, in the format of `cerberus check`")
+    train.add_argument("options", nargs="*", metavar="KEY VALUE", help="configuration keys; they override the "
+                       "automatic choices")
     train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    train.add_argument("--model", choices=tuple(MODELS), default="", help="plus and cerberus learn people and "
-                       "attributes, apr and arn attributes as classes, the others people alone (default: plus where "
-                       "the data has attributes for it, else bot)")
-    train.add_argument("--epochs", type=int, help="(default: by the number of pictures)")
-    train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet, to begin with "
-                       "(default: on a GPU those of ImageNet, which are downloaded once; on a CPU none)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in RUN as it was begun")
-    train.add_argument("--name-pattern", default="", metavar="PATTERN", help="regular expression, as for cerberus "
-                       "check")
+    train.add_argument("--model", choices=tuple(MODELS), default="", help="plus and cerberus learn identities and "
+                       "attributes, apr and arn use attribute classifiers, the others learn identities only (default: "
+                       "plus if the data has suitable attributes, else bot)")
+    train.add_argument("--epochs", type=int, help="number of epochs (default: depends on the number of images)")
+    train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet (default: "
+                       "ImageNet weights on a GPU, downloaded once; none on a CPU)")
+    train.add_argument("--resume", action="store_true", help="continue the run in RUN with the same choices")
+    train.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`")
 
 
 def run(args: argparse.Namespace) -> None:
-    # OpenMP reads it once, when torch is imported: where other processes use the cores as well, waiting threads yield.
+    # Idle OpenMP threads then yield their core to other processes. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = given_keys(args.options)
     if args.epochs is not None and args.epochs < 1:
@@ -66,20 +65,20 @@ def run(args: argparse.Namespace) -> None:
         record = _begin(args, folder, given, said)
     else:
         training.refuse_other_choices(folder, record, said)
-        print(f"{folder}: goes on with what it was begun with")
+        print(f"{folder}: continuing with the choices of the interrupted run")
     training.train(folder, record)
     _tell(folder)
 
 
 def _begin(args: argparse.Namespace, folder: Path, given: dict[str, str], said: dict) -> dict:
-    """Check the data, choose, and say so."""
+    """Check the data, choose the configuration, and print the choices."""
     from ..own_data.check import check
     from ..own_data.recipe import Wish, choose
     from ..utils.processor import usable_cores
     from ..workflow import training
 
     gpu = training.has_gpu(given)
-    weights, depth = training.pretrained_weights(args.weights, gpu, given)  # missing ones are found before the check
+    weights, depth = training.pretrained_weights(args.weights, gpu, given)  # reports missing files
     report = check(args.data, args.name_pattern, skip_unreadable=given.get("DATALOADER.ON_UNREADABLE") == "skip")
     for kind, texts in report.findings:
         if kind != "advice":
@@ -101,10 +100,20 @@ def _tell(folder: Path) -> None:
 
 
 def given_keys(options: Sequence[str]) -> dict[str, str]:
-    """KEY value by key.
+    """Parse KEY VALUE pairs of the command line.
+
+    Args:
+        options: keys and values, alternating.
+
+    Returns:
+        the values by key.
 
     Raises:
-        ValueError: if a value is missing, a key is given twice, or it is one that an option says.
+        ValueError: if a value is missing, a key is given twice, or the key belongs to an option of the command.
+
+    Examples:
+        >>> given_keys(["SOLVER.BASE_LR", "0.0002"])
+        {'SOLVER.BASE_LR': '0.0002'}
     """
     if len(options) % 2 or any("." not in key and not key.isupper() for key in options[::2]):
         raise ValueError(f"{' '.join(options)}: expected KEY VALUE pairs, such as SOLVER.BASE_LR 0.0002; quote a "
@@ -113,5 +122,5 @@ def given_keys(options: Sequence[str]) -> dict[str, str]:
     if len(given) < len(options) // 2:
         raise ValueError(f"{' '.join(options)}: a key is given twice")
     if "OUTPUT_DIR" in given:
-        raise ValueError(f"OUTPUT_DIR {given['OUTPUT_DIR']}: give --out in its place")
+        raise ValueError(f"OUTPUT_DIR {given['OUTPUT_DIR']}: give --out instead")
     return given

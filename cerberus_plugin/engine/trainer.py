@@ -492,8 +492,9 @@ def read_config(args) -> CfgNode:
         merge_file(cfg, args.config_file)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError) as error:  # raised by yacs for unknown keys
-        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py; switches such as --eval-only "
-                         "go before KEY value.") from error
+        switches = any(str(option).startswith("--") for option in args.opts)
+        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py"
+                         + ("; give options such as --eval-only before KEY VALUE." if switches else ".")) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is 'cuda' but torch finds no GPU; append `MODEL.DEVICE cpu` to the command.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():

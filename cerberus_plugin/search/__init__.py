@@ -1,1 +1,1 @@
-"""A trained model in use: galleries, calibration, models that run without torch, their export, and the web page."""
+"""Search with trained models: galleries, calibration, ONNX export, inference without torch, and the web page."""

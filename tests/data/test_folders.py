@@ -37,8 +37,11 @@ def test_a_missing_configuration_file_key_or_gpu_is_reported_by_setup(monkeypatc
     parse = default_argument_parser().parse_args
     with pytest.raises(FileNotFoundError, match="--config-file '' is not a file; for example"):
         setup(parse([]))
-    with pytest.raises(ValueError, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*switches such as --eval-only go"):
-        setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml", "MODEL.CERBERUS.SIGMMA", "5"]))
+    misspelt = ["--config-file", "configs/Market1501/cerberus_R50.yml", "MODEL.CERBERUS.SIGMMA", "5"]
+    with pytest.raises(ValueError, match="Non-existent key: MODEL.CERBERUS.SIGMMA.*cerberus_plugin/config.py.$"):
+        setup(parse(misspelt))
+    with pytest.raises(ValueError, match="options such as --eval-only before KEY VALUE"):
+        setup(parse([*misspelt, "--eval-only", "yes"]))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="torch finds no GPU; append `MODEL.DEVICE cpu`"):
         setup(parse(["--config-file", "configs/Market1501/cerberus_R50.yml"]))

@@ -16,7 +16,7 @@ from support.training import PLUS, read_config, trained
 pytestmark = pytest.mark.usefixtures("own_schemas")
 
 
-def write_images(folder, count: int = 30, columns: str = "hat,vest,tool"):
+def write_pictures(folder, count: int = 30, columns: str = "hat,vest,tool"):
     lines = [f"file_name,{columns}"]
     for n in range(count):
         write_picture(folder / f"{n}.png", n)
@@ -34,7 +34,7 @@ def config(folder, *options, file: str = "cerberus"):
 
 
 def test_images_are_split_into_training_and_test_once(tmp_path):
-    own = split_people(read_people(write_images(tmp_path)))
+    own = split_people(read_people(write_pictures(tmp_path)))
     assert not own.identified and own.is_in("train").sum() == 24 and own.is_in("gallery").sum() == 6
     lines = (tmp_path / "split.csv").read_text().splitlines()
     assert sorted({line.split(",")[1] for line in lines}) == ["split", "test", "train"]
@@ -43,12 +43,12 @@ def test_images_are_split_into_training_and_test_once(tmp_path):
 
 
 def test_the_column_split_names_train_val_and_test(tmp_path):
-    own = split_people(read_people(write_images(tmp_path, columns="split,hat")))
+    own = split_people(read_people(write_pictures(tmp_path, columns="split,hat")))
     assert [int(own.is_in(part).sum()) for part in ("train", "val", "query", "gallery")] == [18, 6, 0, 6]
 
 
 def test_an_empty_person_column_is_ignored_and_a_gap_in_it_is_rejected(tmp_path):
-    write_images(tmp_path, 8)
+    write_pictures(tmp_path, 8)
     path = tmp_path / "metadata.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["person," + lines[0], *(f",{line}" for line in lines[1:])]))
@@ -59,7 +59,7 @@ def test_an_empty_person_column_is_ignored_and_a_gap_in_it_is_rejected(tmp_path)
 
 
 def test_a_table_without_attributes_or_with_separate_people_is_rejected(tmp_path):
-    write_images(tmp_path, 8)
+    write_pictures(tmp_path, 8)
     (tmp_path / "people.csv").write_text("person,age\nann,old\n")
     with pytest.raises(ValueError, match="people.csv: is there, but .*metadata.csv has no column 'person'"):
         read_people(tmp_path)
@@ -74,7 +74,7 @@ def test_a_table_without_attributes_or_with_separate_people_is_rejected(tmp_path
 
 
 def test_check_reports_no_people(tmp_path):
-    report = check(write_images(tmp_path))
+    report = check(write_pictures(tmp_path))
     assert not report.errors and report.sections[0].rows[:2] == [("pictures", 30), ("people", "none known")]
     assert report.sections[1].rows == [("train", 24), ("test", 6)]
     assert "'person'" in text(report) and "pictures a person" not in text(report)
@@ -85,7 +85,7 @@ def test_check_reports_no_people(tmp_path):
 
 @pytest.mark.parametrize("file, options", [("cerberus", PLUS), ("arn", ())], ids=["plus", "arn"])
 def test_only_attributes_are_trained_and_evaluated_by_par(tmp_path, file, options):
-    cfg = config(write_images(tmp_path), "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, *options, file=file)
+    cfg = config(write_pictures(tmp_path), "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, *options, file=file)
     trainer = trained(cfg)
     figures = trainer.results
     names = {"loss_sem", "loss_reg"} if file == "cerberus" else {"loss_attribute"}
@@ -111,7 +111,7 @@ def test_only_attributes_are_trained_and_evaluated_by_par(tmp_path, file, option
 def test_a_run_can_be_resumed_and_used_for_prediction_and_search(tmp_path):
     from cerberus_plugin.predictor import CerberusPredictor
 
-    folder = write_images(tmp_path)
+    folder = write_pictures(tmp_path)
     trained(config(folder, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1))
     rest = CerberusTrainer(config(folder))
     rest.resume_or_load(resume=True)
@@ -125,11 +125,11 @@ def test_a_run_can_be_resumed_and_used_for_prediction_and_search(tmp_path):
 @pytest.mark.parametrize("file", ["ide", "apr", "bot"])
 def test_models_of_identities_are_rejected_with_a_remedy(tmp_path, file):
     with pytest.raises(ValueError, match="cannot be trained on attributes only .*arn_R50"):
-        CerberusTrainer(config(write_images(tmp_path), file=file))
+        CerberusTrainer(config(write_pictures(tmp_path), file=file))
 
 
 def test_each_image_is_used_once_per_epoch_and_replacements_have_their_own_labels(tmp_path):
-    folder = write_images(tmp_path)
+    folder = write_pictures(tmp_path)
     cfg = config(folder, "DATALOADER.ON_UNREADABLE", "skip")
     data = build_training_data(cfg, semantic_ids=True)
     assert data.dataset.num_classes == 0 and sum(count.sum() for count in data.sid_table.counts[:1]) == 24
@@ -142,6 +142,6 @@ def test_each_image_is_used_once_per_epoch_and_replacements_have_their_own_label
 
 
 def test_held_out_images_without_identities_are_all_gallery(tmp_path):
-    cfg = config(write_images(tmp_path), "DATASETS.HOLD_OUT", 7, "DATASETS.TESTS", ("held-out",))
+    cfg = config(write_pictures(tmp_path), "DATASETS.HOLD_OUT", 7, "DATASETS.TESTS", ("held-out",))
     data, num_query = build_test_set(cfg, "held-out")
     assert (len(data), num_query, data.identified) == (7, 0, False)

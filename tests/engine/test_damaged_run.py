@@ -60,10 +60,10 @@ def changed(text: str, **changes) -> str:
     (lambda text: changed(text, MODEL__BACKBONE__FEAT_DIM="wide"), "cannot be read as configuration"),
     (lambda text: changed(text, MODEL__BACKBONE__NORM=...), r"has no value for MODEL.BACKBONE.NORM, which every"),
     (lambda text: changed(text, MODEL__BACKBONE__NORM=None), r"has no value for MODEL.BACKBONE.NORM, which every"),
-    (lambda text: changed(text, MODEL__META_ARCHITECTURE="Hydra"), "model that it describes cannot be made .*Hydra"),
+    (lambda text: changed(text, MODEL__META_ARCHITECTURE="Hydra"), "the model cannot be built .*Hydra"),
     (lambda text: changed(text, MODEL__BACKBONE__NAME="build_resnet_backbone", MODEL__BACKBONE__DEPTH="19x"),
-     "the model that it describes cannot be made .*19x"),
-    (lambda text: changed(text, MODEL__HEADS__NORM="none of the host"), "the model that it describes cannot be made"),
+     "the model cannot be built .*19x"),
+    (lambda text: changed(text, MODEL__HEADS__NORM="none of the host"), "the model cannot be built"),
     (lambda text: changed(text, TEST__METRIC="manhattan"), "TEST.METRIC is 'manhattan', expected one of cosine"),
 ], ids=range(20))
 def test_the_error_for_a_damaged_configuration_names_the_file_and_a_remedy(folder, damage, message):
@@ -103,7 +103,7 @@ def calibration(**changes) -> dict:
 def test_the_error_for_a_damaged_calibration_names_the_file_and_a_remedy(tmp_path, content):
     path = tmp_path / "calibration.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: no .*write it again by python -m"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*write it again with python -m"):
         Calibration.read(path)
 
 

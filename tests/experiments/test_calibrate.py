@@ -63,7 +63,7 @@ def predictor(folder):
 
 @pytest.fixture(scope="module")
 def crops(market_root) -> list[str]:
-    return CerberusPredictor.pictures(market_root / "Market-1501-v15.09.15" / "query")
+    return CerberusPredictor.images(market_root / "Market-1501-v15.09.15" / "query")
 
 
 @pytest.fixture
@@ -154,13 +154,13 @@ def test_a_run_that_is_not_calibrated_says_so(run, tmp_path, crops, log):
     bare = CerberusPredictor(copy_of(run, tmp_path / "run"), device="cpu")
     assert bare.calibration is None
     answers = bare.answers(crops[0])[0]
-    assert "attributes are not calibrated, so their probabilities are those of the bare softmax" in log.text
+    assert "attributes are not calibrated" in log.text
     probabilities = bare.reader.confidences(bare.embed(crops[0]))[1][0]
     assert [answer.probability for answer in answers.values()] == pytest.approx(probabilities.tolist())
     assert not any(answer.calibrated or answer.abstained for answer in answers.values())
-    with pytest.raises(FileNotFoundError, match="calibration.json: not found, so a score is no probability"):
+    with pytest.raises(FileNotFoundError, match="calibration.json: not found; scores are not probabilities"):
         bare.same_person(*crops[:2])
-    with pytest.raises(FileNotFoundError, match="not found, this run is not calibrated; write it by"):
+    with pytest.raises(FileNotFoundError, match="not found, this run is not calibrated; calibrate with"):
         read_calibration(tmp_path / "run")
 
 
@@ -168,12 +168,12 @@ def test_a_calibration_of_another_checkpoint_or_score_is_refused(folder, altered
     assert read_calibration(folder).record == read_calibration(folder, folder / "model_final.pth").record
     other = tmp_path / "model_best.pth"
     other.write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="was fitted on another checkpoint .* than .*model_best.pth"):
+    with pytest.raises(ValueError, match="was fitted with another checkpoint .* than .*model_best.pth"):
         read_calibration(folder, other)
     with pytest.raises(FileNotFoundError, match="nowhere.pth: cannot be read"):
         read_calibration(folder, "nowhere.pth")
     altered.cfg.TEST.GROUPS = ["head"]
-    with pytest.raises(ValueError, match="fitted on cosine scores by all groups, but .* TEST.GROUPS .'head'."):
+    with pytest.raises(ValueError, match="fitted on cosine scores of all groups, but .* TEST.GROUPS .'head'."):
         altered.same_person(*crops[:2])
 
 
@@ -190,7 +190,7 @@ def test_a_calibration_of_other_settings_is_refused(folder, tmp_path, crops, sec
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     changed = CerberusPredictor(tmp_path / "run", device="cpu")
     now, then = re.escape(str(value)), re.escape(str(was))
-    message = f"under other settings .{'.'.join((*section, option))} is {now}, and was {then} then.; "
+    message = f"with other settings .{'.'.join((*section, option))} is {now}, but was {then}.,"
     for use in (lambda: changed.answers(crops[0]), lambda: changed.same_person(*crops[:2])):
         with pytest.raises(ValueError, match=message):
             use()
@@ -239,22 +239,22 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
     assert record["columns"] == {} and "Market1501: has no attributes; only pairs" in log.text
     assert Calibration.read(tmp_path / "calibration.json").temperatures == {}
     monkeypatch.setattr(altered, "reader", None)
-    with pytest.raises(ValueError, match="this model reads no attributes"):
+    with pytest.raises(ValueError, match="this model does not predict attributes"):
         altered.answers(crops[0])
     monkeypatch.setattr(altered, "reader", type("Bare", (), {"schema": reader.schema})())
-    with pytest.raises(ValueError, match="reads attributes without a probability; ask it by `recognise`"):
+    with pytest.raises(ValueError, match="predicts attributes without probabilities; use `recognise`"):
         altered.answers(crops[0])
 
 
 def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="fitted on 3 of the test identities: .* 3 identities cannot vouch for an "
-                                         "accuracy of 0.95 with a confidence of 0.9; it takes 45 .* 0.464 at most. "
+    with pytest.raises(ValueError, match="fitted on 3 of the test identities: .* 3 identities are too few to "
+                                         "guarantee an accuracy of 0.95 with a confidence of 0.9.* 45 .* 0.464. "
                                          "More people to fit on"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
     monkeypatch.setattr(calibrate, "fit_and_measure_on", lambda *args: (one, measuring, named))
-    with pytest.raises(ValueError, match="same person: 6 pairs of one person and 0 of two"):
+    with pytest.raises(ValueError, match="same person: found 6 pairs of images of one person and 0 pairs"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.5, 0.5, tmp_path, 0.4)
 
 

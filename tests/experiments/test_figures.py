@@ -79,7 +79,7 @@ def cut_somewhere(run, monkeypatch) -> None:
 @pytest.mark.parametrize("align", [True, False])
 def test_weights_of_places_are_one_on_the_mean_over_what_the_group_reads(run, cut_somewhere, monkeypatch, align):
     monkeypatch.setattr(run.predictor.model.heads, "align", align)
-    weights, rows = attention.weights_of_places(run.predictor.model, run.predictor.images(paths_of(run)))
+    weights, rows = attention.weights_of_places(run.predictor.model, run.predictor.load_images(paths_of(run)))
     assert weights.shape[:2] == (6, len(GROUPS)) and weights.std() > 0.01
     assert torch.allclose(rows.sum(dim=2), torch.ones(6, 5))
     assert torch.allclose((weights.mean(dim=3) * rows).sum(dim=2), torch.ones(6, 5), atol=1e-4)
@@ -87,7 +87,7 @@ def test_weights_of_places_are_one_on_the_mean_over_what_the_group_reads(run, cu
 
 
 def test_a_place_weighs_what_the_representation_loses_without_it(run):
-    model, images = run.predictor.model, run.predictor.images(paths_of(run, 2))
+    model, images = run.predictor.model, run.predictor.load_images(paths_of(run, 2))
     weights, _ = attention.weights_of_places(model, images)
     with torch.no_grad():
         maps = model.maps(model.preprocess_image(images))
@@ -109,7 +109,7 @@ def test_a_model_that_pools_in_another_way_cannot_be_shared_out_among_places(run
 
     monkeypatch.setattr(heads, "pool", maximum)
     with pytest.raises(ValueError, match="representation 'identity', expected 1: this model pools in another way"):
-        attention.weights_of_places(run.predictor.model, run.predictor.images(paths_of(run)))
+        attention.weights_of_places(run.predictor.model, run.predictor.load_images(paths_of(run)))
 
 
 def test_a_strip_is_drawn_as_high_as_what_is_read_of_it():
@@ -135,7 +135,7 @@ def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, mo
     shown = alignment.make(run, people=3)
     model = run.predictor.model
     with torch.no_grad():
-        alone = (model.preprocess_image(run.predictor.images([path])) for path, *_ in run.items)
+        alone = (model.preprocess_image(run.predictor.load_images([path])) for path, *_ in run.items)
         ratios = [model.heads.pool(*model.maps(image))[1]["crop_ratio"].item() for image in alone]
     cropped = sum(ratio < 1 for ratio in ratios)
     assert 0 < cropped < len(run.items) == shown.figures["images"]

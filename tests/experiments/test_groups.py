@@ -144,17 +144,17 @@ def test_without_held_out_identities_half_of_the_test_chooses(folder, tmp_path, 
 
 def test_a_search_by_picture_may_leave_clothes_out(folder, root):
     predictor, gallery = CerberusPredictor(folder, device="cpu"), str(root / "prcc/rgb/test/A/003")
-    picture = predictor.pictures(root / "prcc/rgb/test/C/003")[0]
+    picture = predictor.images(root / "prcc/rgb/test/C/003")[0]
     by_groups = predictor.search(picture, gallery, groups=("head", "identity"))
     expected = image_scores(*(of_groups(predictor.embed(paths), ("head", "identity"))
-                              for paths in (picture, predictor.pictures(gallery))))[0]
+                              for paths in (picture, predictor.images(gallery))))[0]
     assert [match.score for match in by_groups] == pytest.approx(expected.sort(descending=True).values.tolist())
     chosen = predictor.groups_for_changed_clothes
     assert predictor.search(picture, gallery, may_have_changed_clothes=True) == predictor.search(picture, gallery,
                                                                                                  groups=chosen)
-    with pytest.raises(ValueError, match="give groups, or may_have_changed_clothes"):
+    with pytest.raises(ValueError, match="give either groups or may_have_changed_clothes"):
         predictor.search(picture, gallery, groups=("head",), may_have_changed_clothes=True)
-    with pytest.raises(ValueError, match="groups are chosen for a query by picture; leave attributes of clothes out"):
+    with pytest.raises(ValueError, match="groups can only be chosen for an image query"):
         predictor.search({"hair": "long"}, gallery, may_have_changed_clothes=True)
 
 
@@ -193,5 +193,5 @@ def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_r
     monkeypatch.setattr(predictor, "model", torch.nn.Identity())
     with pytest.raises(ValueError, match="Baseline has no groups to leave out"):
         groups.run(predictor, "PRCCAttributes", tmp_path)
-    with pytest.raises(ValueError, match="Baseline compares whole pictures"):
+    with pytest.raises(ValueError, match="Baseline has no groups; only Cerberus"):
         predictor.picture_scores(torch.randn(1, 10), torch.randn(1, 10), ("head",))

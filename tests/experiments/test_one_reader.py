@@ -109,7 +109,7 @@ def test_data_sets_and_predictor_read_the_pixels_of_the_rgb_twin(predictor, smal
     items = [(str(path), 1, 0)]
     assert torch.equal(AttributeDataset(items, build_transforms(cfg, False), relabel=False)[0]["images"], twin[0])
     assert torch.equal(AttributeDataset(items, build_transforms(cfg, True))[0]["images"], twin[1])
-    assert torch.equal(predictor.images([path])[0], twin[0])
+    assert torch.equal(predictor.load_images([path])[0], twin[0])
 
 
 def test_a_test_set_of_palette_images_evaluates_to_the_figures_of_its_rgb_twin(own_folder, run, run_config):

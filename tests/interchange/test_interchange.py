@@ -302,7 +302,7 @@ def test_a_checkpoint_of_fastreid_alone_is_read_with_its_own_normalisation(paths
     predictor = CerberusPredictor(tmp_path / "run")
     assert (predictor.cfg.INPUT.SIZE_TEST, predictor.cfg.INPUT.INTERPOLATION) == ([384, 128], "bicubic")
     with torch.no_grad():
-        wanted = model({"images": predictor.images(paths)})
+        wanted = model({"images": predictor.load_images(paths)})
     torch.testing.assert_close(predictor.embed(paths), wanted)
 
 

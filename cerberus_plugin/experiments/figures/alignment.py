@@ -46,7 +46,7 @@ def rows_of(run: TestedModel, paths: list[str]) -> Rows:
     model, parts = run.predictor.model, []
     heads = model.heads
     for start in tqdm(range(0, len(paths), BATCH), desc="rows of the map", unit=" batches", disable=None):
-        images = run.predictor.images(paths[start:start + BATCH])
+        images = run.predictor.load_images(paths[start:start + BATCH])
         _, local_map = model.maps(model.preprocess_image(images))
         parts.append((row_heat(local_map, heads.squared_norm, heads.sigma_quantile),
                       *person_rows(local_map, heads.sigma, heads.squared_norm, heads.sigma_quantile)))

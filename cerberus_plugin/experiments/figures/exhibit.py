@@ -75,7 +75,7 @@ class TestedModel:
 
     def seen(self, paths: Sequence[str]) -> np.ndarray:
         """The pixels of pictures as the model takes them: uint8 (len(paths), H, W, 3)."""
-        return self.predictor.images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        return self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def first_images(self, indices: Iterable[int]) -> list[int]:
         """The first of these images of each identity, in their order."""

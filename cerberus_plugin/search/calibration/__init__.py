@@ -1,4 +1,4 @@
-"""Probabilities that mean something: how they are fitted on labelled images, measured, and put to use."""
+"""Calibrated probabilities: fit them on labelled images, measure their error, and choose thresholds."""
 
 from ..portable.verification import Verification as Verification
 from ..portable.verification import same_person_probability as same_person_probability

@@ -1,4 +1,4 @@
-"""Abstention: the probability below which a model answers "cannot tell", so that the answers it gives are right.
+"""Abstention: thresholds below which a prediction is "uncertain", so that the other predictions reach an accuracy.
 
 Shapes: N images.
 """
@@ -15,41 +15,66 @@ from .bounds import CONFIDENCE, ROUNDING, chance_of_so_few, needed
 
 
 def identities_to_vouch(accuracy: float, confidence: float = CONFIDENCE) -> int:
-    """Identities that a wanted accuracy takes, if none of their answers is wrong: 22 for 0.9, 45 for 0.95."""
+    """Return the number of identities that are needed to guarantee an accuracy if all their answers are correct.
+
+    Args:
+        accuracy: required accuracy, between 0 and 1.
+        confidence: probability that the guarantee holds, between 0 and 1.
+
+    Returns:
+        the smallest sufficient number of identities.
+
+    Raises:
+        ValueError: if an argument is not between 0 and 1.
+
+    Examples:
+        >>> identities_to_vouch(0.9), identities_to_vouch(0.95)
+        (22, 45)
+    """
     if not 0 < accuracy < 1:
-        raise ValueError(f"abstention: the wanted accuracy is {accuracy}, expected a share between 0 and 1, without "
-                         "both")
+        raise ValueError(f"abstention: the required accuracy is {accuracy}, expected a number greater than 0 and less "
+                         "than 1")
     return needed(1 - accuracy, confidence)
 
 
 def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor, accuracy: float,
                        confidence: float = CONFIDENCE) -> float:
-    """The probability from which on answers reach an accuracy, on other people too; infinite where there is none.
+    """Choose the lowest tested threshold above which the answers reach an accuracy on unseen people.
 
-    Guarantee: in at most 1 - confidence of all samples of people, a threshold is returned above which the accuracy in
-    their population is lower than wanted. Accuracy is the mean over identities of the share of correct answers among
-    those given. Identities are assumed independent, images of one identity are not. The guarantee holds for one
-    attribute at a time.
+    Guarantee: with a probability of at least `confidence` over the sample of people, the accuracy above the returned
+    threshold is at least `accuracy` in the population. Accuracy is the mean over identities of the share of correct
+    answers among the answers above the threshold. Identities are assumed to be independent, images of one identity are
+    not. The guarantee holds for each attribute separately.
 
-    Thresholds are tested from the highest probability downwards, once enough people have an answer, until one fails
-    (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021), so no correction for multiple tests is
-    needed. The lowest threshold that passes would be biased, as the accuracy does not fall monotonically.
+    Thresholds are tested from the highest probability downwards, beginning where enough identities have an answer,
+    until one fails (fixed-sequence testing; Angelopoulos et al., "Learn then test", 2021). No correction for multiple
+    tests is needed. The lowest threshold that passes would be biased, since the accuracy is not monotonic in the
+    threshold.
 
     Args:
-        probabilities: float (N,), of the answers.   right: bool (N,).   identities: int64 (N,).
-        accuracy: wanted of the answers that are given, below 1.
+        probabilities: float (N,), of the answers.
+        right: bool (N,), whether each answer is correct.
+        identities: int64 (N,), identity of each image.
+        accuracy: required accuracy, between 0 and 1.
+        confidence: probability that the guarantee holds, between 0 and 1.
+
+    Returns:
+        the threshold; answers of this probability or more are given. Infinity if no threshold passes.
+
+    Raises:
+        ValueError: if there are fewer identities than `identities_to_vouch`, or an argument is out of range.
     """
     least_people = identities_to_vouch(accuracy, confidence)
     available = len(identities.unique())
     if available < least_people:
-        raise ValueError(f"abstention: {available} identities cannot vouch for an accuracy of {accuracy} with a "
-                         f"confidence of {confidence}; it takes {least_people} at least, and so few vouch for "
-                         f"{(1 - confidence)**(1 / available):.3f} at most")
+        raise ValueError(f"abstention: {available} identities are too few to guarantee an accuracy of {accuracy} with "
+                         f"a confidence of {confidence}; at least {least_people} are needed. {available} identities "
+                         f"can guarantee an accuracy of at most {(1 - confidence)**(1 / available):.3f}")
     values, order = probabilities.double().cpu().sort(descending=True)
     values, order = values.tolist(), order.cpu()
     hits, owners = right.cpu()[order].tolist(), identities.cpu()[order].tolist()
     given, wrong = defaultdict(int), defaultdict(int)
-    lost, least = 0.0, math.inf  # lost: sum over identities of their shares of wrong answers
+    lost, least = 0.0, math.inf  # lost: sum over identities of the share of wrong answers
     for i, (value, hit, owner) in enumerate(zip(values, hits, owners)):
         before = wrong[owner] / given[owner] if given[owner] else 0.0
         given[owner] += 1
@@ -66,7 +91,22 @@ def choose_withholding(probabilities: Tensor, right: Tensor, identities: Tensor,
 
 def answered(probabilities: Tensor, right: Tensor, identities: Tensor,
              threshold: float) -> tuple[float, float, float]:
-    """Share of images that get an answer; its accuracy as a mean over identities, NaN for none; and its error."""
+    """Measure the coverage and the accuracy of the answers above a threshold.
+
+    Args:
+        probabilities: float (N,), of the answers.
+        right: bool (N,), whether each answer is correct.
+        identities: int64 (N,), identity of each image.
+        threshold: answers of this probability or more are given.
+
+    Returns:
+        the share of images with an answer; the accuracy of these answers, as the mean over identities, NaN without
+        answers; and its standard error, NaN for fewer than two identities.
+
+    Examples:
+        >>> answered(torch.tensor([0.9, 0.8, 0.4]), torch.tensor([True, True, False]), torch.tensor([0, 1, 1]), 0.8)[1]
+        1.0
+    """
     told = (probabilities >= threshold).cpu()
     if not told.any():
         return 0.0, math.nan, math.nan

@@ -1,6 +1,6 @@
-"""Distribution-free bounds on a share that was measured on a sample of people, and the sample sizes they need.
+"""Distribution-free bounds on a mean measured on a sample of people, and the required sample sizes.
 
-A guarantee holds with a confidence: the share of samples, drawn like the given one, for which it is true.
+The confidence of a guarantee is the share of random samples for which the guarantee holds.
 """
 
 from __future__ import annotations
@@ -10,14 +10,27 @@ import math
 from scipy.special import bdtr, xlogy
 
 CONFIDENCE = 0.9
-ROUNDING = 1e-9  # sums of shares, and logarithms of round numbers, are exact in exact numbers only
+ROUNDING = 1e-9  # tolerance for rounding errors of sums and logarithms
 
 
 def chance_of_so_few(lost: float, count: int, share: float) -> float:
-    """An upper bound of the probability that `count` draws sum to at most `lost` if their mean is at least `share`.
+    """Bound the probability that `count` draws sum to at most `lost` if their expected value is at least `share`.
 
-    The draws are independent and between 0 and 1, such as a person's share of wrong answers; the exact binomial tail
-    holds for 0 and 1 alone. The smaller of the bounds of Hoeffding (1963) and Bentkus (2004).
+    The draws are independent and lie between 0 and 1, such as the share of wrong answers of each person. (The exact
+    binomial tail would only hold for draws of 0 or 1.) The bound is the smaller one of Hoeffding (1963) and Bentkus
+    (2004).
+
+    Args:
+        lost: sum of the draws.
+        count: number of draws, 1 or more.
+        share: expected value, between 0 and 1.
+
+    Returns:
+        an upper bound, at most 1.
+
+    Examples:
+        >>> round(chance_of_so_few(0, 22, 0.1), 4)  # 0.9 ** 22
+        0.0985
     """
     mean = lost / count
     if mean >= share:
@@ -27,8 +40,20 @@ def chance_of_so_few(lost: float, count: int, share: float) -> float:
 
 
 def needed(share: float, confidence: float) -> int:
-    """Number n of draws without a loss that exclude a mean of at least `share`: (1 - share)^n <= 1 - confidence."""
-    for name, value in (("the share that may be wrong", share), ("the confidence", confidence)):
+    """Return the smallest n with (1 - share)^n <= 1 - confidence: n draws without an error exclude the error rate.
+
+    Args:
+        share: error rate to exclude, between 0 and 1.
+        confidence: between 0 and 1.
+
+    Raises:
+        ValueError: if an argument is not between 0 and 1.
+
+    Examples:
+        >>> needed(0.1, 0.9)
+        22
+    """
+    for name, value in (("the allowed error rate", share), ("the confidence", confidence)):
         if not 0 < value < 1:
-            raise ValueError(f"calibration: {name} is {value:g}, expected a share between 0 and 1, without both")
+            raise ValueError(f"calibration: {name} is {value:g}, expected a number greater than 0 and less than 1")
     return math.ceil(math.log(1 - confidence) / math.log1p(-share) - ROUNDING)

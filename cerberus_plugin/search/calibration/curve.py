@@ -1,7 +1,7 @@
-"""Whether probabilities come true: the reliability curve, its calibration error and the Brier score.
+"""Calibration metrics: reliability curve, expected calibration error and Brier score.
 
-Images of one person err together, so every standard error is by identities: that of a sum over persons, not images.
-Shapes: N answers (images, or pairs of them), B bins, I identities.
+Errors of images of one person are correlated, so all standard errors are computed over identities, not over images.
+Shapes: N answers (images, or pairs of images), B bins, I identities.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 BINS = 15
-DRAWS = 1000  # bootstrap draws of the identities
+DRAWS = 1000  # bootstrap samples of the identities
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers in bins of equal mass by their probability.
+    """A reliability curve with bins of equal mass.
 
     Attributes:
-        probability, accuracy: float64 (B,), means of each bin.   share: float64 (B,), of all answers; sums to 1.
-        ece: expected calibration error, the mean of |accuracy - probability| over answers, by bins.
-        error: its standard error, by a bootstrap of identities.
-        chance: what `ece` would be on average for probabilities that are true, by the same bootstrap: few people
-            show an error where there is none.
+        probability, accuracy: float64 (B,), means of each bin.
+        share: float64 (B,), share of the answers in each bin; sums to 1.
+        ece: expected calibration error, the weighted mean of |accuracy - probability| over the bins.
+        error: standard error of `ece`, by a bootstrap over identities.
+        chance: expected `ece` of perfectly calibrated probabilities, by the same bootstrap. It is above 0, since a
+            small sample deviates by chance.
     """
 
     probability: Tensor
@@ -37,12 +38,25 @@ class Reliability:
 
 def reliability(probabilities: Tensor, right: Tensor, identities: Tensor, bins: int = BINS,
                 weights: Tensor | None = None) -> Reliability:
-    """Compare probabilities of answers with how often they are right.
+    """Compute the reliability curve of answers.
 
     Args:
-        probabilities: float (N,).   right: bool (N,).   identities: int64 (N,), whose answers they are.
-        bins: at most; equal probabilities stay in one bin, however many they are.
+        probabilities: float (N,), of the answers.
+        right: bool (N,), whether each answer is correct.
+        identities: int64 (N,), identity of each answer.
+        bins: maximum number of bins; equal probabilities are always in the same bin.
         weights: float (N,), mass of each answer; 1 if None.
+
+    Returns:
+        the curve and its calibration error.
+
+    Raises:
+        ValueError: if the shapes differ, there are no answers, or a probability is outside 0 to 1.
+
+    Examples:
+        >>> p = torch.tensor([0.6, 0.6, 0.9, 0.9])
+        >>> round(reliability(p, torch.tensor([True, False, True, True]), torch.arange(4), bins=2).ece, 3)
+        0.1
     """
     _check(probabilities, right, identities)
     p, hit = probabilities.double().cpu(), right.double().cpu()
@@ -58,19 +72,47 @@ def reliability(probabilities: Tensor, right: Tensor, identities: Tensor, bins: 
     own_mass = torch.zeros(people, dtype=torch.float64).index_add_(0, owner, w)
     drawn = draws(people)  # (DRAWS, I)
     spread = (drawn @ gaps).abs().sum(dim=1) / (drawn @ own_mass)
-    noise = ((drawn - 1) @ gaps).abs().sum(dim=1) / own_mass.sum()  # the draws around what was observed
+    noise = ((drawn - 1) @ gaps).abs().sum(dim=1) / own_mass.sum()  # deviations of the draws from the sample
     return Reliability(of_p / mass, of_hit / mass, mass / mass.sum(),
                        (gaps.sum(dim=0).abs().sum() / own_mass.sum()).item(), spread.std().item(), noise.mean().item())
 
 
 def brier(probabilities: Tensor, right: Tensor, identities: Tensor) -> tuple[float, float]:
-    """Mean squared difference of an answer's probability and its being right (1 or 0), and its standard error."""
+    """Compute the Brier score, the mean squared difference between probability and correctness (1 or 0).
+
+    Args:
+        probabilities: float (N,), of the answers.
+        right: bool (N,), whether each answer is correct.
+        identities: int64 (N,), identity of each answer.
+
+    Returns:
+        the score, lower is better, and its standard error over identities.
+
+    Raises:
+        ValueError: as `reliability`.
+
+    Examples:
+        >>> brier(torch.tensor([1.0, 0.5]), torch.tensor([True, True]), torch.arange(2))[0]
+        0.125
+    """
     _check(probabilities, right, identities)
     return mean_by_images((probabilities.double() - right.double()).square(), identities)
 
 
 def mean_by_images(values: Tensor, identities: Tensor) -> tuple[float, float]:
-    """Mean over images, and its standard error where images of an identity go together: float (N,), int64 (N,)."""
+    """Compute the mean over images, and its standard error with images clustered by identity.
+
+    Args:
+        values: float (N,).
+        identities: int64 (N,), identity of each image.
+
+    Returns:
+        the mean, and its standard error, NaN for a single identity.
+
+    Examples:
+        >>> mean_by_images(torch.tensor([0.0, 1.0]), torch.tensor([3, 4]))
+        (0.5, 0.5)
+    """
     values, (_, owner) = values.double().cpu(), identities.cpu().unique(return_inverse=True)
     mean, people = values.mean(), int(owner.max()) + 1
     sums = torch.zeros(people, dtype=torch.float64).index_add_(0, owner, values - mean)
@@ -80,13 +122,20 @@ def mean_by_images(values: Tensor, identities: Tensor) -> tuple[float, float]:
 
 
 def draws(people: int) -> Tensor:
-    """How often each identity is drawn in each bootstrap sample: float64 (DRAWS, people); always the same ones."""
+    """Draw bootstrap samples of identities; deterministic.
+
+    Args:
+        people: number of identities.
+
+    Returns:
+        float64 (DRAWS, people), the number of times that each identity is in each sample.
+    """
     chosen = torch.randint(people, (DRAWS, people), generator=torch.Generator().manual_seed(0))
     return torch.zeros(DRAWS, people, dtype=torch.float64).scatter_add_(1, chosen, torch.ones_like(chosen).double())
 
 
 def _equal_mass(p: Tensor, w: Tensor, bins: int) -> Tensor:
-    """The bin of each probability, from 0, without empty bins: int64 (N,)."""
+    """Return the bin of each probability: int64 (N,), numbered from 0, without empty bins."""
     values, inverse = p.unique(return_inverse=True)
     mass = torch.zeros_like(values).index_add_(0, inverse, w)
     middle = (mass.cumsum(dim=0) - mass / 2) / mass.sum()
@@ -96,8 +145,8 @@ def _equal_mass(p: Tensor, w: Tensor, bins: int) -> Tensor:
 def _check(probabilities: Tensor, right: Tensor, identities: Tensor) -> None:
     shapes = [tuple(part.shape) for part in (probabilities, right, identities)]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not len(probabilities):
-        raise ValueError(f"reliability: probabilities, right and identities are {', '.join(map(str, shapes))}; "
-                         "expected one of each an answer, and an answer at least")
+        raise ValueError(f"reliability: probabilities, right and identities have the shapes "
+                         f"{', '.join(map(str, shapes))}; expected the same shape (N,) with N of 1 or more")
     outside = ~((probabilities >= 0) & (probabilities <= 1))
     if outside.any():
         raise ValueError(f"reliability: {int(outside.sum())} of {len(probabilities)} probabilities are outside [0, 1], "

@@ -1,4 +1,4 @@
-"""A calibration as it is kept: RUN/calibration/calibration.json, and what a user of the run takes from it."""
+"""The file of a calibration, RUN/calibration/calibration.json."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 from ...utils.files import read_json
 from ..portable.verification import Verification, finite_number
 
-CALIBRATION_FORMAT = 2  # of the file; 1 did not keep the settings, and vouched for less
-REMEDY = "write it again by python -m cerberus_plugin.experiments.calibrate RUN, or delete it"
+CALIBRATION_FORMAT = 2  # of the file; format 1 had no settings and weaker guarantees
+REMEDY = "write it again with python -m cerberus_plugin.experiments.calibrate RUN, or delete it"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration.json holds.
+    """The contents of calibration.json.
 
     Attributes:
-        temperatures: of each recognition column, by its name; they divide scores. Empty for a run without attributes.
-        withhold_below: the probability below which a column abstains; infinite: always.
-        verification: of pairs of images.
-        record: everything in the file.
+        temperatures: temperature of each attribute, by name; divides the scores before the softmax. Empty for a run
+            without attributes.
+        withhold_below: by attribute, the probability below which the prediction is "uncertain"; infinity: always.
+        verification: of image pairs.
+        record: all contents of the file.
     """
 
     temperatures: Mapping[str, float]
@@ -32,7 +33,15 @@ class Calibration:
 
     @classmethod
     def read(cls, path: str | Path) -> Calibration:
-        """The calibration of a file that `experiments.calibrate` wrote; a ValueError names one that is damaged."""
+        """Read a calibration file written by `experiments.calibrate`.
+
+        Args:
+            path: of calibration.json.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is damaged or has another format.
+        """
         record = read_json(path, REMEDY)
         try:
             if record["format"] != CALIBRATION_FORMAT:
@@ -43,14 +52,14 @@ class Calibration:
             below = {name: math.inf if column["withhold below"] is None else
                      finite_number("withhold below", column["withhold below"]) for name, column in columns.items()}
             if min([*temperatures.values(), 1]) <= 0 or min([*below.values(), 0]) < 0:
-                raise ValueError("a 'temperature' is not above 0, or a 'withhold below' is less than 0")
+                raise ValueError("a 'temperature' is not greater than 0, or a 'withhold below' is less than 0")
             if not all(isinstance(record[key], str) for key in ("checkpoint", "checkpoint sha256")) or not isinstance(
                     record.get("settings", {}), Mapping):
-                raise ValueError("'checkpoint', 'checkpoint sha256' or 'settings' is of another kind")
+                raise ValueError("'checkpoint', 'checkpoint sha256' or 'settings' has the wrong type")
             thresholds = {row["rate"]: row["threshold"] for row in pairs["false-match rates"] if "threshold" in row}
             verification = Verification(*(pairs[name] for name in ("slope", "intercept", "prior", "metric")),
                                         tuple(pairs["groups"]), thresholds)
             return cls(temperatures, below, verification, record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}: no calibration that can be read ({reason}); {REMEDY}") from error
+            raise ValueError(f"{path}: not a valid calibration file ({reason}); {REMEDY}") from error

@@ -1,4 +1,4 @@
-"""A run's calibration at hand: read for its own checkpoint alone, and put to answers in words."""
+"""The calibration of a run: load it, check that it fits the checkpoint, and apply it to predictions."""
 
 from __future__ import annotations
 
@@ -19,38 +19,50 @@ COMMAND = "python -m cerberus_plugin.experiments.calibrate"
 
 def read_calibration(run_folder: str | Path, weights: str | Path | None = None,
                      settings: Mapping | None = None) -> Calibration:
-    """The calibration of a run; refuses that of another checkpoint, or of other settings.
+    """Read the calibration of a run, and check that it belongs to the checkpoint and the settings.
 
     Args:
-        weights: the checkpoint it is to be used with; the run's file of the name it was fitted on, if None.
-        settings: `CerberusPredictor.settings` it is to be used with; not compared if None.
+        run_folder: folder of the run.
+        weights: checkpoint to use the calibration with; if None, the file in the run folder with the name of the
+            calibrated checkpoint.
+        settings: `CerberusPredictor.settings` to use the calibration with; not compared if None.
+
+    Raises:
+        FileNotFoundError: if the calibration or the checkpoint does not exist.
+        ValueError: if the calibration is damaged, or was fitted with another checkpoint or other settings.
     """
     path = Path(run_folder) / CALIBRATION_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found, this run is not calibrated; write it by {COMMAND} {run_folder}")
+        raise FileNotFoundError(f"{path}: not found, this run is not calibrated; calibrate with {COMMAND} {run_folder}")
     calibration = Calibration.read(path)
     checkpoint = Path(weights or Path(run_folder) / calibration.record["checkpoint"])
     wanted, found = calibration.record["checkpoint sha256"], file_sha256(str(checkpoint))
     if found is None:
-        raise FileNotFoundError(f"{checkpoint}: cannot be read; {path} was fitted on a checkpoint of this name")
+        raise FileNotFoundError(f"{checkpoint}: cannot be read; {path} was fitted with a checkpoint of this name")
     if found != wanted:
-        raise ValueError(f"{path}: was fitted on another checkpoint (sha256 {wanted[:16]}) than {checkpoint} "
-                         f"({found[:16]}); its probabilities mean nothing there. Calibrate again by {COMMAND} "
-                         f"{run_folder}, or delete it")
+        raise ValueError(f"{path}: was fitted with another checkpoint (sha256 {wanted[:16]}) than {checkpoint} "
+                         f"({found[:16]}), so its probabilities do not apply. Calibrate again with {COMMAND} "
+                         f"{run_folder}, or delete the file")
     fitted = calibration.record.get("settings", {})
-    differ = [f"{name} is {value}, and was {fitted.get(name)} then" for name, value in (settings or {}).items()
+    differ = [f"{name} is {value}, but was {fitted.get(name)}" for name, value in (settings or {}).items()
               if fitted.get(name) != value]
     if differ:
-        raise ValueError(f"{path}: was fitted under other settings ({'; '.join(differ)}); its probabilities mean "
-                         "nothing under these. Set them back in config.yaml, or calibrate again by "
-                         f"{COMMAND} {run_folder}")
+        raise ValueError(f"{path}: was fitted with other settings ({'; '.join(differ)}), so its probabilities do not "
+                         f"apply. Restore the settings in config.yaml, or calibrate again with {COMMAND} {run_folder}")
     return calibration
 
 
 def answers_of(reader: ConfidentReader, embeddings: Tensor, calibration: Calibration | None) -> list[dict[str, Answer]]:
-    """Attributes of images with their probabilities, by column: embeddings (N, E) -> N dictionaries.
+    """Predict the attributes of embeddings, with probabilities.
 
-    Columns that the calibration does not know are answered by the reader's own probabilities, and say so.
+    Args:
+        reader: predicts classes and probabilities from embeddings.
+        embeddings: float (N, E).
+        calibration: to apply; without it, or for attributes that it does not contain, the probabilities are those of
+            the reader and `Answer.calibrated` is False.
+
+    Returns:
+        N dictionaries from attribute to `Answer`.
     """
     temperatures = calibration.temperatures if calibration else {}
     if temperatures:

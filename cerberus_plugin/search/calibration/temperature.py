@@ -1,6 +1,6 @@
-"""The temperature of a recognition column: by how much its scores are divided before the softmax, so that it is as
-sure as it is right.
+"""Temperature scaling of attribute predictions, and the scale of cosines.
 
+Scores are divided by the temperature before the softmax, so that the probabilities match the accuracy.
 Shapes: N images, K scores of a column (classes, or the semantic IDs of its group), C classes.
 """
 
@@ -13,44 +13,69 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-BOUNDS = (0.05, 20.0)  # a fit that ends at either has found nothing that limits it
-SCALES = (0.05, 100.0)  # that a cosine scale is looked for between; at the lower end answers are the prior's
-GRID = 25  # values tried first: sums over classes can give the likelihood several minima
+BOUNDS = (0.05, 20.0)  # of the temperature; a fit at a bound means that the likelihood has no optimum inside
+SCALES = (0.05, 100.0)  # of the cosine scale; at the lower bound the predictions equal the prior
+GRID = 25  # initial values: the likelihood can have several optima
 
 
 def right_answers(truth: Tensor) -> Tensor:
-    """Which answers of a column are right, "none of them" first: bool (N, C) -> bool (N, C + 1).
+    """Prepend the answer "none" to the correct classes of a column.
 
-    Of several listed colours each is right; where none is true, the answer -1 is.
+    Several classes of an image can be correct, such as two colours. "None" is correct if no class is.
+
+    Args:
+        truth: bool (N, C), correct classes.
+
+    Returns:
+        bool (N, C + 1), correct answers; the first column is "none".
+
+    Examples:
+        >>> right_answers(torch.tensor([[True, False], [False, False]])).tolist()
+        [[False, True, False], [True, False, False]]
     """
     return torch.cat([~truth.any(dim=1, keepdim=True), truth], dim=1)
 
 
 def negative_log_likelihood(scores: Tensor, right: Tensor, temperature: float = 1.0) -> float:
-    """Mean over images of minus the logarithm of the probability of a right answer.
+    """Compute the mean negative log-probability of the correct answers.
 
     Args:
-        scores: float (N, K), minus infinity where a row may not be answered.
-        right: bool (N, K), the scores whose answer is right: at least one finite one an image.
+        scores: float (N, K); minus infinity for answers that are not allowed.
+        right: bool (N, K), scores of correct answers, at least one finite score per image.
+        temperature: divides the scores before the softmax.
+
+    Returns:
+        the mean over images, in nats.
+
+    Examples:
+        >>> round(negative_log_likelihood(torch.zeros(1, 2), torch.tensor([[True, False]])), 4)  # log 2
+        0.6931
     """
     return -_log_right(scores.double(), right, temperature).mean().item()
 
 
 def fit_temperature(scores: Tensor, right: Tensor, identities: Tensor) -> float:
-    """The temperature under which the right answers are likeliest; above 1 it makes answers less sure.
+    """Fit the temperature that maximises the likelihood of the correct answers; above 1 it lowers the confidence.
 
-    Images without a right answer among the scores tell nothing of the temperature, and are left out. Where every
-    answer is right, the likeliest temperature is 0 and every later answer would be certain; but n identities without an
-    error show no more than a probability of (n + 1) / (n + 2) (Laplace's rule of succession), so the mean over images
-    is kept at that.
+    Images without a correct answer among the scores are ignored. If all answers are correct, the maximum-likelihood
+    temperature is 0, and all later probabilities would be 1. Since n identities without an error only support a
+    probability of (n + 1) / (n + 2) (Laplace's rule of succession), the mean probability of the correct answers is
+    limited to this value.
 
     Args:
-        scores, right: see `negative_log_likelihood`.
-        identities: int64 (N,), whose images they are.
+        scores: float (N, K); minus infinity for answers that are not allowed.
+        right: bool (N, K), scores of correct answers.
+        identities: int64 (N,), identity of each image.
+
+    Returns:
+        the temperature, within `BOUNDS`.
+
+    Raises:
+        ValueError: if no image has a correct answer.
     """
     usable = (right & scores.isfinite()).any(dim=1)
     if not usable.any():
-        raise ValueError(f"temperature: none of {len(scores)} images has a right answer among those that can be given; "
+        raise ValueError(f"temperature: none of {len(scores)} images has a correct answer among the possible answers; "
                          "fit on labelled images")
     scores, right = scores[usable].double(), right[usable]
     best = _likeliest(lambda t: negative_log_likelihood(scores, right, t), BOUNDS)
@@ -67,15 +92,18 @@ def fit_temperature(scores: Tensor, right: Tensor, identities: Tensor) -> float:
 
 
 def fit_scale(cosines: Tensor, right: Tensor, log_prior: Tensor, default: float) -> float:
-    """The scale s of a column, within `SCALES`, under which its true values are likeliest.
+    """Fit the cosine scale s of a column that maximises the likelihood of the true values.
 
-    The probability of a value is that of all semantic IDs that hold it, by the softmax of s * cosine + log prior.
+    The probability of a value is the sum over the semantic IDs with this value of softmax(s * cosine + log prior).
 
     Args:
-        cosines: float (N, K), of images with prototypes.
-        right: bool (N, K), the semantic IDs that hold a true value; images without one tell nothing.
-        log_prior: float (K,).
-        default: what to return where no image tells anything.
+        cosines: float (N, K), of images and prototypes.
+        right: bool (N, K), semantic IDs with the true value; images without one are ignored.
+        log_prior: float (K,), of the semantic IDs.
+        default: returned if no image is labelled.
+
+    Returns:
+        the scale, within `SCALES`.
     """
     usable = right.any(dim=1)
     if not usable.any():
@@ -85,7 +113,7 @@ def fit_scale(cosines: Tensor, right: Tensor, log_prior: Tensor, default: float)
 
 
 def _likeliest(loss: Callable[[float], float], bounds: tuple[float, float]) -> float:
-    """The value with the smallest loss: the best of `GRID` values in equal ratios, and then between its neighbours."""
+    """Minimise a loss: take the best of `GRID` values in equal ratios, then search between its neighbours."""
     grid = torch.linspace(*map(math.log, bounds), GRID, dtype=torch.float64).tolist()
     start = min(range(GRID), key=lambda i: loss(math.exp(grid[i])))
     found = minimize_scalar(lambda x: loss(math.exp(x)), method="bounded", options={"xatol": 1e-5},
@@ -94,6 +122,6 @@ def _likeliest(loss: Callable[[float], float], bounds: tuple[float, float]) -> f
 
 
 def _log_right(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
-    """Logarithm of the probability of a right answer: float64 (N,)."""
+    """Return the log-probability of the correct answers: float64 (N,)."""
     scaled = scores / temperature
     return scaled.masked_fill(~right, float("-inf")).logsumexp(dim=1) - scaled.logsumexp(dim=1)

@@ -1,6 +1,6 @@
-"""The score from which on two pictures match, so that other people are taken for one another no more often than wanted.
+"""Thresholds on the score of two images for a given false-match rate.
 
-Shapes: D pairs of images of two persons, I identities.
+Shapes: D pairs of images of different people, I identities.
 """
 
 from __future__ import annotations
@@ -11,54 +11,92 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from ...utils.text import counted
 from .bounds import CONFIDENCE, ROUNDING, chance_of_so_few, needed
 from .verification import ScoredPairs
 
-FEWER = 0.97  # false matches that are tried next, as a share of those that were too many
-UNSEEN = 0.2  # false matches that stand for none where a logarithm is taken
+FEWER = 0.97  # each step allows this share of the false matches of the step before
+UNSEEN = 0.2  # replaces 0 false matches in logarithms
 
 
 def pairs_needed(rate: float, confidence: float = CONFIDENCE) -> int:
-    """Pairs of persons that can show a false-match rate: so many without one exclude it, if they are independent."""
+    """Return the number of pairs of people that are needed to guarantee a false-match rate.
+
+    This number of independent pairs without a false match excludes a higher rate.
+
+    Args:
+        rate: false-match rate, between 0 and 1.
+        confidence: probability that the guarantee holds, between 0 and 1.
+
+    Raises:
+        ValueError: if an argument is not between 0 and 1.
+
+    Examples:
+        >>> pairs_needed(0.001)
+        2302
+    """
     if not 0 < rate < 1:
-        raise ValueError(f"false-match rate: {rate}, expected a share between 0 and 1, without both")
+        raise ValueError(f"false-match rate: {rate}, expected a number greater than 0 and less than 1")
     return needed(rate, confidence)
 
 
 def people_needed(rate: float, confidence: float = CONFIDENCE) -> int:
-    """People of whom there are so many pairs, n (n - 1) / 2: 22 for a rate of 0.01, 69 for 0.001."""
+    """Return the smallest number of people n with n (n - 1) / 2 pairs or more than `pairs_needed`.
+
+    Args:
+        rate, confidence: see `pairs_needed`.
+
+    Raises:
+        ValueError: as `pairs_needed`.
+
+    Examples:
+        >>> people_needed(0.01), people_needed(0.001)
+        (22, 69)
+    """
     return math.ceil((1 + math.sqrt(1 + 8 * pairs_needed(rate, confidence))) / 2 - ROUNDING)
 
 
 def threshold_for(pairs: ScoredPairs, rate: float, confidence: float = CONFIDENCE) -> float:
-    """The score that at most this share of pairs of two persons exceeds, on other people too.
+    """Choose a threshold that at most this share of pairs of different people exceeds, also for unseen people.
 
-    The plain quantile of the given pairs is too low for about half of all samples, and by a multiple where a few people
-    cause most false matches. So the score is raised until both of these are at most the rate:
-    - the observed rate times exp(t s), where s is the standard error of its logarithm, by leaving out each identity in
-      turn (the jackknife: pairs share people), and t Student's quantile at the confidence;
-    - the bound of `chance_of_so_few` with one draw for each pair of persons, however many images they have, which is
-      above zero also where no false match was seen.
+    The plain quantile of the given pairs is too low for about half of all samples. If a few people cause most false
+    matches, the rate is then exceeded several times. Therefore the threshold is raised until both conditions hold:
 
-    Guarantee: the rate in the population exceeds the wanted one in about 1 - confidence of all samples of people, or
-    fewer. It is approximate, as s is estimated and pairs that share a person are dependent. On drawn people (see the
-    tests) at confidence 0.9 the rate was exceeded in 3 to 15 % of samples, and in up to 25 % where effects of single
-    persons make up nearly all of the spread of scores and there were hardly more people than `people_needed`. The mean
-    rate was always below the wanted one.
+    - The observed rate times exp(t s) is at most `rate`. s is the standard error of the logarithm of the rate, by the
+      jackknife over identities (pairs share people), and t is Student's quantile at the confidence.
+    - The bound `chance_of_so_few`, with one draw per pair of people independent of their number of images, excludes a
+      higher rate. This bound is above 0 even without any false match.
+
+    Guarantee: the rate in the population exceeds `rate` for about 1 - confidence of all samples of people, or fewer.
+    The guarantee is approximate, since s is estimated and pairs that share a person are dependent. In simulations (see
+    the tests) with confidence 0.9, the rate was exceeded for 3 to 15 % of samples, and for up to 25 % if nearly all
+    variance of the scores came from single people and there were hardly more people than `people_needed`. The mean rate
+    was always below `rate`.
+
+    Args:
+        pairs: scored pairs of images.
+        rate: false-match rate, between 0 and 1.
+        confidence: probability that the guarantee holds, between 0 and 1.
+
+    Returns:
+        the threshold; images with this score or more match.
+
+    Raises:
+        ValueError: if there are fewer pairs of people than `pairs_needed`.
     """
     wanted = pairs_needed(rate, confidence)
     identities, owner = pairs.owners.unique(return_inverse=True)  # (D, 2)
     people, total = len(identities), len(pairs.different)
     cells = len((owner.amin(dim=1) * people + owner.amax(dim=1)).unique())
     if cells < wanted:
-        raise ValueError(f"false-match rate: {people} people, {cells:,} pairs of them, cannot show {rate:g} with a "
-                         f"confidence of {confidence:g}; it takes {wanted:,} pairs, so "
-                         f"{people_needed(rate, confidence):,} people at least")
+        raise ValueError(f"false-match rate: {counted(people, 'person', 'people')} and {counted(cells, 'pair')} of "
+                         f"people are too few to guarantee {rate:g} with a confidence of {confidence:g}; at least "
+                         f"{wanted:,} pairs are needed, of at least {people_needed(rate, confidence):,} people")
     scores, order = pairs.different.topk(min(total, math.floor(rate * total + ROUNDING) + 1))
     compared = owner.flatten().bincount(minlength=people)  # (I,)
     last = len(scores) - 1
     while True:
-        matched = int((scores > scores[last]).sum())  # below `last` where scores are equal
+        matched = int((scores > scores[last]).sum())  # less than `last` if scores are equal
         of_each = owner[order[:matched]].flatten().bincount(minlength=people)
         share = matched / total
         if (_upper(share, (matched - of_each) / (total - compared), UNSEEN / total, confidence) <= rate
@@ -68,7 +106,14 @@ def threshold_for(pairs: ScoredPairs, rate: float, confidence: float = CONFIDENC
 
 
 def _upper(rate: float, without: Tensor, least: float, confidence: float) -> float:
-    """Upper bound of a rate by what it is without each identity, float (I,)."""
+    """Return the jackknife upper bound of a rate.
+
+    Args:
+        rate: observed rate.
+        without: float (I,), the rate without each identity.
+        least: lower limit of `without` for the logarithm.
+        confidence: of the bound.
+    """
     if not rate:
         return 0.0
     people = len(without)

@@ -1,10 +1,11 @@
-"""Whether two images show the same person: a probability from their score, and how often a threshold is right.
+"""Verification of image pairs: the probability that two images show the same person, and error rates of thresholds.
 
-The probability is Platt's: a logistic line in the score, fitted with both kinds of pairs of equal weight, so that the
-line is the logarithm of a likelihood ratio and any prior can be put to it afterwards. An isotonic curve would follow
-the data closer, but it is made of steps, says 0 and 1 beyond the scores it has seen, and leaves nothing to put a prior
-to in the tails, where few people decide it; on drawn people it was as good on one half of them, worse on the other.
-Shapes: P pairs of one person, D pairs of two, I identities, N images, E size of an embedding.
+The probability is fitted with Platt scaling: logistic regression on the score. Pairs of one person and pairs of
+different people have equal total weight, so that the linear term is a log-likelihood ratio to which any prior can be
+added later. Isotonic regression fits the data more closely, but it is a step function: it returns 0 and 1 outside the
+range of the scores, so that a prior has no effect in the tails, which few people determine. On synthetic people it was
+equally good on one half of them and worse on the other half.
+Shapes: P pairs of one person, D pairs of different people, I identities, N images, E values of an embedding.
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from torch import Tensor
 
+from ...utils.text import counted
 from .curve import draws
 
-LEVEL = 0.95  # of all intervals
-MOST_PAIRS = 2**22  # pairs of two persons that are kept: they show rates down to 1e-6
+LEVEL = 0.95  # of all confidence intervals
+MOST_PAIRS = 2**22  # maximum number of pairs of different people; enough for rates down to 1e-6
 BLOCK_ENTRIES = 2**24  # pairs scored at a time
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Scores of pairs of images under different cameras, higher is nearer, and whose they are.
+    """Scores of pairs of images from different cameras; higher is more similar.
 
-    same float (P,), owner int64 (P,): pairs of one person. different float (D,), owners int64 (D, 2): pairs of two.
-    `there` counts all pairs of two persons, of which D may be a draw.
+    Attributes:
+        same: float (P,), scores of pairs of one person.
+        owner: int64 (P,), identity of each of these pairs.
+        different: float (D,), scores of pairs of different people.
+        owners: int64 (D, 2), identities of each of these pairs.
+        there: number of all pairs of different people; `different` may be a random sample of them.
     """
 
     same: Tensor
@@ -44,11 +50,19 @@ class ScoredPairs:
 
 def collect_pairs(score: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor, pids: Tensor, camids: Tensor,
                   most: int = MOST_PAIRS) -> ScoredPairs:
-    """Every pair of images under different cameras once; of those of two persons a draw where there are too many.
+    """Score all pairs of images from different cameras; pairs of different people are sampled if there are too many.
 
     Args:
-        score: of embeddings (Q, E) with (N, E), higher is nearer: float (Q, N).
-        pids, camids: int64 (N,).
+        score: computes float (Q, N) from embeddings (Q, E) and (N, E); higher is more similar.
+        embeddings: float (N, E).
+        pids, camids: int64 (N,), identity and camera of each image.
+        most: maximum number of pairs of different people, approximately.
+
+    Returns:
+        the scored pairs, each once.
+
+    Raises:
+        ValueError: if there are no pairs of one person, or none of different people.
     """
     count, there = len(pids), _pairs_of_two(pids, camids)
     share = min(1.0, most / max(1, there))
@@ -68,13 +82,14 @@ def collect_pairs(score: Callable[[Tensor, Tensor], Tensor], embeddings: Tensor,
         parts.append((scores[same], pids[q + start], scores[other], torch.stack([pids[a + start], pids[b]], dim=1)))
     pairs = ScoredPairs(*map(torch.cat, zip(*parts)), there)
     if not len(pairs.same) or not len(pairs.different):
-        raise ValueError(f"same person: {len(pairs.same)} pairs of one person and {len(pairs.different)} of two, under "
-                         "different cameras; a probability takes both kinds")
+        raise ValueError(f"same person: found {counted(len(pairs.same), 'pair')} of images of one person and "
+                         f"{counted(len(pairs.different), 'pair')} of different people, from different cameras; both "
+                         "kinds are needed")
     return pairs
 
 
 def _pairs_of_two(pids: Tensor, camids: Tensor) -> int:
-    """Pairs of images of two persons under two cameras: all, without those of one person, or camera, or both once."""
+    """Count the pairs of images of different people from different cameras, by inclusion and exclusion."""
     def within(*keys: Tensor) -> int:
         counts = torch.stack(keys, dim=1).unique(dim=0, return_counts=True)[1]
         return int((counts * (counts - 1) // 2).sum())
@@ -84,10 +99,20 @@ def _pairs_of_two(pids: Tensor, camids: Tensor) -> int:
 
 
 def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
-    """Slope and intercept of the log likelihood ratio in the score: float (P,), float (D,).
+    """Fit the log-likelihood ratio as a linear function of the score (Platt scaling).
 
-    Targets are Platt's, (n + 1) / (n + 2) and 1 / (n + 2) in place of 1 and 0, so scores that part the two kinds
-    altogether give a steep line, not an infinite one.
+    The targets are (n + 1) / (n + 2) and 1 / (n + 2) instead of 1 and 0 (Platt, 1999), so that the slope is finite
+    even if the scores separate the two kinds of pairs completely.
+
+    Args:
+        same: float (P,), scores of pairs of one person.
+        different: float (D,), scores of pairs of different people.
+
+    Returns:
+        slope and intercept.
+
+    Raises:
+        ValueError: if pairs of one person do not score higher than pairs of different people.
     """
     scores = torch.cat([same, different]).double().cpu().numpy()
     counts = len(same), len(different)
@@ -103,23 +128,43 @@ def fit_logistic(same: Tensor, different: Tensor) -> tuple[float, float]:
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
     if slope <= 0 or scores.min() == scores.max():
-        raise ValueError("same person: pairs of one person score no higher than pairs of two; this model tells nobody "
-                         "apart, train it first")
+        raise ValueError("same person: pairs of one person do not score higher than pairs of different people; the "
+                         "model cannot distinguish people, train it first")
     return float(slope / width), float(intercept - slope * centre / width)
 
 
 def likelihood_ratio_cost(same: Tensor, different: Tensor, slope: float, intercept: float) -> float:
-    """Cllr (Brummer and du Preez, 2006): bits a pair, 0 for certain and right, 1 for "as likely as not" throughout."""
+    """Compute the log-likelihood-ratio cost, Cllr (Brummer and du Preez, 2006).
+
+    Args:
+        same: float (P,), scores of pairs of one person.
+        different: float (D,), scores of pairs of different people.
+        slope, intercept: of the log-likelihood ratio, see `fit_logistic`.
+
+    Returns:
+        bits per pair: 0 for certain and correct decisions, 1 for a probability of 0.5 for every pair.
+
+    Examples:
+        >>> likelihood_ratio_cost(torch.ones(3), torch.zeros(5), slope=0.0, intercept=0.0)
+        1.0
+    """
     one, two = (slope * scores.double() + intercept for scores in (same, different))
     cost = torch.nn.functional.softplus(-one).mean() + torch.nn.functional.softplus(two).mean()
     return cost.item() / (2 * math.log(2))
 
 
 def false_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float, float]:
-    """Share of pairs of two persons that score at least the threshold, and a 95 % interval.
+    """Measure the share of pairs of different people with at least the threshold, with a 95 % confidence interval.
 
-    The interval is the wider of two: by a bootstrap of identities, since pairs share people; and by Clopper and
-    Pearson, which takes pairs as independent, but knows that none seen is not none.
+    The interval covers two intervals: a bootstrap over identities, since pairs share people; and the exact interval of
+    Clopper and Pearson, which assumes independent pairs but has an upper limit above 0 without any false match.
+
+    Args:
+        pairs: scored pairs of images.
+        threshold: images with this score or more match.
+
+    Returns:
+        the rate, and the lower and upper limit of the interval.
     """
     matched = pairs.different >= threshold
     _, owner = pairs.owners.unique(return_inverse=True)
@@ -133,7 +178,15 @@ def false_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float
 
 
 def true_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float, float]:
-    """Share of pairs of one person that score at least the threshold, and a 95 % interval, as `false_match_rate`."""
+    """Measure the share of pairs of one person with at least the threshold, with a 95 % confidence interval.
+
+    Args:
+        pairs: scored pairs of images.
+        threshold: images with this score or more match.
+
+    Returns:
+        the rate, and the lower and upper limit of the interval, computed as in `false_match_rate`.
+    """
     matched = pairs.same >= threshold
     _, owner, counts = pairs.owner.unique(return_inverse=True, return_counts=True)
     true = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, matched.double())
@@ -142,7 +195,7 @@ def true_match_rate(pairs: ScoredPairs, threshold: float) -> tuple[float, float,
 
 
 def _with_interval(matched: Tensor, drawn: Tensor) -> tuple[float, float, float]:
-    """Share of pairs bool (n,), and the wider of the exact interval and that of bootstrap draws, float64."""
+    """Return the share of matched pairs, bool (n,), and the union of the exact and the bootstrap interval."""
     edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = torch.quantile(drawn[drawn.isfinite()], edges).tolist()
     exact = binomtest(int(matched.sum()), len(matched)).proportion_ci(LEVEL)

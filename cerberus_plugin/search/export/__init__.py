@@ -1,1 +1,1 @@
-"""Trained models as encoders of galleries: run by torch, or exported to ONNX."""
+"""Trained models as encoders of galleries, run by torch, and their export to ONNX."""

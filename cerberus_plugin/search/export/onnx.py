@@ -1,11 +1,12 @@
-"""A trained run as one ONNX file that needs neither torch nor FastReID, checked against the run before it is kept.
+"""Export of a trained run to one ONNX file, which needs neither torch nor FastReID.
 
     cerberus export --run runs/demo --images crops --output model.onnx
 
-The file takes pixels as they are, in a batch of any size, and gives embeddings and, for Cerberus, attributes; what
-these mean rides in its metadata. `portable.ExportedEncoder` runs it, and so does onnxruntime in any language.
-Shapes: N images, H x W the model's input, E values of an embedding, K semantic IDs of a group, M columns, C classes
-of a column, V classes of all columns.
+The input of the exported graph is a batch of pixels of any batch size. The outputs are embeddings and, for Cerberus,
+attributes, which the metadata of the file describes. The file is compared with the run before it is written.
+`portable.ExportedEncoder` runs the file, and so does onnxruntime in other languages.
+Shapes: N images, H x W input size of the model, E values of an embedding, K semantic IDs of a group, M columns, C
+classes of a column, V classes of all columns.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ...predictor import CerberusPredictor
 from ...utils.files import write_whole
 from ...utils.folders import walk
 from ...utils.images import Unreadable, read_image
+from ...utils.text import counted
 from ..portable import AttributeModel, ExportedEncoder
 from ..portable.exported import (
     ANSWERS,
@@ -57,25 +59,27 @@ logger = logging.getLogger("fastreid.cerberus")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 LOWEST_COSINE = 0.9999
 LARGEST_DIFFERENCE = 1e-3  # of probabilities
-# Scores this near are equal: both runtimes round in float32, each in its own order.
+# Smaller differences of scores are ties: both runtimes round in float32, in different orders.
 TIE = 1e-5
 
-_exporting = threading.Lock()  # warning filters, and the model itself, are changed meanwhile
+_exporting = threading.Lock()  # the export changes warning filters and the model
 
 
 class ExportMismatch(RuntimeError):
-    """An exported file does not compute what its run does; it is not kept."""
+    """Raised if an exported file does not give the same results as its run; the file is not written."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near an exported file comes to its run on some pictures.
+    """Differences between an exported file and its run on some images.
 
     Attributes:
-        pictures: compared.   cosine: the lowest of any block of any picture's embedding.
-        places: of the ranks of each picture among the others, out of the run's order by more than rounding.
-        answers: attributes that differ by more than rounding.   probability: the largest difference of one.
-        same_model: the file carries the run's fingerprint.
+        pictures: number of compared images.
+        cosine: lowest cosine between the embeddings, over all images and blocks.
+        places: number of places that differ in the rankings of each image against the others, except ties.
+        answers: number of predicted attributes that differ, except ties.
+        probability: largest difference of a probability.
+        same_model: whether the fingerprints are equal.
     """
 
     pictures: int
@@ -87,21 +91,28 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
+        """Whether the differences are within the tolerances."""
         return (self.same_model and self.cosine >= LOWEST_COSINE and self.places == 0 and self.answers == 0
                 and self.probability <= LARGEST_DIFFERENCE)
 
     def __str__(self) -> str:
-        return (f"{self.pictures} pictures: lowest cosine {self.cosine:.7f} (at least {LOWEST_COSINE}), {self.places} "
-                f"places of ranks differ, {self.answers} attributes differ, probabilities by {self.probability:.1e} at "
-                f"most (allowed {LARGEST_DIFFERENCE:.0e})" + ("" if self.same_model else ", fingerprints differ"))
+        return (f"{counted(self.pictures, 'image')}: lowest cosine {self.cosine:.7f} (at least {LOWEST_COSINE}), "
+                f"{counted(self.places, 'rank')} and {counted(self.answers, 'attribute')} differ, largest difference "
+                f"of a probability {self.probability:.1e} (allowed {LARGEST_DIFFERENCE:.0e})"
+                + ("" if self.same_model else ", fingerprints differ"))
 
 
 class Graph(nn.Module):
-    """What is exported: pixels to the embedding, the probabilities of attributes, the answers and log-probabilities.
+    """The exported module: computes the embedding, and for Cerberus probabilities, answers and log-probabilities.
 
-    Probabilities are given rather than cosines: a program in any language shows them as they are. Answers are those of
-    the run's reading. Log-probabilities are those that a search adds up, which neither calibration nor forced colours
-    touch. With the vocabulary of the metadata all of them follow from the embedding.
+    The graph returns probabilities rather than cosines, so that programs without the attribute tables can show them.
+    Answers are predicted as TEST.READING of the run says. Log-probabilities are those that a search adds up; they are
+    not affected by calibration and forced colours. All of them can also be computed from the embedding with the
+    vocabulary of the metadata.
+
+    Args:
+        embedder: computes embeddings.
+        vocabulary: attribute tables; None for a model without them.
     """
 
     def __init__(self, embedder: Embedder, vocabulary: AttributeModel | None) -> None:
@@ -119,7 +130,15 @@ class Graph(nn.Module):
             self.register_buffer(f"classes_{m}", torch.from_numpy(classes.astype(np.int64)))
 
     def forward(self, images: Tensor):
-        """uint8 (N, 3, H, W) to float (N, E), and for Cerberus float (N, V), int64 (N, M) and float (N, V)."""
+        """Compute the outputs of the graph.
+
+        Args:
+            images: uint8 (N, 3, H, W), RGB.
+
+        Returns:
+            the embedding, float (N, E); with a vocabulary a tuple of the embedding, the probabilities, float (N, V),
+            the answers, int64 (N, M), and the log-probabilities, float (N, V).
+        """
         embedding = self.embedder(images)
         if self.vocabulary is None:
             return embedding
@@ -142,19 +161,21 @@ class Graph(nn.Module):
 
 def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequence[str | Path], *,
            weights: str | Path | None = None, pictures: int = 256) -> Agreement:
-    """Write a run as ONNX; a file of this name is replaced in one step, and only by one that agrees with the run.
+    """Export a run to ONNX. An existing file is replaced in one step, and only if the new one agrees with the run.
 
     Args:
-        run_folder, weights: see `CerberusPredictor`; a run's calibration goes with it.
-        output: such as model.onnx.
-        images: pictures to check it on, of the kind it is for: a folder of them and those below, or their paths.
-        pictures: of these at most, spread evenly.
+        run_folder, weights: see `CerberusPredictor`; the calibration of the run is exported as well.
+        output: path of the file, such as model.onnx.
+        images: typical images to check the file on: a folder, with its subfolders, or a sequence of paths.
+        pictures: maximum number of images to check; they are selected at equal distances.
 
     Returns:
-        how near the file comes to the run.
+        the differences between the file and the run.
 
     Raises:
-        ExportMismatch: with the numbers; nothing is written.
+        ExportMismatch: if the differences are too large.
+        ImportError: if a package for the export is not installed.
+        ValueError: if there are fewer than 3 readable images, or the model cannot be exported.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -168,8 +189,8 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
         file.flush()
         agreement = compare(ExportedEncoder(file.name, providers=["CPUExecutionProvider"]), encoder, paths)
         if not agreement.holds:
-            raise ExportMismatch(f"{output}: not written, for it does not compute what {run_folder} does on "
-                                 f"{agreement}. Another version of torch or onnxscript may translate this model.")
+            raise ExportMismatch(f"{output}: not written, since its results differ from those of {run_folder} on "
+                                 f"{agreement}. Try another version of torch or onnxscript.")
 
     agreement = None
     write_whole(output, write)
@@ -177,7 +198,15 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
 
 
 def build(encoder: TorchEncoder) -> ModelProto:
-    """The graph with its metadata; parts of it name no file of this machine."""
+    """Translate a model to an ONNX graph with metadata; the graph contains no paths of this machine.
+
+    Args:
+        encoder: of the run.
+
+    Raises:
+        ExportMismatch: if the graph only supports a fixed batch size.
+        ValueError: if the model does not resize images to one size.
+    """
     import onnx
 
     size = _input_size(encoder.predictor)
@@ -186,13 +215,13 @@ def build(encoder: TorchEncoder) -> ModelProto:
                                                                      LOG_PROBABILITIES]
     pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
     with _exporting, warnings.catch_warnings(), torch.no_grad(), _no_keywords(graph):
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # internal warnings of the exporter
         program = torch.onnx.export(graph, (pixels,), dynamo=True, input_names=[INPUT], output_names=names,
                                     dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}, verbose=False)
     model = program.model_proto
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise ExportMismatch(f"{encoder.predictor.run_folder}: the graph of this model takes batches of "
-                             f"{len(pixels)} images alone; a part of it counts them by len(), not by shape[0]")
+        raise ExportMismatch(f"{encoder.predictor.run_folder}: the graph of this model only supports batches of "
+                             f"{len(pixels)} images; use shape[0] instead of len() in the model")
     _forget_sources(model)
     onnx.checker.check_model(model)
     onnx.helper.set_model_props(model, {key: value if key == FORMAT_KEY else json.dumps(value)
@@ -201,7 +230,15 @@ def build(encoder: TorchEncoder) -> ModelProto:
 
 
 def compare(exported: ExportedEncoder, encoder: TorchEncoder, paths: Sequence[str | Path]) -> Agreement:
-    """An exported file beside its run, each reading the pictures its own way, the first of them also alone."""
+    """Compare an exported file with its run; each reads and resizes the images itself.
+
+    The first image is also encoded alone, to check different batch sizes.
+
+    Args:
+        exported: the file.
+        encoder: of the run.
+        paths: image files.
+    """
     expected = _run_embeddings(encoder, paths)
     images = [read_image(path) for path in paths]
     alone, others = exported.run(images[:1]), exported.run(images[1:])
@@ -216,10 +253,18 @@ def compare(exported: ExportedEncoder, encoder: TorchEncoder, paths: Sequence[st
 
 
 def places_out_of_order(scores: np.ndarray, expected: np.ndarray) -> int:
-    """Places at which ranking by `scores` puts something after what `expected` puts later, ties aside.
+    """Count the places where a ranking by `scores` has an item after one that `expected` ranks lower, except ties.
 
     Args:
-        scores, expected: float (N, N), higher is nearer; each row ranks all but itself.
+        scores, expected: float (N, N), higher is more similar; each row ranks all items except itself.
+
+    Returns:
+        the number of places in all N rankings.
+
+    Examples:
+        >>> expected = np.array([[9.0, 2.0, 1.0], [2.0, 9.0, 1.0], [2.0, 1.0, 9.0]])
+        >>> places_out_of_order(expected[:, ::-1], expected), places_out_of_order(expected, expected)
+        (2, 0)
     """
     tie, places = TIE * max(1.0, float(np.abs(expected).max())), 0
     for i, (row, right) in enumerate(zip(scores, expected)):
@@ -231,12 +276,12 @@ def places_out_of_order(scores: np.ndarray, expected: np.ndarray) -> int:
 
 def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: AttributeModel | None, encoder: TorchEncoder,
                        embeddings: np.ndarray) -> dict[str, float]:
-    """`answers` and `probability` of `Agreement`: of the graph and of the file's vocabulary beside the run's reader."""
+    """Return `answers` and `probability` of `Agreement`: compare the graph and the vocabulary with the run's reader."""
     columns = encoder.vocabulary.columns
     if vocabulary is None or vocabulary.columns != columns:
         return {"answers": len(embeddings) * len(columns), "probability": 1.0}
     reader, temperatures = encoder.predictor.reader, encoder.vocabulary.temperatures
-    reader = reader.calibrated(temperatures) if temperatures else reader  # they may change the most probable class
+    reader = reader.calibrated(temperatures) if temperatures else reader  # can change the most probable class
     answers = reader.recognise(torch.from_numpy(embeddings)).numpy()  # (N, M), -1 for no colour
     answers = answers + np.array([column.is_colour for column in columns])
     if encoder.vocabulary.reading == "nearest":
@@ -257,7 +302,7 @@ def _attributes_beside(outputs: Mapping[str, np.ndarray], vocabulary: AttributeM
 
 
 def _margin(cosines: np.ndarray) -> np.ndarray:
-    """By how much the best of each row leads: (N, K) -> (N,); infinite where there is no other."""
+    """Return the difference of the two largest values of each row: (N, K) -> (N,); infinity for K = 1."""
     best = np.sort(np.concatenate([cosines, np.full((len(cosines), 1), -np.inf)], axis=1), axis=1)
     return best[:, -1] - best[:, -2]
 
@@ -269,7 +314,7 @@ def _lowest_cosine(one: np.ndarray, other: np.ndarray, blocks: int) -> float:
 
 
 def _scores(embeddings: np.ndarray, metric: str) -> np.ndarray:
-    """Higher is nearer: (N, E) -> (N, N)."""
+    """Return the scores of all pairs, higher is more similar: (N, E) -> (N, N)."""
     exact = embeddings.astype(np.float64)
     products = exact @ exact.T
     if metric == "cosine":
@@ -281,14 +326,14 @@ def _scores(embeddings: np.ndarray, metric: str) -> np.ndarray:
 
 @torch.no_grad()
 def _run_embeddings(encoder: TorchEncoder, paths: Sequence[str | Path]) -> np.ndarray:
-    """As the run itself reads and embeds pictures: float32 (N, E)."""
+    """Return embeddings of images that are read by the run: float32 (N, E)."""
     size = encoder.batch_size
-    return np.concatenate([encoder.embedder(encoder.predictor.images(paths[start:start + size])).numpy()
+    return np.concatenate([encoder.embedder(encoder.predictor.load_images(paths[start:start + size])).numpy()
                            for start in range(0, len(paths), size)])
 
 
 def _readable(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
-    """Some of the pictures, evenly spread; those that cannot be read are left out and named in the log."""
+    """Select images at equal distances; unreadable ones are skipped and logged."""
     paths = [Path(images) / found.path for found in walk(images)] if isinstance(images, str | Path) else list(images)
     readable = []
     for i in sorted(set(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int).tolist())):
@@ -296,19 +341,19 @@ def _readable(images: str | Path | Sequence[str | Path], most: int) -> list[str 
             read_image(paths[i])
             readable.append(paths[i])
         except Unreadable as error:
-            logger.warning(f"left out of the check: {error}")
+            logger.warning(f"skipped in the check: {error}")
     if len(readable) < 3:
-        raise ValueError(f"export: {len(readable)} readable pictures to check the model on, expected at least 3: ranks "
-                         "need some; give more by `images` and `pictures`")
+        raise ValueError(f"export: found {counted(len(readable), 'readable image')} to check the model on, expected at "
+                         "least 3 to compare rankings; give more images")
     return readable
 
 
 def _input_size(predictor: CerberusPredictor) -> tuple[int, int]:
-    """(H, W) that every picture is resized to."""
+    """Return (H, W), the size to which images are resized."""
     size, crop = list(predictor.cfg.INPUT.SIZE_TEST), predictor.cfg.INPUT.CROP.ENABLED
     if len(size) != 2 or min(size) < 1 or crop:
         raise ValueError(f"{predictor.run_folder}: INPUT.SIZE_TEST is {size} and INPUT.CROP.ENABLED {crop}; only "
-                         "models whose pictures are all resized to one height and width can be exported")
+                         "models that resize all images to one height and width can be exported")
     interpolation = predictor.cfg.INPUT.INTERPOLATION
     if interpolation != "bicubic":
         raise ValueError(f"{predictor.run_folder}: INPUT.INTERPOLATION is '{interpolation}'; exported models resize "
@@ -340,7 +385,7 @@ def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
 
 @contextmanager
 def _no_keywords(model: nn.Module) -> Iterator[None]:
-    """Parameters with names such as "global" as constants: torch.export writes names into Python that it compiles."""
+    """Replace parameters named by Python keywords, such as "global", with constants; torch.export generates code."""
     replaced = []
     for parent in model.modules():
         for name, child in list(parent.named_children()):
@@ -359,7 +404,7 @@ def _no_keywords(model: nn.Module) -> Iterator[None]:
 
 
 def _forget_sources(model: ModelProto) -> None:
-    """Take out what the exporter notes of each operator: stack traces, with paths of this machine."""
+    """Remove the stack traces that the exporter attaches to operators; they contain paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info,
                  *model.functions, *(node for function in model.functions for node in function.node)):

@@ -1,6 +1,6 @@
-"""A run folder as an encoder of pictures: what a gallery and an exported model are made with.
+"""An encoder that runs the model of a run folder with torch, for galleries and for the export.
 
-Shapes: N images, H x W the model's input, E values of an embedding.
+Shapes: N images, H x W input size of the model, E values of an embedding.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
     from ..portable import AttributeModel
 
-# Settings that change no embedding of trained weights: where they are, and what training began with.
+# Settings without effect on the embeddings of trained weights: devices, paths, and settings of the training.
 WITHOUT_EFFECT = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
                   "MODEL.BACKBONE.PRETRAIN_SOURCE", "MODEL.BACKBONE.PRETRAIN_PARTIAL",
                   "MODEL.LOSSES", "MODEL.COMPILE", "MODEL.COMPILE_MODE", "MODEL.CHANNELS_LAST", "MODEL.FREEZE_LAYERS")
-# What rows of galleries have beside embeddings where attributes are read by probability.
+# Settings of the log-probabilities that galleries store with embeddings if TEST.READING is probability.
 OF_PROBABILITIES = ("TEST.READING", "TEST.PAR.TAU", "TEST.PAR.UNSEEN_PRIOR", "TEST.PAR.COSINE_SCALE",
                     "TEST.APS.SYNTHESISE")
 WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CROP", "INPUT.INTERPOLATION", "TEST.METRIC")
 
 
 class Embedder(nn.Module):
-    """Pixels to the embeddings that are compared: blocks of unit length, unless they are compared by distance.
+    """Computes embeddings from pixels; blocks have unit length unless embeddings are compared by Euclidean distance.
 
     Args:
-        model: in evaluation mode; takes the host's batch.
-        blocks: of an embedding, side by side.
+        model: in evaluation mode; its input is a batch of FastReID.
+        blocks: number of blocks of an embedding.
         metric: "cosine" or "euclidean".
     """
 
@@ -53,7 +53,14 @@ class Embedder(nn.Module):
         self.unit = metric == "cosine" or blocks > 1
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB in 0..255 of any type, (N, 3, H, W), to float (N, E)."""
+        """Compute embeddings.
+
+        Args:
+            images: (N, 3, H, W) of any type, RGB, in 0..255.
+
+        Returns:
+            float (N, E).
+        """
         embeddings = self.model({"images": images.float()}).float()
         if not self.unit:
             return embeddings
@@ -61,11 +68,14 @@ class Embedder(nn.Module):
 
 
 class TorchEncoder:
-    """The `portable.Encoder` of a run folder: a predictor's model, pictures resized as in its test.
+    """A `portable.Encoder` that runs the model of a predictor.
 
     Args:
-        predictor: what it is calibrated by, if it is, is the encoder's as well.
-        batch_size: images at a time.
+        predictor: its model, its test transforms and its calibration are used.
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: if the calibration or the groups of the run are damaged.
     """
 
     def __init__(self, predictor: CerberusPredictor, batch_size: int = 64) -> None:
@@ -74,7 +84,7 @@ class TorchEncoder:
         self.metric: str = predictor.cfg.TEST.METRIC
         self.groups = predictor.groups
         self.lasting_groups = predictor.groups_for_changed_clothes if self.groups else ()
-        calibration = predictor.calibration  # a damaged one names its own file
+        calibration = predictor.calibration
         self.vocabulary: AttributeModel | None = predictor.attribute_model
         if self.vocabulary is not None and calibration is not None:
             self.vocabulary = self.vocabulary.calibrated(calibration.temperatures, calibration.withhold_below)
@@ -83,18 +93,29 @@ class TorchEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
+        """See `fingerprint_of`."""
         return fingerprint_of(self.predictor)
 
     @cached_property
     def dim(self) -> int:
-        """Values of an embedding, counted on a black picture: models do not tell."""
+        """E, determined by encoding a black image."""
         from PIL import Image
 
         return self.encode([Image.new("RGB", (64, 128))]).shape[1]
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """Pictures of any size and mode to embeddings: float32 (N, E)."""
+        """Compute the embeddings of images.
+
+        Args:
+            images: N images of any size and mode.
+
+        Returns:
+            float32 (N, E).
+
+        Raises:
+            ValueError: if the model fails, or an embedding is not finite.
+        """
         if not len(images):
             return np.zeros((0, self.dim), dtype=np.float32)
         parts = []
@@ -102,18 +123,21 @@ class TorchEncoder:
             batch = [self.predictor.transform(to_rgb(image)) for image in images[start:start + self.batch_size]]
             with self.predictor.computing():
                 parts.append(self.embedder(torch.stack(batch).to(self.predictor.model.device)).cpu())
-            self.predictor.check_finite(parts[-1], [f"picture {start + i}" for i in range(len(batch))])
+            self.predictor.check_finite(parts[-1], [f"image {start + i}" for i in range(len(batch))])
         return torch.cat(parts).numpy()
 
 
 def fingerprint_of(predictor: CerberusPredictor) -> str:
-    """Hexadecimal SHA-256 of a run's weights and of the settings that change its embeddings.
+    """Compute the fingerprint of a run: the hexadecimal SHA-256 of its weights and of settings that affect embeddings.
 
-    Settings count where they differ from their defaults, so that a key that a later version adds changes nothing.
+    Only settings that differ from their defaults are included, so that new keys of later versions do not change it.
+
+    Args:
+        predictor: of the run.
     """
     digest = hashlib.sha256(json.dumps(_settings(predictor.cfg), sort_keys=True).encode())
     for name, value in sorted(predictor.model.state_dict().items()):
-        if name == HELD:  # what attributes are called changes no embedding, and earlier checkpoints have none
+        if name == HELD:  # attribute tables do not affect embeddings, and earlier checkpoints have none
             continue
         values = value.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -122,7 +146,7 @@ def fingerprint_of(predictor: CerberusPredictor) -> str:
 
 
 def _settings(cfg: CfgNode) -> dict:
-    """By dotted name, what differs from the defaults among what changes embeddings."""
+    """Return the settings that affect embeddings and differ from their defaults, by dotted name."""
     by_probability = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and cfg.TEST.READING == "probability"
     with_effect = (*WITH_EFFECT, *(OF_PROBABILITIES if by_probability else ()))
     return {name: value for name, value in changed(cfg).items()

@@ -1,4 +1,4 @@
-"""A gallery of pictures: embedded once, kept in a folder, searched by picture, by attributes, or by both."""
+"""Galleries: images are embedded once, stored in an index folder, and searched by image, by attributes, or by both."""
 
 from ...attributes.attribute_model import Answer
 from .build import Pace

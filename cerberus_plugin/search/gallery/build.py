@@ -1,4 +1,4 @@
-"""Pictures into a store: read ahead by threads, embedded in batches, kept in parts as they come."""
+"""Filling an index: images are read by threads, embedded in batches, and stored in parts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ...utils.files import json_sha256
 from ...utils.folders import Picture
+from ...utils.text import counted
 from .folder import Naming
 from .image_reader import read_ahead
 from .query import Shape, stored_rows
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pace:
-    """How pictures are taken.
+    """Batch size, number of threads, and size of the parts of an index.
 
     Attributes:
-        batch_size: pictures of one call of the encoder; fewer where they are very large.
-        workers: threads that read pictures.
-        part_rows, part_seconds: a part is written when it has so many rows, or is so old; a kill costs that much.
-        progress: whether a bar shows how many are done and the time left.
+        batch_size: images per call of the encoder; fewer if they are very large.
+        workers: threads that read images.
+        part_rows, part_seconds: a part is written when it has this number of rows, or after this number of seconds. If
+            the process is killed, at most this work is lost.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if a number is less than 1.
     """
 
     batch_size: int = 64
@@ -43,19 +48,20 @@ class Pace:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.workers, self.part_rows) < 1:
-            raise ValueError(f"index: {self}: batch size, workers and rows of a part must be at least 1")
+            raise ValueError(f"index: {self}: batch_size, workers and part_rows must be at least 1")
 
 
 def picture_reader() -> Callable[[Path], Image]:
+    """Return the function that reads images; it is imported late, since a search does not need it."""
     from ...utils.images import read_image
 
     return read_image
 
 
 def mark_of(vocabulary) -> str:
-    """A mark of what a vocabulary answers, "" for none.
+    """Return a checksum of everything in a vocabulary that affects predictions, "" without a vocabulary.
 
-    When it abstains is decided when answers are shown; names of attributes for people change no answer.
+    Thresholds of abstention and display names are not included: they are applied when predictions are shown.
     """
     if vocabulary is None:
         return ""
@@ -65,22 +71,37 @@ def mark_of(vocabulary) -> str:
 
 def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encoder, naming: Naming,
          pace: Pace, read: Callable[[Path], Image]) -> int:
-    """Embed pictures of a folder and keep them; the number of unreadable ones.
+    """Embed images and add them to a store.
 
-    What was embedded is kept whatever ends this, but for a kill, which costs the part in making.
+    After an exception, all images that were embedded are stored. If the process is killed, the unfinished part is lost.
+
+    Args:
+        store: of the index.
+        folder: of the images.
+        pictures: files in the folder to embed.
+        encoder: computes the embeddings.
+        naming: reads person, camera and time from file names.
+        pace: batch size, threads and parts.
+        read: opens an image.
+
+    Returns:
+        the number of unreadable images.
+
+    Raises:
+        ValueError: if the encoder returns embeddings of a wrong shape, or values that are not finite or too large.
     """
     from tqdm import tqdm
 
     shape, mark = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary), mark_of(encoder.vocabulary)
     unreadable, done = 0, _Part()
-    bar = tqdm(total=len(pictures), desc="indexing", unit=" pictures", disable=not pace.progress)
+    bar = tqdm(total=len(pictures), desc="indexing", unit=" images", disable=not pace.progress)
     batches = read_ahead(folder, pictures, pace.batch_size, pace.workers, read)
     with bar, contextlib.closing(batches):
         try:
             for batch in batches:
                 if batch.images:
                     done.take(batch.pictures, *_embedded(encoder, batch.images, batch.pictures, shape, store.dtype))
-                batch.images.clear()  # makes room for the next
+                batch.images.clear()  # frees memory for the next batch
                 done.unreadable += batch.refused
                 unreadable += len(batch.refused)
                 bar.update(len(batch))
@@ -93,7 +114,7 @@ def fill(store: Store, folder: Path, pictures: Sequence[Picture], encoder: Encod
 
 
 class _Part:
-    """What is embedded and not yet kept."""
+    """Embedded images that are not yet stored."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -115,20 +136,20 @@ class _Part:
 
 def _embedded(encoder: Encoder, images: list[Image], pictures: list[Picture], shape: Shape,
               dtype: np.dtype) -> tuple[np.ndarray, list[dict]]:
-    """Rows as they are stored, (n, E), and the answers of each."""
+    """Return the rows to store, (n, E + V), and the predicted attributes of each image."""
     embeddings = np.asarray(encoder.encode(images), dtype=np.float32)
     if embeddings.shape != (len(images), shape.dim):
-        raise ValueError(f"index: the encoder gave {embeddings.shape} for {len(images)} pictures, expected "
-                         f"({len(images)}, {shape.dim})")
+        raise ValueError(f"index: the encoder returned the shape {embeddings.shape} for "
+                         f"{counted(len(images), 'image')}, expected ({len(images)}, {shape.dim})")
     broken = ~np.isfinite(embeddings).all(axis=1)
     if broken.any():
-        raise ValueError(f"index: the embedding of {pictures[int(broken.argmax())].path} is not finite; the model is "
-                         "broken, check its weights")
+        raise ValueError(f"index: the embedding of {pictures[int(broken.argmax())].path} is not finite; the weights of "
+                         "the model are damaged, use another checkpoint")
     answers = encoder.vocabulary.recognise(embeddings) if encoder.vocabulary is not None else []
-    with np.errstate(over="ignore"):  # it is looked for below
+    with np.errstate(over="ignore"):  # checked below
         rows = stored_rows(embeddings, shape, encoder.vocabulary).astype(dtype)
     large = ~np.isfinite(rows).all(axis=1)
     if large.any():
         raise ValueError(f"index: the embedding of {pictures[int(large.argmax())].path} has values too large for "
-                         f"{dtype}; build another index with --dtype float32 (dtype=\"float32\")")
+                         f"{dtype}; build a new index with --dtype float32 (dtype=\"float32\")")
     return rows, answers

@@ -1,4 +1,4 @@
-"""Files of an index that are tables, and the lock of the process that writes it."""
+"""Tables in index folders, and the lock of the writing process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from ...utils.files import write_whole
 
 
 def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Cells between tabs, each escaped so that it keeps to its own."""
+    """Write a tab-separated file in one step; tabs, line breaks and backslashes in cells are escaped.
+
+    Args:
+        path: of the file.
+        rows: cells of each row.
+    """
     write_whole(path, lambda file: file.writelines(f"{line}\n".encode() for line in
                                                    ("\t".join(map(_escaped, row)) for row in rows)))
 
@@ -21,7 +26,14 @@ def _escaped(text: str) -> str:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Refuse where another process writes this index; where the system has no such locks, trust the user."""
+    """Hold the write lock of an index folder. On systems without `fcntl`, such as Windows, there is no lock.
+
+    Args:
+        folder: of the index.
+
+    Raises:
+        RuntimeError: if another process holds the lock.
+    """
     try:
         import fcntl
     except ImportError:
@@ -31,5 +43,5 @@ def only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{folder}: another process is writing this index; wait for it to end") from None
+            raise RuntimeError(f"{folder}: another process is writing this index; wait until it ends") from None
         yield

@@ -1,4 +1,4 @@
-"""Pictures of a folder tree: which are new, changed or gone, and what names tell about person, camera and time."""
+"""Changes of an image folder since it was indexed, and person, camera and time in file names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from ...utils.folders import Picture
 
-# Those of own data; an outfit is not kept, and identity is an older name of person.
+# Named groups of a name pattern, as for own data. The outfit is not stored; identity is an older name of person.
 NAME_GROUPS = ("person", "camera", "time", "outfit", "identity")
-# A time sorts within its camera. Market-1501 counts frames anew in each sequence, so that its time begins with one.
+# Times are sortable per camera. Market-1501 counts frames per sequence, so the time begins with the sequence.
 KNOWN_NAMES = (
     r"(?:^|/)(?P<identity>-1|\d+)_c(?P<camera>\d+)(?P<time>s\d+_\d{6})_\d{2}\.[^/]*$",  # Market-1501
     r"(?:^|/)(?P<identity>\d+)_c(?P<camera>\d+)_f(?P<time>\d{7,8})\.[^/]*$",  # DukeMTMC-reID
@@ -18,7 +18,12 @@ KNOWN_NAMES = (
 
 
 class Changes(NamedTuple):
-    """What an index has to do to agree with its folder."""
+    """Differences between an index and its image folder.
+
+    Attributes:
+        new, changed: files to embed.
+        deleted: paths of deleted files.
+    """
 
     new: list[Picture]
     changed: list[Picture]
@@ -26,7 +31,7 @@ class Changes(NamedTuple):
 
 
 class Named(NamedTuple):
-    """What a name tells, as it is written there; None where it does not."""
+    """Person, camera and time of a file name, as text; None if the name does not contain them."""
 
     identity: str | None = None
     camera: str | None = None
@@ -34,11 +39,18 @@ class Named(NamedTuple):
 
 
 def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]], refused: Collection[str] = ()) -> Changes:
-    """What differs between pictures that were found and the sizes and times of those known by path.
+    """Compare the files of a folder with the indexed files.
 
     Args:
-        refused: what could not be looked at, see `walk`; a picture there is not taken for deleted. It is read when
-            `found` is at its end.
+        found: files of the folder.
+        known: size in bytes and modification time in nanoseconds of the indexed files, by path.
+        refused: files and folders that could not be read, see `walk`; they do not count as deleted. Read after the
+            iteration over `found`, which may fill it.
+
+    Examples:
+        >>> changes = compare([Picture("a.jpg", 10, 5), Picture("b.jpg", 10, 5)], {"b.jpg": (10, 4), "c.jpg": (9, 1)})
+        >>> [each.path for each in changes.new], [each.path for each in changes.changed], changes.deleted
+        (['a.jpg'], ['b.jpg'], ['c.jpg'])
     """
     new, changed, seen = [], [], set()
     for picture in found:
@@ -54,12 +66,20 @@ def compare(found: Iterable[Picture], known: Mapping[str, tuple[int, int]], refu
 
 
 class Naming:
-    """Reads names by a regular expression, searched in the path below the folder, or else by those of known data sets.
+    """Reads person, camera and time from file names.
 
-    >>> Naming().read("0002_c1s1_000451_03.jpg")
-    Named(identity='0002', camera='1', time='s1_000451')
-    >>> Naming(r"(?P<camera>\\w+)/(?P<time>\\d+)").read("lobby/20240131.jpg")
-    Named(identity=None, camera='lobby', time='20240131')
+    Args:
+        pattern: regular expression with named groups of `NAME_GROUPS`, searched in the path relative to the folder; ""
+            for the names of Market-1501 and DukeMTMC-reID.
+
+    Raises:
+        ValueError: if the pattern is not a regular expression, or has other groups or none.
+
+    Examples:
+        >>> Naming().read("0002_c1s1_000451_03.jpg")
+        Named(identity='0002', camera='1', time='s1_000451')
+        >>> Naming(r"(?P<camera>\\w+)/(?P<time>\\d+)").read("lobby/20240131.jpg")
+        Named(identity=None, camera='lobby', time='20240131')
     """
 
     def __init__(self, pattern: str = "") -> None:
@@ -74,6 +94,11 @@ class Naming:
                              f"expected one or more of {', '.join(NAME_GROUPS[:-1])}, such as (?P<camera>\\d+)")
 
     def read(self, path: str) -> Named:
+        """Read one name.
+
+        Args:
+            path: relative to the folder, with "/" between folders.
+        """
         for expression in self._expressions:
             match = expression.search(path)
             if match:

@@ -1,4 +1,4 @@
-"""Pictures of a folder read ahead by threads, as many as a bound on their pixels lets in."""
+"""Reading images ahead with threads; the number of pixels in memory is limited."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 AHEAD = 2  # batches that are read while one is embedded
-MOST_PIXELS = 2**27  # of pictures in memory, 3 bytes each; beside them each thread holds the one it reads
+MOST_PIXELS = 2**27  # maximum number in memory, 3 bytes each, in addition to one image that each thread is reading
 
 
 class Batch(NamedTuple):
-    """Readable pictures, what they show, and the others with the reason."""
+    """A batch of image files.
+
+    Attributes:
+        pictures: readable files.
+        images: their contents, in the same order.
+        refused: unreadable files with the reason.
+    """
 
     pictures: list[Picture]
     images: list[Image]
@@ -32,35 +38,42 @@ class Batch(NamedTuple):
 
 def read_ahead(folder: Path, pictures: Sequence[Picture], batch_size: int, workers: int,
                read: Callable[[Path], Image]) -> Iterator[Batch]:
-    """Batches in the order of the pictures, of fewer than `batch_size` where pictures are very large.
+    """Read images with threads, and yield batches in order.
 
-    Whoever takes a batch lets go of its images before asking for the next one.
+    The caller must release the images of a batch before it requests the next one.
+
+    Args:
+        folder: of the images.
+        pictures: files in the folder.
+        batch_size: maximum number of files per batch; batches of very large images are smaller.
+        workers: number of threads.
+        read: opens an image.
     """
-    room, coming, rest = _Room(MOST_PIXELS), deque(), enumerate(pictures)
+    budget, coming, rest = _PixelBudget(MOST_PIXELS), deque(), enumerate(pictures)
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 batch, pixels = Batch([], [], []), 0
                 while len(batch) < batch_size and pixels <= MOST_PIXELS // (AHEAD + 1):
                     for number, picture in islice(rest, AHEAD * batch_size - len(coming)):
-                        coming.append(pool.submit(_attempt, room, number, folder, picture, read))
+                        coming.append(pool.submit(_attempt, budget, number, folder, picture, read))
                     if not coming:
                         break
                     pixels += _take(batch, *coming.popleft().result())
                 if not len(batch):
                     return
                 yield batch
-                room.leave(pixels)
+                budget.release(pixels)
         finally:
-            room.open()
+            budget.open()
             for future in coming:
                 future.cancel()
 
 
-class _Room:
-    """Pixels in memory: a picture is let in while there are fewer than `most`, and after those before it.
+class _PixelBudget:
+    """Limits the number of pixels in memory: an image may be read while there are fewer than `most`, in order.
 
-    That order keeps the picture which is waited for from being kept out by later ones.
+    The order prevents a deadlock: later images cannot block the image that the consumer waits for.
     """
 
     def __init__(self, most: int) -> None:
@@ -76,34 +89,34 @@ class _Room:
         with self._changed:
             self._held += pixels
 
-    def leave(self, pixels: int) -> None:
+    def release(self, pixels: int) -> None:
         with self._changed:
             self._held -= pixels
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Let all in who wait, at the end."""
+        """Remove the limit, so that all waiting threads end."""
         with self._changed:
             self._most = self._next = float("inf")
             self._changed.notify_all()
 
 
-def _attempt(room: _Room, number: int, folder: Path, picture: Picture,
+def _attempt(budget: _PixelBudget, number: int, folder: Path, picture: Picture,
              read: Callable[[Path], Image]) -> tuple[Picture, Image | None, str]:
-    """A picture and what it shows, or none and the reason."""
-    room.enter(number)
+    """Read an image; returns None and the reason if it cannot be read."""
+    budget.enter(number)
     try:
         image = read(folder / picture.path)
     except (OSError, ValueError, MemoryError) as error:
         passing = getattr(error, "passing", not isinstance(error, ValueError))
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         return Picture(picture.path, None, None) if passing else picture, None, reason
-    room.hold(_pixels(image))
+    budget.hold(_pixels(image))
     return picture, image, ""
 
 
 def _take(batch: Batch, picture: Picture, image: Image | None, reason: str) -> int:
-    """Put what was read into a batch; the pixels that it adds."""
+    """Add the result of `_attempt` to a batch; returns its number of pixels."""
     if image is None:
         batch.refused.append((picture, reason))
         return 0

@@ -1,16 +1,19 @@
-"""An index of a gallery: its pictures are embedded once and searched often.
+"""The index of a gallery: images are embedded once and searched often.
 
-An index is a folder:
+An index is a folder with these files:
 
-* index.json: the model's fingerprint, vocabulary and calibration, the folder of pictures, what embeddings are made of;
-* rows.sqlite: path, size, time of change, identity, camera and time of each picture, where its embedding lies, and
-  sizes and checksums of the files of parts;
-* parts/NNNNNN.embeddings.npy, NNNNNN.answers.npy: embeddings (n, E), with log-probabilities of attributes behind them
-  (n, E + V) for a model that reads these by probability, and (word, probability) of each column; answers that were
-  recognised again have a number behind their name;
-* unreadable.tsv: pictures that were skipped, and folders ending in "/", with the reason;
-* engines/: compressed forms of a search engine; can be deleted, they are built again;
-* lock: held by the process that writes.
+* index.json: fingerprint, attribute tables and calibration of the model, the image folder, and the embedding layout;
+* rows.sqlite: path, size, modification time, person, camera and time of each image, the position of its embedding, and
+  sizes and checksums of the part files;
+* parts/NNNNNN.embeddings.npy: embeddings (n, E); (n, E + V) with log-probabilities of attributes if TEST.READING of the
+  model is probability;
+* parts/NNNNNN.answers.npy: (value code, probability) of each attribute; the name has a version number if attributes
+  were predicted again;
+* unreadable.tsv: skipped images, and folders with a "/" at the end, with the reason;
+* engines/: compressed search engines; can be deleted, since they are rebuilt;
+* lock: locked by the writing process.
+
+Shapes: N rows, E values of an embedding, V log-probabilities of a row.
 """
 
 from __future__ import annotations
@@ -45,13 +48,19 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 UNREADABLE = "unreadable.tsv"
-BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process killed before RECORD was written
+BEGUN = ("lock", ROWS, f"{ROWS}-journal")  # left by a process that was killed before it wrote RECORD
 DTYPES = ("float16", "float32")
-LOOK_AGAIN = 8  # candidates per hit from an engine that is not exact; they are scored again by the stored rows
+LOOK_AGAIN = 8  # candidates per result from an engine that is not exact; they are scored with the stored rows
 
 
 class Summary(NamedTuple):
-    """Numbers of pictures in an update; `rows` is the size of the index after it."""
+    """Numbers of images in an update.
+
+    Attributes:
+        new, changed, deleted: files that differ from the index.
+        unreadable: files and folders that could not be read in this update.
+        rows: images in the index after the update.
+    """
 
     new: int
     changed: int
@@ -61,39 +70,48 @@ class Summary(NamedTuple):
 
 
 class GalleryIndex:
-    """An index folder, ready to search; `build` or `open` gives one.
+    """A gallery index; created by `build` or `open`.
 
-    Many processes may search while one writes; a second writer is refused. Each search first reads what was written
-    since the last one: rows, attributes and calibration of the model. If rows are deleted during a search, it starts
-    again once, and raises KeyError or Damaged if that happens a second time. Threads may share an object, also while
-    one of them updates or compacts it. Processes may share an engine, and so may copies of the index one after the
-    other: `use` adds the rows that it lacks and removes others.
+    Several processes can search while one writes; a second writer raises RuntimeError. Each search first reads changes
+    since the last one: rows, and the attribute tables and calibration of the model. If rows are deleted during a
+    search, the search starts again once; if this happens a second time, it raises KeyError or Damaged. Threads can
+    share an object, also while one of them updates or compacts it. Several processes, or copies of the index one after
+    the other, can share a search engine: `use` adds missing rows to it and removes others.
 
-    All data that is read is compared with checksums: a search raises `Damaged`, with the name of the file, where one is
-    missing, cut short or altered. `build` and `update` read all files and embed lost pictures again.
+    All data is checked with checksums when it is read. A search raises `Damaged` with the name of the file if a file is
+    missing, truncated or modified. `build` and `update` check all files and embed lost images again.
+
+    Args:
+        folder: of an existing index.
+        vocabulary: attribute tables to use instead of those in index.json, until the next `update`.
+        images: image folder, if it has moved.
 
     Attributes:
-        summary: of the last `build` or `update` of this object.
-        lost: files that it found damaged and has written again; `Summary` does not count their pictures.
-        passed_over: files and folders that it skipped, counted by kind, see `walk`.
+        folder: of the index.
+        images: the image folder.
+        shape: layout of the rows.
+        summary: of the last `build` or `update` of this object; None before.
+        lost: files that it found damaged and repaired; `Summary` does not count their images.
+        passed_over: numbers of skipped files and folders by kind, see `walk`.
 
-    >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
-    >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
-    >>> hits = index.search(Query(index.embed(encoder, picture), leave_out=["upper", "lower"]))  # doctest: +SKIP
-    >>> index = GalleryIndex.open("gallery/", engine=Faiss("int8"))                   # doctest: +SKIP
+    Examples:
+        >>> index = GalleryIndex.build("gallery/", "crops/", encoder)                     # doctest: +SKIP
+        >>> hits = index.search(Query(words={"upper colour": "red"}), top=5)              # doctest: +SKIP
+        >>> hits = index.search(Query(index.embed(encoder, path), leave_out=["upper", "lower"]))  # doctest: +SKIP
+        >>> index = GalleryIndex.open("gallery/", engine=Faiss("int8"))                   # doctest: +SKIP
     """
 
     def __init__(self, folder: str | Path, vocabulary: AttributeModel | None = None,
                  images: str | Path | None = None) -> None:
         self.folder = Path(folder)
-        self._state = record.state(self.folder)  # before it is read, so that what is written meanwhile is read again
+        self._state = record.state(self.folder)  # taken before reading, so that later changes are noticed
         self._record = Record.read(self.folder)
         self.images = Path(images or self._record.images)
         self.shape = self._record.shape
         self.store = Store(self.folder, self.shape.width, self._record.dtype)
         self._vocabulary, self._given = vocabulary, vocabulary is not None
         self._engine: Engine | None = None
-        self._behind = False  # whether the last time to take notice of changes was cut off
+        self._behind = False  # whether the last reading of changes was interrupted
         self.summary: Summary | None = None
         self.lost: list[Damaged] = []
         self.passed_over: Counter[str] = Counter()
@@ -102,21 +120,23 @@ class GalleryIndex:
     @classmethod
     def open(cls, folder: str | Path, vocabulary: AttributeModel | None = None, images: str | Path | None = None,
              engine: Engine | MakeEngine | None = None) -> GalleryIndex:
-        """An existing index.
+        """Open an existing index.
 
         Args:
-            vocabulary: in place of the one that index.json holds, until an `update`.
-            images: the folder of pictures, where it has moved.
-            engine: what searches it, see `use`; exact search in memory if None.
+            folder: of the index.
+            vocabulary: attribute tables to use instead of those in index.json, until the next `update`.
+            images: image folder, if it has moved.
+            engine: search engine, see `use`; exact search in memory if None.
 
         Raises:
-            Damaged: where a file is missing or has another size than it should; checksums are compared when rows are
-                read.
+            FileNotFoundError: if there is no index.
+            Damaged: if a file is missing or has the wrong size; checksums are compared when rows are read.
+            ValueError: if the index has another format.
         """
         index = cls(folder, vocabulary, images)
         try:
             index.store.check_sizes()
-        except (LookupError, Damaged):  # unless another process has just put other files in their place
+        except (LookupError, Damaged):  # another process may just have replaced files
             index.store.reload()
             index.store.check_sizes()
         if engine is not None:
@@ -127,30 +147,42 @@ class GalleryIndex:
     def build(cls, folder: str | Path, images: str | Path, encoder: Encoder, *, dtype: str | None = None,
               pattern: str | None = None, follow_links: bool | None = None, pace: Pace | None = None,
               read: Callable[[Path], Image] | None = None) -> GalleryIndex:
-        """Index the pictures of a folder and its subfolders, or continue an existing or interrupted index.
+        """Index the images of a folder and its subfolders, or update an existing or interrupted index.
 
         Args:
-            encoder: embeds the pictures, see `portable.encoder`.
-            dtype: of stored embeddings; "float16" takes half the space. If None, that of the index, and for a new one
-                float16, or float32 for a model whose embeddings have no unit length.
-            pattern: a regular expression for names, see `Naming`; "" for those of known data sets. If None, that of the
-                index, and "" for a new one.
-            follow_links: whether links to folders are followed. If None, as the index has done, and False for a new
-                one.
-            read: opens a picture, `utils.images.read_image` if None. What cannot be read is listed: after a
-                ValueError until the file changes, after an OSError or MemoryError until the next update tries it again.
+            folder: of the index; must be new, empty or an index.
+            images: image folder.
+            encoder: computes the embeddings, see `portable.encoder`.
+            dtype: of the stored embeddings, "float16" or "float32". If None, that of the index; for a new index
+                float16, or float32 for a model with Euclidean distance.
+            pattern: regular expression for file names, see `Naming`; "" for the names of Market-1501 and DukeMTMC-reID.
+                If None, that of the index; "" for a new index.
+            follow_links: whether to follow links to folders. If None, as before; False for a new index.
+            pace: batch size, threads and parts; `Pace()` if None.
+            read: opens an image; `utils.images.read_image` if None. Unreadable files are listed in unreadable.tsv.
+                After a ValueError a file is read again when it changes, after an OSError or MemoryError in the next
+                update.
+
+        Returns:
+            the updated index.
+
+        Raises:
+            FileNotFoundError: if the image folder does not exist.
+            RuntimeError: if another process is writing the index.
+            ValueError: if the folder contains other files, or the index belongs to another model, image folder or
+                dtype.
         """
         folder, images = Path(folder), Path(images).absolute()
         naming = Naming(pattern or "")
         if dtype not in (None, *DTYPES):
-            raise ValueError(f"index: embeddings cannot be kept as '{dtype}', expected one of {', '.join(DTYPES)}")
+            raise ValueError(f"index: dtype '{dtype}' is not supported, expected one of {', '.join(DTYPES)}")
         others = [name for name in (os.listdir(folder) if folder.is_dir() else ())
                   if not (name in BEGUN or name.startswith(f"{RECORD}.") and name.endswith(ENDING))]
-        if not (folder / RECORD).is_file():  # looked for last: another process may be beginning it
+        if not (folder / RECORD).is_file():  # checked after listing: another process may be creating the index
             if others:
-                raise ValueError(f"{folder}: holds files, but no index; give a new or an empty folder")
+                raise ValueError(f"{folder}: contains files, but no index; give a new or empty folder")
             if not images.is_dir():
-                raise FileNotFoundError(f"{images}: no such folder of pictures")
+                raise FileNotFoundError(f"{images}: no such folder of images")
         folder.mkdir(parents=True, exist_ok=True)
         with files.only_writer(folder):
             if not (folder / RECORD).is_file():
@@ -172,7 +204,7 @@ class GalleryIndex:
             there = getattr(self._record, name)
             if there != value:
                 raise ValueError(f"{self.folder}: is an index with {name} {there}, not {value}; give another folder "
-                                 "for a new index, or delete this one")
+                                 "for a new index, or delete this index")
 
     def _write_record(self, changed: Record) -> None:
         changed.write(self.folder)
@@ -180,6 +212,7 @@ class GalleryIndex:
             self._record, self._state = changed, record.state(self.folder)
 
     def close(self) -> None:
+        """Close the files of the index."""
         self.store.close()
 
     def __len__(self) -> int:
@@ -187,12 +220,12 @@ class GalleryIndex:
 
     @property
     def fingerprint(self) -> str:
-        """That of the model which has embedded the pictures."""
+        """Fingerprint of the model that computed the embeddings."""
         return self._record.fingerprint
 
     @property
     def vocabulary(self) -> AttributeModel | None:
-        """What the model knows of attributes; None where it knows none."""
+        """The attribute tables of the model; None for a model without them."""
         if self._vocabulary is None and self._record.vocabulary is not None:
             from ...attributes.attribute_model import AttributeModel
 
@@ -201,40 +234,56 @@ class GalleryIndex:
 
     @property
     def prior(self) -> float:
-        """The prior probability that a picture shows the person: 1 / (N + 1), each of N pictures or none of them."""
+        """The default prior probability of the same person, 1 / (N + 1): each of N images or none of them."""
         return 1 / (len(self) + 1)
 
     @property
     def lasting_groups(self) -> tuple[str, ...]:
-        """Groups that are compared where clothes may have been changed; () for a model of one block."""
+        """Groups that stay the same when clothes change; () for a model with a single block."""
         return tuple(self._record.lasting_groups)
 
     @property
     def clothing_groups(self) -> list[str]:
-        """The other groups."""
+        """Groups that change with clothes, all but `lasting_groups`."""
         return clothing_groups(self.shape.groups, self.lasting_groups)
 
     @property
     def verification(self) -> Verification | None:
-        """The calibration of scores to probabilities of the same person; None where the run is not calibrated."""
+        """The calibration of the probability of the same person; None if the run is not calibrated."""
         known = self._record.verification
         return Verification.from_dict(known) if known else None
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
-        """Pictures that were skipped, by path below the folder, with the reason."""
+        """Paths of unreadable images, relative to the image folder, with the reason."""
         return self.store.unreadable()
 
     def check(self, encoder: Encoder) -> None:
-        """Refuse a model whose embeddings cannot be compared with those of this index."""
+        """Check that a model is the one of this index.
+
+        Raises:
+            ValueError: if its embeddings cannot be compared with those of the index.
+        """
         if encoder.fingerprint != self.fingerprint:
             raise ValueError(f"{self.folder}: was made with the model {self.fingerprint[:12]}, but this is the model "
                              f"{encoder.fingerprint[:12]}; their embeddings cannot be compared. Use the model of the "
-                             "index, or build a new index with this one.")
+                             "index, or build a new index with this model.")
 
     def embed(self, encoder: Encoder, picture: Image | str | Path,
               read: Callable[[Path], Image] | None = None) -> np.ndarray:
-        """The embedding of a picture to search for, float32 (E,); the picture itself or its path."""
+        """Compute the embedding of a query image.
+
+        Args:
+            encoder: model of the index.
+            picture: the image, or its path.
+            read: opens a path; `utils.images.read_image` if None.
+
+        Returns:
+            float32 (E,).
+
+        Raises:
+            ValueError: if the model is another one, or the image cannot be read.
+        """
         self.check(encoder)
         if isinstance(picture, str | Path):
             picture = (read or picture_reader())(Path(picture))
@@ -242,13 +291,24 @@ class GalleryIndex:
 
     def update(self, encoder: Encoder, *, pace: Pace | None = None,
                read: Callable[[Path], Image] | None = None) -> Summary:
-        """Embed new and changed pictures and remove deleted ones."""
+        """Embed new and changed images, and remove deleted ones.
+
+        Args:
+            encoder, pace, read: see `build`.
+
+        Returns:
+            the numbers of images.
+
+        Raises:
+            RuntimeError: if another process is writing the index.
+            ValueError: if the model is another one, or the image folder contains none of the indexed images.
+        """
         self.check(encoder)
         with files.only_writer(self.folder):
             return self._update(encoder, pace, read)
 
     def _update(self, encoder: Encoder, pace: Pace | None, read: Callable[[Path], Image] | None) -> Summary:
-        with self._lock:  # the engine follows at the end: until then it might ask for rows that are lost
+        with self._lock:  # the engine is updated at the end, since rows of damaged parts cannot be read before
             self._behind = True
             self._read_record()
             self.store.reload()
@@ -257,14 +317,14 @@ class GalleryIndex:
         self.lost = [*lost.values(), *unanswered]
         self._take_knowledge(encoder, lost)
         self.store.forget_passing()
-        again = dict.fromkeys(self.store.paths_of_parts(lost), (None, None))  # no picture has such size and time
+        again = dict.fromkeys(self.store.paths_of_parts(lost), (None, None))  # unlike any file's size and time
         known, refused = self.store.known() | again, {}
         self.passed_over = Counter()
         found = walk(self.images, refused.__setitem__, self._record.follow_links, self.passed_over)
         changes = compare(found, known, refused)
         if known and len(changes.deleted) == len(known) and not changes.new:
-            raise ValueError(f"{self.images}: holds none of the {len(known)} pictures of {self.folder}; see that "
-                             "its disk is there. If they are deleted indeed, delete the index.")
+            raise ValueError(f"{self.images}: contains none of the {len(known)} images of {self.folder}; check that "
+                             "its disk is mounted. If the images were deleted intentionally, delete the index")
         self.store.forget([*changes.deleted, *again])
         self.store.refuse([(Picture(path, None, None), reason) for path, reason in refused.items()])
         try:
@@ -278,7 +338,7 @@ class GalleryIndex:
         return self.summary
 
     def _take_knowledge(self, encoder: Encoder, lost: Collection[int]) -> None:
-        """What the model knows now; where it was calibrated meanwhile, attributes are recognised again."""
+        """Store the attribute tables and calibration of the model; predict attributes again if they have changed."""
         if encoder.vocabulary is not None:
             def recognise(rows: np.ndarray) -> list[dict]:
                 return encoder.vocabulary.recognise(rows[:, :self.shape.dim])
@@ -293,21 +353,31 @@ class GalleryIndex:
             self._vocabulary, self._given = encoder.vocabulary, False
 
     def compact(self, part_rows: int = Pace.part_rows) -> None:
-        """Join small parts and remove the rows of deleted pictures; useful after many updates."""
+        """Join small parts and remove rows of deleted images; useful after many updates.
+
+        Args:
+            part_rows: rows per part.
+
+        Raises:
+            RuntimeError: if another process is writing the index.
+        """
         with files.only_writer(self.folder):
             self._reload()
             self.store.compact(part_rows)
-            with self._lock:  # no search in this process is under way in the files that go
+            with self._lock:  # no search of this process is reading the old files
                 self._reload()
                 self.store.sweep()
 
     # Search.
 
     def use(self, engine: Engine | MakeEngine) -> Engine:
-        """Search by this engine, brought up to date.
+        """Set the search engine, and synchronise it with the index.
 
         Args:
-            engine: an `Engine`, or what makes one for this index, such as `engines.Faiss("int8")`.
+            engine: an `Engine`, or a function that creates one for this index, such as `engines.Faiss("int8")`.
+
+        Returns:
+            the engine.
         """
         if callable(engine):
             engine = engine(Space(self._record.id, self.folder, self.shape.width, self.shape.metric))
@@ -317,7 +387,7 @@ class GalleryIndex:
         return engine
 
     def _reload(self) -> None:
-        """Read what was written, and update the engine."""
+        """Read changes of the index, and update the engine."""
         with self._lock:
             self._read(self._engine)
 
@@ -331,13 +401,13 @@ class GalleryIndex:
         self._behind = False
 
     def _read_record(self) -> None:
-        """Attributes and calibration of the model may have changed."""
+        """Read index.json again if it has changed."""
         now = record.state(self.folder)
         if now == self._state:
             return
         known = Record.read(self.folder)
         if known.id != self._record.id:
-            raise ValueError(f"{self.folder}: holds another index than it did, it was built anew; open it again")
+            raise ValueError(f"{self.folder}: was replaced by a new index; open it again")
         if known.vocabulary != self._record.vocabulary and not self._given:
             self._vocabulary = None
         self._record, self._state = known, now
@@ -347,51 +417,91 @@ class GalleryIndex:
             self._reload()
 
     def _catch_up(self) -> Engine:
-        """The engine, after reading what other processes have written."""
+        """Return the engine, after reading changes by other processes."""
         self._catch_up_rows()
         return self.faiss() if self._engine is None else self._engine
 
     def faiss(self, form: str = "exact") -> FaissEngine:
-        """Search in memory, see `Faiss`."""
+        """Search in memory with FAISS.
+
+        Args:
+            form: exact, float16, int8 or pq, see `Faiss`.
+        """
         return self.use(Faiss(form))
 
     def milvus(self, address: str, **options) -> MilvusEngine:
-        """Search by Milvus in a file or on a cluster, see `Milvus`."""
+        """Search with Milvus.
+
+        Args:
+            address: a file NAME.db, or the address of a server.
+            options: other fields of `Milvus`.
+        """
         return self.use(Milvus(address, **options))
 
     def recall(self, engine: Engine, k: int = 10, queries: int = 200) -> float:
-        """Share of the nearest k pictures that an engine finds by itself, for pictures of the gallery as queries.
+        """Measure the recall of an engine, with images of the gallery as queries.
 
-        NaN for fewer than two pictures.
+        Args:
+            engine: to measure; its candidates are not scored again with the stored rows.
+            k: number of nearest images.
+            queries: maximum number of queries.
+
+        Returns:
+            the share of the k nearest images that the engine finds; NaN for fewer than two images.
         """
         exact = FaissEngine(self.shape.width, "exact", self.shape.metric)
         synchronise(exact, self.store)
         ids = self.store.ids[np.random.default_rng(0).permutation(len(self))[:queries]]
         queries = self.store.embeddings(ids)
-        queries[:, self.shape.dim:] = 0  # those of pictures
+        queries[:, self.shape.dim:] = 0  # image queries do not use log-probabilities
         return recall(engine, exact, queries, k, own=ids)
 
     def search(self, query: Query, top: int = 10, prefilter: Prefilter | None = None) -> list[Hit]:
-        """The best matches, best first; fewer than `top` where the index or the filter leaves fewer."""
+        """Search the gallery.
+
+        Args:
+            query: what to search for.
+            top: maximum number of results.
+            prefilter: excludes images with contradicting attributes.
+
+        Returns:
+            the best matches, best first.
+
+        Raises:
+            ValueError: if the query is empty or not supported by the model of the index.
+            Damaged: if a file of the index is damaged.
+            KeyError: if rows were deleted twice during the search.
+        """
         return self.search_many([query], top, prefilter)[0]
 
     def search_many(self, queries: Sequence[Query], top: int = 10,
                     prefilter: Prefilter | None = None) -> list[list[Hit]]:
-        """`search` for many queries, in one pass over the gallery where there is no filter.
+        """Search for several queries; without a prefilter in one pass over the gallery.
 
-        Scores are computed from the stored embeddings; a compressed engine only chooses the candidates. Threads that
-        share an index wait for each other.
+        Scores are computed from the stored embeddings; a compressed engine only selects the candidates. Threads that
+        share an index search one after the other.
+
+        Args:
+            queries: what to search for.
+            top: maximum number of results per query.
+            prefilter: see `search`.
+
+        Returns:
+            the best matches of each query, best first.
+
+        Raises:
+            ValueError, Damaged, KeyError: as `search`.
         """
         with self._lock:
             try:
                 return self._search(queries, top, prefilter)
-            except (LookupError, Damaged):  # perhaps another process has changed the index since it was looked at
+            except (LookupError, Damaged):  # another process may have changed the index
                 self._reload()
                 return self._search(queries, top, prefilter)
 
     def _search(self, queries: Sequence[Query], top: int, prefilter: Prefilter | None) -> list[list[Hit]]:
         if top < 1:
-            raise ValueError(f"search: {top} hits are asked for, expected at least 1")
+            raise ValueError(f"search: the number of results is {top}, expected at least 1")
         engine = self._catch_up()
         model = SearchedModel(self.shape, self.vocabulary, self.verification, self.lasting_groups)
         compiled = [compile_query(query, model, prefilter) for query in queries]
@@ -407,25 +517,46 @@ class GalleryIndex:
                      for each, vector in zip(compiled, vectors)]
         return [self._hits(each, ids[ids >= 0], top) for each, ids in zip(compiled, found)]
 
-    # Rows, by the id of a hit. Calls that need the store only do not wait for a search.
+    # Rows, by the id of a hit. Calls that only need the store do not wait for a search.
 
     def path(self, row: int) -> Path:
-        """Where a picture of the gallery lies."""
+        """Return the path of a gallery image.
+
+        Args:
+            row: id of a hit.
+
+        Raises:
+            LookupError: if the image was deleted or has changed.
+        """
         found = self.store.path_of(row)
         if found is None:
-            raise LookupError(f"{self.folder}: holds no row {row}; its picture was deleted or has changed, search "
+            raise LookupError(f"{self.folder}: contains no row {row}; its image was deleted or has changed, search "
                               "again")
         return self.images / found
 
     def embedding(self, row: int) -> np.ndarray:
-        """The embedding of a picture of the gallery, float32 (E,): to search for similar ones without the model."""
+        """Return the embedding of a gallery image, to search for similar images without the model.
+
+        Args:
+            row: id of a hit.
+
+        Returns:
+            float32 (E,).
+
+        Raises:
+            LookupError: if the image was deleted or has changed.
+        """
         self.path(row)
         with self._lock:
             self._catch_up_rows()
             return self.store.embeddings([row])[0, :self.shape.dim]
 
     def sample(self, count: int) -> list[int]:
-        """Ids of at most so many rows, from all over the gallery."""
+        """Return ids of rows, at equal distances in the gallery.
+
+        Args:
+            count: maximum number.
+        """
         return self.store.spread(count)
 
     def _hits(self, query: CompiledQuery, ids: np.ndarray, top: int) -> list[Hit]:
@@ -436,5 +567,5 @@ class GalleryIndex:
                 for (i, score, similarities), row in zip(best, rows)]
 
     def _answers(self, row: Row) -> dict[str, Answer]:
-        """The recognised attributes, with abstentions."""
+        """Return the predicted attributes, with abstentions."""
         return {name: self.vocabulary.answer(name, *own) for name, own in row.recognised.items()}

@@ -1,14 +1,15 @@
-"""A query, its compiled form, and the hits it finds.
+"""Queries, compiled queries, and search results.
 
-`compile_query` turns a `Query` (a picture's embedding, attributes in words, weights) into a `CompiledQuery` once: a
-vector for the search engine, constraints for the filter, and a threshold for the scores. Everything after that
-(candidates, scores, ranking, the probability of the same person) is computed by the compiled query alone.
+`compile_query` turns a `Query` (embedding of an image, attributes, weights) into a `CompiledQuery`: a vector for the
+search engine, constraints for the prefilter, and a score threshold. The compiled query computes candidates, scores,
+ranking and the probability of the same person.
 
-The score of a row is its inner product with the query's vector, so one index answers every kind of query. For a
-picture the vector has the blocks of the groups, each times its weight over the sum of weights: the score is the
-weighted mean of the groups' similarities. Words are blocks as well where the model reads attributes off the nearest
-prototypes. Where it reads them by probability, a row has the log-probabilities of all values of all attributes behind
-its embedding, and words are weights of these: the score is the sum of the log-probabilities of the described values.
+The score of a row is its inner product with the vector of the query, so that one index supports all kinds of queries.
+For an image, the vector consists of the blocks of the groups, each multiplied by its weight and divided by the sum of
+weights; the score is the weighted mean of the similarities of the groups. If TEST.READING of the model is nearest,
+attributes are described by blocks as well. If it is probability, the rows contain the log-probabilities of all values
+of all attributes after the embedding, and attributes are weights of these; the score is the sum of the
+log-probabilities of the described values.
 Shapes: N rows, G groups, D values of a group's block, E = G * D values of an embedding, V log-probabilities of a row.
 """
 
@@ -31,35 +32,32 @@ if TYPE_CHECKING:
     from ..portable.verification import Verification
 
 
-# Log-odds that a difference of 1 in the mean cosine of two pictures stands for, where no calibration has measured it.
+# Log-odds per unit of the mean cosine of two images, used without a calibration.
 PICTURE_SLOPE = 16.0
-VALUES_STEP = 8  # V is a multiple of it, as compressed engines cut rows into such pieces
+VALUES_STEP = 8  # V is a multiple of this, since product quantisation divides rows into pieces of this size
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Who is searched for.
-
-    In this order: a description, an image, an image with one attribute changed, an image regardless of the clothes.
-
-    >>> Query(words={"gender": "female", "upper colour": "red"})  # doctest: +SKIP
-    >>> Query(embedding)  # doctest: +SKIP
-    >>> Query(embedding, {"backpack": "no"})  # doctest: +SKIP
-    >>> Query(embedding, may_have_changed_clothes=True)  # doctest: +SKIP
+    """A query by image, by attributes, or by both.
 
     Attributes:
-        embedding: of a picture, float (E,), as the encoder of the index gives it.
-        words: attributes in words; a group that they describe is compared with them and not with the picture. Beside a
-            picture, read by probability, words count by their log-likelihood ratio, and so does the picture: its cosine
-            times the slope of the calibration, or 16. Otherwise groups of words count together as much as those of the
-            picture.
-        weights: how much groups count beside the others, by name, times 1 where not named.
-        leave_out: groups that do not count, as if their weight were 0.
-        false_match_rate: leave out pictures that score below the threshold which calibration has set for this rate.
-        prior: the probability, before looking, that a picture of the gallery shows this person; one in as many as there
-            are, and one more, if None.
-        may_have_changed_clothes: leave out the groups of clothes and bags as well: all but the lasting groups of the
-            model.
+        embedding: of an image, float (E,), computed by the encoder of the index; None for a query by attributes.
+        words: values of attributes, by name. A group that they describe is compared with them, not with the image. If
+            TEST.READING of the model is probability, attributes and image are combined by their log-likelihood ratios;
+            that of the image is its cosine times the slope of the calibration, or times 16 without a calibration.
+            Otherwise the described groups together have the same weight as the groups of the image.
+        weights: factors of the weights of groups, by name; 1 for groups that are not named.
+        leave_out: groups to ignore, as with weight 0.
+        false_match_rate: exclude images below the calibrated threshold for this rate; None for no threshold.
+        prior: prior probability that an image of the gallery shows this person; 1 / (N + 1) for N images if None.
+        may_have_changed_clothes: also ignore the groups of clothes and bags, that is, all but the lasting groups.
+
+    Examples:
+        >>> Query(words={"gender": "female", "upper colour": "red"})       # doctest: +SKIP
+        >>> Query(embedding)                                               # doctest: +SKIP
+        >>> Query(embedding, {"backpack": "no"})  # this person without a backpack  # doctest: +SKIP
+        >>> Query(embedding, may_have_changed_clothes=True)                # doctest: +SKIP
     """
 
     embedding: np.ndarray | None = None
@@ -73,20 +71,20 @@ class Query:
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """A search result.
 
     Attributes:
-        path: where it lies.
-        score: higher is nearer: the weighted mean of the groups' similarities, or minus the distance of a euclidean
-            model. Of words by probability the sum of their log-probabilities, and with a picture of all log-likelihood
-            ratios.
-        similarities: of each group that the query says something about, those that do not count included. Of words by
-            probability the product of the probabilities of what they say of the group.
-        attributes: as recognised when the picture was indexed.
-        row: its id, which no other picture of this index ever gets.
-        identity, camera, time: as its name tells; None where it does not.
-        same_person: the probability that it shows the person of the picture that was searched for, at the prior of the
-            query; None for what no calibration speaks of: words, weights, other groups than it was fitted on.
+        path: of the image.
+        score: higher is more similar. The weighted mean of the similarities of the groups, or minus the distance for a
+            model with Euclidean distance. If TEST.READING is probability: for attributes the sum of their
+            log-probabilities, for attributes and an image the sum of all log-likelihood ratios.
+        similarities: by group, for all groups that the query describes, also ignored ones. If TEST.READING is
+            probability: for attributes of a group the product of their probabilities.
+        attributes: predicted when the image was indexed.
+        row: id of the image, never reused for another image of this index.
+        identity, camera, time: from the file name; None if it does not contain them.
+        same_person: probability that the image shows the person of the query image, with the prior of the query; None
+            if no calibration applies, that is, for attributes, weights, or other groups than it was fitted on.
     """
 
     path: str
@@ -102,10 +100,16 @@ class Hit:
 
 @dataclass(frozen=True)
 class Prefilter:
-    """Leave out rows that reliably contradict the query before anything is compared, as APR's acceleration does.
+    """Excludes images with attributes that reliably contradict the query, before the search (APR's acceleration).
 
-    Attributes of a row, and of a picture that is searched for, are reliable above the threshold, see `is_reliable`.
-    Words of a description are always reliable.
+    Predicted attributes of gallery images and of the query image are reliable if their probability exceeds the
+    threshold, see `is_reliable`. Attributes given in the query are always reliable.
+
+    Attributes:
+        threshold: probability, 0 to 1.
+
+    Raises:
+        ValueError: if the threshold is not a probability.
     """
 
     threshold: float = 0.9
@@ -115,7 +119,14 @@ class Prefilter:
 
 
 class Shape(NamedTuple):
-    """What a row is made of: the groups of its embedding, () for one block, its size, how it is compared, and V."""
+    """Layout of the rows of an index.
+
+    Attributes:
+        groups: names of the blocks; () for a single block.
+        dim: E.
+        metric: "cosine" or "euclidean".
+        values: V.
+    """
 
     groups: tuple[str, ...]
     dim: int
@@ -124,18 +135,37 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, groups: Sequence[str], dim: int, metric: str, vocabulary: AttributeModel | None) -> Shape:
-        """That of a model, see `Encoder`. Blocks of unit length rank by distance as by cosine, so cosine is used."""
+        """Return the layout for a model.
+
+        A model with groups uses the cosine, since blocks of unit length have the same ranking by distance.
+
+        Args:
+            groups, dim, metric, vocabulary: see `Encoder`.
+
+        Examples:
+            >>> Shape.of(("head", "upper"), 512, "euclidean", None)
+            Shape(groups=('head', 'upper'), dim=512, metric='cosine', values=0)
+        """
         count = vocabulary.num_values if vocabulary is not None and vocabulary.reading == "probability" else 0
         return cls(tuple(groups), dim, "cosine" if groups else metric, -(-count // VALUES_STEP) * VALUES_STEP)
 
     @property
     def width(self) -> int:
-        """E + V."""
+        """E + V, the number of values of a row."""
         return self.dim + self.values
 
 
 def stored_rows(embeddings: np.ndarray, shape: Shape, vocabulary: AttributeModel | None) -> np.ndarray:
-    """Embeddings, and log-probabilities where there are any, side by side: (N, E) -> float32 (N, E + V)."""
+    """Compute the rows to store: normalised embeddings, followed by log-probabilities if TEST.READING is probability.
+
+    Args:
+        embeddings: float (N, E).
+        shape: layout of the rows.
+        vocabulary: attribute tables; not used if V is 0.
+
+    Returns:
+        float32 (N, E + V).
+    """
     rows = unit_blocks(embeddings, shape)
     if not shape.values:
         return rows
@@ -144,7 +174,19 @@ def stored_rows(embeddings: np.ndarray, shape: Shape, vocabulary: AttributeModel
 
 
 def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
-    """Rows as they are stored: float32 (N, E), each block of unit length; those of a euclidean model as they are."""
+    """Normalise each block of embeddings to unit length, unless they are compared by Euclidean distance.
+
+    Args:
+        embeddings: float (N, E).
+        shape: layout of the rows.
+
+    Returns:
+        float32 (N, E).
+
+    Examples:
+        >>> unit_blocks(np.array([[3.0, 4.0, 0.0, 2.0]]), Shape(("head", "upper"), 4, "cosine")).round(1).tolist()
+        [[0.6000000238418579, 0.800000011920929, 0.0, 1.0]]
+    """
     rows = np.asarray(embeddings, dtype=np.float32)
     if shape.metric == "euclidean":
         return rows
@@ -152,7 +194,7 @@ def unit_blocks(embeddings: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 class SearchedModel(NamedTuple):
-    """What a query is compiled for: the model of an index, see `Encoder`."""
+    """The model of an index, for which queries are compiled; see `Encoder`."""
 
     shape: Shape
     vocabulary: AttributeModel | None = None
@@ -162,17 +204,21 @@ class SearchedModel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CompiledQuery:
-    """A query as rows are compared with it; made by `compile_query`.
+    """A query in the form that is compared with rows; created by `compile_query`.
 
     Attributes:
-        blocks: float32 (G, D), unit length.   weights: float32 (G,), sum 1.
-        known: bool (G,), groups that the query describes.   of_picture: bool (G,), those described by a picture.
-        wanted: float32 (G, V), the described values of each group where words are read by probability, else None.
-        word_weights: float32 (G,), how much each group of words counts then.   offset: added to scores then.
-        constraints: by column, the values that a row must not reliably contradict; None without a filter.
-        reliable: probability above which a recognised attribute is reliable.
-        least_score: rows that score lower are not found.
-        verification: the calibration of these scores; None where none applies.
+        blocks: float32 (G, D), unit length.
+        weights: float32 (G,), weights of the blocks; their sum is 1 without `wanted`.
+        known: bool (G,), groups that the query describes.
+        of_picture: bool (G,), groups that are described by an image.
+        shape: layout of the rows.
+        wanted: float32 (G, V), described values of each group if attributes are searched by probability, else None.
+        word_weights: float32 (G,), weights of the groups of `wanted`.
+        offset: added to the scores with `wanted`.
+        constraints: by attribute, the values that a row must not reliably contradict; None without a prefilter.
+        reliable: probability above which a predicted attribute is reliable.
+        least_score: rows with a lower score are excluded.
+        verification: the calibration of these scores; None if none applies.
         prior: `Query.prior`.
     """
 
@@ -191,10 +237,10 @@ class CompiledQuery:
     prior: float | None = None
 
     def is_judged_by(self, fitted: Verification) -> bool:
-        """Whether scores are those of two pictures by the groups of a calibration, each counting the same.
+        """Return whether a calibration applies: image queries with the same metric and groups, equally weighted.
 
-        Models with groups are compared by cosine here whatever their run was tested by, so a calibration of distances
-        does not apply to them.
+        A model with groups is compared by cosine even if TEST.METRIC of its run is euclidean; then a calibration of
+        distances does not apply.
         """
         counted = np.array([not fitted.groups or group in fitted.groups for group in self.shape.groups or ("",)])
         return (self.wanted is None and fitted.metric == self.shape.metric and bool(self.of_picture[counted].all())
@@ -202,12 +248,12 @@ class CompiledQuery:
 
     @property
     def vector(self) -> np.ndarray:
-        """float32 (E + V,)."""
+        """The vector for the search engine, float32 (E + V,)."""
         of_words = np.zeros(self.shape.values, np.float32) if self.wanted is None else self.word_weights @ self.wanted
         return np.concatenate([(self.weights[:, None] * self.blocks).reshape(-1), of_words])
 
     def candidates(self, store: Store) -> np.ndarray | None:
-        """Ids of the rows that satisfy the constraints, int64 (n,); None where there are no constraints."""
+        """Return the ids of the rows that satisfy the constraints, int64 (n,); None without constraints."""
         if self.constraints is None:
             return None
         kept = np.ones(len(store), dtype=bool)
@@ -217,7 +263,14 @@ class CompiledQuery:
         return store.ids[kept]
 
     def score(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (N,) and similarities (N, G) of rows, float32 (N, E + V); no similarities without groups."""
+        """Compute scores.
+
+        Args:
+            rows: float32 (N, E + V).
+
+        Returns:
+            scores (N,), and similarities (N, G), (N, 0) for a model without groups.
+        """
         if self.shape.metric == "euclidean":
             return -np.linalg.norm(rows - self.vector, axis=1), np.empty((len(rows), 0), np.float32)
         embeddings, log_p = rows[:, :self.shape.dim], rows[:, self.shape.dim:]
@@ -230,25 +283,31 @@ class CompiledQuery:
         return scores, similarities[:, :len(self.shape.groups)]
 
     def best(self, rows: np.ndarray, ids: np.ndarray, top: int) -> list[tuple[int, float, dict[str, float]]]:
-        """The best of some rows, best first: place in `rows`, score, and similarity of each described group.
+        """Rank rows.
 
         Args:
-            rows: float32 (N, E + V).   ids: int64 (N,), the lower one first where scores are equal.
+            rows: float32 (N, E + V).
+            ids: int64 (N,); rows with equal scores are ordered by id.
+            top: maximum number of results.
+
+        Returns:
+            for each result, best first: index in `rows`, score, and similarity of each described group.
         """
         scores, similarities = self.score(rows)
         order = np.lexsort((ids, -scores))[:top]
         order = order[scores[order] >= self.least_score]
-        # Clipped after ranking: blocks stored in half precision may be slightly longer than 1, but no cosine exceeds 1.
+        # Clipped after ranking: blocks stored in half precision may be slightly longer than 1.
         scores = np.minimum(scores, 1) if self.wanted is None else scores
         similarities = np.minimum(similarities, 1)
         known = [(g, group) for g, group in enumerate(self.shape.groups) if self.known[g]]
         return [(int(i), float(scores[i]), {group: float(similarities[i, g]) for g, group in known}) for i in order]
 
     def same_person(self, score: float, prior: float) -> float | None:
-        """The probability that a row of this score shows the person; None where no calibration applies.
+        """Return the probability that a row with this score shows the person; None if no calibration applies.
 
         Args:
-            prior: the probability before looking, where the query gives none.
+            score: of the row.
+            prior: prior probability if the query has none.
         """
         if self.verification is None:
             return None
@@ -256,22 +315,27 @@ class CompiledQuery:
 
 
 def compile_query(query: Query, model: SearchedModel, prefilter: Prefilter | None = None) -> CompiledQuery:
-    """A query ready to be compared.
+    """Compile a query for a model.
+
+    Args:
+        query: to compile.
+        model: of the index.
+        prefilter: excludes rows with contradicting attributes.
 
     Raises:
-        ValueError: where the query says nothing, or asks for what the model cannot answer.
+        ValueError: if the query is empty, or the model does not support it.
     """
     shape, vocabulary = model.shape, model.vocabulary
     if query.may_have_changed_clothes:
         if not shape.groups:
-            raise ValueError("search: this model compares whole pictures, so clothes cannot be left out; search "
-                             "without may_have_changed_clothes")
+            raise ValueError("search: this model has no groups, so clothes cannot be ignored; search without "
+                             "may_have_changed_clothes")
         clothes = clothing_groups(shape.groups, model.lasting_groups)
         query = replace(query, leave_out=(*query.leave_out, *clothes))
     compiled = replace(_compared(query, model), prior=query.prior)
     if prefilter is not None:
         if vocabulary is None:
-            raise ValueError("filter: the model of this index knows no attributes; search without the filter")
+            raise ValueError("filter: the model of this index does not predict attributes; search without the filter")
         compiled = replace(compiled, reliable=prefilter.threshold,
                            constraints=_constraints(query, compiled, vocabulary, prefilter.threshold))
     fitted = model.verification
@@ -281,7 +345,7 @@ def compile_query(query: Query, model: SearchedModel, prefilter: Prefilter | Non
 
 
 def _compared(query: Query, model: SearchedModel) -> CompiledQuery:
-    """Blocks and weights of a query."""
+    """Return the query with its blocks and weights."""
     shape, vocabulary = model.shape, model.vocabulary
     blocks = np.zeros((max(1, len(shape.groups)), shape.dim // max(1, len(shape.groups))), dtype=np.float32)
     known, of_picture = np.zeros(len(blocks), dtype=bool), np.zeros(len(blocks), dtype=bool)
@@ -290,21 +354,21 @@ def _compared(query: Query, model: SearchedModel) -> CompiledQuery:
         known[:] = of_picture[:] = True
     if query.words:
         if vocabulary is None:
-            raise ValueError("search: the model of this index knows no attributes; search by a picture")
+            raise ValueError("search: the model of this index does not predict attributes; search by image")
         if shape.values:
             return _with_log_probabilities(query, shape, vocabulary, blocks, known, model.verification)
         described = np.asarray(vocabulary.describe(query.words), dtype=np.float32)  # (G, D)
         given = described.any(axis=1)
         blocks[given], known[given], of_picture[given] = described[given], True, False
     if not known.any():
-        raise ValueError("search: the query is empty; give a picture, or at least one attribute")
+        raise ValueError("search: the query is empty; give an image, or at least one attribute")
     weights = _balanced(_counting(query, shape, known), of_picture)
     return CompiledQuery(blocks, (weights / weights.sum()).astype(np.float32), known, of_picture, shape)
 
 
 def _with_log_probabilities(query: Query, shape: Shape, vocabulary: AttributeModel, blocks: np.ndarray,
                             of_picture: np.ndarray, fitted: Verification | None) -> CompiledQuery:
-    """A query with words that are read by probability; blocks (G, D) of a picture, bool (G,) where there is one."""
+    """Return a query with attributes searched by log-probability; blocks (G, D) and groups (G,) of an image if any."""
     own = vocabulary.wanted_classes(query.words)  # (V',)
     groups_of = np.asarray(vocabulary.groups_of_values)
     wanted = np.zeros((len(shape.groups), shape.values), np.float32)
@@ -323,19 +387,19 @@ def _with_log_probabilities(query: Query, shape: Shape, vocabulary: AttributeMod
 
 
 def _counting(query: Query, shape: Shape, known: np.ndarray) -> np.ndarray:
-    """Weights of the groups that a query says something about, float64 (G,), 0 for others; some must count."""
+    """Return the weights of the described groups, float64 (G,), 0 for the others; at least one must be positive."""
     weights = known * _weights(query, shape)
     if not weights.any():
-        raise ValueError(f"search: nothing is left to compare: the query says something about "
-                         f"{', '.join(np.array(shape.groups or ('the picture',))[known])} alone, which does not count; "
-                         "give these groups a weight")
+        raise ValueError(f"search: nothing is left to compare: the query only describes "
+                         f"{', '.join(np.array(shape.groups or ('the image',))[known])}, which is ignored; include it "
+                         "or describe another group")
     return weights
 
 
 def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:
-    """Groups of words count together as much as those of a picture beside them, (G,) -> (G,).
+    """Scale the weights of groups described by attributes to the total weight of the groups of an image: (G,) -> (G,).
 
-    Pictures lie much nearer to pictures than to words, so that group by group the picture would outvote them.
+    Images are much more similar to images than to prototypes, so with equal weights per group the image would dominate.
     """
     of_words, rest = weights[~of_picture], weights[of_picture].sum()
     if not of_words.any() or not rest:
@@ -344,52 +408,52 @@ def _balanced(weights: np.ndarray, of_picture: np.ndarray) -> np.ndarray:
 
 
 def _least_score(query: Query, compiled: CompiledQuery, fitted: Verification | None) -> float:
-    """The threshold of a query's false-match rate."""
+    """Return the score threshold of the false-match rate of a query."""
     if query.false_match_rate is None:
         return -math.inf
     if fitted is None:
-        raise ValueError("search: the model of this index is not calibrated, so no score has a false-match rate; "
-                         "calibrate its run by python -m cerberus_plugin.experiments.calibrate RUN, and index again; "
-                         "`cerberus train` does so by itself where there are enough people, and its report.html says "
-                         "how many")
+        raise ValueError("search: the model of this index is not calibrated, so the false-match rate is unknown. "
+                         "Calibrate its run with python -m cerberus_plugin.experiments.calibrate RUN, and run "
+                         "`cerberus index` again. `cerberus train` calibrates automatically if there are enough "
+                         "identities; its report.html shows how many are needed")
     if fitted.metric != compiled.shape.metric:
         own = compiled.shape.metric
         raise ValueError(f"search: the run of this index was calibrated on {fitted.metric} scores, but the index "
-                         f"compares by {own}, so none of its scores has a false-match rate; set TEST.METRIC {own} in "
-                         "the run's config.yaml, calibrate it again and index again")
+                         f"compares by {own}, so the false-match rate is unknown. Set TEST.METRIC {own} in config.yaml "
+                         "of the run, calibrate it again, and run `cerberus index` again")
     if compiled.verification is None:
-        raise ValueError("search: a false-match rate is known of pictures that are compared by "
-                         f"{', '.join(fitted.groups) or 'all groups'}, each counting the same; leave out words and "
-                         "weights, or the rate")
+        raise ValueError("search: the false-match rate is only calibrated for images compared by "
+                         f"{', '.join(fitted.groups) or 'all groups'} with equal weights; remove attributes and "
+                         "weights from the query, or remove the false-match rate")
     return fitted.threshold(query.false_match_rate)
 
 
 def _checked(embedding: np.ndarray, shape: Shape) -> np.ndarray:
     embedding = np.asarray(embedding, dtype=np.float32)
     if embedding.shape != (shape.dim,) or not np.isfinite(embedding).all():
-        raise ValueError(f"search: the picture's embedding has shape {embedding.shape}, expected ({shape.dim},) finite "
-                         "values of the model that made the index")
+        raise ValueError(f"search: the embedding of the image has shape {embedding.shape}, expected ({shape.dim},) "
+                         "finite values, computed by the model of the index")
     return embedding
 
 
 def _weights(query: Query, shape: Shape) -> np.ndarray:
-    """The weight of each group, float64 (G,)."""
+    """Return the weight of each group, float64 (G,)."""
     named = {**query.weights, **dict.fromkeys(query.leave_out, 0.0)}
     unknown = [group for group in named if group not in shape.groups]
     if unknown:
         raise ValueError(f"search: unknown group '{unknown[0]}', expected one of "
-                         f"{', '.join(shape.groups) or 'none: this model compares whole pictures'}")
+                         f"{', '.join(shape.groups) or 'none, since this model has no groups'}")
     bad = {group: weight for group, weight in named.items() if not (math.isfinite(weight) and weight >= 0)}
     if bad:
-        raise ValueError(f"search: the weights of groups are {bad}, expected numbers from 0 on")
+        raise ValueError(f"search: the weights of groups are {bad}, expected finite numbers of 0 or more")
     return np.array([named.get(group, 1.0) for group in shape.groups] or [1.0])
 
 
 def _constraints(query: Query, compiled: CompiledQuery, vocabulary: AttributeModel,
                  threshold: float) -> dict[str, tuple[str, ...]]:
-    """By column, the values that a row must not reliably contradict.
+    """Return the values that a row must not reliably contradict, by attribute.
 
-    Those of the words, and of a picture what is reliably recognised in the groups that are compared with it.
+    These are the attributes of the query, and those reliably predicted for its image in the groups compared with it.
     """
     values = {column: tuple(str(value).split(" and ")) for column, value in vocabulary.canonical(query.words).items()}
     if query.embedding is None:

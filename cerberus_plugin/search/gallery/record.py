@@ -1,4 +1,4 @@
-"""index.json: what the rows of an index are made of, and what its model knows."""
+"""The file index.json of an index: layout of the rows, and attribute tables and calibration of the model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 RECORD = "index.json"
 INDEX_FORMAT = 3
-OLDER = 2  # format that is read too: without checksums of files, which the next update adds
+OLDER = 2  # older format that can be read; it has no checksums of files, the next update adds them
 
 
 @dataclass(frozen=True)
 class Record:
-    """The file as it stands, in plain values; a checksum of them stands there too.
+    """The contents of index.json as plain values, except their checksum.
 
     Attributes:
-        id: that of the index, whatever folder it lies in.   fingerprint: of the model that has embedded the pictures.
-        images: their folder.   name_pattern: "" for the names of known data sets, see `Naming`.
+        id: of the index; it stays the same if the folder is moved.
+        fingerprint: of the model that computed the embeddings.
+        images: the image folder.
+        name_pattern: for file names, see `Naming`; "" for the names of Market-1501 and DukeMTMC-reID.
+        dim, groups, metric, values: see `Shape`.
+        dtype: of the stored rows.
+        vocabulary, lasting_groups, verification: of the model, see `Encoder`.
         follow_links: whether links to folders are followed.
-        dim, groups, metric, values: `Shape`.   dtype: what rows are kept as.
-        vocabulary, lasting_groups, verification: what the model knows beside that, see `Encoder`.
-        format: that of the index folder.
+        format: of the index folder.
     """
 
     id: str
@@ -50,7 +53,15 @@ class Record:
 
     @classmethod
     def new(cls, encoder: Encoder, images: Path, pattern: str, dtype: str | None) -> Record:
-        """That of an index which is begun; values that have no unit length may not fit into the half of 32 bits."""
+        """Create the record of a new index.
+
+        Args:
+            encoder: model of the index.
+            images: image folder.
+            pattern: for file names.
+            dtype: of the stored rows. If None, float16, or float32 for a model with Euclidean distance, whose
+                embeddings may be too large for float16.
+        """
         shape = Shape.of(encoder.groups, encoder.dim, encoder.metric, encoder.vocabulary)
         dtype = dtype or ("float32" if shape.metric == "euclidean" else "float16")
         return cls(uuid.uuid4().hex[:12], encoder.fingerprint, str(images), pattern, shape.dim, list(shape.groups),
@@ -58,6 +69,13 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
+        """Read the record of an index folder.
+
+        Raises:
+            FileNotFoundError: if there is no index.
+            Damaged: if the file is truncated or modified.
+            ValueError: if it has another format.
+        """
         path = folder / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; give the folder of an index, or build one")
@@ -65,32 +83,34 @@ class Record:
             values = json.loads(path.read_bytes())
             made_by, checksum = values.get("format"), values.pop("checksum", None)
         except (ValueError, AttributeError, RecursionError) as error:
-            raise Damaged(path, f"is cut short or altered ({error})", BUILD_AGAIN) from error
+            raise Damaged(path, f"is truncated or modified ({error})", BUILD_AGAIN) from error
         if made_by not in (INDEX_FORMAT, OLDER):
-            raise ValueError(f"{path}: its format is {made_by}, this program reads {OLDER} and {INDEX_FORMAT}; build "
-                             "the index anew")
+            raise ValueError(f"{path}: has format {made_by}, this version supports {OLDER} and {INDEX_FORMAT}; build "
+                             "the index again")
         if made_by != OLDER and checksum != json_sha256(values):
-            raise Damaged(path, "is altered", BUILD_AGAIN)
+            raise Damaged(path, "was modified", BUILD_AGAIN)
         values = {"follow_links": False, "values": 0} | values
         if set(values) != {field.name for field in fields(cls)}:
-            raise Damaged(path, "is altered", BUILD_AGAIN)
+            raise Damaged(path, "was modified", BUILD_AGAIN)
         return cls(**values)
 
     def write(self, folder: Path) -> None:
+        """Write the record to an index folder, with its checksum."""
         values = asdict(self)
         write_json(folder / RECORD, {**values, "checksum": json_sha256(values)})
 
     def knowing(self, encoder: Encoder) -> Record:
-        """The same with what the model knows now; it may have been calibrated meanwhile."""
+        """Return a copy with the current attribute tables and calibration of the model."""
         return replace(self, format=INDEX_FORMAT, **_known_by(encoder))
 
     @property
     def shape(self) -> Shape:
+        """The layout of the rows."""
         return Shape(tuple(self.groups), self.dim, self.metric, self.values)
 
 
 def state(folder: Path) -> tuple[int, int, int] | None:
-    """What changes whenever the file is written; None where it is gone."""
+    """Return inode, modification time and size of index.json, to notice changes; None if it is missing."""
     try:
         found = (folder / RECORD).stat()
     except FileNotFoundError:
@@ -102,4 +122,4 @@ def _known_by(encoder: Encoder) -> dict:
     known = {"vocabulary": encoder.vocabulary.to_dict() if encoder.vocabulary else None,
              "lasting_groups": list(encoder.lasting_groups),
              "verification": encoder.verification.to_dict() if encoder.verification else None}
-    return json.loads(json.dumps(known))  # as it will be read, so that it can be compared
+    return json.loads(json.dumps(known))  # with the types that are read again, to compare them

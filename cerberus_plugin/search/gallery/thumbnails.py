@@ -1,4 +1,4 @@
-"""Pictures made small, to look at."""
+"""Thumbnails of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ WIDEST = 2  # times the height
 
 
 def thumbnail(image: Image, height: int = HEIGHT) -> bytes:
-    """A JPEG of at most this height, made of the pixels alone: nothing else that the file held is kept."""
+    """Create a thumbnail without metadata.
+
+    Args:
+        image: of any size and mode.
+        height: maximum height in pixels; the width is at most `WIDEST` times the height.
+
+    Returns:
+        the bytes of a JPEG file.
+    """
     from PIL.Image import Resampling
 
     scale = min(1, height / image.height, WIDEST * height / image.width)

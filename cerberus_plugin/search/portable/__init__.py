@@ -1,4 +1,4 @@
-"""Use of an exported model without torch and without FastReID: numpy and Pillow, and onnxruntime where it encodes."""
+"""Inference with exported models without torch and FastReID; needs numpy and Pillow, and onnxruntime for encoding."""
 
 from ...attributes.attribute_model import Answer as Answer
 from ...attributes.attribute_model import AttributeModel as AttributeModel

@@ -1,6 +1,6 @@
-"""What a gallery asks of a model, whether torch runs it or onnxruntime does.
+"""The interface of models that galleries use, implemented with torch and with onnxruntime.
 
-Shapes: N images, G groups, D dimensions of a group's block, E = G * D values of an embedding.
+Shapes: N images, G groups, D values of a group's block, E = G * D values of an embedding.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ if TYPE_CHECKING:
 
 
 def clothing_groups(groups: Sequence[str], lasting: Sequence[str]) -> list[str]:
-    """Groups of clothes and bags, which do not count where somebody may have changed clothes."""
+    """Return the groups that are ignored if people may have changed clothes.
+
+    Args:
+        groups: all groups of the model.
+        lasting: the groups that stay the same when clothes change.
+
+    Examples:
+        >>> clothing_groups(["head", "upper", "identity"], lasting=["head", "identity"])
+        ['upper']
+    """
     return [group for group in groups if group not in lasting]
 
 
 class Encoder(Protocol):
-    """Pictures to embeddings, with what is needed to compare them and to read attributes off them.
+    """Computes embeddings of images, and contains what is needed to compare them and to predict attributes.
 
     Attributes:
-        fingerprint: hexadecimal SHA-256 of the weights and of the settings that change embeddings; embeddings of one
-            fingerprint can be compared, others cannot.
+        fingerprint: hexadecimal SHA-256 of the weights and of the settings that affect embeddings. Only embeddings with
+            the same fingerprint can be compared.
         dim: E.
-        groups: names of the blocks of an embedding, side by side; () for a model whose embedding is one block.
-        metric: what its embeddings are compared by, "cosine" (each block has unit length) or "euclidean".
-        vocabulary: the attributes that can be read off, and described; None where the model knows none this way.
-        lasting_groups: those that count where somebody may have changed clothes; () for a model of one block.
-        verification: how a score tells whether two pictures show one person; None where it is not calibrated.
+        groups: names of the blocks of an embedding, in order; () for a model with a single block.
+        metric: "cosine" (each block has unit length) or "euclidean".
+        vocabulary: attribute tables, to predict attributes and to search by them; None for a model without them.
+        lasting_groups: groups that stay the same when clothes change; () for a model with a single block.
+        verification: calibration of the probability that two images show the same person; None if not calibrated.
     """
 
     fingerprint: str
@@ -45,4 +54,11 @@ class Encoder(Protocol):
     verification: Verification | None
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures of any size to embeddings: float32 (N, E)."""
+        """Compute the embeddings of images.
+
+        Args:
+            images: N RGB images of any size.
+
+        Returns:
+            float32 (N, E).
+        """

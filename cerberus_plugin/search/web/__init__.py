@@ -1,2 +1,1 @@
-"""The page of `cerberus serve`: a gallery searched in a browser. Pages are made here, and load nothing from elsewhere.
-"""
+"""The web page of `cerberus serve`, to search a gallery in a browser. It loads nothing from other servers."""

@@ -1,4 +1,4 @@
-"""The search page with its crops, uploads and downloads, as an ASGI application."""
+"""The web application of `cerberus serve`: search page, crops, uploads and downloads."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from ...utils.images import Limits, Unreadable, read_image
+from ...utils.text import counted
 from ..gallery import GalleryIndex, Hit, Query, contact_sheet
 from ..gallery.thumbnails import thumbnail
 from .limiter import ConcurrencyLimiter
@@ -30,25 +31,29 @@ if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-SENDING, DECODING = 16, 4  # uploads at a time, and threads that decode them
-ASKING, SEARCHING = 32, 4  # searches at a time, running or waiting, and threads that run them
+SENDING, DECODING = 16, 4  # concurrent uploads, and threads that decode them
+ASKING, SEARCHING = 32, 4  # concurrent searches, running or waiting, and threads that run them
 PATIENCE = 60  # seconds for a request body to arrive
-FORM_BYTES = 4096  # of a login
-KEPT = 600  # seconds that browsers cache the static files
-OTHER_NAMES = 16  # parameters of an address beside attributes and groups
+FORM_BYTES = 4096  # maximum size of a login form
+KEPT = 600  # seconds for which browsers cache the static files
+OTHER_NAMES = 16  # parameters of an address in addition to attributes and groups
 TOPS = (12, 24, 48, 96, 200)
 
 
 def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Login | None = None,
                limits: Limits | None = None, hosts: Collection[str] = (), secure: bool = False) -> Guard:
-    """The page of a gallery as an ASGI application.
+    """Create the search page of a gallery as an ASGI application.
 
     Args:
-        encoder: that of the index; without it no picture can be uploaded, all else works.
-        login: None lets in everybody who can reach the page.
-        limits: of uploaded pictures, `uploads.LIMITS` if None.
+        index: to search.
+        encoder: model of the index; without it images cannot be uploaded.
+        login: required login; None for access without a login.
+        limits: of uploaded images; `uploads.LIMITS` if None.
         hosts: names of this machine, see `Guard`.
-        secure: whether it is served by https, so that cookies are sent by https only.
+        secure: whether the page is served by https; cookies are then only sent by https.
+
+    Raises:
+        ValueError: if the encoder is not the model of the index.
     """
     pages = _Pages(index, encoder, login, limits or LIMITS, secure)
     routes = [Route("/", pages.search), Route("/results.csv", pages.csv), Route("/sheet.html", pages.sheet),
@@ -63,17 +68,20 @@ def create_app(index: GalleryIndex, encoder: Encoder | None = None, *, login: Lo
 
 
 class _Pages:
-    """The endpoints. Functions that are not coroutines run in Starlette's threads. Searches and uploads have a few
-    threads of their own, so that they do not hold up other requests."""
+    """The endpoints of the page.
+
+    Starlette runs functions that are not coroutines in threads. Searches and uploads have separate threads, so that
+    they do not block other requests.
+    """
 
     def __init__(self, index: GalleryIndex, encoder: Encoder | None, login: Login | None, limits: Limits,
                  secure: bool) -> None:
         self.index, self.login, self.secure = index, login, secure
         self.uploads = None if encoder is None else Uploads(index, encoder, limits)
         self.sending = ConcurrencyLimiter(DECODING, SENDING,
-                                          f"{SENDING} pictures are being sent already; try again in a moment")
+                                          f"too many uploads at the moment ({SENDING}); try again in a few seconds")
         self.searching = ConcurrencyLimiter(SEARCHING, ASKING,
-                                            f"{ASKING} searches are waiting already; try again in a moment")
+                                            f"too many searches at the moment ({ASKING}); try again in a few seconds")
         self.templates = contact_sheet.templates(Path(__file__).parent)
         self.templates.globals["exact"] = exact
 
@@ -84,7 +92,7 @@ class _Pages:
     # Search.
 
     async def search(self, request: Request) -> Response:
-        if not request.query_params:  # nothing is searched for
+        if not request.query_params:  # the start page, without a search
             return await run_in_threadpool(self._search, request)
         return await self._in_turn(self._search, request)
 
@@ -100,12 +108,12 @@ class _Pages:
             return await self.searching.run(work, request)
 
     def _check_count(self, request: Request) -> None:
-        """Refuse more parameters than the form has, before a page with a link for each of them is written."""
+        """Reject addresses with more parameters than the form has, since the page has a link for each of them."""
         columns = self.index.vocabulary.columns if self.index.vocabulary else ()
         most = len(columns) + 2 * len(self.groups.all) + OTHER_NAMES
         given = len(request.query_params.multi_items())
         if given > most:
-            raise HTTPException(400, f"the address has {given} names, expected at most {most}; start at /")
+            raise HTTPException(400, f"the address has {given} parameters, expected at most {most}; start again at /")
 
     def _search(self, request: Request) -> Response:
         given = request.query_params.multi_items()
@@ -114,7 +122,7 @@ class _Pages:
             state = SearchState.read(given)
             state = self._with_own_names(state)
             if any(not value.strip() for _, value in given):
-                return RedirectResponse(state.address(), 303)  # what a form leaves empty does not stay in the address
+                return RedirectResponse(state.address(), 303)  # removes empty fields of the form from the address
             hits = [] if state.says_nothing else self._found(state)[1]
         except ValueError as refused:
             error = str(refused)
@@ -140,13 +148,13 @@ class _Pages:
         try:
             state = self._with_own_names(SearchState.read(request.query_params.multi_items()))
             if state.says_nothing:
-                raise ValueError("address: says nobody to search for; download from a page with results")
+                raise ValueError("address: the query is empty; download from a page with results")
             return state, *self._found(state)
         except ValueError as refused:
             raise HTTPException(400, str(refused)) from refused
 
     def _with_own_names(self, state: SearchState) -> SearchState:
-        """With the annotation file's names of attributes, which the form and the links have, for display names."""
+        """Replace display names of attributes with their names in the annotation file, as in the form and the links."""
         known = self.index.vocabulary
         return state.change(words=known.canonical(state.words)) if known and state.words else state
 
@@ -155,10 +163,10 @@ class _Pages:
             query = state.query(self._embedding(state))
             return query, self.index.search(query, state.top, state.prefilter)
         except (LookupError, FileNotFoundError) as changed:
-            raise ValueError("search: the gallery was changed meanwhile; search again") from changed
+            raise ValueError("search: the gallery has changed during the search; search again") from changed
 
     def _embedding(self, state: SearchState):
-        """The embedding of the query's picture, if there is one."""
+        """Return the embedding of the query image; None without one."""
         if state.picture:
             return self._uploads().get(state.picture).embedding
         if state.like is None:
@@ -166,26 +174,26 @@ class _Pages:
         try:
             return self.index.embedding(state.like)
         except LookupError as gone:
-            raise ValueError(f"address: 'like={state.like}' is no picture of this gallery, or none any more; choose "
-                             "another one") from gone
+            raise ValueError(f"address: 'like={state.like}' is not an image of this gallery, or was deleted; choose "
+                             "another image") from gone
 
     def _uploads(self) -> Uploads:
         if self.uploads is None:
-            raise ValueError("picture: cannot be searched for without the model; start `cerberus serve` with --run or "
-                             "--model, or choose a picture of the gallery")
+            raise ValueError("image: uploaded images need the model; start `cerberus serve` with --run or --model, or "
+                             "choose an image of the gallery")
         return self.uploads
 
     def _name(self, state: SearchState) -> str:
-        return "the picture" if state.like is None else self._names([state.like]).get(state.like, "the picture")
+        return "uploaded image" if state.like is None else self._names([state.like]).get(state.like, "deleted image")
 
     def _address(self, state: SearchState) -> str:
-        """The address of the query's picture, "" where there is none or it was deleted."""
+        """Return the address of the query image; "" if there is none or it was deleted."""
         if state.picture:
             return f"/picture/{state.picture}" if self.uploads is not None and state.picture in self.uploads else ""
         return f"/crop/{state.like}" if state.like is not None and self._names([state.like]) else ""
 
     def _names(self, rows: Sequence[int]) -> dict[int, str]:
-        """File names of pictures, without deleted ones."""
+        """Return the file names of images by row, without deleted images."""
         names = {}
         for row in rows:
             with contextlib.suppress(LookupError):
@@ -203,23 +211,23 @@ class _Pages:
             return None
 
     def _context(self, state: SearchState, hits: list[Hit], error: str) -> dict:
-        """Template variables beside the hits."""
+        """Return the variables of the page template."""
         vocabulary, groups, fitted = self.index.vocabulary, self.index.shape.groups, self.index.verification
         columns: dict[str, list] = {}
         for column in vocabulary.columns if vocabulary else ():
             columns.setdefault(column.group, []).append(column)
         group_of = {column.name: group for group, own in columns.items() for column in own}
-        compared = groups if state.has_picture else {group_of.get(name) for name in state.words}
+        described = groups if state.has_picture else {group_of.get(name) for name in state.words}
         gone = state.left_out(self.groups)
-        counted = [group for group in groups if group in compared and group not in gone]
+        compared = [group for group in groups if group in described and group not in gone]
         return {"gallery": self.index.images.name, "count": len(self.index), "groups": self.groups, "columns": columns,
                 "rates": sorted(fitted.thresholds, reverse=True) if fitted else [],
                 "gone": gone, "wanted": self._address(state), "uploads": self.uploads is not None,
-                "wanted_name": self._name(state), "counted": counted, "unknown": state.unknown(self.groups),
+                "wanted_name": self._name(state), "compared": compared, "unknown": state.unknown(self.groups),
                 "max_bytes": self.uploads.limits.max_bytes if self.uploads else 0,
                 "login": self.login is not None, "tops": sorted({*TOPS, state.top}), "group_of": group_of,
                 "said_groups": [group for group in groups
-                                if group in compared or group in state.out or group in state.weights],
+                                if group in described or group in state.out or group in state.weights],
                 "paths": [contact_sheet.shown_path(hit, self.index.images) for hit in hits],
                 "notes": contact_sheet.notes_of(hits, self.index.prior),
                 "names": contact_sheet.display_names(vocabulary),
@@ -228,15 +236,15 @@ class _Pages:
     def _page(self, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **context) -> Response:
         return HTMLResponse(self.templates.get_template(template).render(context), status, headers)
 
-    # Pictures.
+    # Images.
 
     def crop(self, request: Request) -> Response:
         try:
             image = read_image(self.index.path(request.path_params["row"]))
         except (LookupError, OverflowError):
-            return PlainTextResponse("no picture of this gallery, or none any more", 404)
+            return PlainTextResponse("not an image of this gallery, or it was deleted", 404)
         except Unreadable as error:
-            return PlainTextResponse(f"the picture {error.reason}", 404)
+            return PlainTextResponse(f"the image {error.reason}", 404)
         return Response(thumbnail(image), media_type="image/jpeg")
 
     def picture(self, request: Request) -> Response:
@@ -246,16 +254,15 @@ class _Pages:
             return PlainTextResponse(str(error), 404)
 
     async def take(self, request: Request) -> Response:
-        """Take an uploaded picture: the bytes of its file, without a name."""
+        """Receive an uploaded image: the bytes of its file, without the file name."""
         if self.uploads is None:
-            raise HTTPException(409, "pictures cannot be searched for without the model; start `cerberus serve` with "
-                                "--run or --model")
+            raise HTTPException(409, "uploaded images need the model; start `cerberus serve` with --run or --model")
         with self.sending.slot():
             data = await _body(request, self.uploads.limits.max_bytes)
             try:
                 token = await self.sending.run(self.uploads.add, data)
             except Unreadable as error:
-                raise HTTPException(422, f"the picture {error.reason}") from error
+                raise HTTPException(422, f"the image {error.reason}") from error
         return JSONResponse({"picture": token})
 
     # Login.
@@ -268,12 +275,12 @@ class _Pages:
         form = parse_qs((await _body(request, FORM_BYTES)).decode("utf-8", "replace"))
         wait = math.ceil(self.login.wait(address))
         if wait:
-            return self._login_page(request, f"Too early after failed tries; try again in {wait} seconds.", 429,
+            return self._login_page(request, f"Too many failed attempts; try again in {counted(wait, 'second')}.", 429,
                                     {"Retry-After": str(wait)})
         token = self.login.enter(address, *(form.get(name, [""])[0] for name in ("user", "password")),
                                  before=request.cookies.get(self.login.cookie))
         if token is None:
-            return self._login_page(request, "User or password is wrong.", 403)
+            return self._login_page(request, "Wrong user name or password.", 403)
         answer = RedirectResponse(with_query("/", request), 303)
         answer.set_cookie(self.login.cookie, token, max_age=LASTS, httponly=True, samesite="lax", secure=self.secure)
         return answer
@@ -290,7 +297,7 @@ class _Pages:
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint for a file in the folder of this module, read once: no request names a path."""
+    """Return an endpoint for a static file, which is read once; requests cannot choose a path."""
     content = (Path(__file__).parent / name).read_bytes()
 
     async def answer(request: Request) -> Response:
@@ -300,8 +307,12 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body of a request; ends with status 413 as soon as it is too long, and with 408 if it takes too long."""
-    too_much = HTTPException(413, f"what is sent has more than {most / 2**20:.2g} MiB; send less")
+    """Read the body of a request.
+
+    Raises:
+        HTTPException: with status 413 as soon as it is too long, and 408 if it takes too long.
+    """
+    too_much = HTTPException(413, f"the upload has more than {most / 2**20:.2g} MiB; choose a smaller file")
     if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
         raise too_much
     data = bytearray()
@@ -312,7 +323,7 @@ async def _body(request: Request, most: int) -> bytes:
                 if len(data) > most:
                     raise too_much
     except TimeoutError as error:
-        raise HTTPException(408, f"what is sent did not come within {PATIENCE} seconds; send less",
+        raise HTTPException(408, f"the upload took more than {PATIENCE} seconds; choose a smaller file",
                             {"Connection": "close"}) from error
     return bytes(data)
 
@@ -322,13 +333,13 @@ def _attached(name: str) -> dict[str, str]:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    known = {404: "nothing is here; start at /", 405: "not done this way; start at /"}
+    known = {404: "page not found; start at /", 405: "method not allowed; start at /"}
     return PlainTextResponse(known.get(error.status_code, error.detail), error.status_code, error.headers)
 
 
 def _left(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # for nobody: who sent it is gone
+    return Response(status_code=400)  # the client has disconnected
 
 
 def _broken(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("something went wrong here; the terminal of `cerberus serve` says what", 500)
+    return PlainTextResponse("internal error; see the terminal of `cerberus serve` for details", 500)

@@ -1,4 +1,4 @@
-"""Connections of the page: closed where the client lets the server wait, and limited in number for each client."""
+"""Connections of the page: slow connections are closed, and their number is limited per client."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .login import client_of
 
-SECONDS = 10.0  # for a client to send the head of a request, or to take `LEAST` of an answer
+SECONDS = 10.0  # for a client to send the head of a request, or to receive `LEAST` bytes of a response
 LEAST = 4096  # bytes
-MOST_OF_ONE = 128  # connections of one client; a browser keeps six, a proxy in front counts as one client
+MOST_OF_ONE = 128  # connections per client; a browser uses six, and a proxy counts as one client
 
 
 class Listener(socket.socket):
-    """A listening socket that closes connections of a client which has `MOST_OF_ONE` of them already.
+    """A listening socket that closes new connections of a client that already has `MOST_OF_ONE` connections.
 
-    They are counted as they are accepted, before TLS begins.
+    Connections are counted when they are accepted, before the TLS handshake.
+
+    Args:
+        listening: socket whose file descriptor is taken over.
     """
 
     def __init__(self, listening: socket.socket) -> None:
@@ -30,22 +33,23 @@ class Listener(socket.socket):
         self._open = [each for each in self._open if each[1].fileno() >= 0]
         if sum(client == other for other, _ in self._open) >= MOST_OF_ONE:
             connection.close()
-            raise ConnectionAbortedError("too many connections of one client")  # asyncio goes on to the next one
+            raise ConnectionAbortedError("too many connections of one client")  # asyncio accepts the next one
         self._open.append((client, connection))
         return connection, address
 
 
 class ImpatientProtocol(H11Protocol):
-    """An HTTP/1.1 connection that ends where the client lets the server wait for longer than `SECONDS`.
+    """An HTTP/1.1 connection that is closed if the server waits for the client for longer than `SECONDS`.
 
-    uvicorn limits the time between two requests alone, and no longer once a byte has come. Here the time counts until
-    the head of a request is complete, after an answer even if the rest of an unread body still comes, and while no
-    more than a trickle of an answer is taken. Whoever reads the body of a request limits the time for that.
+    uvicorn only limits the time between two requests, until the first byte arrives. This class also limits the time
+    until the head of a request is complete, the time after a response even if the rest of an unread body still
+    arrives, and the time in which the client receives less than `LEAST` bytes of a response. The time for the body of a
+    request is limited where it is read.
     """
 
     _look_again: asyncio.TimerHandle
-    _since = 0.0  # when the server last did not wait for the client, in the time of the event loop
-    _unsent = 0  # bytes of answers at that time
+    _since = 0.0  # time of the event loop at which the server last did not wait for the client
+    _unsent = 0  # unsent bytes of responses at that time
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -61,7 +65,7 @@ class ImpatientProtocol(H11Protocol):
         super().on_response_complete()
 
     def _look(self) -> None:
-        """Close the connection, or look again later."""
+        """Close the connection if it is too slow, else check again later."""
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         serving = self.cycle is not None and not self.cycle.response_complete
         taken = self._unsent - unsent

@@ -1,4 +1,4 @@
-"""Limits on slow work: a few threads at a time, some requests that wait, and a refusal for the rest."""
+"""Limits for slow requests: a few run in threads, some wait, and the others are rejected."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Result = TypeVar("Result")
 
 
 class ConcurrencyLimiter:
-    """Runs one kind of work in threads of its own, so that it holds up nothing else.
+    """Runs one kind of work in separate threads, so that it does not block other requests.
 
     Args:
-        at_once: number of threads.   most: requests that may run or wait.
-        refusal: the message for requests beyond these, answered with status 503.
+        at_once: number of threads.
+        most: maximum number of requests that run or wait.
+        refusal: message for further requests, sent with status 503.
     """
 
     def __init__(self, at_once: int, most: int, refusal: str) -> None:
@@ -28,11 +29,15 @@ class ConcurrencyLimiter:
 
     @cached_property
     def _threads(self) -> anyio.CapacityLimiter:
-        return anyio.CapacityLimiter(self._at_once)  # not before an event loop runs, older anyios have none without
+        return anyio.CapacityLimiter(self._at_once)  # older versions of anyio need a running event loop
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Count as one of the requests that run or wait. Called from the thread of the event loop only."""
+        """Count a request that runs or waits. Must be called in the thread of the event loop.
+
+        Raises:
+            HTTPException: with status 503 if there are too many.
+        """
         if self._taken >= self._most:
             raise HTTPException(503, self._refusal, {"Retry-After": "2"})
         self._taken += 1
@@ -42,5 +47,10 @@ class ConcurrencyLimiter:
             self._taken -= 1
 
     async def run(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Call a function in a thread as soon as one is free, and return its result."""
+        """Call a function in a thread as soon as one is free, and return its result.
+
+        Args:
+            work: function to call.
+            arguments: of the function.
+        """
         return await run_sync(work, *arguments, limiter=self._threads)

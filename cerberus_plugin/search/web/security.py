@@ -1,7 +1,7 @@
-"""Checks before every page (host name, origin, session) and the headers that restrict browsers.
+"""Checks of every request (host name, origin, session), and security headers.
 
-Starlette's TrustedHostMiddleware takes a fixed list of names; here every IP address is a valid host as well, since the
-addresses of a machine may change or be translated, and only a name can be pointed at it by somebody else.
+Starlette's TrustedHostMiddleware only accepts a fixed list of names. `Guard` also accepts every IP address, since the
+addresses of a machine can change or be translated, and DNS rebinding is only possible with names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
                                "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # under no-referrer a form would not tell where it comes from
+    "Referrer-Policy": "same-origin",  # with no-referrer, forms would be sent without an origin
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -32,12 +32,13 @@ OPEN = ("/login", "/page.css", "/icon.svg")  # without a session
 
 
 class Guard:
-    """ASGI middleware that answers only requests for an own host name, from the page itself, with a valid session.
+    """ASGI middleware that only accepts requests with a known host name, from the page itself, with a valid session.
 
     Args:
-        login: None where everybody may.
-        hosts: names by which the page may be called, beside addresses of the form 127.0.0.1. A page elsewhere whose
-            name is made to point here would come by that name; it could read all that needs no login.
+        app: the application.
+        login: required login; None for access without a login.
+        hosts: accepted host names, in addition to localhost and IP addresses. Without this check, a foreign page could
+            make its name point to this machine (DNS rebinding) and read everything that needs no login.
     """
 
     def __init__(self, app: ASGIApp, login: Login | None = None, hosts: Collection[str] = ()) -> None:
@@ -59,26 +60,27 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        # Pages hold their own address in each of their links: a long one would make a page of many times its size.
-        too_long = PlainTextResponse(f"the address has {length} bytes, expected at most {LONGEST}; start at /", 414)
+        # Each link of a page contains the address of the page, so a long address would create a very large page.
+        too_long = PlainTextResponse(f"the address has {length} bytes, expected at most {LONGEST}; start again at /",
+                                     414)
         answer = too_long if length > LONGEST else self._refusal(request) or self.app
         await answer(scope, receive, guarded)
 
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         if self.login is None and not self._own(host):
-            return PlainTextResponse(f"{host}: not a name of this page; call it by its address, or by "
+            return PlainTextResponse(f"{host}: not a host name of this page; use its IP address, or "
                                      f"{', '.join(sorted(self.hosts))}", 400)
         if not _from_the_page(request, host):
-            return PlainTextResponse("asked for by a page from elsewhere; open this page itself", 403)
-        path = request.scope["path"]  # that which is routed; older Starlettes make `request.url` of the Host as well
+            return PlainTextResponse("requests from other pages are not allowed; open this page directly", 403)
+        path = request.scope["path"]  # the routed path; `request.url` of older Starlettes depends on the Host
         if self.login is None or path in OPEN or self.login.knows(request.cookies.get(self.login.cookie)):
             return None
         if path == "/logout":
             return RedirectResponse("/login", 303)
         if request.method == "GET" and (path == "/" or _navigates(request)):
             return RedirectResponse(with_query("/login", request), 303)
-        return PlainTextResponse("log in at /login", 401)
+        return PlainTextResponse("not logged in; log in at /login", 401)
 
     def _own(self, host: str) -> bool:
         name = re.sub(r":\d*$", "", host).lower()
@@ -89,22 +91,27 @@ class Guard:
 
 
 def with_query(path: str, request: Request) -> str:
-    """An address here, with all that was asked for."""
+    """Return a path with the query string of a request.
+
+    Args:
+        path: of this page.
+        request: whose query string is appended.
+    """
     query = request.scope["query_string"].decode("latin-1")
     return f"{path}?{query}" if query else path
 
 
 def _from_the_page(request: Request, host: str) -> bool:
-    """Whether a page of this origin sent a request, or a person did by an address or a link."""
+    """Return whether a request comes from a page of this origin, or from navigation to an address or link."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if request.method in ("GET", "HEAD"):
         to_show_it = _navigates(request) and request.headers.get("sec-fetch-dest") == "document"
         return site in (None, "same-origin", "none") or to_show_it
-    # Sec-Fetch-Site cannot be made up by a page, but is sent to https and loopback only. Neither: no browser of today.
+    # Pages cannot forge Sec-Fetch-Site, but it is only sent to https and loopback; else browsers send Origin.
     return site == "same-origin" if site is not None else urlsplit(origin or "").netloc.lower() == host.lower() != ""
 
 
 def _navigates(request: Request) -> bool:
-    """Whether a browser goes to this address, and does not load it for another one."""
-    mode = request.headers.get("sec-fetch-mode")  # sent to https and loopback only
+    """Return whether a browser navigates to this address, and does not load it as part of another page."""
+    mode = request.headers.get("sec-fetch-mode")  # only sent to https and loopback
     return mode == "navigate" if mode is not None else "text/html" in request.headers.get("accept", "")

@@ -1,4 +1,4 @@
-"""Uploaded pictures: decoded within limits, embedded once, and kept in memory only."""
+"""Uploaded images: decoded within limits, embedded once, and stored in memory only."""
 
 from __future__ import annotations
 
@@ -16,22 +16,33 @@ from ..gallery.thumbnails import thumbnail
 if TYPE_CHECKING:
     from ..portable.encoder import Encoder
 
-MOST = 64
-LIMITS = Limits(max_bytes=8 * 2**20, max_pixels=16_000_000)  # less than in galleries: anybody may upload
+MOST = 64  # stored uploads
+LIMITS = Limits(max_bytes=8 * 2**20, max_pixels=16_000_000)  # lower than for galleries, since uploads are not trusted
 
 
 class Sent(NamedTuple):
-    """The embedding of an uploaded picture, float32 (E,), and a small JPEG of its pixels."""
+    """An uploaded image.
+
+    Attributes:
+        embedding: float32 (E,).
+        jpeg: thumbnail, the bytes of a JPEG file.
+    """
 
     embedding: np.ndarray
     jpeg: bytes
 
 
 class Uploads:
-    """Uploaded pictures by unguessable tokens; the least recently used ones are removed.
+    """Stores uploaded images by random tokens; the least recently used images are removed.
 
     Args:
-        most: how many are kept.
+        index: of the gallery.
+        encoder: model of the index.
+        limits: of image files.
+        most: maximum number of stored images.
+
+    Raises:
+        ValueError: if the encoder is not the model of the index.
     """
 
     def __init__(self, index: GalleryIndex, encoder: Encoder, limits: Limits = LIMITS, most: int = MOST) -> None:
@@ -40,11 +51,21 @@ class Uploads:
         self._index, self._encoder, self._most = index, encoder, most
         self._kept: OrderedDict[str, Sent] = OrderedDict()
         self._lock = threading.Lock()
-        self._encoding = threading.Lock()  # an encoder takes all there is of a machine
+        self._encoding = threading.Lock()  # one at a time, since an encoder uses all cores
 
     def add(self, data: bytes) -> str:
-        """The token of a picture from the bytes of its file; raises `Unreadable`."""
-        image = read_image(data, self.limits, "picture")
+        """Add an image.
+
+        Args:
+            data: bytes of the image file.
+
+        Returns:
+            its token.
+
+        Raises:
+            Unreadable: if it is not an image, or exceeds the limits.
+        """
+        image = read_image(data, self.limits, "image")
         with self._encoding:
             embedding = self._index.embed(self._encoder, image)
         sent = Sent(embedding, thumbnail(image))
@@ -60,9 +81,14 @@ class Uploads:
             return token in self._kept
 
     def get(self, token: str) -> Sent:
+        """Return the image of a token.
+
+        Raises:
+            ValueError: if there is none, or it was removed.
+        """
         with self._lock:
             if token not in self._kept:
-                raise ValueError("picture: not here any more; pictures that are searched for are kept in memory only, "
-                                 f"the last {self._most} of them. Choose it again")
+                raise ValueError(f"image: no longer available; only the last {self._most} uploaded images are stored, "
+                                 "in memory. Choose the image again")
             self._kept.move_to_end(token)
             return self._kept[token]

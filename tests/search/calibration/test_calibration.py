@@ -1,4 +1,4 @@
-"""Fitted probabilities: known temperatures are found again, errors are those worked by hand, thresholds keep rates."""
+"""Calibration: known temperatures are recovered, metrics equal values computed by hand, intervals cover the rates."""
 
 import json
 import math
@@ -20,59 +20,59 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def drawn_scores(temperature: float, count: int = 6000, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores, and rows drawn with the probabilities that they have at this temperature."""
+    """Draw scores, and classes with the probabilities of the scores at this temperature."""
     scores = 3 * torch.randn(count, rows, generator=generator())
     return scores, torch.multinomial((scores / temperature).softmax(dim=1), 1, generator=generator(1))[:, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_that_data_were_drawn_with_is_found(temperature):
+def test_the_temperature_of_simulated_data_is_recovered(temperature):
     scores, row = drawn_scores(temperature)
     right = F.one_hot(row, 6).bool()
     assert calibration.fit_temperature(scores, right, torch.arange(6000)) == pytest.approx(temperature, rel=0.05)
 
 
-def test_it_is_found_where_a_class_has_many_semantic_ids():
+def test_the_temperature_is_recovered_if_classes_have_several_semantic_ids():
     answers = torch.tensor([-1, 0, 0, 1, 1, 1])
     scores, row = drawn_scores(2.0)
     right = answers[row][:, None] == answers
-    scores = torch.cat([scores, torch.full((6000, 1), float("-inf"))], dim=1)  # one that may not be recognised
+    scores = torch.cat([scores, torch.full((6000, 1), float("-inf"))], dim=1)  # an answer that is not allowed
     right = F.pad(right, (0, 1), value=True)
     assert calibration.fit_temperature(scores, right, torch.arange(6000)) == pytest.approx(2, rel=0.08)
 
 
-def test_images_without_a_right_answer_tell_nothing_of_the_temperature():
+def test_images_without_a_correct_answer_are_ignored():
     scores, row = drawn_scores(2.0, 500)
     right, owner = F.one_hot(row, 6).bool(), torch.arange(500)
     more = torch.cat([scores, 9 * torch.randn(100, 6, generator=generator(2))])
     silent = torch.cat([right, torch.zeros(100, 6).bool()])
     assert calibration.fit_temperature(more, silent, torch.arange(600)) == calibration.fit_temperature(scores, right,
                                                                                                       owner)
-    with pytest.raises(ValueError, match="temperature: none of 100 images has a right answer"):
+    with pytest.raises(ValueError, match="temperature: none of 100 images has a correct answer"):
         calibration.fit_temperature(more[500:], silent[500:], torch.arange(100))
 
 
-def test_people_without_an_error_do_not_make_later_answers_certain():
-    """Eight people, four images each: nine in ten is all they show, 1 / (1 + exp(-3 / T)) = 0.9."""
+def test_without_errors_the_probability_is_limited_by_the_number_of_people():
+    """Eight people with four images each support a probability of 0.9 = 1 / (1 + exp(-3 / T))."""
     scores, right = torch.tensor([[3.0, 0.0]]).repeat(32, 1), torch.tensor([[True, False]]).repeat(32, 1)
     found = calibration.fit_temperature(scores, right, torch.arange(32) % 8)
     assert found == pytest.approx(3 / math.log(9), rel=1e-4)
 
 
-def test_scores_that_say_nothing_end_at_the_bound():
+def test_uninformative_scores_give_the_upper_bound():
     scores = 5 * torch.randn(4000, 2, generator=generator())
     right = F.one_hot(torch.arange(4000) % 2, 2).bool()
     found = calibration.fit_temperature(scores, right, torch.arange(4000))
     assert found == pytest.approx(calibration.BOUNDS[1], rel=1e-3)
 
 
-def test_of_two_listed_colours_each_is_right_and_of_none_the_answer_none():
+def test_each_of_two_listed_colours_is_correct_and_none_if_no_colour_is_listed():
     truth = torch.tensor([[True, True, False], [False, False, False], [False, False, True]])
     assert calibration.right_answers(truth).tolist() == [[False, True, True, False], [True, False, False, False],
                                                          [False, False, False, True]]
 
 
-def test_the_calibration_error_and_the_brier_score_are_those_worked_by_hand():
+def test_the_calibration_error_and_the_brier_score_equal_values_computed_by_hand():
     p = torch.tensor([0.6, 0.6, 0.6, 0.6, 0.9, 0.9, 0.9, 0.9])
     right = torch.tensor([1, 0, 1, 0, 1, 1, 1, 1]).bool()
     found = calibration.reliability(p, right, torch.arange(8), bins=2)
@@ -84,10 +84,10 @@ def test_the_calibration_error_and_the_brier_score_are_those_worked_by_hand():
     assert mean == pytest.approx(squares.mean().item()) and error == pytest.approx((squares.std() / 8**0.5).item())
     heavy = torch.tensor([3.0] * 4 + [1.0] * 4)
     assert calibration.reliability(p, right, torch.arange(8), bins=2, weights=heavy).ece == pytest.approx(0.1)
-    assert calibration.reliability(p[:4], right[:4], torch.arange(4)).share.tolist() == [1], "equals stay together"
+    assert calibration.reliability(p[:4], right[:4], torch.arange(4)).share.tolist() == [1], "one bin"
 
 
-def test_images_of_one_person_make_an_error_no_smaller():
+def test_more_images_of_the_same_people_do_not_reduce_the_standard_error():
     p = torch.rand(60, generator=generator())
     right = torch.rand(60, generator=generator(1)) < p**2
     owner = torch.arange(60)
@@ -98,7 +98,7 @@ def test_images_of_one_person_make_an_error_no_smaller():
     assert same.ece == pytest.approx(one.ece) and others.chance < 0.7 * one.chance
 
 
-def test_true_probabilities_show_the_error_of_chance():
+def test_the_calibration_error_of_true_probabilities_is_the_one_expected_by_chance():
     ratios = []
     for seed in range(20):
         p = torch.rand(300, generator=generator(seed))
@@ -108,9 +108,9 @@ def test_true_probabilities_show_the_error_of_chance():
     assert sum(ratios) / 20 == pytest.approx(1, abs=0.1)
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_different_shapes_and_invalid_probabilities_are_rejected():
     three = torch.arange(3)
-    with pytest.raises(ValueError, match=r"probabilities, right and identities are \(3,\), \(2,\), \(3,\)"):
+    with pytest.raises(ValueError, match=r"have the shapes \(3,\), \(2,\), \(3,\)"):
         calibration.reliability(torch.rand(3), torch.ones(2).bool(), three)
     with pytest.raises(ValueError, match=r"1 of 3 probabilities are outside \[0, 1\], such as 1.5"):
         calibration.brier(torch.tensor([0.5, 1.5, 1]), three > 0, three)
@@ -122,7 +122,7 @@ def reader_by_prototypes(**options) -> PrototypeReader:
     return PrototypeReader(table, rows, tau=0, **options)
 
 
-def test_a_columns_temperature_divides_the_cosine_scale_of_that_column_alone():
+def test_the_temperature_of_a_column_divides_only_its_cosine_scale():
     embeddings = torch.randn(7, 30, generator=generator())
     bare, half = reader_by_prototypes(cosine_scale=16.0), reader_by_prototypes(cosine_scale=8.0)
     names = [column.name for column in MARKET1501.columns]
@@ -143,7 +143,7 @@ def test_a_columns_temperature_divides_the_cosine_scale_of_that_column_alone():
     assert torch.allclose(scores, 16 * bare.cosines(embeddings)[group]) and len(answers) == scores.shape[1]
 
 
-def test_a_columns_temperature_divides_its_logits():
+def test_the_temperature_of_a_column_divides_its_logits():
     sizes = MARKET1501.column_sizes
     weight, bias = torch.randn(sum(sizes), 5, generator=generator()), torch.zeros(sum(sizes))
     embeddings = torch.randn(4, 5, generator=generator(1))
@@ -160,20 +160,20 @@ def test_a_columns_temperature_divides_its_logits():
 
 @pytest.mark.parametrize(("temperatures", "message"), [({"sleeves": 1.0}, "'sleeves' is not a column of market1501"),
                                                        ({"hat": 0.0}, "of 'hat' is 0.0, expected a positive")])
-def test_temperatures_of_nothing_are_refused(temperatures, message):
+def test_temperatures_of_unknown_columns_and_invalid_temperatures_are_rejected(temperatures, message):
     with pytest.raises(ValueError, match=message):
         reader_by_prototypes(temperatures=temperatures)
 
 
 def people(identities: int, images: int = 6, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings, pids and camids of people, each seen by two cameras."""
+    """Draw embeddings, pids and camids of people, with two cameras."""
     pids = torch.arange(identities).repeat_interleave(images)
     centres = torch.randn(identities, 8, generator=generator())
     embeddings = centres[pids] + spread * torch.randn(len(pids), 8, generator=generator(1))
     return embeddings, pids, torch.arange(len(pids)) % 2
 
 
-def test_pairs_are_those_of_different_cameras_once():
+def test_each_pair_of_images_from_different_cameras_is_scored_once():
     embeddings, pids, camids = people(5)
     pairs = calibration.collect_pairs(image_scores, embeddings, pids, camids)
     scores = image_scores(embeddings, embeddings)
@@ -187,12 +187,12 @@ def test_pairs_are_those_of_different_cameras_once():
     assert pairs.there == len(expected[False]) and (pairs.owners[:, 0] != pairs.owners[:, 1]).all()
     drawn = calibration.collect_pairs(image_scores, embeddings, pids, camids, most=60)
     assert len(drawn.same) == len(pairs.same) and drawn.there == pairs.there and 30 < len(drawn.different) < 90
-    with pytest.raises(ValueError, match="0 pairs of one person and 9 of two, under different cameras"):
+    with pytest.raises(ValueError, match="found 0 pairs of images of one person and 9 pairs of different people"):
         calibration.collect_pairs(image_scores, embeddings[::6], pids[::6], torch.tensor([0, 1, 2, 0, 3]))
 
 
-def test_the_line_of_two_bells_is_their_likelihood_ratio():
-    """log N(s; 1, 1) / N(s; -1, 1) = 2 s, however many pairs there are of each kind."""
+def test_the_fit_of_two_normal_distributions_is_their_log_likelihood_ratio():
+    """log N(s; 1, 1) / N(s; -1, 1) = 2 s, independent of the number of pairs of each kind."""
     same = torch.randn(3000, generator=generator()) + 1
     different = torch.randn(60000, generator=generator(1)) - 1
     slope, intercept = calibration.fit_logistic(same, different)
@@ -208,38 +208,38 @@ def test_a_prior_multiplies_the_odds():
         p = calibration.same_person_probability(0.7, 20, -10, prior)
         odds[prior] = p / (1 - p)
     assert odds[0.5] == pytest.approx(math.exp(4)) and odds[0.001] == pytest.approx(math.exp(4) / 999)
-    for score in (0.0, 0.5, 0.7, 40.0, -40.0):  # as precise far out as scipy's
+    for score in (0.0, 0.5, 0.7, 40.0, -40.0):  # as precise in the tails as scipy
         assert calibration.same_person_probability(score, 20, -10) == pytest.approx(expit(20 * score - 10), rel=1e-12)
-    with pytest.raises(ValueError, match="the prior is 1.0, expected a probability between 0 and 1, without both"):
+    with pytest.raises(ValueError, match="the prior is 1.0, expected a probability greater than 0 and less than 1"):
         calibration.same_person_probability(0.7, 20, -10, 1.0)
 
 
-def test_scores_that_part_people_altogether_give_a_finite_line_and_others_none():
+def test_separable_scores_give_a_finite_slope_and_uninformative_scores_an_error():
     slope, intercept = calibration.fit_logistic(torch.linspace(0.8, 0.9, 50), torch.linspace(0, 0.1, 500))
     assert calibration.same_person_probability(0.85, slope, intercept) == pytest.approx(51 / 52, abs=0.01)
     for same, different in ((torch.linspace(0, 1, 50), torch.linspace(0.5, 1.5, 500)),
                             (torch.full((20,), 0.7), torch.full((50,), 0.7))):
-        with pytest.raises(ValueError, match="pairs of one person score no higher than pairs of two"):
+        with pytest.raises(ValueError, match="pairs of one person do not score higher than pairs of different people"):
             calibration.fit_logistic(same, different)
 
 
-def test_intervals_of_rates_know_that_pairs_share_people():
+def test_intervals_of_rates_take_into_account_that_pairs_share_people():
     embeddings, pids, camids = people(30, spread=0.2)
     pairs = calibration.collect_pairs(image_scores, embeddings, pids, camids)
     share, low, high = calibration.false_match_rate(pairs, 0.5)
     n = len(pairs.different)
     assert share == (pairs.different >= 0.5).double().mean() and low < share < high
-    assert high - low > 3 * 2 * 1.96 * (share * (1 - share) / n)**0.5, "independent pairs would say much less"
+    assert high - low > 3 * 2 * 1.96 * (share * (1 - share) / n)**0.5, "shorter for independent pairs"
     share, low, high = calibration.true_match_rate(pairs, 0.95)
     assert share == (pairs.same >= 0.95).double().mean() and low < share < high
     share, low, high = calibration.true_match_rate(pairs, 0.0)
     assert (share, high) == (1, 1) and low == pytest.approx(0.025**(1 / len(pairs.same)))
     share, low, high = calibration.false_match_rate(pairs, 1.1)
-    assert (share, low) == (0, 0) and high == pytest.approx(1 - 0.025**(1 / n)), "none seen is not none"
+    assert (share, low) == (0, 0) and high == pytest.approx(1 - 0.025**(1 / n)), "the upper limit is above 0"
 
 
-def test_the_bootstrap_draws_people_not_pairs():
-    """Two people who are always taken for one another, among twenty: drawn both or not at all."""
+def test_the_bootstrap_samples_people_not_pairs():
+    """Two of twenty people are always confused; a sample contains their pair only if it contains both."""
     a, b = torch.triu_indices(20, 20, 1)
     swapped = ((a == 0) & (b == 1)).float()
     pairs = ScoredPairs(torch.ones(20), torch.arange(20), swapped, torch.stack([a, b], dim=1), 190)
@@ -250,9 +250,9 @@ def test_the_bootstrap_draws_people_not_pairs():
     assert share == 1 / 190 and low == 0 and high == pytest.approx(rates.quantile(0.975).item())
 
 
-def test_a_file_that_is_no_calibration_is_refused(tmp_path):
+def test_an_invalid_calibration_file_is_rejected(tmp_path):
     path = tmp_path / "calibration.json"
-    for content, message in (("{", "not valid JSON"), ("[]", "no calibration that can be read"),
+    for content, message in (("{", "not valid JSON"), ("[]", "not a valid calibration file"),
                              ('{"format": 9}', "its format is 9, expected 2"), ('{"format": 2}', "has no 'columns'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -266,5 +266,5 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path):
     found = Calibration.read(path)
     assert found.withhold_below == {"hat": math.inf} and found.verification.threshold(0.01) == 0.7
     assert found.verification.probability(0.5) == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="false-match rate 1e-06: not calibrated, there are 0.01"):
+    with pytest.raises(ValueError, match="false-match rate 1e-06: not calibrated; calibrated rates: 0.01"):
         found.verification.threshold(1e-6)

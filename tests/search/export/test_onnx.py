@@ -1,4 +1,4 @@
-"""Exported models: equal to their run, complete in one file, and refused where they are not equal."""
+"""Exported models: equal to their run, complete in one file, and not written if they differ."""
 
 import json
 import math
@@ -31,12 +31,12 @@ TEMPERATURES = {"gender": 0.5, "upper colour": 2.0}
 CALIBRATION = Calibration(TEMPERATURES, {"gender": 0.1, "upper colour": math.inf},
                           Verification(20.0, -16.0, 0.5, "cosine", (), {0.01: 0.9}), record={})
 
-pytestmark = pytest.mark.slow  # one translation into ONNX takes seconds
+pytestmark = pytest.mark.slow  # each export takes seconds
 
 
 @pytest.fixture(scope="module", autouse=True)
 def calibrated():
-    """The shared run as if it were calibrated."""
+    """Give the shared run a calibration."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CerberusPredictor, "calibration", CALIBRATION)
         yield
@@ -49,7 +49,7 @@ def crops(market_root) -> Path:
 
 @pytest.fixture(scope="module")
 def paths(crops) -> list[str]:
-    return CerberusPredictor.pictures(crops)
+    return CerberusPredictor.images(crops)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def torch_encoder(predictor):
 
 @pytest.fixture(scope="module")
 def exported(run, crops, tmp_path_factory):
-    """The file of the shared run, and what the export has said of it."""
+    """The file of the shared run, and the result of the export."""
     path = tmp_path_factory.mktemp("exported") / "deep" / "model.onnx"
     return path, export(run.cfg.OUTPUT_DIR, path, crops)
 
@@ -81,7 +81,7 @@ def encoder(exported):
 
 @pytest.fixture
 def changed(exported, tmp_path):
-    """The exported file after changes to its parsed model."""
+    """Write a modified copy of the exported file."""
     def change(edit) -> Path:
         model = onnx.load(exported[0])
         edit(model)
@@ -97,7 +97,7 @@ def set_metadata(model, key: str, edit) -> None:
 
 
 def change_initializer(model, which, edit) -> None:
-    """Replace the values of every initialiser of which `which(name, values)` is true."""
+    """Replace the values of the only initializer for which `which(name, values)` is true."""
     changed = 0
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
@@ -107,7 +107,7 @@ def change_initializer(model, which, edit) -> None:
     assert changed == 1, changed
 
 
-def test_an_exported_model_gives_the_runs_embeddings_and_attributes(exported, encoder, predictor, paths, images):
+def test_an_exported_model_has_the_embeddings_and_attributes_of_the_run(exported, encoder, predictor, paths, images):
     assert exported[1].holds and exported[1].pictures == len(paths)
     embeddings = encoder.encode(images)
     assert embeddings == pytest.approx(predictor.embed(paths).numpy(), abs=1e-5)
@@ -117,7 +117,7 @@ def test_an_exported_model_gives_the_runs_embeddings_and_attributes(exported, en
     assert {answer.abstained for answer in row.values()} == {True, False}
 
 
-def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, images):
+def test_both_encoders_of_a_model_have_the_same_attributes(encoder, torch_encoder, images):
     for name in ("fingerprint", "dim", "groups", "metric", "lasting_groups", "verification"):
         assert getattr(encoder, name) == getattr(torch_encoder, name)
     assert encoder.groups == GROUPS and len(encoder.fingerprint) == 64
@@ -128,7 +128,7 @@ def test_both_encoders_of_a_model_say_the_same_of_it(encoder, torch_encoder, ima
         assert one.encode([]).shape == (0, one.dim) and one.encode([]).dtype == np.float32
 
 
-def test_the_graph_itself_gives_attributes_to_programs_without_the_vocabulary(exported, encoder, images):
+def test_the_graph_predicts_attributes_without_the_vocabulary(exported, encoder, images):
     outputs = encoder.run(images)
     assert (outputs["answers"] == encoder.vocabulary.nearest(outputs["embedding"])).all()
     shares = np.concatenate(encoder.vocabulary.probabilities(outputs["embedding"]), axis=1)
@@ -140,13 +140,12 @@ def test_the_graph_itself_gives_attributes_to_programs_without_the_vocabulary(ex
     assert sum(len(column["classes"]) for column in columns) == shares.shape[1]
 
 
-def test_any_number_of_images_gives_the_same_rows(exported, images):
+def test_embeddings_do_not_depend_on_the_batch_size(exported, images):
     rows = ExportedEncoder(exported[0], batch_size=1, providers=["CPUExecutionProvider"]).encode(images)
     assert ExportedEncoder(exported[0], batch_size=7).encode(images) == pytest.approx(rows, abs=1e-5)
 
 
-def test_an_exported_model_runs_where_torch_is_not_installed_and_reports_to_nobody(exported, encoder, images, paths,
-                                                                                   tmp_path):
+def test_an_exported_model_runs_without_torch_and_without_telemetry(exported, encoder, images, paths, tmp_path):
     code = WITHOUT_TORCH + """
 import json
 from cerberus_plugin.search.portable import ExportedEncoder, read_image
@@ -154,7 +153,7 @@ encoder = ExportedEncoder(sys.argv[1], threads=1)
 embedding = encoder.encode([read_image(sys.argv[2])])
 print(json.dumps([embedding[0].tolist(), encoder.vocabulary.recognise(embedding)[0]]))
 """
-    # onnxruntime keeps the session of its reports in a file there; on servers of CI it makes none.
+    # The telemetry of onnxruntime writes a file to TMPDIR, except on CI servers.
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run([sys.executable, "-c", code, str(exported[0]), paths[0]], capture_output=True, text=True,
                           cwd=ROOT, env=environment | {"TMPDIR": str(tmp_path)})
@@ -167,20 +166,20 @@ print(json.dumps([embedding[0].tolist(), encoder.vocabulary.recognise(embedding)
         name: answer.value for name, answer in encoder.vocabulary.recognise(here)[0].items()}
 
 
-def test_the_file_is_one_and_names_no_folder_of_the_machine_that_made_it(exported):
+def test_the_export_is_one_file_without_paths_of_the_machine(exported):
     assert os.listdir(exported[0].parent) == [exported[0].name]
     for word in (str(ROOT), "cerberus_plugin/", "site-packages", sys.prefix):
         assert word.encode() not in exported[0].read_bytes()
 
 
-def test_a_fingerprint_is_of_weights_and_of_settings_that_change_embeddings(predictor, monkeypatch):
+def test_a_fingerprint_depends_on_weights_and_on_settings_that_affect_embeddings(predictor, monkeypatch):
     before = fingerprint_of(predictor)
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
     predictor.cfg.MODEL.DEVICE, predictor.cfg.MODEL.WEIGHTS = "cuda", "elsewhere.pth"
     predictor.cfg.INPUT.SIZE_TEST = tuple(predictor.cfg.INPUT.SIZE_TEST)
     predictor.cfg.TEST.AUTOCAST, predictor.cfg.SOLVER.MAX_EPOCH = "bfloat16", 99
     assert fingerprint_of(predictor) == before
-    with monkeypatch.context() as later:  # a version that knows one key more
+    with monkeypatch.context() as later:  # a version with one more key
         known = {**config.defaults(), "MODEL.LATER_KEY": 0}
         later.setattr(config, "defaults", lambda: known)
         predictor.cfg.MODEL.LATER_KEY = 0
@@ -234,7 +233,7 @@ def other_run(model) -> None:
 @pytest.mark.parametrize("edit, wrong", [
     (flip_channels, {"cosine", "places"}), (age_by_one, {"answers"}), (flatten_probabilities, {"probability"}),
     (other_vocabulary, {"answers"}), (other_run, {"same_model"})], ids=lambda value: getattr(value, "__name__", ""))
-def test_a_file_that_computes_something_else_is_told_by_its_figures(changed, torch_encoder, paths, edit, wrong):
+def test_the_comparison_detects_a_file_with_other_results(changed, torch_encoder, paths, edit, wrong):
     agreement = compare(ExportedEncoder(changed(edit), batch_size=4), torch_encoder, paths)
     assert not agreement.holds
     bad = {"cosine": agreement.cosine < 0.9999, "places": agreement.places > 0, "answers": agreement.answers > 0,
@@ -242,29 +241,29 @@ def test_a_file_that_computes_something_else_is_told_by_its_figures(changed, tor
     assert wrong <= {name for name, is_bad in bad.items() if is_bad}
 
 
-def test_a_file_without_the_runs_vocabulary_has_every_attribute_wrong(exported, torch_encoder, paths):
+def test_without_the_vocabulary_all_attributes_count_as_different(exported, torch_encoder, paths):
     encoder = ExportedEncoder(exported[0])
     encoder.vocabulary = None
     assert compare(encoder, torch_encoder, paths).answers == len(paths) * len(MARKET1501.columns)
 
 
-def test_a_wrong_export_is_refused_with_the_numbers_and_leaves_the_former_file(exported, run, crops, tmp_path,
-                                                                               monkeypatch):
+def test_a_wrong_export_is_rejected_with_its_differences_and_keeps_the_previous_file(exported, run, crops, tmp_path,
+                                                                                     monkeypatch):
     model = onnx.load(exported[0])
     flip_channels(model)
     monkeypatch.setattr("cerberus_plugin.search.export.onnx.build", lambda encoder: model)
-    (tmp_path / "model.onnx").write_text("the former one")
+    (tmp_path / "model.onnx").write_text("the previous file")
     with pytest.raises(ExportMismatch, match=r"model.onnx: not written.* lowest cosine -?0\.\d+ \(at least 0.9999\)"):
         export(run.cfg.OUTPUT_DIR, tmp_path / "model.onnx", crops)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert (tmp_path / "model.onnx").read_text() == "the former one"
+    assert (tmp_path / "model.onnx").read_text() == "the previous file"
 
 
-def test_places_are_counted_where_order_differs_by_more_than_rounding():
+def test_differences_of_rankings_are_counted_except_for_rounding():
     right = np.array([[9, 0.5, 0.4, 0.3], [9, 9, 9, 9], [9, 9, 9, 9], [9, 9, 9, 9]])
     assert places_out_of_order(right, right) == 0
     wrong = right.copy()
-    wrong[0] = [9, 0.3, 0.4, 0.5]  # the second and the third come after what is to come later
+    wrong[0] = [9, 0.3, 0.4, 0.5]  # the second and the third are in the wrong order
     assert places_out_of_order(wrong, right) == 2
     rounding, nearly = right.copy(), right.copy()
     rounding[0, 2], nearly[0, 2] = 0.5 + 1e-9, 0.5 - 1e-6
@@ -273,13 +272,13 @@ def test_places_are_counted_where_order_differs_by_more_than_rounding():
 
 @pytest.mark.parametrize("figures", [{"cosine": 0.99989}, {"places": 1}, {"answers": 1}, {"probability": 0.002},
                                      {"same_model": False}])
-def test_agreement_needs_every_figure(figures):
+def test_agreement_requires_all_criteria(figures):
     good = {"pictures": 3, "cosine": 0.99999, "places": 0, "answers": 0, "probability": 1e-6, "same_model": True}
     assert Agreement(**good).holds and not Agreement(**good | figures).holds
     assert ("fingerprints differ" in str(Agreement(**good | figures))) == ("same_model" in figures)
 
 
-def test_a_baseline_exports_its_embedding_alone(small_config, images, paths, tmp_path):
+def test_a_baseline_only_exports_its_embedding(small_config, images, paths, tmp_path):
     cfg = small_config("MODEL.HEADS.NUM_CLASSES", 4, file="configs/Market1501/bot_R50.yml")
     Path(cfg.OUTPUT_DIR).mkdir()
     torch.manual_seed(0)
@@ -296,7 +295,7 @@ def test_a_baseline_exports_its_embedding_alone(small_config, images, paths, tmp
 
 
 class Powers(torch.nn.Module):
-    """As the heads do it: an exponent named by a word of Python's own; `count` says how many images there are."""
+    """A module with a parameter named by a Python keyword, as in the heads; `count` returns the number of images."""
 
     def __init__(self, count) -> None:
         super().__init__()
@@ -319,7 +318,7 @@ def powers(torch_encoder):
     return build_with
 
 
-def test_names_that_python_keeps_for_itself_are_exported_and_given_back(powers, tmp_path, images):
+def test_parameters_named_by_keywords_are_exported_and_restored(powers, tmp_path, images):
     model, graph = powers(lambda rows: rows.shape[0])
     assert isinstance(model.exponents, torch.nn.ParameterDict) and list(model.state_dict()) == ["exponents.global"]
     onnx.save(graph, tmp_path / "powers.onnx")
@@ -327,12 +326,12 @@ def test_names_that_python_keeps_for_itself_are_exported_and_given_back(powers, 
     assert ExportedEncoder(tmp_path / "powers.onnx").encode(images[:1]) == pytest.approx(pixels.reshape(1, -1) ** 2)
 
 
-def test_a_graph_of_a_fixed_batch_is_refused(powers):
-    with pytest.raises(ExportMismatch, match="takes batches of 2 images alone; a part of it counts them by len"):
+def test_a_graph_with_a_fixed_batch_size_is_rejected(powers):
+    with pytest.raises(ExportMismatch, match="only supports batches of 2 images"):
         powers(len)
 
 
-def test_embeddings_compared_by_distance_keep_their_length():
+def test_embeddings_of_models_with_euclidean_distance_are_not_normalised():
     class Doubling(torch.nn.Module):
         def forward(self, batch):
             return 2 * batch["images"].flatten(1)
@@ -349,7 +348,7 @@ def test_euclidean_ranks_are_by_distance():
     assert _scores(np.array([[0.0, 0], [3, 4]], dtype=np.float32), "euclidean").tolist() == [[0, -5], [-5, 0]]
 
 
-def test_the_command_says_what_it_has_checked(exported, run, crops, tmp_path, monkeypatch, capsys, log):
+def test_the_command_prints_the_comparison(exported, run, crops, tmp_path, monkeypatch, capsys, log):
     (tmp_path / "crops").mkdir()
     for path in sorted(crops.iterdir())[:6]:
         (tmp_path / "crops" / path.name).write_bytes(path.read_bytes())
@@ -363,12 +362,12 @@ def test_the_command_says_what_it_has_checked(exported, run, crops, tmp_path, mo
     monkeypatch.setattr("cerberus_plugin.search.export.onnx.LARGEST_DIFFERENCE", 1.0)
     cli.main(["export", "--run", run.cfg.OUTPUT_DIR, "--output", str(output), "--images", str(tmp_path / "crops"),
               "--pictures", "4"])
-    assert f"wrote {output}; 3 pictures: lowest cosine " in capsys.readouterr().out
-    assert "left out of the check" in log.text and "zzz.jpg: is no picture" in log.text
+    assert f"wrote {output}; 3 images: lowest cosine " in capsys.readouterr().out
+    assert "skipped in the check: " in log.text and "zzz.jpg: " in log.text
 
 
-def test_misuse_of_the_export_is_named(run, torch_encoder, crops, paths, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="export: 2 readable pictures to check the model on, expected at least 3"):
+def test_errors_of_the_export_are_reported(run, torch_encoder, crops, paths, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="export: found 2 readable images to check the model on, expected at least 3"):
         export(run.cfg.OUTPUT_DIR, tmp_path / "model.onnx", paths[:2])
     monkeypatch.setattr(torch_encoder.predictor, "cfg", torch_encoder.predictor.cfg.clone())
     torch_encoder.predictor.cfg.INPUT.SIZE_TEST = [48]
@@ -384,9 +383,7 @@ def test_misuse_of_the_export_is_named(run, torch_encoder, crops, paths, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_predictor_computes_in_float32_when_it_is_to_be_precise(run):
-    pass
-
+def test_a_precise_predictor_computes_in_float32(run):
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "computes_in_half", lambda device: True)

@@ -1,4 +1,4 @@
-"""An index whose files are missing, cut short or altered: found, named, and made anew; never another answer."""
+"""Damaged index files: detected, reported and repaired, without changing results."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy of an index with its pictures: 20 rows in parts of 8, 8 and 4."""
+    """A copy of an index with its images: 20 rows in parts of 8, 8 and 4."""
     shutil.copytree(whole / "index", tmp_path / "index")
     record = json.loads((tmp_path / "index/index.json").read_text())
     (tmp_path / "crops").symlink_to(record["images"])
@@ -88,7 +88,7 @@ NOTICED_LATER = (half_zeroed, flipped, swapped)  # the size is as it was
 
 @pytest.mark.parametrize("what", ["embeddings", "answers"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_named_by_searches_and_made_anew_by_the_next_index(whole, folder, damage, what):
+def test_a_damaged_part_is_reported_by_searches_and_repaired_by_the_next_build(whole, folder, damage, what):
     path = folder / f"index/parts/000001.{what}.npy"
     expected = GalleryIndex.open(whole / "index", Words())
     damage(path)
@@ -98,14 +98,14 @@ def test_a_damaged_part_is_named_by_searches_and_made_anew_by_the_next_index(who
         index.search(RED_HEAD, top=20)
     assert "pickle" not in str(raised.value)
     index, encoder = again(folder)
-    assert encoder.count == (8 if what == "embeddings" else 0)  # the lost part alone, and no picture for its answers
+    assert encoder.count == (8 if what == "embeddings" else 0)  # only the lost part; attributes need no images
     assert [error.path.name for error in index.lost][:1] == [path.name] and index.summary == (0, 0, 0, 0, 20)
     assert sorted(map(str, answers_of(index))) == sorted(map(str, answers_of(expected)))
     after, encoder = again(folder)
     assert (encoder.count, after.lost) == (0, [])
 
 
-def test_a_part_that_is_cut_short_beneath_a_search_ends_the_search_and_not_the_process(folder):
+def test_a_part_truncated_during_a_search_raises_an_error_and_does_not_end_the_process(folder):
     index = GalleryIndex.open(folder / "index", Words())
     before = answers_of(index)
     path = folder / "index/parts/000001.embeddings.npy"
@@ -118,7 +118,7 @@ def test_a_part_that_is_cut_short_beneath_a_search_ends_the_search_and_not_the_p
     assert answers_of(index) == before
 
 
-def test_pictures_of_a_lost_part_that_have_gone_meanwhile_leave_the_index(tmp_path):
+def test_deleted_images_of_a_lost_part_are_removed_from_the_index(tmp_path):
     crops = draw_many(tmp_path / "crops", 20)
     build(tmp_path, BandEncoder()).close()
     missing(tmp_path / "index/parts/000001.embeddings.npy")
@@ -128,7 +128,7 @@ def test_pictures_of_a_lost_part_that_have_gone_meanwhile_leave_the_index(tmp_pa
     assert index.summary == (0, 0, 1, 0, 19) and encoder.count == 7 and crops[8].name not in stored(index)
 
 
-def test_an_index_whose_pictures_are_away_keeps_the_record_of_a_lost_part(tmp_path):
+def test_an_index_whose_image_folder_is_missing_keeps_the_record_of_a_lost_part(tmp_path):
     draw_many(tmp_path / "crops", 20)
     build(tmp_path, BandEncoder()).close()
     missing(tmp_path / "index/parts/000001.embeddings.npy")
@@ -141,7 +141,7 @@ def test_an_index_whose_pictures_are_away_keeps_the_record_of_a_lost_part(tmp_pa
 
 
 def in_format_2(folder):
-    """The index as versions without checksums wrote it."""
+    """Convert the index to format 2, which has no checksums."""
     path = folder / "index/index.json"
     record = json.loads(path.read_text())
     del record["checksum"], record["follow_links"]
@@ -151,7 +151,7 @@ def in_format_2(folder):
     base.close()
 
 
-def test_an_index_without_checksums_is_searched_and_has_them_from_the_next_update_on(whole, folder):
+def test_an_index_without_checksums_can_be_searched_and_the_next_update_adds_them(whole, folder):
     in_format_2(folder)
     expected = answers_of(GalleryIndex.open(whole / "index", Words()))
     assert answers_of(GalleryIndex.open(folder / "index", Words())) == expected
@@ -159,12 +159,12 @@ def test_an_index_without_checksums_is_searched_and_has_them_from_the_next_updat
     assert (encoder.count, index.lost) == (0, []) and answers_of(index) == expected
     assert json.loads((folder / "index/index.json").read_text())["format"] == 3
     flipped(folder / "index/parts/000002.embeddings.npy")
-    with pytest.raises(Damaged, match="000002.embeddings.npy: is altered"):
+    with pytest.raises(Damaged, match="000002.embeddings.npy: was modified"):
         answers_of(GalleryIndex.open(folder / "index", Words()))
 
 
 @pytest.mark.parametrize("damage", [missing, cut, empty, longer])
-def test_an_index_without_checksums_still_knows_the_sizes_of_its_parts(folder, damage):
+def test_without_checksums_the_sizes_of_parts_are_still_checked(folder, damage):
     in_format_2(folder)
     damage(folder / "index/parts/000001.embeddings.npy")
     with pytest.raises(Damaged, match="000001.embeddings.npy"):
@@ -173,7 +173,7 @@ def test_an_index_without_checksums_still_knows_the_sizes_of_its_parts(folder, d
     assert encoder.count == 8 and len(index.lost) == 1
 
 
-def test_an_update_makes_anew_embeddings_without_checksums_that_were_zeroed(whole, folder):
+def test_an_update_repairs_zeroed_embeddings_without_checksums(whole, folder):
     in_format_2(folder)
     half_zeroed(folder / "index/parts/000001.embeddings.npy")
     index, encoder = again(folder)
@@ -181,14 +181,14 @@ def test_an_update_makes_anew_embeddings_without_checksums_that_were_zeroed(whol
     assert answers_of(index) == answers_of(GalleryIndex.open(whole / "index", Words()))
 
 
-def test_an_index_without_checksums_is_compacted_to_one_with_them(folder):
+def test_compacting_adds_checksums(folder):
     in_format_2(folder)
     index = GalleryIndex.open(folder / "index", Words())
     before = answers_of(index)
     index.compact(part_rows=20)
     assert answers_of(index) == before
     flipped(next((folder / "index/parts").glob("*.embeddings.npy")))
-    with pytest.raises(Damaged, match="embeddings.npy: is altered"):
+    with pytest.raises(Damaged, match="embeddings.npy: was modified"):
         answers_of(GalleryIndex.open(folder / "index", Words()))
 
 
@@ -196,9 +196,9 @@ def test_an_index_without_checksums_is_compacted_to_one_with_them(folder):
                                     lambda path: path.write_text(path.read_text().replace("crops", "crocs")),
                                     lambda path: path.write_text("[1, 2]"),
                                     lambda path: path.write_bytes(b"\xff\xfe{")])
-def test_an_altered_record_is_named_with_what_to_do(folder, damage):
+def test_a_modified_record_is_reported_with_a_remedy(folder, damage):
     damage(folder / "index/index.json")
-    with pytest.raises(ValueError, match=r"index\.json: .*(delete the index and build it anew|build the index anew)"):
+    with pytest.raises(ValueError, match=r"index\.json: .*(delete the index and build it|build the index) again"):
         GalleryIndex.open(folder / "index")
 
 
@@ -207,21 +207,21 @@ def halved(path):
 
 
 @pytest.mark.parametrize("damage", [halved, empty, half_zeroed, lambda path: path.write_bytes(b"no database" * 1000)])
-def test_damaged_rows_are_named_with_what_to_do(folder, damage):
+def test_a_damaged_table_of_images_is_reported_with_a_remedy(folder, damage):
     damage(folder / "index/rows.sqlite")
     for attempt in (lambda: answers_of(GalleryIndex.open(folder / "index", Words())), lambda: again(folder)):
-        with pytest.raises(Damaged, match=r"rows\.sqlite: .*delete the index and build it anew by `cerberus index`"):
+        with pytest.raises(Damaged, match=r"rows\.sqlite: .*delete the index and build it again with `cerberus index`"):
             attempt()
 
 
-def test_rows_that_cannot_be_begun_are_named_with_what_to_do(tmp_path):
+def test_a_table_of_images_that_cannot_be_opened_is_reported_with_a_remedy(tmp_path):
     draw_many(tmp_path / "crops", 1)
     (tmp_path / "index/rows.sqlite").mkdir(parents=True)
-    with pytest.raises(RuntimeError, match=r"index/rows\.sqlite: unable to open .*; see that its disk has room"):
+    with pytest.raises(RuntimeError, match=r"index/rows\.sqlite: unable to open .*; check that the disk has"):
         build(tmp_path, BandEncoder())
 
 
-def test_values_in_the_rows_that_cannot_be_are_named_and_not_taken_for_a_fault_of_the_program(folder):
+def test_invalid_values_in_the_table_of_images_are_reported_as_damage(folder):
     for change in ("UPDATE rows SET place = 99 WHERE place = 7", "UPDATE rows SET place = 'x' WHERE place = 7",
                    "UPDATE rows SET path = x'00ff' WHERE place = 3 AND part = 1",
                    "UPDATE rows SET part = 77 WHERE part = 1",
@@ -249,19 +249,19 @@ def test_rows_are_read_in_any_order_and_every_block_is_checked(tmp_path):
     file = PartFile(path, rows.dtype, (16,), recorded)
     last = 499 // in_a_block * in_a_block
     assert np.array_equal(file.read([last - 1]), rows[[last - 1]])
-    with pytest.raises(Damaged, match=f"is altered about row {last}"):
+    with pytest.raises(Damaged, match=f"was modified near row {last}"):
         file.read([499])
-    with pytest.raises(Damaged, match="holds 500 rows, but row 500"):
+    with pytest.raises(Damaged, match="has 500 rows, but a row with position 500"):
         file.read([500])
 
 
-def test_an_array_without_rows_is_kept_too(tmp_path):
+def test_an_array_without_rows_is_stored_too(tmp_path):
     recorded = write_rows(tmp_path / "rows.npy", np.empty((0, 4), np.float16))
     assert len(PartFile(tmp_path / "rows.npy", np.float16, (4,), recorded).read([])) == 0
 
 
 @pytest.mark.parametrize("file", range(1, 5))
-def test_a_kill_while_lost_parts_and_answers_are_made_anew_loses_nothing(whole, folder, monkeypatch, file):
+def test_a_kill_during_a_repair_loses_nothing(whole, folder, monkeypatch, file):
     missing(folder / "index/parts/000000.embeddings.npy")
     flipped(folder / "index/parts/000001.answers.npy")
     missing(folder / "index/parts/000002.answers.npy")
@@ -276,8 +276,8 @@ def test_a_kill_while_lost_parts_and_answers_are_made_anew_loses_nothing(whole, 
         ".json", ".sqlite", ".tsv", ".npy", ""}
 
 
-def test_a_search_beside_an_update_of_the_attributes_sees_the_old_answers_or_the_new_ones(folder, monkeypatch):
-    """Killed between the new file and its record, as at any other moment."""
+def test_a_search_during_an_update_of_the_attributes_reads_the_old_or_the_new_predictions(folder, monkeypatch):
+    """The process is killed between writing the new file and recording it."""
     before = answers_of(GalleryIndex.open(folder / "index", Words()))
     record = json.loads((folder / "index/index.json").read_text())
     encoder = BandEncoder()

@@ -1,4 +1,4 @@
-"""Search engines: each finds what comparing all finds, or says how much of it; the same calls for all of them."""
+"""Search engines: results equal to brute force, or with a measured recall; FAISS and Milvus have one interface."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ DIM = 40
 
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
-    """Rows of five unit blocks, ten about each of many centres: float32 (N, 40)."""
+    """Rows of five unit blocks in clusters of ten: float32 (N, 40)."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((count // 10 + 1, 5, 8))
     rows = centres[np.arange(count) // 10] + 0.5 * rng.standard_normal((count, 5, 8))
@@ -29,7 +29,7 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 
 
 class Memory:
-    """Rows as a store gives them."""
+    """A source of rows with the interface of a store."""
 
     def __init__(self, ids, rows):
         self.ids, self.all = np.asarray(ids), dict(zip(ids, rows))
@@ -54,7 +54,7 @@ def brute(rows, ids, queries, k, metric="cosine"):
 
 @pytest.fixture(params=["faiss", "milvus"])
 def make(request, tmp_path):
-    """An exact engine of either kind; all that Milvus opens is closed at the end."""
+    """Creates exact engines of both kinds; connections to Milvus are closed after the test."""
     opened = []
 
     def engine(metric="cosine"):
@@ -70,7 +70,7 @@ def make(request, tmp_path):
 
 
 @pytest.mark.parametrize("metric", base.METRICS)
-def test_an_exact_engine_finds_what_comparing_all_finds(make, metric):
+def test_an_exact_engine_has_the_results_of_brute_force(make, metric):
     engine, rows, ids = make(metric), clustered(300), np.arange(1000, 1300) * 7
     engine.add(ids, rows)
     queries = clustered(5, seed=1)
@@ -80,7 +80,7 @@ def test_an_exact_engine_finds_what_comparing_all_finds(make, metric):
     assert np.allclose(scores, expected, atol=1e-5) and scores.dtype == np.float32 and found.dtype == np.int64
 
 
-def test_removed_rows_are_not_found_and_others_are(make):
+def test_removed_rows_are_not_found(make):
     engine, rows = make(), clustered(60)
     engine.add(np.arange(60), rows)
     engine.remove(np.arange(0, 60, 2))
@@ -89,7 +89,7 @@ def test_removed_rows_are_not_found_and_others_are(make):
     assert np.array_equal(found, brute(rows[1::2], np.arange(1, 60, 2), rows[:3], 5)[1])
 
 
-def test_a_search_among_some_ids_ranks_these_alone(make, monkeypatch):
+def test_a_search_among_some_ids_only_ranks_these(make, monkeypatch):
     monkeypatch.setattr("cerberus_plugin.search.gallery.engines.milvus_engine.NAMED_IDS", 7)
     engine, rows, among = make(), clustered(80), np.arange(3, 80, 4)
     engine.add(np.arange(80), rows)
@@ -98,7 +98,7 @@ def test_a_search_among_some_ids_ranks_these_alone(make, monkeypatch):
     assert np.array_equal(found, nearest) and np.allclose(scores, expected, atol=1e-5)
 
 
-def test_fewer_rows_than_are_asked_for_are_filled_up_with_none(make):
+def test_results_are_padded_if_there_are_fewer_rows(make):
     engine, rows = make(), clustered(4)
     empty = engine.search(rows[:2], 3)
     assert (empty[1] == -1).all() and np.isneginf(empty[0]).all() and empty[1].shape == (2, 3)
@@ -108,7 +108,7 @@ def test_fewer_rows_than_are_asked_for_are_filled_up_with_none(make):
     assert (engine.search(rows[:1], 2, np.array([], dtype=np.int64))[1] == -1).all()
 
 
-def test_an_engine_is_brought_up_to_date_by_ids_alone(make):
+def test_an_engine_is_synchronised_by_ids(make):
     engine, rows = make(), clustered(50)
     assert synchronise(engine, Memory(np.arange(40), rows[:40]))
     assert synchronise(engine, Memory(np.arange(10, 50), rows[10:]))
@@ -117,7 +117,7 @@ def test_an_engine_is_brought_up_to_date_by_ids_alone(make):
     assert np.array_equal(engine.search(rows[45:], 8)[1], brute(rows[10:], np.arange(10, 50), rows[45:], 8)[1])
 
 
-def test_compressed_forms_take_fewer_bytes_and_their_recall_is_measured_against_the_exact_one():
+def test_compressed_forms_need_fewer_bytes_and_have_a_measured_recall():
     rows, queries = clustered(3000), clustered(3000)[::30] + 0.05
     memory, engines = Memory(np.arange(3000), rows), {}
     for form in FORMS:
@@ -133,7 +133,7 @@ def test_compressed_forms_take_fewer_bytes_and_their_recall_is_measured_against_
     assert shares["pq"] == pytest.approx(np.mean(by_hand) / 10, abs=1e-3)
 
 
-def test_recall_leaves_out_queries_that_have_nothing_to_find():
+def test_recall_excludes_queries_without_other_rows():
     rows = clustered(3)
     engines = [FaissEngine(DIM) for _ in range(2)]
     assert np.isnan(recall(*engines, rows[:0]))
@@ -144,7 +144,7 @@ def test_recall_leaves_out_queries_that_have_nothing_to_find():
 
 
 @pytest.mark.parametrize("form", ["float16", "int8"])
-def test_a_compressed_form_is_kept_in_its_file_and_goes_on_from_there(tmp_path, form):
+def test_a_compressed_form_is_saved_and_loaded(tmp_path, form):
     rows, path = clustered(60), tmp_path / "engines/rows.faiss"
     synchronise(FaissEngine(DIM, form, path=path), Memory(np.arange(40), rows[:40]))
     again = FaissEngine(DIM, form, path=path)
@@ -155,7 +155,7 @@ def test_a_compressed_form_is_kept_in_its_file_and_goes_on_from_there(tmp_path, 
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept in a file", "in memory"])
-def test_a_form_that_has_learnt_from_few_rows_learns_anew_when_there_are_four_times_as_many(tmp_path, kept):
+def test_a_form_trained_on_few_rows_is_trained_again_with_four_times_the_rows(tmp_path, kept):
     rows, queries, path = clustered(600), clustered(600)[::6] + 0.05, tmp_path / "rows.faiss" if kept else None
     exact, engine = FaissEngine(DIM), FaissEngine(DIM, "int8", path=path)
     synchronise(exact, Memory(np.arange(600), rows))
@@ -166,14 +166,14 @@ def test_a_form_that_has_learnt_from_few_rows_learns_anew_when_there_are_four_ti
     assert recall(again, exact, queries) > 0.95 and not again.wants_training(2399)
 
 
-def test_a_form_that_has_learnt_from_as_many_rows_as_it_wants_does_not_learn_again(monkeypatch):
+def test_a_form_trained_on_enough_rows_is_not_trained_again(monkeypatch):
     monkeypatch.setitem(faiss_engine.TRAINING_ROWS, "int8", 50)
     engine = FaissEngine(DIM, "int8")
     synchronise(engine, Memory(np.arange(60), clustered(60)))
     assert engine.wants_training(10**9) == 0
 
 
-def test_rows_in_a_file_of_milvus_are_there_for_the_next_process(tmp_path):
+def test_rows_in_a_milvus_file_are_available_to_the_next_process(tmp_path):
     pytest.importorskip("milvus_lite")
     rows = clustered(30)
     first = MilvusEngine(str(tmp_path / "gallery.db"), "rows", DIM)
@@ -182,15 +182,15 @@ def test_rows_in_a_file_of_milvus_are_there_for_the_next_process(tmp_path):
     second = MilvusEngine(str(tmp_path / "gallery.db"), "rows", DIM)
     assert len(second) == 30
     assert np.array_equal(second.search(rows[:2], 4)[1], brute(rows, np.arange(30), rows[:2], 4)[1])
-    with pytest.raises(ValueError, match="collection 'rows' holds rows of 40 values, expected 20"):
+    with pytest.raises(ValueError, match="collection 'rows' has rows of 40 values, expected 20"):
         MilvusEngine(str(tmp_path / "gallery.db"), "rows", 20)
-    with pytest.raises(ValueError, match="20000 hits of a query are asked for, it returns at most 16384"):
+    with pytest.raises(ValueError, match="20000 results per query were requested, the maximum is 16384"):
         second.search(rows[:1], 20_000)
     second.close()
 
 
 def filled_until_killed(path: str) -> None:
-    """Fill a file of Milvus Lite, and die after its rows are stored and before its log of them is removed."""
+    """Fill a Milvus Lite file, and exit after its rows are stored and before its log of them is removed."""
     from milvus_lite.storage.wal import WAL
 
     WAL.close_and_delete = lambda log: os.kill(os.getpid(), signal.SIGKILL)
@@ -198,7 +198,7 @@ def filled_until_killed(path: str) -> None:
 
 
 class Doubled:
-    """An engine that has taken some rows twice, as a file of Milvus Lite has after a kill."""
+    """An engine with duplicate rows, as a Milvus Lite file has after a kill."""
 
     def __init__(self, ids):
         self.held = list(ids)
@@ -219,57 +219,57 @@ class Doubled:
         pass
 
 
-def test_rows_that_an_engine_holds_twice_are_taken_and_given_again():
+def test_duplicate_rows_of_an_engine_are_removed_and_added_again():
     engine = Doubled([1, 2, 3, 4, 2, 3, 3])
     assert synchronise(engine, Memory(np.arange(3, 7), clustered(4))) and sorted(engine.held) == [3, 4, 5, 6]
     assert not synchronise(engine, Memory(np.arange(3, 7), clustered(4)))
 
 
 @pytest.mark.slow
-def test_rows_that_a_kill_has_doubled_in_a_file_of_milvus_are_single_after_the_next_filling(tmp_path):
+def test_duplicate_rows_of_a_milvus_file_after_a_kill_are_removed_by_the_next_synchronisation(tmp_path):
     pytest.importorskip("milvus_lite")
     process = multiprocessing.get_context("spawn").Process(target=filled_until_killed, args=(str(tmp_path / "g.db"),))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     rows, engine = clustered(50), MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
-    assert len(engine.ids()) == 80  # what Milvus Lite makes of it
+    assert len(engine.ids()) == 80  # the duplicates of Milvus Lite
     synchronise(engine, Memory(np.arange(5, 50), rows[5:]))
     assert np.array_equal(np.sort(engine.ids()), np.arange(5, 50))
     assert np.array_equal(engine.search(rows[:3], 9)[1], brute(rows[5:], np.arange(5, 50), rows[:3], 9)[1])
     engine.close()
 
 
-def test_a_file_of_milvus_that_another_process_has_open_is_said_to_be_locked(tmp_path):
+def test_a_milvus_file_opened_by_another_process_is_reported_as_locked(tmp_path):
     pytest.importorskip("milvus_lite")
     fcntl = pytest.importorskip("fcntl")
     (tmp_path / "g.db").mkdir()
-    with open(tmp_path / "g.db/LOCK", "w") as lock:  # what Milvus Lite holds while it runs
+    with open(tmp_path / "g.db/LOCK", "w") as lock:  # the lock of a running Milvus Lite
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConnectionError, match="g.db: locked by another process.*wait for that process to end, or"):
+        with pytest.raises(ConnectionError, match="g.db: locked by another process.*Wait until that process ends, or"):
             MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
 
 
-def test_a_damaged_file_of_milvus_is_named_with_what_to_do(tmp_path):
+def test_a_damaged_milvus_file_is_reported_with_a_remedy(tmp_path):
     pytest.importorskip("milvus_lite")
     (tmp_path / "g.db").write_text("no gallery")
-    with pytest.raises(ConnectionError, match="g.db: Milvus Lite cannot open it .*delete it, it is filled again"):
+    with pytest.raises(ConnectionError, match="g.db: Milvus Lite cannot open it .*delete the file, it is rebuilt"):
         MilvusEngine(str(tmp_path / "g.db"), "rows", DIM)
 
 
-def test_few_rows_train_the_smallest_form_without_a_warning_for_every_piece(capfd):
+def test_training_the_smallest_form_on_few_rows_prints_no_warnings(capfd):
     FaissEngine(DIM, "pq").train(clustered(300))
     assert capfd.readouterr().err == ""
 
 
-def test_an_engine_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
+def test_unsupported_configurations_of_faiss_are_rejected_with_a_remedy(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the form is 'int2', expected one of exact, float16, int8, pq"):
         FaissEngine(DIM, "int2")
     with pytest.raises(ValueError, match="the metric is 'manhattan', expected one of cosine, euclidean"):
         FaissEngine(DIM, metric="manhattan")
-    with pytest.raises(ValueError, match="20 values cannot be cut into pieces of 8"):
+    with pytest.raises(ValueError, match="needs a number of values divisible by 8, but rows have 20; use int8"):
         FaissEngine(20, "pq")
-    with pytest.raises(ValueError, match="learns from at least 256 pictures, there are 100; take int8"):
+    with pytest.raises(ValueError, match="needs at least 256 images for training, but there are 100; use int8"):
         synchronise(FaissEngine(DIM, "pq"), Memory(np.arange(100), clustered(100)))
 
 
@@ -286,7 +286,7 @@ def one_bit_flipped(content):
 
 
 @pytest.mark.parametrize("damage", [halved, zeroed_from_the_middle, one_bit_flipped, lambda content: b"no index"])
-def test_a_damaged_file_of_a_compressed_form_is_made_anew(tmp_path, damage):
+def test_a_damaged_file_of_a_compressed_form_is_written_again(tmp_path, damage):
     rows, path = clustered(60), tmp_path / "rows.faiss"
     synchronise(FaissEngine(DIM, "int8", path=path), Memory(np.arange(60), rows))
     whole = path.read_bytes()
@@ -295,22 +295,22 @@ def test_a_damaged_file_of_a_compressed_form_is_made_anew(tmp_path, damage):
     assert len(engine) == 0
     synchronise(engine, Memory(np.arange(60), rows))
     assert path.read_bytes() == whole
-    assert len(FaissEngine(20, "int8", path=path)) == 0  # nor is one of rows of another size used
+    assert len(FaissEngine(20, "int8", path=path)) == 0  # a file with another dimension is not used either
 
 
-def test_a_compressed_form_that_cannot_be_kept_is_built_in_memory_with_a_word(tmp_path, caplog):
-    (tmp_path / "engines").write_text("no folder")  # as on a disk that can only be read, whoever runs the tests
+def test_a_compressed_form_that_cannot_be_saved_is_built_in_memory_with_a_warning(tmp_path, caplog):
+    (tmp_path / "engines").write_text("no folder")  # like a read-only disk, also for root
     rows = clustered(60)
     engine = FaissEngine(DIM, "int8", path=tmp_path / "engines/rows.faiss")
     assert synchronise(engine, Memory(np.arange(60), rows)) and engine.search(rows[:1], 1)[1] == [[0]]
     assert "engines" in caplog.text and "the form int8 is built in memory each time" in caplog.text
 
 
-def test_milvus_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
+def test_an_unavailable_milvus_is_reported_with_a_remedy(tmp_path, monkeypatch):
     pytest.importorskip("pymilvus")
-    with pytest.raises(FileNotFoundError, match="no such folder; Milvus keeps gallery.db there"):
+    with pytest.raises(FileNotFoundError, match="no such folder; create it for gallery.db"):
         MilvusEngine(str(tmp_path / "nowhere/gallery.db"), "rows", DIM)
-    with pytest.raises(ConnectionError, match="http://127.0.0.1:9: Milvus does not answer there"):
+    with pytest.raises(ConnectionError, match="http://127.0.0.1:9: Milvus does not respond"):
         MilvusEngine("http://127.0.0.1:9", "rows", DIM, timeout=1)
     monkeypatch.setitem(__import__("sys").modules, "pymilvus", None)
     with pytest.raises(ImportError, match=r"pymilvus is not installed; pip install pymilvus milvus-lite"):

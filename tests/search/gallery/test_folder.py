@@ -1,4 +1,4 @@
-"""Pictures of a folder tree: what is found, what has changed, what names tell, and what cannot be looked at."""
+"""Image folders: found files, changes, file names, and files that cannot be read."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from support.galleries import RED, draw
 
 
-def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(tmp_path):
+def test_a_walk_finds_images_of_all_subfolders_in_order_without_hidden_ones(tmp_path):
     for name in ("b/2.jpg", "b/1.PNG", "a.webp", ".hidden.jpg", ".cache/3.jpg", "notes.txt", "b/c/4.bmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
@@ -22,7 +22,7 @@ def test_a_walk_finds_pictures_of_all_folders_below_in_order_and_no_hidden_ones(
         list(walk(tmp_path / "nowhere"))
 
 
-def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
+def test_an_image_has_changed_if_its_size_or_modification_time_differs():
     known = {"same": (1, 10), "longer": (1, 10), "later": (1, 10), "gone": (1, 10)}
     found = [Picture("same", 1, 10), Picture("longer", 2, 10), Picture("later", 1, 11), Picture("fresh", 1, 10)]
     changes = compare(found, known)
@@ -37,11 +37,11 @@ def test_a_picture_is_changed_where_its_size_or_its_time_is_another():
     ("0001_c1_f0046182.old/0002_c2_f0046182.jpg", ("0002", "2", "0046182")),
     ("lobby/20240131.jpg", (None, None, None)),
 ])
-def test_names_of_market_and_duke_tell_identity_camera_and_time(path, named):
+def test_identity_camera_and_time_are_read_from_names_of_market_and_duke(path, named):
     assert Naming().read(path) == named
 
 
-def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
+def test_a_pattern_reads_camera_and_time_from_the_relative_path():
     naming = Naming(r"(?P<camera>\w+)/(?P<time>\d+)")
     assert naming.read("lobby/20240131.jpg") == (None, "lobby", "20240131")
     assert naming.read("lobby/first.jpg") == (None, None, None)
@@ -53,12 +53,12 @@ def test_a_pattern_reads_camera_and_time_from_the_path_below_the_folder():
 
 @pytest.mark.parametrize(("pattern", "message"), [(r"(?P<camera>", "not a regular expression"),
                                                   (r"\d+", "has the groups none"), (r"(?P<cam>\d+)", "groups cam,")])
-def test_a_pattern_without_these_groups_is_refused(pattern, message):
+def test_a_pattern_without_these_groups_is_rejected(pattern, message):
     with pytest.raises(ValueError, match=message):
         Naming(pattern)
 
 
-def test_a_walk_goes_on_past_what_is_deleted_meanwhile(tmp_path):
+def test_a_walk_continues_if_files_are_deleted_during_it(tmp_path):
     for name in ("a/1.jpg", "b/2.jpg", "c.jpg", "d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -69,7 +69,7 @@ def test_a_walk_goes_on_past_what_is_deleted_meanwhile(tmp_path):
     assert [picture.path for picture in found] == ["d.jpg"]
 
 
-def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, monkeypatch):
+def test_files_that_cannot_be_read_end_a_walk_unless_it_collects_them(tmp_path, monkeypatch):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "one.jpg").touch()
     with pytest.raises(OSError, match=r"loop.jpg: cannot be accessed \(Too many levels of symbolic links\)"):
@@ -80,16 +80,16 @@ def test_what_cannot_be_looked_at_ends_a_walk_unless_it_is_asked_for(tmp_path, m
 
     for error in (PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file or directory")):
         monkeypatch.setattr(os, "scandir", lambda _, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(OSError, match=error.strerror):  # of all pictures alike: none is gone
+        with pytest.raises(OSError, match=error.strerror):  # no image counts as deleted
             list(walk(tmp_path, refused.__setitem__))
 
 
-def test_links_to_folders_are_counted_and_followed_where_that_is_asked_for(tmp_path):
+def test_links_to_folders_are_counted_and_followed_on_request(tmp_path):
     crops, elsewhere = tmp_path / "crops", tmp_path / "elsewhere"
     draw(crops / "a/1.png", RED)
     draw(elsewhere / "deep/2.png", RED)
     (crops / "linked").symlink_to(elsewhere)
-    (crops / "linked.png").symlink_to(elsewhere / "deep/2.png")  # a link to a picture is one
+    (crops / "linked.png").symlink_to(elsewhere / "deep/2.png")  # a link to an image counts as an image
     passed_over = Counter()
     assert [each.path for each in walk(crops, passed_over=passed_over)] == ["a/1.png", "linked.png"]
     assert passed_over == {LINKS: 1}
@@ -97,23 +97,23 @@ def test_links_to_folders_are_counted_and_followed_where_that_is_asked_for(tmp_p
     assert followed == ["a/1.png", "linked/deep/2.png", "linked.png"]
 
 
-def test_links_that_lead_back_or_twice_to_one_folder_end_and_give_each_picture_once(tmp_path):
+def test_each_image_is_found_once_if_links_form_a_cycle_or_lead_to_one_folder(tmp_path):
     crops, elsewhere = tmp_path / "crops", tmp_path / "elsewhere"
     draw(crops / "z/1.png", RED)
     draw(elsewhere / "2.png", RED)
-    (crops / "a").symlink_to(crops / "z")  # has a path of its own below
+    (crops / "a").symlink_to(crops / "z")  # also reachable by its own path
     (crops / "up").symlink_to(crops)
     (crops / "z/out").symlink_to(elsewhere)
     (crops / "out").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(crops)
     (elsewhere / "self").symlink_to(elsewhere)
-    (crops / "root").symlink_to(tmp_path)  # holds the folder itself
+    (crops / "root").symlink_to(tmp_path)  # contains the folder itself
     (crops / "gone").symlink_to(tmp_path / "gone")
     (crops / "loop").symlink_to(crops / "loop")
     assert [each.path for each in walk(crops, follow_links=True)] == ["out/2.png", "z/1.png"]
 
 
-def test_what_a_walk_passes_over_is_told_by_kind(tmp_path):
+def test_skipped_files_are_counted_by_kind(tmp_path):
     for name in ("a.tif", "b.TIF", "notes", "c.txt", ".hidden.png"):
         (tmp_path / name).write_text("no picture")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")

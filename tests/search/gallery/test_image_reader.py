@@ -1,4 +1,4 @@
-"""Pictures on their way into an index: what cannot be read, for good or for now, and how many wait to be embedded."""
+"""Reading images for an index: permanently and temporarily unreadable files, and the memory limit."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ def crops(tmp_path):
     return draw_many(tmp_path / "crops", 20)
 
 
-def test_unreadable_pictures_are_listed_with_their_reason_and_skipped_until_they_change(tmp_path, crops):
+def test_unreadable_images_are_listed_with_their_reason_and_skipped_until_they_change(tmp_path, crops):
     crops[3].write_bytes(b"no picture")
     crops[5].write_bytes(b"")
     asked = []
@@ -42,7 +42,7 @@ def test_unreadable_pictures_are_listed_with_their_reason_and_skipped_until_they
     OSError(5, "Input/output error"), PermissionError(13, "Permission denied"), MemoryError("no memory left"),
     Unreadable("crop", "cannot be opened (Input/output error)", passing=True),
 ], ids=lambda error: type(error).__name__)
-def test_what_kept_a_picture_from_being_read_for_now_is_tried_again(tmp_path, crops, error):
+def test_temporarily_unreadable_images_are_read_again(tmp_path, crops, error):
     def refusing(path):
         if path == crops[3]:
             raise error
@@ -54,14 +54,14 @@ def test_what_kept_a_picture_from_being_read_for_now_is_tried_again(tmp_path, cr
     assert index.update(BandEncoder(), pace=QUIET, read=read_image) == (1, 0, 0, 0, 20) and index.unreadable == []
 
 
-def test_a_picture_that_has_become_unreadable_leaves_the_index(tmp_path, crops):
+def test_an_image_that_has_become_unreadable_is_removed_from_the_index(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     crops[2].write_bytes(b"cut")
     assert index.update(BandEncoder(), pace=QUIET, read=read_image) == (0, 1, 0, 1, 19)
     assert crops[2].name not in stored(index)
 
 
-def test_what_cannot_be_looked_at_is_listed_and_its_rows_stay(tmp_path, crops, monkeypatch):
+def test_folders_that_cannot_be_read_are_listed_and_their_rows_stay(tmp_path, crops, monkeypatch):
     draw(tmp_path / "crops/sub/1.png", RED)
     index = build(tmp_path, BandEncoder())
     (tmp_path / "crops/loop.jpg").symlink_to("loop.jpg")
@@ -82,7 +82,7 @@ def test_what_cannot_be_looked_at_is_listed_and_its_rows_stay(tmp_path, crops, m
     assert index.update(BandEncoder(), pace=QUIET) == (0, 0, 1, 0, 20) and index.unreadable == []
 
 
-def test_names_that_are_no_text_are_listed_apart_from_those_that_spell_them_out(tmp_path):
+def test_undecodable_names_are_listed_differently_from_names_with_an_escape_sequence(tmp_path):
     folder = draw(tmp_path / "crops/\\xff.png", RED).parent  # a backslash, x, f, f
     for name in (b"\xff.png", b"\\xff\xff.png", b"\xff\\xff.png", b"\xfe/1.png"):
         draw(folder / os.fsdecode(name), RED)
@@ -98,9 +98,9 @@ def test_names_that_are_no_text_are_listed_apart_from_those_that_spell_them_out(
 
 
 @pytest.mark.parametrize("most", [1, 1000, 20 * 160])
-def test_pictures_wait_to_be_read_while_many_pixels_wait_to_be_embedded(tmp_path, crops, monkeypatch, most):
+def test_images_are_not_read_while_the_pixel_limit_is_reached(tmp_path, crops, monkeypatch, most):
     monkeypatch.setattr(image_reader, "MOST_PIXELS", most)
-    pixels, held, seen, sizes = 8 * 20, 0, [], []  # of one picture
+    pixels, held, seen, sizes = 8 * 20, 0, [], []  # of one image
     lock = threading.Lock()
 
     def counted(path):
@@ -113,7 +113,7 @@ def test_pictures_wait_to_be_read_while_many_pixels_wait_to_be_embedded(tmp_path
     class Slow(BandEncoder):
         def encode(self, images):
             nonlocal held
-            time.sleep(0.02)  # for the threads to read as much as they may
+            time.sleep(0.02)  # lets the threads read up to the limit
             out = super().encode(images)
             sizes.append(len(images))
             with lock:
@@ -122,20 +122,20 @@ def test_pictures_wait_to_be_read_while_many_pixels_wait_to_be_embedded(tmp_path
 
     index = build(tmp_path, Slow(), read=counted)
     assert list(stored(index)) == [path.name for path in crops]
-    # The last that found room may be too much, and each of two threads reads one.
+    # The last admitted image may exceed the limit, and each of two threads reads one image.
     assert max(seen) <= most + 3 * pixels
     assert max(sizes) == min(4, most // 3 // pixels + 1)
     whole = np.array(list(stored(index).values()))
     assert np.allclose(whole, BandEncoder().encode([read_image(path) for path in crops]), atol=1e-6)
 
 
-def test_a_build_that_fails_does_not_wait_for_room(tmp_path, crops, monkeypatch):
+def test_a_build_that_fails_does_not_wait_for_the_pixel_limit(tmp_path, crops, monkeypatch):
     monkeypatch.setattr(image_reader, "MOST_PIXELS", 1)
     with pytest.raises(MemoryError, match="no memory left"):
         build(tmp_path, BandEncoder(fails_at=2))
 
 
-def test_pictures_that_take_longer_to_read_than_those_behind_them_find_room(tmp_path, crops, monkeypatch):
+def test_images_that_are_slower_to_read_than_later_ones_do_not_cause_a_deadlock(tmp_path, crops, monkeypatch):
     monkeypatch.setattr(image_reader, "MOST_PIXELS", 200)
 
     def uneven(path):

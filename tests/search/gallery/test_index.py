@@ -1,4 +1,4 @@
-"""A gallery's index: what it takes in, how it goes on after a kill, how it follows its folder, and what it refuses."""
+"""The gallery index: building, continuing after a kill, updates, and rejected input."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ def crops(tmp_path):
 # Building.
 
 
-def test_an_index_holds_the_embedding_attributes_and_name_of_every_picture(tmp_path, crops):
+def test_an_index_contains_embedding_attributes_and_name_of_every_image(tmp_path, crops):
     index, encoder = build(tmp_path, BandEncoder()), BandEncoder()
     assert index.summary == (20, 0, 0, 0, 20) and len(index) == 20
     embeddings = encoder.encode([read(path) for path in crops])
@@ -50,7 +50,7 @@ def test_an_index_holds_the_embedding_attributes_and_name_of_every_picture(tmp_p
         assert [p for _, p in row.recognised.values()] == pytest.approx([a.probability for a in answers.values()])
 
 
-def test_half_precision_keeps_two_bytes_a_value_and_three_digits(tmp_path, crops):
+def test_half_precision_has_two_bytes_per_value_and_three_digits(tmp_path, crops):
     index = build(tmp_path, BandEncoder(), dtype="float16")
     expected = BandEncoder().encode([read(path) for path in crops])
     assert np.allclose([stored(index)[path.name] for path in crops], expected, atol=5e-4)
@@ -58,19 +58,19 @@ def test_half_precision_keeps_two_bytes_a_value_and_three_digits(tmp_path, crops
     assert {part.dtype for part in parts} == {np.dtype("float16")} and sum(map(len, parts)) == 20
 
 
-def test_blocks_are_stored_with_unit_length_whatever_the_encoder_gives(tmp_path, crops):
+def test_blocks_are_normalised_to_unit_length(tmp_path, crops):
     class Shortened(BandEncoder):
-        def encode(self, images):  # as the mean over an image and its mirror is
+        def encode(self, images):  # such as the mean of an image and its mirror image
             return super().encode(images) * 0.7
 
     rows = np.array(list(stored(build(tmp_path, Shortened())).values()))
     assert np.allclose(np.linalg.norm(rows.reshape(20, 5, 4), axis=2), 1)
 
 
-def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twice(tmp_path, crops, monkeypatch):
+def test_a_kill_only_loses_the_unfinished_part(tmp_path, crops, monkeypatch):
     first = BandEncoder()
     with monkeypatch.context() as patch:
-        # index.json, then two arrays a part: the kill comes within the second part.
+        # Files are index.json and two arrays per part: the process is killed within the second part.
         kill_at_file(patch, whole_files, 5)
         with pytest.raises(Killed):
             build(tmp_path, first)
@@ -83,7 +83,7 @@ def test_a_kill_costs_the_part_in_making_and_no_finished_picture_is_embedded_twi
 
 
 @pytest.mark.parametrize("file", range(1, 8))
-def test_an_index_that_was_cut_off_at_any_file_comes_out_whole(tmp_path, crops, monkeypatch, file):
+def test_an_index_interrupted_at_any_file_is_completed(tmp_path, crops, monkeypatch, file):
     with monkeypatch.context() as patch:
         kill_at_file(patch, whole_files, file)
         with pytest.raises(Killed):
@@ -94,14 +94,14 @@ def test_an_index_that_was_cut_off_at_any_file_comes_out_whole(tmp_path, crops, 
     assert len(parts) == 2 * len({part.name[:6] for part in parts})
 
 
-def test_what_was_embedded_is_kept_when_the_encoder_fails(tmp_path, crops):
+def test_embedded_images_are_stored_if_the_encoder_fails(tmp_path, crops):
     with pytest.raises(MemoryError, match="no memory left"):
         build(tmp_path, BandEncoder(fails_at=12))
     encoder = BandEncoder()
     assert len(build(tmp_path, encoder)) == 20 and encoder.count == 8
 
 
-def test_a_process_that_is_killed_leaves_an_index_to_go_on_with(tmp_path, crops):
+def test_an_index_is_continued_after_its_process_was_killed(tmp_path, crops):
     class Deadly(BandEncoder):
         def encode(self, images):
             if self.count == 12:
@@ -116,9 +116,9 @@ def test_a_process_that_is_killed_leaves_an_index_to_go_on_with(tmp_path, crops)
     assert len(build(tmp_path, encoder)) == 20 and encoder.count == 12
 
 
-def test_a_bar_shows_how_many_pictures_are_done(tmp_path, crops, capsys):
+def test_a_progress_bar_is_shown(tmp_path, crops, capsys):
     build(tmp_path, BandEncoder(), pace=Pace())
-    assert "indexing: 100%" in (shown := capsys.readouterr().err) and "20/20" in shown and "pictures/s" in shown
+    assert "indexing: 100%" in (shown := capsys.readouterr().err) and "20/20" in shown and "images/s" in shown
 
 
 def test_an_update_follows_the_folder(tmp_path, crops):
@@ -138,7 +138,7 @@ def test_an_update_follows_the_folder(tmp_path, crops):
     assert hits[0].path == str(crops[1]) and str(crops[0]) not in [hit.path for hit in hits]
 
 
-def test_compacting_keeps_the_living_rows_and_their_ids(tmp_path, crops):
+def test_compacting_keeps_remaining_rows_and_their_ids(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     for path in crops[:7]:
         path.unlink()
@@ -163,7 +163,7 @@ def test_a_search_finds_what_another_process_has_added(tmp_path, crops):
     assert len(hits) == 20 and hits[0].path.endswith("new.png") and str(crops[0]) not in [hit.path for hit in hits]
 
 
-def test_another_vocabulary_of_the_same_model_reads_the_attributes_anew_without_the_pictures(tmp_path, crops):
+def test_new_attribute_tables_of_the_same_model_predict_attributes_again_without_images(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     calibrated = BandEncoder()
     calibrated.vocabulary = Words(scale=2.0)
@@ -179,7 +179,7 @@ def test_another_vocabulary_of_the_same_model_reads_the_attributes_anew_without_
     assert json.loads((tmp_path / "index/index.json").read_text())["vocabulary"] == {"scale": 2.0}
 
 
-def test_another_pattern_reads_the_names_anew(tmp_path, crops):
+def test_another_pattern_reads_the_names_again(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     encoder = BandEncoder()
     index = build(tmp_path, encoder, pattern=r"_c(?P<camera>\d)s(?P<time>\d)")
@@ -187,7 +187,7 @@ def test_another_pattern_reads_the_names_anew(tmp_path, crops):
     assert {row.named for row in index.store.rows(index.store.ids)} == {(None, str(c), "1") for c in range(1, 7)}
 
 
-def test_names_are_read_as_before_where_no_pattern_is_given(tmp_path, crops):
+def test_names_are_read_as_before_if_no_pattern_is_given(tmp_path, crops):
     build(tmp_path, BandEncoder(), pattern=r"_c(?P<camera>\d)s(?P<time>\d)").close()
     draw(tmp_path / "crops/9999_c9s9_000000_00.png", RED)
     index = build(tmp_path, BandEncoder())
@@ -197,7 +197,7 @@ def test_names_are_read_as_before_where_no_pattern_is_given(tmp_path, crops):
     assert index.store.rows(index.store.ids[:1])[0].named == ("0000", "1", "s1_000000")
 
 
-def test_a_pattern_is_kept_when_names_are_read_by_it_and_not_for_another_model(tmp_path, crops, monkeypatch):
+def test_a_pattern_is_stored_with_the_names_and_not_for_another_model(tmp_path, crops, monkeypatch):
     build(tmp_path, BandEncoder()).close()
     pattern = r"_c(?P<camera>\d)"
     with pytest.raises(ValueError, match="made with the model"):
@@ -211,7 +211,7 @@ def test_a_pattern_is_kept_when_names_are_read_by_it_and_not_for_another_model(t
     assert index.store.rows(index.store.ids[:1])[0].named == (None, "1", None)
 
 
-def test_a_model_without_words_is_indexed_and_compared_by_distance(tmp_path):
+def test_a_model_without_attributes_is_indexed_and_compared_by_distance(tmp_path):
     for name, colour in (("red", RED), ("green", GREEN), ("dark", (100, 0, 0))):
         draw(tmp_path / f"crops/{name}.png", colour)
     index = build(tmp_path, PlainEncoder())
@@ -221,7 +221,7 @@ def test_a_model_without_words_is_indexed_and_compared_by_distance(tmp_path):
     assert hits[0].attributes == {} and hits[0].similarities == {}
 
 
-def test_an_index_that_has_moved_with_its_pictures_is_opened_by_their_new_folder(tmp_path, crops):
+def test_a_moved_index_is_opened_with_the_new_image_folder(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     (tmp_path / "crops").rename(tmp_path / "moved")
     index = GalleryIndex.open(tmp_path / "index", Words(), images=tmp_path / "moved")
@@ -229,10 +229,10 @@ def test_an_index_that_has_moved_with_its_pictures_is_opened_by_their_new_folder
     assert index.update(BandEncoder(), pace=QUIET, read=read) == (0, 0, 0, 0, 20)
 
 
-# Refusals.
+# Errors.
 
 
-def test_another_model_is_refused_by_both_names(tmp_path, crops):
+def test_another_model_is_rejected_with_both_fingerprints(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     message = f"made with the model {'a' * 12}, but this is the model {'b' * 12}.*build a new index"
     for attempt in (lambda: index.update(PlainEncoder()), lambda: index.embed(PlainEncoder(), crops[0]),
@@ -241,65 +241,65 @@ def test_another_model_is_refused_by_both_names(tmp_path, crops):
             attempt()
 
 
-def test_a_folder_that_is_no_index_is_not_written_to(tmp_path, crops):
+def test_a_folder_with_other_files_is_not_written_to(tmp_path, crops):
     (tmp_path / "index").mkdir()
     (tmp_path / "index/thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds files, but no index"):
+    with pytest.raises(ValueError, match="contains files, but no index"):
         build(tmp_path, BandEncoder())
     assert [path.name for path in (tmp_path / "index").iterdir()] == ["thesis.txt"]
     with pytest.raises(FileNotFoundError, match="index.json: not found; give the folder of an index"):
         GalleryIndex.open(tmp_path / "index")
 
 
-def test_an_index_without_its_rows_is_refused(tmp_path, crops):
+def test_an_index_without_its_table_of_images_is_rejected(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     (tmp_path / "index/rows.sqlite").unlink()
     for attempt in (lambda: GalleryIndex.open(tmp_path / "index"), lambda: build(tmp_path, BandEncoder())):
-        with pytest.raises(Damaged, match="rows.sqlite: is missing; .*delete the index and build it anew"):
+        with pytest.raises(Damaged, match="rows.sqlite: is missing; .*delete the index and build it again"):
             attempt()
     assert not (tmp_path / "index/rows.sqlite").exists()
 
 
-def test_an_index_of_other_pictures_another_precision_or_format_is_refused(tmp_path, crops):
+def test_an_index_of_other_images_another_precision_or_format_is_rejected(tmp_path, crops):
     build(tmp_path, BandEncoder())
     with pytest.raises(ValueError, match="an index with images .*crops, not .*others"):
         GalleryIndex.build(tmp_path / "index", tmp_path / "others", BandEncoder(), dtype="float32")
     with pytest.raises(ValueError, match="an index with dtype float32, not float16"):
         build(tmp_path, BandEncoder(), dtype="float16")
-    with pytest.raises(ValueError, match="cannot be kept as 'int4', expected one of float16, float32"):
+    with pytest.raises(ValueError, match="dtype 'int4' is not supported, expected one of float16, float32"):
         build(tmp_path, BandEncoder(), dtype="int4")
-    with pytest.raises(FileNotFoundError, match="no such folder of pictures"):
+    with pytest.raises(FileNotFoundError, match="no such folder of images"):
         GalleryIndex.build(tmp_path / "new", tmp_path / "others", BandEncoder())
     path = tmp_path / "index/index.json"
     path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
-    with pytest.raises(ValueError, match="its format is 1, this program reads 2 and 3"):
+    with pytest.raises(ValueError, match="has format 1, this version supports 2 and 3"):
         GalleryIndex.open(tmp_path / "index")
 
 
-def test_links_are_followed_as_the_index_has_done_unless_said_otherwise(tmp_path, crops):
+def test_the_setting_for_links_is_kept_unless_it_is_changed(tmp_path, crops):
     draw(tmp_path / "elsewhere/0099_c2_f0000007.png", BLUE)
     (tmp_path / "crops/linked").symlink_to(tmp_path / "elsewhere")
     assert [len(build(tmp_path, BandEncoder(), follow_links=each)) for each in (None, True, None, False, None)] == [
         20, 21, 21, 20, 20]
 
 
-def test_a_folder_that_has_lost_all_its_pictures_does_not_empty_the_index(tmp_path, crops):
+def test_an_image_folder_without_any_indexed_image_does_not_empty_the_index(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     for path in crops:
         path.unlink()
-    with pytest.raises(ValueError, match="holds none of the 20 pictures of .*index; see that its disk is there"):
+    with pytest.raises(ValueError, match="contains none of the 20 images of .*index; check that its disk is mounted"):
         index.update(BandEncoder())
     assert len(GalleryIndex.open(tmp_path / "index")) == 20
 
 
-def test_two_processes_do_not_write_one_index(tmp_path, crops):
+def test_a_second_writer_is_rejected(tmp_path, crops):
     pytest.importorskip("fcntl")
     index = build(tmp_path, BandEncoder())
     with files.only_writer(index.folder), pytest.raises(RuntimeError, match="another process is writing this index"):
         index.update(BandEncoder())
 
 
-def test_embeddings_that_are_broken_or_of_another_size_are_refused(tmp_path, crops):
+def test_embeddings_that_are_not_finite_or_have_another_shape_are_rejected(tmp_path, crops):
     class Broken(BandEncoder):
         def encode(self, images):
             return np.where(np.arange(len(images))[:, None] == 1, np.nan, super().encode(images))
@@ -308,11 +308,11 @@ def test_embeddings_that_are_broken_or_of_another_size_are_refused(tmp_path, cro
         build(tmp_path, Broken())
     small = BandEncoder()
     small.dim = 10
-    with pytest.raises(ValueError, match=r"gave \(4, 20\) for 4 pictures, expected \(4, 10\)"):
+    with pytest.raises(ValueError, match=r"returned the shape \(4, 20\) for 4 images, expected \(4, 10\)"):
         GalleryIndex.build(tmp_path / "small", tmp_path / "crops", small, pace=QUIET, read=read)
 
 
-def test_distances_are_kept_in_full_precision_unless_asked_otherwise_and_never_overflow(tmp_path, crops):
+def test_models_with_euclidean_distance_use_float32_by_default_and_float16_cannot_overflow(tmp_path, crops):
     class Far(PlainEncoder):
         offset = 1000.0
 
@@ -331,21 +331,21 @@ def test_distances_are_kept_in_full_precision_unless_asked_otherwise_and_never_o
         GalleryIndex.build(tmp_path / "half", tmp_path / "crops", Far(), dtype="float16", pace=QUIET)
 
 
-def test_a_part_that_was_lost_and_answers_of_other_columns_are_told(tmp_path, crops):
+def test_a_missing_part_and_predictions_of_other_attributes_are_reported(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     other = BandEncoder()
     other.vocabulary.recognise = lambda embeddings: [{"age": ("old", 1.0)}] * len(embeddings)
     other.vocabulary.scale = 1.0
-    with pytest.raises(ValueError, match="its attributes are head colour, .*, but the model answers age"):
+    with pytest.raises(ValueError, match="its attributes are head colour, .*, but the model predicts age"):
         index.update(other)
     index = GalleryIndex.open(tmp_path / "index", Words())
     (tmp_path / "index/parts/000000.embeddings.npy").unlink()
     with pytest.raises(Damaged, match="000000.embeddings.npy: is missing; run `cerberus index` again"):
         index.search(Query(words={"head colour": "red"}))
-    with pytest.raises(KeyError, match="row 99 or one asked for with it is gone"):
+    with pytest.raises(KeyError, match="row 99 or another requested row was removed"):
         index.store.embeddings([99])
 
 
-def test_a_pace_without_pictures_or_workers_is_refused():
+def test_a_pace_without_images_or_workers_is_rejected():
     with pytest.raises(ValueError, match="must be at least 1"):
         Pace(workers=0)

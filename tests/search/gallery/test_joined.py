@@ -1,4 +1,4 @@
-"""A gallery with the words of a real vocabulary and the reader of real pictures: equal to the search with torch."""
+"""A gallery with real attribute tables and the real image reader: equal to the search with torch."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ DESCRIPTION = {"gender": "female", "upper colour": "red", "backpack": "yes"}
 
 
 class RandomEncoder:
-    """Embeddings that have nothing to do with the pictures, the same for the same picture."""
+    """Computes deterministic embeddings that are unrelated to the contents of the images."""
 
     fingerprint, dim, groups, metric = "c" * 64, 5 * D, GROUPS, "cosine"
     lasting_groups, verification = (), None
 
     def __init__(self, vocabulary):
         self.vocabulary = vocabulary
-        self.count = 0  # of pictures that it was given
+        self.count = 0  # of encoded images
 
     def encode(self, images):
         self.count += len(images)
@@ -40,7 +40,7 @@ class RandomEncoder:
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
-    """An index opened from its files alone, the reader with torch, and the embeddings by name."""
+    """An index opened from its files, the reader with torch, and the embeddings by name."""
     torch.manual_seed(0)
     table = SIDTable.build(MARKET1501, random_labels(MARKET1501, 8), space="observed")
     prototypes = SIDPrototypes(table.sizes, MARKET1501.group_bits, num_classes=1, dim=D)
@@ -61,7 +61,7 @@ def joined(tmp_path_factory):
 
 @pytest.mark.parametrize("words", [DESCRIPTION, {"gender": "male"}, {"hat": "yes", "hair": "long", "age": "old"}],
                          ids=str)
-def test_words_rank_and_score_as_the_reader_with_torch_does(joined, words):
+def test_attributes_have_the_ranking_and_scores_of_the_reader_with_torch(joined, words):
     index, reader, by_name = joined
     scores = reader.search(MARKET1501.parse(words)[None], torch.stack(list(by_name.values())))[0]
     hits = index.search(Query(words=words), top=COUNT)
@@ -70,7 +70,7 @@ def test_words_rank_and_score_as_the_reader_with_torch_does(joined, words):
     assert [hit.score for hit in hits] == sorted(found.values(), reverse=True)
 
 
-def test_attributes_are_those_of_the_reader_with_torch(joined):
+def test_predicted_attributes_are_those_of_the_reader_with_torch(joined):
     index, reader, by_name = joined
     answers = reader.confidences(torch.stack(list(by_name.values())))[0].tolist()
     expected = {name: [column.classes[k] if k >= 0 else "none" for column, k in zip(MARKET1501.columns, row)]
@@ -79,7 +79,7 @@ def test_attributes_are_those_of_the_reader_with_torch(joined):
     assert {Path(hit.path).name: [answer.value for answer in hit.attributes.values()] for hit in hits} == expected
 
 
-def test_the_filter_keeps_what_the_description_allows(joined):
+def test_the_prefilter_keeps_images_that_match_the_description(joined):
     index, _, _ = joined
     hits = index.search(Query(words={"gender": "male"}), COUNT, Prefilter(0.6))
     every = index.search(Query(words={"gender": "male"}), COUNT)
@@ -88,7 +88,7 @@ def test_the_filter_keeps_what_the_description_allows(joined):
     assert hits == kept and 0 < len(kept) < COUNT
 
 
-def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_told(joined, tmp_path):
+def test_new_abstention_thresholds_apply_without_predicting_attributes_again(joined, tmp_path):
     index = GalleryIndex.open(shutil.copytree(joined[0].folder, tmp_path / "index"))
     encoder = RandomEncoder(index.vocabulary.calibrated({"gender": 1.0}))
     index.update(encoder, pace=Pace(progress=False))
@@ -101,12 +101,12 @@ def test_thresholds_alone_leave_the_answers_that_are_kept_and_change_what_is_tol
     assert after.abstained and not before.abstained and after[:2] == before[:2]
 
 
-def test_broken_pictures_are_listed_with_the_reason_of_the_reader(joined):
+def test_broken_images_are_listed_with_the_reason_of_the_reader(joined):
     index, _, _ = joined
     assert index.unreadable == [("broken.jpg", "is not an image of a supported format (JPEG, PNG, BMP, WEBP)")]
 
 
-# Words that are read by probability.
+# TEST.READING probability.
 
 WORDS = [DESCRIPTION, {"hat": "no"}, {"upper colour": "none", "age": "old"}, {"lower colour": "black and white"},
          MARKET1501.describe(random_labels(MARKET1501, 1, seed=9)[0])]
@@ -114,7 +114,7 @@ WORDS = [DESCRIPTION, {"hat": "no"}, {"upper colour": "none", "age": "old"}, {"l
 
 @pytest.fixture(scope="module")
 def by_probability(tmp_path_factory):
-    """An index whose model reads attributes by probability, its reader with torch, and the embeddings by name."""
+    """An index of a model with TEST.READING probability, its reader with torch, and the embeddings by name."""
     from cerberus_plugin.modeling.sid_prototypes import ComposedPrototypes
 
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def by_probability(tmp_path_factory):
 
 @pytest.mark.parametrize("words", WORDS, ids=("partial", "one", "none", "two colours", "full"))
 @pytest.mark.parametrize("form", ["exact", "int8"])
-def test_words_by_probability_are_an_inner_product_that_equals_the_reader(by_probability, words, form):
+def test_the_inner_product_with_log_probabilities_equals_the_reader(by_probability, words, form):
     index, reader, by_name = by_probability
     index.faiss(form)
     scores = reader.search(MARKET1501.parse(words)[None], torch.stack(list(by_name.values())))[0]
@@ -149,7 +149,7 @@ def test_words_by_probability_are_an_inner_product_that_equals_the_reader(by_pro
     assert np.prod(list(hits[0].similarities.values())) == pytest.approx(np.exp(hits[0].score), rel=1e-4)
 
 
-def test_a_picture_and_words_by_probability_add_their_log_likelihood_ratios(by_probability):
+def test_log_likelihood_ratios_of_image_and_attributes_are_added(by_probability):
     index, reader, by_name = by_probability
     index.faiss()
     rows = torch.stack(list(by_name.values()))
@@ -167,7 +167,7 @@ def test_a_picture_and_words_by_probability_add_their_log_likelihood_ratios(by_p
     assert [Path(hit.path).name for hit in hits[:5]] == sorted(expected, key=expected.get, reverse=True)[:5]
 
 
-def test_pictures_are_compared_as_they_are_without_log_probabilities(by_probability):
+def test_image_queries_do_not_use_log_probabilities(by_probability):
     index, _, by_name = by_probability
     rows = torch.stack(list(by_name.values()))
     hits = index.search(Query(rows[5].numpy()), top=COUNT)
@@ -178,17 +178,17 @@ def test_pictures_are_compared_as_they_are_without_log_probabilities(by_probabil
 
 
 @pytest.mark.parametrize(("what", "embedded"), [("embeddings", COUNT), ("answers", 0)])
-def test_damaged_log_probabilities_are_named_and_made_anew_and_answers_read_off_the_embeddings(
+def test_damaged_log_probabilities_are_repaired_and_attributes_are_predicted_from_embeddings(
         by_probability, tmp_path, what, embedded):
     whole = by_probability[0]
     whole.faiss()
     shutil.copytree(whole.folder, tmp_path / "index")
     path = next((tmp_path / "index/parts").glob(f"*.{what}.npy"))
     content = bytearray(path.read_bytes())
-    content[-60] ^= 1  # in the last row, behind its embedding
+    content[-60] ^= 1  # in the log-probabilities of the last row
     path.write_bytes(content)
     index = GalleryIndex.open(tmp_path / "index")
-    with pytest.raises(Damaged, match=f"{what}.npy: is altered about row"):
+    with pytest.raises(Damaged, match=f"{what}.npy: was modified near row"):
         index.search(Query(words=DESCRIPTION), top=COUNT)
     encoder = RandomEncoder(whole.vocabulary)
     index = GalleryIndex.build(tmp_path / "index", whole.images, encoder, pace=Pace(progress=False))
@@ -204,7 +204,7 @@ def test_damaged_log_probabilities_are_named_and_made_anew_and_answers_read_off_
 
 
 @pytest.mark.parametrize("made_by", [2, 3])
-def test_an_index_from_before_log_probabilities_is_read_with_words_by_the_nearest_prototypes(joined, tmp_path, made_by):
+def test_an_older_index_without_log_probabilities_is_searched_by_the_nearest_prototypes(joined, tmp_path, made_by):
     index = joined[0]
     shutil.copytree(index.folder, tmp_path / "index")
     path = tmp_path / "index/index.json"
@@ -219,6 +219,6 @@ def test_an_index_from_before_log_probabilities_is_read_with_words_by_the_neares
     assert found == expected
 
 
-def test_the_command_searches_by_words_without_importing_torch(joined):
+def test_the_command_searches_by_attributes_without_importing_torch(joined):
     packages = imported(command("search", joined[0].folder, "upper colour=red", "gender=female"), "upper colour")
     assert "faiss" in packages and not packages & {"torch", "torchvision", "fastreid"}

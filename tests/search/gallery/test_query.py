@@ -1,4 +1,4 @@
-"""Queries by picture, by words, by half a description and by both; weights, groups left out, and the filter."""
+"""Queries by image, by attributes, and by both; weights, ignored groups, calibration and the prefilter."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def make(folder, encoder=None, **options) -> GalleryIndex:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """An index of 60 pictures that tests only search, and their embeddings (60, 5, 4) in the order of their names."""
+    """An index of 60 images, which tests only search, and their embeddings (60, 5, 4) in the order of their names."""
     folder = tmp_path_factory.mktemp("gallery")
     paths = draw_many(folder / "crops", 60)
     return make(folder), BandEncoder().encode([read(path) for path in paths]).reshape(60, 5, 4)
@@ -45,12 +45,12 @@ def test_a_query_vector_is_the_weighted_mean_of_its_blocks_by_hand():
     picture = np.tile(np.array([0.6, 0.8, 0, 0], np.float32), 5)
     query = Query(picture, {"upper colour": "blue"}, weights={"upper": 3, "head": 0.5}, leave_out=["lower"])
     compiled = compile_query(query, MODEL)
-    weights = np.array([0.5, 3 * 2.5, 0, 1, 1]) / 10  # 2.5: the sum of the picture's groups
+    weights = np.array([0.5, 3 * 2.5, 0, 1, 1]) / 10  # 2.5: the sum of the weights of the image's groups
     blocks = np.array([[0.6, 0.8, 0, 0], [0, 0, 1, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0], [0.6, 0.8, 0, 0]])
     assert np.allclose(compiled.vector.reshape(5, 4), weights[:, None] * blocks)
 
 
-def test_words_count_together_as_much_as_the_picture_beside_them():
+def test_attributes_and_image_have_the_same_total_weight():
     picture = np.ones(20, np.float32)
     for words in ({"upper colour": "blue"}, {"upper colour": "blue", "lower colour": "red", "head colour": "red"}):
         described = [f"{group} colour" in words for group in GROUPS]
@@ -62,12 +62,12 @@ def test_words_count_together_as_much_as_the_picture_beside_them():
     assert np.allclose(out.weights, [0.25, 0, 0.25, 0.25, 0.25])
 
 
-def test_words_describe_their_groups_alone_and_the_others_do_not_count():
+def test_only_the_described_groups_are_compared():
     compiled = compile_query(Query(words={"head colour": "red", "lower colour": "blue"}), MODEL)
     assert np.allclose(compiled.weights, [0.5, 0, 0.5, 0, 0]) and compiled.known.tolist() == [1, 0, 1, 0, 0]
 
 
-def test_where_clothes_may_have_changed_the_lasting_groups_of_the_model_count_alone():
+def test_only_lasting_groups_are_compared_if_clothes_may_have_changed():
     compiled = compile_query(Query(np.ones(20), leave_out=["head"], may_have_changed_clothes=True), MODEL)
     assert compiled.weights.tolist() == [0, 0, 0, 1, 0]
     compiled = compile_query(Query(np.ones(20), may_have_changed_clothes=True),
@@ -76,27 +76,27 @@ def test_where_clothes_may_have_changed_the_lasting_groups_of_the_model_count_al
 
 
 @pytest.mark.parametrize(("query", "message"), [
-    (Query(), "the query is empty; give a picture, or at least one attribute"),
-    (Query(words={"head colour": "red"}, leave_out=["head"]), "something about head alone, which does not count"),
+    (Query(), "the query is empty; give an image, or at least one attribute"),
+    (Query(words={"head colour": "red"}, leave_out=["head"]), "the query only describes head, which is ignored"),
     (Query(np.zeros(7)), r"shape \(7,\), expected \(20,\) finite values"),
     (Query(np.full(20, np.nan)), r"expected \(20,\) finite values"),
     (Query(np.ones(20), weights={"shoes": 1}), "unknown group 'shoes', expected one of head, upper"),
-    (Query(np.ones(20), weights={"head": -1}), "weights of groups are {'head': -1}, expected numbers from 0 on"),
-    (Query(np.ones(20), weights={"head": float("inf")}), "expected numbers from 0 on"),
+    (Query(np.ones(20), weights={"head": -1}), "weights of groups are {'head': -1}, expected finite numbers"),
+    (Query(np.ones(20), weights={"head": float("inf")}), "expected finite numbers of 0 or more"),
     (Query(words={"shoes": "red"}), "unknown 'shoes'"),
 ])
-def test_a_query_that_says_nothing_or_nonsense_is_refused(query, message):
+def test_empty_and_invalid_queries_are_rejected(query, message):
     with pytest.raises(ValueError, match=message):
         compile_query(query, MODEL)
 
 
-def test_a_model_without_words_or_groups_refuses_them():
+def test_a_model_without_attributes_or_groups_rejects_them():
     plain = SearchedModel(Shape((), 3, "euclidean"))
-    with pytest.raises(ValueError, match="knows no attributes; search by a picture"):
+    with pytest.raises(ValueError, match="does not predict attributes; search by image"):
         compile_query(Query(words={"head colour": "red"}), plain)
-    with pytest.raises(ValueError, match="unknown group 'head', expected one of none: this model compares whole"):
+    with pytest.raises(ValueError, match="unknown group 'head', expected one of none, since this model has no groups"):
         compile_query(Query(np.ones(3), leave_out=["head"]), plain)
-    with pytest.raises(ValueError, match="this model compares whole pictures, so clothes cannot be left out"):
+    with pytest.raises(ValueError, match="this model has no groups, so clothes cannot be ignored"):
         compile_query(Query(np.ones(3), may_have_changed_clothes=True), plain)
 
 
@@ -104,7 +104,7 @@ def test_a_model_without_words_or_groups_refuses_them():
 
 
 @pytest.mark.parametrize("form", ["exact", "float16", "int8"])
-def test_a_picture_finds_what_comparing_all_by_numpy_finds(many, form):
+def test_an_image_query_has_the_results_of_brute_force(many, form):
     index, rows = many
     index.faiss(form)
     query = unit(rows[7] + 0.2)
@@ -120,7 +120,7 @@ def test_a_picture_finds_what_comparing_all_by_numpy_finds(many, form):
             f"{group} colour": Words.values[block[:3].argmax()] for group, block in zip(GROUPS, rows[i])}
 
 
-def test_half_a_description_ranks_by_the_described_groups(many):
+def test_a_partial_description_ranks_by_the_described_groups(many):
     index, rows = many
     hits = index.search(Query(words={"upper colour": "green", "carrying colour": "red"}), top=60)
     expected = (rows[:, 1, 1] + rows[:, 4, 0]) / 2
@@ -129,7 +129,7 @@ def test_half_a_description_ranks_by_the_described_groups(many):
     assert list(hits[0].similarities) == ["upper", "carrying"]
 
 
-def test_groups_that_are_left_out_do_not_count_but_are_shown(many):
+def test_similarities_of_ignored_groups_are_shown(many):
     index, rows = many
     hits = index.search(Query(rows[3].reshape(-1), leave_out=["upper", "lower", "carrying"]), top=60)
     expected = (rows * rows[3]).sum(axis=2)
@@ -138,7 +138,7 @@ def test_groups_that_are_left_out_do_not_count_but_are_shown(many):
     assert hits[5].similarities["upper"] == pytest.approx(expected[numbers(hits)[5], 1], abs=1e-5)
 
 
-def test_weights_shift_the_ranking_as_by_hand(many):
+def test_weights_change_the_ranking_as_computed_by_hand(many):
     index, rows = many
     weights = {"head": 5.0, "upper": 0.25, "carrying": 0.0}
     hits = index.search(Query(rows[11].reshape(-1), weights=weights), top=60)
@@ -146,7 +146,7 @@ def test_weights_shift_the_ranking_as_by_hand(many):
     assert numbers(hits) == np.argsort(-expected).tolist()
 
 
-def test_blocks_of_unit_length_are_compared_by_cosine_whatever_the_run_was_tested_by(many, tmp_path):
+def test_models_with_groups_are_compared_by_cosine_even_with_the_metric_euclidean(many, tmp_path):
     class ByDistance(BandEncoder):
         metric = "euclidean"
 
@@ -157,7 +157,7 @@ def test_blocks_of_unit_length_are_compared_by_cosine_whatever_the_run_was_teste
     assert [(hit.score, hit.similarities) for hit in make(tmp_path, ByDistance()).search(query)] == expected
 
 
-def test_this_person_but_without_the_backpack(tmp_path):
+def test_an_attribute_replaces_its_group_of_the_image(tmp_path):
     wanted = draw(tmp_path / "crops/same_without.png", RED, GREEN, BLUE, RED, GREEN)
     same = draw(tmp_path / "crops/same_with.png", RED, GREEN, BLUE, RED, BLUE)
     draw(tmp_path / "crops/other_without.png", GREEN, RED, RED, GREEN, GREEN)
@@ -166,28 +166,28 @@ def test_this_person_but_without_the_backpack(tmp_path):
     assert index.search(Query(picture))[0].path == str(same)
     hits = index.search(Query(picture, {"carrying colour": "green"}))
     assert hits[0].path == str(wanted) and list(hits[0].similarities) == list(GROUPS)
-    for hit in hits:  # half of it is the person, half the words
+    for hit in hits:  # half of the score from the image, half from the attribute
         person = np.mean([hit.similarities[group] for group in GROUPS if group != "carrying"])
         assert hit.score == pytest.approx((person + hit.similarities["carrying"]) / 2, abs=1e-5)
 
 
-def test_many_queries_at_once_find_what_each_finds_alone(many):
+def test_several_queries_at_once_have_the_results_of_single_queries(many):
     index, rows = many
     queries = [Query(rows[2].reshape(-1)), Query(words={"head colour": "red"}), Query(rows[9].reshape(-1),
                                                                                       leave_out=["head"])]
     assert index.search_many(queries, top=4) == [index.search(query, top=4) for query in queries]
     assert index.search_many([]) == []
-    with pytest.raises(ValueError, match="0 hits are asked for, expected at least 1"):
+    with pytest.raises(ValueError, match="the number of results is 0, expected at least 1"):
         index.search(queries[0], top=0)
 
 
-def test_words_are_searched_with_what_the_index_holds_and_no_model(many):
+def test_a_search_by_attributes_needs_no_model(many):
     index, rows = many
     hits = GalleryIndex.open(index.folder, Words()).search(Query(words={"head colour": "red"}), top=3)
     assert numbers(hits) == np.argsort(-rows[:, 0, 0])[:3].tolist()
 
 
-def test_the_row_of_a_hit_gives_its_picture_and_what_finds_it_again(many):
+def test_the_row_of_a_hit_gives_its_path_and_embedding(many):
     index, embeddings = many
     hit = index.search(Query(words={"head colour": "red"}), top=1)[0]
     assert str(index.path(hit.row)) == hit.path
@@ -195,14 +195,14 @@ def test_the_row_of_a_hit_gives_its_picture_and_what_finds_it_again(many):
     assert index.search(Query(index.embedding(hit.row)), top=1)[0].row == hit.row
 
 
-def test_a_sample_comes_from_all_over_the_gallery_and_names_no_row_twice(many):
+def test_a_sample_is_spread_over_the_gallery_without_duplicates(many):
     index, _ = many
     few = index.sample(5)
     assert [int(index.path(row).name[:4]) for row in few] == [0, 14, 29, 44, 59]
     assert sorted(index.sample(1000)) == sorted(index.store.ids.tolist())
 
 
-def test_rows_follow_what_another_process_has_done(tmp_path):
+def test_rows_follow_changes_of_another_process(tmp_path):
     paths = draw_many(tmp_path / "crops", 3)
     index = make(tmp_path)
     row = index.sample(1)[0]
@@ -214,17 +214,17 @@ def test_rows_follow_what_another_process_has_done(tmp_path):
     assert np.allclose(index.embedding(rows["new.png"]), BandEncoder().encode([read(tmp_path / "crops/new.png")])[0])
     assert index.sample(2) == [rows[paths[1].name], rows["new.png"]]
     for ask in (index.path, index.embedding):
-        with pytest.raises(LookupError, match=f"holds no row {row}; its picture was deleted or has changed"):
+        with pytest.raises(LookupError, match=f"contains no row {row}; its image was deleted or has changed"):
             ask(row)
 
 
-def test_an_index_of_no_pictures_finds_none(tmp_path):
+def test_an_index_without_images_has_no_results(tmp_path):
     (tmp_path / "crops").mkdir()
     index = make(tmp_path)
     assert index.search(Query(words={"head colour": "red"})) == [] and np.isnan(index.recall(index.faiss("int8")))
 
 
-def test_the_engine_of_an_index_is_kept_with_it_and_its_recall_is_measured(tmp_path):
+def test_the_engine_of_an_index_is_saved_and_its_recall_is_measured(tmp_path):
     draw_many(tmp_path / "crops", 60)
     index = make(tmp_path)
     assert index.recall(index.faiss()) == 1
@@ -236,7 +236,7 @@ def test_the_engine_of_an_index_is_kept_with_it_and_its_recall_is_measured(tmp_p
     assert kept[0].stat().st_mtime_ns == before
 
 
-def test_an_index_is_opened_with_any_engine_or_with_what_makes_one_for_it(many):
+def test_an_index_is_opened_with_an_engine_or_a_function_that_creates_one(many):
     index, rows = many
     query = Query(rows[7].reshape(-1))
     spaces, expected = [], index.search(query, 4)
@@ -264,7 +264,7 @@ def test_no_score_exceeds_one_and_the_order_is_that_of_the_stored_embeddings(tmp
     assert longer
 
 
-def test_an_engine_is_not_asked_for_more_hits_than_it_gives_unless_the_caller_does(many):
+def test_the_limit_of_an_engine_is_only_exceeded_if_the_caller_requests_more(many):
     class Few(FaissEngine):
         most_hits, asked = 20, []
 
@@ -284,7 +284,7 @@ def test_an_engine_is_not_asked_for_more_hits_than_it_gives_unless_the_caller_do
     index.faiss()
 
 
-def test_the_same_search_by_milvus(many, tmp_path):
+def test_milvus_has_the_same_results(many, tmp_path):
     pytest.importorskip("milvus_lite")
     index, rows = many
     query = Query(rows[20].reshape(-1), {"head colour": "blue"}, leave_out=["lower"])
@@ -308,7 +308,7 @@ class Calibrated(BandEncoder):
 
 @pytest.fixture(scope="module")
 def judged(many, tmp_path_factory):
-    """The index of `many`, built again after its model was calibrated."""
+    """The index of `many` with a calibrated model."""
     folder = tmp_path_factory.mktemp("judged")
     draw_many(folder / "crops", 60)
     make(folder).close()
@@ -316,9 +316,9 @@ def judged(many, tmp_path_factory):
     return GalleryIndex.open(folder / "index", Words())
 
 
-def test_a_picture_finds_its_person_with_the_calibrated_probability(judged, many):
+def test_image_queries_have_the_calibrated_probability_of_the_same_person(judged, many):
     assert judged.verification == FITTED and judged.lasting_groups == ("head",)
-    for prior, odds in ((None, 1 / 60), (0.5, 1.0), (0.2, 0.25)):  # 60 pictures, or none of them
+    for prior, odds in ((None, 1 / 60), (0.5, 1.0), (0.2, 0.25)):  # one of 60 images, or none of them
         for hit in judged.search(Query(many[1][5].reshape(-1), prior=prior), top=60):
             expected = odds * np.exp(20 * hit.score - 16)
             assert hit.same_person == pytest.approx(expected / (1 + expected), rel=1e-6)
@@ -326,26 +326,26 @@ def test_a_picture_finds_its_person_with_the_calibrated_probability(judged, many
     assert {hit.same_person for hit in many[0].search(Query(many[1][5].reshape(-1)))} == {None}
 
 
-def test_a_false_match_rate_leaves_out_what_scores_below_its_threshold(judged, many):
+def test_a_false_match_rate_excludes_scores_below_its_threshold(judged, many):
     query = many[1][5].reshape(-1)
     every = judged.search(Query(query), top=60)
     kept = judged.search(Query(query, false_match_rate=0.1), top=60)
     assert kept == [hit for hit in every if hit.score >= 0.9] and 0 < len(kept) < 60
-    with pytest.raises(ValueError, match="false-match rate 0.2: not calibrated, there are 0.1"):
+    with pytest.raises(ValueError, match="false-match rate 0.2: not calibrated; calibrated rates: 0.1"):
         judged.search(Query(query, false_match_rate=0.2))
-    with pytest.raises(ValueError, match="the model of this index is not calibrated, so no score has a false-match"):
+    with pytest.raises(ValueError, match="the model of this index is not calibrated, so the false-match rate is"):
         many[0].search(Query(query, false_match_rate=0.1))
 
 
 @pytest.mark.parametrize("query", [{"words": {"head colour": "red"}}, {"leave_out": ["upper"]},
                                    {"weights": {"head": 2}}])
-def test_no_calibration_speaks_of_words_weights_and_fewer_groups(judged, many, query):
+def test_a_calibration_does_not_apply_to_attributes_weights_and_fewer_groups(judged, many, query):
     assert judged.search(Query(many[1][5].reshape(-1), **query))[0].same_person is None
-    with pytest.raises(ValueError, match="compared by all groups, each counting the same; leave out words and weights"):
+    with pytest.raises(ValueError, match="compared by all groups with equal weights; remove attributes and weights"):
         judged.search(Query(many[1][5].reshape(-1), **query, false_match_rate=0.1))
 
 
-def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
+def test_a_calibration_of_some_groups_only_applies_to_these(many):
     some = replace(FITTED, groups=ALIKE)
     whole, part = (compile_query(Query(np.ones(20), leave_out=out), MODEL)
                    for out in ((), [group for group in GROUPS if group not in ALIKE]))
@@ -353,12 +353,12 @@ def test_a_calibration_of_some_groups_speaks_of_them_alone(many):
     assert not whole.is_judged_by(replace(FITTED, metric="euclidean")) and whole.is_judged_by(FITTED)
 
 
-def test_a_calibration_of_distances_speaks_of_no_cosine_and_the_refusal_says_so():
-    """A run with groups and TEST.METRIC euclidean: its index compares by cosine all the same."""
+def test_a_calibration_of_distances_does_not_apply_to_cosines_and_the_error_says_so():
+    """The index of a run with groups compares by cosine even if TEST.METRIC is euclidean."""
     query = Query(np.ones(20), false_match_rate=0.1)
     assert compile_query(query, MODEL._replace(verification=FITTED)).least_score == FITTED.thresholds[0.1]
-    with pytest.raises(ValueError, match="calibrated on euclidean scores, but the index compares by cosine, .*; set "
-                                         "TEST.METRIC cosine in the run's config.yaml, calibrate it again and index"):
+    with pytest.raises(ValueError, match="calibrated on euclidean scores, but the index compares by cosine, .* Set "
+                                         "TEST.METRIC cosine in config.yaml of the run, calibrate it again"):
         compile_query(query, MODEL._replace(verification=replace(FITTED, metric="euclidean")))
 
 
@@ -366,17 +366,17 @@ def test_a_calibration_survives_json():
     assert Verification.from_dict(json.loads(json.dumps(FITTED.to_dict()))) == FITTED
 
 
-# The filter.
+# The prefilter.
 
 
 def reliable(rows: np.ndarray) -> np.ndarray:
-    """Values and probabilities of the columns of pictures (N, 5, 4), by the words' own account."""
+    """Return values and probabilities of the attributes of rows (N, 5, 4), predicted by the test vocabulary."""
     answers = Words().recognise(rows.reshape(len(rows), 20))
     return np.array([[Words.values.index(a.value) for a in row.values()] for row in answers]), np.array(
         [[a.probability for a in row.values()] for row in answers])
 
 
-def test_the_filter_drops_what_reliably_contradicts_a_description(many):
+def test_the_prefilter_excludes_images_that_reliably_contradict_a_description(many):
     index, rows = many
     index.faiss()
     values, probabilities = reliable(rows)
@@ -387,29 +387,29 @@ def test_the_filter_drops_what_reliably_contradicts_a_description(many):
     assert hits == [hit for hit in everything if kept[numbers([hit])[0]]]
 
 
-def test_the_filter_takes_from_a_picture_what_is_reliable_in_the_groups_that_it_is_compared_by(many):
+def test_the_prefilter_uses_reliable_attributes_of_the_query_image_in_compared_groups(many):
     index, rows = many
     index.faiss()
     values, probabilities = reliable(rows)
     i = int((probabilities[:, [0, 4]] > 0.95).all(axis=1).argmax())
     query = Query(rows[i].reshape(-1), {"upper colour": "red"}, leave_out=["lower", "carrying"])
     kept = (values[:, 1] == 0) | (probabilities[:, 1] <= 0.95)
-    for g in (0, 3):  # head and identity; upper is described, the others are left out
+    for g in (0, 3):  # head and identity; upper is described, the others are ignored
         if probabilities[i, g] > 0.95:
             kept &= (values[:, g] == values[i, g]) | (probabilities[:, g] <= 0.95)
     assert sorted(numbers(index.search(query, 60, Prefilter(0.95)))) == np.flatnonzero(kept).tolist()
     assert 0 < kept.sum() < 50
 
 
-def test_a_threshold_of_one_drops_nothing_and_others_than_probabilities_are_refused(many):
+def test_a_threshold_of_one_excludes_nothing_and_only_probabilities_are_accepted(many):
     index, _ = many
     assert len(index.search(Query(words={"upper colour": "green"}), 60, Prefilter(1.0))) == 60
     with pytest.raises(ValueError, match="the threshold is 1.5, expected a probability between 0 and 1"):
         Prefilter(1.5)
 
 
-def test_a_model_without_words_has_nothing_to_filter_by(tmp_path):
+def test_a_model_without_attributes_rejects_the_prefilter(tmp_path):
     draw(tmp_path / "crops/red.png", RED)
     index = make(tmp_path, PlainEncoder())
-    with pytest.raises(ValueError, match="filter: the model of this index knows no attributes"):
+    with pytest.raises(ValueError, match="filter: the model of this index does not predict attributes"):
         index.search(Query(np.ones(3)), prefilter=Prefilter())

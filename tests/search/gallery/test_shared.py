@@ -1,4 +1,4 @@
-"""An index that several use: readers that stay open, writers at once, copies, and searches beside a change."""
+"""Concurrent use of an index: open readers, several writers, copies, shared engines, and searches during changes."""
 
 import contextlib
 import os
@@ -35,10 +35,10 @@ def crops(tmp_path):
     return draw_many(tmp_path / "crops", 20)
 
 
-# Readers that stay open.
+# Open readers.
 
 
-def test_a_reader_that_stays_open_learns_what_the_model_knows_by_now(tmp_path, crops, monkeypatch):
+def test_an_open_reader_notices_new_attribute_tables_and_calibration(tmp_path, crops, monkeypatch):
     monkeypatch.setattr(AttributeModel, "from_dict", Words.from_dict)
     writer = build(tmp_path, BandEncoder())
     reader = GalleryIndex.open(tmp_path / "index")
@@ -49,7 +49,7 @@ def test_a_reader_that_stays_open_learns_what_the_model_knows_by_now(tmp_path, c
     assert (reader.lasting_groups, reader.verification, reader.vocabulary.scale) == (("head",), FITTED, 2.0)
 
 
-def test_a_record_that_alone_has_changed_is_noticed(tmp_path, crops):
+def test_a_change_of_only_index_json_is_noticed(tmp_path, crops):
     writer = build(tmp_path, BandEncoder())
     reader = GalleryIndex.open(tmp_path / "index", Words())
     reader.search(RED_HEAD)
@@ -59,7 +59,7 @@ def test_a_record_that_alone_has_changed_is_noticed(tmp_path, crops):
     assert reader.verification == FITTED
 
 
-def test_a_vocabulary_that_was_given_stays_until_a_model_brings_its_own(tmp_path, crops):
+def test_a_given_vocabulary_is_used_until_the_next_update(tmp_path, crops):
     writer, given = build(tmp_path, BandEncoder()), Words(scale=5.0)
     reader = GalleryIndex.open(tmp_path / "index", given)
     writer.update(Calibrated(), pace=QUIET, read=read)
@@ -70,24 +70,24 @@ def test_a_vocabulary_that_was_given_stays_until_a_model_brings_its_own(tmp_path
     assert reader.vocabulary is encoder.vocabulary
 
 
-def test_another_index_in_the_place_of_the_one_that_was_opened_is_told(tmp_path, crops):
+def test_a_replaced_index_is_reported(tmp_path, crops):
     build(tmp_path, BandEncoder()).close()
     reader = GalleryIndex.open(tmp_path / "index", Words())
     (tmp_path / "index").rename(tmp_path / "before")
     build(tmp_path, BandEncoder())
-    with pytest.raises(ValueError, match="index: holds another index than it did, it was built anew; open it again"):
+    with pytest.raises(ValueError, match="index: was replaced by a new index; open it again"):
         reader.search(RED_HEAD)
 
 
-# Writers at once.
+# Several writers.
 
 
-def test_a_second_first_build_waits_for_nobody_and_breaks_nothing(tmp_path, crops, monkeypatch):
+def test_a_second_concurrent_first_build_is_rejected_without_damage(tmp_path, crops, monkeypatch):
     pytest.importorskip("fcntl")
     refused = []
 
     def begun_by_another(folder):
-        with pytest.raises(RuntimeError, match="another process is writing this index; wait for it to end"):
+        with pytest.raises(RuntimeError, match="another process is writing this index; wait until it ends"):
             build(tmp_path, BandEncoder())
         refused.append(folder)
         create(folder)
@@ -97,7 +97,7 @@ def test_a_second_first_build_waits_for_nobody_and_breaks_nothing(tmp_path, crop
     assert len(build(tmp_path, BandEncoder())) == 20 and len(refused) == 1
 
 
-def test_a_build_that_finds_an_index_begun_meanwhile_goes_on_with_it(tmp_path, crops, monkeypatch):
+def test_a_build_continues_an_index_that_was_created_at_the_same_time(tmp_path, crops, monkeypatch):
     first, mkdir = [], Path.mkdir
 
     def late(folder, *args, **options):
@@ -120,7 +120,7 @@ def take_in(folder, name, *bands):
     return build(folder, BandEncoder())
 
 
-def test_a_copy_that_goes_its_own_way_never_shares_a_row_with_another_picture(tmp_path):
+def test_independent_copies_never_use_one_id_for_different_images(tmp_path):
     pytest.importorskip("milvus_lite")
     indexes, new = [], ((RED, "red.png"), (BLUE, "blue.png"))
     take_in(tmp_path, "green.png", GREEN).close()
@@ -138,7 +138,7 @@ def test_a_copy_that_goes_its_own_way_never_shares_a_row_with_another_picture(tm
         engine.close()
 
 
-def test_an_id_is_not_given_again_when_its_picture_comes_back(tmp_path):
+def test_an_id_is_not_reused_if_its_image_is_restored(tmp_path):
     index = take_in(tmp_path, "red.png", RED)
     draw(tmp_path / "crops/green.png", GREEN)
     index.update(BandEncoder(), pace=QUIET, read=read)
@@ -150,12 +150,12 @@ def test_an_id_is_not_given_again_when_its_picture_comes_back(tmp_path):
     assert len(set(index.store.ids.tolist()) - before) == 1 and index.store.ids.tolist() == sorted(index.store.ids)
 
 
-# Engines that several fill.
+# Shared engines.
 
 
 @pytest.fixture
 def shared(tmp_path, crops):
-    """A writer and a reader, an engine of the writer's, and what adds a red picture to both."""
+    """A writer and a reader, an engine of the writer, and a function that adds a red image to both."""
     writer, reader = build(tmp_path, BandEncoder()), GalleryIndex.open(tmp_path / "index", Words())
     engine = FaissEngine(20)
     writer.use(engine)
@@ -167,14 +167,14 @@ def shared(tmp_path, crops):
     return writer, reader, engine, add
 
 
-def test_an_engine_keeps_what_was_added_since_its_next_user_has_opened_the_index(shared):
+def test_rows_added_after_another_process_opened_the_index_stay_in_the_engine(shared):
     _, reader, engine, add = shared
     add()
     reader.use(engine)
     assert len(engine) == 21 and reader.search(RED_HEAD, 1)[0].path.endswith("red.png")
 
 
-def test_an_engine_keeps_what_is_added_while_its_next_user_looks_at_it(shared):
+def test_rows_added_during_the_synchronisation_by_another_process_stay_in_the_engine(shared):
     _, reader, engine, add = shared
     ids = engine.ids
 
@@ -188,7 +188,7 @@ def test_an_engine_keeps_what_is_added_while_its_next_user_looks_at_it(shared):
     assert len(engine) == 21 and len(reader) == 21
 
 
-def test_an_engine_that_could_not_be_brought_up_to_date_is_so_before_the_next_search(shared):
+def test_a_failed_synchronisation_is_repeated_before_the_next_search(shared):
     writer, _, engine, add = shared
 
     def unreachable(*_):
@@ -201,11 +201,11 @@ def test_an_engine_that_could_not_be_brought_up_to_date_is_so_before_the_next_se
     assert writer.search(RED_HEAD, 1)[0].path.endswith("red.png") and len(engine) == 21
 
 
-# Searches beside a change.
+# Searches during changes.
 
 
 @pytest.mark.parametrize("step", ["embeddings", "rows"])
-def test_a_search_begins_again_where_a_row_has_gone_since_it_began(tmp_path, crops, monkeypatch, step):
+def test_a_search_starts_again_if_a_row_is_deleted_during_it(tmp_path, crops, monkeypatch, step):
     build(tmp_path, BandEncoder()).close()
     reader = GalleryIndex.open(tmp_path / "index", Words())
     best = Path(reader.search(RED_HEAD, 1)[0].path)
@@ -224,21 +224,21 @@ def test_a_search_begins_again_where_a_row_has_gone_since_it_began(tmp_path, cro
     assert len(hits) == 19 and str(best) not in [hit.path for hit in hits]
 
 
-def test_rows_that_another_has_put_into_the_engine_are_not_searched_for_in_vain(shared):
+def test_rows_added_to_the_engine_by_another_process_are_found(shared):
     _, reader, engine, _ = shared
     reader.use(engine)
     engine.add(np.array([7]), np.tile(np.float32([1, 0, 0, 0]), 5)[None])
     assert len(reader.search(RED_HEAD, 20)) == 20 and len(engine) == 20
 
 
-def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, monkeypatch):
+def test_old_files_are_removed_after_searches_of_this_process(tmp_path, crops, monkeypatch):
     index = build(tmp_path, BandEncoder())
     index.search(RED_HEAD)
     before, sweep, searches = index.store.embeddings(index.store.ids), Store.sweep, []
 
     def watched(store):
         searches.append(pool.submit(index.search, RED_HEAD))
-        with pytest.raises(TimeoutError):  # it waits
+        with pytest.raises(TimeoutError):  # it waits for the search
             searches[-1].result(timeout=0.05)
         sweep(store)
         assert np.array_equal(store.embeddings(store.ids), before)
@@ -250,12 +250,12 @@ def test_files_go_when_no_search_of_this_process_needs_them(tmp_path, crops, mon
     assert len(list((tmp_path / "index/parts").glob("*.embeddings.npy"))) == 1
 
 
-def test_what_follows_a_commit_that_failed_is_kept(tmp_path, crops):
+def test_changes_after_a_failed_commit_are_stored(tmp_path, crops):
     index = build(tmp_path, BandEncoder())
     index.store._base.execute("PRAGMA busy_timeout = 1")
     with contextlib.closing(sqlite3.connect(tmp_path / "index" / ROWS, isolation_level=None)) as other:
         other.execute("BEGIN")
-        other.execute("SELECT * FROM rows").fetchone()  # a reader that holds up commits
+        other.execute("SELECT * FROM rows").fetchone()  # a reader that blocks commits
         with pytest.raises(RuntimeError, match="locked"):
             index.store.refuse([(Picture("0001.jpg", 1, 1), "damaged")])
         other.execute("COMMIT")

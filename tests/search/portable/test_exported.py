@@ -1,4 +1,4 @@
-"""Files that are no export, or a damaged one, are refused before they encode anything."""
+"""Damaged files and files that were not exported are rejected."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from support.processes import command, imported
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A file that onnxruntime runs, with this metadata."""
+    """Write a valid ONNX file with this metadata."""
     def write(**metadata) -> Path:
         pixels = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 3, 4, 2])
         same = onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.UINT8, ["batch", 24])
@@ -31,15 +31,15 @@ def tiny(tmp_path):
     return write
 
 
-def test_misuse_of_exported_files_is_named(tiny, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; make it by cerberus export --run RUN"):
+def test_invalid_exported_files_are_rejected(tiny, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere.onnx: not found; .* cerberus export --run RUN"):
         ExportedEncoder(tmp_path / "nowhere.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ValueError, match="text.onnx: onnxruntime cannot run it"):
         ExportedEncoder(tmp_path / "text.onnx")
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
         ExportedEncoder(tmp_path / "any.onnx", batch_size=0)
-    with pytest.raises(ValueError, match="was not exported from a run; make one by"):
+    with pytest.raises(ValueError, match="was not exported from a run; export"):
         ExportedEncoder(tiny())
     with pytest.raises(ValueError, match="has metadata of format 9, not 2"):
         ExportedEncoder(tiny(format="9"))
@@ -69,13 +69,13 @@ FITTED = {"slope": 20.0, "intercept": -10.0, "prior": 0.1, "metric": "cosine", "
     *({"encoder": json.dumps(GOOD | {"verification": FITTED | wrong})} for wrong in (
         {"slope": math.nan}, {"intercept": "1"}, {"prior": 2}, {"metric": None}, {"groups": [1]},
         {"thresholds": [[0.1, math.inf]]}))], ids=range(9))
-def test_metadata_with_numbers_that_are_none_is_refused(tiny, damage):
+def test_metadata_with_invalid_values_is_rejected(tiny, damage):
     assert ExportedEncoder(tiny(format="1", encoder=json.dumps(GOOD | {"verification": FITTED})))
     with pytest.raises(ValueError, match=r"tiny.onnx: its metadata is damaged .*; export the model again"):
         ExportedEncoder(tiny(format="1", **({"encoder": json.dumps(GOOD)} | damage)))
 
 
-def test_a_graph_that_gives_nan_or_fails_is_named_with_what_to_do(tiny):
+def test_a_graph_with_nan_or_errors_is_reported_with_a_remedy(tiny):
     path = tiny(format="1", encoder=json.dumps(GOOD))
     encoder, model = ExportedEncoder(path), onnx.load(path)
     picture = Image.new("RGB", (2, 4))
@@ -84,15 +84,15 @@ def test_a_graph_that_gives_nan_or_fails_is_named_with_what_to_do(tiny):
                              onnx.helper.make_node("Div", ["zero", "zero"], ["embedding"])])
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="tiny.onnx: output 'embedding' is not finite.*Export it again from a sound"):
+    with pytest.raises(ValueError, match="tiny.onnx: output 'embedding' is not finite.*Export it again"):
         ExportedEncoder(path).encode([picture])
     encoder.size = (5, 2)
-    with pytest.raises(ValueError, match="tiny.onnx: onnxruntime fails on 1 pictures .*; export the model again"):
+    with pytest.raises(ValueError, match="tiny.onnx: onnxruntime fails on 1 image .*; export the model again"):
         encoder.encode([picture])
 
 
-def test_help_imports_nothing_that_takes_time():
-    packages = imported(command("--help"), "cerberus WORD --help")
+def test_help_has_no_slow_imports():
+    packages = imported(command("--help"), "cerberus COMMAND --help")
     assert "cerberus_plugin" in packages
     assert not packages & {"torch", "torchvision", "fastreid", "numpy", "PIL", "faiss"}
 
@@ -101,10 +101,10 @@ def test_the_command_imports_no_torch_for_an_exported_model(tiny, tmp_path):
     model = tiny(format="1", encoder=json.dumps(GOOD | {"metric": "euclidean"}))
     crops, index = tmp_path / "crops", tmp_path / "index"
     draw_many(crops, 3)
-    packages = imported(command("index", "--model", model, "--images", crops, "--out", index), "3 pictures; 3 new")
-    packages |= imported(command("recognise", "--model", model, crops), "reads no attributes")
+    packages = imported(command("index", "--model", model, "--images", crops, "--out", index), "3 images; 3 new")
+    packages |= imported(command("recognise", "--model", model, crops), "does not predict attributes")
     serving = command("serve", index, "--model", model, "--port", "0")
-    assert serving.stdout.readline().startswith("3 pictures: http")
+    assert serving.stdout.readline().startswith("3 images: http")
     serving.send_signal(signal.SIGINT)
     packages |= imported(serving, "stopped")
     assert {"onnxruntime", "starlette", "cerberus_plugin"} <= packages
@@ -112,6 +112,6 @@ def test_the_command_imports_no_torch_for_an_exported_model(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_imports_torch_and_the_host_for_a_run(tmp_path):
+def test_the_command_imports_torch_and_fastreid_for_a_run(tmp_path):
     for job in (["recognise", "--run", tmp_path, tmp_path], ["export", "--run", tmp_path, "--images", tmp_path]):
         assert {"torch", "fastreid"} <= imported(command(*job), "config.yaml: not found")

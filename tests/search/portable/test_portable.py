@@ -1,4 +1,4 @@
-"""Attributes and pictures without torch: equal to the reader with torch, safe with whatever is handed in."""
+"""Attribute tables and image reading without torch: equal to the implementations with torch, safe for any input."""
 
 import io
 import json
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def reader_and_vocabulary(schema, space: str = "product", **reading) -> tuple[PrototypeReader, AttributeModel]:
-    """Random prototypes of the semantic IDs of 8 people, seen or all that can occur, read with torch and without."""
+    """Create a reader with torch, and attribute tables without, from random prototypes of 8 people."""
     torch.manual_seed(0)
     table = SIDTable.build(schema, random_labels(schema, 8), space=space)
     prototypes = SIDPrototypes(table.sizes, schema.group_bits, num_classes=1, dim=D)
@@ -54,7 +54,7 @@ def market_pair():
 
 @pytest.mark.parametrize("force_colour", [False, True])
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
-def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema, force_colour):
+def test_predictions_and_probabilities_are_those_of_the_reader_with_torch(schema, force_colour):
     reader, vocabulary = reader_and_vocabulary(schema, force_colour=force_colour)
     embeddings = random_embeddings()
     colours = np.array([column.is_colour for column in schema.columns])
@@ -71,7 +71,7 @@ def test_attributes_and_probabilities_are_those_of_the_reader_with_torch(schema,
 @pytest.mark.parametrize("temperatures", [{}, {"gender": 0.5, "upper colour": 2.0}], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("force_colour", [False, True])
 @pytest.mark.parametrize("reading", ["nearest", "probability"])
-def test_the_graph_that_is_exported_gives_the_readers_answers_probabilities_and_log_probabilities(
+def test_the_exported_graph_has_the_predictions_and_probabilities_of_the_reader(
         reading, force_colour, temperatures):
     reader, vocabulary = (each.calibrated(temperatures) for each in reader_and_vocabulary(
         MARKET1501, "observed", reading=reading, force_colour=force_colour, tau=0.7))
@@ -80,14 +80,14 @@ def test_the_graph_that_is_exported_gives_the_readers_answers_probabilities_and_
     colours = torch.tensor([column.is_colour for column in MARKET1501.columns], dtype=torch.int64)
     assert same is embeddings and torch.equal(answers - colours, reader.recognise(embeddings))
     assert torch.allclose(searched, torch.cat(reader.log_probabilities(embeddings), dim=1), atol=1e-4)
-    assert searched.min() == LOWEST  # of values that no semantic ID holds
+    assert searched.min() == LOWEST  # of values that no semantic ID has
     best, sure = reader.confidences(embeddings)
     for own, found, probability in zip(shares.split([h.shape[1] for h in reader.marginals.held], dim=1),
                                        (best + colours).T, sure.T):
         assert torch.equal(own.argmax(dim=1), found) and torch.allclose(own.amax(dim=1), probability, atol=1e-5)
 
 
-def test_answers_come_in_words_of_the_schema(market_pair):
+def test_predictions_have_the_values_of_the_schema(market_pair):
     reader, vocabulary = market_pair
     embeddings = random_embeddings(20)
     for row, sure, found in zip(*reader.confidences(embeddings), vocabulary.recognise(embeddings.numpy())):
@@ -99,9 +99,9 @@ def test_answers_come_in_words_of_the_schema(market_pair):
     assert [column.group for column in vocabulary.columns] == list(MARKET1501.column_groups)
 
 
-@pytest.mark.parametrize("space", ["product", "observed"])  # observed: most are synthesised
+@pytest.mark.parametrize("space", ["product", "observed"])  # observed: most prototypes are synthesised
 @pytest.mark.parametrize("schema", [MARKET1501, DUKEMTMC], ids=lambda schema: schema.name)
-def test_whole_and_partial_descriptions_rank_as_the_reader_with_torch(schema, space):
+def test_complete_and_partial_descriptions_have_the_scores_of_the_reader_with_torch(schema, space):
     reader, vocabulary = reader_and_vocabulary(schema, space)
     embeddings = random_embeddings()
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_whole_and_partial_descriptions_rank_as_the_reader_with_torch(schema, sp
         assert scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_description_reads_as_the_schema_reads_it(market_pair):
+def test_descriptions_are_parsed_as_by_the_schema(market_pair):
     _, vocabulary = market_pair
     for words in ({}, {"upper colour": "none"}, {"upper colour": "red and blue", "age": "old"},
                   {"backpack": "no", "clothes": "pants"}):
@@ -131,7 +131,7 @@ def test_a_description_reads_as_the_schema_reads_it(market_pair):
             vocabulary.describe({name: value})
 
 
-def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
+def test_a_vocabulary_is_converted_to_json_without_loss(market_pair):
     _, vocabulary = market_pair
     vocabulary = vocabulary.calibrated({"age": 1.7, "hat": 0.4}, {"age": 0.75, "hat": math.inf})
     copy = AttributeModel.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
@@ -144,7 +144,7 @@ def test_a_vocabulary_survives_json_to_the_last_bit(market_pair):
     assert (copy.describe(unseen) == vocabulary.describe(unseen)).all()
 
 
-def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
+def test_without_prior_a_temperature_divides_only_the_scale_of_its_column():
     _, vocabulary = reader_and_vocabulary(MARKET1501, tau=0)
     cooler, _ = reader_and_vocabulary(MARKET1501, cosine_scale=16.0 / 4, tau=0)
     embeddings = random_embeddings()
@@ -161,7 +161,7 @@ def test_without_prior_a_temperature_divides_the_scale_of_its_column_alone():
             vocabulary.calibrated(wrong)
 
 
-def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so(market_pair):
+def test_predictions_below_the_calibrated_threshold_are_uncertain(market_pair):
     embeddings = random_embeddings().numpy()
     _, vocabulary = market_pair
     answers = vocabulary.calibrated({"age": 1.0, "hat": 1.0}, {"age": 0.5, "hat": math.inf}).recognise(embeddings)
@@ -169,19 +169,19 @@ def test_an_answer_that_is_not_sure_enough_is_withheld_where_calibration_says_so
     ages = [row["age"] for row in answers]
     assert [age.abstained for age in ages] == [row["age"].probability < 0.5 for row in before]
     assert {True, False} == {age.abstained for age in ages}
-    assert all(row["hat"].abstained and str(row["hat"]) == "cannot tell" for row in answers)
+    assert all(row["hat"].abstained and str(row["hat"]) == "uncertain" for row in answers)
     assert all(row["gender"] == was["gender"] and not row["gender"].calibrated for row, was in zip(answers, before))
     with pytest.raises(ValueError, match="withhold_below names hat, expected .* for calibrated columns: age"):
         vocabulary.calibrated({"age": 1.0}, {"hat": 0.5})
 
 
-def test_an_answer_reads_as_it_is_meant():
-    assert str(Answer("red", 0.93)) == "red (93%)" and str(Answer("red", 0.4, abstained=True)) == "cannot tell"
+def test_the_text_of_an_answer():
+    assert str(Answer("red", 0.93)) == "red (93%)" and str(Answer("red", 0.4, abstained=True)) == "uncertain"
     assert str(Answer("red", 0.93, calibrated=False)) == "red (93%, not calibrated)"
 
 
 @pytest.mark.parametrize("part", ["labels", "prototypes", "residuals", "mean_bits"])
-def test_a_damaged_vocabulary_is_refused(market_pair, part):
+def test_a_damaged_vocabulary_is_rejected(market_pair, part):
     record = market_pair[1].to_dict()
     group = record["groups"][1]
     if part == "labels":
@@ -195,7 +195,7 @@ def test_a_damaged_vocabulary_is_refused(market_pair, part):
 @pytest.mark.parametrize(("key", "value"), [("reading", "by ear"), ("tau", -1.0), ("unseen_prior", 0.0),
                                             ("tau", math.nan), ("scale", 0.0), ("scale", math.inf), ("scale", None),
                                             ("counts", -1)])
-def test_what_makes_probabilities_of_cosines_is_checked(market_pair, key, value):
+def test_invalid_parameters_of_probabilities_are_rejected(market_pair, key, value):
     record = market_pair[1].to_dict()
     if key == "scale":
         record["scales"] = {"hat": 1.0} if value is None else record["scales"] | {"hat": value}
@@ -216,7 +216,7 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (12, 20), mode: str = "RG
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises more."""
+    """A PNG of a few bytes whose header claims this size."""
     import struct
     import zlib
 
@@ -235,13 +235,13 @@ def claiming(width: int, height: int) -> bytes:
     (picture("BMP")[:30], "is broken"),
     (picture("WEBP", lossless=True)[:-300], "is broken"),
     (claiming(20_000, 5_000), r"has more than 50000000 pixels \(20000 x 5000\)"),
-    (claiming(60_000, 60_000), "has more than 50000000 pixels"),  # Pillow itself refuses these
+    (claiming(60_000, 60_000), "has more than 50000000 pixels"),  # Pillow itself rejects these
     (picture(size=(3, 20)), r"is smaller than 4 x 4 pixels \(3 x 20\)"),
     (picture() + bytes(32 * 2**20), "is a file of more than 33554432 bytes"),
 ], ids=["empty", "text", "gif", "tiff", "cut jpeg", "cut png", "cut header", "cut bmp", "cut webp", "many pixels",
         "very many pixels", "small", "many bytes"])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_unreadable_pictures_are_refused_with_their_reason(tmp_path, data, reason):
+def test_unreadable_images_are_rejected_with_the_reason(tmp_path, data, reason):
     path = tmp_path / "crop.jpg"
     path.write_bytes(data)
     with pytest.raises(Unreadable, match=reason) as refused:
@@ -253,15 +253,15 @@ def test_unreadable_pictures_are_refused_with_their_reason(tmp_path, data, reaso
 
 
 def scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again until there are so many."""
+    """A progressive JPEG with this number of scans; the last scan is repeated."""
     data = picture("JPEG", progressive=True)
     last = data.rfind(b"\xff\xda")
     return data[:-2] + data[last:-2] * (count - data.count(b"\xff\xda")) + data[-2:]
 
 
-def test_a_jpeg_of_more_scans_than_programs_write_is_refused_before_it_is_decoded():
+def test_a_jpeg_with_too_many_scans_is_rejected_before_it_is_decoded():
     assert read_image(scans(100)).size == (12, 20)
-    for hidden in (b"", b"\xff", b"\xff\x00", b"\xff\xfe\x00\x04\xff\xd9"):  # filling, and an end within a comment
+    for hidden in (b"", b"\xff", b"\xff\x00", b"\xff\xfe\x00\x04\xff\xd9"):  # fill bytes, a comment
         data = scans(101)
         last = data.rfind(b"\xff\xda")
         with pytest.raises(Unreadable, match="has too many scans, more than 100; save it anew"):
@@ -273,14 +273,14 @@ def test_a_jpeg_of_more_scans_than_programs_write_is_refused_before_it_is_decode
         read_image(plain[:2] + comment * 10_000 + plain[2:])
 
 
-def test_what_looks_like_a_scan_but_is_none_does_not_count():
+def test_scan_markers_inside_other_segments_do_not_count():
     plain = picture("JPEG")
-    within = b"\xff\xe1" + (2 + 20_000).to_bytes(2, "big") + b"\xff\xda" * 10_000  # as an application may write
-    for data in (plain[:2] + within + plain[2:], plain + b"\xff\xda" * 101):  # or as a film behind the picture
+    within = b"\xff\xe1" + (2 + 20_000).to_bytes(2, "big") + b"\xff\xda" * 10_000  # in an application segment
+    for data in (plain[:2] + within + plain[2:], plain + b"\xff\xda" * 101):  # after the end, as in motion photos
         assert (np.asarray(read_image(data)) == np.asarray(read_image(plain))).all()
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch):
+def test_pipes_and_folders_are_rejected_without_waiting(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     for name in (tmp_path / "pipe.jpg", tmp_path):
         with pytest.raises(Unreadable, match="is not a file"):
@@ -294,7 +294,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch):
     assert refused.value.passing
 
 
-def test_too_little_memory_is_not_put_down_to_the_picture(monkeypatch):
+def test_a_lack_of_memory_is_a_temporary_error(monkeypatch):
     def no_memory(*_, **options):
         raise MemoryError
 
@@ -310,7 +310,7 @@ def test_too_little_memory_is_not_put_down_to_the_picture(monkeypatch):
         assert lack.value.passing and pickle.loads(pickle.dumps(lack.value)).passing
 
 
-def test_limits_are_the_callers(tmp_path):
+def test_limits_can_be_given(tmp_path):
     assert read_image(picture(size=(2, 2)), Limits(min_side=1)).size == (2, 2)
     with pytest.raises(Unreadable, match=r"has more than 100 pixels \(12 x 20\)"):
         read_image(picture(), Limits(max_pixels=100))
@@ -319,7 +319,7 @@ def test_limits_are_the_callers(tmp_path):
 @pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"),
                                         ("PNG", "LA"), ("BMP", "RGB"), ("WEBP", "RGBA")])
 @pytest.mark.parametrize("turn", [1, 6])
-def test_pictures_become_the_pixels_that_the_run_reads(tmp_path, kind, mode, turn):
+def test_pixels_are_those_that_fastreid_reads(tmp_path, kind, mode, turn):
     exif = Image.Exif()
     exif[0x0112] = turn  # orientation
     path = tmp_path / "crop"
@@ -332,15 +332,15 @@ def test_pictures_become_the_pixels_that_the_run_reads(tmp_path, kind, mode, tur
 
 
 def sixteen_bits(shape: tuple[int, ...]) -> np.ndarray:
-    """Values over all of 0..65535, uint16."""
+    """Random values in 0..65535, uint16."""
     return np.random.default_rng(0).permutation(2**16)[:np.prod(shape)].reshape(shape).astype(np.uint16)
 
 
-def test_a_ramp_of_sixteen_bits_keeps_its_upper_byte():
+def test_16_bit_grey_images_keep_the_upper_byte():
     ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     image = read_image(cv2.imencode(".png", ramp)[1].tobytes())
     assert (np.asarray(image) == (ramp >> 8)[..., None]).all() and np.asarray(image).mean() == 127.5
-    for mode in ("I", "I;16", "I;16B"):  # as versions of Pillow open it, and as callers may hand it over
+    for mode in ("I", "I;16", "I;16B"):  # modes in different versions of Pillow
         stored = Image.fromarray(ramp.astype({"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]))
         assert stored.mode == mode and (np.asarray(to_rgb(stored)) == np.asarray(image)).all()
         assert (to_array([stored], (64, 64)) == to_array([image], (64, 64))).all()
@@ -348,17 +348,17 @@ def test_a_ramp_of_sixteen_bits_keeps_its_upper_byte():
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_colours_of_sixteen_bits_keep_their_upper_byte(channels):
+def test_16_bit_colour_images_keep_the_upper_byte(channels):
     pixels = sixteen_bits((20, 12, channels))
     image = read_image(cv2.imencode(".png", pixels)[1].tobytes())
-    assert (np.asarray(image) == pixels[..., 2::-1] >> 8).all()  # OpenCV's order of colours is BGR
+    assert (np.asarray(image) == pixels[..., 2::-1] >> 8).all()  # OpenCV uses the order BGR
 
 
 @pytest.mark.parametrize(("values", "reason"), [
     (np.full((8, 8), 0.5, np.float32), "floating-point pixels"),
     (np.array([[0, 70_000]] * 8, np.int32), "values from 0 to 70000, expected 0 to 65535"),
     (np.array([[-1, 255]] * 8, np.int32), "values from -1 to 255, expected 0 to 65535")])
-def test_pixels_of_an_unknown_range_are_refused(values, reason):
+def test_pixels_with_an_unknown_range_are_rejected(values, reason):
     for use in (to_rgb, thumbnail, lambda image: to_array([image], (8, 8))):
         with pytest.raises(ValueError, match=reason):
             use(Image.fromarray(values))
@@ -373,7 +373,7 @@ def test_transparency_is_dropped_without_a_warning():
         assert (np.asarray(read_image(buffer.getvalue())) == np.asarray(palette.convert("RGB"))).all()
 
 
-def test_the_size_is_read_from_the_header_alone(tmp_path):
+def test_the_size_is_read_from_the_header(tmp_path):
     path = tmp_path / "crop.png"
     path.write_bytes(picture()[:-300])
     assert read_size(path) == (12, 20)
@@ -385,7 +385,7 @@ def test_the_size_is_read_from_the_header_alone(tmp_path):
         read_size(tmp_path / "nowhere.jpg")
 
 
-def test_a_broken_exif_block_leaves_the_picture_as_it_is(monkeypatch):
+def test_a_broken_exif_block_is_ignored(monkeypatch):
     def broken(image):
         raise SyntaxError("not a TIFF file")
 
@@ -393,7 +393,7 @@ def test_a_broken_exif_block_leaves_the_picture_as_it_is(monkeypatch):
     assert read_image(picture()).size == (12, 20)
 
 
-def test_the_portable_part_is_imported_without_torch_and_the_rest_says_what_it_needs():
+def test_the_portable_package_is_imported_without_torch_and_other_imports_report_that_torch_is_missing():
     code = WITHOUT_TORCH + """
 import cerberus_plugin.search.portable
 assert cerberus_plugin.search.portable.ExportedEncoder and "onnxruntime" not in sys.modules

@@ -1,9 +1,9 @@
-"""What several tests of the page share."""
+"""Fixtures of the tests of the web page."""
 
 import pytest
 
 
 @pytest.fixture
 def row(index):
-    """A picture of the gallery."""
+    """The id of a gallery image."""
     return index.sample(1)[0]

@@ -1,4 +1,4 @@
-"""The page of a gallery: every query kind through the address, what hits show, and what comes out as files."""
+"""The web page: all kinds of queries through the address, the displayed results, and the downloads."""
 
 import html
 import io
@@ -27,7 +27,7 @@ PERSON = (RED, GREEN, BLUE, RED, GREEN)
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """An index of 40 pictures that tests only search."""
+    """An index of 40 images; tests only search it."""
     return drawn_gallery(tmp_path_factory.mktemp("web"), 40)
 
 
@@ -45,7 +45,7 @@ def expected(hits) -> list[tuple[int, str]]:
     return [(hit.row, f"{hit.score:.3f}") for hit in hits]
 
 
-# What is asked for.
+# Queries.
 
 
 def test_attributes_have_display_names_on_the_page_and_both_names_in_its_address(tmp_path):
@@ -57,7 +57,7 @@ def test_attributes_have_display_names_on_the_page_and_both_names_in_its_address
     assert pages[0].text == pages[1].text and len(found(pages[1])) == 4
     assert re.search(r'<span>sleeve length</span>\s*<select name="a.up" class="set">', pages[1].text)
     assert "sleeve length: short sleeve" in pages[1].text
-    assert links(pages[1], "sleeve length: short sleeve")[0] == "/"  # a click takes it away
+    assert links(pages[1], "sleeve length: short sleeve")[0] == "/"  # a click removes it
     assert "sleeve length: short sleeve" in client.get("/sheet.html?a.up=short+sleeve").text
     assert '"up"' in client.get("/results.csv?a.up=short+sleeve").text.splitlines()[0]
     for address, reason in (("a.sleeves=long", "unknown attribute &#39;sleeves&#39;"),
@@ -72,7 +72,7 @@ def test_attributes_have_display_names_on_the_page_and_both_names_in_its_address
     ("a.head+colour=red&a.upper+colour=green&out=head", Query(words={"upper colour": "green"}), 24),
     ("a.head+colour=red&a.upper+colour=green&w.upper=3",
      Query(words={"head colour": "red", "upper colour": "green"}, weights={"upper": 3}), 24)])
-def test_attributes_of_the_address_find_what_the_index_finds(many, client, address, query, top):
+def test_attributes_in_the_address_give_the_results_of_the_index(many, client, address, query, top):
     assert found(client.get(f"/?{address}")) == expected(many.search(query, top))
 
 
@@ -82,8 +82,7 @@ def test_attributes_of_the_address_find_what_the_index_finds(many, client, addre
     ("&changed=1", {"leave_out": ["upper", "lower", "carrying"]}),
     ("&changed=1&out=head&w.identity=2", {"leave_out": ["head", "upper", "lower", "carrying"]})])
 @pytest.mark.parametrize("kind", ["picture", "like"])
-def test_a_picture_finds_what_the_index_finds_whether_it_was_sent_or_lies_in_the_gallery(many, client, tmp_path, kind,
-                                                                                         address, query):
+def test_uploaded_and_gallery_images_give_the_results_of_the_index(many, client, tmp_path, kind, address, query):
     if kind == "like":
         row = many.sample(3)[1]
         start, embedding = f"like={row}", many.embedding(row)
@@ -93,14 +92,14 @@ def test_a_picture_finds_what_the_index_finds_whether_it_was_sent_or_lies_in_the
     assert found(client.get(f"/?{start}{address}")) == expected(many.search(Query(embedding, **query), 24))
 
 
-def test_the_filter_of_the_address_is_that_of_the_index(many, client):
+def test_the_prefilter_of_the_address_gives_the_results_of_the_index(many, client):
     query = Query(words={"head colour": "red"})
     kept = expected(many.search(query, 40, Prefilter(0.4)))
     assert found(client.get("/?a.head+colour=red&reliable=0.4&top=40")) == kept
     assert len(kept) < len(found(client.get("/?a.head+colour=red&top=40")))
 
 
-def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_others_can_be_left_out(tmp_path):
+def test_a_calibrated_index_shows_the_probability_of_the_same_person_and_offers_false_match_rates(tmp_path):
     class Calibrated(BandEncoder):
         lasting_groups = ("head",)
         verification = Verification(20.0, -16.0, 0.5, "cosine", (), {0.1: 0.9, 0.001: 0.99})
@@ -113,9 +112,9 @@ def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_other
     page = client.get(f"/?like={row}&rate=0.1")
     assert found(page) == expected(hits) and 1 <= len(hits) < 20
     likely = [contact_sheet.likely(hit.same_person) for hit in hits]
-    assert re.findall(r'class="same">same person (.*?)<', page.text) == likely
+    assert re.findall(r'class="same">same person: (.*?)<', page.text) == likely
     for page_or_sheet in (page, client.get(f"/sheet.html?like={row}")):
-        assert page_or_sheet.text.count("if before looking it is one in 21 for each picture") == 1
+        assert page_or_sheet.text.count("with a prior probability of 1 in 21<") == 1
     assert re.findall(r'<option value="([\d.]+)"( selected)?>(1 in .*?)</option>', page.text) == [
         ("0.1", " selected", "1 in 10"), ("0.001", "", "1 in 1,000")]
     assert "same person" not in client.get(f"/results.csv?like={row}&a.head+colour=red").text
@@ -124,7 +123,7 @@ def test_where_it_is_calibrated_hits_tell_whether_they_show_the_person_and_other
         Query(index.embedding(row), leave_out=("upper", "lower", "identity", "carrying")), 24))
 
 
-def test_what_a_form_leaves_empty_does_not_stay_in_the_address(client):
+def test_empty_fields_of_the_form_are_removed_from_the_address(client):
     answer = client.get("/?a.head+colour=red&a.upper+colour=&w.head=&top=24", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/?a.head+colour=red")
 
@@ -137,29 +136,29 @@ def test_what_a_form_leaves_empty_does_not_stay_in_the_address(client):
     ("reliable=nan", "expected a number from 0 to 1"),
     ("w.head=-1", "address: 'w.head=-1', expected a number from 0 to 16"),
     ("w.head=inf", "expected a number from 0 to 16"),
-    ("a.head+colour=red&rate=0.1", "the model of this index is not calibrated, so no score has a false-match rate"),
-    ("changed=yes", "address: 'changed=yes', expected changed=1, or none"),
+    ("a.head+colour=red&rate=0.1", "the model of this index is not calibrated, so the false-match rate is unknown"),
+    ("changed=yes", "address: 'changed=yes', expected changed=1 or no changed"),
     ("top=3&top=4", "address: has 'top' twice"), ("a.hat=no&a.hat=yes", "address: has 'a.hat' twice"),
-    ("like=1&picture=abc", "address: has both like= and picture=, and one picture is searched for"),
-    ("shoes=red", "address: 'shoes' is not known, expected a.ATTRIBUTE, w.GROUP, out or one of changed, like"),
-    ("a.=red", "address: 'a.' is not known"),
-    ("like=99999", "address: 'like=99999' is no picture of this gallery, or none any more"),
+    ("like=1&picture=abc", "address: has both like= and picture="),
+    ("shoes=red", "address: unknown parameter 'shoes', expected a.ATTRIBUTE, w.GROUP, out or one of changed, like"),
+    ("a.=red", "address: unknown parameter 'a.'"),
+    ("like=99999", "address: 'like=99999' is not an image of this gallery, or was deleted"),
     ("like=99999999999999999999", "expected a whole number"),
-    ("picture=abc", "picture: not here any more; pictures that are searched for are kept in memory only"),
+    ("picture=abc", "image: no longer available; only the last 64 uploaded images are stored, in memory"),
     ("a.shoes=red", "search: unknown 'shoes' or 'red'"),
     ("a.head+colour=red&out=shoes", "search: unknown group 'shoes', expected one of head, upper"),
-    ("a.head+colour=red&out=head", "something about head alone, which does not count")])
+    ("a.head+colour=red&out=head", "the query only describes head, which is ignored")])
 @pytest.mark.parametrize("page", ["/", "/results.csv", "/sheet.html"])
-def test_what_an_address_gets_wrong_is_said_on_the_page(client, page, address, message):
+def test_errors_in_the_address_are_shown_on_the_page(client, page, address, message):
     answer = client.get(f"{page}?{address}")
     assert answer.status_code == 400 and message in html.unescape(answer.text)
     assert "Traceback" not in answer.text
 
 
-# What is shown.
+# Display.
 
 
-def test_the_form_offers_the_attributes_of_the_model_and_shows_what_was_chosen(client):
+def test_the_form_has_the_attributes_of_the_model_with_the_selected_values(client):
     text = client.get("/?a.head+colour=green").text
     assert re.findall(r'<select name="a\.([^"]+)"', text) == [f"{group} colour" for group in (
         "head", "upper", "lower", "identity", "carrying")]
@@ -167,19 +166,29 @@ def test_the_form_offers_the_attributes_of_the_model_and_shows_what_was_chosen(c
     assert "<legend>carrying</legend>" in text
 
 
-def test_an_answer_that_is_withheld_is_shown_as_such_and_cannot_be_clicked(tmp_path):
-    draw(tmp_path / "crops/a.png", (90, 90, 90))  # no colour stands out
+def test_uncertain_attributes_are_shown_as_uncertain_without_a_link(tmp_path):
+    draw(tmp_path / "crops/a.png", (90, 90, 90))  # all colours are equally probable
     page = client_of(gallery(tmp_path, dtype="float32")).get("/?a.head+colour=red")
-    assert page.text.count('>?</i><span class="heard">cannot tell<') == 5 and not links(page, "green")
+    assert page.text.count("<i>uncertain</i>") == 5 and not links(page, "green")
 
 
-def test_without_a_query_pictures_of_the_gallery_are_offered(many, client):
+def test_attributes_that_are_not_searched_for_are_set_to_any(client):
+    assert client.get("/?a.head+colour=red").text.count('<option value="">any</option>') == 5
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "<span>1 image</span>"), (2, "<span>2 images</span>")])
+def test_the_number_of_images_has_the_right_noun(tmp_path, count, text):
+    draw_many(tmp_path / "crops", count)
+    assert text in client_of(gallery(tmp_path)).get("/").text
+
+
+def test_the_start_page_shows_images_of_the_gallery(many, client):
     page = client.get("/?top=12")
     assert [int(row) for row in re.findall(r'src="/crop/(\d+)"', page.text)] == many.sample(12)
     assert f"/?like={many.sample(12)[3]}&amp;top=12" in page.text
 
 
-def test_without_the_model_all_but_sending_works_and_the_page_says_how_to_have_it(many):
+def test_without_the_model_only_uploads_do_not_work_and_the_page_explains_how_to_enable_them(many):
     client = client_of(many)
     page = client.get(f"/?like={many.sample(1)[0]}")
     assert len(found(page)) == 24 and 'type="file"' not in page.text
@@ -188,22 +197,22 @@ def test_without_the_model_all_but_sending_works_and_the_page_says_how_to_have_i
     assert "start `cerberus serve` with --run or --model" in client.get("/?picture=abc").text
 
 
-def test_a_model_without_groups_and_words_is_served_by_pictures_alone(tmp_path):
+def test_a_model_without_groups_and_attributes_only_searches_by_image(tmp_path):
     draw_many(tmp_path / "crops", 4)
     index = gallery(tmp_path, PlainEncoder())
     client = client_of(index, PlainEncoder())
     row = index.sample(1)[0]
     assert found(client.get(f"/?like={row}")) == expected(index.search(Query(index.embedding(row)), 24))
     text = client.get("/").text
-    assert "changed clothes" not in text and "contradicts" not in text
+    assert "changed clothes" not in text and 'name="reliable"' not in text
     answer = client.get(f"/?like={row}&reliable=0.5")
-    assert answer.status_code == 400 and "knows no attributes; search without the filter" in answer.text
+    assert answer.status_code == 400 and "does not predict attributes; search without the filter" in answer.text
 
 
-# Pictures and files.
+# Images and files.
 
 
-def test_a_crop_is_made_anew_and_small_and_never_found_by_a_path(many, client):
+def test_crops_are_reencoded_thumbnails_and_cannot_be_requested_by_path(many, client):
     answer = client.get(f"/crop/{many.sample(1)[0]}")
     image = Image.open(io.BytesIO(answer.content))
     assert (image.format, image.size, answer.headers["content-type"]) == ("JPEG", (8, 20), "image/jpeg")
@@ -212,7 +221,7 @@ def test_a_crop_is_made_anew_and_small_and_never_found_by_a_path(many, client):
         assert client.get(path).status_code == 404, path
 
 
-def test_a_picture_that_is_gone_or_broken_has_no_crop_and_the_search_goes_on(tmp_path):
+def test_a_deleted_or_broken_image_has_no_crop_and_the_search_still_works(tmp_path):
     paths = draw_many(tmp_path / "crops", 3)
     index = gallery(tmp_path)
     client = client_of(index)
@@ -224,7 +233,7 @@ def test_a_picture_that_is_gone_or_broken_has_no_crop_and_the_search_goes_on(tmp
     assert len(found(page)) == 3 and f'alt="{paths[0].name}"' in page.text
 
 
-def test_names_and_values_are_text_whatever_they_hold(tmp_path):
+def test_names_and_values_are_escaped(tmp_path):
     name = "<script>alert(1)<&'\".png"
     draw(tmp_path / "crops" / name, RED)
     index = gallery(tmp_path)
@@ -236,7 +245,7 @@ def test_names_and_values_are_text_whatever_they_hold(tmp_path):
     assert html.escape(name, quote=False).replace("'", "&#39;").replace('"', "&#34;") in client.get(like).text
 
 
-def test_results_come_as_csv_and_as_a_page_of_their_own(many, client):
+def test_results_are_downloaded_as_csv_and_html(many, client):
     hits = many.search(Query(words={"head colour": "red"}), 5)
     answer = client.get("/results.csv?a.head+colour=red&top=5")
     assert answer.text == contact_sheet.csv_text(contact_sheet.rows_of(hits, many.images))
@@ -245,16 +254,16 @@ def test_results_come_as_csv_and_as_a_page_of_their_own(many, client):
     answer = client.get("/sheet.html?a.head+colour=red&top=5")
     assert answer.text == contact_sheet.html_text(hits, ["head colour: red"], many.images)
     filtered = client.get("/sheet.html?a.head+colour=red&a.identity+colour=red&reliable=0.4&changed=1&w.head=2").text
-    assert "<h1>head colour: red, identity colour: red, may have changed clothes, head counts 2 times, without what " \
-        "surely contradicts, from 0.4 on</h1>" in filtered
+    assert "<h1>head colour: red, identity colour: red, may have changed clothes, weight of head: 2, no " \
+        "contradictions above probability 0.4</h1>" in filtered
     assert answer.headers["content-disposition"] == 'attachment; filename="cerberus.html"'
     like = client.get(f"/sheet.html?like={hits[0].row}&top=5").text
     assert like.count("data:image/jpeg") == 6 and f"<h1>like {Path(hits[0].path).name}</h1>" in like
     for page in ("/results.csv", "/sheet.html"):
-        assert "says nobody to search for" in client.get(page).text
+        assert "the query is empty" in client.get(page).text
 
 
-def test_a_sent_picture_is_shown_small_and_stands_in_the_sheet(client, tmp_path):
+def test_an_uploaded_image_is_shown_as_a_thumbnail_and_included_in_the_html_download(client, tmp_path):
     large = io.BytesIO()
     Image.new("RGB", (600, 1200), RED).save(large, "PNG")
     token = send(client, large.getvalue())
@@ -264,7 +273,7 @@ def test_a_sent_picture_is_shown_small_and_stands_in_the_sheet(client, tmp_path)
     assert client.get("/picture/other").status_code == 404
 
 
-def test_a_slow_search_holds_nobody_up_who_does_not_search(many, monkeypatch):
+def test_a_slow_search_does_not_block_other_requests(many, monkeypatch):
     engine, begun, go_on = many.faiss(), threading.Event(), threading.Event()
     search = engine.search
 
@@ -283,7 +292,7 @@ def test_a_slow_search_holds_nobody_up_who_does_not_search(many, monkeypatch):
         assert len(found(answer.result(120))) == 24
 
 
-def test_many_searches_wait_for_one_another_and_nothing_else_for_them(many, monkeypatch):
+def test_searches_beyond_the_limit_are_rejected_and_other_requests_are_not_blocked(many, monkeypatch):
     engine, go_on = many.faiss(), threading.Event()
     search = engine.search
 
@@ -292,7 +301,7 @@ def test_many_searches_wait_for_one_another_and_nothing_else_for_them(many, monk
         return search(*arguments)
 
     monkeypatch.setattr(engine, "search", slow)
-    with client_of(many) as client, ThreadPoolExecutor(44) as pool:  # anyio has 40 threads for all
+    with client_of(many) as client, ThreadPoolExecutor(44) as pool:  # anyio has 40 threads in total
         answers = [pool.submit(client.get, f"/{page}?a.head+colour=red") for page in ("", "results.csv") * 22]
         refused = list(itertools.islice(as_completed(answers, 120), 44 - web_app.ASKING))
         for path in ("/", "/page.css", f"/crop/{many.sample(1)[0]}"):
@@ -300,10 +309,10 @@ def test_many_searches_wait_for_one_another_and_nothing_else_for_them(many, monk
         assert sum(answer.done() for answer in answers) == len(refused)
         go_on.set()
         assert sorted(answer.result(120).status_code for answer in answers) == [200] * web_app.ASKING + [503] * 12
-    assert refused[0].result().text == "32 searches are waiting already; try again in a moment"
+    assert refused[0].result().text == "too many searches at the moment (32); try again in a few seconds"
 
 
-def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_traceback(many, monkeypatch):
+def test_changes_during_a_search_are_reported_and_internal_errors_show_no_traceback(many, monkeypatch):
     client = TestClient(create_app(many), ADDRESS, raise_server_exceptions=False)
 
     def fails(error):
@@ -314,18 +323,18 @@ def test_an_index_that_changes_during_a_search_is_told_and_a_fault_shows_no_trac
 
     for error in (KeyError("row 3 is gone"), FileNotFoundError("parts/000001.embeddings.npy")):
         answer = fails(error)
-        assert answer.status_code == 400 and "the gallery was changed meanwhile; search again" in answer.text
+        assert answer.status_code == 400 and "has changed during the search; search again" in answer.text
     answer = fails(OSError("/secret/place"))
-    assert answer.status_code == 500 and answer.text.startswith("something went wrong here; the terminal of")
+    assert answer.status_code == 500 and answer.text.startswith("internal error; see the terminal of")
 
 
-def test_uncalibrated_probabilities_are_said_to_be_so(many, client, monkeypatch):
-    assert "bare softmax" not in client.get("/?a.head+colour=red").text
+def test_a_note_says_that_probabilities_are_not_calibrated(many, client, monkeypatch):
+    assert "not calibrated" not in client.get("/?a.head+colour=red").text
     monkeypatch.setattr(many.vocabulary, "answer", lambda name, value, p: Answer(value, p, calibrated=False))
-    assert client.get("/?a.head+colour=red").text.count("bare softmax") == 1
+    assert client.get("/?a.head+colour=red").text.count("attributes are not calibrated") == 1
 
 
-def test_the_page_is_served_where_torch_is_not_installed(many):
+def test_the_page_works_without_torch(many):
     code = WITHOUT_TORCH + f"""
 sys.path.insert(0, "tests")
 from support.galleries import Words

@@ -1,4 +1,4 @@
-"""The page of a gallery in a real browser: every kind of query by clicking, files, and nothing from anywhere else."""
+"""The web page in a browser: queries by mouse and keyboard, uploads, downloads, and no requests to other hosts."""
 
 import base64
 import csv
@@ -18,13 +18,13 @@ from support.galleries import BLUE, GREEN, GROUPS, RED, BandEncoder, read
 from support.processes import BROWSER
 
 pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(BROWSER is None, reason="no browser here; install one, such as Debian's chromium")]
+              pytest.mark.skipif(BROWSER is None, reason="no browser found; install one, such as Debian's chromium")]
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE}
 WANTED = ("red", "green", "blue", "red", "green")
 
 
 def paint(path: Path, colours) -> Path:
-    """A person of five bands, as large as Market-1501's crops."""
+    """Draw five coloured bands with the size of a crop of Market-1501."""
     bands = np.array([COLOURS[name] for name in colours], np.uint8)
     Image.fromarray(bands[:, None]).resize((64, 128), Image.Resampling.NEAREST).save(path)
     return path
@@ -32,7 +32,7 @@ def paint(path: Path, colours) -> Path:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """30 people of random bands; the last is the one that is wanted."""
+    """An index of 30 images of random bands; the last one is searched for."""
     folder = tmp_path_factory.mktemp("browser")
     (folder / "crops").mkdir()
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def index(tmp_path_factory):
 
 
 def run(app):
-    """The address of a page that is served from a thread, and how to stop it."""
+    """Serve an application in a thread; returns its address and a function that stops it."""
     import uvicorn
 
     listening = ServerConfig(port=0).listen()
@@ -68,7 +68,7 @@ def served(index):
 
 @pytest.fixture
 def look(browser):
-    """Opens an address; at the end no request may have gone elsewhere and nothing have been complained about."""
+    """Open an address; after the test, checks that there were no requests to other hosts and no console messages."""
     contexts, seen, complaints = [], [], []
 
     def open_page(address, **options):
@@ -91,7 +91,7 @@ def look(browser):
 
 
 def shown(view) -> list[str]:
-    """Names of the pictures that were found, best first."""
+    """Return the names of the displayed results, best first."""
     view.wait_for_load_state()
     return view.locator("article .crop img").evaluate_all("images => images.map(image => image.alt)")
 
@@ -116,7 +116,7 @@ def picture_query(index, tmp_path, **options):
     return Query(BandEncoder().encode([read(path)])[0], **options)
 
 
-def test_attributes_are_picked_and_the_address_holds_no_more_than_was_picked(look, served, index):
+def test_selected_attributes_are_searched_and_only_they_are_in_the_address(look, served, index):
     view = look(served)
     choose(view, head="red", upper="green")
     assert asked(view) == [("a.head colour", "red"), ("a.upper colour", "green"), ("top", "24")]
@@ -133,7 +133,7 @@ def test_attributes_are_picked_and_the_address_holds_no_more_than_was_picked(loo
     assert view.locator(".chip").count() == 2
 
 
-def test_a_picture_is_chosen_and_searched_for_without_its_name(look, served, index, tmp_path):
+def test_an_uploaded_image_is_searched_for_without_its_file_name(look, served, index, tmp_path):
     view = look(served)
     posted = []
     view.on("request", lambda request: posted.append(request) if request.method == "POST" else None)
@@ -159,9 +159,9 @@ DROP = """([data, type]) => {
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_is_dropped_or_pasted_anywhere_and_the_rest_of_the_query_stays(look, served, index, tmp_path, kind):
+def test_an_image_is_dropped_or_pasted_anywhere_and_the_rest_of_the_query_stays(look, served, index, tmp_path, kind):
     view = look(f"{served}/?a.head+colour=blue&out=lower&like={index.sample(1)[0]}")
-    view.get_by_role("combobox", name="upper colour", exact=True).select_option("red")  # picked, not yet searched for
+    view.get_by_role("combobox", name="upper colour", exact=True).select_option("red")  # selected, not yet searched for
     data = base64.b64encode(paint(tmp_path / "query.png", WANTED).read_bytes()).decode()
     view.evaluate(DROP, [data, kind])
     view.wait_for_url("**picture=*")
@@ -171,40 +171,40 @@ def test_a_picture_is_dropped_or_pasted_anywhere_and_the_rest_of_the_query_stays
     assert shown(view) == names(index.search(query, 24))
 
 
-def test_what_cannot_be_searched_for_is_said_beside_the_field_and_the_page_stays(look, served, tmp_path):
+def test_a_failed_upload_shows_the_reason_and_the_page_stays(look, served, tmp_path):
     view = look(f"{served}/?a.head+colour=blue")
     (tmp_path / "text.png").write_text("no picture")
     view.locator("#file").set_input_files(tmp_path / "text.png")
-    view.get_by_text("the picture is not an image of a supported format").wait_for()
+    view.locator("#status.bad", has_text="JPEG").wait_for()  # the supported formats
     assert view.locator("article").count() == 24
     look.complaints.clear()  # the browser's own line about the status 422
     (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
     view.locator("#file").set_input_files(tmp_path / "large.png")
-    view.get_by_text("the file has more than 8 MiB; send a smaller one").wait_for()
+    view.get_by_text("The file has more than 8 MiB. Choose a smaller one.").wait_for()
 
 
-def test_this_person_but_otherwise_and_groups_left_out_and_weighted_by_clicks(look, served, index, tmp_path):
+def test_an_image_with_attributes_and_groups_ignored_and_weighted_by_clicks(look, served, index, tmp_path):
     view = look(served)
     view.locator("#file").set_input_files(paint(tmp_path / "query.png", WANTED))
     view.wait_for_url("**/?picture=*")
     choose(view, carrying="red")
     words = {"carrying colour": "red"}
     assert shown(view) == names(index.search(picture_query(index, tmp_path, words=words), 24))
-    view.get_by_role("link", name="leave out lower").click()
-    view.get_by_role("link", name="head counts twice as much").click()
+    view.get_by_role("link", name="ignore lower").click()
+    view.get_by_role("link", name="double the weight of head").click()
     options = {"words": words, "leave_out": ["lower"], "weights": {"head": 2}}
     assert shown(view) == names(index.search(picture_query(index, tmp_path, **options), 24))
     assert "head ×2" in view.locator(".weights").inner_text()
-    # The form keeps what was clicked.
+    # A search with the form keeps these settings.
     choose(view, upper="blue")
     options["words"] = {**words, "upper colour": "blue"}
     assert shown(view) == names(index.search(picture_query(index, tmp_path, **options), 24))
-    view.get_by_role("link", name="take in lower").click()
+    view.get_by_role("link", name="include lower").click()
     del options["leave_out"]
     assert shown(view) == names(index.search(picture_query(index, tmp_path, **options), 24))
 
 
-def test_somebody_who_may_have_changed_clothes(look, served, index, tmp_path):
+def test_the_option_may_have_changed_clothes(look, served, index, tmp_path):
     view = look(served)
     view.locator("#file").set_input_files(paint(tmp_path / "query.png", WANTED))
     view.wait_for_url("**/?picture=*")
@@ -217,7 +217,7 @@ def test_somebody_who_may_have_changed_clothes(look, served, index, tmp_path):
     assert shown(view) == names(index.search(picture_query(index, tmp_path), 24))
 
 
-def test_from_a_look_at_the_gallery_to_more_like_this_and_an_attribute_by_click(look, served, index):
+def test_similar_images_and_attributes_are_searched_by_click(look, served, index):
     view = look(served)
     first = view.locator(".sample img").first.get_attribute("alt")
     view.locator(".sample a").first.click()
@@ -233,12 +233,12 @@ def test_from_a_look_at_the_gallery_to_more_like_this_and_an_attribute_by_click(
     assert ("a.head colour", value) in asked(view)
     query = Query(index.embedding(rows[other]), {"head colour": value})
     assert shown(view) == names(index.search(query, 24))
-    # The same click takes it away again.
+    # The same click removes the attribute.
     view.locator("article .read a.agrees").first.click()
     assert asked(view) == [("like", str(rows[other]))]
 
 
-def test_results_are_downloaded_as_csv_and_as_a_page_that_opens_by_itself(look, browser, served, index, tmp_path):
+def test_results_are_downloaded_as_csv_and_as_a_self_contained_page(look, browser, served, index, tmp_path):
     view = look(f"{served}/?a.head+colour=red&top=12")
     hits = index.search(Query(words={"head colour": "red"}), 12)
     with view.expect_download() as begun:
@@ -247,7 +247,7 @@ def test_results_are_downloaded_as_csv_and_as_a_page_that_opens_by_itself(look, 
     with open(tmp_path / "cerberus.csv", newline="") as file:
         assert [row["picture"] for row in csv.DictReader(file)] == names(hits)
     with view.expect_download() as begun:
-        view.get_by_role("link", name="HTML with pictures").click()
+        view.get_by_role("link", name="HTML page").click()
     begun.value.save_as(tmp_path / "cerberus.html")
     alone = browser.new_page()
     loaded, complaints = [], []
@@ -260,7 +260,7 @@ def test_results_are_downloaded_as_csv_and_as_a_page_that_opens_by_itself(look, 
     alone.close()
 
 
-def test_all_but_sending_works_without_scripts_and_by_the_keyboard_alone(look, served, index):
+def test_everything_but_uploads_works_without_scripts_and_with_the_keyboard(look, served, index):
     view = look(served, java_script_enabled=False)
     assert not view.locator(".choose").is_visible()
     choose(view, head="red")
@@ -269,13 +269,13 @@ def test_all_but_sending_works_without_scripts_and_by_the_keyboard_alone(look, s
     view = look(f"{served}/?a.head+colour=red")
     assert view.locator(".choose").is_visible()
     view.keyboard.press("Tab")
-    view.keyboard.press("Enter")  # past the form
+    view.keyboard.press("Enter")  # the link that skips the form
     view.keyboard.press("Tab")
     assert view.evaluate("document.activeElement.matches('main .chip')")
     view.get_by_role("combobox", name="upper colour", exact=True).focus()
     view.keyboard.type("bl")
     view.keyboard.press("Enter")
-    if "upper" not in view.url:  # a browser whose lists swallow the key
+    if "upper" not in view.url:  # browsers in which a select field handles the key
         view.get_by_role("button", name="Search").press("Enter")
     view.wait_for_url("**upper**")
     assert ("a.upper colour", "blue") in asked(view)
@@ -298,8 +298,8 @@ def test_the_page_fits_a_phone_and_a_screen_in_light_and_dark(look, served, widt
                             && !each.querySelector("img[alt]:not([alt=''])")).map((each) => each.outerHTML)""")
         assert unnamed == []
         first = "document.querySelector('main').getBoundingClientRect().top < ask.getBoundingClientRect().top"
-        assert view.evaluate(first) == (width == 390)  # a phone shows pictures first, and a link to the form
-        assert view.get_by_role("link", name="describe somebody" if query == "/" else "change the query",
+        assert view.evaluate(first) == (width == 390)  # a phone shows images first, and a link to the form
+        assert view.get_by_role("link", name="Go to the search form" if query == "/" else "Edit the query",
                                 exact=True).is_visible() == (width == 390)
 
 
@@ -320,7 +320,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_of_a_hit_can_be_read_and_clicked(look, served, scheme):
+def test_text_of_results_has_enough_contrast_and_links_are_large_enough(look, served, scheme):
     view = look(f"{served}/?a.head+colour=red&a.upper+colour=red&out=upper", color_scheme=scheme)
     contrasts = view.evaluate(CONTRAST)
     assert len(contrasts) > 100 and min(contrasts) >= 4.5  # WCAG 2, AA
@@ -328,7 +328,7 @@ def test_all_text_of_a_hit_can_be_read_and_clicked(look, served, scheme):
     assert min(view.locator("article div a").evaluate_all(heights)) >= 24  # CSS pixels, WCAG 2.2, AA
 
 
-def test_what_a_hit_shows_by_colour_it_says_by_a_sign_as_well_and_once(look, served):
+def test_agreement_is_shown_by_colour_and_sign_and_links_are_announced_once(look, served):
     view = look(f"{served}/?a.head+colour=red")
     signs = "links => links.map((link) => [link.className, getComputedStyle(link, '::before').content])"
     assert {tuple(pair) for pair in view.locator("article .read a").evaluate_all(signs)} == {
@@ -337,12 +337,12 @@ def test_what_a_hit_shows_by_colour_it_says_by_a_sign_as_well_and_once(look, ser
     assert told.count("more like this") == 1 and "img" not in told and "%" in told
 
 
-def test_a_login_stands_before_the_page_and_leads_back_to_the_search(look, index):
+def test_after_the_login_the_requested_search_is_shown(look, index):
     address, stop = run(create_app(index, BandEncoder(), login=Login("anna", "correct horse")))
     try:
         view = look(f"{address}/?a.head+colour=red")
         assert urlsplit(view.url).path == "/login" and not shown(view)
-        view.get_by_label("User").fill("anna")
+        view.get_by_label("User name").fill("anna")
         view.get_by_label("Password").fill("correct horse")
         view.get_by_role("button", name="Log in").click()
         view.wait_for_url(f"{address}/?a.head+colour=red")

@@ -1,4 +1,4 @@
-"""Clients that let the page wait: their connections are closed, and others are answered."""
+"""Connections of slow clients are closed, and other clients are served."""
 
 import contextlib
 import queue
@@ -33,7 +33,7 @@ def index(tmp_path_factory):
 
 @pytest.fixture
 def port(index, monkeypatch):
-    """The page on a free port of this machine; it stops after the test."""
+    """The port of a served page; it is stopped after the test."""
     servers, opened, run = [], queue.SimpleQueue(), uvicorn.Server.run
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: servers.append(self) or run(self, sockets))
     monkeypatch.setattr("webbrowser.open", opened.put)
@@ -51,7 +51,7 @@ def connect(port: int, data: bytes = b"") -> socket.socket:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the server closes a connection within the 20 seconds of its timeout; what it sent before is read."""
+    """Return whether the server closes a connection within 20 seconds, the timeout; data sent before is read."""
     with connection, contextlib.suppress(ConnectionError):
         while connection.recv(65536):
             pass
@@ -64,7 +64,7 @@ def is_answered(port: int) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", HEAD, b"\r\n\r\n", HEAD + b"Connection: keep-alive\r\n\r\n" + HEAD])
-def test_a_connection_without_the_whole_head_of_a_request_is_closed(port, monkeypatch, sent):
+def test_a_connection_without_a_complete_request_head_is_closed(port, monkeypatch, sent):
     monkeypatch.setattr(connections, "SECONDS", 0.3)
     waiting = [connect(port, sent) for _ in range(4)]
     assert all(map(is_closed, waiting))
@@ -73,8 +73,8 @@ def test_a_connection_without_the_whole_head_of_a_request_is_closed(port, monkey
 
 @pytest.mark.parametrize("begun", [HEAD + b"X: ", (b"POST /picture HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: "
                                                   b"same-origin\r\nContent-Length: 1000000\r\n\r\n")])
-def test_a_byte_now_and_then_keeps_no_connection_open(port, monkeypatch, begun):
-    """In a head, and in a body that nobody reads, since the request was answered."""
+def test_a_connection_that_sends_single_bytes_is_closed(port, monkeypatch, begun):
+    """Both in a request head, and in a body that is not read, since the response was already sent."""
     monkeypatch.setattr(connections, "SECONDS", 0.3)
     slow, stop = connect(port, begun), threading.Event()
 
@@ -90,7 +90,7 @@ def test_a_byte_now_and_then_keeps_no_connection_open(port, monkeypatch, begun):
     sending.join(20)
 
 
-def test_one_client_has_so_many_connections_and_no_more(port, monkeypatch):
+def test_the_number_of_connections_of_one_client_is_limited(port, monkeypatch):
     monkeypatch.setattr(connections, "MOST_OF_ONE", 3)
     waiting = [connect(port) for _ in range(3)]
     assert is_closed(connect(port)) and not is_answered(port)
@@ -101,11 +101,11 @@ def test_one_client_has_so_many_connections_and_no_more(port, monkeypatch):
 
 
 @pytest.mark.parametrize(("unsent", "closed"), [
-    ([100_000] * 8, True), ([100_000, 99_990, 99_980, 99_970, 99_960, 99_950], True),  # nothing, or a trickle
+    ([100_000] * 8, True), ([100_000, 99_990, 99_980, 99_970, 99_960, 99_950], True),  # nothing, or very little
     ([50_000, 40_000, 30_000, 20_000, 10_000, 0, 0, 0], False), ([900, 900, 0, 0, 0, 0, 0, 0], False),
     ([10_000, 9_000, 8_000, 7_000, 5_000, 4_000, 3_000, 0], False), ([10, 9, 8, 7, 6, 5, 4, 3], True)])
-def test_an_answer_that_is_not_taken_ends_and_one_that_is_taken_slowly_does_not(unsent, closed):
-    """Looked at each quarter of `SECONDS`, while a request is served."""
+def test_a_response_is_aborted_if_the_client_receives_too_little_of_it(unsent, closed):
+    """`unsent` are the bytes in the write buffer, checked every quarter of `SECONDS` while a request is served."""
     clock, calls, aborted = [0.0], [], []
     loop = types.SimpleNamespace(time=lambda: clock[0], call_later=lambda delay, call: calls.append((delay, call)))
     transport = types.SimpleNamespace(get_write_buffer_size=lambda: left.pop(0), abort=lambda: aborted.append(clock[0]),

@@ -1,4 +1,4 @@
-"""Who may see the page: sessions, passwords, and what failed tries cost."""
+"""Login: sessions, passwords, and delays after failed attempts."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def clock():
 
 @pytest.fixture
 def guarded(index, clock):
-    """The page with a login, nobody in yet."""
+    """A client of the page with a login, not logged in."""
     return client_of(index, BandEncoder(), login=Login("anna", PASSWORD, clock))
 
 
@@ -40,11 +40,11 @@ def enter(client, password=PASSWORD, user="anna", query=""):
                        follow_redirects=False)
 
 
-def test_nothing_is_shown_before_the_login_and_the_search_goes_on_after_it(guarded, row):
+def test_nothing_is_shown_before_the_login_and_the_requested_search_after_it(guarded, row):
     for path in (f"/crop/{row}", "/results.csv?a.head+colour=red", f"/sheet.html?like={row}", "/picture/x", "/page.js",
                  "/gone"):
         answer = guarded.get(path)
-        assert (answer.status_code, answer.text) == (401, "log in at /login"), path
+        assert (answer.status_code, answer.text) == (401, "not logged in; log in at /login"), path
     assert guarded.post("/picture", content=picture(), headers=OWN).status_code == 401
     sent_to = guarded.get("/?a.head+colour=red&top=3", follow_redirects=False)
     assert (sent_to.status_code, sent_to.headers["location"]) == (303, "/login?a.head+colour=red&top=3")
@@ -57,12 +57,12 @@ def test_nothing_is_shown_before_the_login_and_the_search_goes_on_after_it(guard
 
 
 @pytest.mark.parametrize("host", ["x/login?", "x/login#", "a/page.css?", "127.0.0.1/login?"])
-def test_where_a_request_goes_is_not_told_by_the_name_of_its_host(guarded, row, monkeypatch, host):
-    # As Starlette before 1.5 makes the address, so that the path of `x/login?` is /login.
+def test_the_routed_path_does_not_depend_on_the_host_header(guarded, row, monkeypatch, host):
+    # Starlette before 1.5 builds the address in this way, so that the path of the host `x/login?` is /login.
     monkeypatch.setattr(Request, "url", property(lambda self: URL(f"http://{self.headers['host']}{self.scope['path']}")))
     for path in (f"/crop/{row}", f"/results.csv?like={row}", "/page.js", "/picture/x"):
         answer = guarded.get(path, headers={"Host": host})
-        assert (answer.status_code, answer.text) == (401, "log in at /login"), path
+        assert (answer.status_code, answer.text) == (401, "not logged in; log in at /login"), path
     assert guarded.get("/page.css", headers={"Host": host}).text.startswith(":root {")
     sent_to = guarded.get("/?a.hat=no", headers={"Host": host}, follow_redirects=False)
     assert (sent_to.status_code, sent_to.headers["location"]) == (303, "/login?a.hat=no")
@@ -73,8 +73,8 @@ NAVIGATES = [{"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Se
 
 
 @pytest.mark.parametrize("headers", NAVIGATES)
-def test_who_clicks_after_the_session_has_ended_logs_in_and_comes_back_to_the_search(guarded, headers):
-    # To the page and not to the file: a browser would load that, and go on showing the login.
+def test_a_click_after_the_end_of_the_session_leads_to_the_login_and_back_to_the_search(guarded, headers):
+    # Back to the page, not to the file: a browser would download the file and still show the login.
     for page in ("results.csv", "sheet.html"):
         sent_to = guarded.get(f"/{page}?a.head+colour=red&top=3", headers=headers, follow_redirects=False)
         assert (sent_to.status_code, sent_to.headers["location"]) == (303, "/login?a.head+colour=red&top=3")
@@ -82,11 +82,11 @@ def test_who_clicks_after_the_session_has_ended_logs_in_and_comes_back_to_the_se
     assert (gone.status_code, gone.headers["location"]) == (303, "/login")
 
 
-def test_the_login_leads_nowhere_else(guarded):
+def test_the_login_does_not_redirect_to_other_sites(guarded):
     assert enter(guarded, query="?next=//evil.example&//evil.example").headers["location"].startswith("/?")
 
 
-def test_a_session_is_kept_from_scripts_and_other_sites_and_ends(index, guarded, clock, row):
+def test_the_session_cookie_is_protected_and_the_session_expires(index, guarded, clock, row):
     cookie = enter(guarded).headers["set-cookie"]
     assert re.match(r"cerberus-[0-9a-f]{8}=[\w-]{43}; HttpOnly; Max-Age=43200; Path=/; SameSite=lax$", cookie)
     secure = client_of(index, login=Login("anna", PASSWORD), secure=True)
@@ -97,10 +97,10 @@ def test_a_session_is_kept_from_scripts_and_other_sites_and_ends(index, guarded,
     assert guarded.get(f"/crop/{row}").status_code == 401
 
 
-def test_a_session_that_was_left_is_dead_though_its_cookie_is_kept(guarded, row):
+def test_after_a_logout_the_old_cookie_is_invalid(guarded, row):
     enter(guarded)
     cookies = dict(guarded.cookies)
-    for headers in ({}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):  # a page elsewhere ends none
+    for headers in ({}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):  # other pages cannot log out
         assert guarded.post("/logout", headers=headers).status_code == 403
     assert guarded.get(f"/crop/{row}").status_code == 200
     assert guarded.post("/logout", headers=OWN, follow_redirects=False).headers["location"] == "/login"
@@ -108,31 +108,31 @@ def test_a_session_that_was_left_is_dead_though_its_cookie_is_kept(guarded, row)
     assert guarded.get(f"/crop/{row}").status_code == 401
 
 
-def test_a_made_up_session_is_none(guarded, row):
+def test_an_unknown_token_is_not_a_session(guarded, row):
     guarded.cookies.set(guarded.app.login.cookie, "A" * 43)
     assert guarded.get(f"/crop/{row}").status_code == 401
 
 
 @pytest.mark.parametrize(("user", "password"), [("anna", "wrong"), ("otto", PASSWORD), ("", ""), ("anna", ""),
                                                 ("anna", PASSWORD + "x"), ("anna", PASSWORD[:-1])])
-def test_a_wrong_user_and_a_wrong_password_are_answered_alike(guarded, user, password):
+def test_a_wrong_user_and_a_wrong_password_give_the_same_response(guarded, user, password):
     answer = enter(guarded, password, user)
-    assert answer.status_code == 403 and "User or password is wrong." in answer.text
+    assert answer.status_code == 403 and "Wrong user name or password." in answer.text
     assert "set-cookie" not in answer.headers
 
 
-def test_each_failed_try_makes_the_next_wait_longer_and_the_right_password_waits_too(guarded, clock):
+def test_the_delay_grows_with_failed_attempts_also_for_the_right_password(guarded, clock):
     for wait in (1, 2, 4, 8, 16, 32, 60, 60):
         assert enter(guarded, "wrong").status_code == 403
         early = enter(guarded)
         assert early.status_code == 429 and early.headers["retry-after"] == str(wait)
-        assert f"try again in {wait} seconds" in early.text
+        assert f"try again in {'1 second' if wait == 1 else f'{wait} seconds'}." in early.text
         clock.now += wait
     assert enter(guarded).status_code == 303
     assert enter(guarded, "wrong").status_code == 403 and guarded.app.login.wait("testclient") == 1.0
 
 
-def test_waiting_is_by_client_and_by_network_where_a_client_has_one(clock):
+def test_delays_apply_per_ipv4_address_and_per_ipv6_network(clock):
     login = Login("anna", PASSWORD, clock)
     login.enter("2001:db8:1:2::5", "anna", "wrong")
     login.enter("::ffff:10.0.0.1", "anna", "wrong")
@@ -143,7 +143,7 @@ def test_waiting_is_by_client_and_by_network_where_a_client_has_one(clock):
                      "10.0.0.2": 0}
 
 
-def test_seconds_to_wait_are_never_told_too_few(guarded, clock):
+def test_the_displayed_delay_is_rounded_up(guarded, clock):
     enter(guarded, "wrong")
     clock.now += 0.9
     early = enter(guarded)
@@ -152,11 +152,11 @@ def test_seconds_to_wait_are_never_told_too_few(guarded, clock):
     assert enter(guarded).status_code == 303
 
 
-def test_after_many_failed_tries_all_clients_wait_for_one_another(clock):
+def test_after_many_failed_attempts_the_rate_is_limited_for_all_clients(clock):
     login = Login("anna", PASSWORD, clock)
     for i in range(100):
         login.enter(f"2001:db8:0:{i:x}::1", "anna", "wrong")
-    assert login.wait("2001:db8:1::1") == 1  # 33 of them were tries, the others came too early
+    assert login.wait("2001:db8:1::1") == 1  # 33 attempts were counted, the others were too early
     assert login.enter("2001:db8:1::1", "anna", PASSWORD) is None
     for i in range(100, 110):
         clock.now += 1
@@ -167,17 +167,17 @@ def test_after_many_failed_tries_all_clients_wait_for_one_another(clock):
     assert login.enter("2001:db8:1::1", "anna", PASSWORD)
 
 
-def test_a_new_session_ends_the_one_before_in_the_same_browser_alone(guarded, row, index):
+def test_a_new_session_only_ends_the_previous_session_of_the_same_browser(guarded, row, index):
     enter(guarded)
     first = guarded.cookies[guarded.app.login.cookie]
     other = guarded.app.login.enter("10.0.0.9", "anna", PASSWORD)
     enter(guarded)
     assert [guarded.app.login.knows(token) for token in (first, other)] == [False, True]
-    enter(guarded, "wrong")  # ends none
+    enter(guarded, "wrong")  # does not end a session
     assert guarded.get(f"/crop/{row}").status_code == 200
 
 
-def test_sessions_and_failed_tries_take_no_memory_without_end(clock):
+def test_the_memory_for_sessions_and_failed_attempts_is_limited(clock):
     login = Login("anna", PASSWORD, clock)
     tokens = [login.enter("10.0.0.1", "anna", PASSWORD) for _ in range(65)]
     assert [login.knows(token) for token in (tokens[0], tokens[1], tokens[-1])] == [False, True, True]
@@ -187,22 +187,22 @@ def test_sessions_and_failed_tries_take_no_memory_without_end(clock):
     clock.now += 60
     for address in ("10.1.0.1", "10.1.0.0"):
         login.enter(address, "anna", "wrong")
-    assert (login.wait("10.1.0.0"), login.wait("10.1.0.1")) == (1, 2)  # the oldest was forgotten
+    assert (login.wait("10.1.0.0"), login.wait("10.1.0.1")) == (1, 2)  # the oldest entry was removed
 
 
-def test_a_login_is_taken_from_the_page_itself_alone_and_not_read_without_end(guarded):
+def test_a_login_is_only_accepted_from_the_page_itself_and_its_size_is_limited(guarded):
     answer = guarded.post("/login", data={"user": "anna", "password": PASSWORD},
                           headers={"Origin": "http://evil.example"})
-    assert answer.status_code == 403 and answer.text == "asked for by a page from elsewhere; open this page itself"
+    assert answer.status_code == 403 and "requests from other pages are not allowed" in answer.text
     answer = guarded.post("/login", content=b"user=anna&password=" + b"x" * 5000, headers=OWN)
     assert answer.status_code == 413
 
 
-def test_with_a_login_the_page_goes_by_any_name(guarded):
+def test_with_a_login_all_host_names_are_accepted(guarded):
     assert guarded.get("/login", headers={"Host": "gallery.example"}).status_code == 200
 
 
-def test_a_password_comes_from_the_environment_which_is_not_handed_on_or_from_the_terminal(monkeypatch):
+def test_the_password_is_read_from_the_environment_and_removed_there_or_from_the_terminal(monkeypatch):
     monkeypatch.setenv("CERBERUS_PASSWORD", PASSWORD)
     assert ask_password() == PASSWORD and "CERBERUS_PASSWORD" not in os.environ
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
@@ -214,8 +214,8 @@ def test_a_password_comes_from_the_environment_which_is_not_handed_on_or_from_th
 
 
 @pytest.mark.parametrize(("user", "password", "message"), [
-    ("", PASSWORD, "--user: is empty, expected a name to log in by"),
+    ("", PASSWORD, "--user: is empty, expected a user name"),
     ("anna", "short", "CERBERUS_PASSWORD: the password has 5 characters, expected at least 8")])
-def test_a_login_without_a_name_or_with_a_short_password_is_refused(user, password, message):
+def test_a_login_without_a_name_or_with_a_short_password_is_rejected(user, password, message):
     with pytest.raises(ValueError, match=message):
         Login(user, password)

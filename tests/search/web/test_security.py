@@ -1,4 +1,4 @@
-"""What the page refuses: pictures that are too much, and requests from elsewhere."""
+"""Rejected requests: invalid and too large uploads, and requests from other pages."""
 
 import asyncio
 import os
@@ -32,14 +32,14 @@ def client(index):
 
 
 def bomb() -> bytes:
-    """A header that announces 100,000 x 100,000 pixels."""
+    """A PNG file whose header claims 100,000 x 100,000 pixels."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99)))))
 
 
-# Pictures that are sent.
+# Uploads.
 
 
 @pytest.mark.parametrize(("data", "reason"), [
@@ -49,12 +49,12 @@ def bomb() -> bytes:
     (picture((60, 60), "JPEG")[:400], "is broken or cut short"), (bomb(), "has more than 100000 pixels"),
     (picture((400, 300)), "has more than 100000 pixels"), (picture((3, 90)), "is smaller than 4 x 4 pixels")],
     ids=["empty", "text", "svg", "gif", "cut", "bomb", "large", "small"])
-def test_what_is_no_picture_is_refused_with_the_reason(client, data, reason):
+def test_invalid_uploads_are_rejected_with_the_reason(client, data, reason):
     answer = client.post("/picture", content=data, headers=OWN)
     assert answer.status_code == 422 and reason in answer.text
 
 
-def test_pictures_that_are_sent_may_be_less_large_than_those_of_a_gallery(index):
+def test_the_size_of_uploads_is_limited(index):
     client = client_of(index, BandEncoder())
     answer = client.post("/picture", content=picture((4001, 4000)), headers=OWN)
     assert answer.status_code == 422 and "has more than 16000000 pixels (4001 x 4000)" in answer.text
@@ -62,7 +62,7 @@ def test_pictures_that_are_sent_may_be_less_large_than_those_of_a_gallery(index)
     assert answer.status_code == 413 and "more than 8 MiB" in answer.text
 
 
-def test_a_picture_that_takes_long_to_decode_holds_up_no_other(index, monkeypatch):
+def test_an_upload_that_is_slow_to_decode_does_not_block_others(index, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(data, *arguments):
@@ -81,17 +81,19 @@ def test_a_picture_that_takes_long_to_decode_holds_up_no_other(index, monkeypatc
         assert answer.result(120)
 
 
-def test_a_file_that_says_that_it_is_too_large_is_not_read(client):
+def test_an_upload_with_a_too_large_content_length_is_not_read(client):
     def none():
         yield b"x"
         raise AssertionError("read on")
 
     answer = client.post("/picture", content=none(), headers={**OWN, "Content-Length": "100001"})
-    assert answer.status_code == 413 and "what is sent has more than 0.095 MiB; send less" in answer.text
+    assert answer.status_code == 413 and "the upload has more than 0.095 MiB" in answer.text
 
 
 async def poured(app, pieces, path="/picture") -> tuple[int, bytes]:
-    """Status and body of the answer to what comes in pieces; `None` among them never comes, `...` is the sender's end.
+    """Return status and body of the response to a body sent in pieces.
+
+    `None` stands for a piece that never arrives, `...` for a disconnect.
     """
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "client": ("127.0.0.1", 1),
              "headers": [(b"host", b"127.0.0.1"), (b"sec-fetch-site", b"same-origin"), (b"content-length", b"5")],
@@ -113,7 +115,7 @@ async def poured(app, pieces, path="/picture") -> tuple[int, bytes]:
 
 
 def finished(coroutine):
-    """What a coroutine gives, in a thread without a loop of its own, as that of a driven browser has one."""
+    """Run a coroutine in another thread, since the main thread may have the event loop of the browser tests."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 
@@ -122,24 +124,24 @@ def pour(*arguments) -> tuple[int, bytes]:
     return finished(poured(*arguments))
 
 
-def test_a_file_is_counted_while_it_comes_whatever_it_says(client):
+def test_the_size_of_an_upload_is_checked_while_it_arrives(client):
     pieces = iter([bytes(10_000)] * 50)
     status, body = pour(client.app, pieces)
-    assert status == 413 and b"send less" in body
-    assert len(list(pieces)) == 50 - 11  # of 100,000 bytes that are allowed
+    assert status == 413 and b"choose a smaller file" in body
+    assert len(list(pieces)) == 50 - 11  # 100,000 bytes are allowed
 
 
 @pytest.mark.parametrize("path", ["/picture", "/login"])
-def test_what_does_not_come_is_waited_for_no_longer_and_who_has_left_is_no_fault(index, monkeypatch, path):
+def test_slow_uploads_time_out_and_a_disconnect_is_not_an_error(index, monkeypatch, path):
     app = create_app(index, BandEncoder(), login=(login := Login("anna", PASSWORD)))
     monkeypatch.setattr(login, "knows", lambda token: True)
     assert pour(app, [b"x", ...], path) == (400, b"")
     monkeypatch.setattr(web_app, "PATIENCE", 0.05)
     status, body = pour(app, [b"x", None], path)
-    assert status == 408 and b"what is sent did not come within 0.05 seconds" in body
+    assert status == 408 and b"the upload took more than 0.05 seconds" in body
 
 
-def test_many_pictures_at_once_are_refused_and_what_failed_holds_no_place(index, monkeypatch):
+def test_uploads_beyond_the_limit_are_rejected_and_failed_uploads_do_not_count(index, monkeypatch):
     monkeypatch.setattr(web_app, "SENDING", 1)
     monkeypatch.setattr(web_app, "PATIENCE", 0.05)
     client = client_of(index, BandEncoder())
@@ -148,12 +150,12 @@ def test_many_pictures_at_once_are_refused_and_what_failed_holds_no_place(index,
         return await asyncio.gather(*(poured(client.app, [b"x", None]) for _ in range(2)))
 
     slow, refused = finished(both())
-    assert slow[0] == 408 and refused == (503, b"1 pictures are being sent already; try again in a moment")
+    assert slow[0] == 408 and refused == (503, b"too many uploads at the moment (1); try again in a few seconds")
     monkeypatch.setattr(web_app, "PATIENCE", 120)
     send(client, picture())
 
 
-def test_the_pictures_not_used_for_longest_are_forgotten(index, monkeypatch):
+def test_the_least_recently_used_uploads_are_removed(index, monkeypatch):
     monkeypatch.setattr(web_uploads.Uploads.__init__, "__defaults__", (2,))
     client = client_of(index, BandEncoder())
     first, second = (send(client, picture()) for _ in range(2))
@@ -161,7 +163,7 @@ def test_the_pictures_not_used_for_longest_are_forgotten(index, monkeypatch):
     send(client, picture())
     assert client.get(f"/?picture={first}").status_code == 200
     answer = client.get(f"/?picture={second}")
-    assert answer.status_code == 400 and "in memory only, the last 2 of them. Choose it again" in answer.text
+    assert answer.status_code == 400 and "only the last 2 uploaded images are stored" in answer.text
 
 
 def test_a_token_cannot_be_guessed(client):
@@ -169,7 +171,7 @@ def test_a_token_cannot_be_guessed(client):
     assert len(tokens) == 8 and all(re.fullmatch(r"[\w-]{22}", token) for token in tokens)  # 128 bits
 
 
-def test_the_model_of_another_gallery_is_refused_at_once(index):
+def test_the_model_of_another_gallery_is_rejected_at_the_start(index):
     other = BandEncoder()
     other.fingerprint = "f" * 64
     with pytest.raises(ValueError, match="was made with the model aaaaaaaaaaaa, but this is the model ffffffffffff"):
@@ -186,8 +188,8 @@ def _watch(event: str, arguments: tuple) -> None:
         OPENED.append(arguments)
 
 
-def test_nothing_of_a_picture_that_is_sent_is_written_to_disk(client, tmp_path):
-    sys.addaudithook(_watch)  # for good: the interpreter takes none away
+def test_uploads_are_not_written_to_disk(client, tmp_path):
+    sys.addaudithook(_watch)  # cannot be removed again
     WATCHING[0] = True
     try:
         (tmp_path / "control").write_text("seen")
@@ -199,7 +201,7 @@ def test_nothing_of_a_picture_that_is_sent_is_written_to_disk(client, tmp_path):
     assert [str(path) for path, *_ in OPENED] == [str(tmp_path / "control")]
 
 
-# Where requests come from.
+# Origin of requests.
 
 
 @pytest.mark.parametrize(("headers", "status"), [
@@ -209,7 +211,7 @@ def test_nothing_of_a_picture_that_is_sent_is_written_to_disk(client, tmp_path):
     ({"Sec-Fetch-Site": "cross-site", "Origin": ADDRESS}, 403), ({}, 403), ({"Origin": "null"}, 403),
     ({"Origin": "http://evil.example"}, 403), ({"Origin": "http://127.0.0.1:8001"}, 403),
     ({"Origin": "http://127.0.0.1"}, 403), ({"Origin": ""}, 403)])
-def test_a_picture_is_taken_from_the_page_itself_alone(client, headers, status):
+def test_uploads_are_only_accepted_from_the_page_itself(client, headers, status):
     assert client.post("/picture", content=picture(), headers=headers).status_code == status
 
 
@@ -219,7 +221,7 @@ def test_a_picture_is_taken_from_the_page_itself_alone(client, headers, status):
     ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
     ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
     ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403)])
-def test_a_page_elsewhere_may_link_here_but_take_nothing(client, headers, status):
+def test_other_pages_can_link_to_the_page_but_not_load_it(client, headers, status):
     assert client.get("/", headers=headers).status_code == status
 
 
@@ -227,11 +229,11 @@ def test_a_page_elsewhere_may_link_here_but_take_nothing(client, headers, status
     ("127.0.0.1:8000", 200), ("localhost:8000", 200), ("LOCALHOST", 200), ("[::1]:8000", 200), ("10.0.0.7:8000", 200),
     ("gallery.lab:8000", 200), ("evil.example:8000", 400), ("evil.example", 400), ("127.0.0.1.evil.example", 400),
     ("", 400), ("[evil]", 400)])
-def test_a_foreign_name_that_points_here_is_refused(index, host, status):
+def test_requests_with_a_foreign_host_name_are_rejected(index, host, status):
     client = client_of(index, hosts={"gallery.lab"})
     answer = client.get("/", headers={"Host": host})
     assert answer.status_code == status
-    assert status == 200 or "not a name of this page; call it by its address, or by gallery.lab, localhost" in \
+    assert status == 200 or "not a host name of this page; use its IP address, or gallery.lab, localhost" in \
         answer.text
 
 
@@ -239,7 +241,7 @@ def test_a_foreign_name_that_points_here_is_refused(index, host, status):
     ("/", 200), ("/?top=0", 400), ("/results.csv?a.head+colour=red", 200), ("/sheet.html?a.head+colour=red", 200),
     ("/crop/ROW", 200), ("/page.css", 200), ("/page.js", 200), ("/icon.svg", 200), ("/nowhere", 404),
     ("/picture", 405)])
-def test_every_answer_forbids_what_the_page_does_not_need(client, row, path, status):
+def test_every_response_has_the_security_headers(client, row, path, status):
     path = path.replace("ROW", str(row))
     answer = client.get(path)
     assert answer.status_code == status
@@ -253,7 +255,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(client, row, path, sta
     assert refused.status_code == 400 and refused.headers["content-security-policy"] == policy
 
 
-def test_the_page_holds_no_style_or_script_that_its_policy_forbids(client, row):
+def test_the_page_has_no_inline_styles_or_scripts(client, row):
     for path in ("/", "/?a.head+colour=red&w.head=2&out=upper&changed=1&reliable=0.5", f"/?like={row}"):
         text = client.get(path).text
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|data:|<script(?! src=\"/page.js\" defer></script>)",

@@ -1,4 +1,4 @@
-"""`cerberus serve`: where it may be reached and by whom, what it says, and that it really answers."""
+"""`cerberus serve`: access control, messages, and requests to the running server."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """The folder of an index without words, which opens without what the tests' own vocabulary is."""
+    """The folder of an index without attributes, which can be opened without the vocabulary class of the tests."""
     folder = tmp_path_factory.mktemp("serving")
     draw_many(folder / "crops", 3)
     GalleryIndex.build(folder / "index", folder / "crops", PlainEncoder(), pace=Pace(progress=False)).close()
@@ -40,40 +40,40 @@ def index(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"host": "0.0.0.0"}, "--host 0.0.0.0: other machines can reach it; say who may log in by --user NAME .*"
-                          "CERBERUS_PASSWORD.*--without-login"),
-    ({"host": "::"}, "--host ::: other machines can reach it"),
-    ({"host": ""}, "--host : is no address of this machine"),
+    ({"host": "0.0.0.0"}, "--host 0.0.0.0: other machines can reach this address; .*--user NAME .*CERBERUS_PASSWORD.*"
+                          "--without-login"),
+    ({"host": "::"}, "--host ::: other machines can reach"),
+    ({"host": ""}, "--host : is not an address of this machine"),
     ({"port": 65536}, "--port: is 65536, expected a number from 0 to 65535"),
     ({"user": "anna", "without_login": True}, "--user and --without-login: .*not both"),
     ({"certificate": "a.pem"}, "--certificate and --key: one is missing; https needs both"),
     ({"certificate": "a.pem", "key": "b.pem"}, "--certificate: a.pem not found; give a PEM file"),
-    ({"host": "no such host"}, "--host no such host: is no address of this machine")])
-def test_a_place_that_cannot_be_or_lets_strangers_in_is_refused(options, message):
+    ({"host": "no such host"}, "--host no such host: is not an address of this machine")])
+def test_invalid_and_insecure_configurations_are_rejected(options, message):
     with pytest.raises((ValueError, OSError), match=message):
         ServerConfig(**options)
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("127.8.8.8", True),
                                              ("::1", True), ("0.0.0.0", False), ("192.0.2.7", False)])
-def test_loopback_is_what_this_machine_alone_can_reach(host, local):
+def test_only_loopback_addresses_are_local(host, local):
     assert ServerConfig(host, without_login=True).is_local is local
 
 
-def test_a_name_that_comes_to_mean_another_address_is_not_asked_again(monkeypatch):
+def test_a_host_name_is_resolved_only_once(monkeypatch):
     meant = iter(["127.0.0.1", "0.0.0.0"])
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **options: [(socket.AF_INET, 1, 6, "", (next(meant), 0))])
     with ServerConfig("gallery.lab", port=0).listen() as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
-def test_others_may_reach_it_where_somebody_logs_in_or_it_is_meant(monkeypatch):
+def test_other_machines_have_access_with_a_login_or_if_explicitly_allowed(monkeypatch):
     assert ServerConfig("0.0.0.0", without_login=True).login() is None
     monkeypatch.setenv("CERBERUS_PASSWORD", "correct horse")
     assert ServerConfig("0.0.0.0", user="anna").login().enter("10.0.0.1", "anna", "correct horse")
 
 
-def test_the_address_to_open_is_one_that_a_browser_takes(tmp_path):
+def test_the_address_can_be_opened_in_a_browser(tmp_path):
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).touch()
     assert ServerConfig().address(8000) == "http://127.0.0.1:8000/"
@@ -82,15 +82,15 @@ def test_the_address_to_open_is_one_that_a_browser_takes(tmp_path):
     assert ServerConfig(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem")).address(443).startswith("https://")
 
 
-def test_a_port_that_is_taken_is_said_with_what_to_do(index):
+def test_a_port_in_use_is_reported(index):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(
-            OSError, match=r"--port \d+: cannot be listened on .*give another --port"):
+            OSError, match=r"--port \d+: cannot listen there .*give another --port"):
         serving.serve(GalleryIndex.open(index), None, ServerConfig(port=taken.getsockname()[1]))
 
 
 @pytest.mark.parametrize(("options", "warned"), [({}, False), ({"host": "0.0.0.0", "without_login": True}, True)])
-def test_the_page_is_opened_if_asked_and_passwords_on_an_open_wire_are_warned_of(index, monkeypatch, capsys, options,
-                                                                                   warned):
+def test_the_page_is_opened_on_request_and_http_on_a_network_prints_a_warning(index, monkeypatch, capsys, options,
+                                                                                warned):
     def interrupted(self, sockets):
         raise KeyboardInterrupt
 
@@ -100,13 +100,13 @@ def test_the_page_is_opened_if_asked_and_passwords_on_an_open_wire_are_warned_of
     place = ServerConfig(port=0, **options)
     serving.serve(GalleryIndex.open(index), None, place, open_browser=True)
     told = capsys.readouterr()
-    assert len(opened) == 1 and told.out == f"3 pictures: {opened[0]}   Ctrl-C stops it\nstopped\n"
-    assert ("others on the network can read passwords and pictures" in told.err) is warned
+    assert len(opened) == 1 and told.out == f"3 images: {opened[0]}   (press Ctrl-C to stop)\nstopped\n"
+    assert ("over http, others on the network can read passwords" in told.err) is warned
     serving.serve(GalleryIndex.open(index), None, place)
     assert len(opened) == 1
 
 
-def test_connections_beyond_a_number_are_turned_away_and_told_so(index, monkeypatch):
+def test_connections_beyond_the_limit_get_status_503(index, monkeypatch):
     servers, opened = [], queue.SimpleQueue()
     run = uvicorn.Server.run
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: servers.append(self) or run(self, sockets))
@@ -127,15 +127,15 @@ def test_connections_beyond_a_number_are_turned_away_and_told_so(index, monkeypa
         done.result(120)
 
 
-def test_files_that_are_no_certificate_are_refused(index, tmp_path):
+def test_invalid_certificates_are_rejected(index, tmp_path):
     for name in ("a.pem", "b.pem"):
         (tmp_path / name).write_text("no certificate")
     place = ServerConfig(certificate=str(tmp_path / "a.pem"), key=str(tmp_path / "b.pem"), port=0)
-    with pytest.raises(ValueError, match="cannot be used .*; expected PEM files that belong together"):
+    with pytest.raises(ValueError, match="cannot be used .*; expected the PEM files"):
         serving.serve(GalleryIndex.open(index), None, place)
 
 
-def test_missing_packages_are_named_as_pip_takes_them_and_as_the_extra_does(monkeypatch):
+def test_missing_packages_are_reported_with_the_requirements_of_the_extra(monkeypatch):
     extra = runpy.run_path(str(ROOT / "setup.py"))
     assert sorted(serving.NEEDED.values()) == sorted([*extra["SERVE"], next(
         line for line in extra["INSTALL_REQUIRES"] if line.startswith("Jinja2"))])
@@ -146,10 +146,10 @@ def test_missing_packages_are_named_as_pip_takes_them_and_as_the_extra_does(monk
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--host", "0.0.0.0"], "cerberus: --host 0.0.0.0: other machines can reach it"),
+    (["--host", "0.0.0.0"], "cerberus: --host 0.0.0.0: other machines can reach"),
     (["--model", "gone.onnx"], "cerberus: gone.onnx: not found"),
     (["--user", "anna"], "cerberus: --user: needs a password")])
-def test_the_command_says_in_a_line_what_cannot_be(index, arguments, message, monkeypatch):
+def test_errors_of_the_command_are_reported_in_one_line(index, arguments, message, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(SystemExit, match=message):
         cli.main(["serve", str(index), "--port", "0", *arguments])
@@ -157,7 +157,7 @@ def test_the_command_says_in_a_line_what_cannot_be(index, arguments, message, mo
 
 @pytest.fixture
 def started(index):
-    """Starts the command with some options and environment; gives its process and the address that it names."""
+    """Start the command with options and environment variables; returns the process and its first line of output."""
     processes = []
 
     def start(*options, in_background=False, **environment):
@@ -178,12 +178,11 @@ def started(index):
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_the_command_serves_says_where_and_stops_when_interrupted_with_no_word_of_a_query(started, index,
-                                                                                          in_background):
-    """A shell lets what a script starts in the background ignore interrupts."""
+def test_the_command_prints_the_address_logs_no_queries_and_stops_when_interrupted(started, index, in_background):
+    """Processes that a script starts in the background ignore interrupts by default."""
     row = GalleryIndex.open(index).sample(1)[0]
     process, told = started(in_background=in_background)
-    address = re.fullmatch(r"3 pictures: (http://127\.0\.0\.1:\d+/)   Ctrl-C stops it\n", told)[1]
+    address = re.fullmatch(r"3 images: (http://127\.0\.0\.1:\d+/)   \(press Ctrl-C to stop\)\n", told)[1]
     with fetch(f"{address}?like={row}") as answer:
         assert answer.read().count(b"<article>") == 3 and "server" not in answer.headers
     process.send_signal(signal.SIGINT)
@@ -191,8 +190,8 @@ def test_the_command_serves_says_where_and_stops_when_interrupted_with_no_word_o
     assert (process.returncode, out, errors) == (0, "stopped\n", "")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_over_https_with_a_login_nothing_is_given_to_strangers(started, tmp_path):
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to create a certificate")
+def test_over_https_nothing_is_shown_without_a_login(started, tmp_path):
     certificate, key = tmp_path / "a.pem", tmp_path / "b.pem"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                     "-keyout", str(key), "-out", str(certificate), "-days", "1", "-subj", "/CN=localhost", "-addext",

@@ -1,7 +1,7 @@
-"""Search engines: FAISS in this process, Milvus for galleries that outgrow it.
+"""Search engines: FAISS in the memory of this process, and Milvus for larger galleries.
 
-`Faiss` and `Milvus` describe an engine and make it for the index that they are handed to. Any function that takes a
-`Space` and returns an `Engine` can stand in their place.
+`Faiss` and `Milvus` are configurations; an index calls them with its `Space` to create the engine. Any function that
+takes a `Space` and returns an `Engine` can be used instead.
 """
 
 from .base import Engine, MakeEngine, Space, padded, recall, synchronise

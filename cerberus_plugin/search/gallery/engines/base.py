@@ -1,6 +1,6 @@
 """The interface of search engines, their synchronisation with an index, and their recall.
 
-Shapes: N rows, Q queries, E values of an embedding, k hits of each query.
+Shapes: N rows, Q queries, E values of a row, k results per query.
 """
 
 from __future__ import annotations
@@ -16,45 +16,57 @@ from ...portable.verification import METRICS
 
 
 class Engine(Protocol):
-    """Nearest-neighbour search by inner product or distance, over rows with ids. CONTRIBUTING.md has an example.
+    """Nearest-neighbour search by inner product or distance, over rows with ids. docs/extend/engine.md has an example.
 
     Attributes:
-        exact: whether it compares with the embeddings themselves, without loss of recall.
-        most_hits: largest number of hits for one query.
+        exact: whether it returns the exact nearest neighbours.
+        most_hits: maximum number of results per query.
     """
 
     exact: bool
     most_hits: int
 
     def wants_training(self, count: int) -> int:
-        """Number of rows to train on before it holds `count` of them; 0 where no training is needed."""
+        """Return the number of rows to train on for an engine with `count` rows; 0 if no training is needed."""
 
     def train(self, rows: np.ndarray) -> None:
-        """Train the compression on some rows, float32 (n, E); removes all rows that it holds."""
+        """Train the compression on rows, float32 (n, E); removes all rows of the engine."""
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows, float32 (n, E), under new ids, int64 (n,)."""
+        """Add rows, float32 (n, E), with new ids, int64 (n,)."""
 
     def remove(self, ids: np.ndarray) -> None:
-        """Remove the rows of these ids."""
+        """Remove the rows with these ids, int64 (n,)."""
 
     def ids(self) -> np.ndarray:
-        """The ids of all rows, int64 (N,), in any order, with duplicates where it holds a row twice."""
+        """Return the ids of all rows, int64 (N,), in any order, with duplicates if rows are stored twice."""
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest k rows of queries, float32 (Q, E), or of those among these ids, int64.
+        """Find the k nearest rows of each query.
+
+        Args:
+            queries: float32 (Q, E).
+            k: number of results per query.
+            among: int64 (n,), ids to search; all rows if None.
 
         Returns:
-            scores: float32 (Q, k), higher is nearer: the inner product, or minus the squared distance.
-            ids: int64 (Q, k), -1 with a score of minus infinity where there are fewer than k rows.
+            scores: float32 (Q, k), higher is more similar: the inner product, or minus the squared distance.
+            ids: int64 (Q, k); -1 with a score of minus infinity if there are fewer than k rows.
         """
 
     def save(self) -> None:
-        """Write its state for the next process, where it has a file."""
+        """Save the rows for the next process, if the engine has a file."""
 
 
 class Space(NamedTuple):
-    """What an engine has to know of an index: its id, its folder, E, and the metric, "cosine" or "euclidean"."""
+    """The properties of an index that an engine needs.
+
+    Attributes:
+        id: of the index.
+        folder: of the index.
+        dim: E.
+        metric: "cosine" or "euclidean".
+    """
 
     id: str
     folder: Path
@@ -66,7 +78,7 @@ MakeEngine = Callable[[Space], Engine]
 
 
 class Rows(Protocol):
-    """The source of rows, see `Store`."""
+    """A source of rows, see `Store`."""
 
     ids: np.ndarray
 
@@ -76,14 +88,19 @@ class Rows(Protocol):
 
 
 def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> bool:
-    """Add missing rows to an engine and remove deleted ones; returns whether there were any.
+    """Add missing rows to an engine, and remove deleted rows.
 
-    Rows that it holds more than once are removed and added again: Milvus Lite reads rows twice that were being written
-    to its file when their process was killed.
+    Rows that are stored more than once are removed and added again: Milvus Lite has duplicates if the process was
+    killed while it wrote to the file.
 
     Args:
-        held: `engine.ids()` from before `rows` were read, where other processes fill the engine as well: their rows
-            were written to the index before, so they are among `rows` and are not removed.
+        engine: to synchronise.
+        rows: of the index.
+        held: `engine.ids()` before `rows` were read, if other processes also add rows to the engine. They write rows to
+            the index first, so these rows are contained in `rows` and are not removed.
+
+    Returns:
+        whether the engine has changed.
     """
     held = engine.ids() if held is None else held
     wanted = engine.wants_training(len(rows.ids))
@@ -105,13 +122,18 @@ def synchronise(engine: Engine, rows: Rows, held: np.ndarray | None = None) -> b
 
 
 def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own: np.ndarray | None = None) -> float:
-    """Recall at k: the share of the exact k nearest rows of queries, float32 (Q, E), among the engine's k nearest.
-
-    NaN without queries or other rows.
+    """Measure the recall at k of an engine.
 
     Args:
-        own: int64 (Q,), the row of each query where it is in the gallery itself; it is left out, as every engine finds
-            it.
+        engine: to measure.
+        exact: an exact engine with the same rows.
+        queries: float32 (Q, E).
+        k: number of nearest rows.
+        own: int64 (Q,), ids of queries that are rows of the gallery; they are excluded from their own results.
+
+    Returns:
+        the share of the exact k nearest rows that are among the k nearest rows of the engine, as the mean over queries;
+        NaN without queries or other rows.
     """
     own = np.full(len(queries), -1) if own is None else own
     shares = []
@@ -123,11 +145,24 @@ def recall(engine: Engine, exact: Engine, queries: np.ndarray, k: int = 10, own:
 
 
 def padded(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad hits to k columns with id -1 and score minus infinity."""
+    """Pad results to k columns with score minus infinity and id -1.
+
+    Args:
+        scores, ids: (Q, n) with n of at most k.
+        k: number of columns.
+
+    Returns:
+        scores and ids, (Q, k).
+
+    Examples:
+        >>> padded(np.array([[0.5]]), np.array([[7]]), 2)
+        (array([[ 0.5, -inf]]), array([[ 7, -1]]))
+    """
     missing = ((0, 0), (0, k - ids.shape[1]))
     return np.pad(scores, missing, constant_values=-np.inf), np.pad(ids, missing, constant_values=-1)
 
 
 def check_metric(metric: str) -> None:
+    """Raise ValueError if the metric is not supported."""
     if metric not in METRICS:
         raise ValueError(f"search engine: the metric is '{metric}', expected one of {', '.join(METRICS)}")

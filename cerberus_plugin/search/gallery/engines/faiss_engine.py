@@ -1,6 +1,6 @@
-"""Search in the memory of this process with FAISS, exactly or compressed.
+"""Search in memory with FAISS, exact or compressed.
 
-Bytes a row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8 (and 8 for its id).
+Bytes per row of E values: exact 4 E, float16 2 E, int8 E, pq E / 8; and 8 bytes for the id.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from ....utils.files import write_whole
 from .base import Space, check_metric, padded
 
 FORMS = ("exact", "float16", "int8", "pq")
-PQ_VALUES, PQ_CODES = 8, 256  # values that one byte stands for, and the codes it chooses from
-TRAINING_ROWS = {"int8": 10_000, "pq": 10_000}  # FAISS asks for 39 rows a code
+PQ_VALUES, PQ_CODES = 8, 256  # product quantisation: values per byte, and codes per byte
+TRAINING_ROWS = {"int8": 10_000, "pq": 10_000}  # FAISS recommends 39 rows per code
 CHECKSUM_BYTES, CHUNK_BYTES = 4, 2**20
-GROWN = 4  # times the rows that a form has learnt from: then it learns anew, where these were few
+GROWN = 4  # a form trained on fewer rows than above is trained again when the gallery has this many times the rows
 
 logger = logging.getLogger("cerberus.gallery")
 
 
 @dataclass(frozen=True)
 class Faiss:
-    """Search in memory by one of `FORMS`; compressed forms are kept in the folder of the index."""
+    """Configuration of `FaissEngine` for an index.
+
+    Attributes:
+        form: one of `FORMS`; compressed forms are saved in the folder of the index.
+    """
 
     form: str = "exact"
 
@@ -39,15 +43,18 @@ class Faiss:
 
 
 class FaissEngine:
-    """`Engine` on a FAISS index, over all rows.
+    """`Engine` with a FAISS index in memory.
 
     Args:
         dim: E.
-        form: one of `FORMS`; all but "exact" lose some recall, float16 hardly any.
-        metric: "cosine" of rows whose blocks have unit length, as the inner product; or "euclidean".
-        path: file that a compressed form is kept in: the number of rows that it has learnt from, the index, and a
-            checksum. A file that is damaged or has other rows is made anew; where none can be written, the form is
-            built in memory each time. Nothing is kept if None.
+        form: one of `FORMS`; all but "exact" lose recall, float16 almost none.
+        metric: "cosine" (inner product of rows with blocks of unit length) or "euclidean".
+        path: file of a compressed form: number of training rows, FAISS index and checksum. A file that is damaged or
+            has another dimension is written again. If the file cannot be written, the form is built in memory each
+            time. None: do not save.
+
+    Raises:
+        ValueError: if the metric or the form is not supported, or `dim` is not divisible by 8 for "pq".
     """
 
     most_hits = sys.maxsize
@@ -57,8 +64,8 @@ class FaissEngine:
         if form not in FORMS:
             raise ValueError(f"FAISS: the form is '{form}', expected one of {', '.join(FORMS)}")
         if form == "pq" and dim % PQ_VALUES:
-            raise ValueError(f"FAISS: embeddings of {dim} values cannot be cut into pieces of {PQ_VALUES} for the form "
-                             "'pq'; take int8")
+            raise ValueError(f"FAISS: the form 'pq' needs a number of values divisible by {PQ_VALUES}, but rows have "
+                             f"{dim}; use int8")
         self.dim, self.form, self.metric = dim, form, metric
         self.path = Path(path) if path is not None else None
         self.exact = form == "exact"
@@ -74,19 +81,19 @@ class FaissEngine:
             inner = faiss.IndexFlat(self.dim, metric)
         elif self.form == "pq":
             inner = faiss.IndexPQ(self.dim, self.dim // PQ_VALUES, 8, metric)
-            inner.pq.cp.min_points_per_centroid = 1  # else a warning for every piece; `train` has the minimum
+            inner.pq.cp.min_points_per_centroid = 1  # avoids a warning per piece; `train` checks the minimum
         else:
             kind = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}[self.form]
             inner = faiss.IndexScalarQuantizer(self.dim, kind, metric)
         return faiss.IndexIDMap2(inner)
 
     def _read(self) -> tuple | None:
-        """The index of the file and the number of rows that it has learnt from; None where it cannot be used."""
+        """Read the file; returns the FAISS index and the number of training rows, None if the file cannot be used."""
         import faiss
 
         try:
             with open(self.path, "rb") as file:
-                if not _is_whole(file):  # checked first: FAISS does not survive every damaged file
+                if not _is_whole(file):  # checked first, since FAISS may crash on a damaged file
                     return None
                 learnt_from = int.from_bytes(file.read(8), "little")
                 index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
@@ -99,37 +106,47 @@ class FaissEngine:
 
     @property
     def bytes_a_row(self) -> int:
-        """Memory of a row, its id included."""
+        """Memory per row in bytes, including the id."""
         import faiss
 
         return int(faiss.downcast_index(self._index.index).sa_code_size()) + 8
 
     def wants_training(self, count: int) -> int:
+        """See `Engine`."""
         most = TRAINING_ROWS.get(self.form, 0)
         few = self._learnt_from < most and count >= GROWN * self._learnt_from
         return min(count, most) if few else 0
 
     def train(self, rows: np.ndarray) -> None:
+        """See `Engine`.
+
+        Raises:
+            ValueError: if there are fewer than 256 rows for "pq".
+        """
         if self.form == "pq" and len(rows) < PQ_CODES:
-            raise ValueError(f"FAISS: the form 'pq' learns from at least {PQ_CODES} pictures, there are {len(rows)}; "
-                             "take int8")
+            raise ValueError(f"FAISS: the form 'pq' needs at least {PQ_CODES} images for training, but there are "
+                             f"{len(rows)}; use int8")
         self._index, self._learnt_from = self._empty(), len(rows)
         self._index.train(rows)
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """See `Engine`."""
         if not self._index.is_trained:
             self.train(rows)
         self._index.add_with_ids(np.ascontiguousarray(rows, dtype=np.float32), np.asarray(ids, dtype=np.int64))
 
     def remove(self, ids: np.ndarray) -> None:
+        """See `Engine`."""
         self._index.remove_ids(np.asarray(ids, dtype=np.int64))
 
     def ids(self) -> np.ndarray:
+        """See `Engine`."""
         import faiss
 
         return faiss.vector_to_array(self._index.id_map)
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `Engine`."""
         import faiss
 
         most = min(k, len(self) if among is None else len(among))
@@ -143,7 +160,7 @@ class FaissEngine:
         return padded(scores.astype(np.float32), ids, k)
 
     def save(self) -> None:
-        """The exact form is read from the parts as soon as from a file of its own, so it has none."""
+        """Save a compressed form. The exact form is not saved, since reading the part files is equally fast."""
         import faiss
 
         if self.path is None or self.exact:
@@ -163,12 +180,12 @@ class FaissEngine:
 
         try:
             write_whole(self.path, write)
-        except OSError as error:  # such as an index on a disk that can only be read
+        except OSError as error:  # such as a read-only disk
             logger.warning("%s; the form %s is built in memory each time", error, self.form)
 
 
 def _is_whole(file: BinaryIO) -> bool:
-    """Whether the checksum at the end of a file fits what is before it; leaves the file at its beginning."""
+    """Return whether the checksum at the end of a file is correct; afterwards the file is at its beginning."""
     rest, checksum = file.seek(0, os.SEEK_END) - CHECKSUM_BYTES, 0
     file.seek(0)
     while rest > 0 and (data := file.read(min(rest, CHUNK_BYTES))):

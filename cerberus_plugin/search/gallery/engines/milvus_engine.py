@@ -1,4 +1,4 @@
-"""Search by Milvus: a path is a gallery kept beside this process (Milvus Lite), an address one on a cluster."""
+"""Search with Milvus: in a local file (Milvus Lite), or on a server or cluster."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import numpy as np
 
 from .base import Space, check_metric, padded
 
-SENT_BYTES = 16 * 2**20  # of rows in one message; a cluster takes 64 MiB
-NAMED_IDS = 50_000  # ids in one expression
-MOST_HITS = 16_384  # what Milvus returns of one query
+SENT_BYTES = 16 * 2**20  # of rows per message; a cluster accepts 64 MiB
+NAMED_IDS = 50_000  # ids per filter expression
+MOST_HITS = 16_384  # maximum number of results per query of Milvus
 MILVUS_METRICS = {"cosine": "IP", "euclidean": "L2"}
 
 
 @dataclass(frozen=True)
 class Milvus:
-    """Search by Milvus, see `MilvusEngine`; the collection is named after the index."""
+    """Configuration of `MilvusEngine` for an index; the collection is named after the id of the index.
+
+    Attributes:
+        address, kind, token, timeout: see `MilvusEngine`.
+    """
 
     address: str
     kind: str = "FLAT"
@@ -33,17 +37,24 @@ class Milvus:
 
 
 class MilvusEngine:
-    """`Engine` on a collection of Milvus; the same calls for a path and for a cluster.
+    """`Engine` with a Milvus collection.
 
     Args:
-        address: "gallery.db", a path in a folder that exists (one process at a time), or "http://host:19530".
-        collection: its name; made where there is none.
+        address: path of a file, such as "gallery.db", in an existing folder (one process at a time); or address of a
+            server, such as "http://host:19530".
+        collection: name of the collection; created if it does not exist.
         dim: E.
         metric: see `FaissEngine`.
-        kind: an index type of Milvus. "FLAT" compares with all rows; a cluster of many machines will want "HNSW" or
-            "DISKANN", whose recall is below one.
-        token: "user:password" or an API key, where the cluster asks for one.
-        timeout: seconds that an answer is waited for.
+        kind: index type of Milvus. "FLAT" is exact; "HNSW" and "DISKANN" are faster on large clusters, with a recall
+            below 1.
+        token: "user:password" or an API key, if the server requires one.
+        timeout: in seconds.
+
+    Raises:
+        ImportError: if pymilvus is not installed.
+        FileNotFoundError: if the folder of the file does not exist.
+        ConnectionError: if the server does not respond, or the file is locked or damaged.
+        ValueError: if the metric is not supported, or the collection has another dimension.
     """
 
     most_hits = MOST_HITS
@@ -57,7 +68,7 @@ class MilvusEngine:
         except ImportError as error:
             raise ImportError("Milvus: pymilvus is not installed; pip install pymilvus milvus-lite") from error
         if "://" not in address and not Path(address).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{Path(address).parent}: no such folder; Milvus keeps {Path(address).name} there")
+            raise FileNotFoundError(f"{Path(address).parent}: no such folder; create it for {Path(address).name}")
         self.address, self.collection, self.dim, self.metric, self.kind = address, collection, dim, metric, kind
         self.exact = kind == "FLAT"
         reasons = _Reasons()
@@ -77,24 +88,24 @@ class MilvusEngine:
 
     def _unopened(self, reason: BaseException | None, error: Exception) -> OSError:
         if "://" in self.address:
-            return ConnectionError(f"{self.address}: Milvus does not answer there ({error.message}); start it, or give "
-                                   "the path of a file for a gallery on this machine")
+            return ConnectionError(f"{self.address}: Milvus does not respond ({error.message}); start it, or give the "
+                                   "path of a file for Milvus Lite")
         if type(reason).__name__ == "DataDirLockedError":
-            return ConnectionError(f"{self.address}: locked by another process, and Milvus Lite serves one at a time; "
-                                   "wait for that process to end, or give another file or a Milvus server")
-        return ConnectionError(f"{self.address}: Milvus Lite cannot open it ({reason or error.message}); delete it, it "
-                               "is filled again from the index, or give another file")
+            return ConnectionError(f"{self.address}: locked by another process; Milvus Lite supports one process at a "
+                                   "time. Wait until that process ends, or give another file or a Milvus server")
+        return ConnectionError(f"{self.address}: Milvus Lite cannot open it ({reason or error.message}); delete the "
+                               "file, it is rebuilt from the index, or give another file")
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors of Milvus with its address and what to do."""
+        """Raise Milvus errors again with the address and what to do."""
         from pymilvus.exceptions import MilvusException
 
         try:
             yield
         except MilvusException as error:
-            remedy = ("see that the server runs and try again" if "://" in self.address else
-                      "if that happens again, delete the file, it is filled again from the index")
+            remedy = ("check that the server is running, then try again" if "://" in self.address else
+                      "if this happens again, delete the file, it is rebuilt from the index")
             raise ConnectionError(f"{self.address}: Milvus failed ({error.message}); {remedy}") from error
 
     def _create(self) -> None:
@@ -105,29 +116,32 @@ class MilvusEngine:
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=self.dim)
         index = self._client.prepare_index_params()
         index.add_index("embedding", index_type=self.kind, metric_type=MILVUS_METRICS[self.metric])
-        # Strong: what was added is found, and what was removed is not, from the next search on.
+        # "Strong" consistency: changes are visible in the next search.
         self._client.create_collection(self.collection, schema=schema, index_params=index, consistency_level="Strong")
 
     def _check_dim(self) -> None:
         fields = {field["name"]: field for field in self._client.describe_collection(self.collection)["fields"]}
         dim = int(fields.get("embedding", {}).get("params", {}).get("dim", 0))
         if dim != self.dim:
-            raise ValueError(f"{self.address}: its collection '{self.collection}' holds rows of {dim} values, expected "
-                             f"{self.dim}; give another name, or drop that collection")
+            raise ValueError(f"{self.address}: its collection '{self.collection}' has rows of {dim} values, expected "
+                             f"{self.dim}; give another name, or drop the collection")
 
     def __len__(self) -> int:
         return len(self.ids())
 
     def close(self) -> None:
+        """Close the connection."""
         self._client.close()
 
     def wants_training(self, count: int) -> int:
+        """See `Engine`; always 0."""
         return 0
 
     def train(self, rows: np.ndarray) -> None:
-        """Milvus trains its indexes by itself."""
+        """See `Engine`; does nothing, since Milvus trains its indexes itself."""
 
     def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """See `Engine`."""
         step = max(1, SENT_BYTES // (4 * self.dim))
         rows = np.asarray(rows, dtype=np.float32)
         for first in range(0, len(ids), step):
@@ -136,11 +150,13 @@ class MilvusEngine:
                                                       zip(ids[first:first + step], rows[first:first + step])])
 
     def remove(self, ids: np.ndarray) -> None:
+        """See `Engine`."""
         for some in _chunks(ids):
             with self._named():
                 self._client.delete(self.collection, ids=some)
 
     def ids(self) -> np.ndarray:
+        """See `Engine`."""
         found = []
         with self._named():
             pages = self._client.query_iterator(self.collection, batch_size=MOST_HITS, output_fields=["id"])
@@ -150,13 +166,18 @@ class MilvusEngine:
         return np.array(found, dtype=np.int64)
 
     def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `Engine`.
+
+        Raises:
+            ValueError: if `k` exceeds `most_hits`.
+        """
         if k > self.most_hits:
-            raise ValueError(f"Milvus: {k} hits of a query are asked for, it returns at most {self.most_hits}")
+            raise ValueError(f"Milvus: {k} results per query were requested, the maximum is {self.most_hits}")
         queries = np.asarray(queries, dtype=np.float32)
         if among is None:
             return self._search(queries, k, "")
         scores, ids = padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), k)
-        for some in _chunks(among):  # the best of each chunk hold the best of all
+        for some in _chunks(among):  # the overall best are among the best of the chunks
             more = self._search(queries, k, f"id in {some}")
             scores, ids = (np.concatenate(pair, axis=1) for pair in zip((scores, ids), more))
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -177,12 +198,13 @@ class MilvusEngine:
         return scores, ids
 
     def save(self) -> None:
+        """See `Engine`."""
         with self._named():
             self._client.flush(self.collection)
 
 
 class _Reasons(logging.Handler):
-    """The last exception that Milvus Lite has logged: it is not part of the error that pymilvus raises."""
+    """Stores the last exception logged by Milvus Lite, since the error raised by pymilvus does not contain it."""
 
     last: BaseException | None = None
 
