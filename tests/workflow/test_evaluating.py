@@ -73,7 +73,7 @@ def test_what_is_no_run_or_no_data_is_refused_before_anything_is_evaluated(run, 
         split_arguments([str(crops)])
     with pytest.raises(ValueError, match="give data sets after the runs"):
         split_arguments([str(run), str(run)])
-    with pytest.raises(SystemExit, match="'NoSuchSet' is neither a data set of the registry"):
+    with pytest.raises(SystemExit, match="'NoSuchSet' is neither a registered dataset"):
         cli.main(["evaluate", str(run), "NoSuchSet"])
     few = write_people(tmp_path / "few", people=2)
     with pytest.raises(SystemExit, match="has no query images"):
