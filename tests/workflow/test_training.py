@@ -1,4 +1,4 @@
-"""`cerberus train`: from a folder and a spreadsheet to figures, a report and a calibration; refusals; interruptions."""
+"""`cerberus train`: metrics, report and calibration from a folder and a spreadsheet; errors; interruptions."""
 
 import json
 import logging
@@ -17,80 +17,93 @@ from support.own_data import write_people
 from support.own_runs import figures, train_own
 
 
-def test_a_run_says_what_it_chose_and_ends_with_figures_and_their_floors(said_run):
-    run, said = said_run
-    assert "SOLVER.MAX_EPOCH" in said and "as said by --epochs" in said and "eta:" in said
-    assert "Attributes of a picture" in said and "before training" in said and "Running with full config" not in said
+def test_a_run_prints_its_choices_and_ends_with_metrics_and_baselines(printed_run):
+    run, printed = printed_run
+    assert "SOLVER.MAX_EPOCH" in printed and "given by --epochs" in printed and "eta:" in printed
+    assert "Attribute recognition" in printed and "before training" in printed
+    assert "Running with full config" not in printed
     wanted = {"report.html", "results.txt", "results.json", "config.yaml", "train.json", "model_final.pth", "log.txt"}
     assert wanted <= {path.name for path in run.iterdir()}
-    assert not list(run.glob("model_0*.pth")), "checkpoints that are only there to resume from"
+    assert not list(run.glob("model_0*.pth")), "checkpoints to resume from are deleted at the end"
     assert "PAR/mA_official" in figures(run) and "APS/mAP" in figures(run)
     assert json.loads((run / "results.json").read_text())["before training"]
     assert json.loads((run / "train.json").read_text())["choices"][0][:2] == ["model", "plus"]
 
 
-def test_the_log_ends_with_the_block_and_leaves_long_texts_to_its_file(tmp_path, capsys):
+def test_the_log_ends_with_the_block_and_writes_long_texts_only_to_its_file(tmp_path, capsys):
     root = logging.getLogger("fastreid")
     before = list(root.handlers), root.level, root.propagate
     with short_log(tmp_path):
         root.info("Running with full config:\nMODEL")
         root.info("eta: 0:00:01")
-    said = capsys.readouterr().out
-    assert "eta" in said and "MODEL" not in said and "MODEL" in (tmp_path / "log.txt").read_text()
+    printed = capsys.readouterr().out
+    assert "eta" in printed and "MODEL" not in printed and "MODEL" in (tmp_path / "log.txt").read_text()
     assert (list(root.handlers), root.level, root.propagate) == before
 
 
-def test_the_report_is_one_page_with_a_picture_and_what_was_not_measured(run, crops):
+def test_the_report_is_one_page_with_examples_and_a_list_of_what_was_not_measured(run, crops):
     page = (run / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page and not re.search(r"(src|href)=\"(?!data:)", page)
-    for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "answered", "seeds"):
+    for text in ("hat", "vest", "SOLVER.IMS_PER_BATCH", "cerberus audit", "cerberus search", "not abstained", "seeds"):
         assert text in page
     assert "crops &lt;b&gt;" in page and "<b>" not in page
 
 
-def test_the_next_commands_take_the_folder_of_a_table_and_quote_names(run, crops):
+def test_the_next_commands_use_the_folder_of_a_table_and_quote_names(run, crops):
     commands = dict(next_commands(run, str(crops / "metadata.csv"), CerberusPredictor(run)))
     index, search, *rest = (shlex.split(command) for command in commands)
     assert [words[1] for words in rest] == ["serve", "audit", "evaluate", "export"]
     assert index[index.index("--images") + 1] == str(crops) and search[3] == "hat=yes"
 
 
-def test_probabilities_are_calibrated_where_there_are_enough_people(run):
+def test_the_contact_sheet_has_names_of_people_and_cameras(run, monkeypatch):
+    from cerberus_plugin.workflow import page
+
+    from matplotlib.figure import Figure
+
+    rows = []
+    monkeypatch.setattr(page, "sheet", lambda found, top: rows.extend(found) or Figure())
+    page._contact_sheet(CerberusPredictor(run))
+    assert len(rows) == page.QUERIES + page.SEARCHES
+    assert all(re.fullmatch(r"person p\d+, camera [01]", row.title) for row in rows[:page.QUERIES])
+
+
+def test_probabilities_are_calibrated_if_there_are_enough_people(run):
     record = json.loads((run / "calibration/calibration.json").read_text())
     assert record["fitted on"] == "46 of the test identities" and set(record["columns"]) == {"hat", "vest"}
     assert CerberusPredictor(run).calibration is not None
 
 
-def test_data_without_attributes_or_cameras_trains_for_people_alone(plain_run):
+def test_data_without_attributes_and_cameras_trains_only_identities(plain_run):
     assert figures(plain_run)["mAP"] > 0 and "PAR/mA_official" not in figures(plain_run)
     page = (plain_run / "report.html").read_text()
-    assert "reID across cameras" in page and "the model learns none" in page and "cerberus search" not in page
-    assert "not calibrated; probabilities are fitted on 45 people or more" in page
+    assert "reID across cameras" in page and "the model learns no attributes" in page and "cerberus search" not in page
+    assert "calibrated probabilities: calibration needs 45 people" in page
 
 
-def test_errors_of_the_check_end_it_before_anything_is_written(tmp_path, capsys):
+def test_errors_of_the_check_end_the_command_before_anything_is_written(tmp_path, capsys):
     crops = write_people(tmp_path / "crops", people=2)
     with pytest.raises(SystemExit) as ended:
         train_own(crops, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert ended.value.code == 1 and "error: no pictures are in query" in said and "column 'split'" in said
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1 and "error: the split has no query images" in printed and "column 'split'" in printed
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_pictures_are_passed_over_where_that_is_asked_for(tmp_path, monkeypatch):
+def test_unreadable_images_are_skipped_with_the_option(tmp_path, monkeypatch):
     crops = write_people(tmp_path / "crops", people=8)
-    (crops / "img/0_0.png").write_bytes(b"no picture")
+    (crops / "img/0_0.png").write_bytes(b"not an image")
     with pytest.raises(SystemExit):
         train_own(crops, tmp_path / "run", epochs=1)
-    begun = []
-    monkeypatch.setattr(training, "train", lambda folder, record: begun.append(folder))
+    started = []
+    monkeypatch.setattr(training, "train", lambda folder, record: started.append(folder))
     monkeypatch.setattr(training, "figures_of", lambda folder: "")
     train_own(crops, tmp_path / "run", "DATALOADER.ON_UNREADABLE", "skip", epochs=1)
-    assert begun == [tmp_path / "run"]
+    assert started == [tmp_path / "run"]
 
 
 @pytest.mark.parametrize("arguments, reason", [
-    (["--model", "plus"], "needs attributes, and no column of the data is one"),
+    (["--model", "plus"], "needs attributes, but the data has none"),
     (["--weights", "no.pth"], "no.pth: no such file. Give a file by --weights.*MODEL.BACKBONE.PRETRAIN False"),
     (["--epochs", "0"], "expected 1 or more"),
     (["SOLVER.MAX_EPOCH"], "expected KEY VALUE pairs"),
@@ -98,29 +111,29 @@ def test_unreadable_pictures_are_passed_over_where_that_is_asked_for(tmp_path, m
     (["SOLVER.NO_SUCH", "1"], "SOLVER.NO_SUCH"),
     (["--epochs", "3", "SOLVER.MAX_EPOCH", "2"], "say the same"),
 ])
-def test_what_cannot_be_done_is_refused_with_a_remedy(tmp_path, arguments, reason):
+def test_wrong_options_raise_errors_with_a_remedy(tmp_path, arguments, reason):
     crops = write_people(tmp_path / "crops", people=8, attributes=False)
     with pytest.raises(SystemExit, match=reason):
         cli.main(["train", str(crops), "--out", str(tmp_path / "run"), *arguments])
     assert not (tmp_path / "run").exists(), "the corrected command can use the same folder"
 
 
-def test_a_folder_that_is_there_is_neither_overwritten_nor_mixed_up(run, crops, tmp_path):
-    with pytest.raises(SystemExit, match="go on with it by --resume"):
+def test_an_existing_folder_is_neither_overwritten_nor_continued_with_other_options(run, crops, tmp_path):
+    with pytest.raises(SystemExit, match="continue it with --resume"):
         train_own(crops, run)
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(SystemExit, match="was not made by cerberus train"):
         cli.main(["train", str(crops), "--out", str(tmp_path), "--resume"])
-    with pytest.raises(SystemExit, match="epochs 9, and was 2 then"):
+    with pytest.raises(SystemExit, match="epochs is 9 and was 2"):
         cli.main(["train", str(crops), "--out", str(run), "--resume", "--epochs", "9"])
     with pytest.raises(SystemExit, match="OUTPUT_DIR .*give --out"):
         cli.main(["train", str(crops), "--out", str(tmp_path / "run"), "OUTPUT_DIR", "elsewhere"])
 
 
-def test_a_run_that_was_killed_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
-    """The folder may have been moved meanwhile; --resume where nothing is there begins."""
+def test_a_run_that_was_killed_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
+    """Also if the folder has been moved. --resume in an empty folder starts a run."""
     crops = write_people(tmp_path / "crops", people=8)
-    monkeypatch.setattr(training, "write_page", lambda *args: None)  # a picture of it takes a second
+    monkeypatch.setattr(training, "write_page", lambda *args: None)  # it takes a second
     whole = train_own(crops, tmp_path / "whole", "--resume")
 
     def kill(self) -> None:
@@ -136,7 +149,7 @@ def test_a_run_that_was_killed_ends_as_the_undisturbed_one(tmp_path, monkeypatch
     assert figures(moved) == figures(whole)
     assert json.loads((moved / "results.json").read_text())["training"]["resumed after epochs"] == [1]
     (moved / "results.json").unlink()
-    cli.main(["train", str(crops), "--out", str(moved), "--resume"])  # all is trained: the end is repeated
+    cli.main(["train", str(crops), "--out", str(moved), "--resume"])  # training is complete: evaluates again
     assert figures(moved) == figures(whole) and not (tmp_path / "killed").exists()
 
 
@@ -179,14 +192,14 @@ def test_on_a_gpu_weights_are_downloaded_once_or_it_is_said_where_they_are(tmp_p
     assert first == second and len(tried) == 1 and first[0].endswith("checkpoints/resnet50-0676ba61.pth")
 
 
-def test_pictures_without_people_train_and_report_attributes_alone(tmp_path):
+def test_data_without_identities_trains_and_reports_only_attributes(tmp_path):
     crops = write_people(tmp_path / "crops", people=12)
     lines = [line.split(",") for line in (crops / "metadata.csv").read_text().splitlines()]
     (crops / "metadata.csv").write_text("\n".join(",".join([line[0], *line[3:]]) for line in lines) + "\n")
     run = train_own(crops, tmp_path / "run", model="", epochs=1)
     page = (run / "report.html").read_text()
     assert "mAP" not in figures(run) and "reID, percent" not in page
-    for text in ("Attributes as yes/no labels", "it is not known who is on the pictures", "not calibrated"):
+    for text in ("Attributes as yes/no labels", "identities are unknown", "calibrated probabilities"):
         assert text in page
     cli.main(["evaluate", str(run), str(crops), str(write_people(tmp_path / "known", people=8))])
     own, other = json.loads((run / "evaluation/summary.json").read_text())

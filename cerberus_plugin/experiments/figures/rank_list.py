@@ -195,7 +195,7 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
     axis.axis("on")
     axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
     axis.set(xticks=[], yticks=[], anchor="N")
-    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
+    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3, parse_math=False)
     for side in axis.spines.values():
         side.set(visible=verdict in FRAMES, color=COLOURS[verdict], linewidth=2.2)
         side.set_linestyle(FRAMES.get(verdict, "solid"))
@@ -204,7 +204,7 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
 def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
     """Lines of text with their verdicts, from the top."""
     axis.axis("off")
-    axis.set_title(title, fontsize=8, loc="left", pad=3)
+    axis.set_title(title, fontsize=8, loc="left", pad=3, parse_math=False)
     for n, (text, verdict) in enumerate(words):
         axis.annotate(MARKS[verdict] + textwrap.shorten(text, 34, placeholder=" ..."), (0, 1),
                       xytext=(2, -72 * LINE * n - 1), xycoords="axes fraction", textcoords="offset points", va="top",
