@@ -179,5 +179,3 @@ def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tupl
         raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
                          f"('{own.files[row]}'). Put all images of a person into one of them; otherwise the test "
                          "would use people that the model was trained on.")
-
-

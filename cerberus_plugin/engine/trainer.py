@@ -106,6 +106,7 @@ class CerberusTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model with the settings for SyncBN, compilation and precision."""
         model = super().build_model(cfg)
         if cfg.MODEL.SYNC_BN:
             model = synchronise_batch_norm(model)
@@ -118,6 +119,14 @@ class CerberusTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        """Build FastReID's optimizer with flat buffers.
+
+        Returns:
+            the optimizer, and the flat buffers.
+
+        Raises:
+            ValueError: for keys that would have no effect.
+        """
         check_optimizer_keys(cfg, model)
         host_cfg = cfg.clone()
         host_cfg.defrost()
@@ -323,6 +332,7 @@ class CerberusTrainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self) -> list:
+        """Return FastReID's hooks with those of the plugin, in the order of their calls."""
         clock, evaluations = TrainingClock(), Evaluations(self.cfg.DATASETS.TESTS)
         self.checkpointer.checkpointables |= {"clock": clock, "evaluations": evaluations,
                                               "identities": TrainingIdentities(self.data.dataset.pids),

@@ -22,7 +22,16 @@ logger = logging.getLogger("fastreid.cerberus.host")
 
 @contextlib.contextmanager
 def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
-    """Open a text or binary file for writing, and move it to `path` only after all of it is on disk."""
+    """Open a file for writing, and move it to `path` only after all of it is on disk.
+
+    Args:
+        path: file to replace.
+        mode: "w" for text, or "wb".
+        **kwargs: options of text files, such as `encoding`.
+
+    Raises:
+        OSError: if writing fails; the old file is unchanged.
+    """
     try:
         with open_whole(path) as file:
             if "b" in mode:
@@ -201,7 +210,15 @@ def _named(entry: list | None) -> str:
 
 
 def refuse_not_finite(path: str, state: Mapping[str, Any]) -> None:
-    """Raise ValueError if tensors contain NaN or infinity, which would go unnoticed in predictions and metrics."""
+    """Check that all tensors are finite, because NaN could go unnoticed in predictions and metrics.
+
+    Args:
+        path: file of the tensors, for the error message.
+        state: tensors by name.
+
+    Raises:
+        ValueError: if a tensor contains NaN or infinite values; names one of them.
+    """
     tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and value.is_floating_point()}
     broken = [key for key, value in tensors.items() if not value.isfinite().all()]
     if broken:

@@ -177,7 +177,17 @@ def name_bad_losses() -> None:
 
 
 def write_losses(trainer: Any, iteration: int, losses: dict[str, Tensor], data_time: float) -> Any:
-    """Call FastReID's method with loss terms on the CPU; name the terms that are not finite in the error."""
+    """Write loss terms to the log with FastReID's method.
+
+    Args:
+        trainer: FastReID's SimpleTrainer or AMPTrainer.
+        iteration: number of the iteration, for the error message.
+        losses: scalars on the CPU by name.
+        data_time: time for loading the batch in seconds.
+
+    Raises:
+        FloatingPointError: if the total loss is not finite; names the terms that are not finite.
+    """
     from fastreid.engine.train_loop import SimpleTrainer
 
     try:
