@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..utils.images import INTERPOLATIONS
 from ..utils.processor import usable_cores
 from .patching import replace
 
@@ -218,9 +219,6 @@ def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
 
     replace(market1501.Market1501, "process_dir", replaced)
     replace(dukemtmcreid.DukeMTMC, "process_dir", replaced)
-
-
-INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 def read_transform_keys() -> None:

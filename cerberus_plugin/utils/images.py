@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+INTERPOLATIONS = ("bicubic", "bilinear")  # values of INPUT.INTERPOLATION
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
 SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # those that have a length
@@ -129,13 +130,29 @@ def to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def to_array(images: Sequence[Image], size: tuple[int, int]) -> np.ndarray:
-    """Pictures at a model's input size (H, W), bicubic as in training: uint8 (N, 3, H, W)."""
+def to_array(images: Sequence[Image], size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Resize images to a model's input size, as the transforms of FastReID do.
+
+    Args:
+        images: of any size and mode.
+        size: height and width in pixels.
+        interpolation: INPUT.INTERPOLATION of the run, one of `INTERPOLATIONS`.
+
+    Returns:
+        uint8 (N, 3, H, W), RGB.
+
+    Examples:
+        >>> from PIL import Image
+        >>> to_array([Image.new("RGB", (10, 20), (255, 0, 0))], (4, 2), "bilinear")[0, :, 0, 0].tolist()
+        [255, 0, 0]
+    """
     from PIL.Image import Resampling
+
+    resample = Resampling[interpolation.upper()]
 
     array = np.empty((len(images), 3, *size), dtype=np.uint8)
     for row, image in zip(array, images):
-        row[:] = np.asarray(to_rgb(image).resize(size[::-1], Resampling.BICUBIC)).transpose(2, 0, 1)
+        row[:] = np.asarray(to_rgb(image).resize(size[::-1], resample)).transpose(2, 0, 1)
     return array
 
 

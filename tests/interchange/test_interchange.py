@@ -7,6 +7,7 @@ from cerberus_plugin import CerberusPredictor, CerberusTrainer, cli
 from cerberus_plugin.config import add_cerberus_config, flat, with_values
 from cerberus_plugin.interchange.architectures import ARCHITECTURES, IN_REID
 from cerberus_plugin.search.export.torch_encoder import TorchEncoder
+from cerberus_plugin.search.portable import ExportedEncoder
 
 import numpy as np
 import pytest
@@ -234,6 +235,15 @@ def test_the_head_of_torchreid_learns():
     assert all(part.grad.abs().sum() > 0 for part in model.heads.bottleneck.parameters())
     embeddings = model.eval()({"images": images})
     assert embeddings.shape == (4, 12) and (embeddings >= 0).all()
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_exported_to_onnx_and_resizes_bilinearly_there(small, crops, paths, tmp_path):
+    cli.main(["export", "--run", str(small), "--images", str(crops), "--output", str(tmp_path / "osnet.onnx")])
+    encoder = ExportedEncoder(tmp_path / "osnet.onnx", providers=["CPUExecutionProvider"])
+    assert encoder.interpolation == "bilinear"
+    wanted = F.normalize(CerberusPredictor(small).embed(paths)).numpy()
+    np.testing.assert_allclose(encoder.encode([Image.open(path) for path in paths]), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
