@@ -315,7 +315,7 @@ class CerberusTrainer(DefaultTrainer):
             evaluations.remember(self.start_epoch, report.by_dataset(self.cfg.DATASETS.TESTS, results))
         else:
             if self.start_epoch == 0:
-                self._evaluate_floor()
+                self._evaluate_untrained()
             results = super().train()
             self._warn_about_the_run()
         if comm.is_main_process():
@@ -360,8 +360,8 @@ class CerberusTrainer(DefaultTrainer):
                 hook._period = self.cfg.LOG_PERIOD  # FastReID always uses 200 iterations, which take minutes on a CPU
         return built
 
-    def _evaluate_floor(self) -> None:
-        """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
+    def _evaluate_untrained(self) -> None:
+        """Remove the baseline of an earlier run in the folder; with TEST.UNTRAINED_FLOOR, evaluate a new one."""
         if comm.is_main_process():
             report.write_floor(self.cfg.OUTPUT_DIR, {})
         if self.cfg.TEST.UNTRAINED_FLOOR:

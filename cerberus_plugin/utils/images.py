@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 INTERPOLATIONS = ("bicubic", "bilinear")  # values of INPUT.INTERPOLATION
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
-SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # those that have a length
+SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # markers with a length
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ def _check_segments(data: bytes, name: str) -> None:
             return
         scans += found[0] == SCAN
         if scans > MOST_SCANS:
-            raise Unreadable(name, f"has too many scans, more than {MOST_SCANS}; save it anew")
+            raise Unreadable(name, f"has too many scans, more than {MOST_SCANS}; save it again")
         at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")
-    raise Unreadable(name, f"has too many segments, more than {MOST_SEGMENTS}; save it anew")
+    raise Unreadable(name, f"has too many segments, more than {MOST_SEGMENTS}; save it again")
 
 
 def _header(file: IO[bytes], limits: Limits, name: str) -> Image:
@@ -208,7 +208,7 @@ def _header(file: IO[bytes], limits: Limits, name: str) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise errors of any kind for broken data
-        raise Unreadable(name, f"is broken or cut short ({error})") from error
+        raise Unreadable(name, f"is broken or truncated ({error})") from error
     width, height = image.size
     if width * height > limits.max_pixels:
         raise Unreadable(name, f"has more than {limits.max_pixels} pixels ({width} x {height})")
@@ -226,7 +226,7 @@ def _decode(data: bytes, limits: Limits, name: str) -> Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise Unreadable(name, f"is broken or cut short ({error})") from error
+        raise Unreadable(name, f"is broken or truncated ({error})") from error
 
 
 def _upright(image: Image) -> Image:

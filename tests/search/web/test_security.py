@@ -46,7 +46,7 @@ def bomb() -> bytes:
     (b"", "is empty"), (b"no picture at all", "is not an image of a supported format"),
     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image of a supported format"),
     (picture(form="GIF"), "is not an image of a supported format"),
-    (picture((60, 60), "JPEG")[:400], "is broken or cut short"), (bomb(), "has more than 100000 pixels"),
+    (picture((60, 60), "JPEG")[:400], "is broken or truncated"), (bomb(), "has more than 100000 pixels"),
     (picture((400, 300)), "has more than 100000 pixels"), (picture((3, 90)), "is smaller than 4 x 4 pixels")],
     ids=["empty", "text", "svg", "gif", "cut", "bomb", "large", "small"])
 def test_invalid_uploads_are_rejected_with_the_reason(client, data, reason):
