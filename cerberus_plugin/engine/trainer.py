@@ -326,7 +326,7 @@ class CerberusTrainer(DefaultTrainer):
         return results
 
     def _test(self) -> OrderedDict:
-        """Evaluate the test sets of the run and store the results for FastReID."""
+        """`test` on the run's own test sets; the host keeps what was found last."""
         results, self.accounts = self.run_tests(self.cfg, self.model, self.test_sets)
         self._last_eval_results = as_the_host(results)
         return self._last_eval_results

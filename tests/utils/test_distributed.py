@@ -51,7 +51,7 @@ def share(value: torch.Tensor) -> torch.Tensor:
 
 
 def train_one_step(folder: Path) -> None:
-    """Train one step of each model on the share of this process, and save the results of each process."""
+    """One step on this process's share of a batch, of each model; what each process got goes to a file."""
     records = [one_step(options) for options in ((), PLUS, COMPOSED)]
     norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     norm[0].running_mean.fill_(comm.get_rank())
