@@ -20,6 +20,7 @@ from torchvision.models import MobileNet_V2_Weights, ResNet18_Weights, ResNet50_
 from .. import pretrained
 from ..config import configuration
 from ..engine.trainer import CerberusTrainer, read_config, setup
+from ..evaluation import model_card
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
 from ..host import read_pretrained
@@ -207,6 +208,7 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
+        model_card.write(folder)  # once more: it tells whether the run is calibrated
 
 
 def _arguments(file: str, options: list[str]) -> argparse.Namespace:

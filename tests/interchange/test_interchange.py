@@ -224,6 +224,15 @@ def test_a_model_that_reid_cannot_build_is_refused_with_a_remedy(run, imported, 
     assert not (tmp_path / "reid").exists()
 
 
+@pytest.mark.parametrize("checkpoint, copied", [("model_final.pth", True), ("model_best.pth", False)])
+def test_the_model_card_goes_with_the_checkpoint_that_it_describes(imported, checkpoint, copied, tmp_path):
+    run, output = shutil.copytree(imported, tmp_path / "run"), tmp_path / "reid"
+    (run / "model_card.md").write_text("card")
+    (run / "results.json").write_text(json.dumps({"results": {}, "manifest": {"checkpoint": checkpoint}}))
+    cli.main(["export", "--run", str(run), "--format", "reid", "--output", str(output)])
+    assert (output / "model_card.md").is_file() == copied
+
+
 def test_the_head_of_torchreid_learns():
     model = model_of(*TINY, "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "FullyConnectedHead",
                      "MODEL.HEADS.EMBEDDING_DIM", 12, "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"))
