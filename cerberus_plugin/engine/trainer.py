@@ -200,12 +200,12 @@ class CerberusTrainer(DefaultTrainer):
         by_value = ByValue(reader.schema) if attributes and tasks is None else None
         if tasks is None and not identified:
             if not attributes:
-                raise ValueError(f"DATASETS.TESTS: it is not known who is on the pictures of '{dataset_name}', so reID "
-                                 "cannot be evaluated, and this model reads none of its attributes. Add a column "
-                                 "'person', or evaluate a model that learned some of these attributes.")
+                raise ValueError(f"DATASETS.TESTS: the identities of '{dataset_name}' are unknown, so reID cannot be "
+                                 "evaluated, and this model predicts none of its attributes. Add a column 'person', or "
+                                 "evaluate a model with some of these attributes.")
             tasks = attribute_tasks(reader, cfg, identified, by_value)
-            logger.info(f"{dataset_name}: it is not known who is on the pictures, so reID and APS, which ask for "
-                        "people, are left out: PAR alone is evaluated")
+            logger.info(f"{dataset_name}: the identities are unknown, so only PAR is evaluated; reID and APS need "
+                        "identities")
         elif tasks is None:
             groups = groups_of(model) or GROUPS
             directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
@@ -225,19 +225,23 @@ class CerberusTrainer(DefaultTrainer):
     @classmethod
     def run_tests(cls, cfg: CfgNode, model: nn.Module,
                   test_sets: TestSets | None = None) -> tuple[dict, dict, dict]:
-        """Metrics by test dataset; on the main process also its account, `manifest.of_test`, and metrics by value.
-
-        The last are `ByValue.record`, of test datasets with attributes alone.
+        """Evaluate all test sets.
 
         Args:
-            test_sets: by name; those that are missing are built from the configuration.
+            cfg: configuration.
+            model: evaluated model.
+            test_sets: test sets by name; missing ones are built from the configuration.
+
+        Returns:
+            by name of the test set: metrics, and on the main process its record for the manifest (`manifest.of_test`)
+            and, for datasets with attributes, metrics by attribute value (`ByValue.record`).
         """
         results, accounts, by_value = OrderedDict(), {}, {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name, model=model, test_set=(test_sets or {}).get(name))
             results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
-                if isinstance(evaluator, TaskEvaluator):  # a user's own may not count its images
+                if isinstance(evaluator, TaskEvaluator):  # other evaluators may not count their images
                     accounts[name] = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
                     if evaluator.by_value is not None:
                         by_value[name] = evaluator.by_value.record
@@ -335,7 +339,7 @@ class CerberusTrainer(DefaultTrainer):
         return results
 
     def _test(self) -> OrderedDict:
-        """`test` on the run's own test sets; the host keeps what was found last."""
+        """Evaluate the test sets of the run and store the results for FastReID."""
         results, self.accounts, self.by_value = self.run_tests(self.cfg, self.model, self.test_sets)
         self._last_eval_results = as_the_host(results)
         return self._last_eval_results
@@ -375,8 +379,8 @@ class CerberusTrainer(DefaultTrainer):
             report.write_floor(self.cfg.OUTPUT_DIR, {})
             report.write_starting_weights(self.cfg.OUTPUT_DIR, host.starting_weights(self.cfg))
         if self.cfg.TEST.UNTRAINED_FLOOR:
-            logger.info("Evaluating the model before the first step, the floor of the result table; whatever is "
-                        "warned of here is of a model that has learned nothing")
+            logger.info("Evaluating the untrained model as a baseline for the result table; warnings during this "
+                        "evaluation do not concern the training")
             floor, *_ = self.run_tests(self.cfg, self.model, self.test_sets)
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
@@ -646,13 +650,15 @@ def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
 def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
                   evaluations: Mapping[str, Mapping[int, Mapping]] | None = None,
                   made: Mapping | None = None, by_value: Mapping[str, Mapping] | None = None) -> None:
-    """results.txt, results.json and model_card.md, with what is needed to compare the metrics with others'.
+    """Write results.txt, results.json and model_card.md with the data needed for comparisons with other results.
 
     Args:
-        clock: of the training, its seconds NaN where they are not known; None for an evaluation alone.
-        evaluations: figures by test data set and epoch; None for an evaluation alone.
-        made: what the figures were taken on and by, `manifest.manifest`.
-        by_value: metrics by attribute value of each test dataset, `ByValue.record`.
+        cfg: configuration.
+        results: metrics, as returned by `CerberusTrainer.test`.
+        clock: training time, NaN if unknown; None for the evaluation of a checkpoint.
+        evaluations: metrics by test dataset and epoch; None for the evaluation of a checkpoint.
+        made: record of data and model, see `manifest.manifest`.
+        by_value: metrics by attribute value of each test dataset, see `ByValue.record`.
     """
     test = cfg.TEST
     training = None if clock is None else {"seconds": clock.seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,

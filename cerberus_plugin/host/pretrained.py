@@ -108,11 +108,14 @@ def _read(node) -> tuple[pretrained.Contents, pretrained.Source]:
 
 
 def starting_weights(cfg) -> dict[str, str | None]:
-    """The pretrained weights that a training of this configuration starts from, for its records.
+    """Describe the pretrained weights of a training, for its records.
+
+    Args:
+        cfg: configuration.
 
     Returns:
-        "what", a description, and where a file is read: "file", its name, "sha256", "source" and "terms" as far as
-        `pretrained.SOURCES` has them.
+        "what", a description. If a file is loaded, also "file", its name, "sha256", and "source" and "terms" if
+        `pretrained.SOURCES` contains them.
     """
     node = cfg.MODEL.BACKBONE
     if not node.PRETRAIN:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-BLUR_FACES = "CERBERUS_BLUR_FACES"  # in the environment: 1 blurs heads wherever images are written to be looked at
+BLUR_FACES = "CERBERUS_BLUR_FACES"  # environment variable; 1 blurs heads in images that are shown
 
 
 def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...] = (ValueError, OSError),
@@ -43,19 +43,19 @@ def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...
 
 
 def add_blur_faces(parser: argparse.ArgumentParser) -> None:
-    """Add `--blur-faces` to a command that writes images of people to be looked at."""
+    """Add `--blur-faces` to a command that shows images of people."""
     parser.add_argument("--blur-faces", action="store_true", help="blur the heads in the images that this command "
                         f"shows; the model gets the images unchanged ({BLUR_FACES}=1 in the environment does the same)")
 
 
 @contextlib.contextmanager
 def faces_blurred(on: bool = True) -> Iterator[None]:
-    """Blur heads in images that are shown within the block, see `utils.images.for_display`.
+    """Blur the heads in images that are shown within the block, see `utils.images.for_display`.
 
-    The switch is a variable of the environment, so that threads and child processes have it as well.
+    An environment variable is set, so that this also applies to threads and child processes.
 
     Args:
-        on: False leaves the switch as it is.
+        on: False does not change the variable.
     """
     before = os.environ.get(BLUR_FACES)
     if on:
@@ -70,7 +70,11 @@ def faces_blurred(on: bool = True) -> Iterator[None]:
 
 
 def blurs_faces() -> bool:
-    """Whether images that are shown get blurred heads."""
+    """Return whether heads are blurred in images that are shown.
+
+    Raises:
+        ValueError: if the environment variable has another value than 0 or 1 (or yes, no, on, off, true, false).
+    """
     value = os.environ.get(BLUR_FACES, "").strip().lower()
     if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
         raise ValueError(f"{BLUR_FACES} is '{value}' in the environment, expected 1 to blur heads or 0")

@@ -27,8 +27,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
 SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # markers with a length
 
-HEAD = 0.5  # upper share of a person crop that is blurred; it covers 99 % of heads, see tests/utils/test_blur.py
-CELLS = 4  # colours that the blurred part keeps across the width; a head is one to two of them
+HEAD = 0.5  # upper share of a person crop that is blurred; contains 99 % of heads, see tests/utils/test_blur.py
+CELLS = 4  # averaged cells across the width; a head is one to two cells wide
 
 
 @dataclass(frozen=True)
@@ -137,19 +137,19 @@ def to_rgb(image: Image) -> Image:
 
 
 def for_display(image: Image) -> Image:
-    """An image of a person as it is shown on a page, a sheet or a figure: with a blurred head if that is switched on.
+    """Return an image of a person for a page, a contact sheet or a figure, with a blurred head if this is enabled.
 
-    Every writer of images that are looked at calls it; nothing that a model gets passes through it.
-    See `utils.commands.faces_blurred` for the switch.
+    All code that shows images calls this function; images for a model are never passed through it. It is enabled by
+    `utils.commands.faces_blurred`.
     """
     return blur_head(image) if blurs_faces() else image
 
 
 def blur_head(image: Image) -> Image:
-    """Replace the part of a person crop where the head is by a few averaged colours, in a copy.
+    """Replace the upper part of a person crop, which contains the head, by a few averaged colours, in a copy.
 
-    The upper `HEAD` of the image is averaged in square cells, `CELLS` across the width, and the averages are
-    interpolated. Nothing else of the part is kept, so it cannot be restored from the result.
+    The upper share `HEAD` of the image is averaged in square cells, `CELLS` across the width, and the averages are
+    interpolated. The part cannot be restored, because the result depends only on the averages.
 
     Examples:
         >>> from PIL import Image
