@@ -35,7 +35,8 @@ class Recipe(NamedTuple):
     """Parameters of the augmentation; the defaults only resize.
 
     Attributes:
-        height, width: size of the result in pixels.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
         padding: pixels added on every side of the resized image, which is then cropped to its size at random.
         padding_mode: one of `PADDING_MODES`; constant is black.
         flip: probability of a horizontal flip.

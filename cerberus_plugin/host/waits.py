@@ -172,7 +172,8 @@ def soft_triplet_loss(embedding: Tensor, targets: Tensor, norm_feat: bool, hard_
     Args:
         embedding: float (B, D).
         targets: int64 (B,).
-        norm_feat, hard_mining: the keys of MODEL.LOSSES.TRI.
+        norm_feat: MODEL.LOSSES.TRI.NORM_FEAT.
+        hard_mining: MODEL.LOSSES.TRI.HARD_MINING.
 
     Returns:
         scalar.

@@ -15,7 +15,8 @@ def read_tensors(path, *args, **kwargs) -> Any:
 
     Args:
         path: file to load.
-        *args, **kwargs: passed to `torch.load`; `weights_only` is always True.
+        *args: passed to `torch.load`.
+        **kwargs: passed to `torch.load`; `weights_only` is always True.
 
     Raises:
         ValueError: if the file is damaged or contains other objects; names the file. (torch raises one of many errors
