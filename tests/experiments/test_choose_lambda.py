@@ -127,7 +127,7 @@ def test_a_word_among_the_numbers_and_an_unknown_figure_are_refused(options, mes
 
 def test_a_data_set_without_attributes_is_refused(small_config):
     cfg = prepare(small_config("DATASETS.NAMES", ["Market1501"], "DATASETS.HOLD_OUT", 2, file=APR))
-    with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR learns from"):
+    with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR needs"):
         choose(cfg, [0.5])
 
 

@@ -159,7 +159,7 @@ def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder
     monkeypatch.setattr(rank_list, "CerberusPredictor", lambda folder: predictor)
     monkeypatch.setattr(exhibit.TestedModel, "load", lambda *_: exhibit.TestedModel(predictor, TESTS))
     for command in (lambda: rank_list.main(["RUN"]), lambda: figures.main(["alignment", "RUN", "--output", "."])):
-        with pytest.raises(ValueError, match="0004_c1s1_000001_00.jpg: is no picture.*_UNREADABLE to skip in RUN.conf"):
+        with pytest.raises(ValueError, match="0004_c1s1_000001_00.jpg: .*_UNREADABLE to skip in RUN.conf"):
             command()
     run_config.DATALOADER.ON_UNREADABLE = "skip"
     predictor.cfg = run_config

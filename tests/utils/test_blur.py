@@ -1,4 +1,4 @@
-"""--blur-faces: heads are covered, every writer of images that are looked at takes part, and no model notices."""
+"""--blur-faces: heads are covered, all code that shows images blurs them, and models get unchanged images."""
 
 import ast
 import base64
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PACKAGE = Path(cli.__file__).parent
-# Modules that draw or encode images, and how they blur: by themselves, or by the pixels of `TestedModel.seen`.
+# Modules that draw or encode images, and how they blur: with `for_display`, or through `TestedModel.seen`.
 WRITERS = {"search/gallery/thumbnails.py": "for_display", "audit/page.py": "for_display",
            "experiments/figures/rank_list.py": "for_display", "experiments/figures/attention.py": "run.seen",
            "experiments/figures/alignment.py": "run.seen"}
@@ -45,7 +45,7 @@ def people() -> list:
 
 
 def chin(number: int, difficulty: float, monkeypatch) -> float | None:
-    """Where the head of a synthetic person ends, as a share of the image's height; None outside of the image."""
+    """Return the lower end of a synthetic person's head as a share of the image height; None outside of the image."""
     labels = people()[number]
     rng = generator("heads", number)
     camera = make_camera(1 + number % NUM_CAMERAS, 0, difficulty)
@@ -71,10 +71,10 @@ def test_at_least_99_percent_of_heads_are_in_the_blurred_part(difficulty, loose,
     above, below = loose * generator("boxes").random((2, 400))
     chins = (chins + above) / (1 + above + below)
     assert np.mean(chins <= HEAD) >= 0.99
-    assert np.mean(chins <= 0.25) < 0.9  # the upper quarter would not do
+    assert np.mean(chins <= 0.25) < 0.9  # the upper quarter would not be enough
 
 
-def test_nothing_but_a_few_averages_of_the_head_is_left(noise):
+def test_the_blurred_part_depends_only_on_a_few_averages(noise):
     image = read_image(noise)
     blurred, edge = np.asarray(blur_head(image), float), int(np.ceil(HEAD * 128))
     pixels = np.asarray(image).copy()
@@ -95,7 +95,7 @@ def test_images_of_any_shape_are_blurred_in_a_copy(size):
     assert image.getpixel((0, 0)) == (0, 0, 0)
 
 
-def test_the_switch_is_off_at_first_and_for_the_block_alone(noise, monkeypatch):
+def test_blurring_is_off_by_default_and_on_only_in_the_block(noise, monkeypatch):
     monkeypatch.delenv(BLUR_FACES, raising=False)
     image = read_image(noise)
     assert for_display(image) is image
@@ -113,7 +113,7 @@ def test_the_switch_is_off_at_first_and_for_the_block_alone(noise, monkeypatch):
 
 
 def encodes(node: ast.AST) -> bool:
-    """Whether a call draws an image or encodes it."""
+    """Return whether a call draws or encodes an image."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
     formats = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
@@ -121,8 +121,8 @@ def encodes(node: ast.AST) -> bool:
         {"JPEG", "PNG", "WEBP"} & set(formats))
 
 
-def test_every_writer_of_images_is_known_and_blurs():
-    """`synthetic` draws people who do not exist; attention and alignment show what `TestedModel.seen` gives."""
+def test_all_modules_that_show_images_are_listed_and_blur_them():
+    """`synthetic` is excluded, because its people do not exist; attention and alignment use `TestedModel.seen`."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -134,7 +134,7 @@ def test_every_writer_of_images_is_known_and_blurs():
     assert "for_display(" in (PACKAGE / "experiments/figures/exhibit.py").read_text()
 
 
-def test_the_commands_that_show_images_have_the_option_and_no_others():
+def test_only_commands_that_show_images_have_the_option():
     required = {"search": ["gallery"], "serve": ["gallery"], "audit": ["crops", "--out", "x"],
                 "train": ["crops", "--out", "x"]}
     for command in cli.COMMANDS:
@@ -149,7 +149,7 @@ def test_the_commands_that_show_images_have_the_option_and_no_others():
 
 
 def is_blurred(pixels: np.ndarray) -> bool:
-    """Whether the head of the noise is smooth and the rest is not."""
+    """Return whether the upper part of the noise image is smooth and the rest is not."""
     steps = np.abs(np.diff(pixels.astype(float), axis=1)).mean(axis=(1, 2))
     edge = int(HEAD * len(steps))
     assert steps[edge + 2:].mean() > 10
@@ -172,7 +172,7 @@ SHOWN = {"thumbnails of search and serve": lambda path: np.asarray(Image.open(io
 
 
 @pytest.mark.parametrize("writer", SHOWN)
-def test_each_writer_blurs_where_it_is_switched_on(noise, writer):
+def test_each_writer_blurs_if_it_is_enabled(noise, writer):
     assert not is_blurred(SHOWN[writer](noise))
     with faces_blurred():
         assert is_blurred(SHOWN[writer](noise))
