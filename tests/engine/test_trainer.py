@@ -70,7 +70,7 @@ def test_the_run_folder_holds_what_the_readme_promises(run):
     assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1, "resumed after epochs": []}
     assert "torch" in record["versions"] and "gpu" not in record["hardware"]
     table = (folder / "results.txt").read_text()
-    for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):
+    for word in ("before training, binary", "majority class, official", "unseen in training", "upper colour", "mINP"):
         assert word in table
 
 
