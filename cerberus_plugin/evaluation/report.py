@@ -134,8 +134,8 @@ def _outfits_table(rows: list[tuple[str, Mapping]]) -> str:
                 lines.append([name, f"single-shot, {setting}", None, None, f"{percent(mean)} +- {percent(deviation)}"])
     title = "reID by outfits (rectangle AP unless stated otherwise)"
     if "single-shot/draws" in rows[0][1]:
-        title += (f"; single-shot: Rank-1 over {rows[0][1]['single-shot/draws']:.0f} random draws of one "
-                  "gallery image per person; mAP is computed on the full gallery only")
+        title += (f"; single-shot: Rank-1 over {rows[0][1]['single-shot/draws']:.0f} draws, each of one "
+                  "random gallery image per person; mAP is computed on the full gallery only")
     return f"{title}\n" + _table(["", "setting", "queries", *REID], lines)
 
 
