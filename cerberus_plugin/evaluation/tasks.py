@@ -349,7 +349,7 @@ class APSTask:
             described = asked[(values[asked] != MISSING).any(dim=1)]
             if not len(described):
                 image = "query image" if self.protocol == "sal" else "test image"
-                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no {image} has a label in these groups")
+                raise ValueError(f"TEST.APS.GROUPS contains '{name}', but no {image} has a label in these groups")
             result = self._run(gathered, pool, queries, categories, described, aps.relations(known, known))
             figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
@@ -461,7 +461,7 @@ def _groups_of(name: str, groups: Sequence[str]) -> list[str]:
     """Split 'upper+lower' into ['upper', 'lower'] and check that these are among `groups`."""
     chosen = name.split("+")
     if not set(chosen) <= set(groups):
-        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(groups)}")
+        raise ValueError(f"TEST.APS.GROUPS contains '{name}', expected names joined by '+' of: {', '.join(groups)}")
     return chosen
 
 

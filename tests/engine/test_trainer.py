@@ -158,7 +158,7 @@ def test_an_alignment_that_crops_nothing_is_said_at_the_end(small_config, caplog
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("TEST.APS.PROTOCOL", "sap", "PROTOCOL is 'sap', expected one of asmr, sal, sal-all"),
     ("TEST.APS.PARTIAL", "sum", "PARTIAL is 'sum', expected one of mean, max"),
-    ("TEST.APS.GROUPS", ["feet"], "GROUPS holds 'feet', expected names joined by"),
+    ("TEST.APS.GROUPS", ["feet"], "GROUPS contains 'feet', expected names joined by"),
 ])
 def test_options_of_the_evaluation_are_checked_before_training(small_config, key, value, message):
     with pytest.raises(ValueError, match=message):

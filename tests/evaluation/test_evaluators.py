@@ -364,7 +364,7 @@ def test_damaged_embeddings_missing_labels_and_unknown_groups_are_rejected():
         inputs["attributes"] = torch.full_like(inputs["attributes"], -1)
     with pytest.raises(ValueError, match="none of the test images has labels"):
         run(TaskEvaluator(24, [PARTask(OwnReader())]), unlabelled)
-    with pytest.raises(ValueError, match="GROUPS holds 'feet', expected names joined"):
+    with pytest.raises(ValueError, match="GROUPS contains 'feet', expected names joined"):
         run(TaskEvaluator(24, [APSTask(OwnReader(), groups=("feet",))]))
 
 

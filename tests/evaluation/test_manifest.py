@@ -30,7 +30,7 @@ def written(folder) -> dict:
     return json.loads((Path(folder) / "results.json").read_text())["manifest"]
 
 
-def invented(items: list[tuple], **known) -> AttributeDataset:
+def without_files(items: list[tuple], **known) -> AttributeDataset:
     """A dataset of images without files."""
     return AttributeDataset(items, relabel=False, **{"folders": ["/data/market"], "distractors": {0, -1}, **known})
 
@@ -92,20 +92,20 @@ def test_the_list_hash_covers_part_name_identity_and_camera_in_sorted_order():
     items = [("/data/market/query/1.jpg", 1, 0), ("/data/market/test/b.jpg", 1, 1), ("/data/market/test/a.jpg", 0, 2)]
     text = "gallery\ttest/a.jpg\t0\t2\ngallery\ttest/b.jpg\t1\t1\nquery\tquery/1.jpg\t1\t0\n"
     expected = sha256(text.encode())
-    assert of_test(invented(items), 1, 0)["list sha256"] == expected
-    assert of_test(invented([items[0], items[2], items[1]]), 1, 0)["list sha256"] == expected
+    assert of_test(without_files(items), 1, 0)["list sha256"] == expected
+    assert of_test(without_files([items[0], items[2], items[1]]), 1, 0)["list sha256"] == expected
     for index, item in enumerate([("/data/market/query/2.jpg", 1, 0), ("/data/market/test/b.jpg", 2, 1),
                                   ("/data/market/test/a.jpg", 0, 3)]):
         other = [*items[:index], item, *items[index + 1:]]
-        assert of_test(invented(other), 1, 0)["list sha256"] != expected
-    assert of_test(invented(items), 2, 0)["list sha256"] != expected
+        assert of_test(without_files(other), 1, 0)["list sha256"] != expected
+    assert of_test(without_files(items), 2, 0)["list sha256"] != expected
 
 
 def test_names_are_relative_to_the_innermost_folder():
     text = "gallery\tb.jpg\t1\t1\nquery\tquery/a.jpg\t1\t0\n"
     for folders in (["/data", "/data/market/"], ["/data/market", "/data", ""]):
         items = [("/data/market/query/a.jpg", 1, 0), ("/other/place/b.jpg", 1, 1)]
-        assert of_test(invented(items, folders=folders), 1, 0)["list sha256"] == sha256(text.encode())
+        assert of_test(without_files(items, folders=folders), 1, 0)["list sha256"] == sha256(text.encode())
 
 
 @pytest.mark.filterwarnings("ignore:The current data structure")  # of FastReID, for the last root
@@ -188,7 +188,7 @@ def test_the_hash_of_a_configuration_does_not_depend_on_folders_or_device(run, t
 def test_the_initial_weights_of_a_training_are_named(small_config, tmp_path):
     (tmp_path / "first.pth").write_bytes(b"weights")
     cfg = small_config("MODEL.WEIGHTS", str(tmp_path / "first.pth"))
-    assert of_training(cfg, invented([]))["began with"] == {"file": "first.pth", "sha256": sha256(b"weights")}
+    assert of_training(cfg, without_files([]))["began with"] == {"file": "first.pth", "sha256": sha256(b"weights")}
 
 
 def test_label_files_are_hashed_together_unless_one_is_missing(tmp_path):
@@ -197,7 +197,7 @@ def test_label_files_are_hashed_together_unless_one_is_missing(tmp_path):
 
     def labels(*names: str) -> dict:
         files = [Annotations(MARKET1501, {}, {}, str(tmp_path / name)) for name in names]
-        return of_test(invented([], annotations=files), 0, 0)["labels"]
+        return of_test(without_files([], annotations=files), 0, 0)["labels"]
 
     assert labels("one.mat") == {"file": "one.mat", "sha256": sha256(b"1")}
     assert labels("one.mat", "two.mat") == {"file": "one.mat and two.mat",

@@ -204,5 +204,5 @@ def test_a_partial_search_excludes_people_without_labels_in_its_groups(seen, nam
     assert figures["APS/upper/mAP_given"] == pytest.approx(100 * sum(aps_of) / len(queries))
     assert 0 < figures["APS/upper/mAP_full"] < 100
     labels[:, upper] = -1
-    with pytest.raises(ValueError, match="TEST.APS.GROUPS holds 'upper', but no test image has a label"):
+    with pytest.raises(ValueError, match="TEST.APS.GROUPS contains 'upper', but no test image has a label"):
         APSTask(READERS[name](), groups=("upper",))(images)
