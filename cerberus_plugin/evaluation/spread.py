@@ -14,7 +14,6 @@ from . import report
 CONFIDENCE = 0.95
 FEWEST = 3  # paired seeds; with two, the half-width of the interval is about thirteen standard deviations
 _ORDER = " above "  # only in sentences about a significant difference
-_NO_ORDER = ("no significant difference", "not told apart")  # the second is that of earlier versions
 
 # Metrics by variant, seed and key of results.json, in percent.
 Figures = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -103,11 +102,6 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 def tells_apart(sentence: str) -> bool:
     """Whether a sentence of `claims` states a significant difference."""
     return _ORDER in sentence
-
-
-def is_undecided(sentence: str) -> bool:
-    """Whether a sentence of `claims` states that a difference is not significant."""
-    return any(words in sentence for words in _NO_ORDER)
 
 
 def claims(figures: Figures, pairs: Sequence[tuple[str, str]], headers: Mapping[str, str]) -> list[str]:

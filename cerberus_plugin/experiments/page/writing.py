@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...evaluation.spread import is_undecided, tells_apart
+from ...evaluation.spread import tells_apart
 from ...utils.files import write_text
 from . import plots, tables
 from .differences import Differences, differences
@@ -110,7 +110,7 @@ def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
             continue
         can += [f"{title}, {part.data}: {sentence}" for part in entry.parts for sentence in part.claims
                 if tells_apart(sentence)]
-        untold = sum(is_undecided(sentence) for part in entry.parts for sentence in part.claims)
+        untold = sum("not told apart" in sentence for part in entry.parts for sentence in part.claims)
         if untold:
             cannot.append(f"{title}: {untold} comparison(s) in which the runs do not tell variants apart")
         fewest = min((len(variant.runs) for variant in study.variants if variant.runs), default=0)
