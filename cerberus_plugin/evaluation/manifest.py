@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 from fastreid.config import CfgNode
@@ -19,6 +21,7 @@ from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 from ..own_data.ontology import path_of
+from ..synthetic.folder import SETTINGS as DRAWN
 from ..utils.distributed import unwrapped
 from ..utils.files import file_sha256, json_sha256
 
@@ -26,6 +29,7 @@ from ..utils.files import file_sha256, json_sha256
 # their own hashes.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
 FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
+DEEPEST = 4  # levels above an image folder in which the settings file of a synthetic dataset is searched
 
 # These texts are stored in manifests and compared as strings by `experiments.manifest_diff`: another wording would make
 # equal evaluations differ.
@@ -91,7 +95,7 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
     """Describe a test dataset: numbers of images and identities, and hashes of the image list and the labels.
 
     "images" counts all images of the dataset, of which `num_left_out` could not be read; "identities" does not count
-    the identity of the distractors.
+    the identity of the distractors; "cameras" counts those with two or more images, 0 if cameras are unknown.
     """
     query, gallery = dataset.img_items[:num_query], dataset.img_items[num_query:]
     distractors = sum(pid in dataset.distractors for _, pid, _ in gallery)
@@ -101,6 +105,7 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
         "left out": num_left_out,
         "list sha256": _list_sha256({"query": query, "gallery": gallery}, dataset.folders),
         "labels": _labels(dataset.annotations),
+        **_synthetic(dataset.img_items),
     }
 
 
@@ -119,6 +124,7 @@ def of_training(cfg: CfgNode, dataset: AttributeDataset) -> dict:
         "list sha256": _list_sha256({"train": dataset.img_items}, dataset.folders),
         "labels": _labels(dataset.annotations),
         "began with": {"file": os.path.basename(weights), "sha256": file_sha256(weights)} if weights else None,
+        **_synthetic(dataset.img_items),
     }
 
 
@@ -165,7 +171,16 @@ def _junk_by_outfits(served: set[str]) -> str:
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
     people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
-    return {"images": len(items), "identities": len(people)}
+    cameras = Counter(camid for *_, camid in items)  # an image of an unknown camera has a number of its own
+    return {"images": len(items), "identities": len(people),
+            "cameras": sum(images > 1 for images in cameras.values())}
+
+
+def _synthetic(items: Sequence[tuple]) -> dict[str, bool]:
+    """Return the entry that marks images drawn by `cerberus_plugin.synthetic`; empty for other images."""
+    folders = {Path(os.path.dirname(path)) for path, *_ in items}
+    folders |= {above for folder in folders for above in list(folder.parents)[:DEEPEST]}
+    return {"synthetic": True} if any((folder / DRAWN).is_file() for folder in folders) else {}
 
 
 def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -> str:

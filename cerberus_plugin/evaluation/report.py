@@ -15,6 +15,7 @@ from ..utils.files import read_json, write_json, write_text
 
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
+STARTING_WEIGHTS_FILE = "starting_weights.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Metrics that are stored for each evaluated epoch, by key and (KEPT_PARTS) by prefix: all but those by attribute.
@@ -298,6 +299,24 @@ def read_floor(folder: str) -> dict[str, dict]:
 def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
     """Write the metrics before training, by test dataset."""
     write_json(os.path.join(folder, FLOOR_FILE), floor)
+
+
+def write_starting_weights(folder: str, source: Mapping | None) -> None:
+    """Write starting_weights.json, a record of the pretrained weights of a training.
+
+    A resumed run does not load these weights, so it needs the record for its results.
+
+    Args:
+        folder: of the run.
+        source: record of `host.starting_weights`.
+    """
+    write_json(os.path.join(folder, STARTING_WEIGHTS_FILE), source)
+
+
+def read_starting_weights(folder: str) -> dict | None:
+    """Read the record of `write_starting_weights`; None if there is none, as in runs of version 0.1."""
+    path = os.path.join(folder, STARTING_WEIGHTS_FILE)
+    return read_json(path, "delete it; the model card then says 'not recorded'") if os.path.isfile(path) else None
 
 
 def read_results(folder: str) -> dict:

@@ -23,6 +23,7 @@ from ..metrics import aps, par, ranking
 from ..metrics.distances import pairwise
 from ..metrics.outfits import Outfits
 from ..metrics.reranking import check_reranking, reranked
+from .by_value import ByValue
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -41,11 +42,13 @@ class ReIDTask:
         cfg: configuration, of which the keys under TEST are used.
         groups: compare the embeddings of Cerberus by these groups only; None for those of TEST.GROUPS, or all.
         all_groups: groups of the model, in the order of the blocks of its embeddings.
+        by_value: record to fill with the metrics by attribute value, if queries have labels.
     """
 
     cfg: object
     groups: Sequence[str] | None = None
     all_groups: Sequence[str] = GROUPS
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gathered = self._by_groups(gathered)
@@ -61,6 +64,8 @@ class ReIDTask:
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera and are "
                         "skipped")
+        if self.by_value is not None and query.attributes is not None:
+            self.by_value.add_reid(result.queries, query.attributes, query.pids)
         figures = result.percentages()
         if not torch.isin(query.camids, gallery.camids).any():
             roc["shared cameras"] = 0.0
@@ -171,6 +176,7 @@ class PARTask:
         name: prefix of the metrics' names.
         identified: whether the images have identities; if not, there are no "person" metrics, and the "metric" that
             selects the best checkpoint is the mA of labels.
+        by_value: record to fill with the metrics by attribute value.
     """
 
     reader: AttributeReader
@@ -178,6 +184,7 @@ class PARTask:
     query_identities_only: bool = False
     name: str = "PAR"
     identified: bool = True
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gallery = gathered.gallery
@@ -195,9 +202,11 @@ class PARTask:
         else:
             kinds = [getattr(self.reader, kind) for kind in ("recognise", "recognise_balanced")
                      if hasattr(self.reader, kind)]
-            result = self._scored(labels, *(torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)])
-                                            for kind in kinds))
+            answers = [torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)]) for kind in kinds]
+            result = self._scored(labels, *answers)
             figures = self._figures(self.name, result)
+        if self.by_value is not None:
+            self.by_value.add_par(answers[0], labels, gallery.pids[chosen] if self.identified else None)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
@@ -391,7 +400,8 @@ class APSTask:
                                **representative)
 
 
-def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> list[PARTask | APSTask]:
+def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True,
+                    by_value: ByValue | None = None) -> list[PARTask | APSTask]:
     """Create the PAR and APS tasks of a configuration.
 
     If the reader has two prediction methods, there are also tasks for the other one, with the method in their names.
@@ -400,9 +410,10 @@ def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> li
         reader: reader of the model's attributes.
         cfg: configuration, of which the keys under TEST are used.
         identified: whether the images have identities; if not, PAR only.
+        by_value: record of the metrics by attribute value, for the PAR task with the configured method.
     """
     train_labels = getattr(reader, "train_labels", None)
-    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, by_value=by_value),
              APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
     if hasattr(reader, "read_by"):
         other = next(reading for reading in READINGS if reading != reader.reading)

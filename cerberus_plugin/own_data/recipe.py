@@ -12,6 +12,33 @@ from typing import NamedTuple
 MODELS = {"plus": ("cerberus_plus", True), "cerberus": ("cerberus", True), "apr": ("apr", True), "arn": ("arn", True),
           "ide": ("ide", False), "bot": ("bot", False), "agw": ("agw", False), "sbs": ("sbs", False),
           "mgn": ("mgn", False)}
+
+
+class Backbone(NamedTuple):
+    """A backbone by keys of MODEL.BACKBONE.
+
+    Attributes:
+        name, depth, features: NAME, DEPTH and FEAT_DIM.
+        what: name and number of parameters, for the printed reason.
+    """
+
+    name: str
+    depth: str
+    features: int
+    what: str
+
+
+RESNET, MOBILENET, OSNET = "build_resnet_backbone", "build_mobilenetv2_backbone", "build_osnet_backbone"
+SIZES = {"tiny": Backbone(MOBILENET, "1.0x", 1280, "MobileNetV2, 2 M parameters"),
+         "small": Backbone(RESNET, "18x", 512, "ResNet-18, 11 M parameters"),
+         "base": Backbone(RESNET, "50x", 2048, "ResNet-50, 24 M parameters")}
+# --size tiny without weights: of the same short training MobileNetV2 from scratch learns next to nothing, see
+# docs/light_models.md.
+FROM_SCRATCH = {"tiny": Backbone(OSNET, "x1_0", 512, "OSNet, 2 M parameters, as MobileNetV2 needs pretrained weights")}
+OF_RESNETS = {"LAST_STRIDE": "1", "WITH_NL": "False"}  # keys that other backbones do not have, and their defaults
+# Height of images by --size and by whether there is a GPU; the recipe's where it is not listed. 256 is usual for light
+# models (OSNet); on a CPU images are small, so that a training ends.
+HEIGHTS = {("tiny", True): 256, ("small", True): 256, ("tiny", False): 96, ("small", False): 96, ("base", False): 128}
 OF_ATTRIBUTES = tuple(name for name, (_, attributes) in MODELS.items() if attributes)
 CERBERUS = ("plus", "cerberus")
 WITHOUT_PEOPLE = (*CERBERUS, "arn")  # models that learn only attributes if identities are unknown
@@ -97,15 +124,17 @@ class Wish:
     Attributes:
         model: a key of `MODELS`; empty to choose it.   epochs: 0 to choose them.
         weights: file of pretrained weights of a backbone; empty for none.
-        depth: of the ResNet that these weights are of, such as "50x".
-        given: KEY value of the configuration, which beat what is chosen.
+        backbone: NAME, DEPTH, FEAT_DIM and WITH_IBN of MODEL.BACKBONE that these weights belong to; {} if unknown.
+        given: configuration keys and values that take precedence.
+        size: a key of `SIZES`; empty for the backbone of the recipe.
     """
 
     model: str = ""
     epochs: int = 0
     weights: str = ""
-    depth: str = "50x"
+    backbone: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
+    size: str = ""
 
 
 class Schedule(NamedTuple):
@@ -211,14 +240,17 @@ def choose(facts: Facts, gpu: bool, cores: int = 1, wish: Wish | None = None) ->
     if reason := too_few(facts):
         raise ValueError(reason)
     if wish.epochs and "SOLVER.MAX_EPOCH" in wish.given:
-        raise ValueError(f"--epochs {wish.epochs} and SOLVER.MAX_EPOCH {wish.given['SOLVER.MAX_EPOCH']} say the same; "
+        raise ValueError(f"--epochs {wish.epochs} and SOLVER.MAX_EPOCH {wish.given['SOLVER.MAX_EPOCH']} conflict; "
                          "give one of them.")
+    check_size(model, wish)
     name = MODELS[model][0]
     file = f"Market1501/{name}_{'R50' if gpu else 'demo'}.yml"
-    choices = [Choice("MODEL.DEVICE", "cuda" if gpu else "cpu", "a GPU is there: the recipe of the paper" if gpu else
-                      "no GPU is used: a small recipe, ResNet-18 and small pictures")]
+    choices = [Choice("MODEL.DEVICE", "cuda" if gpu else "cpu", "a GPU is used: the recipe of the paper" if gpu else
+                      "no GPU is used: a small recipe, ResNet-18 and small images")]
+    if wish.size and not gpu:
+        choices[0] = choices[0]._replace(reason="no GPU is used: a small recipe")
     if model == "mgn" and not gpu:
-        choices[0] = choices[0]._replace(reason="no GPU is used: small pictures; MGN takes no backbone smaller than "
+        choices[0] = choices[0]._replace(reason="no GPU is used: small images; MGN needs a backbone of at least "
                                                 "ResNet-50")
 
     held = _held_out(facts)
@@ -246,7 +278,7 @@ def choose(facts: Facts, gpu: bool, cores: int = 1, wish: Wish | None = None) ->
     if gpu:
         choices += _in_epochs(model, plan, usual)
         choices += _many_of_each(model, images, people)
-    choices += _input(facts, model, gpu)
+    choices += _input(facts, model, gpu, wish.size)
     choices += _backbone(model, gpu, wish)
     if facts.crowded and model in CERBERUS:
         choices.append(Choice("MODEL.CERBERUS.SID_SPACE", "observed", "too many combinations of values in "
@@ -315,34 +347,84 @@ def _many_of_each(model: str, images: int, people: int | None) -> list[Choice]:
     return []
 
 
-def _input(facts: Facts, model: str, gpu: bool) -> list[Choice]:
-    """Wider pictures than the recipe's where those of the data are no upright crops."""
-    if facts.size is None or facts.size[0] / facts.size[1] >= UPRIGHT:
+def _input(facts: Facts, model: str, gpu: bool, size: str) -> list[Choice]:
+    """Choose the image size by --size, and wider images than the recipe's where the crops are not upright."""
+    wide = facts.size is not None and facts.size[0] / facts.size[1] < UPRIGHT
+    height = 0 if model == "mgn" else HEIGHTS.get((size, gpu), 0)  # MGN divides a map of its own height into parts
+    if not (height or wide):
         return []
-    size = "[384, 288]" if model == "mgn" and gpu else "[256, 192]" if gpu else "[96, 72]"
-    reason = f"pictures are {facts.size[1]:g} x {facts.size[0]:g} in the median, wider than crops of whole people"
-    return [Choice(key, size, reason) for key in ("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST")]
+    reason = f"--size {size}" + (": usual for light models" if gpu else ": small, so that a CPU trains it")
+    if wide and facts.size:
+        reason = f"the median image size is {facts.size[1]:g} x {facts.size[0]:g}, wider than crops of whole people"
+    height = height or (384 if model == "mgn" and gpu else 256 if gpu else 96)
+    value = f"[{height}, {3 * height // 4 if wide else height // 2}]"
+    return [Choice(key, value, reason) for key in ("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST")]
+
+
+def size_of(backbone: Mapping[str, str]) -> str:
+    """Return the key of `SIZES` that a backbone counts as.
+
+    Args:
+        backbone: NAME and DEPTH of MODEL.BACKBONE.
+
+    Examples:
+        >>> size_of({"NAME": "build_osnet_backbone", "DEPTH": "x1_0"})
+        'tiny'
+    """
+    if backbone["NAME"] in (MOBILENET, OSNET):
+        return "tiny"
+    return "small" if backbone["DEPTH"] in ("18x", "34x") else "base"
+
+
+def check_size(model: str, wish: Wish) -> None:
+    """Reject a size that differs from the one of the weights, or that the model cannot have.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if wish.size and wish.size not in SIZES:
+        raise ValueError(f"--size {wish.size}: expected one of {', '.join(SIZES)}")
+    known = size_of(wish.backbone) if wish.backbone else ""
+    if wish.size and known and known != wish.size:
+        held = f"{wish.backbone['NAME']} {wish.backbone['DEPTH']}"
+        raise ValueError(f"--size {wish.size}: is {SIZES[wish.size].what}, but {wish.weights} has weights of {held}; "
+                         f"take --size {known}, leave out --size, or give weights of {SIZES[wish.size].what}")
+    if model == "mgn" and (wish.size or known or "base") != "base":
+        raise ValueError(f"--model mgn: takes no backbone smaller than ResNet-50, not {wish.size or known}; take "
+                         "--size base or another --model")
 
 
 def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
-    key = "MODEL.BACKBONE.PRETRAIN"
+    """Choose the backbone by the weights or by --size, and whether it is pretrained."""
+    key = "MODEL.BACKBONE"
+    size = wish.size or ("base" if wish.weights else "")
+    named = SIZES.get(size) if wish.weights else FROM_SCRATCH.get(size, SIZES.get(size))
+    reason = f"--size {wish.size}: {named.what}" if named and wish.size else "backbone of the weights"
+    chosen = {"NAME": named.name, "DEPTH": named.depth, "FEAT_DIM": str(named.features)} if named else {}
+    if wish.backbone:
+        chosen, reason = dict(wish.backbone), "backbone of the weights"
+    keys = [Choice(f"{key}.{name}", value, reason) for name, value in chosen.items()]
+    other = chosen.get("NAME", RESNET) != RESNET
+    keys += [Choice(f"{key}.{name}", value, "only for ResNets") for name, value in OF_RESNETS.items()
+             ] if other else []
+    light = other and model in CERBERUS
+    keys += [Choice("MODEL.CERBERUS.SIGMA", "1.0", "in the median norm of the map; the paper's 5 belongs to ResNet-50"),
+             Choice("MODEL.CERBERUS.SIGMA_QUANTILE", "0.5", "the median")] if light else []
     if not wish.weights:
-        scratch = [Choice(key, "False", "no pretrained weights are given")]
+        advice = "; light backbones learn little from scratch in a short training: give some by --weights"
+        keys.append(Choice(f"{key}.PRETRAIN", "False", f"no pretrained weights are given{advice if other else ''}"))
         if model in CERBERUS:
-            scratch.append(Choice("MODEL.CERBERUS.ALIGN", "False", "crops by norms of a pretrained backbone; those of "
-                                  "one from scratch are of another size"))
+            keys.append(Choice("MODEL.CERBERUS.ALIGN", "False", "needs the norms of a pretrained backbone; those of "
+                               "an untrained one have another scale"))
         if gpu and model in ("sbs", "mgn"):
-            scratch += [Choice("MODEL.FREEZE_LAYERS", "[]", "a backbone from scratch has to learn"),
-                        Choice("SOLVER.FREEZE_ITERS", "0", "likewise")]
-        return scratch
-    small = wish.depth in ("18x", "34x")
-    choices = [Choice(key, "True", "a backbone that knows pictures learns people from fewer of them"),
-               Choice("MODEL.BACKBONE.PRETRAIN_PATH", wish.weights, "the weights that it begins with"),
-               Choice("MODEL.BACKBONE.DEPTH", wish.depth, "that of the weights"),
-               Choice("MODEL.BACKBONE.FEAT_DIM", "512" if small else "2048", "that of the weights")]
-    if not gpu and model in CERBERUS:
-        choices.append(Choice("MODEL.CERBERUS.SIGMA", "5.0", "of the paper, for pretrained weights"))
-    return choices
+            keys += [Choice("MODEL.FREEZE_LAYERS", "[]", "a backbone without pretrained weights must be trained"),
+                     Choice("SOLVER.FREEZE_ITERS", "0", "the same reason")]
+        return keys
+    keys += [Choice(f"{key}.PRETRAIN", "True", "a pretrained backbone needs fewer training images"),
+             Choice(f"{key}.PRETRAIN_PATH", wish.weights, "pretrained weights of the backbone")]
+    if not gpu and model in CERBERUS and not light:
+        keys.append(Choice("MODEL.CERBERUS.SIGMA", "5.0", "value of the paper, for pretrained weights"))
+    return keys
 
 
 def _number(key: str, given: Mapping[str, str], least: int = 0) -> int:

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from fastreid.engine.train_loop import HookBase
 from tabulate import tabulate
-from torchvision.models import ResNet50_Weights
+from torchvision.models import MobileNet_V2_Weights, ResNet18_Weights, ResNet50_Weights
 
+from .. import pretrained
 from ..config import configuration
 from ..engine.trainer import CerberusTrainer, read_config, setup
+from ..evaluation import model_card
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
 from ..host import read_pretrained
@@ -29,8 +31,8 @@ from .log import short_log
 from .page import sections_of, write_page
 
 RECORD = "train.json"
-IMAGENET = ResNet50_Weights.IMAGENET1K_V1.url
-DEPTHS = {(False, 2): "18x", (False, 6): "34x", (True, 6): "50x", (True, 23): "101x"}  # bottlenecks, blocks of layer3
+IMAGENET = {"tiny": MobileNet_V2_Weights.IMAGENET1K_V1.url, "small": ResNet18_Weights.IMAGENET1K_V1.url,
+            "base": ResNet50_Weights.IMAGENET1K_V1.url}  # by --size
 logger = logging.getLogger("fastreid.cerberus")
 
 
@@ -59,48 +61,52 @@ def has_gpu(given: Mapping[str, str]) -> bool:
     return torch.cuda.is_available() and not given.get("MODEL.DEVICE", "cuda").startswith("cpu")
 
 
-def pretrained_weights(file: str, gpu: bool, given: Mapping[str, str]) -> tuple[str, str]:
-    """The file of the weights that the backbone begins with, and the depth of their ResNet; "" for none.
+def pretrained_weights(file: str, gpu: bool, given: Mapping[str, str], size: str = "") -> tuple[str, dict[str, str]]:
+    """Return the file of weights to initialise the backbone with, "" for none, and the backbone that it belongs to.
 
     On a GPU without a file: torchvision's for ImageNet, from torch's cache or downloaded into it.
 
     Args:
-        file: as the user names it; empty for none.   given: KEY value of the configuration.
+        file: path as given by --weights; empty for none.
+        gpu: whether the run trains on a GPU.
+        given: KEY value of the configuration.
+        size: --size; empty for the default, ResNet-50.
+
+    Returns:
+        the path, and keys of MODEL.BACKBONE as of `pretrained.backbone_of`.
 
     Raises:
-        FileNotFoundError, ValueError: if there are none, with what to do.
+        FileNotFoundError, ValueError: if there are none, with a remedy.
     """
-    remedy = (f"Give a file by --weights, such as {IMAGENET} (torchvision's ResNet-50), or train from scratch with "
+    url = IMAGENET[size or "base"]
+    remedy = (f"Give a file by --weights, such as {url} (torchvision's for ImageNet), or train from scratch with "
               "MODEL.BACKBONE.PRETRAIN False.")
     key = "MODEL.BACKBONE.PRETRAIN"
     if file and f"{key}_PATH" in given:
-        raise ValueError(f"--weights {file} and {key}_PATH {given[f'{key}_PATH']} say the same; give one of them.")
+        raise ValueError(f"--weights {file} and {key}_PATH {given[f'{key}_PATH']} conflict; give one of them.")
     path = file or given.get(f"{key}_PATH", "")
     if given.get(key, "").lower() == "false":
         if path:
-            raise ValueError(f"{key} False begins from scratch, and {path} is a file of weights; leave one of them out")
-        return "", ""
+            raise ValueError(f"{key} False trains from scratch, but {path} is a file of weights; omit one of the two")
+        return "", {}
     if path and not os.path.isfile(path):
         raise FileNotFoundError(f"--weights {path}: no such file. {remedy}")
     if not path and (gpu or given.get(key, "").lower() == "true"):
-        name = os.path.basename(IMAGENET)
+        name = os.path.basename(url)
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         path = str(folder / name)
         if not os.path.isfile(path):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                torch.hub.download_url_to_file(IMAGENET, path, hash_prefix=Path(name).stem.split("-")[1])
+                torch.hub.download_url_to_file(url, path, hash_prefix=Path(name).stem.split("-")[1])
             except (OSError, RuntimeError) as error:
                 raise ValueError(f"weights of ImageNet for the backbone could not be downloaded ({error}). "
                                  f"{remedy}") from error
-    return (os.path.abspath(path), _depth_of(path)) if path else ("", "")
-
-
-def _depth_of(path: str) -> str:
-    """Depth of the ResNet that a file's tensors are of, as the host calls it; that of a ResNet-50 where unclear."""
-    names = read_pretrained(path).tensors
-    blocks = {name.split("layer3.")[1].split(".")[0] for name in names if "layer3." in name}
-    return DEPTHS.get((any(".conv3." in name for name in names), len(blocks)), "50x")
+    if not path:
+        return "", {}
+    contents = read_pretrained(path)
+    source = pretrained.recognise(contents, given.get(f"{key}_SOURCE", ""))
+    return os.path.abspath(path), pretrained.backbone_of(source.rename(contents.tensors))
 
 
 def check_folder(folder: Path, resume: bool) -> dict | None:
@@ -202,6 +208,7 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
+        model_card.write(folder)  # once more: it tells whether the run is calibrated
 
 
 def _arguments(file: str, options: list[str]) -> argparse.Namespace:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from cerberus_plugin.own_data.recipe import (
     CALIBRATED_PEOPLE,
+    FROM_SCRATCH,
     MODELS,
+    SIZES,
     Facts,
     Wish,
     choose,
@@ -18,6 +20,11 @@ import pytest
 CONFIGS = Path(__file__).parents[2] / "configs"
 MARKET = Facts(12936, 751, 750, attributes=12, size=(128, 64))
 SHOP = Facts(247, 32, 32, attributes=12, size=(128, 64))
+
+
+R18 = {"NAME": "build_resnet_backbone", "DEPTH": "18x", "FEAT_DIM": "512", "WITH_IBN": "False"}
+R50_IBN = {"NAME": "build_resnet_backbone", "DEPTH": "50x", "FEAT_DIM": "2048", "WITH_IBN": "True"}
+OSNET = {"NAME": "build_osnet_backbone", "DEPTH": "x0_25", "FEAT_DIM": "128", "WITH_IBN": "False"}
 
 
 def chosen(facts: Facts, gpu: bool, *, cores: int = 4, **wish) -> dict[str, str]:
@@ -82,7 +89,7 @@ def test_a_gpu_uses_the_recipe_of_the_paper_and_a_cpu_a_small_one():
     small = chosen(MARKET, False)
     assert small["MODEL.BACKBONE.PRETRAIN"] == "False" and small["DATALOADER.NUM_WORKERS"] == "0"
     assert small["MODEL.CERBERUS.ALIGN"] == "False"
-    weighted = chosen(MARKET, False, weights="r18.pth", depth="18x")
+    weighted = chosen(MARKET, False, weights="r18.pth", backbone=R18)
     assert (weighted["MODEL.BACKBONE.DEPTH"], weighted["MODEL.BACKBONE.FEAT_DIM"]) == ("18x", "512")
     assert weighted["MODEL.CERBERUS.SIGMA"] == "5.0" and "MODEL.CERBERUS.ALIGN" not in weighted
 
@@ -106,6 +113,81 @@ def test_every_recipe_is_a_configuration_that_takes_its_choices(model, gpu):
         assert cfg.SOLVER.MAX_EPOCH > max(cfg.SOLVER.DELAY_EPOCHS, *decays)
         assert configuration(recipe.file).parent.parent == CONFIGS
         assert all(reason for _, _, reason in recipe.choices)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("weights", ["", "weights.pth"])
+def test_every_size_is_a_configuration_that_takes_its_choices(model, gpu, size, weights):
+    from cerberus_plugin import add_cerberus_config
+    from cerberus_plugin.config import check_model_keys, configuration
+
+    from fastreid.config import get_cfg
+
+    if model == "mgn" and size != "base":
+        with pytest.raises(ValueError, match="no backbone smaller than ResNet-50.*--size base"):
+            choose(MARKET, gpu, 4, Wish(model, size=size))
+        return
+    recipe = choose(MARKET, gpu, 4, Wish(model, size=size, weights=weights))
+    cfg = get_cfg()
+    add_cerberus_config(cfg)
+    cfg.merge_from_file(str(configuration(recipe.file)))
+    cfg.merge_from_list(recipe.options)
+    check_model_keys(cfg)
+    node = cfg.MODEL.BACKBONE
+    backbone = SIZES[size] if weights or size != "tiny" else FROM_SCRATCH["tiny"]
+    assert (node.NAME, node.DEPTH, node.FEAT_DIM) == backbone[:3]
+    assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST
+    reasons = {choice.key: choice.reason for choice in recipe.choices}
+    assert reasons["MODEL.BACKBONE.NAME"] == f"--size {size}: {backbone.what}"
+
+
+@pytest.mark.parametrize("size, gpu, facts, pixels", [
+    ("", True, MARKET, None), ("", False, MARKET, None), ("base", True, MARKET, None),  # those of the recipe
+    ("tiny", True, MARKET, "[256, 128]"), ("small", True, MARKET, "[256, 128]"), ("tiny", False, MARKET, "[96, 48]"),
+    ("small", False, MARKET, "[96, 48]"), ("base", False, MARKET, "[128, 64]"),
+    ("tiny", True, Facts(100, 20, 10, size=(100, 100)), "[256, 192]"),
+    ("base", False, Facts(100, 20, 10, size=(100, 100)), "[128, 96]"),
+    ("", False, Facts(100, 20, 10, size=(100, 100)), "[96, 72]"),
+])
+def test_the_size_decides_about_pixels(size, gpu, facts, pixels):
+    found = chosen(facts, gpu, size=size)
+    assert found.get("INPUT.SIZE_TRAIN") == found.get("INPUT.SIZE_TEST") == pixels
+
+
+def test_without_a_size_the_backbone_is_that_of_the_recipe():
+    for gpu in (True, False):
+        assert not {"MODEL.BACKBONE.NAME", "MODEL.BACKBONE.DEPTH", "INPUT.SIZE_TRAIN"} & set(chosen(MARKET, gpu))
+    tiny = chosen(MARKET, False, size="tiny")
+    assert (tiny["MODEL.CERBERUS.SIGMA"], tiny["MODEL.CERBERUS.SIGMA_QUANTILE"]) == ("1.0", "0.5")
+    assert "MODEL.CERBERUS.SIGMA" not in chosen(MARKET, False, size="small")
+    assert "MODEL.CERBERUS.SIGMA" not in chosen(MARKET, False, size="tiny", model="bot")
+    own = chosen(MARKET, False, size="tiny", given={"INPUT.SIZE_TRAIN": "[64, 32]", "MODEL.BACKBONE.DEPTH": "0.5x"})
+    assert (own["INPUT.SIZE_TRAIN"], own["MODEL.BACKBONE.DEPTH"]) == ("[64, 32]", "0.5x")
+
+
+@pytest.mark.parametrize("backbone, size", [(R18, "small"), (R50_IBN, "base"), (OSNET, "tiny")])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_weights_bring_their_backbone_and_go_with_its_size_alone(backbone, size, gpu):
+    for said in ("", size):
+        found = chosen(MARKET, gpu, weights="w.pth", backbone=backbone, size=said)
+        assert {name: found[f"MODEL.BACKBONE.{name}"] for name in backbone} == backbone
+        assert (found["MODEL.BACKBONE.PRETRAIN"], found["MODEL.BACKBONE.PRETRAIN_PATH"]) == ("True", "w.pth")
+    for other in SIZES:
+        if other != size:
+            with pytest.raises(ValueError, match=f"w.pth has weights of build_.*take --size {size}, leave out --size"):
+                choose(MARKET, gpu, wish=Wish(weights="w.pth", backbone=backbone, size=other))
+
+
+def test_weights_that_are_not_recognised_go_to_the_backbone_of_the_size():
+    assert chosen(MARKET, True, weights="w.pth")["MODEL.BACKBONE.DEPTH"] == "50x"
+    assert chosen(MARKET, True, weights="w.pth", size="small")["MODEL.BACKBONE.DEPTH"] == "18x"
+    assert "MODEL.BACKBONE.WITH_IBN" not in chosen(MARKET, True, weights="w.pth")
+    with pytest.raises(ValueError, match="--size huge: expected one of tiny, small, base"):
+        choose(MARKET, True, wish=Wish(size="huge"))
+    with pytest.raises(ValueError, match="--model mgn: takes no backbone smaller than ResNet-50, not small"):
+        choose(MARKET, True, wish=Wish("mgn", weights="w.pth", backbone=R18))
 
 
 def test_what_a_recipe_counts_in_epochs_shrinks_with_them():
@@ -137,7 +219,7 @@ def test_options_of_the_user_take_precedence_and_determine_the_rest():
     assert {key: own[key] for key in wish} == wish
     assert own["SOLVER.WARMUP_ITERS"] == "2" and own["TEST.EVAL_PERIOD"] == "4"  # a tenth of 4 epochs of 7 steps
     assert chosen(MARKET, True, given={"DATASETS.HOLD_OUT": "10"})["DATASETS.HOLD_OUT"] == "10"
-    with pytest.raises(ValueError, match="say the same"):
+    with pytest.raises(ValueError, match="conflict"):
         choose(SHOP, False, wish=Wish(epochs=3, given={"SOLVER.MAX_EPOCH": "4"}))
     with pytest.raises(ValueError, match="SOLVER.MAX_EPOCH four: expected a whole number"):
         choose(SHOP, False, wish=Wish(given={"SOLVER.MAX_EPOCH": "four"}))

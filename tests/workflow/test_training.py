@@ -6,7 +6,7 @@ import re
 import shlex
 
 from cerberus_plugin import CerberusPredictor, cli
-from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES
+from cerberus_plugin.own_data.recipe import MODELS, OF_ATTRIBUTES, SIZES
 from cerberus_plugin.workflow import training
 from cerberus_plugin.workflow.log import short_log
 from cerberus_plugin.workflow.page import next_commands
@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.own_data import write_people
 from support.own_runs import figures, train_own
+from support.training import model_of
 
 
 def test_a_run_prints_its_choices_and_ends_with_metrics_and_baselines(printed_run):
@@ -109,7 +110,7 @@ def test_unreadable_images_are_skipped_with_the_option(tmp_path, monkeypatch):
     (["SOLVER.MAX_EPOCH"], "expected KEY VALUE pairs"),
     (["SEED", "1", "SEED", "2"], "given twice"),
     (["SOLVER.NO_SUCH", "1"], "SOLVER.NO_SUCH"),
-    (["--epochs", "3", "SOLVER.MAX_EPOCH", "2"], "say the same"),
+    (["--epochs", "3", "SOLVER.MAX_EPOCH", "2"], "conflict"),
 ])
 def test_wrong_options_raise_errors_with_a_remedy(tmp_path, arguments, reason):
     crops = write_people(tmp_path / "crops", people=8, attributes=False)
@@ -162,13 +163,66 @@ def test_every_model_trains_on_own_data(tmp_path, model):
     assert ("PAR/mA_official" in figures(run)) == (model in OF_ATTRIBUTES) and (run / "report.html").is_file()
 
 
-def test_weights_tell_their_depth(tmp_path):
-    from torchvision.models import resnet18, resnet50
+@pytest.mark.parametrize("ibn", [False, True])
+@pytest.mark.parametrize("depth, features", [("18x", 512), ("50x", 2048)])
+def test_weights_tell_their_resnet_and_whether_it_has_ibn(tmp_path, depth, features, ibn):
+    options = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+               "MODEL.BACKBONE.DEPTH", depth, "MODEL.BACKBONE.FEAT_DIM", features, "MODEL.BACKBONE.WITH_IBN", ibn,
+               "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.EMBEDDING_DIM", 0)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model_of(*options).backbone.state_dict(
+        ).items()}}, path)
+    assert training.pretrained_weights(str(path), False, {}) == (str(path), {
+        "NAME": "build_resnet_backbone", "DEPTH": depth, "FEAT_DIM": str(features), "WITH_IBN": str(ibn)})
 
-    for name, model, depth in (("r18", resnet18, "18x"), ("r50", resnet50, "50x")):
-        path = tmp_path / f"{name}.pth"
-        torch.save({key: torch.zeros(1) for key in model().state_dict()}, path)
-        assert training.pretrained_weights(str(path), False, {}) == (str(path), depth)
+
+def test_weights_of_torchvision_tell_their_backbone(tmp_path):
+    from torchvision.models import mobilenet_v2, resnet34
+
+    for model, found in ((resnet34(), ("build_resnet_backbone", "34x", "512")),
+                         (mobilenet_v2(), ("build_mobilenetv2_backbone", "1.0x", "1280"))):
+        path = tmp_path / "weights.pth"
+        torch.save(model.state_dict(), path)
+        assert training.pretrained_weights(str(path), False, {})[1] == {
+            **dict(zip(("NAME", "DEPTH", "FEAT_DIM"), found)), "WITH_IBN": "False"}
+
+
+@pytest.mark.parametrize("width, features, ibn", [("x0_25", 128, False), ("x1_0", 512, True)])
+def test_weights_tell_their_osnet(tmp_path, width, features, ibn):
+    path = tmp_path / "osnet.pth"
+    options = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_osnet_backbone",
+               "MODEL.BACKBONE.DEPTH", width, "MODEL.BACKBONE.FEAT_DIM", features, "MODEL.BACKBONE.WITH_IBN", ibn,
+               "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.EMBEDDING_DIM", 0)
+    torch.save(model_of(*options).backbone.state_dict(), path)
+    assert training.pretrained_weights(str(path), False, {})[1] == {
+        "NAME": "build_osnet_backbone", "DEPTH": width, "FEAT_DIM": str(features), "WITH_IBN": str(ibn)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size, ibn", [("tiny", False), ("small", True)])
+def test_a_size_trains_from_weights_and_exports_to_int8(tmp_path, size, ibn, capsys):
+    """MobileNetV2, and a ResNet-18 whose IBN blocks `--weights` finds: every tensor of the file is used."""
+    crops = write_people(tmp_path / "crops", people=12)
+    name, depth, features, _ = SIZES[size]
+    options = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
+               "MODEL.BACKBONE.FEAT_DIM", features, "MODEL.BACKBONE.WITH_IBN", ibn, "MODEL.HEADS.NAME", "EmbeddingHead",
+               "MODEL.HEADS.EMBEDDING_DIM", 0)
+    weights = tmp_path / "weights.pth"
+    torch.save(model_of(*options).backbone.state_dict(), weights)
+    run = tmp_path / "run"
+    cli.main(["train", str(crops), "--out", str(run), "--size", size, "--weights", str(weights), "--epochs", "1"])
+    said = capsys.readouterr().out
+    assert "that of the weights" in said and name in said
+    cfg = CerberusPredictor(run).cfg
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.WITH_IBN) == (name, depth, ibn)
+    assert cfg.INPUT.SIZE_TEST == [96, 48]
+    log = (run / "log.txt").read_text()
+    matched, total = re.search(r"(\d+) of (\d+) tensors matched", log).groups()
+    assert matched == total
+    with pytest.raises(SystemExit, match="size 'base', and was .* then"):
+        cli.main(["train", str(crops), "--out", str(run), "--resume", "--size", "base"])
+    cli.main(["export", "--run", str(run), "--images", str(crops), "--int8", "--output", str(tmp_path / "int8.onnx")])
+    assert "reID mAP" in capsys.readouterr().out
 
 
 def test_on_a_gpu_weights_are_downloaded_once_or_it_is_said_where_they_are(tmp_path, monkeypatch):
@@ -185,11 +239,13 @@ def test_on_a_gpu_weights_are_downloaded_once_or_it_is_said_where_they_are(tmp_p
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(ValueError, match=r"no network.*--weights, such as http.*MODEL.BACKBONE.PRETRAIN False"):
         training.pretrained_weights("", True, {})
-    assert training.pretrained_weights("", True, {"MODEL.BACKBONE.PRETRAIN": "False"}) == ("", "")
-    assert training.pretrained_weights("", False, {}) == ("", "")
+    assert training.pretrained_weights("", True, {"MODEL.BACKBONE.PRETRAIN": "False"}) == ("", {})
+    assert training.pretrained_weights("", False, {}) == ("", {})
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     first, second = (training.pretrained_weights("", True, {}) for _ in range(2))
     assert first == second and len(tried) == 1 and first[0].endswith("checkpoints/resnet50-0676ba61.pth")
+    for size, name in (("tiny", "mobilenet_v2-b0353104.pth"), ("small", "resnet18-f37072fd.pth")):
+        assert training.pretrained_weights("", True, {}, size)[0].endswith(name) and tried[-1].endswith(name)
 
 
 def test_data_without_identities_trains_and_reports_only_attributes(tmp_path):

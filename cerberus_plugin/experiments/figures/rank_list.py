@@ -21,9 +21,9 @@ from ...attributes import MISSING
 from ...data.clothes import GALLERY_CAMERAS
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
-from ...utils.commands import run_command
+from ...utils.commands import add_blur_faces, faces_blurred, run_command
 from ...utils.files import write_figure
-from ...utils.images import Unreadable, read_image
+from ...utils.images import Unreadable, for_display, read_image
 from .exhibit import DPI, WIDTH, TestedModel, spread
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def sheet(rows: list[Row], top: int) -> Figure:
 def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED, caption: str = "") -> None:
     """A picture, or the one of a path, in the frame of its verdict."""
     axis.axis("on")
-    axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
+    image = read_image(picture) if isinstance(picture, str | os.PathLike) else picture
+    axis.imshow(for_display(image))
     axis.set(xticks=[], yticks=[], anchor="N")
     axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3, parse_math=False)
     for side in axis.spines.values():
@@ -230,6 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", help="file to write; RUN_FOLDER/rank_list.png if not given")
     parser.add_argument("--may-have-changed-clothes", action="store_true",
                         help="compare pictures by the groups of Cerberus that `experiments.groups` has chosen for that")
+    add_blur_faces(parser)
     args = parser.parse_args(arguments)
     predictor = CerberusPredictor(args.run_folder)
     groups = predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ()
@@ -239,7 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
     if gallery.labels is not None:
         rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]
     path = args.output or str(Path(args.run_folder) / "rank_list.png")
-    draw(rows, path, args.top)
+    with faces_blurred(args.blur_faces):
+        draw(rows, path, args.top)
     print(f"wrote {path}")
 
 
