@@ -31,17 +31,30 @@ NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
 FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
 DEEPEST = 4  # levels above an image folder in which the settings file of a synthetic dataset is searched
 
-# These texts are stored in manifests and compared as strings by `experiments.manifest_diff`: another wording would make
-# equal evaluations differ.
-JUNK = ("images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
-        "images of identity -1 are not read")
-COLOURS = {"official": "one answer a garment; any listed colour is right, nothing is where no colour is listed",
-           "binary": "mean of each colour's yes/no accuracy",
-           "balanced": "mean of (TPR + TNR) / 2 of each colour's yes/no question"}
-BALANCED = "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))"
+# Texts of manifests. `EARLIER_TEXTS` must contain each replaced wording, since manifests are compared as strings.
+JUNK = ("gallery images with the identity and the camera of the query are ignored; distractors count as wrong results; "
+        "images of identity -1 are not loaded")
+COLOURS = {"official": "one predicted colour per garment; right if it is labelled, wrong without a labelled colour",
+           "binary": "mean accuracy of the yes/no labels of the colours",
+           "balanced": "mean of (TPR + TNR) / 2 of the yes/no labels of the colours"}
+BALANCED = "the value with the largest (p - pi) / (pi (1 - pi)), where pi is its share of the training identities"
 POOL = "query and gallery, without distractors"
-PERSON = ("an identity, in one outfit where the data set has outfits, by the mean score of its images: of the pool for "
+PERSON = ("an identity, in one outfit if the dataset has outfits, by the mean score of its images: of the pool for "
           "APS, of the gallery for PAR")
+ALSO_IGNORED = "; also ignored are images with the identity of the query, "
+
+# Wordings of earlier versions and those of this version.
+EARLIER_TEXTS = {
+    "images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
+    "images of identity -1 are not read": JUNK,
+    "; of the own identity beside that, ": ALSO_IGNORED,
+    "one answer a garment; any listed colour is right, nothing is where no colour is listed": COLOURS["official"],
+    "mean of each colour's yes/no accuracy": COLOURS["binary"],
+    "mean of (TPR + TNR) / 2 of each colour's yes/no question": COLOURS["balanced"],
+    "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))": BALANCED,
+    "an identity, in one outfit where the data set has outfits, by the mean score of its images: of the pool for "
+    "APS, of the gallery for PAR": PERSON,
+}
 
 
 def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model: nn.Module | None = None,
@@ -81,6 +94,24 @@ def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model
         "checkpoint": os.path.basename(checkpoint or "") or None,
         "checkpoint sha256": file_sha256(checkpoint),
     }
+
+
+def with_current_texts(value):
+    """Replace the texts of a manifest of an earlier version with those of this version.
+
+    Args:
+        value: a manifest, or any part of it.
+
+    Examples:
+        >>> with_current_texts({"colours": {"binary": "mean of each colour's yes/no accuracy"}})
+        {'colours': {'binary': 'mean accuracy of the yes/no labels of the colours'}}
+    """
+    if isinstance(value, Mapping):
+        return {key: with_current_texts(part) for key, part in value.items()}
+    if isinstance(value, str):
+        for earlier, current in EARLIER_TEXTS.items():
+            value = value.replace(earlier, current)
+    return value
 
 
 def ranking_rules(cfg: CfgNode) -> dict[str, str | bool]:
@@ -166,7 +197,7 @@ def _scales(model: nn.Module) -> dict | None:
 
 def _junk_by_outfits(served: set[str]) -> str:
     rules = [f"under {name} {ignored}" for name, ignored in SETTINGS.items() if name in served]
-    return f"; of the own identity beside that, {', '.join(rules)}" if rules else ""
+    return ALSO_IGNORED + ", ".join(rules) if rules else ""
 
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:

@@ -246,7 +246,7 @@ class PARTask:
                 [self.reader.decide(total.means(), balanced).cpu() for balanced, total in zip((False, True), totals)])
 
     def _scored(self, labels: Tensor, answers: Tensor, balanced: Tensor | None = None) -> par.PARResult:
-        """Score predictions int64 (K, M) against labels int64 (K, A); `balanced` predictions score that metric."""
+        """Score predictions int64 (K, M) against labels int64 (K, A); `balanced` are those of the balanced metric."""
         truth, known = self.reader.schema.column_truth(labels)
         is_colour = [column.is_colour for column in self.reader.schema.columns]
         result = par.par_metrics(answers, truth, known, is_colour)
@@ -439,7 +439,7 @@ def check_task_options(cfg, groups: Sequence[str] = GROUPS) -> None:
         raise ValueError(f"TEST.AQE.QE_K is {cfg.TEST.AQE.QE_K}, expected 1 or more")
     if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups; "
-                         "only Cerberus has")
+                         "only Cerberus has groups")
     if not set(cfg.TEST.GROUPS) <= set(groups):
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(groups)}")
     if cfg.TEST.READING not in READINGS:

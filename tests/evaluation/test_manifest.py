@@ -10,7 +10,14 @@ from cerberus_plugin.attributes import DUKEMTMC, GROUPS, MARKET1501, Annotations
 from cerberus_plugin.data.build import build_test_set, build_train_set
 from cerberus_plugin.data.loader import AttributeDataset
 from cerberus_plugin.engine.trainer import evaluate
-from cerberus_plugin.evaluation.manifest import config_sha256, manifest, of_test, of_training, ranking_rules
+from cerberus_plugin.evaluation.manifest import (
+    EARLIER_TEXTS,
+    config_sha256,
+    manifest,
+    of_test,
+    of_training,
+    ranking_rules,
+)
 from cerberus_plugin.experiments.manifest_diff import differences, main, read
 from cerberus_plugin.utils.files import file_sha256
 
@@ -69,7 +76,7 @@ def test_a_manifest_describes_training_set_test_set_and_rules(run, market_root):
     assert made["checkpoint sha256"] == sha256((folder / "model_final.pth").read_bytes())
     sizes = dict(zip(GROUPS, run.cfg.MODEL.CERBERUS.NUM_SIDS))
     assert made["SID space"] == {"name": "product", "sizes": sizes} and sizes["lower"] == 40
-    assert made["AP"] == "rectangle" and "own camera" in made["junk"]
+    assert made["AP"] == "rectangle" and "the camera of the query" in made["junk"]
     assert made["ranking"] == {"re-ranking": False, "query expansion": False}
     assert made["colours"]["force colour"] is False and made["pool"].startswith("query and gallery")
     assert "mean score of its images" in made["person"]
@@ -234,6 +241,17 @@ def test_ranking_rules_of_an_earlier_record_are_read_from_its_protocol(run, tmp_
         record["protocol"]["reid"]["re-ranking"] = reranking
         (tmp_path / "results.json").write_text(json.dumps(record))
         assert differences(read(run.cfg.OUTPUT_DIR), read(tmp_path)) == different
+
+
+def test_earlier_wordings_of_the_rules_are_no_difference(run, tmp_path):
+    text = json.dumps(json.loads((Path(run.cfg.OUTPUT_DIR) / "results.json").read_text()))
+    found = []
+    for earlier, current in EARLIER_TEXTS.items():
+        found.append(json.dumps(current)[1:-1] in text)
+        text = text.replace(json.dumps(current)[1:-1], json.dumps(earlier)[1:-1])
+    assert sum(found) == 6 and len(found) == 7  # the run has no outfits
+    (tmp_path / "results.json").write_text(text)
+    assert differences(read(run.cfg.OUTPUT_DIR), read(tmp_path)) == []
 
 
 def test_a_record_without_manifest_raises_an_error_with_a_remedy(run, tmp_path):
