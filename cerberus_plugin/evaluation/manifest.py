@@ -202,7 +202,7 @@ def _junk_by_outfits(served: set[str]) -> str:
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
     people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
-    cameras = Counter(camid for *_, camid in items)  # an image of an unknown camera has a number of its own
+    cameras = Counter(camid for *_, camid in items)  # each image of an unknown camera has a unique number
     return {"images": len(items), "identities": len(people),
             "cameras": sum(images > 1 for images in cameras.values())}
 

@@ -133,7 +133,7 @@ def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
         path = os.path.join(root, name)
         suffix = os.path.splitext(name)[1]
         pixels = cv2.imencode(suffix, image, _ENCODING[suffix])[1].tobytes()
-        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # too slow for many files
+        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # sync is slow
     return len(jobs)
 
 
