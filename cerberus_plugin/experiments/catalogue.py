@@ -27,6 +27,8 @@ SEM, REG, ALIGN, SOFTMAX, PRIOR, AGREEMENT = (f"MODEL.CERBERUS.{key}" for key in
     "LAMBDA_SEM", "LAMBDA_REG", "ALIGN", "SOFTMAX", "SOFTMAX_PRIOR", "AGREEMENT"))
 LEFT_OUT = (0, 2, 4, 8)
 RARE = 0.05  # of the training people; some semantic IDs are carried by half of them
+SIGMA_MULTIPLES = (1.0, 1.05, 1.2)  # of the median norm of an image's own map
+VIT_BLOCKS = 12  # of ViT-tiny, small and base
 CERBERUS, PLUS = "Cerberus", "cerberus_plus"  # PLUS: also what its configuration files begin with
 BY_PROBABILITY = "Cerberus, by probability"
 
@@ -184,6 +186,32 @@ def _options() -> Study:
                       "on other data.")
 
 
+def _alignment() -> Study:
+    """The threshold of the alignment: none, the paper's constant, and multiples of the norms of an image's own map."""
+    sigma, quantile = "MODEL.CERBERUS.SIGMA", "MODEL.CERBERUS.SIGMA_QUANTILE"
+    off = "no alignment"
+    variants = (Variant(off, {ALIGN: False}),
+                Variant("sigma 5", {sigma: 5.0, quantile: 0.0}, note="the paper's constant"),
+                *(Variant(f"sigma {multiple:g} of the median norm", {sigma: multiple, quantile: 0.5})
+                  for multiple in SIGMA_MULTIPLES))
+    return Study("alignment", "Beyond the paper: the threshold of the alignment",
+                 "Does alignment help, and does a threshold in the map's own norms help more than a constant?",
+                 variants, MAIN, against=off,
+                 note="On a synthetic dataset, `--loose-boxes` sets how badly the boxes fit. To choose a multiple, add "
+                      "DATASETS.HOLD_OUT 60 DATASETS.TESTS \"('held-out',)\".")
+
+
+def _vit_split() -> Study:
+    """The number of blocks of a vision transformer that the branches share."""
+    variants = tuple(Variant(f"split after block {n} of {VIT_BLOCKS}", {"MODEL.BACKBONE.CUT": f"blocks.{n - 1}"})
+                     for n in (4, 6, 8, 10))
+    return Study("vit_split", "Beyond the paper: the split point of a vision transformer",
+                 "How many of the blocks should the two branches share?", variants, MAIN,
+                 against=f"split after block 8 of {VIT_BLOCKS}", costs=True,
+                 note=f"For a configuration of a vision transformer with {VIT_BLOCKS} blocks, such as "
+                      "cerberus_vit_s_transreid. The trunk has two thirds of the blocks by default.")
+
+
 def _unseen() -> Study:
     key, synthesise = "DATASETS.LEAVE_OUT_SIDS", "TEST.APS.SYNTHESISE"
     kinds = {"with regulariser": {}, "without regulariser": {REG: 0.0}}
@@ -238,4 +266,4 @@ def _sensitivity() -> Study:
 
 
 STUDIES = {study.name: study for study in (_comparison(), _parts(), _initialisers(), _margins(), _plus(), _choices(),
-                                           _options(), _unseen(), _sensitivity())}
+                                           _options(), _alignment(), _vit_split(), _unseen(), _sensitivity())}

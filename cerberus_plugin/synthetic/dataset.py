@@ -31,7 +31,7 @@ from ..utils.files import decode_text, json_sha256
 from .clothes import OUTFITS, draw_clothes, table
 from .folder import DIFFICULTY, VERSION, check_common, check_numbers, fill, known_person, passers
 from .people import generator, make_person, sample_people
-from .scene import NUM_CAMERAS, draw_person, make_camera, sample_view, spoil
+from .scene import NUM_CAMERAS, draw_person, loosen, make_camera, sample_view, spoil
 from .site import IMAGES, PEOPLE, draw_site
 from .site import table as site_table
 
@@ -43,7 +43,8 @@ _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(
 _DISTRACTOR, _JUNK = 0, -1
 _LAST_PID = 1501  # accepted by FastReID's Market1501; training and test identities are numbered together
 # Options that not every form takes.
-_OPTIONS = {"market1501": ("train_ids", "test_ids", "images_per_id", "distractors", "junk", "annotations", "names"),
+_OPTIONS = {"market1501": ("train_ids", "test_ids", "images_per_id", "distractors", "junk", "loose_boxes",
+                           "annotations", "names"),
             "prcc": ("train_ids", "test_ids", "images_per_camera"),
             "ltcc": ("train_ids", "test_ids", "images_per_camera", "outfits"), "site": ("people", "images_per_id")}
 
@@ -86,6 +87,7 @@ def draw_dataset(
     junk: int = 50,
     seed: int = 0,
     difficulty: float = DIFFICULTY,
+    loose_boxes: float = 0.0,
     workers: int | None = None,
     annotations: str | Path | None = None,
     names: list[str | Path] | tuple = (),
@@ -107,6 +109,9 @@ def draw_dataset(
         seed: seed of the dataset.
         difficulty: 0 to 1, scales the cameras' colours, noise and blur, light, occlusion and badly placed boxes, and
             takes away detail that tells people of equal labels apart.
+        loose_boxes: 0 to 2, badly fitting boxes: each box is enlarged above and below by two random amounts between 0
+            and this share of its height, at its aspect ratio. At 1, a person fills between one third and all of the
+            height that they fill at 0.
         workers: processes, None for one a core.
         annotations: file in the format of market_attribute.mat to take identities and labels from.
         names: lists (.csv, .csv.gz) with lines `id,folder/name.jpg`: draw exactly these images.
@@ -120,6 +125,7 @@ def draw_dataset(
     """
     check_numbers(train_ids=(train_ids, 1, _LAST_PID - 1), test_ids=(test_ids, 1, _LAST_PID - train_ids),
                   images_per_id=(images_per_id, 2, 999), distractors=(distractors, 0, 99999), junk=(junk, 0, 99999))
+    check_numbers(loose_boxes=(loose_boxes, 0, 2))
     check_common(seed, difficulty, workers)
     if names and annotations is None:
         raise ValueError("synthetic: names were given without annotations, but the people in them need labels; "
@@ -136,10 +142,13 @@ def draw_dataset(
     people = {TRAIN: plan.train, GALLERY: plan.test, QUERY: plan.test}
     settings = {"version": VERSION, "seed": seed, "difficulty": float(difficulty), **plan.counts(),
                 "people_and_names": plan.digest()}
+    if loose_boxes:  # folders of earlier versions have no such entry
+        settings["loose_boxes"] = float(loose_boxes)
     fill(Path(output) / FOLDER, settings, FOLDERS,
          {ANNOTATIONS: lambda path: write_annotations(path, plan.train, plan.test)},
          {name: (people[name.split("/")[0]].get(_parse(name)[1]),) for name in plan.names},
-         partial(draw_image, seed=seed, difficulty=float(difficulty)), workers=workers, progress=progress)
+         partial(draw_image, seed=seed, difficulty=float(difficulty), loose_boxes=loose_boxes), workers=workers,
+         progress=progress)
     return plan.counts()
 
 
@@ -237,7 +246,8 @@ def _parse(name: str) -> tuple[str, int, int, int]:
     return folder, int(pid), int(camera), int(sequence)
 
 
-def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty: float) -> np.ndarray:
+def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty: float,
+               loose_boxes: float = 0.0) -> np.ndarray:
     """The image of one file name: uint8 RGB (128, 64, 3); `labels` ints (A,), None for distractors and junk."""
     _, pid, number, sequence = _parse(name)
     camera, rng = make_camera(number, seed, difficulty), generator(seed, name)
@@ -245,6 +255,8 @@ def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty:
     others = [walking[i] for i in rng.choice(len(walking), 3, replace=False)]
     track = rng if pid <= 0 else generator(seed, "track", pid, number, sequence)
     view = sample_view(camera, rng, turn=2 * pi * track.random(), where=track.random(), others=others[:2])
+    if loose_boxes:
+        view = loosen(view, *(loose_boxes * generator(seed, "box", name).random(2)))
     if labels is not None:
         return draw_person(known_person(labels, pid, seed, difficulty), camera, view, rng)
     empty = pid == _DISTRACTOR and rng.random() < 0.3  # a false detection in the background
@@ -282,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--outfits", type=int, help=f"ltcc: largest number of outfits of a person (default {OUTFITS})")
     parser.add_argument("--seed", type=int, help="(default 0)")
     parser.add_argument("--difficulty", type=float, help=f"0 to 1 (default {DIFFICULTY})")
+    parser.add_argument("--loose-boxes", type=float, help="market1501: enlarge each box above and below by random "
+                                                          "amounts up to this share of its height, 0 to 2 (default 0)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--annotations", help="market1501: take identities and labels from this market_attribute.mat")
     parser.add_argument("--names", nargs="+", help="market1501: lists (.csv, .csv.gz) of id,folder/name.jpg to draw; "

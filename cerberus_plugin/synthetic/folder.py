@@ -100,8 +100,8 @@ def _claim(root: Path, settings: dict) -> None:
         except (ValueError, TypeError) as error:  # not JSON, or not an object
             raise ValueError(f"{path}: cannot be read ({error}), so it is unknown with which settings the images were "
                              "drawn. Delete the folder, or use another --output.") from error
-        other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
-                 if found.get(key) != value]
+        other = [f"{key} {found.get(key)} there, {settings.get(key)} now" for key in {**settings, **found}
+                 if found.get(key) != settings.get(key)]
         if other:
             raise ValueError(f"{path}: the folder was created with other settings ({'; '.join(other)}). "
                              "Use the same settings to complete it, choose another --output, or delete the folder.")

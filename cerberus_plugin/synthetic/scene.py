@@ -160,6 +160,27 @@ def spoil(view: View, rng: np.random.Generator) -> View:
     return replace(view, size=0.34 + 0.2 * u[2], y=-0.35 * u[3], x=side * 0.3 * u[3])
 
 
+def loosen(view: View, above: float, below: float) -> View:
+    """The view with a larger box of the same aspect ratio: the person is smaller and shifted, with more ground around.
+
+    Args:
+        above, below: heights that the box gains, as shares of its height before.
+
+    Examples:
+        >>> loosen(View(size=0.8), above=0.5, below=0.5).size
+        0.4
+    """
+    scale = 1 + above + below
+    size = view.size / scale
+    foot = (_foot(view) + above) / scale
+    return replace(view, size=size, x=view.x / scale, y=foot - _foot(View(size=size)), zoom=view.zoom / scale)
+
+
+def _foot(view: View) -> float:
+    """Height of the feet, as a share of the picture from its top."""
+    return 0.5 + 0.46 * min(view.size, 1.0) + view.y
+
+
 def draw_person(person: Person | None, camera: Camera, view: View, rng: np.random.Generator) -> np.ndarray:
     """Draw the image that a camera takes of a person.
 
@@ -176,7 +197,7 @@ def draw_person(person: Person | None, camera: Camera, view: View, rng: np.rando
     """
     u = rng.random(8)
     picture = _cut(camera.place, view, u[0])
-    foot = (0.5 + view.x) * WIDTH, (0.5 + 0.46 * min(view.size, 1.0) + view.y) * HEIGHT
+    foot = (0.5 + view.x) * WIDTH, _foot(view) * HEIGHT
     if view.behind is not None:
         size = view.size * (0.62 + 0.2 * u[1])
         place = foot[0] + (0.45 if u[2] < 0.5 else -0.45) * WIDTH, foot[1] - 0.10 * HEIGHT

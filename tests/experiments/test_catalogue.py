@@ -8,6 +8,7 @@ from cerberus_plugin.experiments import catalogue, reproduce, study
 from cerberus_plugin.experiments.catalogue import STUDIES
 from cerberus_plugin.experiments.reproduce import available, file_of, main, reader, split_words
 from cerberus_plugin.experiments.study import Variant, fingerprint
+from cerberus_plugin.modeling import backbones
 from cerberus_plugin.modeling.sid_prototypes import INITIALISERS
 
 import pytest
@@ -16,8 +17,8 @@ CONFIGS = Path(__file__).parents[2] / "configs/Market1501"
 DEMO = CONFIGS / "cerberus_demo.yml"
 
 
-@pytest.mark.parametrize("name", ["parts", "initialisers", "margins", "plus", "choices", "options", "unseen",
-                                  "sensitivity"])
+@pytest.mark.parametrize("name", ["parts", "initialisers", "margins", "plus", "choices", "options", "alignment",
+                                  "vit_split", "unseen", "sensitivity"])
 def test_options_are_read_as_the_configuration_has_them_and_differ_from_each_other(name):
     read = reader(STUDIES[name], DEMO, ["SOLVER.MAX_EPOCH", "12"])
     found = [read(variant, 3) for variant in STUDIES[name].trained]
@@ -64,6 +65,22 @@ def test_columns_have_the_published_mean():
         for test, figures in model.items():
             columns = [figures[f"PAR/{rule}/{name}"] for name in catalogue.COLUMNS[test]]
             assert sum(columns) / len(columns) == pytest.approx(figures[f"PAR/mA_{rule}"], abs=0.051), test
+
+
+def test_alignment_is_compared_without_with_a_constant_and_with_the_maps_own_norms():
+    read = reader(STUDIES["alignment"], CONFIGS / "cerberus_osnet.yml", ["MODEL.DEVICE", "cpu"])
+    nodes = [read(variant, 0).MODEL.CERBERUS for variant in STUDIES["alignment"].trained]
+    assert [(node.ALIGN, node.SIGMA, node.SIGMA_QUANTILE) for node in nodes[1:]] == [
+        (True, 5.0, 0.0), (True, 1.0, 0.5), (True, 1.05, 0.5), (True, 1.2, 0.5)]
+    assert not nodes[0].ALIGN
+
+
+def test_split_points_of_a_vision_transformer_include_the_default():
+    variants = STUDIES["vit_split"].trained
+    assert [variant.options["MODEL.BACKBONE.CUT"] for variant in variants] == [
+        "blocks.3", "blocks.5", "blocks.7", "blocks.9"]
+    assert STUDIES["vit_split"].against == variants[2].name
+    assert round(catalogue.VIT_BLOCKS * backbones.SHARED_BLOCKS) == 8
 
 
 def test_unseen_semantic_ids_grow_with_and_without_the_regulariser():

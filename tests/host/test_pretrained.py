@@ -113,7 +113,7 @@ def test_non_local_blocks_are_in_no_file_and_do_not_count(tmp_path, log):
     torch.manual_seed(0)
     plain = build_backbone("", pretrain=False, DEPTH="50x").state_dict()
     build_backbone(saved(tmp_path / "r50.pth", plain), DEPTH="50x", WITH_NL=True)
-    assert "265 of 265 tensors matched; new, in no such file: NL_2.0 (12)" in log.text
+    assert "265 of 265 tensors matched; new, in no published file: NL_2.0 (12)" in log.text
 
 
 FORMS = {"imagenet": lambda state: state | {"fc.weight": torch.zeros(1000, 512)},
