@@ -42,7 +42,7 @@ TRAIN, GALLERY, QUERY = FOLDERS = ("bounding_box_train", "bounding_box_test", "q
 _NAME = re.compile(rf"({'|'.join(FOLDERS)})/((-1|\d{{4}})_c([1-{NUM_CAMERAS}])s(\d)_\d{{6}}_\d{{2}}(?:\.jpg)+)")
 _DISTRACTOR, _JUNK = 0, -1
 _LAST_PID = 1501  # accepted by FastReID's Market1501; training and test identities are numbered together
-# Options that not every form takes.
+# Options that only some forms support, by form.
 _OPTIONS = {"market1501": ("train_ids", "test_ids", "images_per_id", "distractors", "junk", "loose_boxes",
                            "annotations", "names"),
             "prcc": ("train_ids", "test_ids", "images_per_camera"),
@@ -107,12 +107,12 @@ def draw_dataset(
         distractors: gallery images of identity 0000; unused with `names`.
         junk: gallery images of identity -1; unused with `names`.
         seed: seed of the dataset.
-        difficulty: 0 to 1, scales the cameras' colours, noise and blur, light, occlusion and badly placed boxes, and
-            takes away detail that tells people of equal labels apart.
+        difficulty: 0 to 1; scales the colours, noise and blur of the cameras, light, occlusion and errors of the
+            bounding boxes, and reduces the differences between people with equal labels.
         loose_boxes: 0 to 2, badly fitting boxes: each box is enlarged above and below by two random amounts between 0
             and this share of its height, at its aspect ratio. At 1, a person fills between one third and all of the
             height that they fill at 0.
-        workers: processes, None for one a core.
+        workers: number of processes; None for one per core.
         annotations: file in the format of market_attribute.mat to take identities and labels from.
         names: lists (.csv, .csv.gz) with lines `id,folder/name.jpg`: draw exactly these images.
         progress: show a progress bar on stderr.
@@ -248,7 +248,18 @@ def _parse(name: str) -> tuple[str, int, int, int]:
 
 def draw_image(name: str, labels: tuple[int, ...] | None, seed: int, difficulty: float,
                loose_boxes: float = 0.0) -> np.ndarray:
-    """The image of one file name: uint8 RGB (128, 64, 3); `labels` ints (A,), None for distractors and junk."""
+    """Draw the image of one file name.
+
+    Args:
+        name: folder/name.jpg; it contains identity, camera and sequence, and seeds the view.
+        labels: ints (A,); None for distractors and junk.
+        seed: seed of the dataset.
+        difficulty: 0 to 1.
+        loose_boxes: 0 to 2, see `draw_dataset`.
+
+    Returns:
+        uint8 RGB (128, 64, 3).
+    """
     _, pid, number, sequence = _parse(name)
     camera, rng = make_camera(number, seed, difficulty), generator(seed, name)
     walking = passers(seed, difficulty)
@@ -296,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--difficulty", type=float, help=f"0 to 1 (default {DIFFICULTY})")
     parser.add_argument("--loose-boxes", type=float, help="market1501: enlarge each box above and below by random "
                                                           "amounts up to this share of its height, 0 to 2 (default 0)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--annotations", help="market1501: take identities and labels from this market_attribute.mat")
     parser.add_argument("--names", nargs="+", help="market1501: lists (.csv, .csv.gz) of id,folder/name.jpg to draw; "
                                                    "needs --annotations")

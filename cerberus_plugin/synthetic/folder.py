@@ -100,7 +100,7 @@ def _claim(root: Path, settings: dict) -> None:
         except (ValueError, TypeError) as error:  # not JSON, or not an object
             raise ValueError(f"{path}: cannot be read ({error}), so it is unknown with which settings the images were "
                              "drawn. Delete the folder, or use another --output.") from error
-        other = [f"{key} {found.get(key)} there, {settings.get(key)} now" for key in {**settings, **found}
+        other = [f"{key} {found.get(key)} in the folder, {settings.get(key)} given" for key in {**settings, **found}
                  if found.get(key) != settings.get(key)]
         if other:
             raise ValueError(f"{path}: the folder was created with other settings ({'; '.join(other)}). "

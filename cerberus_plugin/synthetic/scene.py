@@ -161,10 +161,12 @@ def spoil(view: View, rng: np.random.Generator) -> View:
 
 
 def loosen(view: View, above: float, below: float) -> View:
-    """The view with a larger box of the same aspect ratio: the person is smaller and shifted, with more ground around.
+    """Enlarge the bounding box of a view at its aspect ratio: the person is smaller and shifted, with more background.
 
     Args:
-        above, below: heights that the box gains, as shares of its height before.
+        view: view with the original box.
+        above: added height above, as a share of the original height.
+        below: added height below, as a share of the original height.
 
     Examples:
         >>> loosen(View(size=0.8), above=0.5, below=0.5).size
@@ -177,7 +179,7 @@ def loosen(view: View, above: float, below: float) -> View:
 
 
 def _foot(view: View) -> float:
-    """Height of the feet, as a share of the picture from its top."""
+    """Return the vertical position of the feet from the top, as a share of the height."""
     return 0.5 + 0.46 * min(view.size, 1.0) + view.y
 
 

@@ -237,7 +237,7 @@ def test_a_folder_of_another_form_is_rejected(drawn, tmp_path):
     there.mkdir()
     settings = (drawn[0] / ROOTS["prcc"] / "synthetic.json").read_text()
     (there / "synthetic.json").write_text(settings)
-    with pytest.raises(ValueError, match="form prcc there, ltcc now"):
+    with pytest.raises(ValueError, match="form prcc in the folder, ltcc given"):
         draw_clothes(tmp_path, "ltcc", **SMALL)
 
 

@@ -316,7 +316,7 @@ def test_more_people_are_occluded_at_a_higher_difficulty():
 
 
 def drawn_rows(view):
-    """First and last row of a person, found by the difference to the same picture without them."""
+    """First and last row of a person, from the difference to the same image without the person."""
     camera, person = make_camera(1, seed=0, difficulty=0.0), make_person(labels(), 1, seed=0, difficulty=0.0)
     with_person, without = (draw_person(who, camera, view, generator("view")).astype(int) for who in (person, None))
     rows = np.flatnonzero(np.abs(with_person - without).max(axis=(1, 2)) > 40)
@@ -324,7 +324,7 @@ def drawn_rows(view):
 
 
 @pytest.mark.parametrize(("above", "below"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.4, 0.8)])
-def test_a_looser_box_has_the_person_at_the_place_and_size_of_a_larger_crop(above, below):
+def test_a_loose_box_shows_the_person_as_a_larger_crop_does(above, below):
     tight = View(phase=0.15, y=0.03)
     top, bottom = drawn_rows(tight)
     scale = 1 + above + below
@@ -332,7 +332,7 @@ def test_a_looser_box_has_the_person_at_the_place_and_size_of_a_larger_crop(abov
     assert drawn_rows(loosen(tight, above, below)) == pytest.approx(expected, abs=3)
 
 
-def test_loose_boxes_change_every_image_and_no_label_or_name(drawn, tmp_path):
+def test_loose_boxes_change_all_images_but_no_labels_or_names(drawn, tmp_path):
     draw_dataset(tmp_path, **SMALL, loose_boxes=0.5)
     tight, loose = images(drawn[0]), images(tmp_path)
     assert tight.keys() == loose.keys() and all(tight[name] != loose[name] for name in tight)
@@ -341,12 +341,12 @@ def test_loose_boxes_change_every_image_and_no_label_or_name(drawn, tmp_path):
     assert json.loads((root_of(tmp_path) / "synthetic.json").read_text())["loose_boxes"] == 0.5
 
 
-def test_a_folder_of_loose_boxes_is_not_finished_without_them_nor_the_other_way_round(drawn, tmp_path):
+def test_images_with_and_without_loose_boxes_are_not_mixed(drawn, tmp_path):
     assert "loose_boxes" not in (root_of(drawn[0]) / "synthetic.json").read_text()  # as earlier versions wrote it
-    with pytest.raises(ValueError, match="loose_boxes None there, 0.5 now"):
+    with pytest.raises(ValueError, match="loose_boxes None in the folder, 0.5 given"):
         draw_dataset(drawn[0], **SMALL, loose_boxes=0.5)
     draw_dataset(tmp_path, **SMALL, loose_boxes=0.5)
-    with pytest.raises(ValueError, match="loose_boxes 0.5 there, None now"):
+    with pytest.raises(ValueError, match="loose_boxes 0.5 in the folder, None given"):
         draw_dataset(tmp_path, **SMALL)
     with pytest.raises(ValueError, match="loose_boxes is 3, expected 0 to 2; change --loose-boxes"):
         draw_dataset(tmp_path, **SMALL, loose_boxes=3)
