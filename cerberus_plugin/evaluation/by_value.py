@@ -1,4 +1,4 @@
-"""The record of an evaluation by attribute value, which the tasks fill: "by value" in results.json."""
+"""Metrics by attribute value, the entry "by value" of results.json; the tasks of an evaluation fill it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ SHARES = ("mAP", "Rank-1", "accuracy", "recall")
 class ByValue:
     """reID and PAR metrics of one test dataset by attribute and value.
 
-    `record` has {attribute: {value: {"reID": {...}, "PAR": {...}}}}, attributes by their display names, in percent.
+    The attribute `record` contains {attribute: {value: {"reID": {...}, "PAR": {...}}}}, with the display names of
+    attributes, and metrics in percent.
 
     Args:
-        schema: of the labels.
+        schema: schema of the labels.
     """
 
     def __init__(self, schema: AttributeSchema) -> None:
@@ -25,11 +26,23 @@ class ByValue:
         self.record: dict[str, dict[str, dict]] = {}
 
     def add_reid(self, queries: Ranking, labels: Tensor, pids: Tensor) -> None:
-        """Add the ranking of Q queries: labels int64 (Q, A), pids int64 (Q,)."""
+        """Add reID metrics.
+
+        Args:
+            queries: ranking of Q queries.
+            labels: int64 (Q, A), their labels.
+            pids: int64 (Q,), their identities.
+        """
         self._add("reID", reid_by_value(queries, *self.schema.column_truth(labels.cpu()), pids))
 
     def add_par(self, predictions: Tensor, labels: Tensor, pids: Tensor | None) -> None:
-        """Add predictions int64 (N, M) for images: labels int64 (N, A), pids int64 (N,) or None."""
+        """Add PAR metrics.
+
+        Args:
+            predictions: int64 (N, M), predicted values of the images.
+            labels: int64 (N, A), their labels.
+            pids: int64 (N,), their identities; None if unknown.
+        """
         is_colour = [column.is_colour for column in self.schema.columns]
         self._add("PAR", par_by_value(predictions, *self.schema.column_truth(labels.cpu()), is_colour, pids))
 

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from ..config import flat
 from ..evaluation import report
+from ..evaluation.manifest import with_current_texts
 from ..utils.commands import run_command
 
 SHOWN = 16  # digits of a hash in tables and messages
@@ -29,7 +30,7 @@ def read(folder: str | Path) -> dict:
     Of a record whose manifest has no rules of ranking yet, those of its protocol.
     """
     record = report.read_results(str(folder))
-    found = record.get("manifest")
+    found = with_current_texts(record.get("manifest"))
     if not found:
         raise ValueError(f"{os.path.join(folder, report.RESULTS_FILE)}: has no manifest; it was written before there "
                          "were any, or without one. Evaluate the run again: train_net.py --eval-only writes "

@@ -70,7 +70,7 @@ def test_the_run_folder_contains_the_documented_files(run):
     assert record["training"] == {"epochs": 2, "seed": 1, "processes": 1, "resumed after epochs": []}
     assert "torch" in record["versions"] and "gpu" not in record["hardware"]
     table = (folder / "results.txt").read_text()
-    for word in ("before training, binary", "majority answer, official", "unseen in training", "upper colour", "mINP"):
+    for word in ("before training, binary", "majority class, official", "unseen in training", "upper colour", "mINP"):
         assert word in table
 
 
@@ -158,7 +158,7 @@ def test_an_alignment_that_crops_nothing_gives_a_warning(small_config, caplog):
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("TEST.APS.PROTOCOL", "sap", "PROTOCOL is 'sap', expected one of asmr, sal, sal-all"),
     ("TEST.APS.PARTIAL", "sum", "PARTIAL is 'sum', expected one of mean, max"),
-    ("TEST.APS.GROUPS", ["feet"], "GROUPS holds 'feet', expected names joined by"),
+    ("TEST.APS.GROUPS", ["feet"], "GROUPS contains 'feet', expected names joined by"),
 ])
 def test_options_of_the_evaluation_are_checked_before_training(small_config, key, value, message):
     with pytest.raises(ValueError, match=message):

@@ -210,7 +210,7 @@ def test_processors_and_processes_are_told(write):
 
 
 def test_an_unfinished_run_is_to_be_finished(tmp_path):
-    with pytest.raises(FileNotFoundError, match="results.json: not found; .* Finish the one in this folder"):
+    with pytest.raises(FileNotFoundError, match="results.json: not found; .* Finish the run in this folder"):
         main([str(tmp_path)])
 
 

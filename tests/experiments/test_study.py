@@ -55,7 +55,7 @@ def test_every_variant_and_seed_is_in_the_record_with_what_made_it(ablation):
         ("identity loss", [1, 2]), ("+ regulariser", [1, 2]), ("synthesised", [1, 2])]
     assert [kept[key] for key in ("study", "command", "config")] == ["parts", "the command", "base.yml"]
     assert kept["seeds"] == [1, 2] and kept["missing"] == []
-    assert kept["claims"] == {"Market1501": ["2 seeds: too few seeds to claim an order (3 are needed)"]}
+    assert kept["claims"] == {"Market1501": ["2 seeds: too few to compare variants (3 are needed)"]}
     run = kept["variants"][1]["runs"][0]
     results = json.loads((output / run["folder"] / "results.json").read_text())
     assert run["results"]["Market1501"] == {key: results["results"]["Market1501Attributes"][key]
