@@ -225,7 +225,7 @@ def test_the_reader_prints_a_manifest_and_what_differs_between_two(run, tmp_path
     assert not any(name.startswith(("checkpoint", "tests: Market1501: query")) for name in cells)
     assert differences(read(folder), read(folder)) == []
     main([folder, folder])
-    assert "nothing differs" in capsys.readouterr().out
+    assert "no differences" in capsys.readouterr().out
 
 
 def test_rules_of_ranking_of_an_earlier_record_are_those_of_its_protocol(run, tmp_path):
