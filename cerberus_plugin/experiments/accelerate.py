@@ -212,7 +212,7 @@ def plot(record: dict, held_out: CriticalPairs, test: CriticalPairs, path: Path)
         left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
         left.axhline(record["sweep"][0][name], color=colour, linestyle=":", linewidth=1)
     for row in rows:
-        if row["speed-up"] < 1.5 or len(f"{row['threshold']:g}") > 4:  # crowded points, and chosen thresholds
+        if row["speed-up"] < 1.5 or len(f"{row['threshold']:g}") > 4:  # no label: crowded, or a chosen threshold
             continue
         left.annotate(f"{row['threshold']:g}", (row["speed-up"], row["Rank-1"]), xytext=(0, 6),
                       textcoords="offset points", fontsize=8, ha="center")
@@ -271,9 +271,11 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
 def main(arguments: list[str] | None = None) -> None:
     parser = run_parser(__doc__, "Cerberus, APR or ARN", "acceleration")
     parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU",
-                        help="thresholds to evaluate, probabilities between 0 and 1")
+                        help="thresholds to evaluate, probabilities between 0 and 1 (default: "
+                             f"{' '.join(f'{threshold:g}' for threshold in THRESHOLDS)})")
     parser.add_argument("--survival", type=share, nargs="+", default=list(SURVIVAL), metavar="P",
-                        help="choose thresholds that keep a true match with these probabilities")
+                        help="choose thresholds that keep a true match with these probabilities "
+                             f"(default: {' '.join(f'{wanted:g}' for wanted in SURVIVAL)})")
     args = parser.parse_args(arguments)
     bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
     if bad:

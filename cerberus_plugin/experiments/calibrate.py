@@ -293,7 +293,8 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser(__doc__, "model", os.path.dirname(CALIBRATION_FILE))
     parser.add_argument("--false-match-rate", type=share, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
-                        help="allowed shares of pairs of different people above the threshold (default: %(default)s)")
+                        help="allowed shares of pairs of different people above the threshold "
+                             f"(default: {' '.join(f'{rate:g}' for rate in FALSE_MATCH_RATES)})")
     parser.add_argument("--accuracy", type=share, default=ACCURACY,
                         help="wanted share of right predictions; less probable ones become \"uncertain\" "
                              "(default: %(default)s)")

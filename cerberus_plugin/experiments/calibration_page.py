@@ -113,7 +113,7 @@ def plot(record: Mapping, curves: Curves, pairs: calibration.ScoredPairs, path: 
     for ax, (name, sides) in zip(axes, panels.items()):
         for side, answers in zip(COLOURS, sides):
             _curve(ax, calibration.reliability(*answers, bins=SHOWN_BINS), side)
-        _dress(ax, name)
+        _reliability_axes(ax, name)
     _same_person(axes[len(panels)], record["same person"], pairs)
     _scores(axes[len(panels) + 1], record["same person"], pairs)
     for ax in axes[len(panels) + 2:]:
@@ -129,7 +129,7 @@ def _curve(ax, curve: calibration.Reliability, side: str) -> None:
     ax.scatter(curve.probability, curve.accuracy, s=(curve.share * 250).clamp(min=6), color=COLOURS[side], label=side)
 
 
-def _dress(ax, name: str) -> None:
+def _reliability_axes(ax, name: str) -> None:
     ax.plot([0, 1], [0, 1], "k:", linewidth=1)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=name, xlabel="predicted probability", ylabel="share right")
 
@@ -142,7 +142,7 @@ def _same_person(ax, record: Mapping, pairs: calibration.ScoredPairs) -> None:
     curve = calibration.reliability(p, torch.arange(len(p)) < len(pairs.same),
                                     torch.cat([pairs.owner, pairs.owners[:, 0]]), weights=weights)
     _curve(ax, curve, "after")
-    _dress(ax, "same person, equal weights")
+    _reliability_axes(ax, "same person, equal weights")
 
 
 def _scores(ax, record: Mapping, pairs: calibration.ScoredPairs) -> None:

@@ -26,7 +26,7 @@ ZOO = "published by FastReID's model zoo"
 SEM, REG, ALIGN, SOFTMAX, PRIOR, AGREEMENT = (f"MODEL.CERBERUS.{key}" for key in (
     "LAMBDA_SEM", "LAMBDA_REG", "ALIGN", "SOFTMAX", "SOFTMAX_PRIOR", "AGREEMENT"))
 LEFT_OUT = (0, 2, 4, 8)
-RARE = 0.05  # of the training people; half of them have some semantic IDs
+RARE = 0.05  # of the training people; a common semantic ID belongs to half of them
 CERBERUS, PLUS = "Cerberus", "cerberus_plus"  # PLUS is also the prefix of its configuration files
 BY_PROBABILITY = "Cerberus, by probability"
 

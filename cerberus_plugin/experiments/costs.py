@@ -54,8 +54,8 @@ def counts(cfg: CfgNode) -> dict[str, int]:
     for handle in handles:
         handle.remove()
     # Classifiers and prototypes are used in training only, so they have no gradient of the embedding.
-    behind = torch.autograd.grad(embedding.sum(), list(model.parameters()), allow_unused=True)
-    return {"parameters": sum(gradient.numel() for gradient in behind if gradient is not None),
+    gradients = torch.autograd.grad(embedding.sum(), list(model.parameters()), allow_unused=True)
+    return {"parameters": sum(gradient.numel() for gradient in gradients if gradient is not None),
             "multiply-adds, paper": found["macs"] + 2 * found["outputs"],
             "operations, torch": counter.get_total_flops(), "values an embedding": embedding.shape[1]}
 

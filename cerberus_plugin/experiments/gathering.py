@@ -27,7 +27,7 @@ def run_parser(description: str, model: str, folder: str, data: str = "test data
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help=f"folder of a trained {model}")
-    parser.add_argument("--weights", help="checkpoint (default: that of the finished run)")
+    parser.add_argument("--weights", help="checkpoint (default: model_final.pth, or else model_best.pth, of the run)")
     parser.add_argument("--dataset", help=f"{data} (default: the first of the run)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: RUN/{folder})")
     parser.add_argument("--device", help="cuda or cpu (default: cuda if available)")

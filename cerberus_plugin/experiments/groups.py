@@ -94,7 +94,7 @@ def named(choice: Sequence[str], groups: int = len(GROUPS)) -> str:
 def table(record: Mapping) -> str:
     """Format the metrics of every choice by decreasing cloth-changing mAP; marks all groups and the chosen ones."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
-    groups = record["choices"][0]["groups"]  # all groups
+    groups = record["choices"][0]["groups"]  # the first choice has all groups
     marks = {tuple(groups): "all", tuple(record["chosen"]): "chosen"}
     lines = [[named(row["groups"], len(groups)), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
@@ -108,7 +108,7 @@ def plot(record: Mapping, path: Path) -> None:
     """Plot cloth-changing mAP against same-clothes mAP, one point per choice."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    groups = record["choices"][0]["groups"]  # all groups
+    groups = record["choices"][0]["groups"]  # the first choice has all groups
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
         emphasised = row["groups"] in (groups, record["chosen"])

@@ -297,7 +297,7 @@ def test_differences_from_the_paper_are_computed_from_the_runs(tmp_path):
         "Training data: in the format of Market-1501, with other people; the paper: Market-1501 and DukeMTMC-reID, "
         "separately",
         "Training identities: 32; the paper: 751 (Market-1501)",
-        "Test data: Market1501 36 queries, 80 gallery images; the paper: Market-1501 3,368 and 15,913",
+        "Test data: Market1501 (36 queries, 80 gallery images); the paper: Market-1501 (3,368 and 15,913)",
         "Schedule: 12 epochs, about 48 steps; the paper: 24,000 steps",
         "Image size: 128x64; the paper: 384x128",
         "Backbone: ResNet-18; the paper: ResNet-50",

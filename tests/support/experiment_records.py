@@ -80,6 +80,6 @@ def parts(**fields) -> dict:
                            variant("all terms", full, published={"Market1501": figures})],
                  **{"claims": {"Market1501Attributes": [
                      "mAP: all terms above identity term by 0.75 ± 0.10 (mean and 95 % of 3 paired seeds)",
-                     "2 comparisons, each at 95%: of twenty between equals, one would be told apart by chance",
+                     "2 comparisons, each at 95%: one of twenty would be significant by chance",
                      "Rank-1: the difference of all terms and identity term is not significant (1.00 ± 2.00)"]},
                     "against": "identity term", **fields})

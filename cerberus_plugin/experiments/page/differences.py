@@ -168,10 +168,10 @@ def test_images(run: RunRecord) -> Found | None:
         return None
     counts = {name: tuple(_number(node, f"{part}.images") for part in ("query", "gallery"))
               for name, node in tests.items()}
-    ours = "; ".join(f"{name} {_many(queries)} queries, {_many(gallery)} gallery images"
+    ours = "; ".join(f"{name} ({_many(queries)} queries, {_many(gallery)} gallery images)"
                      for name, (queries, gallery) in counts.items())
     known = [PAPER[name] for name in counts if name in PAPER]
-    return Found(ours, "; ".join(f"{entry.title} {entry.queries:,} and {entry.gallery:,}" for entry in known),
+    return Found(ours, "; ".join(f"{entry.title} ({entry.queries:,} and {entry.gallery:,})" for entry in known),
                  all(name in PAPER and (PAPER[name].queries, PAPER[name].gallery) == pair
                      for name, pair in counts.items()))
 

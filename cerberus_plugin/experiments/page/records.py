@@ -255,11 +255,11 @@ def _variant(folder: Folder, anchor: str, record: dict) -> VariantRecord:
     runs = []
     for place, item in enumerate(_take(record, "runs", list, f"variant '{name}'", [])):
         where = f"a run of variant '{name}'"
-        lies = _take(item, "folder", str, where, "")
-        text, config = _config(folder, lies)
+        run_folder = _take(item, "folder", str, where, "")
+        text, config = _config(folder, run_folder)
         results = {_data(data): {key: math.nan if value is None else float(value) for key, value in row.items()}
                    for data, row in _take(item, "results", dict, where, {}).items()}
-        runs.append(RunRecord(name, item.get("seed"), lies, results, item, config, text, f"{anchor}-run-{place}"))
+        runs.append(RunRecord(name, item.get("seed"), run_folder, results, item, config, text, f"{anchor}-run-{place}"))
     published = {_data(data): {key: float(value) for key, value in row.items() if value is not None}
                  for data, row in _take(record, "published", dict, f"variant '{name}'", {}).items()}
     return VariantRecord(name, _take(record, "options", dict, f"variant '{name}'", {}),
@@ -295,17 +295,17 @@ def _take(record, key: str, kind: type, where: str, default=None):
     return value
 
 
-def _config(folder: Folder, lies: str) -> tuple[str, dict]:
+def _config(folder: Folder, run_folder: str) -> tuple[str, dict]:
     """Read config.yaml of a run as text and as values, both empty if it does not exist."""
-    path = folder.path / lies / "config.yaml"
-    if not lies or not path.is_file():
+    path = folder.path / run_folder / "config.yaml"
+    if not run_folder or not path.is_file():
         return "", {}
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
         return text, values if isinstance(values, dict) else {}
     except DAMAGE as error:
-        damage = f"{lies}/config.yaml: {_short(error)}"
+        damage = f"{run_folder}/config.yaml: {_short(error)}"
         if damage not in folder.unreadable:  # studies may share runs
             folder.unreadable.append(damage)
         return "", {}
