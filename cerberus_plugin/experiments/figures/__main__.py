@@ -4,7 +4,7 @@
 
 Figures:
   alignment   Figure 7a: rows kept by the alignment, and the strips with and without alignment
-  attention   Figure 8: activation maps of the five representations
+  attention   Figure 8: contribution of each position of the feature map to the five representations
   neighbours  Figure 9: people who share a semantic ID, for one run or two runs side by side
   sheets      Figure 6: results of searches by image and by attributes, and predicted attributes
 

@@ -4,8 +4,8 @@ A gradient of the cosine to the image's own representation cannot be used: this 
 gradient is zero. The linear layer and the batch normalisation of a group are affine and the pooling is a mean, so a
 representation is the mean of the outputs of its layers at the single positions. The weight of a position is the
 inner product of its output and the representation, divided by the squared norm of the representation. The mean weight
-over the input of the group is 1, and a negative weight means that the position opposes the representation. The weights
-are exact, not an approximation.
+over the input of the group is 1, and a negative weight means that the position opposes the representation. Each channel
+is weighted by the layers of the group, and the weights are exact, not an approximation.
 Shapes: B images, C channels, H x W the map, D dimensions of a representation.
 """
 
