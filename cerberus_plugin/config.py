@@ -240,8 +240,8 @@ def add_cerberus_config(cfg: CN) -> None:
     cssc.TRIPLET_EPOCH = 36  # the first epoch with triplet losses, counted from 1
     cssc.FLIP_SUM = True  # add the features of the image and the flipped image; replaces FastReID's TEST.FLIP
 
-    # Interpolation for resizing images in training and inference: "bicubic", as in FastReID, or "bilinear". Exported
-    # models and DATALOADER.RESIDENT only support bicubic.
+    # Interpolation for resizing images in training and inference: "bicubic", as in FastReID, or "bilinear".
+    # DATALOADER.RESIDENT only supports bicubic.
     cfg.INPUT.INTERPOLATION = "bicubic"
     cfg.INPUT.REA.SCALE = [0.02, 0.33]  # random erasing: range of the erased share of the image area
     cfg.INPUT.REA.RATIO = [0.3, 3.3]  # random erasing: range of the ratio of height to width of the erased area

@@ -1,4 +1,4 @@
-"""Labels of one's own data that are probably wrong, and people who are mixed up."""
+"""Find labels of own data that are probably wrong, and identities that are mixed up."""
 
 from .auditing import Audit as Audit
 from .auditing import audit as audit

@@ -1,4 +1,4 @@
-"""An audit from the folder of the data to the files of its findings."""
+"""Run an audit: read the data, collect the findings, and write them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ..own_data.overlay import OVERLAY, read_overlay
 from ..own_data.people import labels_of, read_people, read_wording, split_people
 from ..utils.commands import printable
+from ..utils.text import counted
 from .contradictions import contradictions, unknown_labels
 from .findings import KINDS, Finding, in_order, write_findings
 from .trust import HEADER, Reading, Trust
@@ -19,7 +20,14 @@ MOST_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found, the surest first, what is to be said of it, and how far the models can be trusted, if any."""
+    """The result of an audit.
+
+    Attributes:
+        data: the data as the user named it.
+        findings: findings, highest confidence first.
+        notes: messages for the user.
+        trust: accuracy of the models; None without models.
+    """
 
     data: str
     findings: list[Finding] = field(repr=False)
@@ -29,16 +37,25 @@ class Audit:
 
 def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, name_pattern: str = "", folds: int = 3,
           seed: int = 0, epochs: int = 0, given: Mapping[str, str] | None = None) -> Audit:
-    """Look for wrong labels, and write `audit.csv`, `audit.json` and `audit.html`.
+    """Find labels that are probably wrong, and write `audit.csv`, `audit.json` and `audit.html`.
 
     Args:
-        data, name_pattern: of `read_people`.   out: folder to write to; trained folds are kept there.
-        run: folder of a trained model in place of models of folds.
-        pictures: without, labels are compared among themselves alone.
-        folds, seed: of people.   epochs, given: of `fold_config`.
+        data: table or folder, see `read_people`.
+        out: folder to write to; it also stores the models of the folds.
+        run: folder of a trained model, which is used instead of models of folds.
+        pictures: if False, only compare labels with each other, without images.
+        name_pattern: regular expression for file names, see `read_people`.
+        folds: number of folds of people.
+        seed: seed of the folds.
+        epochs: epochs of the trainings of folds; 0 to choose them.
+        given: additional configuration keys and values of these trainings.
+
+    Returns:
+        the findings.
 
     Raises:
-        FileNotFoundError, ValueError: with file, value, what is allowed, and a remedy.
+        FileNotFoundError: if the data or the run does not exist.
+        ValueError: if the data or an option is not valid, with the place, the allowed values, and a remedy.
     """
     out = Path(out)
     own = read_people(data, name_pattern)
@@ -51,18 +68,20 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
         findings += contradictions(own, wording, labels)
         unknown = unknown_labels(own, wording.schema, labels)
         if unknown:
-            notes.append("unknown labels: " + ", ".join(f"{name} of {count} pictures of {people} people"
+            units = (lambda n: "") if not own.identified else lambda n: f" of {counted(n, 'person', 'people')}"
+            notes.append("unknown labels: " + ", ".join(f"{name} for {counted(count, 'image')}{units(people)}"
                                                         for name, count, people in unknown))
     elif not pictures:
-        raise ValueError(f"{own.source}: has no attributes, so without pictures there is nothing to compare. Leave "
-                         "--no-pictures out, or write attributes into the table.")
+        raise ValueError(f"{own.source}: has no attributes, so there is nothing to compare without images. Omit "
+                         "--no-pictures, or add attributes to the table.")
     if pictures:
         from .labels import label_findings
         from .people import copies, people_findings
         from .predictions import predict_by_folds, predict_by_run
 
         if wording is None and not run:
-            notes.append("there are no attributes to train on: people were not compared; give a trained model by --run")
+            notes.append("the data has no attributes to train on, so people were not compared; give a trained model by "
+                         "--run")
         else:
             if run:
                 own = split_people(own, write=False)
@@ -96,7 +115,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
 
 
 def text(found: Audit) -> str:
-    """What the models know, and the findings by kind, for a terminal."""
+    """Format the accuracy of the models and the findings by kind for a terminal."""
     from tabulate import tabulate
 
     by_kind: dict[str, list[Finding]] = defaultdict(list)
@@ -106,13 +125,14 @@ def text(found: Audit) -> str:
             for kind in KINDS if by_kind[kind]]
     parts = []
     if found.trust is not None:
-        parts.append("What the models know, of people whom they were not trained on")
+        parts.append("Accuracy of the models on people that they were not trained on")
         if found.trust.attributes:
             parts.append(tabulate([[printable(cell) for cell in row] for row in found.trust.rows()], HEADER,
                                   disable_numparse=True))
         parts += [printable(one) for one in found.trust.sentences()]
     parts.append(tabulate([[printable(str(cell)) for cell in row] for row in rows], (
-        "kind", "what", "found", "the surest"), maxcolwidths=[None, 26, None, 60]) if rows else "No findings.")
+        "kind", "finding", "count", "highest confidence"), maxcolwidths=[None, 26, None, 60])
+                 if rows else "No findings.")
     return "\n\n".join([*parts, *(f"note: {printable(note)}" for note in found.notes)])
 
 

@@ -1,6 +1,6 @@
-"""What labels contradict among themselves, which needs no pictures.
+"""Find labels that contradict each other; this needs no images.
 
-Shapes: N pictures, A label fields, M columns.
+Shapes: N images, A label fields, M columns.
 """
 
 from __future__ import annotations
@@ -15,21 +15,35 @@ from ..own_data.schema_file import Wording
 from ..own_data.tables import EMPTY
 from .findings import Choice, Finding, of_unit
 
-MOST_SHOWN = 8  # pictures of a group
+MOST_SHOWN = 8  # images of a group
 
 
 def contradictions(own: OwnData, wording: Wording, labels: np.ndarray) -> list[Finding]:
-    """Exclusive attributes that are both yes, labels that differ where they should not, and rows of first values.
+    """Find three kinds of contradictions among labels.
+
+    These are exclusive attributes of which several are yes; labels that differ within a person or an outfit; and images
+    whose attributes all have their first value.
 
     Args:
-        labels: int16 (N, A), of `labels_of`.
+        own: N images.
+        wording: the schema.
+        labels: int16 (N, A), returned by `labels_of`.
     """
     return [*_exclusive(own, wording.schema, labels), *_differing(own, wording.schema, labels),
             *_first_values(own, wording.schema, labels)]
 
 
 def unknown_labels(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> list[tuple[str, int, int]]:
-    """Columns with pictures whose label is not known: name, pictures, people."""
+    """List the columns with unknown labels.
+
+    Args:
+        own: N images.
+        schema: A label fields, M columns.
+        labels: int16 (N, A), returned by `labels_of`.
+
+    Returns:
+        name of the column, number of images, and number of people of these.
+    """
     _, known = schema.column_truth(labels)
     return [(column.name, int((~known[:, m]).sum()), len(np.unique(own.person.codes[~known[:, m]])))
             for m, column in enumerate(schema.columns) if not known[:, m].all()]
@@ -40,7 +54,7 @@ def _word(own: OwnData, name: str, row: int) -> str:
 
 
 def _units(own: OwnData, chosen: np.ndarray) -> list[tuple[str, str, list[int]]]:
-    """Chosen rows by person, and by outfit where it is known: person, outfit, rows."""
+    """Group rows by person, and by outfit if known: person, outfit, rows."""
     units: dict[tuple[int, int], list[int]] = defaultdict(list)
     outfit = np.full(len(own), EMPTY) if own.outfit is None else own.outfit.codes
     for row in np.flatnonzero(chosen).tolist():
@@ -60,18 +74,18 @@ def _exclusive(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> lis
         several = (labels[:, fields] == 1).sum(axis=1) > 1
         for person, outfit, rows in _units(own, several):
             said = [name for name, field in zip(names, fields) if labels[rows[0], field] == 1]
-            choices = [Choice(f"{kept} alone", tuple(
+            choices = [Choice(f"only {kept}", tuple(
                 row for name in said if name != kept
                 for row in of_unit(own, rows, outfit, name, _word(own, name, rows[0]),
                                    schema.column(name).classes[:1])[0].rows)) for kept in said]
             found.append(Finding("exclusive", 1.0, person, ", ".join(said), "yes", "no",
-                                 f"{' and '.join(said)} are yes, and at most one of {', '.join(names)} can be",
+                                 f"{' and '.join(said)} are yes, but at most one of {', '.join(names)} can be yes",
                                  ((person, _shown(own, rows)),), tuple(choices)))
     return found
 
 
 def _differing(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> list[Finding]:
-    """Labels of lasting groups that differ within a person, and any label that differs within an outfit."""
+    """Labels of lasting groups that differ within a person, and all labels that differ within an outfit."""
     found = []
     _, known = schema.column_truth(labels)
     for m, column in enumerate(schema.columns):
@@ -98,21 +112,21 @@ def _differing(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> lis
             rare = [row for word, _ in others for row in by_word[word]]
             person = own.person[own_rows[0]]
             words = [most, *(word for word, _ in others)]
-            choices = [Choice(f"{word} in all", tuple((own.files[row], "", "", column.name, word,
+            choices = [Choice(f"{word} for all", tuple((own.files[row], "", "", column.name, word,
                                                        _word(own, column.name, row)) for row in own_rows
                                                       if _word(own, column.name, row) != word)) for word in words]
             found.append(Finding(
                 "differs", many / len(own_rows), person, column.name,
                 ", ".join(f"{word} {counts[word]}" for word in words), most,
-                f"'{column.display}' {'stays with a person' if lasting else 'is that of an outfit'} and has the labels "
-                + ", ".join(f"{word} ({counts[word]})" for word in words),
+                f"'{column.display}' should be the same for all images of {'a person' if lasting else 'an outfit'}, "
+                "but the labels are " + ", ".join(f"{word} ({counts[word]})" for word in words),
                 ((", ".join(word for word, _ in others), _shown(own, rare)), (most, _shown(own, by_word[most]))),
                 tuple(choices)))
     return found
 
 
 def _first_values(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> list[Finding]:
-    """Rows in which each of several attributes has its first value, "no" or "none"."""
+    """Images whose attributes all have their first value, such as "no", or "none"."""
     if len(schema.columns) < 4:
         return []
     found = []
@@ -122,7 +136,7 @@ def _first_values(own: OwnData, schema: AttributeSchema, labels: np.ndarray) -> 
                  if known[rows[0], m]}
         found.append(Finding(
             "all first values", 0.5, person, "all", NONE, "",
-            "each attribute has the first of its values; if 0 stood for unknown, they are unknown",
+            "every attribute has its first value; if unknown was written as 0, the labels are unknown",
             ((person, _shown(own, rows)),),
             (Choice("unknown", tuple(choice for name, word in words.items()
                                      for choice in of_unit(own, rows, outfit, name, word, [""])[0].rows)),)))

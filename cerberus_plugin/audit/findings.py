@@ -1,4 +1,4 @@
-"""What an audit finds: one record a finding, with the rows of an overlay that follow from accepting it."""
+"""Findings of an audit, with the corrections that accepting them makes, as rows of an overlay."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from ..own_data.overlay import PERSON
 from ..own_data.people import OwnData
 from ..utils.files import write_json, write_text
 
-# Kinds in the order in which they are shown, and what each says.
+# Kinds of findings in the order in which they are shown, and their meaning.
 KINDS = {
-    "label": "the views together contradict the label",
+    "label": "all views together contradict the label",
     "view": "one camera contradicts the label",
     "same person": "two people are probably one",
     "two people": "one person is probably two",
-    "other person": "a picture lies with another person",
-    "copies": "nearly the same picture under two people",
-    "exclusive": "attributes of which at most one can be yes",
-    "differs": "a label that should not differ within a person",
-    "all first values": "all labels are the first value, as where unknown is written so",
+    "other person": "an image probably shows another person",
+    "copies": "nearly identical images of two people",
+    "exclusive": "several attributes are yes, but at most one can be",
+    "differs": "a label differs within a person or an outfit",
+    "all first values": "all attributes have their first value, possibly instead of unknown",
 }
 HEADER = ("kind", "confidence", "person", "attribute", "label", "proposed", "files", "reason")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What accepting a finding can mean, in words, and rows of an overlay: values in the order of its `COLUMNS`."""
+    """A correction to choose from when a finding is accepted.
+
+    Attributes:
+        text: description for the user.
+        rows: rows of an overlay, cells in the order of `overlay.COLUMNS`.
+    """
 
     text: str
     rows: tuple[tuple[str, ...], ...]
@@ -37,17 +42,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is probably wrong.
+    """A probable mistake.
 
     Attributes:
-        kind: of `KINDS`.
-        confidence: from 0 to 1; docs/audit.md says what it is for each kind.
-        person: whose label or pictures it is about.
-        attribute, label, proposed: the column, its present words, and those that are more likely; "person" for who is
-            on a picture.
-        reason: a sentence.
-        pictures: names of files to look at, in groups with a title.
-        choices: what can be done, the likeliest first.
+        kind: a key of `KINDS`.
+        confidence: from 0 to 1; docs/audit.md defines it for each kind.
+        person: the person whose labels or images are concerned.
+        attribute: the column, or "person" for identities.
+        label, proposed: the present value and the more probable one.
+        reason: a sentence for the user.
+        pictures: groups of images to look at: a title, and file names.
+        choices: corrections, most probable first.
     """
 
     kind: str
@@ -62,16 +67,21 @@ class Finding:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The pictures that the finding is about: those of its first group."""
+        """File names of the images concerned: those of the first group."""
         return self.pictures[0][1] if self.pictures else ()
 
 
 def of_unit(own: OwnData, rows: Sequence[int], outfit: str, attribute: str, was: str,
             values: Sequence[str]) -> tuple[Choice, ...]:
-    """New values for the pictures of a person, or of an outfit, that have a label; "" is unknown.
+    """Make choices that correct a label of a person or an outfit.
 
     Args:
-        rows: of these pictures, which are named themselves where nobody's identity is known.
+        own: the data.
+        rows: rows of the images with this label; without identities, the corrections are for these images.
+        outfit: the outfit, "" for all.
+        attribute: the column.
+        was: the present value.
+        values: new values, one choice each; "" for unknown.
     """
     if not own.identified:
         return of_pictures([own.files[row] for row in rows], attribute, [was] * len(rows), values)
@@ -80,28 +90,44 @@ def of_unit(own: OwnData, rows: Sequence[int], outfit: str, attribute: str, was:
 
 
 def of_pictures(files: Sequence[str], attribute: str, was: Sequence[str], values: Sequence[str]) -> tuple[Choice, ...]:
-    """New values for pictures, each with its present label."""
+    """Make choices that correct a label of images.
+
+    Args:
+        files: file names.
+        attribute: the column.
+        was: present value of each image.
+        values: new values, one choice each; "" for unknown.
+    """
     return tuple(Choice(value or "unknown", tuple((file, "", "", attribute, value, before)
                                                   for file, before in zip(files, was) if before != value))
                  for value in values)
 
 
 def moves(files: Sequence[str], was: str, goal: str, text: str) -> Choice:
-    """Pictures of one person given to another."""
+    """Make a choice that moves images to another person.
+
+    Args:
+        files: file names.
+        was: the present person.
+        goal: the other person.
+        text: description for the user.
+    """
     return Choice(text, tuple((file, "", "", PERSON, goal, was) for file in files))
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """The surest first."""
+    """Sort findings by confidence, highest first."""
     kinds = list(KINDS)
     return sorted(findings, key=lambda one: (-one.confidence, kinds.index(one.kind), one.person, one.attribute))
 
 
 def write_findings(folder: Path, findings: Sequence[Finding], record: dict) -> None:
-    """`audit.csv`, one line a finding, and `audit.json` with all of each.
+    """Write `audit.csv`, with one line per finding, and `audit.json`, with all details.
 
     Args:
-        record: what else the JSON file is to hold.
+        folder: folder to write to.
+        findings: the findings.
+        record: additional contents of the JSON file.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

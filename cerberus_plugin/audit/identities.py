@@ -1,10 +1,10 @@
-"""People who are probably one, one person who is probably two, and pictures that lie with another person.
+"""Find mixed-up identities: two people who are one, one person who is two, and images of another person.
 
-A picture is compared by the model that was not trained on its person. Two people of different folds are compared by
-both of their models, in each of which one of them is new. Similarities are scaled for each model by people whom it was
-not trained on: 0 is the mean of pictures of different people, 1 that of pictures of one person.
+An image is compared by the model that was not trained on its person. Two people of different folds are compared by the
+models of both folds, and the similarities are averaged. Similarities of a model are scaled on the people that it was
+not trained on: 0 is the mean similarity of images of different people, 1 that of images of the same person.
 
-Shapes: N pictures, P people, E size of an embedding.
+Shapes: N images, P people, E size of an embedding, M attributes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 512  # people or pictures that are compared with all people at a time
-FEWEST = 4  # pictures of somebody who may be two
+BLOCK = 512  # people or images that are compared with all people at a time
+FEWEST = 4  # smallest number of images of a person that is tested for being two
 AS_OFTEN = 5  # see `strays`
-FOREIGN = 64  # people whose name a picture is given to see how far off it is then
-LEAST_NEARER = 0.85  # of comparisons; below it the first findings were mostly wrong, see docs/audit.md
+FOREIGN = 64  # number of wrong people with which each image is compared in `strays`
+LEAST_NEARER = 0.85  # share of comparisons below which the first findings were mostly wrong, see docs/audit.md
 
 
 @dataclass(frozen=True)
 class Space:
-    """Embeddings of one model: sums of unit vectors by person.
+    """Embeddings of one model, with their sums by person and the scale of similarities.
 
     Attributes:
-        vectors: (N, E), of unit length, NaN where a picture cannot be read.
-        sums: float32 (P, E).   counts: float32 (P,), pictures of each person that can be read.
-        zero, one: similarities that are scaled to 0 and 1.
+        vectors: (N, E), of unit length; NaN for unreadable images.
+        sums: float32 (P, E), sums of vectors by person.
+        counts: float32 (P,), number of readable images by person.
+        zero, one: cosine similarities that are scaled to 0 and 1.
     """
 
     vectors: np.ndarray
@@ -38,27 +39,33 @@ class Space:
     one: float
 
     def scaled(self, similarity: np.ndarray) -> np.ndarray:
+        """Scale cosine similarities of any shape: `zero` to 0, `one` to 1."""
         return (similarity - self.zero) / (self.one - self.zero)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows: float32 (n, E)."""
         return np.asarray(self.vectors[rows], np.float32)
 
     @property
     def means(self) -> np.ndarray:
+        """Mean vector of each person: float32 (P, E)."""
         return self.sums / np.maximum(self.counts, 1)[:, None]
 
     def within(self, people: np.ndarray) -> np.ndarray:
-        """Mean similarity of two pictures of each person; NaN with fewer than two: float (n,)."""
+        """Return the mean similarity of two images of a person: int64 (n,) -> float (n,), NaN for a single image."""
         sums, count = self.sums[people], self.counts[people]
-        total = (sums**2).sum(axis=1) - count  # a picture with itself is 1
+        total = (sums**2).sum(axis=1) - count  # without each image with itself, which has the similarity 1
         return np.divide(total, count * (count - 1), out=np.full(len(people), np.nan, np.float32), where=count > 1)
 
 
 def space_of(vectors: np.ndarray, person: np.ndarray, new: np.ndarray, people: int) -> Space:
-    """Sums by person, and the scale.
+    """Compute the sums by person and the scale of a model's embeddings.
 
     Args:
-        vectors: (N, E).   person: int64 (N,).   new: bool (P,), whom the model was not trained on.
+        vectors: (N, E), of unit length; NaN for unreadable images.
+        person: int64 (N,), the person of each image.
+        new: bool (P,), the people that the model was not trained on.
+        people: P.
     """
     sums, counts = np.zeros((people, vectors.shape[1]), np.float32), np.zeros(people, np.float32)
     for start in range(0, len(vectors), 4096):
@@ -78,7 +85,13 @@ def space_of(vectors: np.ndarray, person: np.ndarray, new: np.ndarray, people: i
 
 @dataclass(frozen=True)
 class Pair:
-    """Two people; how alike they are, scaled, and the share of their labels that agree."""
+    """Two people who are probably one.
+
+    Attributes:
+        first, second: the people.
+        alike: scaled similarity.
+        agreement: share of equal labels.
+    """
 
     first: int
     second: int
@@ -87,24 +100,29 @@ class Pair:
 
     @property
     def score(self) -> float:
+        """Similarity times squared agreement."""
         return self.alike * self.agreement**2
 
 
 def same_people(spaces: Sequence[Space], model_of: np.ndarray, answers: np.ndarray) -> list[Pair]:
-    """People who are each other's likeliest, by similarity times squared agreement of labels; the likeliest first.
+    """Find pairs of people each of whom has the highest score with the other, see `Pair.score`.
 
     Args:
-        model_of: int64 (P,), the model that was not trained on a person; -1 for all were.
-        answers: int64 (P, M), the label of each person; -1 where not known.
+        spaces: embeddings of each model.
+        model_of: int64 (P,), the model that was not trained on a person; -1 if there is none.
+        answers: int64 (P, M), the labels of each person; -1 for unknown.
+
+    Returns:
+        pairs, highest score first.
     """
     people = np.flatnonzero(model_of >= 0)
     of = answers[people]
-    found: list[tuple[int, float, float]] = []  # of each person the likeliest one
+    found: list[tuple[int, float, float]] = []  # for each person, the other one with the highest score
     for start in range(0, len(people), BLOCK):
         block = people[start:start + BLOCK]
         by_model = np.stack([space.scaled(space.means[block] @ space.means[people].T) for space in spaces])
-        of_block = by_model[model_of[block], np.arange(len(block))]  # by the model of the first
-        of_others = np.take_along_axis(by_model, model_of[people][None, None], axis=0)[0]  # by that of the second
+        of_block = by_model[model_of[block], np.arange(len(block))]  # by the model of the first person
+        of_others = np.take_along_axis(by_model, model_of[people][None, None], axis=0)[0]  # by the model of the second
         alike = (of_block + of_others) / 2
         agreement = _agreement(of[start:start + BLOCK], of)
         score = alike * agreement**2
@@ -118,7 +136,7 @@ def same_people(spaces: Sequence[Space], model_of: np.ndarray, answers: np.ndarr
 
 
 def _agreement(own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Share of equal labels of those that are known of both; 1 where none is: (b, M), (P, M) -> float32 (b, P)."""
+    """Share of equal labels among those known for both; 1 if there are none: (b, M), (P, M) -> float32 (b, P)."""
     same, known = np.zeros((2, len(own), len(others)), np.float32)
     for column in range(own.shape[1]):
         mine, theirs = own[:, column, None], others[None, :, column]
@@ -130,7 +148,13 @@ def _agreement(own: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Halves:
-    """Two clusters of a person's pictures, the smaller one second, and how alike they are; scaled."""
+    """Two clusters of a person's images.
+
+    Attributes:
+        person: the person.
+        larger, smaller: int64, rows of the clusters.
+        alike: scaled similarity of the clusters.
+    """
 
     person: int
     larger: np.ndarray
@@ -139,7 +163,16 @@ class Halves:
 
 
 def two_people(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) -> list[Halves]:
-    """The pictures of each person in two clusters, those that are least alike first."""
+    """Divide the images of each person into two clusters.
+
+    Args:
+        spaces: embeddings of each model.
+        model_of: int64 (P,), the model that was not trained on a person; -1 if there is none.
+        person: int64 (N,), the person of each image.
+
+    Returns:
+        clusters of people with at least `FEWEST` images, least similar first.
+    """
     found = []
     for one, rows in _pictures(person, len(model_of)):
         if model_of[one] < 0:
@@ -160,7 +193,14 @@ def two_people(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray
 
 
 def clusters(vectors: np.ndarray) -> np.ndarray:
-    """Two clusters, bool (n,): by the first principal component, then by the nearer mean until nothing changes."""
+    """Divide vectors into two clusters: by the first principal component, then by k-means until nothing changes.
+
+    Args:
+        vectors: float (n, E).
+
+    Returns:
+        bool (n,), True for one of the clusters.
+    """
     centred = vectors - vectors.mean(axis=0)
     second = np.linalg.svd(centred, full_matrices=False)[0][:, 0] > 0
     for _ in range(20):
@@ -176,7 +216,13 @@ def clusters(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Stray:
-    """A picture that is more like another person than like its own; scaled similarities."""
+    """An image that is more similar to another person than to its own.
+
+    Attributes:
+        row: row of the image.
+        other: the other person.
+        own, alike: scaled similarity to the own and to the other person.
+    """
 
     row: int
     other: int
@@ -185,11 +231,20 @@ class Stray:
 
 
 def strays(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) -> list[Stray]:
-    """Pictures that are more like those of somebody else, by far the most first.
+    """Find images that are much more similar to another person than to their own.
 
-    People have three pictures or more, and the others two or more. Where models often take a picture for another
-    person, this says little. So each picture is compared as if it had the names of others, and pictures are kept as far
-    down as those with a wrong name would be found `AS_OFTEN` times as often as the pictures are.
+    The person of an image needs three images, the other person two. Some images are more similar to another person only
+    because the model confuses people. The margin (similarity to the other person minus that to the own) must therefore
+    be large: each image is also compared as if it were labelled with wrong people. The smallest margin is chosen so
+    that wrongly labelled images reach it at least `AS_OFTEN` times as frequently as the images with their labels.
+
+    Args:
+        spaces: embeddings of each model.
+        model_of: int64 (P,), the model that was not trained on a person; -1 if there is none.
+        person: int64 (N,), the person of each image.
+
+    Returns:
+        images, largest margin first.
     """
     found: list[Stray] = []
     foreign, asked_for = [], 0
@@ -211,7 +266,7 @@ def strays(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) ->
         return []
     wrong = np.sort(np.concatenate(foreign))
     margins = np.sort([stray.alike - stray.own for stray in found])
-    of_wrong = 1 - np.searchsorted(wrong, wrong) / len(wrong)  # the share that is as far off or farther
+    of_wrong = 1 - np.searchsorted(wrong, wrong) / len(wrong)  # share with this margin or a larger one
     of_pictures = (len(margins) - np.searchsorted(margins, wrong)) / asked_for
     least = wrong[of_wrong >= AS_OFTEN * of_pictures].min(initial=np.inf)
     return [stray for stray in found if stray.alike - stray.own >= least]
@@ -219,13 +274,14 @@ def strays(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) ->
 
 @dataclass(frozen=True)
 class Telling:
-    """How well models tell people apart whom they were not trained on.
+    """How well models distinguish people that they were not trained on.
 
     Attributes:
-        pictures: that were compared, each with people of its fold.
-        nearer: share of comparisons of a picture and another person in which it is more like its own, which does not
-            depend on the number of people; 0.5 by chance.
-        first: share of pictures whose most similar person is their own.   chance: of this.
+        pictures: number of images that were compared, each with the people of its fold.
+        nearer: share of comparisons with another person in which an image is more similar to its own; 0.5 by chance,
+            for any number of people.
+        first: share of images whose most similar person is their own.
+        chance: this share by chance.
         judged: whether findings about people are reported.
     """
 
@@ -237,7 +293,15 @@ class Telling:
 
 
 def told_apart(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray) -> Telling:
-    """Compare each picture with its own person, without itself, and with the others whom the model does not know."""
+    """Measure how well models distinguish people that they were not trained on.
+
+    Each image is compared with the other images of its person and with the other people of its fold.
+
+    Args:
+        spaces: embeddings of each model.
+        model_of: int64 (P,), the model that was not trained on a person; -1 if there is none.
+        person: int64 (N,), the person of each image.
+    """
     pictures = comparisons = nearer = first = 0
     chance = 0.0
     for k, space in enumerate(spaces):
@@ -246,7 +310,7 @@ def told_apart(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray
         if others < 1:
             continue
         for rows, mine, similarity in _compared(space, person, np.flatnonzero(new[person]), new):
-            less = (similarity < mine[:, None]).sum(axis=1) - (len(new) - others)  # what is left out is -inf
+            less = (similarity < mine[:, None]).sum(axis=1) - (len(new) - others)  # excluded people have -inf
             pictures, chance = pictures + len(rows), chance + len(rows) / (others + 1)
             comparisons, nearer = comparisons + len(rows) * others, nearer + int(less.sum())
             first += int((less == others).sum())
@@ -258,13 +322,15 @@ def told_apart(spaces: Sequence[Space], model_of: np.ndarray, person: np.ndarray
 
 def _compared(space: Space, person: np.ndarray, asked: np.ndarray,
               others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pictures that can be read in blocks of b: rows, similarity to their own person without themselves, and to others.
+    """Compare readable images with people, in blocks of b images.
 
     Args:
-        asked: int64 (n,), rows.   others: bool (P,).
+        asked: int64 (n,), rows of images.
+        others: bool (P,), people to compare with.
 
     Yields:
-        int64 (b,), float (b,), and float (b, P), -inf for the own person and those that are not among the others.
+        int64 (b,), rows; float (b,), cosine similarity to the other images of the own person; and float (b, P),
+        similarity to people, -inf for the own person and excluded people.
     """
     means = space.means
     for start in range(0, len(asked), BLOCK):

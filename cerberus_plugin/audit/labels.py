@@ -1,7 +1,7 @@
-"""Labels that models who have not seen the person contradict: in all views, or under one camera.
+"""Find labels that the model contradicts which was not trained on the person: in all views, or under one camera.
 
-Shapes: N pictures, A label fields, C classes of a column, U units of pictures that share a label, V views: the pictures
-of a unit under one camera.
+Shapes: N images, A label fields, C classes of a column, U units of images that share a label, V views: the images of a
+unit under one camera.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ from ..attributes.schema import NONE, Column
 from ..own_data.people import OwnData
 from ..own_data.schema_file import Wording, folded
 from ..own_data.tables import EMPTY
+from ..utils.text import counted
 from .confident import confident_classes, pooled, self_confidence, thresholds
 from .findings import Finding, of_pictures, of_unit
 from .predictions import Predictions
 from .trust import Reading, reading
 
-MOST_SHOWN = 8  # pictures of a group
-LOWEST = 1e-6  # of a probability in a geometric mean
+MOST_SHOWN = 8  # images of a group
+LOWEST = 1e-6  # smallest probability in a geometric mean
 
 
 def label_findings(own: OwnData, wording: Wording, labels: np.ndarray,
                    predictions: Predictions) -> tuple[list[Finding], list[Reading]]:
-    """Labels that are probably wrong.
+    """Find labels that are probably wrong.
 
-    Where the views of a person together contradict a label, the label is in doubt; else those views are that contradict
-    it while the others agree: they may be labelled wrongly, show somebody else, or not show the attribute. Labels of a
-    group that lasts are a person's; others are an outfit's where outfits are known.
+    If all views of a person together contradict a label, the finding is "label". Otherwise, if one view contradicts it
+    and the others agree with it, the finding is "view": these images have a wrong label, show another person, or do not
+    show the attribute. Labels of lasting groups belong to a person; other labels belong to an outfit if outfits are
+    known.
 
     Args:
-        labels: int16 (N, A), of `labels_of`.
+        own: N images.
+        wording: the schema.
+        labels: int16 (N, A), returned by `labels_of`.
+        predictions: predictions of the models.
 
     Returns:
-        findings, none of attributes that are not read well enough; how well each attribute is read.
+        findings, none for attributes that the models do not recognise well enough; and the accuracy for each attribute.
     """
     found, readings = [], []
     schema = wording.schema
@@ -41,7 +46,7 @@ def label_findings(own: OwnData, wording: Wording, labels: np.ndarray,
     for column, probabilities in zip(predictions.columns, predictions.probabilities):
         m = schema.columns.index(column)
         right = truth[m]
-        if probabilities.shape[1] > right.shape[1]:  # "none" is a class
+        if probabilities.shape[1] > right.shape[1]:  # the classes include "none"
             right = np.concatenate([~right.any(axis=1, keepdims=True), right], axis=1)
         rows = np.flatnonzero(known[:, m] & (predictions.model >= 0) & right.any(axis=1)
                               & np.isfinite(probabilities[:, 0]))
@@ -55,7 +60,7 @@ def label_findings(own: OwnData, wording: Wording, labels: np.ndarray,
 
 def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np.ndarray, right: np.ndarray,
                rows: np.ndarray, labels: np.ndarray) -> tuple[list[Finding], Reading]:
-    """Findings of one column, and how well it is read; arrays have the given rows."""
+    """Findings of one column, and its accuracy; `probabilities`, `right` and `labels` belong to the given rows."""
     keys = [own.person.codes[rows].astype(np.int64)]
     if own.outfit is not None and column.group not in wording.schema.lasting_groups:
         keys.append(own.outfit.codes[rows].astype(np.int64))
@@ -68,7 +73,7 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     unit_of_view, right_of_view = unit[first_of_view], right[first_of_view]
     logs = np.log(of_view.clip(LOWEST))
     views = np.bincount(unit_of_view)
-    mean = _geometric(pooled(logs, unit_of_view))  # (U, C), each camera counts alike
+    mean = _geometric(pooled(logs, unit_of_view))  # (U, C), all cameras have the same weight
     first_of_unit = np.unique(unit, return_index=True)[1]
     right_of_unit = right[first_of_unit]
     answers = spoken(own, wording, column)[-probabilities.shape[1]:]
@@ -80,7 +85,7 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
     against = ~_holds(right_of_view, of_view.argmax(axis=1))
     contrary = np.bincount(unit_of_view, weights=against)
     doubt = 1 - self_confidence(mean, right_of_unit)
-    # A view is in doubt where it contradicts, and the others of its unit agree with the label.
+    # A view is reported if it contradicts the label and the other views of its unit agree with the label.
     others = pooled(logs, unit_of_view)[unit_of_view] * views[unit_of_view, None] - logs
     others = _geometric(others / np.maximum(views[unit_of_view, None] - 1, 1))  # (V, C)
     doubt_of_view = (1 - self_confidence(of_view, right_of_view)) * self_confidence(others, right_of_view)
@@ -97,7 +102,8 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
         word, value = own.attributes[column.name][row], answers[said[u]]
         found.append(Finding(
             "label", float(doubt[u]), own.person[row], column.name, word, value,
-            f"{int(contrary[u])} of {views[u]} views say otherwise, {value} with {mean[u, said[u]]:.0%}",
+            f"{int(contrary[u])} of {counted(int(views[u]), 'view')} contradict the label; {value} has the probability "
+            f"{mean[u, said[u]]:.0%}",
             ((own.person[row], shown(members[u])),),
             of_unit(own, rows[members[u]].tolist(), outfit, column.name, word, _values(answers, word, value))))
     flagged = (~_holds(right_of_view, said_of_view) & (said_of_view >= 0) & ~wrong[unit_of_view]
@@ -107,13 +113,13 @@ def _of_column(own: OwnData, wording: Wording, column: Column, probabilities: np
         word, value = own.attributes[column.name][row], answers[said_of_view[v]]
         seen = np.flatnonzero(view == v)
         files = [own.files[place] for place in rows[seen]]
-        where = f"camera {own.camera[row]}" if own.camera is not None and own.camera[row] else "one picture"
+        where = f"camera {own.camera[row]}" if own.camera is not None and own.camera[row] else "one image"
         found.append(Finding(
             "view", float(doubt_of_view[v]), own.person[row], column.name, word, value,
-            f"{where} says {value} with {of_view[v, said_of_view[v]]:.0%}; {views[u] - int(contrary[u])} of {views[u]} "
-            "views agree with the label",
+            f"{where}: {value} has the probability {of_view[v, said_of_view[v]]:.0%}; "
+            f"{views[u] - int(contrary[u])} of {views[u]} views agree with the label",
             ((where, tuple(files[:MOST_SHOWN])),
-             ("the others", shown(members[u][view[members[u]] != v]))),
+             ("other images", shown(members[u][view[members[u]] != v]))),
             of_pictures(files, column.name, [word] * len(files), _values(answers, word, value))))
     return found, how
 
@@ -125,12 +131,18 @@ def _geometric(logs: np.ndarray) -> np.ndarray:
 
 
 def _holds(right: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Whether a class is a right one: bool (n, C), int64 (n,) -> bool (n,)."""
+    """Whether a class is among the labels: bool (n, C), int64 (n,) -> bool (n,)."""
     return right[np.arange(len(right)), classes]
 
 
 def spoken(own: OwnData, wording: Wording, column: Column) -> list[str]:
-    """The answers of a column in the words of the tables."""
+    """Return the values of a column, with "none" first for colours, spelt as in the tables.
+
+    Args:
+        own: the data.
+        wording: the schema.
+        column: a column of the schema.
+    """
     there = {folded(word): word for word in own.attributes[column.name].words}
     found = []
     for answer in column.answers:
@@ -140,5 +152,5 @@ def spoken(own: OwnData, wording: Wording, column: Column) -> list[str]:
 
 
 def _values(answers: list[str], word: str, value: str) -> list[str]:
-    """What a label can be corrected to, the proposed value first; "" is unknown."""
+    """Values to which a label can be corrected, the proposed value first; "" for unknown."""
     return [value, *(answer for answer in answers if answer not in (value, word)), ""]

@@ -6,11 +6,11 @@
   const byId = id => document.getElementById(id);
   const place = `cerberus-audit-${document.body.dataset.audit}`;
   const message = byId("message");
-  let decided = {};  // by key of a finding: the number of the choice, or -1 where it is rejected
+  let decided = {};  // by key of a finding: the number of the choice, or -1 if it is rejected
   try {
     decided = JSON.parse(localStorage.getItem(place)) || {};
   } catch (error) {
-    message.textContent = "This browser keeps no choices for the page; export before you close it.";
+    message.textContent = "This browser cannot store your choices. Export them before you close the page.";
   }
 
   for (const image of document.querySelectorAll("img[data-picture]")) image.src = pictures[image.dataset.picture];
@@ -24,7 +24,7 @@
     try {
       localStorage.setItem(place, JSON.stringify(decided));
     } catch (error) {
-      message.textContent = "This browser keeps no choices for the page; export before you close it.";
+      message.textContent = "This browser cannot store your choices. Export them before you close the page.";
     }
   }
 
@@ -119,7 +119,7 @@
     const key = row => JSON.stringify([row[0], row[1], row[2], row[3].toLowerCase(), row[5].toLowerCase()]);
     for (const row of earlier) kept.set(key(row), row);
     const before = kept.size;
-    for (const article of articles) {  // the surest first
+    for (const article of articles) {  // highest confidence first
       if (state(article) !== "accepted") continue;
       const own = JSON.parse(article.dataset.choices)[decided[article.dataset.key]] || [];
       for (const row of own) {
@@ -139,9 +139,9 @@
     link.download = "labels_overlay.csv";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    message.textContent = `Exported ${made.rows.length} rows`
-      + (made.before ? `, ${made.before} of them of the overlay that was there` : "")
-      + (made.passed ? `; ${made.passed} are left out because a surer finding corrects the same label otherwise` : "")
+    message.textContent = `Exported ${made.rows.length} row${made.rows.length === 1 ? "" : "s"}`
+      + (made.before ? `, including ${made.before} of the existing labels_overlay.csv` : "")
+      + (made.passed ? `; skipped ${made.passed}, since a finding with a higher confidence corrects the same label` : "")
       + ".";
   });
 

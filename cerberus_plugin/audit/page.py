@@ -1,4 +1,4 @@
-"""The page of an audit: findings with crops, to accept or reject, in one file that works without a network."""
+"""The HTML page of an audit: findings with crops, to accept or reject, in one file that works offline."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from pathlib import Path
 from ..own_data.overlay import COLUMNS, Overlay
 from ..own_data.people import OwnData
 from ..utils.files import json_sha256, write_text
-from ..utils.images import Unreadable, read_image
+from ..utils.images import Unreadable, for_display, read_image
 from ..utils.processor import usable_cores
 from .findings import KINDS, Finding
 from .trust import HEADER, Trust
 
-MOST_OF_KIND, MOST_PICTURES = 100, 3000  # confidences of different kinds do not compare
-HEIGHT = 128  # of a thumbnail, pixels
+MOST_OF_KIND, MOST_PICTURES = 100, 3000  # limits by kind, since confidences of different kinds are not comparable
+HEIGHT = 128  # largest side of a thumbnail in pixels
 
 
 def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Sequence[str],
                trust: Trust | None, overlay: Overlay | None) -> None:
-    """Write the page of the first `MOST_OF_KIND` findings of each kind, with at most `MOST_PICTURES` crops.
+    """Write the page with the first `MOST_OF_KIND` findings of each kind and at most `MOST_PICTURES` crops.
 
     Args:
-        findings: the surest first.   trust: what the models know, None without models.
-        overlay: the one that is there; its rows are exported as well.
+        path: file to write.
+        own: the data.
+        findings: findings, highest confidence first.
+        notes: messages for the user.
+        trust: accuracy of the models, None without models.
+        overlay: existing corrections, which the page exports together with the new ones; None if there are none.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -39,8 +43,8 @@ def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Seq
         if count[one.kind] <= MOST_OF_KIND:
             shown.append(one)
     if len(findings) > len(shown):
-        notes = [*notes, f"The surest {MOST_OF_KIND} of each kind, {len(shown)} of {len(findings)} findings; audit.csv "
-                 "has all"]
+        notes = [*notes, f"This page shows {len(shown)} of {len(findings)} findings, the {MOST_OF_KIND} with the "
+                 "highest confidence of each kind; audit.csv contains all"]
     names = dict.fromkeys(name for one in shown for _, files in one.pictures for name in files)
     numbers = {name: number for number, name in enumerate(list(names)[:MOST_PICTURES])}
     row_of = {name: row for row, name in enumerate(own.files)}
@@ -64,9 +68,9 @@ def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Seq
 
 
 def thumbnail(path: str) -> str:
-    """A crop in small as a data address; "" where it cannot be read."""
+    """Return a small JPEG of an image as a data URL; "" if it cannot be read."""
     try:
-        image = read_image(path)
+        image = for_display(read_image(path))
     except Unreadable:
         return ""
     image.thumbnail((HEIGHT, HEIGHT))

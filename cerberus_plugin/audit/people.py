@@ -1,4 +1,4 @@
-"""Findings about who is on a picture: from embeddings, and from pictures that are nearly the same."""
+"""Findings about identities: from embeddings, and from nearly identical images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import numpy as np
 from tqdm import tqdm
 
 from ..attributes.schema import AttributeSchema
-from ..own_data.near_duplicates import near_duplicates, picture_hash
+from ..own_data.near_duplicates import BITS, near_duplicates, picture_hash
 from ..own_data.overlay import PERSON
 from ..own_data.people import OwnData
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
+from ..utils.text import counted
 from .findings import Choice, Finding, moves
 from .identities import Space, Telling, same_people, space_of, strays, told_apart, two_people
 from .predictions import Predictions
 
-MOST_SHOWN = 6  # pictures of a group
+MOST_SHOWN = 6  # images of a group
 MOST_COPIES = 10_000  # pairs
 LEAST = 0.3  # confidence below which nothing is reported
 
 
 def people_findings(own: OwnData, schema: AttributeSchema | None,
                     predictions: Predictions) -> tuple[list[Finding], Telling]:
-    """People who are probably one, one who is probably two, and pictures that lie with another person.
+    """Find two people who are probably one, one person who is probably two, and images of another person.
+
+    Args:
+        own: N images.
+        schema: the schema, None without attributes.
+        predictions: predictions of the models.
 
     Returns:
-        findings, none where the models tell people apart too badly; how well they do.
+        findings, none if the models do not distinguish people well enough; and how well they do.
     """
     person = own.person.codes.astype(np.int64)
     people = len(own.person.words)
@@ -53,11 +59,11 @@ def _same(own: OwnData, schema: AttributeSchema | None, spaces: Sequence[Space],
         one, other = own.person.words[pair.first], own.person.words[pair.second]
         found.append(Finding(
             "same person", confidence, one, PERSON, one, other,
-            f"{one} and {other} are as alike as {pair.alike:.2f}, where 0 is usual for two people and 1 for one; "
-            f"{pair.agreement:.0%} of their labels agree",
+            f"the similarity of {one} and {other} is {pair.alike:.2f} (mean of different people: 0, of the same "
+            f"person: 1); {pair.agreement:.0%} of their labels agree",
             ((one, _shown(own, pair.first)), (other, _shown(own, pair.second))),
-            (Choice(f"all are {other}", (("", one, "", PERSON, other, one),)),
-             Choice(f"all are {one}", (("", other, "", PERSON, one, other),)))))
+            (Choice(f"all images show {other}", (("", one, "", PERSON, other, one),)),
+             Choice(f"all images show {one}", (("", other, "", PERSON, one, other),)))))
     return found
 
 
@@ -75,11 +81,11 @@ def _two(own: OwnData, spaces: Sequence[Space], model_of: np.ndarray) -> list[Fi
         files = [own.files[row] for row in half.smaller]
         found.append(Finding(
             "two people", confidence, name, PERSON, name, new,
-            f"the pictures are in two groups that are as alike as {half.alike:.2f}, where {usual:.2f} is usual for two "
-            "groups of one person and 0 for two people",
-            ((f"{len(half.smaller)} pictures", tuple(files[:MOST_SHOWN])),
-             (f"{len(half.larger)} others", tuple(own.files[row] for row in half.larger[:MOST_SHOWN]))),
-            (moves(files, name, new, f"the {len(files)} are another person, {new}"),)))
+            f"the images form two clusters with a similarity of {half.alike:.2f} (median of all people: {usual:.2f}, "
+            "mean of different people: 0)",
+            ((f"{len(half.smaller)} images", tuple(files[:MOST_SHOWN])),
+             (f"{len(half.larger)} other images", tuple(own.files[row] for row in half.larger[:MOST_SHOWN]))),
+            (moves(files, name, new, f"the {len(files)} images show another person, {new}"),)))
     return found
 
 
@@ -94,15 +100,15 @@ def _strays(own: OwnData, spaces: Sequence[Space], model_of: np.ndarray) -> list
                 if row != stray.row]
         found.append(Finding(
             "other person", confidence, name, PERSON, name, other,
-            f"it is as like {other} as {stray.alike:.2f}, and its own person as {stray.own:.2f}",
+            f"its similarity is {stray.alike:.2f} to {other} and {stray.own:.2f} to its own person",
             ((file, (file,)), (name, tuple(own.files[row] for row in rest[:MOST_SHOWN])),
              (other, _shown(own, stray.other))),
-            (moves([file], name, other, f"it shows {other}"),)))
+            (moves([file], name, other, f"the image shows {other}"),)))
     return found
 
 
 def copies(own: OwnData) -> list[Finding]:
-    """Pictures under different people that are nearly the same."""
+    """Find nearly identical images that are listed under different people."""
     def hashed(row: int) -> np.ndarray | None:
         try:
             return picture_hash(read_image(own.path(row)))
@@ -111,7 +117,7 @@ def copies(own: OwnData) -> list[Finding]:
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         hashes = list(tqdm(threads.map(hashed, range(len(own))), total=len(own), desc="looking for copies",
-                           unit=" pictures"))
+                           unit=" images"))
     rows = np.array([row for row, found in enumerate(hashes) if found is not None], np.int64)
     if not len(rows):
         return []
@@ -121,21 +127,30 @@ def copies(own: OwnData) -> list[Finding]:
         files = [own.files[rows[place]] for place in (first, second)]
         one, other = (own.person[rows[place]] for place in (first, second))
         found.append(Finding(
-            "copies", 1 - bits / 64, one, PERSON, one, other, f"their hashes differ in {bits} bits",
+            "copies", 1 - bits / 64, one, PERSON, one, other,
+            f"the hashes of the two images differ in {counted(bits, 'bit')} of {BITS}",
             ((f"{files[0]}, {one}", (files[0],)), (f"{files[1]}, {other}", (files[1],))),
-            (moves(files[1:], other, one, f"the second is {one} too"),
-             moves(files[:1], one, other, f"the first is {other} too"),
-             Choice(f"all of {other} are {one}", (("", other, "", PERSON, one, other),)))))
+            (moves(files[1:], other, one, f"the second image also shows {one}"),
+             moves(files[:1], one, other, f"the first image also shows {other}"),
+             Choice(f"all images of {other} show {one}", (("", other, "", PERSON, one, other),)))))
     return found
 
 
 def graded(distance: float) -> float:
-    """Confidence from a scaled distance: 0 for 0, 0.5 for 1, which is that of two people, and on towards 1."""
+    """Convert a scaled distance to a confidence: 1 - 0.5 ** distance.
+
+    Args:
+        distance: 0 and below give 0; 1, the mean of different people, gives 0.5.
+
+    Examples:
+        >>> graded(0), graded(1), graded(2)
+        (0.0, 0.5, 0.75)
+    """
     return float(1 - 0.5 ** max(distance, 0.0))
 
 
 def _answers(own: OwnData, schema: AttributeSchema | None) -> np.ndarray:
-    """The most frequent label of each person: int64 (P, M), -1 where not known."""
+    """The most frequent label of each person: int64 (P, M), -1 for unknown."""
     people, columns = len(own.person.words), schema.columns if schema else ()
     answers = np.full((people, len(columns)), -1)
     for m, column in enumerate(columns):

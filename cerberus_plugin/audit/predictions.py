@@ -1,6 +1,6 @@
-"""What models say of pictures of people whom they were not trained on.
+"""Predictions of models for images of people that the models were not trained on.
 
-Shapes: N pictures, M columns, C classes of a column, E size of an embedding, K models.
+Shapes: N images, C classes of a column, E size of an embedding, K models.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from ..predictor import CerberusPredictor
 from ..utils.files import json_sha256, read_json, write_json, write_whole
 from ..utils.images import Unreadable, read_image
 from ..utils.processor import usable_cores
+from ..utils.text import counted
 from ..workflow.log import short_log
 from ..workflow.training import LastCheckpoint, has_gpu
 
-BATCH = 64  # pictures that are read at a time
+BATCH = 64  # images that are read at a time
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What K models say.
+    """Predictions of K models.
 
     Attributes:
-        columns: those that the models read and the data have.
-        probabilities: of each column float32 (N, C), of its classes, with "none" first where it is a colour; NaN where
-            no model says anything of a picture that it was not trained on.
-        model: int64 (N,), the model that was not trained on the person of a picture; -1 where all were, or where the
-            picture cannot be read.
-        embeddings: of each model (N, E), of unit length.
-        notes: what is to be said of them.
+        columns: columns that both the models and the data have.
+        probabilities: for each column float32 (N, C), with "none" first for colours; NaN for an image without a
+            prediction of a model that was not trained on its person.
+        model: int64 (N,), the model that was not trained on the person of an image; -1 if there is none, or if the
+            image cannot be read.
+        embeddings: for each model (N, E), of unit length; NaN for unreadable images.
+        notes: messages for the user.
     """
 
     columns: tuple[Column, ...]
@@ -60,18 +61,26 @@ class Predictions:
 
 
 def folds_of_people(person: Words, folds: int, seed: int = 0) -> np.ndarray:
-    """Parts of the people with about as many pictures each: int64 (N,), the part of each picture.
+    """Divide people into folds with about the same number of images.
+
+    Args:
+        person: N people.
+        folds: number of folds.
+        seed: seed of the random generator.
+
+    Returns:
+        int64 (N,), the fold of each image, from 0.
 
     Raises:
-        ValueError: if there are fewer than two people a fold.
+        ValueError: if there are fewer than two people per fold.
     """
     people = len(person.words)
     if not 2 <= folds <= people // 2:
-        raise ValueError(f"--folds is {folds}, expected 2 to {max(2, people // 2)}: each of them holds out two people "
-                         f"or more, and there are {people}.")
+        raise ValueError(f"--folds is {folds}, expected 2 to {max(2, people // 2)}: each fold needs at least two "
+                         f"people, and there are {people}.")
     counts = person.counts()
     order = np.random.default_rng(seed).permutation(sorted(range(people), key=person.words.__getitem__))
-    order = order[np.argsort(-counts[order], kind="stable")]  # those with most pictures first
+    order = order[np.argsort(-counts[order], kind="stable")]  # people with most images first
     fold_of, sizes = np.empty(people, np.int64), np.zeros(folds)
     for code in order.tolist():
         fold_of[code] = sizes.argmin()
@@ -81,16 +90,21 @@ def folds_of_people(person: Words, folds: int, seed: int = 0) -> np.ndarray:
 
 def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.ndarray, *, name_pattern: str = "",
                 epochs: int = 0, given: Mapping[str, str] | None = None) -> CfgNode:
-    """The configuration of a training on a fold: what `cerberus train` would choose without pretrained weights.
+    """Return the configuration of the training of a fold, as `cerberus train` chooses it without pretrained weights.
 
     Args:
-        trained: bool (N,), the pictures that are trained on.
-        epochs: 0 to have them chosen.   given: KEY value, which beat what is chosen.
+        data: table or folder, see `read_people`.
+        own: its N images.
+        schema: the schema.
+        trained: bool (N,), the training images.
+        name_pattern: regular expression for file names, see `read_people`.
+        epochs: number of epochs, 0 to choose it.
+        given: configuration keys and values that take precedence.
 
     Raises:
-        ValueError: if there are too few pictures, or a key or value is none.
+        ValueError: if there are too few images, or a key or value is not valid.
     """
-    # In a short training from scratch attributes are learnt well before identities.
+    # More weight on attributes: a short training from scratch learns them well before identities.
     given = {"MODEL.CERBERUS.SOFTMAX": "16.0"} | dict(given or {})
     gpu = has_gpu(given)
     people = len(np.unique(own.person.codes[trained])) if own.identified else None
@@ -102,8 +116,8 @@ def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.nd
     merge_file(cfg, configuration(recipe.file))
     try:
         cfg.merge_from_list(recipe.options)
-    except (AssertionError, KeyError, ValueError) as error:  # yacs' own for what it does not know
-        raise ValueError(f"{error}. The plugin's keys are in cerberus_plugin/config.py.") from error
+    except (AssertionError, KeyError, ValueError) as error:  # raised by yacs
+        raise ValueError(f"{error}. The plugin's keys are documented in cerberus_plugin/config.py.") from error
     path = os.path.abspath(data)
     cfg.merge_from_list(["DATASETS.NAMES", (path,), "DATASETS.TESTS", (path,), "DATASETS.NAME_PATTERN", name_pattern,
                          "DATASETS.HOLD_OUT", 0, "DATALOADER.ON_UNREADABLE", "skip", "TEST.UNTRAINED_FLOOR", False])
@@ -112,14 +126,21 @@ def fold_config(data: str, own: OwnData, schema: AttributeSchema, trained: np.nd
 
 def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, folds: int = 4, seed: int = 0,
                      **recipe) -> Predictions:
-    """Train a model on all people but those of a fold, for each fold; what is finished in `out` is not done again.
+    """Train one model per fold, on the people of all other folds, and predict the images of the fold with it.
+
+    Finished folds in `out` are not trained again.
 
     Args:
-        data: as `read_people` takes it.   out: folder of the runs, `fold1`, ...
-        recipe: of `fold_config`.
+        data: table or folder, see `read_people`.
+        own: its N images.
+        wording: the schema.
+        out: folder of the runs `fold1`, `fold2`, ...
+        folds: number of folds.
+        seed: seed of the folds.
+        recipe: keyword arguments of `fold_config`.
 
     Raises:
-        ValueError: if there are too few people, or `out` holds folds of other data or settings.
+        ValueError: if there are too few people, or `out` contains folds of other data or settings.
     """
     fold = folds_of_people(own.person, folds, seed)
     nobody = np.isin(own.person.to_list(), wording.nobody)
@@ -144,7 +165,7 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
         if not is_finished(cfg):
             with short_log(folder, logging.WARNING):
                 train_once(cfg, [Bar(f"fold {number + 1} of {folds}", steps), LastCheckpoint(folder)])
-        names, said, vectors = _predicted(folder, own, f"reading, fold {number + 1} of {folds}")
+        names, said, vectors = _predicted(folder, own, f"predicting, fold {number + 1} of {folds}")
         columns, probabilities = _joined(columns, names, probabilities, said, asked, len(own))
         readable &= np.isfinite(np.asarray(vectors[:, 0], np.float32))
         embeddings.append(vectors)
@@ -152,10 +173,17 @@ def predict_by_folds(data: str, own: OwnData, wording: Wording, out: Path, *, fo
 
 
 def predict_by_run(data: str, own: OwnData, wording: Wording | None, out: Path, run: str | Path) -> Predictions:
-    """What a trained model says. People whom it was trained on are left out.
+    """Predict images with a trained model. People that it was trained on are excluded.
 
     Args:
-        data: as `read_people` takes it; `own` is split.   out: folder in which predictions are kept.
+        data: table or folder, see `read_people`.
+        own: its N images, with their split.
+        wording: the schema, None without attributes.
+        out: folder in which predictions are stored.
+        run: folder of the trained model.
+
+    Raises:
+        ValueError: if the model was trained on all people of the data.
     """
     cfg = read_run_config(Path(run) / "config.yaml")
     folders = [Path(name).resolve() for name in cfg.DATASETS.NAMES]
@@ -164,18 +192,20 @@ def predict_by_run(data: str, own: OwnData, wording: Wording | None, out: Path, 
     if own.folder.resolve() in folders or Path(data).resolve() in folders:
         known = own.is_in("train")
         people = len(np.unique(own.person.codes[known]))
-        notes.append(f"{run} was trained on {people} of these people, in {known.sum()} pictures; they are left out, as "
-                     "a model repeats the labels that it has learned. Without --run everybody is looked at")
+        notes.append(f"{run} was trained on {counted(people, 'person', 'people')} of the data "
+                     f"({counted(int(known.sum()), 'image')}). They are excluded, since a model repeats the labels "
+                     "that it has learned. Without --run, all people are checked")
     else:
-        notes.append(f"{run} was trained on {', '.join(cfg.DATASETS.NAMES)}, so nobody of {data} counts as known to it")
+        notes.append(f"{run} was trained on {', '.join(cfg.DATASETS.NAMES)}; all people of {data} count as unknown to "
+                     "it")
     if known.all():
-        raise ValueError(f"{run}: was trained on all people of {data}. Leave --run out, to train on folds of people.")
-    names, said, vectors = _predicted(Path(run), own, "reading", out)
+        raise ValueError(f"{run}: was trained on all people of {data}. Omit --run to train on folds of people.")
+    names, said, vectors = _predicted(Path(run), own, "predicting", out)
     asked = wording.schema.columns if wording else ()
     columns, probabilities = _joined(asked, names, [], said, np.flatnonzero(~known), len(own))
     left = [column.name for column in asked if column not in columns]
     if left:
-        notes.append(f"{run} does not read, or with other values: {', '.join(left)}")
+        notes.append(f"{run} does not predict these attributes, or has other values for them: {', '.join(left)}")
     readable = np.isfinite(np.asarray(vectors[:, 0], np.float32))
     nobody = np.isin(own.person.to_list(), wording.nobody if wording else ())
     return Predictions(columns, probabilities, np.where(known | nobody | ~readable, -1, 0), [vectors], tuple(notes))
@@ -183,7 +213,7 @@ def predict_by_run(data: str, own: OwnData, wording: Wording | None, out: Path, 
 
 def _joined(columns: tuple[Column, ...], names: list[list[str]], so_far: list[np.ndarray], said: list[np.ndarray],
             rows: np.ndarray, size: int) -> tuple[tuple[Column, ...], list[np.ndarray]]:
-    """The columns that a model reads with the same classes, and probabilities with the rows that it answers for."""
+    """Columns that a model has with the same classes, and probabilities in which the given rows are filled in."""
     of = {tuple(own): array for own, array in zip(names, said)}
 
     def read(column: Column) -> np.ndarray | None:
@@ -201,7 +231,12 @@ def _joined(columns: tuple[Column, ...], names: list[list[str]], so_far: list[np
 
 
 class Bar(HookBase):
-    """A bar of the steps of a training."""
+    """Hook that shows a progress bar of the training steps.
+
+    Args:
+        title: text before the bar.
+        steps: number of steps.
+    """
 
     def __init__(self, title: str, steps: int) -> None:
         self.bar = tqdm(total=steps, desc=title, unit=" steps")
@@ -219,10 +254,11 @@ class Bar(HookBase):
 @torch.no_grad()
 def _predicted(run: Path, own: OwnData, title: str,
                keep: Path | None = None) -> tuple[list[list[str]], list[np.ndarray], np.ndarray]:
-    """Names and answers of a model's columns, probabilities (N, C) of each, and embeddings float16 (N, E).
+    """Predict all images, or read stored predictions of the same model for the same images.
 
-    They are kept in the folder, and read from there where model and pictures are the same. NaN where a picture cannot
-    be read.
+    Returns:
+        name and values of each column, probabilities float32 (N, C) of each, and embeddings float16 (N, E); NaN for
+        unreadable images.
     """
     keep = keep or run
     predictor = CerberusPredictor(run)
@@ -236,7 +272,7 @@ def _predicted(run: Path, own: OwnData, title: str,
             with np.load(arrays) as file:
                 said = [file[f"column{place}"] for place in range(len(found["columns"]))]
             return found["columns"], said, np.load(vectors_file, mmap_mode="r")
-    reader = predictor.reader if hasattr(predictor.reader, "log_probabilities") else None  # else of people alone
+    reader = predictor.reader if hasattr(predictor.reader, "log_probabilities") else None  # else no attributes
     names = [] if reader is None else [
         [column.name, *(column.answers if count == len(column.answers) else column.classes)]
         for column, count in zip(reader.schema.columns, _widths(reader))]
@@ -250,7 +286,7 @@ def _predicted(run: Path, own: OwnData, title: str,
             return None
 
     predictor.model.eval()
-    with ThreadPoolExecutor(usable_cores()) as threads, tqdm(total=len(own), desc=title, unit=" pictures") as bar:
+    with ThreadPoolExecutor(usable_cores()) as threads, tqdm(total=len(own), desc=title, unit=" images") as bar:
         for start in range(0, len(own), BATCH):
             rows = range(start, min(start + BATCH, len(own)))
             images = list(threads.map(read, rows))
@@ -261,14 +297,14 @@ def _predicted(run: Path, own: OwnData, title: str,
                 predictor.check_finite(found, [own.files[row] for row in there])
                 for array, log_p in zip(said, reader.log_probabilities(found) if reader else ()):
                     p = log_p.exp().cpu().numpy()
-                    array[there] = p / p.sum(axis=1, keepdims=True)  # a semantic ID may hold two colours
+                    array[there] = p / p.sum(axis=1, keepdims=True)  # a semantic ID may contain two colours
                 unit = torch.nn.functional.normalize(found, dim=1).cpu().numpy().astype(np.float16)
                 if vectors is None:
                     vectors = np.full((len(own), unit.shape[1]), np.nan, np.float16)
                 vectors[there] = unit
             bar.update(len(rows))
     if vectors is None:
-        raise ValueError(f"{own.source}: no picture can be read; `cerberus check` says why.")
+        raise ValueError(f"{own.source}: no image can be read. `cerberus check` shows the reasons.")
     write_whole(arrays, lambda file: np.savez(file, **{f"column{place}": own for place, own in enumerate(said)}))
     write_whole(vectors_file, lambda file: np.save(file, vectors))
     write_json(str(record), {"of": made_of, "columns": names})
@@ -276,6 +312,6 @@ def _predicted(run: Path, own: OwnData, title: str,
 
 
 def _widths(reader) -> list[int]:
-    """Classes of each column that a reader gives probabilities of."""
+    """Number of classes of each column of a reader."""
     size = sum(own.shape[1] for own in reader.prototypes) if hasattr(reader, "prototypes") else reader.weight.shape[1]
     return [own.shape[1] for own in reader.log_probabilities(torch.zeros(1, size))]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import cerberus_plugin
 
-from ..utils.commands import printable, printable_lines
+from ..utils.commands import add_blur_faces, printable, printable_lines
 
 DESCRIPTION = """Checks a folder of own data, chooses a configuration for the data and the hardware, prints the choices
 with their reasons, trains, evaluates, calibrates the probabilities if there are enough identities, and writes
 
     RUN/report.html     choices, metrics with their baselines, example search results, next steps
     RUN/results.txt     all tables of the evaluation; results.json has the metrics
+    RUN/model_card.md   data, metrics by attribute value, limits and intended use
     RUN/config.yaml     complete configuration; RUN/model_final.pth weights; RUN/log.txt log
 
 Run "cerberus check --help" for the data format. The log shows the remaining training time as "eta".
@@ -23,12 +24,13 @@ Run "cerberus check --help" for the data format. The log shows the remaining tra
     cerberus train crops --out runs/shop
     cerberus train crops --out runs/shop --resume             after an interruption
     cerberus train crops --out runs/plain --model bot --epochs 60
+    cerberus train crops --out runs/camera --size tiny --weights mobilenet_v2.pth
     cerberus train crops --out runs/large INPUT.SIZE_TRAIN "[256,128]" INPUT.SIZE_TEST "[256,128]"
 """
 
 
 def add(jobs) -> None:
-    from ..own_data.recipe import MODELS  # has no slow imports
+    from ..own_data.recipe import MODELS, SIZES  # has no slow imports
 
     train = jobs.add_parser("train", help="train on own data",
                             formatter_class=argparse.RawDescriptionHelpFormatter, description=DESCRIPTION)
@@ -40,11 +42,16 @@ def add(jobs) -> None:
     train.add_argument("--model", choices=tuple(MODELS), default="", help="plus and cerberus learn identities and "
                        "attributes, apr and arn use attribute classifiers, the others learn identities only (default: "
                        "plus if the data has suitable attributes, else bot)")
+    train.add_argument("--size", choices=tuple(SIZES), default="", help="backbone and image size: tiny is MobileNetV2 "
+                       "(OSNet without pretrained weights), small ResNet-18, base ResNet-50 (default: ResNet-50 on a "
+                       "GPU, ResNet-18 on a CPU)")
     train.add_argument("--epochs", type=int, help="number of epochs (default: depends on the number of images)")
-    train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet (default: "
-                       "ImageNet weights on a GPU, downloaded once; none on a CPU)")
+    train.add_argument("--weights", default="", metavar="FILE", help="pretrained weights of a ResNet, a ResNet "
+                       "with IBN, MobileNetV2 or OSNet (default: ImageNet weights on a GPU, downloaded once; none on a "
+                       "CPU)")
     train.add_argument("--resume", action="store_true", help="continue the run in RUN with the same choices")
     train.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`")
+    add_blur_faces(train)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from ..workflow import training
 
     folder = Path(args.out)
-    said = {"data": os.path.abspath(args.data), "model": args.model, "epochs": args.epochs,
+    said = {"data": os.path.abspath(args.data), "model": args.model, "size": args.size, "epochs": args.epochs,
             "weights": args.weights and os.path.abspath(args.weights), "name pattern": args.name_pattern,
             "KEY VALUE": args.options}
     record = training.check_folder(folder, args.resume)
@@ -78,14 +85,14 @@ def _begin(args: argparse.Namespace, folder: Path, given: dict[str, str], said: 
     from ..workflow import training
 
     gpu = training.has_gpu(given)
-    weights, depth = training.pretrained_weights(args.weights, gpu, given)  # reports missing files
+    weights, backbone = training.pretrained_weights(args.weights, gpu, given, args.size)  # reports missing files
     report = check(args.data, args.name_pattern, skip_unreadable=given.get("DATALOADER.ON_UNREADABLE") == "skip")
     for kind, texts in report.findings:
         if kind != "advice":
             print(*(f"{kind}: {printable(text)}" for text in texts), sep="\n")
     if report.errors:
         raise SystemExit(1)
-    wish = Wish(args.model, args.epochs or 0, weights, depth, given)
+    wish = Wish(args.model, args.epochs or 0, weights, backbone, given, args.size)
     recipe = choose(report.facts, gpu, usable_cores(), wish)
     record = training.begin(folder, args.data, args.name_pattern, wish, recipe, report.findings, said)
     print(f"\n{printable_lines(training.table_of(record))}\n", flush=True)

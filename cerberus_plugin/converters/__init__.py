@@ -1,9 +1,9 @@
-"""Converters of published attribute sets into the form of one's own data, see docs/converters.md.
+"""Converters of published datasets with attributes into the format of own data, see docs/converters.md.
 
-A converter reads a set as it is published and names its labels in words; one writer makes the folder of all of them.
+Each converter reads a dataset as it is published and gives its labels names. `convert` writes the folder.
 """
 
-from . import agreid, pa100k, peta, rap, reid, upar  # noqa: F401  register their sets
+from . import agreid, pa100k, peta, rap, reid, upar  # noqa: F401  register their converters
 from .questions import Questions, binary, several
 from .registry import CONVERTERS, register_converter
 from .sources import read_annotation

@@ -1,4 +1,4 @@
-"""AG-ReID: people from the air and from the ground, 15 attributes of identities in 88 yes/no labels."""
+"""AG-ReID: people seen from the air and from the ground; 15 attributes of identities in 88 yes/no labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .writing import Converted
 
 GROUPS = (Group("identity", lasting=True), Group("head", 0, lasting=True), Group("headwear", 0), Group("upper", 1),
           Group("lower", 2), Group("carrying"))
-# Column, group, beginning of the names of its labels in the file, and their endings, with the word where it is another
-# one. The last label of each is "unknown".
+# Column, group, prefix of the names of its labels in the file, and their suffixes, with "=value" if the value has
+# another name. The last label of each attribute is "unknown" and is not listed.
 ATTRIBUTES = (
     ("gender", "identity", "gender", "male, female"),
     ("age", "identity", "age", "young, middle, old"),
@@ -39,7 +39,7 @@ ATTRIBUTES = (
                                "market=market bag, nothing=no bag"),
 )
 ETHNICITY = "ethnicity"
-NO, YES = 1, 2  # of a label, as the file writes them
+NO, YES = 1, 2  # codes of labels in the file
 NAME = re.compile(r"(P(\d+)T(\d+)A(\d+))C(\d+)F\d+")
 PARTS = ("train", "query", "gallery")
 FOLDERS = {"aerial-to-ground": ("bounding_box_train", "query_all_c0", "bounding_box_test_all_c3"),
@@ -48,19 +48,36 @@ PICTURES = {"aerial-to-ground": (1701, 3331), "ground-to-aerial": (962, 7204)}
 
 
 def words_of(listed: str) -> dict[str, str]:
-    """Word by ending."""
+    """Return values by suffix.
+
+    Args:
+        listed: an entry of `ATTRIBUTES`.
+
+    Examples:
+        >>> words_of("male, off=no")
+        {'male': 'male', 'off': 'no'}
+    """
     return {part.split("=")[0]: part.split("=")[-1] for part in listed.split(", ")}
 
 
 @register_converter("agreid", title="AG-ReID (Nguyen et al., 2023)", licence="see the authors' repository",
                     rule="re-identification between cameras 0 (aerial) and 3 (ground), Rank-1 and mAP, in two "
-                         "settings: --setting aerial-to-ground or ground-to-aerial; none of attribute recognition is "
-                         "published")
+                         "settings: --setting aerial-to-ground or ground-to-aerial; no rule for attribute recognition "
+                         "is published")
 def read(source: Path, *, setting: str = "aerial-to-ground", with_ethnicity: bool = False) -> Converted:
-    """Reads qut_attribute_v4_88_attributes.mat and the pictures in bounding_box_train/ and the folders of a setting.
+    """Read qut_attribute_v4_88_attributes.mat, and the images in bounding_box_train/ and the folders of a setting.
 
-    Ethnicity is left out unless asked for: guessed from pictures it is often wrong, and a search by it can harm the
-    people who are found, or are not.
+    Ethnicity is omitted by default: it is often wrong if guessed from images, and a search by it can harm people,
+    whether they are found or not.
+
+    Args:
+        source: folder of the dataset.
+        setting: a key of `FOLDERS`.
+        with_ethnicity: include the attribute ethnicity.
+
+    Raises:
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if a name or a label is not as published, or the setting is unknown.
     """
     if setting not in FOLDERS:
         raise ValueError(f"--setting is '{setting}', expected one of {', '.join(FOLDERS)}.")
@@ -76,13 +93,14 @@ def read(source: Path, *, setting: str = "aerial-to-ground", with_ethnicity: boo
         for name in sorted(picture.path for picture in walk(find(source, folder, folder=True))):
             found = NAME.search(name)
             if found is None:
-                raise ValueError(f"{source / folder / name}: the name does not parse, expected P, T, A, C and F with "
-                                 "numbers, as in P0001T04041A0C0F31.jpg. Take files out that are not of the data set.")
+                raise ValueError(f"{source / folder / name}: unexpected file name; expected P, T, A, C and F with "
+                                 "numbers, as in P0001T04041A0C0F31.jpg. Remove files that are not part of the "
+                                 "dataset.")
             person = found[1]
             numbers[person] = int(found[2] + found[3] + found[4])
             if numbers[person] not in labels:
-                raise ValueError(f"{path}: has no labels of {person} ({folder}/{name}). Folder and annotations must be "
-                                 "of the same data set.")
+                raise ValueError(f"{path}: has no labels for {person} ({folder}/{name}). Images and annotations must "
+                                 "belong to the same dataset.")
             files.append(f"{folder}/{name}")
             for column, value in zip(columns.values(), (person, found[5], part)):
                 column.append(value)
@@ -100,28 +118,28 @@ def read(source: Path, *, setting: str = "aerial-to-ground", with_ethnicity: boo
 
 
 def _people(path: Path, part: str, struct, kept) -> dict[int, list[str]]:
-    """Words of each identity by its number; "" where unknown."""
+    """Values of each identity by number; "" for unknown."""
     endings = {begin: [*words_of(listed), "unknown"] for _, _, begin, listed in ATTRIBUTES}
     wanted = {begin + ending for begin, own in endings.items() for ending in own}
     found = set(struct) if isinstance(struct, dict) else set()
     named = wanted | {"image_index"}
     for what, differing in (("lacks", sorted(named - found)), ("has", sorted(found - named))):
         if differing:
-            raise ValueError(f"{path}: {part} {what} the label '{differing[0]}' ({len(differing)} such), expected the "
-                             f"{len(wanted)} labels of the published file. Use it as published.")
+            raise ValueError(f"{path}: {part} {what} the label '{differing[0]}' ({len(differing)} in all), expected "
+                             f"the {len(wanted)} labels of the published file. Use the file as published.")
     index = [str(number).removesuffix(".0") for number in np.atleast_1d(struct["image_index"]).ravel().tolist()]
     wrong = [number for number in index if not re.fullmatch("[0-9]{1,15}", number)]
     people: dict[int, list[str]] = {} if wrong else {int(number): [] for number in index}
     if len(people) < len(index):
-        raise ValueError(f"{path}: {part}.image_index must hold distinct numbers of identities, got "
-                         f"{wrong[0] if wrong else 'repeats'}. Use the file as published.")
+        raise ValueError(f"{path}: {part}.image_index must contain distinct numbers of identities, got "
+                         f"{wrong[0] if wrong else 'repeated numbers'}. Use the file as published.")
     for _, _, begin, listed in kept:
         labels = np.stack([_label(path, part, struct, begin + ending, len(index)) for ending in endings[begin]], axis=1)
         several = np.flatnonzero(labels.sum(axis=1) > 1)
         if len(several):
             names = [begin + endings[begin][i] for i in np.flatnonzero(labels[several[0]])]
-            raise ValueError(f"{path}: {part} has {' and '.join(names)} of identity {index[several[0]]}, expected one "
-                             "of them. Use the file as published.")
+            raise ValueError(f"{path}: {part} has {' and '.join(names)} for identity {index[several[0]]}, expected "
+                             "only one of them. Use the file as published.")
         words = [*words_of(listed).values(), ""]
         for row, own in zip(labels, people.values()):
             own.append(words[int(row.argmax())] if row.any() else "")

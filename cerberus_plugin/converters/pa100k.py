@@ -1,4 +1,4 @@
-"""PA-100K: 100,000 pictures, 26 labels."""
+"""PA-100K: 100,000 images, 26 labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .sources import check_labels, check_names, find, read_annotation, texts
 from .writing import Converted
 
 PARTS = ("train", "val", "test")
-# In the order of the file.
+# In the order of the labels in the file.
 QUESTIONS = Questions("pa100k", (Group("identity", lasting=True), Group("view"), Group("head", 0), Group("carrying"),
                                  Group("upper", 1), Group("lower", 2)), (
     binary("gender", "identity", "Female", ("male", "female")),
@@ -43,9 +43,9 @@ QUESTIONS = Questions("pa100k", (Group("identity", lasting=True), Group("view"),
 
 @register_converter("pa100k", title="PA-100K (Liu et al., 2017)", licence="CC BY 4.0",
                     rule="26 labels; mA over these and instance accuracy, precision, recall and F1 on the test "
-                         "pictures, threshold 0.5 (0.45 in OpenPAR's projects); trained on train, or on train and val")
+                         "images, threshold 0.5 (0.45 in OpenPAR's projects); trained on train, or on train and val")
 def read(source: Path) -> Converted:
-    """Reads annotation.mat and the pictures in data/ or release_data/release_data/."""
+    """Read annotation.mat, and the images in data/ or release_data/release_data/."""
     path = find(source, "annotation.mat", "annotation/annotation.mat")
     attributes, *parts = read_annotation(path, "attributes", *(f"{part}_{what}" for part in PARTS
                                                                for what in ("images_name", "label")))

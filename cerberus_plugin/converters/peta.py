@@ -1,4 +1,4 @@
-"""PETA: 19,000 pictures, 35 of 105 labels evaluated, five partitions."""
+"""PETA: 19,000 images, 35 evaluated labels of 105, five partitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVALUATED = (
     "footwearSneaker", "upperBodyThinStripes", "accessorySunglasses", "lowerBodyTrousers", "upperBodyTshirt",
     "upperBodyOther", "upperBodyVNeck")
 ALL = 105
-# Group by group, in the order in which Rethinking_of_PAR (Jia et al., arXiv 2107.03576) evaluates them.
+# By group, in the order in which Rethinking_of_PAR (Jia et al., arXiv 2107.03576) evaluates them.
 QUESTIONS = Questions("peta", (Group("head", 0), Group("upper", 1), Group("lower", 2), Group("feet", 2),
                                Group("carrying"), Group("identity", lasting=True)), (
     binary("hat", "head", "accessoryHat"),
@@ -61,9 +61,9 @@ QUESTIONS = Questions("peta", (Group("head", 0), Group("upper", 1), Group("lower
 
 @register_converter("peta", title="PETA (Deng et al., 2014)", licence="research only, see the authors' page",
                     rule="35 of 105 labels; mA over these and instance accuracy, precision, recall and F1 on the test "
-                         "pictures, threshold 0.5 (0.45 in OpenPAR's projects); trained on train and val together")
+                         "images, threshold 0.5 (0.45 in OpenPAR's projects); trained on train and val together")
 def read(source: Path, *, partition: int = 1) -> Converted:
-    """Reads PETA.mat and images/00001.png ...; `partition` is one of the five random splits."""
+    """Read PETA.mat and images/00001.png ...; `partition` is one of the five random splits, from 1."""
     path = find(source, "PETA.mat")
     data, attributes, _, partitions = read_fields(path, "data", "attribute", "selected_attribute", "partitions")
     names = texts(path, "attributes", attributes)
@@ -72,7 +72,7 @@ def read(source: Path, *, partition: int = 1) -> Converted:
     data = matrix(path, data, None, 4 + len(names))
     files = [f"{number:05d}.png" for number in range(1, len(data) + 1)]
     names = names[:len(EVALUATED)]
-    # The first four columns number the picture, the person and the source.
+    # The first four columns are the numbers of the image, the person and the source.
     labels = check_labels(path, data[:, 4:4 + len(names)], files, names)
     split = split_of(path, chosen_parts(path, partitions, partition, {"train": 0, "val": 1, "test": 2}), len(files))
     return Converted(find(source, "images", folder=True), files,

@@ -1,8 +1,8 @@
-"""Read pickles of data: containers, numpy arrays and EasyDict records; nothing that runs code.
+"""Read pickles of data without executing code: containers, numpy arrays and EasyDict records.
 
-A pickle is a program that may call any function of any module. This reader looks nothing up: each name that data needs
-has a stand-in here, and another one is refused with its name before anything is called. Arrays are made of their bytes
-alone, since numpy's own way in trusts what a pickle says of them.
+A pickle is a program that can call any function of any module. This reader imports nothing: it has a replacement for
+each name that data needs, and rejects any other name before a call. It builds arrays from their bytes, since numpy's
+own functions trust the contents of a pickle.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ MOST_BYTES = 2**29
 
 
 class _Record(dict):
-    """Stands for an EasyDict; its attributes repeat its items and are not read."""
+    """Replaces EasyDict. Its attributes, which repeat its items, are ignored."""
 
     def __setstate__(self, state) -> None:
         pass
 
 
 class _Type:
-    """Stands for a dtype: numbers, text or objects, without fields."""
+    """Replaces a dtype: numbers, text or objects, without fields."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, code: str, *_) -> None:
         if not re.fullmatch(r"[biufSUO]\d{0,5}", str(code)):
-            raise pickle.UnpicklingError(f"it has an array of the type {code}")
+            raise pickle.UnpicklingError(f"it contains an array of the type {code}, which is not supported")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state) -> None:
@@ -41,26 +41,26 @@ class _Type:
 
 
 class _Array:
-    """Stands for an array until its contents are known."""
+    """Replaces an array until its contents are known."""
 
     __slots__ = ("values",)
 
-    def __init__(self, *_) -> None:  # numpy writes an empty array first
+    def __init__(self, *_) -> None:  # numpy pickles an empty array first, then its state
         self.values: np.ndarray | None = None
 
     def __setstate__(self, state) -> None:
         _, shape, kind, by_columns, content = state
         if kind.dtype.hasobject:
             values = np.empty(len(content), object)
-            for place, each in enumerate(content):  # all at once, numpy would look into lists
+            for place, each in enumerate(content):  # one by one, since numpy would unpack lists
                 values[place] = each
-        else:  # Python 2 wrote text
+        else:  # in pickles of Python 2, the bytes are text
             values = np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, kind.dtype)
         self.values = values.reshape(shape, order="F" if by_columns else "C")
 
 
 class _Call:
-    """Stands for a function; a pickle can set no attributes of it."""
+    """Replaces a function; a pickle cannot set its attributes."""
 
     __slots__ = ("_make",)
 
@@ -81,7 +81,7 @@ def _of_buffer(buffer, kind: _Type, shape, order) -> _Array:
 
 
 def _scalar(kind: _Type, content: bytes):
-    return np.frombuffer(content, kind.dtype, 1)[0]  # refuses objects
+    return np.frombuffer(content, kind.dtype, 1)[0]  # raises ValueError for objects
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -104,29 +104,35 @@ class _Reader(pickle.Unpickler):
         try:
             return _STAND_INS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only containers, numpy arrays and EasyDict are "
-                                         "read") from None
+            raise pickle.UnpicklingError(f"it uses {module}.{name}; only containers, numpy arrays and EasyDict are "
+                                         "supported") from None
 
 
 def read_pickle(path: str | Path):
-    """What a pickle holds: dicts, lists, tuples, arrays, texts and numbers.
+    """Read a pickle of dicts, lists, tuples, arrays, texts and numbers.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        its contents.
 
     Raises:
-        ValueError: with the name, if it asks for anything but data; or if it is damaged or too large.
+        ValueError: if it uses anything else, with the name; or if it is damaged or too large.
     """
     with open(path, "rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ValueError(f"{path}: has more than {MOST_BYTES} bytes; is this the annotation file?")
+        raise ValueError(f"{path}: has more than {MOST_BYTES} bytes. Is this the annotation file?")
     try:
         return _plain(_Reader(io.BytesIO(data), encoding="latin1").load())
-    except Exception as error:  # a damaged pickle leads to errors of any kind
-        raise ValueError(f"{path}: no pickle that is read ({error}). Expected the annotation file as published."
+    except Exception as error:  # a damaged pickle raises exceptions of any type
+        raise ValueError(f"{path}: not a readable pickle ({error}). Expected the annotation file as published."
                          ) from error
 
 
 def _plain(value):
-    """The value without stand-ins."""
+    """Return a value without the replacement classes."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

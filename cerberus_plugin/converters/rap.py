@@ -1,4 +1,4 @@
-"""RAPv1 and RAPv2: pictures of shoppers under 25 and 26 cameras, 51 and 54 labels evaluated, five partitions each."""
+"""RAPv1 and RAPv2: images of shoppers from 25 and 26 cameras, 51 and 54 evaluated labels, five partitions each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READINGS = ("unknown", "no")
 
 
 def _yes_no(group: str, **names: str) -> tuple[Question, ...]:
-    """Questions by published name, in which _ stands for -."""
+    """Columns of one label each, by published name with _ instead of -."""
     return tuple(binary(word, group, name.replace("_", "-")) for name, word in names.items())
 
 
@@ -52,12 +52,12 @@ V1 = Questions("rapv1", GROUPS, (
              attach_Box="box", attach_PlasticBag="plastic bag", attach_PaperBag="paper bag", attach_HandTrunk="trolley",
              attach_Other="carries something else"),
     *_yes_no("action", action_Calling="calling", action_Talking="talking", action_Gathering="gathering",
-             action_Holding="holding", action_Pusing="pushing", action_Pulling="pulling",  # "Pusing" as in the file
+             action_Holding="holding", action_Pusing="pushing", action_Pulling="pulling",  # "Pusing" in the file
              action_CarrybyArm="carrying by arm", action_CarrybyHand="carrying by hand"),
 ))
 
 V2 = Questions("rapv2", GROUPS, (
-    binary("gender", "identity", "Femal", ("male", "female")),  # as in the file
+    binary("gender", "identity", "Femal", ("male", "female")),  # "Femal" in the file
     several("age", "identity", {"AgeLess16": "under 16", "Age17-30": "17 to 30", "Age31-45": "31 to 45",
                                 "Age46-60": "46 to 60"}),
     several("body", "identity", {"BodyFat": "fat", "BodyNormal": "normal", "BodyThin": "thin"}),
@@ -99,9 +99,19 @@ def _converted(source: Path, path: Path, questions: Questions, files: list[str],
 
 @register_converter("rapv1", title="RAP 1.0 (Li et al., 2016)", licence="on request to the authors, research only",
                     rule="51 of 92 labels; mA over these and instance accuracy, precision, recall and F1 on the test "
-                         "pictures, threshold 0.5 (0.45 in OpenPAR's projects)")
+                         "images, threshold 0.5 (0.45 in OpenPAR's projects)")
 def read_v1(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> Converted:
-    """Reads RAP_annotation/RAP_annotation.mat and the pictures in RAP_dataset/."""
+    """Read RAP_annotation/RAP_annotation.mat, and the images in RAP_dataset/.
+
+    Args:
+        source: folder of the dataset.
+        partition: 1 to 5.
+        uncertain: value of labels that the dataset marks as uncertain, one of `READINGS`.
+
+    Raises:
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if the annotations are not as published, or an option is not valid.
+    """
     path = find(source, *FILES)
     partitions, values, names, files = read_fields(path, "partitions", "labels", "", "attributes", "", "names")
     names, files = texts(path, "attributes", names), texts(path, "names", files)
@@ -114,18 +124,28 @@ def read_v1(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> 
 
 
 @register_converter("rapv2", title="RAP 2.0 (Li et al., 2019)", licence="on request to the authors, research only",
-                    rule="54 labels, 53 in the zero-shot split, which leaves out Age46-60; mA over these and instance "
-                         "accuracy, precision, recall and F1 on the test pictures, threshold 0.5 (0.45 in OpenPAR's "
-                         "projects); public readers take uncertain labels as no: --uncertain no")
+                    rule="54 labels, 53 in the zero-shot split, which excludes Age46-60; mA over these and instance "
+                         "accuracy, precision, recall and F1 on the test images, threshold 0.5 (0.45 in OpenPAR's "
+                         "projects); public readers read uncertain labels as no: --uncertain no")
 def read_v2(source: Path, *, partition: int = 1, uncertain: str = "unknown") -> Converted:
-    """Reads RAP_annotation/RAP_annotation.mat and the pictures in RAP_dataset/."""
+    """Read RAP_annotation/RAP_annotation.mat, and the images in RAP_dataset/.
+
+    Args:
+        source: folder of the dataset.
+        partition: 1 to 5.
+        uncertain: value of labels that the dataset marks as uncertain, one of `READINGS`.
+
+    Raises:
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if the annotations are not as published, or an option is not valid.
+    """
     path = find(source, *FILES)
     files, names, values, selected, partitions = read_annotation(path, "name", "attribute", "data",
                                                                  "selected_attribute", "partition_attribute")
     names, files = texts(path, "attributes", names), texts(path, "names", files)
     columns = matrix(path, selected, 1, 1)[0].astype(np.int64) - 1
     if not ((columns >= 0) & (columns < len(names))).all():
-        raise ValueError(f"{path}: selected_attribute has numbers outside 1 to {len(names)}. Use the file as "
+        raise ValueError(f"{path}: selected_attribute contains numbers outside 1 to {len(names)}. Use the file as "
                          "published.")
     values = matrix(path, values, len(files), len(names))
     names = [names[column] for column in columns.tolist()]

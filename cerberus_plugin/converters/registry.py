@@ -1,4 +1,4 @@
-"""The converters that there are, by the name of their set."""
+"""The registry of converters, by name of the dataset."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Converter:
-    """How a set is read.
+    """A converter of a published dataset.
 
     Attributes:
-        read: a function of the folder of the set, with options as keywords.
-        title, licence: of the set.   rule: by which it is evaluated in the literature.
+        name: name of the dataset on the command line.
+        read: function that reads the dataset from its folder; options are keyword arguments.
+        title: title and reference of the dataset.
+        licence: licence of the dataset.
+        rule: how the dataset is evaluated in the literature.
     """
 
     name: str
@@ -29,7 +32,7 @@ class Converter:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Keywords that the function takes."""
+        """Names of the keyword arguments of `read`."""
         return tuple(name for name, each in inspect.signature(self.read).parameters.items()
                      if each.kind is inspect.Parameter.KEYWORD_ONLY)
 
@@ -38,7 +41,7 @@ class Converter:
         if wrong:
             raise ValueError(f"{self.name} has no option --{wrong[0].replace('_', '-')}"
                              + (f"; it has {', '.join('--' + name.replace('_', '-') for name in self.options)}"
-                                if self.options else " of its own") + ". Leave it out.")
+                                if self.options else " or any other") + ". Omit it.")
         return self.read(source, **options)
 
 
@@ -46,14 +49,20 @@ CONVERTERS: dict[str, Converter] = {}
 
 
 def register_converter(name: str, *, title: str, licence: str, rule: str):
-    """Make a function known as the converter of a set: `read(source: Path, *, option=...) -> Converted`.
+    """Return a decorator that registers a converter: `read(source: Path, *, option=...) -> Converted`.
+
+    Args:
+        name: name of the dataset on the command line.
+        title: title and reference of the dataset.
+        licence: licence of the dataset.
+        rule: how the dataset is evaluated in the literature.
 
     Raises:
-        ValueError: if there is one of this name.
+        ValueError: if a converter of this name is registered.
     """
     def register(read: Callable[..., Converted]) -> Callable[..., Converted]:
         if name in CONVERTERS:
-            raise ValueError(f"converter '{name}': another one of this name is registered; known: "
+            raise ValueError(f"converter '{name}': a converter of this name is already registered; registered are "
                              f"{', '.join(CONVERTERS)}")
         CONVERTERS[name] = Converter(name, read, title, licence, rule)
         return read
@@ -62,7 +71,12 @@ def register_converter(name: str, *, title: str, licence: str, rule: str):
 
 
 def find_converter(name: str) -> Converter:
+    """Return the converter of a dataset.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
     if name not in CONVERTERS:
-        raise ValueError(f"set is '{name}', expected one of {', '.join(CONVERTERS)}. docs/converters.md shows how to "
-                         "write a converter of another set.")
+        raise ValueError(f"DATASET is '{name}', expected one of {', '.join(CONVERTERS)}. To write a converter for "
+                         "another dataset, see docs/converters.md.")
     return CONVERTERS[name]

@@ -1,4 +1,4 @@
-"""Market-1501 and DukeMTMC-reID with their attributes, as `Market1501Attributes` and `DukeMTMCAttributes` read them."""
+"""Market-1501 and DukeMTMC-reID with attributes, read as by `Market1501Attributes` and `DukeMTMCAttributes`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from .writing import Converted
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 DISTRACTOR = 0
 RULE = ("re-identification by CMC and mAP, single query, matches under the query's own camera ignored; attributes on "
-        "the gallery pictures, {} yes/no labels")
+        "the gallery images, {} yes/no labels")
 
 
 @register_converter("market1501", title="Market-1501 (Zheng et al., 2015) with attributes (Lin et al., 2019)",
                     licence="none given; research", rule=RULE.format(30) + " in 12 columns")
 def read_market(source: Path) -> Converted:
-    """Reads market_attribute.mat and bounding_box_train/, query/ and bounding_box_test/.
+    """Read market_attribute.mat, and bounding_box_train/, query/ and bounding_box_test/.
 
-    Junk pictures (-1) are left out, as by the host's class; distractors (0000) stay in the gallery, as nobody.
+    Junk images (-1) are excluded, as in FastReID. Distractors (0000) stay in the gallery, listed as `nobody` in the
+    schema.
     """
     return _read(source, MARKET1501, "market_attribute.mat", "Market-1501-v15.09.15",
                  {"train pictures": 12_936, "query pictures": 3_368, "gallery pictures": 15_913, "train people": 751,
@@ -36,7 +37,7 @@ def read_market(source: Path) -> Converted:
                     "et al., 2019)", licence="withdrawn by its authors in 2019",
                     rule=RULE.format(23) + " in 10 columns")
 def read_duke(source: Path) -> Converted:
-    """Reads duke_attribute.mat and bounding_box_train/, query/ and bounding_box_test/."""
+    """Read duke_attribute.mat, and bounding_box_train/, query/ and bounding_box_test/."""
     return _read(source, DUKEMTMC, "duke_attribute.mat", "DukeMTMC-reID",
                  {"train pictures": 16_522, "query pictures": 2_228, "gallery pictures": 17_661, "train people": 702,
                   "test people": 1_110})
@@ -53,17 +54,17 @@ def _read(source: Path, schema: AttributeSchema, annotations: str, folder: str,
     labels = read_annotations(path, schema)
     files: list[str] = []
     columns: dict[str, list[str]] = {"person": [], "camera": [], "split": []}
-    people: dict[str, tuple[str, int]] = {}  # where its labels are
+    people: dict[str, tuple[str, int]] = {}  # part and identity that give its labels
     for part, name in FOLDERS.items():
         split = "train" if part == "train" else "test"
         for image, *numbers in list_market_images(str(find(source, name, folder=True))):
             pid, camera = map(int, numbers)
             person = f"{pid:04d}"
             if pid != DISTRACTOR and pid not in getattr(labels, split):
-                raise ValueError(f"{path}: no {split} labels for identity {person} ({image}). Folder and annotations "
-                                 "must be of the same data set.")
+                raise ValueError(f"{path}: no {split} labels for identity {person} ({image}). Images and annotations "
+                                 "must belong to the same dataset.")
             if people.setdefault(person, (split, pid)) != (split, pid):
-                raise ValueError(f"{image}: identity {person} is in training and in the test; expected the folders as "
+                raise ValueError(f"{image}: identity {person} is in both training and test; expected the folders as "
                                  "published.")
             files.append(f"{name}/{os.path.basename(image)}")
             for column, value in zip(columns.values(), (person, str(camera + 1), part)):
@@ -80,7 +81,7 @@ def _read(source: Path, schema: AttributeSchema, annotations: str, folder: str,
 
 
 def _binaries(schema: AttributeSchema) -> list[tuple[str, str, str]]:
-    """The bits of the semantic IDs: one a field of two values, one a value of others."""
+    """The bits of the semantic IDs: one for a field of two values, otherwise one for each value."""
     found = []
     for field in schema.fields:
         if field.column:

@@ -1,4 +1,4 @@
-"""What converters share in reading: files where they are published, and labels checked one by one."""
+"""Functions for converters: find and read published files, and check every label."""
 
 from __future__ import annotations
 
@@ -11,30 +11,45 @@ import numpy as np
 from ..attributes.matlab import read_matlab
 from .questions import UNKNOWN
 
-MOST_BYTES = 2**28  # of an annotation file; that of RAPv2 has 103 MB where it is not compressed
+MOST_BYTES = 2**28  # largest annotation file; that of RAPv2 has 103 MB uncompressed
 
 
 def find(source: Path, *places: str, folder: bool = False) -> Path:
-    """The first of these places below the folder of a set that is there.
+    """Find a file or folder of a dataset.
+
+    Args:
+        source: folder of the dataset.
+        places: paths below it, in order of preference.
+        folder: whether to find a folder instead of a file.
+
+    Returns:
+        the path of the first one that exists.
 
     Raises:
-        FileNotFoundError: with all of them.
+        FileNotFoundError: if none exists, with all of them.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder. Give the folder of the data set as it is unpacked.")
+        raise FileNotFoundError(f"{source}: no such folder. Give the folder of the unpacked dataset.")
     for place in places:
         path = source / place
         if path.is_dir() if folder else path.is_file():
             return path
-    raise FileNotFoundError(f"{source}: has no {' and no '.join(places)}. Give the folder of the data set as it is "
-                            "unpacked, complete.")
+    raise FileNotFoundError(f"{source}: has no {' and no '.join(places)}. Give the folder of the complete, unpacked "
+                            "dataset.")
 
 
 def read_annotation(path: Path, *names: str) -> list:
-    """The variables of a MATLAB file, or the fields of its one struct, by name.
+    """Read variables of a MATLAB file, or fields of its single struct, by name.
+
+    Args:
+        path: path of the file.
+        names: names of the variables or fields.
+
+    Returns:
+        their values, in the order of `names`.
 
     Raises:
-        ValueError: if it cannot be read, or has no variable of a name.
+        ValueError: if the file cannot be read, or a name is missing.
     """
     found = _variables(path)
     if len(found) == 1 and isinstance(content := next(iter(found.values())), dict):
@@ -42,21 +57,28 @@ def read_annotation(path: Path, *names: str) -> list:
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{path}: has no '{missing[0]}', only {', '.join(found) or 'nothing'}. Is this the annotation "
-                         "file of another data set?")
+                         "file of another dataset?")
     return [found[name] for name in names]
 
 
 def read_fields(path: Path, *kinds: str) -> list:
-    """Fields of the one struct of a MATLAB file by their place, of which some reader of the set tells.
+    """Read fields of the single struct of a MATLAB file by position, for files whose field names are not documented.
 
     Args:
-        kinds: names for the error, one for each of the first fields; "" for one that is not needed.
+        path: path of the file.
+        kinds: for each of the first fields, a name for error messages; "" for a field that is not needed.
+
+    Returns:
+        the values of the fields that have a name.
+
+    Raises:
+        ValueError: if the file does not contain one struct with these fields.
     """
     found = _variables(path)
     structs = [value for value in found.values() if isinstance(value, dict)]
     if len(structs) != 1 or len(structs[0]) < len(kinds):
         raise ValueError(f"{path}: expected one struct with {', '.join(filter(None, kinds))}, found "
-                         f"{', '.join(found) or 'nothing'}. Is this the annotation file of another data set?")
+                         f"{', '.join(found) or 'nothing'}. Is this the annotation file of another dataset?")
     return [value for value, kind in zip(structs[0].values(), kinds) if kind]
 
 
@@ -69,24 +91,38 @@ def _variables(path: Path) -> dict[str, Any]:
 
 
 def texts(path: Path, what: str, values) -> list[str]:
-    """A list of texts, without spaces around them.
+    """Return a list of texts without surrounding spaces.
+
+    Args:
+        path: path of the file, for messages.
+        what: name of the texts, for messages.
+        values: texts, in any nesting of numpy arrays.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if there are none, or other values.
     """
     found = np.atleast_1d(np.asarray(values, object)).ravel().tolist()
     wrong = next((value for value in found if not isinstance(value, str)), None)
     if wrong is not None or not found:
-        raise ValueError(f"{path}: {what} hold {'nothing' if wrong is None else repr(wrong)[:60]}, expected texts. "
+        raise ValueError(f"{path}: {what} contain {'nothing' if wrong is None else repr(wrong)[:60]}, expected text. "
                          "Use the file as published.")
     return [text.strip() for text in found]
 
 
 def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:
-    """A matrix of numbers with so many rows, or any number, and at least so many columns.
+    """Check the shape of a matrix of numbers.
+
+    Args:
+        path: path of the file, for messages.
+        values: the matrix.
+        rows: number of rows; None for any number.
+        columns: smallest number of columns.
+
+    Returns:
+        the matrix as an array.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is not such a matrix.
     """
     found = np.atleast_2d(np.asarray(values))
     if found.dtype.kind not in "buif" or found.ndim != 2 or found.shape[1] < columns or rows not in (None, len(found)):
@@ -97,7 +133,11 @@ def matrix(path: Path, values, rows: int | None, columns: int) -> np.ndarray:
 
 
 def check_names(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse names of attributes, or an order, that are not the published ones: labels would be misnamed."""
+    """Check that names of attributes and their order are as published, since labels would otherwise get wrong names.
+
+    Raises:
+        ValueError: if they differ, with the first difference.
+    """
     for place, (own, other) in enumerate(zip([*found, "nothing"], expected), start=1):
         if own != other:
             raise ValueError(f"{path}: attribute {place} is '{own}', expected '{other}'. The labels would get wrong "
@@ -106,47 +146,78 @@ def check_names(path: Path, found: Sequence[str], expected: Sequence[str]) -> No
 
 def check_labels(path: Path, labels, files: Sequence[str], names: Sequence[str],
                  uncertain: Sequence[int] = ()) -> np.ndarray:
-    """Yes/no labels as int8 (N, B), those that the set calls uncertain as `UNKNOWN`.
+    """Check yes/no labels.
+
+    Args:
+        path: path of the file, for messages.
+        labels: (N, B), 0, 1 or one of `uncertain`.
+        files: N names of images.
+        names: B names of labels.
+        uncertain: codes of labels that the dataset marks as uncertain.
+
+    Returns:
+        int8 (N, B), 0, 1 or `UNKNOWN`.
 
     Raises:
-        ValueError: for another shape, or with the picture and attribute of a label that is neither 0 nor 1.
+        ValueError: for another shape, or another label; with its image and name.
     """
     labels = np.atleast_2d(np.asarray(labels))
     if labels.shape != (len(files), len(names)) or labels.dtype.kind not in "buif":
-        raise ValueError(f"{path}: labels are {' x '.join(map(str, labels.shape))}, expected {len(files)} pictures x "
+        raise ValueError(f"{path}: labels are {' x '.join(map(str, labels.shape))}, expected {len(files)} images x "
                          f"{len(names)} attributes. Use the file as published.")
     wrong = ~np.isin(labels, (0, 1, *uncertain))
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()
-        raise ValueError(f"{path}: '{names[column]}' of {files[row]} is {labels[row, column]}, expected 0 or 1"
+        raise ValueError(f"{path}: '{names[column]}' for {files[row]} is {labels[row, column]}, expected 0 or 1"
                          f"{''.join(f' ({value}: uncertain)' for value in uncertain)}; {int(wrong.sum())} labels are "
                          "wrong. Use the file as published.")
     return np.where(np.isin(labels, uncertain), UNKNOWN, labels).astype(np.int8)
 
 
 def split_of(path: Path, parts: Mapping[str, object], count: int) -> list[str]:
-    """The part of each of `count` pictures; "" for those in none.
+    """Return the part of the split of each image.
 
     Args:
-        parts: numbers of pictures, from 1, by part.
+        path: path of the file, for messages.
+        parts: numbers of images, from 1, by part.
+        count: number of images.
+
+    Returns:
+        `count` parts; "" for images in no part.
+
+    Raises:
+        ValueError: if a number is outside 1 to `count`, or in two parts.
+
+    Examples:
+        >>> split_of(Path("set.mat"), {"train": [1, 3], "test": [2]}, 4)
+        ['train', 'test', 'train', '']
     """
     split = np.full(count, "", object)
     for part, numbers in parts.items():
         rows = np.atleast_1d(np.asarray(numbers)).ravel()
         if rows.dtype.kind not in "uif" or not ((rows >= 1) & (rows <= count)).all():
-            raise ValueError(f"{path}: the partition '{part}' has picture numbers outside 1 to {count}. Use the file "
-                             "as published.")
+            raise ValueError(f"{path}: the partition '{part}' has image numbers outside 1 to {count}. Use the file as "
+                             "published.")
         rows = rows.astype(np.int64) - 1
         twice = rows[split[rows] != ""]
         if len(twice) or len(np.unique(rows)) < len(rows):
-            raise ValueError(f"{path}: picture {int(twice[0] if len(twice) else rows[0]) + 1} is in the partition "
-                             f"'{part}' and in another one, or twice. Use the file as published.")
+            raise ValueError(f"{path}: image {int(twice[0] if len(twice) else rows[0]) + 1} is in the partition "
+                             f"'{part}' twice, or also in another one. Use the file as published.")
         split[rows] = part
     return split.tolist()
 
 
 def chosen(path: Path, partitions, number: int) -> Any:
-    """One of the partitions of a set, counted from 1."""
+    """Return one of the partitions of a dataset.
+
+    Args:
+        path: path of the file, for messages.
+        partitions: all partitions.
+        number: number of the partition, from 1.
+
+    Raises:
+        ValueError: if there is no such partition.
+    """
     several = np.atleast_1d(np.asarray(partitions, object)).ravel()
     if not 1 <= number <= len(several):
         raise ValueError(f"{path}: has the partitions 1 to {len(several)}, got {number}. Give another --partition.")
@@ -154,10 +225,19 @@ def chosen(path: Path, partitions, number: int) -> Any:
 
 
 def chosen_parts(path: Path, partitions, number: int, fields: Mapping[str, str | int]) -> dict[str, object]:
-    """Picture numbers by part, of one of the partitions that are structs.
+    """Return the image numbers of a partition that is a struct.
 
     Args:
-        fields: name or place of the field of each part.
+        path: path of the file, for messages.
+        partitions: all partitions.
+        number: number of the partition, from 1.
+        fields: name or position of the field, by part.
+
+    Returns:
+        image numbers by part.
+
+    Raises:
+        ValueError: if there is no such partition, or a field is missing.
     """
     own = chosen(path, partitions, number)
     found = {} if not isinstance(own, dict) else own | dict(enumerate(own.values()))

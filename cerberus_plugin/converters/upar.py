@@ -1,4 +1,4 @@
-"""UPAR: 40 labels over pictures of Market-1501, PA-100K and PETA (and RAPv2), as a CSV of its challenge or a pickle."""
+"""UPAR: 40 labels of images of Market-1501, PA-100K and PETA (and RAPv2), from CSV files or a pickle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _colours(garment: str) -> dict[str, str]:
     return {f"{garment}-Color-{colour}": colour.lower() for colour in COLOURS}
 
 
-# In the order of the files.
+# In the order of the labels in the files.
 QUESTIONS = Questions("upar", (Group("identity", lasting=True), Group("hair", 0, lasting=True), Group("upper", 1),
                                Group("lower", 2), Group("accessories")), (
     several("age", "identity", {"Age-Young": "young", "Age-Adult": "adult", "Age-Old": "old"}),
@@ -49,15 +49,23 @@ TABLES = {"train": ("phase1/train/train.csv", "task1/train/gt.csv", "train/train
 PLACES = ("annotations/", "data/annotations/", "data/", "")
 
 
-@register_converter("upar", title="UPAR (Specker et al., 2023)", licence="annotations CC BY-NC-SA 3.0 DE; pictures "
-                    "under the licences of their sets",
+@register_converter("upar", title="UPAR (Specker et al., 2023)", licence="annotations CC BY-NC-SA 3.0 DE; images "
+                    "under the licences of their datasets",
                     rule="40 labels; mA over these and instance F1, threshold 0.5; retrieval by each distinct "
                          "combination of the 40 (3,462 validation queries)")
 def read(source: Path, *, partition: int | None = None) -> Converted:
-    """Reads the challenge's CSV files; with a partition, 1 to 10, the pickle.
+    """Read the challenge's CSV files, or with a partition, 1 to 10, the pickle.
 
-    Pictures are in Market1501/, PA100k/ and PETA/. The labelled validation pictures are the part test: those of the
-    challenge's own test are not public.
+    Images are in Market1501/, PA100k/ and PETA/. The labelled validation images become the part test, since the
+    labels of the challenge's test set are not public.
+
+    Args:
+        source: folder of the dataset.
+        partition: number of the split in the pickle; None to read the CSV files.
+
+    Raises:
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if the annotations are not as published, or there is no such partition.
     """
     if partition is not None:
         return _read_pickle(source, partition)
@@ -66,8 +74,8 @@ def read(source: Path, *, partition: int | None = None) -> Converted:
     try:
         paths["test"] = find(source, *(f"{place}{table}" for place in PLACES for table in TABLES["test"]))
     except FileNotFoundError:
-        notes.append("there is no table of labelled validation pictures (task1/val/gt.csv), so nothing to test on: "
-                     "that of 2024 lists names alone")
+        notes.append("there is no table of labelled validation images (task1/val/gt.csv), so there is no test part; "
+                     "the table of 2024 contains only file names")
     files: list[str] = []
     split: list[str] = []
     labels = []
@@ -84,16 +92,16 @@ def read(source: Path, *, partition: int | None = None) -> Converted:
 
 
 def _root(source: Path, file: str) -> Path:
-    """The folder that names of pictures are below."""
+    """The folder that contains the images."""
     return find(source, *(f"{place}{file.split('/')[0]}" for place in ("", "data/")), folder=True).parent
 
 
 def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names of pictures, and their labels (N, 40)."""
+    """Names of images, and their labels (N, 40)."""
     rows = list(filter(None, csv.reader(io.StringIO(decode_text(path, path.read_bytes()), newline=""))))
     if len(rows) < 2:
-        raise ValueError(f"{path}: has no lines below the first. Use the file as published.")
-    # The first line names the 40 labels, after "image" or not; it may begin with "# ".
+        raise ValueError(f"{path}: has no lines below the first one. Use the file as published.")
+    # The first line has the names of the 40 labels, with or without "image" before them; it may begin with "# ".
     names = [name.removeprefix("#").strip() for name in rows[0]][-len(QUESTIONS.published):]
     check_names(path, names, QUESTIONS.published)
     wide = 1 + len(names)
@@ -113,7 +121,7 @@ def _read_pickle(source: Path, partition: int) -> Converted:
     if not isinstance(content, Mapping) or not set(wanted) <= set(content):
         raise ValueError(f"{path}: expected a record with {', '.join(wanted)}, found "
                          f"{', '.join(content) if isinstance(content, Mapping) else type(content).__name__}. Is this "
-                         "the file of another data set?")
+                         "the file of another dataset?")
     files, names = (texts(path, name, content[name]) for name in ("image_name", "attr_name"))
     check_names(path, names, QUESTIONS.published)
     labels = check_labels(path, content["label"], files, names)
@@ -125,7 +133,7 @@ def _read_pickle(source: Path, partition: int) -> Converted:
         if not 1 <= partition <= len(every):
             raise ValueError(f"{path}: has the partitions 1 to {len(every)}, got {partition}. Give another "
                              "--partition.")
-        own = every[partition - 1]  # numbers from 0, in one array or in one for each set
+        own = every[partition - 1]  # image numbers from 0, in one array or one per dataset
         parts[part] = np.concatenate([np.ravel(each) for each in (own if isinstance(own, list) else [own])]) + 1
     return Converted(_root(source, files[0]), files,
                      {"split": split_of(path, parts, len(files)), **QUESTIONS.words(labels, names)},

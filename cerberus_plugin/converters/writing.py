@@ -1,10 +1,10 @@
-"""Write what a converter has read: a table, a schema, people, links to pictures, and a record of where it is from.
+"""Write a converted dataset: tables, a schema, links to the images, and a record of its source.
 
-    OUT/metadata.csv   file_name, split, person and camera where there are identities, attributes in words
-    OUT/people.csv     attributes of people, where the set labels people
+    OUT/metadata.csv   file_name, split, person and camera if there are identities, attributes of images
+    OUT/people.csv     attributes of people, if the dataset labels people
     OUT/schema.yaml    groups and values
-    OUT/source.json    the set, its licence, counts, the rule of evaluation, which published label is which word
-    OUT/images/...     links to the pictures, or copies
+    OUT/source.json    the dataset, its licence, counts, the rule of evaluation, and the value of each published label
+    OUT/images/...     links to the images, or copies
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from ..own_data.people import PEOPLE, refused_name
 from ..own_data.schema_file import FILE_NAME, Wording, schema_text
 from ..own_data.split import TEST
 from ..utils.files import write_text
+from ..utils.text import counted
 from .registry import Converter, find_converter
 
 TABLE, SOURCE, IMAGES = "metadata.csv", "source.json", "images"
-UNFINISHED = ".unfinished"  # ending of the folder that is being written
+UNFINISHED = ".unfinished"  # suffix of the folder during writing
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A data set as its converter has read it, of N pictures.
+    """A dataset of N images, as read by its converter.
 
     Attributes:
-        pictures: the folder that names of pictures are below.
-        files: N names, with "/" between folders.
-        columns: N words each: split (train, val, test, query, gallery; "" for pictures that are left out), person and
-            camera where there are identities, and attributes of pictures; "" where unknown.
+        pictures: the folder that contains the images.
+        files: N file names relative to it, with "/" between folders.
+        columns: by name, N texts each: split (train, val, test, query, gallery; "" for excluded images), person and
+            camera if there are identities, and attributes of images; "" for unknown.
         wording: the schema.
         annotation: the file that was read, for messages.
-        people: columns of `people.csv`, with person.
-        binaries: published yes/no labels in the order of the schema: name, column, and the word for yes.
-        published: counts that the set is said to have; keys as in `counts`, or in `found`.
-        found: further counts of what was read.
-        about, notes: what else is to be recorded, or said.
+        people: columns of `people.csv`, with the column person.
+        binaries: published yes/no labels in the order of the schema: name, column, and the value for yes.
+        published: published counts; keys as in `counts` or in `found`.
+        found: additional counts of the files that were read.
+        about: additional entries of `source.json`.
+        notes: messages for the user.
     """
 
     pictures: Path
@@ -61,7 +63,7 @@ class Converted:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures of each part, people in training and in the test, and attributes."""
+        """Numbers of images in each part ("train pictures"), of people in training and test, and of attributes."""
         split = self.columns["split"]
         counts = {f"{part} pictures": count for part, count in Counter(split).items() if part}
         if "person" in self.columns:
@@ -72,17 +74,24 @@ class Converted:
                          **self.found}
 
     def rows(self, keep: Sequence[int]) -> Converted:
-        """The data set with these pictures alone."""
+        """Return the dataset with only some of its images.
+
+        Args:
+            keep: rows of these images.
+        """
         return replace(self, files=[self.files[row] for row in keep],
                        columns={name: [words[row] for row in keep] for name, words in self.columns.items()})
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did.
+    """The result of `convert`.
 
     Attributes:
-        counts: name, found, published or "".   notes: what is to be said.   fresh: whether anything was written.
+        out: the folder.
+        counts: name, number found, and published number or "".
+        notes: messages for the user.
+        fresh: False if the folder existed with the same contents, so that nothing was written.
     """
 
     out: Path
@@ -93,20 +102,26 @@ class Conversion:
 
 def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = False, allow_subset: bool = False,
             progress: bool = False, **options) -> Conversion:
-    """Read a published set and write it in the form of one's own data.
+    """Read a published dataset and write it in the format of own data.
 
-    The folder appears when it is complete: a conversion that was stopped is begun anew. One that is there already and
-    is the same is left as it is.
+    The folder appears when it is complete. An interrupted conversion starts again. A folder with the same contents is
+    not changed.
 
     Args:
-        name: of the set.   source: its folder.   out: the folder to make.
-        copy: copy pictures in place of linking to them.
-        allow_subset: accept fewer pictures and people than published, and leave out pictures that are not there.
-        progress: report on stderr.
-        options: of the converter.
+        name: name of the dataset.
+        source: folder of the dataset.
+        out: folder to write.
+        copy: copy images instead of linking to them.
+        allow_subset: accept counts that differ from the published ones, and skip missing images.
+        progress: show a progress bar on stderr.
+        options: options of the converter.
+
+    Returns:
+        counts and notes.
 
     Raises:
-        FileNotFoundError, ValueError: with the file, what is there, what is expected, and a remedy.
+        FileNotFoundError: if a file, folder or image is missing.
+        ValueError: if the dataset is not as published, or `out` has other contents; with the file and a remedy.
     """
     converter = find_converter(name)
     source, out = Path(source), Path(os.path.abspath(out))
@@ -114,37 +129,37 @@ def convert(name: str, source: str | Path, out: str | Path, *, copy: bool = Fals
     notes = [*data.notes]
     used = [row for row, part in enumerate(data.columns["split"]) if part]
     if len(used) < len(data.files):
-        notes.append(f"{len(data.files) - len(used)} pictures are in no part of the split and are left out")
+        notes.append(f"{counted(len(data.files) - len(used), 'image')} skipped, in no part of the split")
     _check_names(data)
     there = _there(data, used, allow_subset)
     if len(there) < len(used):
-        notes.append(f"{len(used) - len(there)} pictures are missing and are left out")
+        notes.append(f"{counted(len(used) - len(there), 'missing image')} skipped")
     data = data.rows(there)
     counts = _counted(data, allow_subset)
     texts = _texts(converter, data, source, copy, counts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _same(out, texts):
-            raise ValueError(f"{out}: is there already, with other contents. Delete it, or give another folder by "
-                             "--out.")
-        return Conversion(out, counts, (*notes, "it is there already, the same; nothing was written"), False)
+            raise ValueError(f"{out}: exists with other contents. Delete it, or give another folder by --out.")
+        return Conversion(out, _shown(counts), (*notes, "the folder exists with the same contents; nothing was "
+                                                "written"), False)
     _write(out, data, texts, copy, progress)
-    return Conversion(out, counts, tuple(notes), True)
+    return Conversion(out, _shown(counts), tuple(notes), True)
 
 
 def _check_names(data: Converted) -> None:
-    """Refuse names that are there twice, and such as would lead out of the folder."""
+    """Check that file names are distinct and inside the folder."""
     first: dict[str, int] = {}
     for row, name in enumerate(data.files):
         reason = refused_name(name)
         if first.setdefault(name, row) != row:
-            reason = f"as picture {first[name] + 1} is, expected a name of its own."
+            reason = f"the same as image {first[name] + 1}, expected different names."
         if reason:
-            raise ValueError(f"{data.annotation}: picture {row + 1} is called '{name}', {reason} Use the file as "
+            raise ValueError(f"{data.annotation}: the name of image {row + 1} is '{name}', {reason} Use the file as "
                              "published.")
 
 
 def _there(data: Converted, rows: Sequence[int], allow_subset: bool) -> list[int]:
-    """Those whose pictures are there; each folder is listed once."""
+    """The rows whose images exist; each folder is listed once, which is faster than testing each file."""
     listed: dict[str, set[str]] = {}
     missing: list[int] = []
     there: list[int] = []
@@ -157,20 +172,24 @@ def _there(data: Converted, rows: Sequence[int], allow_subset: bool) -> list[int
                 listed[folder] = set()
         (there if base in listed[folder] else missing).append(row)
     if missing and not (allow_subset and there):
-        raise FileNotFoundError(f"{data.pictures / data.files[missing[0]]}: not found, picture {missing[0] + 1} of "
-                                f"{data.annotation} ({len(missing)} of {len(rows)} are missing). Complete the "
-                                "pictures, or give --allow-subset to leave missing ones out.")
+        raise FileNotFoundError(f"{data.pictures / data.files[missing[0]]}: not found, image {missing[0] + 1} of "
+                                f"{data.annotation} ({len(missing)} of {len(rows)} are missing). Add the missing "
+                                "images, or give --allow-subset to skip them.")
     return there
+
+
+def _shown(counts: Sequence[tuple[str, int, int | str]]) -> list[tuple[str, int, int | str]]:
+    """Counts for people to read; `source.json` and `Converted.published` have "pictures" in their keys."""
+    return [(what.replace("pictures", "images"), found, published) for what, found, published in counts]
 
 
 def _counted(data: Converted, allow_subset: bool) -> list[tuple[str, int, int | str]]:
     found = data.counts
     wrong = [(what, found.get(what, 0), count) for what, count in data.published.items() if found.get(what, 0) != count]
     if wrong and not allow_subset:
-        raise ValueError(f"{data.annotation}: " + "; ".join(f"{own} {what}, published are {count}"
-                                                            for what, own, count in wrong)
-                         + ". Complete the data set, or give --allow-subset if it is a part, or another version, on "
-                         "purpose.")
+        raise ValueError(f"{data.annotation}: " + "; ".join(f"{own} {what}, published: {count}"
+                                                            for what, own, count in _shown(wrong))
+                         + ". Complete the dataset, or give --allow-subset to convert a part or another version of it.")
     return [(what, found.get(what, 0), data.published.get(what, "")) for what in {**found, **data.published}]
 
 
@@ -195,27 +214,33 @@ def _csv(columns: Mapping[str, Sequence[str]]) -> str:
 
 
 def _same(folder: Path, texts: Mapping[str, str]) -> bool:
-    """Whether a folder holds this data set; its schema may have been corrected since."""
+    """Whether a folder contains this dataset; the schema may have been corrected, and texts for people may differ."""
     try:
-        return all((folder / name).read_text(encoding="utf-8") == text for name, text in texts.items()
-                   if name != FILE_NAME)
-    except (OSError, UnicodeDecodeError):
+        return _facts((folder / SOURCE).read_text(encoding="utf-8")) == _facts(texts[SOURCE]) and all(
+            (folder / name).read_text(encoding="utf-8") == text for name, text in texts.items()
+            if name not in (FILE_NAME, SOURCE))
+    except (OSError, ValueError, AttributeError):
         return False
+
+
+def _facts(source: str) -> dict:
+    """The contents of source.json without the texts that describe the dataset."""
+    return {key: value for key, value in json.loads(source).items() if key not in ("title", "licence", "evaluation")}
 
 
 def _write(out: Path, data: Converted, texts: Mapping[str, str], copy: bool, progress: bool) -> None:
     from tqdm import tqdm
 
     folder = out.with_name(out.name + UNFINISHED)
-    if folder.exists():  # of a conversion that was stopped; the record is the first file of one
+    if folder.exists():  # left by an interrupted conversion, which writes source.json first
         if not (folder / SOURCE).is_file() and not all(own.name.startswith(SOURCE) for own in folder.iterdir()):
-            raise ValueError(f"{folder}: is in the way, and not of a conversion that was stopped. Delete it.")
+            raise ValueError(f"{folder}: exists and was not made by an interrupted conversion. Delete it.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_text(str(folder / SOURCE), texts[SOURCE])
-    real = Path(os.path.realpath(data.pictures))  # links lead from one real folder to another
+    real = Path(os.path.realpath(data.pictures))  # relative links need real folders on both sides
     made: dict[str, tuple[Path, str]] = {}
-    for name in tqdm(data.files, desc="copying" if copy else "linking", unit=" pictures", disable=not progress):
+    for name in tqdm(data.files, desc="copying" if copy else "linking", unit=" images", disable=not progress):
         below, _, base = name.rpartition("/")
         if below not in made:
             own = folder / IMAGES / below
@@ -235,11 +260,12 @@ def _relative(target: Path, folder: Path) -> str:
     try:
         return os.path.relpath(target, os.path.realpath(folder))
     except ValueError as error:  # on another drive of Windows
-        raise ValueError(f"{folder}: cannot link to {target} ({error}). Give --copy.") from error
+        raise ValueError(f"{folder}: cannot link to {target} ({error}). Copy the images with --copy.") from error
 
 
 def _link(target: str, path: Path) -> None:
     try:
         os.symlink(target, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot be made as a link ({error.strerror}); give --copy", str(path)) from error
+        raise OSError(error.errno, f"cannot create the link ({error.strerror}); copy the images with --copy",
+                      str(path)) from error

@@ -10,6 +10,8 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
+import cerberus_plugin
+
 import torch
 from fastreid.config import CfgNode, get_cfg
 from fastreid.data.build import build_reid_test_loader
@@ -33,7 +35,8 @@ from ..data.build import (
 )
 from ..data.loader import AttributeDataset
 from ..data.splits import HELD_OUT
-from ..evaluation import manifest, report
+from ..evaluation import manifest, model_card, report
+from ..evaluation.by_value import ByValue
 from ..evaluation.clothes_task import ClothesTask
 from ..evaluation.evaluators import Task, TaskEvaluator
 from ..evaluation.tasks import DirectionTask, ReIDTask, attribute_tasks, check_task_options
@@ -157,24 +160,25 @@ class CerberusTrainer(DefaultTrainer):
         if attributes:
             check_schema(reader.schema, loader.dataset.annotations[0], dataset_name)
         identified = loader.dataset.identified
+        by_value = ByValue(reader.schema) if attributes and tasks is None else None
         if tasks is None and not identified:
             if not attributes:
                 raise ValueError(f"DATASETS.TESTS: it is not known who is on the pictures of '{dataset_name}', so reID "
                                  "cannot be evaluated, and this model reads none of its attributes. Add a column "
                                  "'person', or evaluate a model that learned some of these attributes.")
-            tasks = attribute_tasks(reader, cfg, identified)
+            tasks = attribute_tasks(reader, cfg, identified, by_value)
             logger.info(f"{dataset_name}: it is not known who is on the pictures, so reID and APS, which ask for "
                         "people, are left out: PAR alone is evaluated")
         elif tasks is None:
             groups = groups_of(model) or GROUPS
             directions = [DirectionTask(groups)] if cfg.MODEL.META_ARCHITECTURE == "Cerberus" else []
-            reid = ReIDTask(cfg, all_groups=groups)
-            tasks = [reid, *directions, *(attribute_tasks(reader, cfg) if attributes else [])]
+            reid = ReIDTask(cfg, all_groups=groups, by_value=by_value)
+            tasks = [reid, *directions, *(attribute_tasks(reader, cfg, by_value=by_value) if attributes else [])]
             if loader.dataset.settings:
                 tasks.insert(1, ClothesTask(reid.ranker, loader.dataset.settings))
         finish = getattr(unwrapped(model), "finish_embeddings", None)
         return loader, TaskEvaluator(num_query, tasks, device=cfg.MODEL.DEVICE, finish=finish,
-                                     identified=identified)
+                                     identified=identified, by_value=by_value)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -182,22 +186,27 @@ class CerberusTrainer(DefaultTrainer):
         return as_the_host(cls.run_tests(cfg, model)[0])
 
     @classmethod
-    def run_tests(cls, cfg: CfgNode, model: nn.Module, test_sets: TestSets | None = None) -> tuple[dict, dict]:
-        """Figures of each test data set by name, and on the main process its account, `manifest.of_test`.
+    def run_tests(cls, cfg: CfgNode, model: nn.Module,
+                  test_sets: TestSets | None = None) -> tuple[dict, dict, dict]:
+        """Metrics by test dataset; on the main process also its account, `manifest.of_test`, and metrics by value.
+
+        The last are `ByValue.record`, of test datasets with attributes alone.
 
         Args:
             test_sets: by name; those that are missing are built from the configuration.
         """
-        results, accounts = OrderedDict(), {}
+        results, accounts, by_value = OrderedDict(), {}, {}
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name, model=model, test_set=(test_sets or {}).get(name))
             results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
                 if isinstance(evaluator, TaskEvaluator):  # a user's own may not count its images
                     accounts[name] = manifest.of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)
+                    if evaluator.by_value is not None:
+                        by_value[name] = evaluator.by_value.record
                 floor = report.read_floor(cfg.OUTPUT_DIR).get(name)
                 logger.info(f"Results on {name}:\n{report.results_table(results[name], floor)}")
-        return results, accounts
+        return results, accounts, by_value
 
     def resume_or_load(self, resume: bool = True):
         """As the host's, but a run resumes with all of its state or not at all, and MODEL.WEIGHTS gives what fits.
@@ -282,12 +291,12 @@ class CerberusTrainer(DefaultTrainer):
             clock = self.checkpointer.checkpointables["clock"]
             made = manifest.manifest(self.cfg, results, self.accounts, self.model, self.data.dataset,
                                      self.checkpointer.get_checkpoint_file())
-            write_results(self.cfg, results, clock, evaluations.figures, made)
+            write_results(self.cfg, results, clock, evaluations.figures, made, self.by_value)
         return results
 
     def _test(self) -> OrderedDict:
         """`test` on the run's own test sets; the host keeps what was found last."""
-        results, self.accounts = self.run_tests(self.cfg, self.model, self.test_sets)
+        results, self.accounts, self.by_value = self.run_tests(self.cfg, self.model, self.test_sets)
         self._last_eval_results = as_the_host(results)
         return self._last_eval_results
 
@@ -323,10 +332,11 @@ class CerberusTrainer(DefaultTrainer):
         """The figures before the first step, or no figures: those of an earlier run in the folder are not ours."""
         if comm.is_main_process():
             report.write_floor(self.cfg.OUTPUT_DIR, {})
+            report.write_starting_weights(self.cfg.OUTPUT_DIR, host.starting_weights(self.cfg))
         if self.cfg.TEST.UNTRAINED_FLOOR:
             logger.info("Evaluating the model before the first step, the floor of the result table; whatever is "
                         "warned of here is of a model that has learned nothing")
-            floor, _ = self.run_tests(self.cfg, self.model, self.test_sets)
+            floor, *_ = self.run_tests(self.cfg, self.model, self.test_sets)
             if comm.is_main_process():
                 report.write_floor(self.cfg.OUTPUT_DIR, floor)
 
@@ -472,12 +482,14 @@ def evaluate(cfg: CfgNode, model: nn.Module | None = None, test_sets: TestSets |
         logger.info(f"{cfg.MODEL.WEIGHTS}: has neither learned nor measured cosine scales; probabilities use "
                     f"TEST.PAR.COSINE_SCALE {cfg.TEST.PAR.COSINE_SCALE:g}")
     if comm.is_main_process():
-        report.write_floor(cfg.OUTPUT_DIR, report.read_floor(os.path.dirname(cfg.MODEL.WEIGHTS)))
-    results, accounts = CerberusTrainer.run_tests(cfg, model, test_sets)
+        run_folder = os.path.dirname(cfg.MODEL.WEIGHTS)
+        report.write_floor(cfg.OUTPUT_DIR, report.read_floor(run_folder))
+        report.write_starting_weights(cfg.OUTPUT_DIR, report.read_starting_weights(run_folder))
+    results, accounts, by_value = CerberusTrainer.run_tests(cfg, model, test_sets)
     results = as_the_host(results)
     if comm.is_main_process():
         made = manifest.manifest(cfg, results, accounts, model, checkpoint=cfg.MODEL.WEIGHTS)
-        write_results(cfg, results, made=made)
+        write_results(cfg, results, made=made, by_value=by_value)
     return results
 
 
@@ -528,13 +540,14 @@ def build_test_sets(cfg: CfgNode, schema: AttributeSchema | None,
 
 def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
                   evaluations: Mapping[str, Mapping[int, Mapping]] | None = None,
-                  made: Mapping | None = None) -> None:
-    """results.txt and results.json, with what is needed to compare the figures with others'.
+                  made: Mapping | None = None, by_value: Mapping[str, Mapping] | None = None) -> None:
+    """results.txt, results.json and model_card.md, with what is needed to compare the metrics with others'.
 
     Args:
         clock: of the training, its seconds NaN where they are not known; None for an evaluation alone.
         evaluations: figures by test data set and epoch; None for an evaluation alone.
         made: what the figures were taken on and by, `manifest.manifest`.
+        by_value: metrics by attribute value of each test dataset, `ByValue.record`.
     """
     test = cfg.TEST
     training = None if clock is None else {"seconds": clock.seconds, "epochs": cfg.SOLVER.MAX_EPOCH, "seed": cfg.SEED,
@@ -552,11 +565,14 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
         "weights": os.path.basename(cfg.MODEL.WEIGHTS) if clock is None else
                    "last epoch, averaged over steps" if cfg.SOLVER.EMA else "last epoch",
         "model": name_of(cfg),
+        "backbone": {"name": cfg.MODEL.BACKBONE.NAME, "depth": str(cfg.MODEL.BACKBONE.DEPTH),
+                     "pretrained": report.read_starting_weights(cfg.OUTPUT_DIR)},
         "image size": list(cfg.INPUT.SIZE_TEST),
         "training": training,
         "manifest": made,
+        "by value": {} if by_value is None else dict(by_value),
         "hardware": environment.hardware(cfg.MODEL.DEVICE),
-        "versions": environment.versions(),
+        "versions": {"cerberus_plugin": cerberus_plugin.__version__, **environment.versions()},
     }
     by_name = report.by_dataset(cfg.DATASETS.TESTS, results)
     if any("cloth-changing/mAP" in figures for figures in by_name.values()):
@@ -567,6 +583,7 @@ def write_results(cfg: CfgNode, results, clock: TrainingClock | None = None,
     record["evaluations"] = {name: epochs for name, epochs in (evaluations or {}).items() if name in by_name}
     best = {name: report.best_rows(epochs) for name, epochs in record["evaluations"].items()} if test.BEST_EPOCH else {}
     tables = report.write_results(cfg.OUTPUT_DIR, by_name, record, best)
+    model_card.write(cfg.OUTPUT_DIR)
     if best:
         logger.info(f"Results of the last epoch and of the best:\n{tables}")
 

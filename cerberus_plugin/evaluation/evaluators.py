@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.loader import LEFT_OUT_PID
 from ..utils.environment import free_bytes
+from .by_value import ByValue
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -35,15 +36,18 @@ class TaskEvaluator(DatasetEvaluator):
         device: where the tasks compute, and where they find the embeddings if these fit; they are gathered on the CPU.
         finish: what a model does to its embeddings after the host has averaged them over the flip test.
         identified: whether it is known who is on the images; if not, there may be no query.
+        by_value: that the tasks fill, for who writes the results.
     """
 
     def __init__(self, num_query: int, tasks: Sequence[Task], device: torch.device | str = "cpu",
-                 finish: Callable[[Tensor], Tensor] | None = None, identified: bool = True) -> None:
+                 finish: Callable[[Tensor], Tensor] | None = None, identified: bool = True,
+                 by_value: ByValue | None = None) -> None:
         self.num_query = num_query
         self._tasks = tasks
         self._device = device
         self._finish = finish
         self._identified = identified
+        self.by_value = by_value
         self.reset()
 
     def reset(self) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 from fastreid.config import CfgNode
@@ -18,12 +20,14 @@ from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 from ..own_data.ontology import path_of
+from ..synthetic.folder import SETTINGS as DRAWN
 from ..utils.distributed import unwrapped
 from ..utils.files import file_sha256, json_sha256
 
 # Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
 FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
+DEEPEST = 4  # folders between the images of a synthetic dataset and the record of how they were drawn
 
 JUNK = ("images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
         "images of identity -1 are not read")
@@ -86,7 +90,7 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
     """The account of a test data set, its queries first in order.
 
     "images" are those of the data set, of which `num_left_out` could not be read; "identities" are of persons, without
-    the identity that stands for distractors.
+    the identity that stands for distractors; "cameras" count those with two or more images, 0 where none is known.
     """
     query, gallery = dataset.img_items[:num_query], dataset.img_items[num_query:]
     distractors = sum(pid in dataset.distractors for _, pid, _ in gallery)
@@ -96,6 +100,7 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
         "left out": num_left_out,
         "list sha256": _list_sha256({"query": query, "gallery": gallery}, dataset.folders),
         "labels": _labels(dataset.annotations),
+        **_synthetic(dataset.img_items),
     }
 
 
@@ -113,6 +118,7 @@ def of_training(cfg: CfgNode, dataset: AttributeDataset) -> dict:
         "list sha256": _list_sha256({"train": dataset.img_items}, dataset.folders),
         "labels": _labels(dataset.annotations),
         "began with": {"file": os.path.basename(weights), "sha256": file_sha256(weights)} if weights else None,
+        **_synthetic(dataset.img_items),
     }
 
 
@@ -156,7 +162,16 @@ def _junk_by_outfits(served: set[str]) -> str:
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
     people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
-    return {"images": len(items), "identities": len(people)}
+    cameras = Counter(camid for *_, camid in items)  # an image of an unknown camera has a number of its own
+    return {"images": len(items), "identities": len(people),
+            "cameras": sum(images > 1 for images in cameras.values())}
+
+
+def _synthetic(items: Sequence[tuple]) -> dict[str, bool]:
+    """A mark of images that `cerberus_plugin.synthetic` has drawn; nothing for others."""
+    folders = {Path(os.path.dirname(path)) for path, *_ in items}
+    folders |= {above for folder in folders for above in list(folder.parents)[:DEEPEST]}
+    return {"synthetic": True} if any((folder / DRAWN).is_file() for folder in folders) else {}
 
 
 def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from ..utils.files import read_json, write_json, write_text
 
 FLOOR_FILE = "before_training.json"
 RESULTS_FILE = "results.json"
+STARTING_WEIGHTS_FILE = "starting_weights.json"
 REID = ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "mAP_trapezoid")
 MEANS = ("official", "binary", "balanced")
 # Figures that are kept of every evaluated epoch, and the beginnings of others: all but those of single attributes.
@@ -269,6 +270,20 @@ def read_floor(folder: str) -> dict[str, dict]:
 
 def write_floor(folder: str, floor: Mapping[str, Mapping]) -> None:
     write_json(os.path.join(folder, FLOOR_FILE), floor)
+
+
+def write_starting_weights(folder: str, source: Mapping | None) -> None:
+    """Write which pretrained weights a training starts from, `host.starting_weights`.
+
+    A resumed run no longer reads these weights, so it finds the record here.
+    """
+    write_json(os.path.join(folder, STARTING_WEIGHTS_FILE), source)
+
+
+def read_starting_weights(folder: str) -> dict | None:
+    """The record of `write_starting_weights`; None where there is none, as in runs of version 0.1."""
+    path = os.path.join(folder, STARTING_WEIGHTS_FILE)
+    return read_json(path, "delete it; the model card then says 'not recorded'") if os.path.isfile(path) else None
 
 
 def read_results(folder: str) -> dict:

@@ -23,6 +23,7 @@ from ..metrics import aps, par, ranking
 from ..metrics.distances import pairwise
 from ..metrics.outfits import Outfits
 from ..metrics.reranking import check_reranking, reranked
+from .by_value import ByValue
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
@@ -40,11 +41,13 @@ class ReIDTask:
     Args:
         groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
         all_groups: of the model, in the order of the blocks of its embeddings.
+        by_value: filled with the metrics by attribute value, where queries have labels.
     """
 
     cfg: object
     groups: Sequence[str] | None = None
     all_groups: Sequence[str] = GROUPS
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gathered = self._by_groups(gathered)
@@ -59,6 +62,8 @@ class ReIDTask:
         result = self._ranked(query, gallery, distances)
         if result.num_skipped:
             logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
+        if self.by_value is not None and query.attributes is not None:
+            self.by_value.add_reid(result.queries, query.attributes, query.pids)
         figures = result.percentages()
         if not torch.isin(query.camids, gallery.camids).any():
             roc["shared cameras"] = 0.0
@@ -161,6 +166,7 @@ class PARTask:
         query_identities_only: score gallery images of query identities alone.
         identified: whether it is known who is on the images; if not, there are no persons to score, and the "metric" by
             which a checkpoint is the best is the mA of labels.
+        by_value: filled with the metrics by attribute value.
     """
 
     reader: AttributeReader
@@ -168,6 +174,7 @@ class PARTask:
     query_identities_only: bool = False
     name: str = "PAR"
     identified: bool = True
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gallery = gathered.gallery
@@ -185,9 +192,11 @@ class PARTask:
         else:
             kinds = [getattr(self.reader, kind) for kind in ("recognise", "recognise_balanced")
                      if hasattr(self.reader, kind)]
-            result = self._scored(labels, *(torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)])
-                                            for kind in kinds))
+            answers = [torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)]) for kind in kinds]
+            result = self._scored(labels, *answers)
             figures = self._figures(self.name, result)
+        if self.by_value is not None:
+            self.by_value.add_par(answers[0], labels, gallery.pids[chosen] if self.identified else None)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
@@ -371,14 +380,16 @@ class APSTask:
                                **representative)
 
 
-def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> list[PARTask | APSTask]:
+def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True,
+                    by_value: ByValue | None = None) -> list[PARTask | APSTask]:
     """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so.
 
     Args:
         identified: whether it is known who is on the images; if not, PAR alone.
+        by_value: of the `PARTask` by the configured reading.
     """
     train_labels = getattr(reader, "train_labels", None)
-    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, by_value=by_value),
              APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
     if hasattr(reader, "read_by"):
         other = next(reading for reading in READINGS if reading != reader.reading)

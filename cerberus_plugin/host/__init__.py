@@ -17,6 +17,7 @@ from .patching import original as original
 from .pretrained import SETTINGS as SETTINGS
 from .pretrained import read_pretrained as read_pretrained
 from .pretrained import settle as settle
+from .pretrained import starting_weights as starting_weights
 from .training import gather_gradients as gather_gradients
 from .waits import LateScalars as LateScalars
 from .weights import read_tensors as read_tensors

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..utils.images import INTERPOLATIONS
 from ..utils.processor import usable_cores
 from .patching import replace
 
@@ -207,9 +208,6 @@ def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
 
     replace(market1501.Market1501, "process_dir", replaced)
     replace(dukemtmcreid.DukeMTMC, "process_dir", replaced)
-
-
-INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 def read_transform_keys() -> None:

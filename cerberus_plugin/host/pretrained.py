@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import pretrained
+from ..utils.files import file_sha256
 from .patching import replace
 from .weights import read_tensors
 
@@ -97,6 +98,25 @@ def _read(node) -> tuple[pretrained.Contents, pretrained.Source]:
     _check_path(node.PRETRAIN_PATH)
     contents = read_pretrained(node.PRETRAIN_PATH)
     return contents, pretrained.recognise(contents, node.get("PRETRAIN_SOURCE", ""))
+
+
+def starting_weights(cfg) -> dict[str, str | None]:
+    """The pretrained weights that a training of this configuration starts from, for its records.
+
+    Returns:
+        "what", a description, and where a file is read: "file", its name, "sha256", "source" and "terms" as far as
+        `pretrained.SOURCES` has them.
+    """
+    node = cfg.MODEL.BACKBONE
+    if not node.PRETRAIN:
+        return {"what": "none, trained from scratch"}
+    file = {"file": os.path.basename(node.PRETRAIN_PATH), "sha256": file_sha256(node.PRETRAIN_PATH)}
+    if not node.PRETRAIN_PATH:
+        return {"what": "downloaded by the backbone", "terms": ""}
+    if not _is_read_here(node):
+        return {"what": "a file that the backbone loads itself", "terms": "", **file}
+    _, source = _read(node)
+    return {"what": source.what, "source": source.name, "terms": source.terms, **file}
 
 
 def settle(cfg):

@@ -20,13 +20,13 @@ from torch import Tensor
 from .. import host, pretrained
 from ..config import add_cerberus_config, defaults, with_values
 from ..utils.files import read_json, write_text, write_whole
+from ..utils.images import INTERPOLATIONS
 from .architectures import ARCHITECTURES, IN_REID, Architecture
 
 CONFIG, WEIGHTS = "reid_config.json", "weights.safetensors"  # of the package `reid`
 CLASSIFIERS = ("classifier.", "heads.weight")  # of the people it was trained on
 # FastReID kept these in its checkpoints until 1.3.
 NORMALISATION = {"pixel_mean": "MODEL.PIXEL_MEAN", "pixel_std": "MODEL.PIXEL_STD"}
-INTERPOLATIONS = ("bilinear", "bicubic")
 REMEDY = (f"Known are {', '.join(each.name for each in ARCHITECTURES)}. A run of FastReID or of this package needs no "
           "import: put the config.yaml of its training beside model_final.pth. ImageNet weights to begin a training "
           "with go to MODEL.BACKBONE.PRETRAIN_PATH")

@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fastreid.config import CfgNode
 from safetensors.torch import save
 
 from ..config import flat
+from ..evaluation.model_card import CARD
+from ..evaluation.report import read_results
 from ..predictor import CerberusPredictor
 from ..utils.files import write_json, write_whole
 from .architectures import IN_REID, Architecture
 from .opening import CONFIG, WEIGHTS
+
+logger = logging.getLogger("fastreid.cerberus")
 
 REMEDY = ("Write model.onnx by cerberus export --run RUN --images PICTURES, which any program with onnxruntime reads; "
           "docs/interchange.md has the keys to train one of these models, and hands any run to the package in Python")
@@ -25,7 +30,7 @@ def export_reid(run_folder: str | Path, output: str | Path, weights: str | Path 
 
     Args:
         run_folder, weights: see `CerberusPredictor`.
-        output: folder to write; its two files are replaced.
+        output: folder to write; its files are replaced. The model card of the run comes with it.
 
     Returns:
         the name of the model there.
@@ -43,7 +48,20 @@ def export_reid(run_folder: str | Path, output: str | Path, weights: str | Path 
             tensors[theirs] = (value.flatten(1) if theirs.startswith("fc.0.w") else value).contiguous()
     write_whole(Path(output) / WEIGHTS, lambda file: file.write(save(tensors)))
     write_json(str(Path(output) / CONFIG), record)
+    _copy_card(predictor, Path(output))
     return architecture.name
+
+
+def _copy_card(predictor: CerberusPredictor, output: Path) -> None:
+    """Copy the model card of the run, where it is of the exported checkpoint."""
+    card = Path(predictor.run_folder) / CARD
+    if not card.is_file():
+        return
+    evaluated = (read_results(str(predictor.run_folder)).get("manifest") or {}).get("checkpoint")
+    if evaluated == Path(predictor.cfg.MODEL.WEIGHTS).name:
+        write_whole(output / CARD, lambda file: file.write(card.read_bytes()))
+    else:
+        logger.warning(f"{card} is of {evaluated}, not of {predictor.cfg.MODEL.WEIGHTS}: not copied")
 
 
 def _architecture_of(predictor: CerberusPredictor) -> Architecture:

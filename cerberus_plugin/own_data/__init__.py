@@ -1,4 +1,4 @@
-"""People's own data: tables or folders of pictures, their attributes in words, and what `cerberus check` says of them.
+"""Own data: tables or folders of images, their attributes as text, and the checks of `cerberus check`.
 
-Nothing here needs torch.
+No module of this package needs torch.
 """

@@ -1,8 +1,8 @@
-"""Pictures that are nearly the same: saved anew, scaled, or cut a little differently.
+"""Find images that are nearly identical: compressed again, scaled, or cropped slightly differently.
 
-A picture's hash says for each cell of a coarse grid whether its right and its lower neighbour is brighter (the
-difference hash, https://www.hackerfactor.com/blog/?/archives/529-Kind-of-Like-That.html, in both directions). docs/
-audit.md has what was measured against the hashes of the package ImageHash. Shapes: N pictures, P pairs.
+The hash of an image has two bits for each cell of a coarse grid: whether the right neighbour is brighter, and whether
+the lower neighbour is (the difference hash, https://www.hackerfactor.com/blog/?/archives/529-Kind-of-Like-That.html, in
+both directions). docs/audit.md compares it with the hashes of the package ImageHash. Shapes: N images, P pairs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 GRID = 8
 BITS = 2 * GRID * GRID
-NEAR = 16  # bits in which hashes of nearly the same pictures differ at most
-_FOUND = 2**22  # pairs that are compared at a time at most
-_KEPT = 10**6  # pairs that are kept at most
+NEAR = 16  # largest number of differing bits of nearly identical images
+_FOUND = 2**22  # largest number of pairs that are compared at a time
+_KEPT = 10**6  # largest number of pairs that are returned
 
 
 def picture_hash(image: Image) -> np.ndarray:
-    """Hash of a picture in RGB: uint8 (BITS / 8,)."""
+    """Compute the difference hash of an image.
+
+    Args:
+        image: in RGB, of any size.
+
+    Returns:
+        uint8 (BITS / 8,).
+    """
     from PIL.Image import Resampling
 
     grey = np.asarray(image.convert("L").resize((GRID + 1, GRID + 1), Resampling.LANCZOS))
@@ -33,16 +40,18 @@ def picture_hash(image: Image) -> np.ndarray:
 
 
 def near_pairs(hashes: np.ndarray, near: int = NEAR, progress: bool = True) -> Iterator[np.ndarray]:
-    """Pairs of pictures whose hashes differ in `near` bits at most, some at a time.
+    """Find the pairs of images whose hashes differ in at most `near` bits, in blocks.
 
-    Of many pictures with one hash, each is paired with the first alone. Memory is bounded: some 200 MB,
-    whatever they show.
+    If several images have the same hash, each of them is paired only with the first. About 200 MB of memory suffice for
+    any images.
 
     Args:
         hashes: uint8 (N, BITS / 8).
+        near: largest number of differing bits.
+        progress: show a progress bar if there is more than one block.
 
     Yields:
-        int64 (P, 3): two pictures, the first before the second, and the number of bits that differ.
+        int64 (P, 3): the rows of two images, the smaller one first, and the number of differing bits.
     """
     import faiss
     from tqdm import tqdm
@@ -57,7 +66,7 @@ def near_pairs(hashes: np.ndarray, near: int = NEAR, progress: bool = True) -> I
     block = max(1, _FOUND // max(1, len(distinct)))
     for start in tqdm(range(0, len(distinct), block), desc="comparing", unit=" blocks",
                       disable=not progress or len(distinct) < 2 * block):
-        ends, distances, others = index.range_search(distinct[start:start + block], near + 1)  # below that
+        ends, distances, others = index.range_search(distinct[start:start + block], near + 1)  # exclusive bound
         own = np.repeat(np.arange(len(ends) - 1) + start, np.diff(ends).astype(np.int64))
         kept = own < others
         pairs = np.sort(np.stack([first[own[kept]], first[others[kept]]], axis=1), axis=1)
@@ -67,12 +76,12 @@ def near_pairs(hashes: np.ndarray, near: int = NEAR, progress: bool = True) -> I
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of nearly the same pictures.
+    """Pairs of nearly identical images.
 
     Attributes:
-        pairs: int64 (P, 3), two rows and the bits that differ; the nearest first. Those of different people, and those
-            of training and test.
-        others: number of other pairs, such as successive pictures of one person.
+        pairs: int64 (P, 3), pairs of different people or between training and test: two rows and the number of
+            differing bits, which sort the pairs in ascending order.
+        others: number of other pairs, such as successive images of a person.
     """
 
     pairs: np.ndarray
@@ -80,18 +89,23 @@ class NearDuplicates:
 
 
 def near_duplicates(hashes: np.ndarray, people: np.ndarray, sides: np.ndarray) -> NearDuplicates:
-    """Pairs between people, or between training and test.
+    """Find nearly identical images of different people, or in both training and test.
 
     Args:
-        hashes: uint8 (N, BITS / 8).   people, sides: (N,), who is on a picture, and which side of the split it is on.
+        hashes: uint8 (N, BITS / 8).
+        people: (N,), the identity of each image.
+        sides: (N,), the part of the split, such as train or test.
+
+    Returns:
+        these pairs, and the number of all others.
     """
     kept, count, others = [np.empty((0, 3), np.int64)], 0, 0
     for pairs in near_pairs(hashes):
         first, second = pairs[:, 0], pairs[:, 1]
-        told = (people[first] != people[second]) | (sides[first] != sides[second])
-        others += len(pairs) - int(told.sum())
+        crossing = (people[first] != people[second]) | (sides[first] != sides[second])
+        others += len(pairs) - int(crossing.sum())
         if count < _KEPT:
-            kept.append(pairs[told])
+            kept.append(pairs[crossing])
             count += len(kept[-1])
     found = np.concatenate(kept)[:_KEPT]
     return NearDuplicates(found[np.lexsort(found.T)], others)

@@ -1,17 +1,17 @@
-"""An ontology: common attributes, and what the words of several data sets say of them, in YAML that people can extend.
+"""Read an ontology: common attributes, and how the attributes of several datasets map to them, as extensible YAML.
 
-    extends: common           # optional: the attributes and sets of another file; "common" is the one of this package
-    schema:                   # the common attributes, in the form of schema.yaml; not beside extends
+    extends: common           # optional: include another file; "common" is the ontology of this package
+    schema:                   # the common attributes, in the format of schema.yaml; not together with extends
       groups: ...
     sets:
-      site:                   # name of a schema, or of the folder where nobody has written one
-        helmet: {hat: same}                                     # the same words
-        sleeves: {short sleeves: {short: yes, long: no}}        # value: common value; others say nothing
-        handbag: {bag: {yes: yes, no: no if all}}               # no bag only where all attributes with this rule say so
+      site:                   # name of a schema; without schema.yaml, the name of the folder
+        helmet: {hat: same}                                     # the same values
+        sleeves: {short sleeves: {short: yes, long: no}}        # value: common value; other values become unknown
+        handbag: {bag: {yes: yes, no: no if all}}               # "no bag" only if all attributes with this rule agree
         tool: not mapped
 
-A value may stand for a wider one, never for a narrower one: "no backpack" is not "no bag". Attributes that contradict
-each other leave the common one unknown.
+A value may map to a more general value, but not to a more specific one: "no backpack" does not mean "no bag". If two
+attributes of an image contradict each other, the common attribute is unknown.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ IF_ALL = " if all"  # after "no"
 
 
 class _Marked(str):
-    """A text that knows its line."""
+    """A text with the number of its line."""
 
     line = 0
 
 
 class _MarkedLoader(TextLoader):
-    """Texts know their lines."""
+    """Loads texts as `_Marked`."""
 
 
 def _marked(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Marked:
@@ -55,13 +55,13 @@ _MarkedLoader.add_constructor("tag:yaml.org,2002:str", _marked)
 
 @dataclass(frozen=True)
 class Ontology:
-    """Common attributes, and how each data set's are read.
+    """Common attributes, and the mapping of each dataset to them.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         schema: the common attributes.
-        sets: by name of a data set and name of its attribute: the readings, none where it is not mapped; and the file
-            that says so.
+        sets: for each dataset, by name: its mapping and the file that contains it. The mapping gives the readings of
+            each attribute by name; they are empty for an attribute that is not mapped.
     """
 
     path: str
@@ -69,16 +69,22 @@ class Ontology:
     sets: Mapping[str, tuple[Mapping[str, Sequence[Reading]], str]]
 
     def has(self, name: str) -> bool:
+        """Return whether the ontology contains a dataset of this name."""
         return name in self.sets
 
     def readings(self, name: str, columns: Sequence[Column]) -> Readings:
-        """How the columns of a data set are read.
+        """Return the readings of a dataset's columns.
 
         Args:
-            columns: of the data; the values of those without fields are not checked, since nobody has listed them.
+            name: name of the dataset.
+            columns: columns of the dataset; for columns without fields, values are not checked, since no schema lists
+                them.
+
+        Returns:
+            readings by name of the column; columns that are not mapped are omitted.
 
         Raises:
-            ValueError: with the line of an attribute or a value that the data does not have.
+            ValueError: if the ontology names an attribute or value that the dataset does not have, with its line.
         """
         own, path = self.sets[name]
         known = {folded(column.name): column for column in columns}
@@ -86,55 +92,56 @@ class Ontology:
         for attribute, readings in own.items():
             column = known.get(folded(attribute))
             if column is None:
-                _refuse(path, attribute, f"data set '{name}' has no attribute '{attribute}'", known)
+                _refuse(path, attribute, f"dataset '{name}' has no attribute '{attribute}'", known)
             values = {plain(value) for value in column.answers}
             for value in (value for reading in readings for value in reading.values or ()):
                 if plain(value) not in values and column.fields:
-                    _refuse(path, value, f"attribute '{attribute}' of data set '{name}' has no value '{value}'",
+                    _refuse(path, value, f"attribute '{attribute}' of dataset '{name}' has no value '{value}'",
                             column.answers)
             if readings:
                 found[column.name] = [reading if reading.values is None else reading._replace(
-                    values={plain(value): told for value, told in reading.values.items()}) for reading in readings]
+                    values={plain(value): common for value, common in reading.values.items()}) for reading in readings]
         return found
 
     def check_set(self, name: str) -> None:
-        """Refuse a data set that the ontology does not have.
+        """Check that the ontology contains a dataset.
 
         Raises:
-            ValueError: with the names that it has.
+            ValueError: if it does not, with the names of its datasets.
         """
         if name not in self.sets:
             near = get_close_matches(name, self.sets, n=1)
             lines = [getattr(key, "line", "?") for key in self.sets if key in near]
-            raise ValueError(f"{self.path}: has no data set '{name}'; its sets are {', '.join(self.sets)}"
+            raise ValueError(f"{self.path}: has no dataset '{name}'; it has {', '.join(self.sets)}"
                              + (f"; did you mean '{near[0]}', line {lines[0]}?" if near else ".")
-                             + f" Add '{name}' under sets, in a file with `extends: {COMMON}` and DATASETS.ONTOLOGY "
-                             "its path.")
+                             + f" To add '{name}', write a file with `extends: {COMMON}` and '{name}' under sets, and "
+                             "set DATASETS.ONTOLOGY to its path.")
 
 
 def read_ontology(path: str | Path = COMMON) -> Ontology:
     """Read an ontology.
 
     Args:
-        path: of the file; "common" for the one of this package.
+        path: path of a YAML file, or "common" for the ontology of this package.
 
     Raises:
-        FileNotFoundError, ValueError: with the file, the line, what is expected there, and a remedy.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if its contents are wrong, with the line, the expected contents, and a remedy.
     """
     return _read(path_of(path), ())
 
 
 def path_of(name: str | Path) -> Path:
-    """The file of an ontology; that of this package for "common"."""
+    """Return the path of an ontology file; "common" is the file of this package."""
     return PATH if str(name) == COMMON else Path(name)
 
 
 def _read(path: Path, before: tuple[Path, ...]) -> Ontology:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such ontology. Name a YAML file, or '{COMMON}' for the one of this "
+        raise FileNotFoundError(f"{path}: no such ontology. Give a YAML file, or '{COMMON}' for the ontology of the "
                                 "package.")
     if path.resolve() in before:
-        raise ValueError(f"{path}: extends itself. Delete 'extends'.")
+        raise ValueError(f"{path}: extends itself, directly or through another file. Delete 'extends'.")
     record = read_yaml(path, _MarkedLoader)
     reader = SchemaReader(path)
     if isinstance(record, dict) and "extends" in record:
@@ -147,10 +154,10 @@ def _read(path: Path, before: tuple[Path, ...]) -> Ontology:
         schema, sets = reader.wording(record["schema"]).schema, {}
     own = record["sets"]
     if not isinstance(own, dict) or not own:
-        reader.refuse("sets: expected data sets by name, each with its attributes")
+        reader.refuse("sets: expected datasets by name, each with its attributes")
     for name, attributes in own.items():
         if not isinstance(attributes, dict) or not attributes:
-            _refuse(path, name, f"data set '{name}' has no attributes", ())
+            _refuse(path, name, f"dataset '{name}' has no attributes", ())
         sets[name] = {attribute: _readings(path, schema, attribute, rule) for attribute, rule in attributes.items()
                       }, str(path)
     return Ontology(str(path), schema, sets)
@@ -173,11 +180,12 @@ def _readings(path: Path, schema: AttributeSchema, attribute: _Marked, rule) -> 
             continue
         if not isinstance(values, dict) or not values:
             _refuse(path, target, f"'{target}' is {values!r:.60}, expected '{SAME}', or values", ())
-        found.append(Reading(column, {value: _told(path, column, meant) for value, meant in values.items()}))
+        found.append(Reading(column, {value: _parse_value(path, column, meant) for value, meant in values.items()}))
     return found
 
 
-def _told(path: Path, column: Column, meant) -> tuple[str, bool]:
+def _parse_value(path: Path, column: Column, meant) -> tuple[str, bool]:
+    """Return a common value, and whether it holds without "if all"."""
     if not isinstance(meant, str):
         raise ValueError(f"{path}: a value of '{column.name}' is {meant!r:.60}, expected one of "
                          f"{', '.join(column.classes)}")
@@ -191,7 +199,7 @@ def _told(path: Path, column: Column, meant) -> tuple[str, bool]:
 
 
 def _refuse(path: str | Path, at: str, what: str, allowed: Iterable[str]) -> NoReturn:
-    """Raise ValueError with the line of a text."""
+    """Raise ValueError with the line of the text `at` and the most similar allowed text."""
     near = get_close_matches(str(at), list(allowed), n=1)
     raise ValueError(f"{path}, line {getattr(at, 'line', '?')}: {what}"
                      + (f"; did you mean '{near[0]}'?" if near else ".")

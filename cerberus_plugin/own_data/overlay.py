@@ -1,15 +1,16 @@
-"""`labels_overlay.csv`: corrections of labels, kept beside the tables that they correct, which stay as they are.
+"""`labels_overlay.csv`: corrections of labels, stored in a separate file so that the tables do not change.
 
     file_name,person,outfit,attribute,value,was
-    a/0001.jpg,,,hat,yes,no        one picture
-    ,p7,,gender,female,male        all pictures of a person whose label is "male"
-    ,p7,winter,coat,,red           those of one outfit; an empty value is unknown
-    a/0002.jpg,,,person,p9,p7      the picture shows another person
+    a/0001.jpg,,,hat,yes,no        one image
+    ,p7,,gender,female,male        all images of a person that have the label "male"
+    ,p7,winter,coat,,red           images of one outfit; an empty value means unknown
+    a/0002.jpg,,,person,p9,p7      the image shows another person
     ,p8,,person,p7,p8              two people are one
 
-Pictures are moved first: other rows of a person are of the pictures that then show this person. `was` is the label that
-a row replaces, without the overlay, once the picture has been moved, or as a row further up makes it: a row whose label
-has changed since is refused. A row of a picture beats one of an outfit, and this one that of a person.
+Rows with the attribute `person` are applied first: they move images to another person. Other rows with a person then
+apply to the images of this person after the moves. `was` is the label that a row replaces: the label in the tables, the
+label after the move, or the label that an earlier row has set. A row with any other `was` is out of date and raises an
+error. A row for an image takes precedence over one for an outfit, which takes precedence over one for a person.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from ..utils.text import counted
 from .schema_file import FILE_NAME, JOIN, folded
 from .tables import EMPTY, Table, Words, read_table
 
@@ -31,13 +33,18 @@ if TYPE_CHECKING:
 
 OVERLAY = "labels_overlay.csv"
 COLUMNS = ("file_name", "person", "outfit", "attribute", "value", "was")
-PERSON = "person"  # the attribute that moves pictures to another person
+PERSON = "person"  # the attribute that moves images to another person
 TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A correction: of the picture `file_name`, or else of `person` (in `outfit`); `number` is its place."""
+    """A correction of the image `file_name`, or otherwise of `person` (in `outfit`).
+
+    Attributes:
+        number: place of the row in the table, from 0.
+        file_name, person, outfit, attribute, value, was: cells of the row, "" for empty ones.
+    """
 
     number: int
     file_name: str
@@ -49,39 +56,51 @@ class Row:
 
     @property
     def target(self) -> tuple[str, str, str]:
+        """The cells that select images."""
         return self.file_name, self.person, self.outfit
 
     @property
     def level(self) -> int:
-        """0 for a person, 1 for an outfit, 2 for a picture, which beats the others."""
+        """0 for a person, 1 for an outfit, 2 for an image; higher levels take precedence."""
         return 2 if self.file_name else 1 if self.outfit else 0
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """The rows of an overlay, those of people first and those of pictures last, as they are applied."""
+    """An overlay.
+
+    Attributes:
+        table: the file.
+        rows: in the order in which they are applied: people, outfits, images.
+    """
 
     table: Table = field(repr=False)
     rows: list[Row] = field(repr=False)
 
     def refuse(self, row: Row, what: str) -> NoReturn:
+        """Raise ValueError with the line of a row."""
         raise ValueError(f"{self.table.where(row.number)}: {what}")
 
     def refuse_stale(self, row: Row, now: str) -> NoReturn:
-        self.refuse(row, f"'{row.attribute}' was '{row.was}' and is '{now}' now, so the row is out of date. Look at it "
-                    "again: correct was, or delete the row.")
+        """Raise ValueError for a row whose label `was` has changed to `now`."""
+        self.refuse(row, f"the row is out of date: it replaces '{row.attribute}' '{row.was}', but the label is now "
+                    f"'{now}'. Check the images, then correct the column 'was' or delete the row.")
 
     def find(self, attribute: str, value: str) -> str:
-        """The place of the first row that gives a value; "" where none does."""
+        """Return the place of the first row that sets an attribute to a value, for a message; "" if there is none."""
         return next((self.table.where(row.number) for row in self.rows
                      if folded(row.attribute) == folded(attribute) and folded(row.value) == folded(value)), "")
 
 
 def read_overlay(path: str | Path) -> Overlay:
-    """Read an overlay, without looking at what it corrects.
+    """Read an overlay, without comparing it with the data.
+
+    Args:
+        path: path of `labels_overlay.csv`.
 
     Raises:
-        ValueError: with the line, if a row names no picture or person, or both, or repeats or contradicts another.
+        ValueError: if a row names neither an image nor a person, or both, or repeats or contradicts another row; with
+            its line.
     """
     table = read_table(path, COLUMNS[3:])
     empty = [""] * len(table)
@@ -91,36 +110,42 @@ def read_overlay(path: str | Path) -> Overlay:
     seen: dict[tuple, Row] = {}
     for row in rows:
         if bool(row.file_name) == bool(row.person) or row.outfit and not row.person:
-            overlay.refuse(row, f"names {'a picture and a person' if row.file_name else 'no picture and no person'}, "
-                           "expected a file_name, or a person, or a person and an outfit. Fill in one of them.")
+            overlay.refuse(row, f"names {'both an image and a person' if row.file_name else 'no image and no person'}, "
+                           "expected a file_name, or a person, or a person and an outfit. Fill in one of these.")
         if not row.attribute:
-            overlay.refuse(row, "has no attribute. Name the column that the row corrects, or delete the row.")
-        # People are told apart letter by letter, words of attributes are not.
+            overlay.refuse(row, "has no attribute. Enter the column that the row corrects, or delete the row.")
+        # Names of people are case-sensitive, values of attributes are not.
         value, was = (row.value, row.was) if row.attribute == PERSON else (folded(row.value), folded(row.was))
         if value == was:
-            overlay.refuse(row, f"value and was are both '{row.value}', so it changes nothing. Delete the row.")
+            overlay.refuse(row, f"'value' and 'was' are both '{row.value}', so the row has no effect. Delete it.")
         other = seen.setdefault((*row.target, folded(row.attribute), was), row)
         if other is not row:
             how = "repeats" if folded(other.value) == folded(row.value) else "contradicts"
-            overlay.refuse(row, f"{how} {table.where(other.number)}. Delete one.")
+            overlay.refuse(row, f"{how} {table.where(other.number)}. Delete one of the two.")
     return overlay
 
 
 def moves(overlay: Overlay, files: Sequence[str], person: Words, outfit: Words | None) -> dict[int, str]:
-    """The new person of each picture that an overlay gives to another one, by the picture's row.
+    """Return the new person of each image that an overlay moves.
 
     Args:
-        files, person, outfit: of `OwnData`, without the overlay.
+        overlay: the corrections.
+        files: N file names.
+        person: N people, before the overlay.
+        outfit: N outfits, None if unknown.
+
+    Returns:
+        the new person by row of the image.
 
     Raises:
-        ValueError: with the line of a row that is of nobody, or stale.
+        ValueError: if a row selects no image or is out of date, with its line.
     """
     chosen = _chooser(overlay, files, person, outfit)
     people: dict[int, str] = {}
     for row in (row for row in overlay.rows if row.attribute == PERSON):
         rows = chosen(row)
         if not row.value:
-            overlay.refuse(row, "moves pictures to nobody. Give the person in value, or delete the row.")
+            overlay.refuse(row, "has no new person. Enter the person in the column 'value', or delete the row.")
         now = person[rows[0]]
         if row.was not in (now, people.get(rows[0])):
             overlay.refuse_stale(row, now)
@@ -129,21 +154,26 @@ def moves(overlay: Overlay, files: Sequence[str], person: Words, outfit: Words |
 
 
 def new_words(overlay: Overlay, folder: Path, before: OwnData, after: OwnData) -> dict[str, dict[int, str]]:
-    """Words that an overlay gives to pictures: by attribute, then by the picture's row.
+    """Return the values that an overlay sets.
 
-    Rows of a person are of the pictures that show this person once pictures have been moved.
+    Rows with a person apply to the images of this person after the moves.
 
     Args:
-        folder: of the data; where it has a schema, new values are checked against that later.
-        before: the data without the overlay.   after: with its pictures moved.
+        overlay: the corrections.
+        folder: folder of the data; if it has a schema, values are checked against it later.
+        before: the data before the moves.
+        after: the data after the moves.
+
+    Returns:
+        values by attribute and by row of the image.
 
     Raises:
-        ValueError: with the line of a row that is of nobody, of an unknown attribute or value, or stale.
+        ValueError: if a row selects no image, names an unknown attribute or value, or is out of date; with its line.
     """
     chosen = [_chooser(overlay, own.files, own.person, own.outfit) for own in (after, before)]
-    gone = set(before.person.words) - set(after.person.words)  # all of their pictures show others
+    gone = set(before.person.words) - set(after.person.words)  # people without images after the moves
     columns = {folded(name): name for name in after.attributes}
-    # People whose pictures have all been moved may have taken words with them.
+    # A value may occur only at people who have no images after the moves.
     spelling = {name: {folded(word): word for own in (before, after) for word in own.attributes[name].words}
                 for name in after.attributes}
     checked_later = (folder / FILE_NAME).is_file()
@@ -153,11 +183,11 @@ def new_words(overlay: Overlay, folder: Path, before: OwnData, after: OwnData) -
         name = columns.get(folded(row.attribute))
         if name is None:
             near = get_close_matches(folded(row.attribute), columns, n=1)
-            overlay.refuse(row, f"attribute '{row.attribute}' is no column; expected one of "
+            overlay.refuse(row, f"'{row.attribute}' is not an attribute; expected one of "
                            f"{', '.join((*after.attributes, PERSON))}"
                            + (f"; did you mean '{columns[near[0]]}'?" if near else ". Correct or delete the row."))
         known = spelling[name]
-        # The label now; or that before its picture was moved, or what an earlier row has made of it.
+        # `was` may be the present label, the label before the move, or a value that an earlier row has set.
         labels = [after.attributes[name], *([before.attributes[name]] if row.file_name or row.person in gone else [])]
         rows_of = [place for place in rows if any(folded(own[place]) == folded(row.was) for own in labels)
                    ] or [place for place in rows if place in words[name]
@@ -166,7 +196,7 @@ def new_words(overlay: Overlay, folder: Path, before: OwnData, after: OwnData) -
             overlay.refuse_stale(row, labels[0][rows[0]])
         parts = [folded(part) for part in row.value.split(JOIN)]
         if row.value and not checked_later and folded(row.value) not in known and not set(parts) <= set(known):
-            overlay.refuse(row, f"'{name}' is '{row.value}', which it is nowhere in the tables; values are "
+            overlay.refuse(row, f"sets '{name}' to '{row.value}', which does not occur in the tables; values are "
                            f"{', '.join(after.attributes[name].words)}. Correct the value, or list it in {FILE_NAME}.")
         if row.person not in gone:
             words[name] |= dict.fromkeys(rows_of, known.get(folded(row.value), row.value))
@@ -174,19 +204,33 @@ def new_words(overlay: Overlay, folder: Path, before: OwnData, after: OwnData) -
 
 
 def told(overlay: Overlay, moved: Mapping[int, str], words: Mapping[str, Mapping[int, str]], person: Words) -> str:
-    """How many rows were applied, and to what.
+    """Summarise the effect of an overlay in one sentence.
 
     Args:
-        moved, words: of `moves` and `new_words`.   person: without the overlay.
+        overlay: the corrections.
+        moved: of `moves`.
+        words: of `new_words`.
+        person: N people, before the overlay.
     """
     new = sorted(set(moved.values()) - set(person.words))
-    return (f"{OVERLAY}: {len(overlay.rows)} rows applied: {sum(map(len, words.values()))} labels of pictures changed, "
-            f"{len(moved)} pictures moved to another person"
-            + (f"; {len(new)} people are new: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}" if new else ""))
+    return (f"{OVERLAY}: {counted(len(overlay.rows), 'row')} applied: "
+            f"{counted(sum(map(len, words.values())), 'label')} of images changed, "
+            f"{counted(len(moved), 'image')} moved to another person"
+            + (f"; {counted(len(new), 'new person', 'new people')}: {', '.join(new[:5])}"
+               f"{', ...' if len(new) > 5 else ''}" if new else ""))
 
 
 def replaced(column: Words, words: Mapping[int, str]) -> Words:
-    """A column with other words in some rows; "" is an empty cell."""
+    """Return a column with new values in some rows.
+
+    Args:
+        column: of N rows.
+        words: new values by row; "" for an empty cell.
+
+    Examples:
+        >>> replaced(Words.of(["red", "blue", "blue"]), {0: "green", 2: ""}).to_list()
+        ['green', 'blue', '']
+    """
     if not words:
         return column
     names = tuple(dict.fromkeys((*column.words, *filter(None, words.values()))))
@@ -198,7 +242,7 @@ def replaced(column: Words, words: Mapping[int, str]) -> Words:
 
 def _chooser(overlay: Overlay, files: Sequence[str], person: Words,
              outfit: Words | None) -> Callable[[Row], list[int]]:
-    """Rows of the pictures that a row of the overlay names."""
+    """Return a function that selects the images of an overlay's row, as row numbers."""
     of_file = {name: row for row, name in enumerate(files)}
     code_of = {word: code for code, word in enumerate(person.words)}
     order = np.argsort(person.codes, kind="stable")
@@ -208,7 +252,7 @@ def _chooser(overlay: Overlay, files: Sequence[str], person: Words,
         if row.file_name:
             place = of_file.get(row.file_name)
             if place is None:
-                overlay.refuse(row, f"there is no picture '{row.file_name}'. Correct the name, or delete the row.")
+                overlay.refuse(row, f"there is no image '{row.file_name}'. Correct the name, or delete the row.")
             return [place]
         code = code_of.get(row.person)
         if code is None:
@@ -226,15 +270,22 @@ def _chooser(overlay: Overlay, files: Sequence[str], person: Words,
 
 def follow_people(split: Words, person: Words, moved: np.ndarray, files: Sequence[str],
                   folder: Path) -> tuple[Words, str]:
-    """A split in which pictures that an overlay has moved are in the part of their new person.
+    """Move images between training and test, so that images that an overlay has moved are with their new person.
 
-    Nobody is then in training and in the test because of a move. In the test such a picture is searched, not asked for.
+    A move therefore never puts a person into both training and test. In the test, such an image is a gallery image.
+
+    Args:
+        split: N parts of the split.
+        person: N people, after the moves.
+        moved: int64 (n,), rows of the moved images.
+        files: N file names.
+        folder: folder of the data, for messages.
 
     Returns:
-        the split, and what is to be said of it, "" for nothing.
+        the new split, and a note, "" if nothing has changed.
 
     Raises:
-        ValueError: if pictures of a new person come from training and from the test.
+        ValueError: if the images of a new person come from both training and test.
     """
     side = np.array([word if word in (TRAIN, VAL) else TEST for word in split.words])[split.codes]
     kept = np.ones(len(split), bool)
@@ -247,10 +298,12 @@ def follow_people(split: Words, person: Words, moved: np.ndarray, files: Sequenc
         if len(sides) > 1 and not len(own):
             other = next(place for place in same.tolist() if side[place] != side[row])
             raise ValueError(f"{folder / OVERLAY}: moves '{files[row]}' ({split[row]}) and '{files[other]}' "
-                             f"({split[other]}) to the new person '{person[row]}', who would be in both. Give them two "
-                             "names, or put both pictures into one part of the split.")
+                             f"({split[other]}) to the new person '{person[row]}', who would be in both training and "
+                             "test. Use two names, or put both images into the same part of the split.")
         if len(sides) == 1 and side[row] not in sides:
             goal = sides.pop()
             new[row] = "gallery" if goal == TEST and TEST not in split.words else goal
-    note = f"{OVERLAY}: {len(new)} moved pictures change between training and test with their person" if new else ""
-    return replaced(split, new), note
+    if not new:
+        return split, ""
+    images = counted(len(new), "moved image changes", "moved images change")
+    return replaced(split, new), f"{OVERLAY}: {images} between training and test, to be with the new person"

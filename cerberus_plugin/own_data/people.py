@@ -1,6 +1,6 @@
-"""A data set of one's own as one record: its pictures, who is on them, and their attributes in words.
+"""Read own data into one record: its images, their identities, and their attributes as text.
 
-Shapes: N pictures, A label fields.
+Shapes: N images, A label fields.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..attributes.schema import AttributeSchema, Column
 from ..utils.files import file_sha256
 from ..utils.folders import walk
 from ..utils.images import SUFFIXES
+from ..utils.text import counted
 from . import schema_file
 from .left_over import OUTFITS, PEOPLE, other_files, other_tables, refuse_misnamed
 from .overlay import OVERLAY, PERSON, follow_people, moves, new_words, read_overlay, replaced, told
@@ -32,26 +33,27 @@ from .tables import SUFFIXES as TABLE_SUFFIXES
 logger = logging.getLogger("fastreid.cerberus")
 
 NAME_GROUPS = ("person", "camera", "time", "outfit")
-MOST_SPELLINGS = 3  # of an attribute that are named
+MOST_SPELLINGS = 3  # of an attribute, listed in a note
 
 
 @dataclass(frozen=True)
 class OwnData:
-    """Pictures of people.
+    """Own data: N images of people.
 
     Attributes:
-        folder: names of files are below it.
+        folder: folder that contains the images.
         source: the table that was read, or the folder.
-        files: N names, with "/" between folders.
-        person, camera, outfit, time: what is known of each picture; None where nothing is known of any.
-        split: the part that each picture is in; None until it is drawn or read.
-        attributes: words of each picture by name of attribute; its own, else those of its outfit, else of its person.
-        notes: what was read otherwise than it is written.
-        moved: rows of the pictures that `labels_overlay.csv` gives to another person: int64.
-        overlay: digest of that file, "" without one.
-        where: the place that tells of a picture, for a message.
-        find: the place where a column holds a word, for a message.
-        identified: whether it is known who is on the pictures. Where it is not, `person` numbers the pictures.
+        files: N file names relative to `folder`, with "/" between folders.
+        person, camera, outfit, time: N values; None if unknown for all images.
+        split: N parts of the split; None until the split is read or drawn.
+        attributes: N values by name of the attribute: the value of the image, otherwise of its outfit, otherwise of its
+            person.
+        notes: messages about how the data was read.
+        moved: int64 (n,), rows of the images that `labels_overlay.csv` moves to another person.
+        overlay: SHA-256 of that file, "" without one.
+        where: returns file and line of the image of a row, for messages.
+        find: returns file and line of an attribute's value, for messages.
+        identified: whether identities are known. If not, each image has its own `person`.
     """
 
     folder: Path
@@ -75,31 +77,35 @@ class OwnData:
 
     @property
     def name(self) -> str:
-        """That of the folder."""
+        """Name of the folder."""
         return self.folder.resolve().name or "own"
 
     def path(self, row: int) -> str:
+        """Return the path of an image."""
         return os.path.join(self.folder, *self.files[row].split("/"))
 
     def is_in(self, part: str) -> np.ndarray:
-        """Which pictures are in a part of the split: bool (N,)."""
+        """Return which images are in a part of the split: bool (N,)."""
         assert self.split is not None
         return self.split.codes == (self.split.words.index(part) if part in self.split.words else EMPTY)
 
 
 def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
-    """Read a data set of one's own, without its split unless the table has one; corrected by `labels_overlay.csv`.
+    """Read own data and apply `labels_overlay.csv`. `split_people` adds the split if the table has none.
 
     Args:
-        data: a table (`metadata.csv`, `.jsonl`, `.parquet`), a folder with one of these or with one in
-            each of `train`, `query` and `gallery`, or a folder with a folder of pictures for each person, likewise.
-            A table without a column `person` is of pictures without identities, of which attributes alone are learned.
-        name_pattern: regular expression with the group person, and camera, time and outfit as far as names tell; it is
-            searched in the name of each picture below the folder, in place of a table.
+        data: a table (`metadata.csv`, `.jsonl`, `.parquet`); a folder with such a table, or with one in each of
+            `train`, `query` and `gallery`; or a folder with a folder of images per person, also below `train`, `query`
+            and `gallery`. In a table without a column `person`, identities are unknown and only attributes are learned.
+        name_pattern: regular expression that is searched in the path of each image below the folder, instead of reading
+            a table. It has the group `person` and optionally `camera`, `time` and `outfit`.
+
+    Returns:
+        the data.
 
     Raises:
-        FileNotFoundError: if there is no such folder, table or picture.
-        ValueError: with the file, the line, what is there, what is expected, and a remedy.
+        FileNotFoundError: if the folder, the table or an image does not exist.
+        ValueError: if a table or a name is wrong, with the file, the line, the expected contents, and a remedy.
     """
     data = Path(data)
     folder = data.parent if data.is_file() else data
@@ -116,10 +122,13 @@ def read_people(data: str | Path, name_pattern: str = "") -> OwnData:
 
 
 def read_wording(own: OwnData) -> Wording | None:
-    """The schema of a data set: `schema.yaml` in its folder, or else inferred; None where no column is an attribute.
+    """Return the schema: `schema.yaml` of the folder if it exists, otherwise inferred from the values.
+
+    Returns:
+        the schema, None if no column can be used as an attribute.
 
     Raises:
-        ValueError: if the file is wrong.
+        ValueError: if `schema.yaml` is wrong.
     """
     path = own.folder / FILE_NAME
     if path.is_file():
@@ -134,14 +143,20 @@ def read_wording(own: OwnData) -> Wording | None:
 
 
 def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
-    """The schemas of several data sets, with values and groups that are inferred from the words of all of them.
+    """Infer schemas of several datasets, with values and groups from the values of all of them.
 
-    Words are spelt as in the first data set that has them. One without any attribute has no schema.
+    Values are spelt as in the first dataset that contains them.
+
+    Args:
+        parts: the datasets.
+
+    Returns:
+        one schema for each dataset that has attributes.
 
     Raises:
-        NoAttributes: if no column is an attribute.
+        NoAttributes: if no column can be used as an attribute.
     """
-    spelt: dict[str, str] = {}  # the first spelling of names and words
+    spelt: dict[str, str] = {}  # the first spelling of names and values
     columns: dict[str, list[str]] = {}
     size = sum(map(len, parts))
     start = 0
@@ -165,10 +180,17 @@ def infer_together(parts: Sequence[OwnData]) -> list[AttributeSchema]:
 
 
 def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
-    """Labels int16 (N, A) of all pictures, -1 where not known.
+    """Return the labels of all images under a schema.
+
+    Args:
+        own: N images.
+        wording: the schema, with A label fields.
+
+    Returns:
+        int16 (N, A), -1 for unknown labels.
 
     Raises:
-        ValueError: with the place of a word that is no value of its attribute.
+        ValueError: if a cell is not a value of its attribute, with its place; or if an attribute has no column.
     """
     def refuse(name: str, word: str, reason: str):
         raise ValueError(f"{own.find(name, word)}: {reason} Correct the cell, or add the value to "
@@ -176,24 +198,30 @@ def labels_of(own: OwnData, wording: Wording) -> np.ndarray:
 
     missing = [column.name for column in wording.schema.columns if column.name not in own.attributes]
     if missing:
-        raise ValueError(f"{wording.path}: has the attribute '{missing[0]}', which no column of {own.source.name}, "
-                         f"{PEOPLE} or {OUTFITS} is called; columns are {', '.join(own.attributes) or 'none'}. Rename "
-                         "the one or the other, or take the attribute out.")
+        raise ValueError(f"{wording.path}: has the attribute '{missing[0]}', but {own.source.name}, {PEOPLE} and "
+                         f"{OUTFITS} have no column of this name; columns are {', '.join(own.attributes) or 'none'}. "
+                         "Rename the attribute or the column, or delete the attribute.")
     return schema_file.encode(wording, own.attributes, refuse)
 
 
 def labels_under(own: OwnData, schema: AttributeSchema,
                  read: Callable[[Sequence[Column]], Readings] | None = None) -> tuple[np.ndarray, Matching]:
-    """Labels int16 (N, A) of all pictures under a given schema, -1 where not known, and what is left out.
+    """Return the labels of all images under the schema of another dataset.
 
-    Words are matched by themselves, so that an attribute which everybody has alike is read as well; a `schema.yaml` in
-    the folder adds display names and words for none of the values.
+    The values of all columns are matched, also of columns with a single value. A `schema.yaml` in the folder adds
+    display names and texts for none of the values.
 
     Args:
-        read: how the columns of the data are read; by their names where None.
+        own: N images.
+        schema: the other schema, with A label fields.
+        read: returns the readings of the columns, such as those of an ontology; by default, names and values are
+            matched.
+
+    Returns:
+        int16 (N, A), -1 for unknown labels; and a report of the attributes and values that have no counterpart.
 
     Raises:
-        ValueError: if the folder's own `schema.yaml` is wrong, or a word is none of its values.
+        ValueError: if the folder's `schema.yaml` is wrong, or a cell is not one of its values.
     """
     wording = read_wording(own) if (own.folder / FILE_NAME).is_file() else None
     columns = list(wording.schema.columns) if wording else []
@@ -209,13 +237,18 @@ def labels_under(own: OwnData, schema: AttributeSchema,
 
 
 def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: str | Path = "") -> OwnData:
-    """The data set with its split: that of its table or folders, else of `split.csv`, else drawn and written there.
+    """Return the data with its split: from the table or folders, otherwise from `split.csv`, otherwise drawn.
 
-    Pictures without identities are all gallery where they are tested on: nobody is asked for.
+    If identities are unknown, all test images are gallery images, since there are no queries.
 
     Args:
-        write: write what was drawn.
-        split_file: a file in the form of `split.csv`, which is read in place of all these.
+        own: the data.
+        seed: seed of a drawn split.
+        write: write a drawn split to `split.csv`.
+        split_file: a file in the format of `split.csv`, which is read instead of all others.
+
+    Raises:
+        ValueError: if a split file is wrong, or the overlay moves images of training and test to one new person.
     """
     split: Words | None = None if split_file else own.split
     notes: list[str] = []
@@ -233,37 +266,37 @@ def split_people(own: OwnData, seed: int = 0, write: bool = True, split_file: st
         notes += [note] if note else []
     if TEST in split.words:
         split = divide_test(split, own.files, own.person, own.camera)
-        notes.append(f"split: pictures in '{TEST}' are one query a person"
-                     + (" and camera" if own.camera is not None else "") + ", all others gallery")
+        notes.append(f"split: of the images in '{TEST}', one per person"
+                     + (" and camera" if own.camera is not None else "") + " is a query, the others are the gallery")
     return replace(own, split=split, notes=(*own.notes, *notes))
 
 
 def _tables_of(data: Path) -> dict[str, Path]:
-    """The table of pictures under "", or tables by part in folders of these names; none where there is none."""
+    """The table of images with key "", or the tables in folders named after parts; empty if there are none."""
     if data.name in (PEOPLE, OUTFITS):
-        raise ValueError(f"{data}: is read beside the pictures. Give the folder, {data.parent}.")
+        raise ValueError(f"{data}: is read in addition to a table of images. Give the folder, {data.parent}.")
     if data.is_file():
         return {"": data}
     if not data.is_dir():
-        raise FileNotFoundError(f"{data}: no such folder or table. Give a folder of pictures, or a table such as "
+        raise FileNotFoundError(f"{data}: no such folder or table. Give a folder of images, or a table such as "
                                 "metadata.csv.")
     found = {}
     for part in ("", *PARTS, TEST):
         there = [path for suffix in TABLE_SUFFIXES if (path := data / part / f"metadata{suffix}").is_file()]
         if len(there) > 1:
-            raise ValueError(f"{data / part}: has {' and '.join(path.name for path in there)}. Keep one"
-                             + (", or name the table itself." if not part else "."))
+            raise ValueError(f"{data / part}: contains {' and '.join(path.name for path in there)}. Delete all but one"
+                             + (", or give the path of the table." if not part else "."))
         if there:
             found[part] = there[0]
     if "" in found and len(found) > 1:
         other = next(path for part, path in found.items() if part)
-        raise ValueError(f"{found['']} and {other}: expected one table, or one in each of the folders of parts. Delete "
-                         "one.")
+        raise ValueError(f"{found['']} and {other}: expected either one table, or one in each of the folders of the "
+                         "split. Delete one of the two.")
     return found
 
 
 def _listed(table: Table, folder: Path) -> OwnData:
-    """The pictures of a table, checked."""
+    """Check the table of images and return its record."""
     notes = []
     columns = table.columns
     person = _known(columns, "person")
@@ -291,7 +324,7 @@ def _listed(table: Table, folder: Path) -> OwnData:
         code = int(np.flatnonzero(names.counts() > 1)[0])
         first, second = np.flatnonzero(names.codes == code)[:2].tolist()
         raise ValueError(f"{table.where(second)}: '{names.words[code]}' is also in {table.where(first)}. "
-                         "A picture has one line, with one person; delete the others.")
+                         "An image has one line, with one person; delete the other lines.")
     files = names.to_list()
     notes += _check_files(table, folder, files)
     split = _known(columns, "split")
@@ -302,21 +335,20 @@ def _listed(table: Table, folder: Path) -> OwnData:
             code = EMPTY if wrong is None else split.words.index(wrong)
             row = int(np.flatnonzero(split.codes == code)[0])
             raise ValueError(f"{table.where(row)}: split is '{wrong or ''}', expected one of "
-                             f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the whole column to have a "
-                             "split drawn.")
+                             f"{', '.join((*PARTS, TEST))}. Correct the cell, or delete the column to draw a split.")
     outfit = _known(columns, "outfit")
     notes += other_tables(folder, [part.path for part in table.parts or (table,)])
     if person is None:
         for name in columns:
             if re.sub(r"[\W_]", "", name.casefold()) in _LIKE_PERSON:
-                raise ValueError(f"{table.path}: has no column 'person', but '{name}'. Call it 'person' if it says who "
-                                 "is on the picture, or else delete it.")
+                raise ValueError(f"{table.path}: has no column 'person', but a column '{name}'. Rename it to 'person' "
+                                 "if it contains identities, otherwise delete it.")
         if not set(columns) - set(KEYS):
-            raise ValueError(f"{table.path}: has no column 'person' and no other one that tells of the pictures; its "
-                             f"columns are {', '.join(columns)}. Add 'person', or columns of attributes, or rename "
-                             "those that hold them.")
-        notes.append("there is no column 'person', so nobody is told apart: attributes alone are learned and tested"
-                     + ("; 'outfit' is not read, as outfits are those of a person" if outfit is not None else ""))
+            raise ValueError(f"{table.path}: has neither a column 'person' nor attributes; its columns are "
+                             f"{', '.join(columns)}. Add a column 'person' or columns of attributes, or rename the "
+                             "columns that contain them.")
+        notes.append("there is no column 'person', so identities are unknown and only attributes are learned and tested"
+                     + ("; 'outfit' is not read, since outfits belong to a person" if outfit is not None else ""))
         outfit = None
     return OwnData(folder, table.path, files, Words.of(files) if person is None else person,
                    _known(columns, "camera"), outfit, _known(columns, "time"), split, notes=tuple(notes),
@@ -327,33 +359,44 @@ _LIKE_PERSON = ("personid", "personname", "persons", "people", "pid", "id", "ide
 
 
 def _known(columns: Mapping[str, Words], name: str) -> Words | None:
-    """A column, where any of its cells is filled."""
+    """A column, None if it does not exist or is empty."""
     own = columns.get(name)
     return own if own is not None and own.words else None
 
 
-# Most names are relative, without backslashes and control characters: of a million of them each second counts.
+# A fast check for most names: relative, without backslashes and control characters. Tables may have a million names.
 _PLAIN_NAME = re.compile(rf"(?!/|.:)[^\\\0-\x1f]+(?i:{'|'.join(map(re.escape, SUFFIXES))})").fullmatch
 
 
 def refused_name(name: str) -> str:
-    """Why a name of a picture is refused, and what to do; "" where it is not."""
+    """Check the file name of an image.
+
+    Args:
+        name: relative to the folder of the table.
+
+    Returns:
+        the reason why it is rejected, with a remedy; "" if it is accepted.
+
+    Examples:
+        >>> refused_name("gate/0001.jpg"), refused_name("../0001.jpg").startswith("which is outside the folder")
+        ('', True)
+    """
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        return "an absolute path, expected one relative to the folder of the table. Remove the folder's own path."
+        return "an absolute path, expected a path relative to the folder of the table. Remove the path of the folder."
     if ".." in parts:
-        return "which leads out of the folder of the table, expected a path below it. Move the picture into the folder."
+        return "which is outside the folder of the table, expected a path below it. Move the image into the folder."
     if not name.lower().endswith(SUFFIXES):
-        return f"expected a picture ({', '.join(SUFFIXES)}). Convert it, or delete the line."
+        return f"expected an image ({', '.join(SUFFIXES)}). Convert it, or delete the line."
     if not name.isprintable() and any(ord(letter) < 32 for letter in name):
-        return "which has a line break or another control character. Rename the picture."
+        return "which contains a line break or another control character. Rename the image."
     return ""
 
 
 def _check_files(table: Table, root: Path, files: Sequence[str]) -> list[str]:
-    """A note of the pictures beside them that have no line.
+    """Check that all images exist; return a note about images in the same folders that have no line.
 
-    Each folder is listed once, which takes a hundredth of asking for a million files one by one.
+    Each folder is listed once, which is a hundred times faster than testing a million files one by one.
     """
     there: dict[str, set[str]] = {}
     missing = []
@@ -375,16 +418,16 @@ def _check_files(table: Table, root: Path, files: Sequence[str]) -> list[str]:
         near = next((other for other in listed if folded(other) == folded(base)), None)
         raise FileNotFoundError(
             f"{table.where(missing[0])}: '{name}' is not found in '{root}' ({len(missing)} of "
-            f"{len(files)} pictures are missing)" + (f"; there is '{near}'" if near else "")
-            + ". Names are relative to the folder of the table; copy the pictures there, or delete the lines.")
+            f"{len(files)} images are missing)" + (f"; there is '{near}'" if near else "")
+            + ". Names are relative to the folder of the table; copy the images there, or delete the lines.")
     others = [f"{folder}/{base}".lstrip("/") for folder, bases in there.items() for base in bases
               if base.lower().endswith(SUFFIXES) and not base.startswith(".")]
-    return [f"{table.path.name}: {len(others)} pictures beside those that it lists have no line, such as {min(others)}"
+    return [f"{table.path.name}: {counted(len(others), 'image')} in the same folders not listed, such as {min(others)}"
             ] if others else []
 
 
 def _folders(folder: Path) -> OwnData:
-    """`<folder>/<person>/<picture>`, below `train`, `query` and `gallery` where these are there."""
+    """Read `<folder>/<person>/<image>`, below `train`, `query` and `gallery` if these exist."""
     passed_over: Counter[str] = Counter()
     names = [picture.path for picture in walk(folder, passed_over=passed_over)]
     parts = [part for part in (*PARTS, TEST) if any(name.startswith(f"{part}/") for name in names)]
@@ -393,39 +436,39 @@ def _folders(folder: Path) -> OwnData:
     depth = 3 if parts else 2
     wrong = [name for name in names if name.count("/") != depth - 1 or parts and name.split("/")[0] not in parts]
     if wrong or not names:
-        found = f"{len(wrong)} of {len(names)} are elsewhere, such as '{wrong[0]}'" if wrong else (
+        found = f"{len(wrong)} of {len(names)} are in other places, such as '{wrong[0]}'" if wrong else (
             "there are none" + (f", but {other}; convert them" if (other := other_files(passed_over)) else ""))
         pattern = r"(?P<person>\d+)_c(?P<camera>\d+)"
         if wrong and all(name.count("/") == 2 for name in names):
             pattern = r"^(?P<person>[^/]+)/(?P<camera>[^/]+)/"
         raise ValueError(
-            f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in a folder for each person, PERSON/PICTURE"
+            f"{folder}: expected images ({', '.join(SUFFIXES)}) in a folder for each person, PERSON/IMAGE"
             + (f", in {', '.join(parts)}" if parts else "") + f"; {found}. Move them, write a metadata.csv with the "
-            f"columns file_name and person, or say what names tell by --name-pattern, such as '{pattern}'.")
+            f"columns file_name and person, or read identities from file names by --name-pattern, such as '{pattern}'.")
     spaced = next((name for name in names if any(part != part.strip() for part in name.split("/"))), None)
     if spaced is not None:
-        raise ValueError(f"{folder}: '{spaced}' has a name that begins or ends with a space, which tables cannot tell "
-                         "from one without. Rename it.")
+        raise ValueError(f"{folder}: '{spaced}' has a name that begins or ends with a space, which would be lost in a "
+                         "table. Rename it.")
     split = Words.of([name.split("/")[0] for name in names]) if parts else None
     return OwnData(folder, folder, names, Words.of([name.split("/")[depth - 2] for name in names]), split=split,
                    notes=_passed_over(folder, passed_over), where=lambda row: os.path.join(folder, names[row]))
 
 
 def _passed_over(folder: Path, passed_over: Counter[str]) -> tuple[str, ...]:
-    """Notes of what lies in a folder of pictures and is not read."""
+    """Notes about files and tables in a folder of images that are not read."""
     other = other_files(passed_over)
-    return (*([f"passed over {other}; pictures end in {', '.join(SUFFIXES)}"] if other else []),
+    return (*([f"skipped {other}; images end in {', '.join(SUFFIXES)}"] if other else []),
             *other_tables(folder, ()))
 
 
 def _tables_not_read(folder: Path) -> list[str]:
-    return [f"{path.name} is not read, since names of pictures are" for path in _tables_of(folder).values()]
+    return [f"{path.name} is not read, since --name-pattern is given" for path in _tables_of(folder).values()]
 
 
 def _by_names(folder: Path, pattern: str) -> OwnData:
-    """Pictures whose names tell who is on them."""
+    """Read images whose identities are in their file names."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of pictures")
+        raise FileNotFoundError(f"{folder}: no such folder of images")
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -440,8 +483,8 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
     bad = [name for name, match in zip(names, found) if match is None or not match["person"]]
     if bad or not names:
         raise ValueError(f"{folder}: " + (f"the name pattern '{pattern}' finds no person in '{bad[0]}' ({len(bad)} of "
-                         f"{len(names)} pictures). Correct it, or move these pictures elsewhere." if bad else
-                         f"there are no pictures ({', '.join(SUFFIXES)})"
+                         f"{len(names)} images). Correct it, or move these images to another folder." if bad else
+                         f"there are no images ({', '.join(SUFFIXES)})"
                          + (f", but {other}; convert them." if (other := other_files(passed_over)) else ".")))
     columns = {group: Words.of([match[group] or "" for match in found if match]) for group in groups}
     tops = Words.of([name.split("/")[0] for name in names])
@@ -453,18 +496,17 @@ def _by_names(folder: Path, pattern: str) -> OwnData:
 
 
 def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
-    """The record with attributes, corrected by the overlay where there is one."""
+    """Add attributes, and apply the overlay if there is one."""
     worded = _worded(own, folder, table)
     path = folder / OVERLAY
     if not path.is_file():
         return worded
     overlay = read_overlay(path)
     if moving := [row for row in overlay.rows if row.attribute == PERSON and not own.identified]:
-        overlay.refuse(moving[0], "moves pictures to another person, but it is not known who is on any picture. "
-                       "Delete the row.")
+        overlay.refuse(moving[0], "moves images to another person, but identities are unknown. Delete the row.")
     moved = moves(overlay, own.files, own.person, own.outfit)
     before = worded
-    if moved:  # whose labels are then those of another person
+    if moved:  # moved images have the labels of their new person
         worded = _worded(replace(own, person=replaced(own.person, moved), moved=np.array([*moved], np.int64)), folder,
                          table)
     words = new_words(overlay, folder, before, worded)
@@ -475,7 +517,7 @@ def _with_words(own: OwnData, folder: Path, table: Table | None) -> OwnData:
 
 
 def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
-    """The record with attributes: of the pictures' own table, of `outfits.csv`, and of `people.csv`."""
+    """Add the attributes of the table of images, of `outfits.csv` and of `people.csv`."""
     tables = {} if table is None else {"": table}
     levels, notes = [], list(own.notes)
     if table is not None:
@@ -483,23 +525,24 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
     for file, keys in ((OUTFITS, ("person", "outfit")), (PEOPLE, ("person",))):
         if (folder / file).is_file():
             if not own.identified:
-                raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'person' that says who is "
-                                 "on which picture. Add the column, or delete the file.")
+                raise ValueError(f"{folder / file}: exists, but {own.source} has no column 'person' with the person of "
+                                 "each image. Add the column, or delete the file.")
             if "outfit" in keys and own.outfit is None:
-                raise ValueError(f"{folder / file}: is there, but {own.source} has no column 'outfit' that says which "
-                                 "picture shows which outfit. Add the column, or delete the file.")
+                raise ValueError(f"{folder / file}: exists, but {own.source} has no column 'outfit' with the outfit of "
+                                 "each image. Add the column, or delete the file.")
             tables[file] = other = read_table(folder / file, keys)
             wrong = [name for name in KEYS if name in other.columns and name not in keys]
             if wrong:
-                raise ValueError(f"{other.path}: has the column '{wrong[0]}', which is of pictures. Move it to the "
-                                 f"table of pictures; beside {' and '.join(keys)} every column is an attribute.")
+                raise ValueError(f"{other.path}: has the column '{wrong[0]}', which belongs to images. Move it to the "
+                                 f"table of images; except {' and '.join(keys)}, every column is an attribute.")
             rows, absent = _matched(own, other, keys)
             if absent == len(other) and not len(own.moved):
-                raise ValueError(f"{other.where(0)}: {_written(keys, [other.columns[key][0] for key in keys])} and all "
-                                 f"other lines are of nobody who has a picture; {own.source.name} has names such as "
-                                 f"person '{own.person[0]}'. Write them alike in both.")
+                raise ValueError(f"{other.where(0)}: {_written(keys, [other.columns[key][0] for key in keys])} has no "
+                                 f"image, and neither have all other lines; {own.source.name} has names such as person "
+                                 f"'{own.person[0]}'. Use the same names in both.")
             if absent:
-                notes.append(f"{file}: {absent} of {len(other)} lines are of nobody who has a picture")
+                notes.append(f"{file}: {absent} of {counted(len(other), 'line')} skipped, since there is no image of "
+                             f"the {keys[-1]}")
             levels.append({name: Words(np.append(column.codes, EMPTY)[rows], column.words)
                            for name, column in other.columns.items() if name not in KEYS})
     names = _names_of(levels, tables)
@@ -511,7 +554,7 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
             notes.append(f"'{name}': {'; '.join(merged[:MOST_SPELLINGS])}{more}")
 
     def find(name: str, word: str) -> str:
-        """The first cell of a column that holds the word, however it is spelt."""
+        """The place of the first cell of a column with this word, ignoring case."""
         for source in tables.values():
             column = source.columns.get(name, Words.of([]))
             for code, other in enumerate(column.words):
@@ -523,7 +566,10 @@ def _worded(own: OwnData, folder: Path, table: Table | None) -> OwnData:
 
 
 def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarray, int]:
-    """The row of another table for each picture, int64 (N,), its length where there is none; its rows without pictures.
+    """Match images with the rows of another table.
+
+    Returns:
+        int64 (N,), the row of each image, the number of rows if there is none; and the number of rows without images.
     """
     columns = [other.columns[key] for key in keys]
     for key, column in zip(keys, columns):
@@ -534,7 +580,7 @@ def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarra
     for row, names in enumerate(zip(*(column.to_list() for column in columns))):
         if lines.setdefault(names, row) != row:
             raise ValueError(f"{other.where(row)}: {_written(keys, names)} is also in {other.where(lines[names])}. "
-                             "Delete one.")
+                             "Delete one of the two.")
     kinds = [own.person]
     if own.outfit is not None and "outfit" in keys:
         kinds.append(own.outfit)
@@ -547,15 +593,16 @@ def _matched(own: OwnData, other: Table, keys: Sequence[str]) -> tuple[np.ndarra
     used = set(found)
     absent = {names: row for names, row in lines.items() if row not in used}
     for names, row in absent.items():
-        if _alike(names) in without and not len(own.moved):  # names have been compared before pictures were moved
-            raise ValueError(f"{other.where(row)}: {_written(keys, names)} has no picture, but "
-                             f"'{', '.join(without[_alike(names)])}' has pictures and no line. Write them alike; "
-                             "spreadsheets drop zeros before a number, unless the column is text before it is filled.")
+        if _alike(names) in without and not len(own.moved):  # names have been compared before images were moved
+            raise ValueError(f"{other.where(row)}: {_written(keys, names)} has no image, but "
+                             f"'{', '.join(without[_alike(names)])}' has images and no line. Use the same name in both "
+                             "tables. Spreadsheets drop leading zeros, unless the column is formatted as text before "
+                             "it is filled.")
     return np.array(found)[inverse.ravel()], len(absent)
 
 
 def _alike(names: Sequence[str]) -> tuple[str, ...]:
-    """What is left of names in a spreadsheet that takes them for numbers, or in another spelling."""
+    """Names without leading zeros and differences of case, such as those that a spreadsheet drops."""
     return tuple(folded(name).lstrip("0") for name in names)
 
 
@@ -569,13 +616,16 @@ def _names_of(levels: Sequence[Mapping[str, Words]], tables: Mapping[str, Table]
     for name in names:
         if spellings.setdefault(folded(name), name) != name:
             files = " and ".join(table.path.name for table in tables.values())
-            raise ValueError(f"{files}: the columns '{spellings[folded(name)]}' and '{name}' differ in upper and lower "
-                             "case. Give them one name.")
+            raise ValueError(f"{files}: the columns '{spellings[folded(name)]}' and '{name}' differ only in case. Use "
+                             "one spelling.")
     return names
 
 
 def _merged(columns: Sequence[Words]) -> tuple[Words, list[str]]:
-    """One column of several, an earlier one's cells first; words that differ in case alone are one, with a note."""
+    """Merge columns: a cell is that of the first column in which it is not empty.
+
+    Values that differ only in case or spaces become one, with a note.
+    """
     number: dict[str, int] = {}
     codes = np.full(len(columns[0]), EMPTY, np.int32)
     for column in columns:
@@ -589,7 +639,7 @@ def _merged(columns: Sequence[Words]) -> tuple[Words, list[str]]:
     names: dict[str, str] = {}
     notes = []
     for alike in spellings.values():
-        # In lower case where that is among them, or else the most frequent one.
+        # The spelling in lower case if it occurs, otherwise the most frequent one.
         best = max(alike, key=lambda word: (word == folded(word), counts[word], word))
         names |= {word: " ".join(best.split()) for word in alike}
         others = [f"'{word}' ({counts[word]})" for word in alike if word != names[word]]

@@ -1,21 +1,21 @@
-"""`schema.yaml`: the groups and attributes of a data set, written by a person or inferred from the words of its tables.
+"""`schema.yaml`: the groups and attributes of a dataset, written by the user or inferred from the values in its tables.
 
     name: site
     groups:
       - name: head
-        region: 0           # strips of the picture from the top, 0, 1, ...; or whole
-        lasting: no         # whether it stays when somebody changes clothes
+        region: 0           # strip of the image, counted from the top: 0, 1, ...; or whole
+        lasting: no         # whether it stays the same when a person changes clothes
         attributes:
           - name: helmet
             values: [no, yes]
           - name: vest colour
             display: colour of the vest     # optional
             values: [red, orange]
-            none: [none]    # optional: words for none of the values; one cell can then have several, "red and orange"
+            none: [none]    # optional: texts that mean none of the values; allows several in a cell, "red and orange"
       - ...
     exclusive:              # optional: attributes of which at most one is yes
       - [backpack, bag]
-    nobody: ["0000"]        # optional: persons in the gallery who stand for nobody, such as detections of background
+    nobody: ["0000"]        # optional: persons in the gallery that are distractors, such as detections of background
 """
 
 from __future__ import annotations
@@ -33,33 +33,34 @@ from ..attributes.matching import JOIN, NO, NONE_WORDS, YES
 from ..attributes.matching import folded as folded
 from ..attributes.schema import MISSING, NONE, AttributeSchema, Field, Group
 from ..utils.files import decode_text
+from ..utils.text import counted
 from .tables import EMPTY, Words, text_of
 
 FILE_NAME = "schema.yaml"
-MOST_VALUES = 50  # of an attribute that is inferred
-FEW_VALUES = 10  # of an attribute that is inferred, up to which every person may have another one
-FEW_COMBINATIONS = 1000  # of the answers of a group that is inferred
-MOST_LETTERS = 40  # of a value on average, beyond which it is free text
+MOST_VALUES = 50  # largest number of values of an inferred attribute
+FEW_VALUES = 10  # number of values up to which all people may have different ones
+FEW_COMBINATIONS = 1000  # largest number of combinations of values of an inferred group with several attributes
+MOST_LETTERS = 40  # mean length of values above which a column is free text
 MOST_BYTES = 2**20
 WHOLE = "whole"
-# Parts of names by which attributes are put into groups when a schema is inferred: group, strip, lasting, words.
+# Words in column names that determine the group of an inferred attribute: group, strip, lasting, words.
 PLACES = (("head", 0, False, "hat helmet cap hood hair head glasses mask face beard scarf"),
           ("upper", 1, False, "top upper shirt jacket coat vest sleeve sweater blouse"),
           ("lower", 2, False, "bottom lower trouser trousers pants jeans skirt shorts leg legs shoe shoes boots"),
           ("person", None, True, "gender sex age height build body"))
-OTHER = "other"  # group of the attributes that no word places
+OTHER = "other"  # group of the attributes without such a word
 
 
 @dataclass(frozen=True)
 class Wording:
-    """A schema, and the words that stand for none of the values of a column.
+    """A schema, and the texts of tables that its attributes do not contain.
 
     Attributes:
-        schema: as the models know it.
-        none: words by name of column.
-        path: of the file that it was read from; "" for an inferred one.
-        left_out: columns that are no attributes, with the reason and a way out.
-        nobody: persons who stand for nobody (distractors).
+        schema: the schema as models use it.
+        none: by column, the texts that mean none of the values.
+        path: path of the file, "" for an inferred schema.
+        left_out: by column, the reason why it is not used as an attribute, with a remedy.
+        nobody: persons that are distractors.
     """
 
     schema: AttributeSchema
@@ -69,7 +70,14 @@ class Wording:
     nobody: tuple[str, ...] = ()
 
     def labels_of(self, name: str, word: str) -> np.ndarray:
-        """Labels int64 (A,) that a word gives to the fields of its column, -1 for the others.
+        """Return the labels of a cell.
+
+        Args:
+            name: the column.
+            word: text of the cell; several values joined by `JOIN` in a column that allows them.
+
+        Returns:
+            int64 (A,), -1 for the fields of other columns.
 
         Raises:
             ValueError: if the column has no such value.
@@ -89,24 +97,25 @@ class Wording:
 
 
 class NoAttributes(ValueError):
-    """No column can be an attribute."""
+    """No column can be used as an attribute."""
 
 
 class TextLoader(yaml.SafeLoader):
-    """YAML whose plain scalars are all texts, so that `no` is a word, without aliases and repeated keys."""
+    """YAML in which all scalars are text, so that `no` is not a boolean; aliases and repeated keys are rejected."""
 
     yaml_implicit_resolvers: dict = {}
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than fits into memory
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        if self.check_event(yaml.AliasEvent):  # nested aliases can expand to more than fits into memory
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported",
+                                              self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, (key, (place, _)) in enumerate(zip(keys, node.value)):
             if not isinstance(key, str) or key in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is there twice or is no word",
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is repeated or is not text",
                                                         place.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -114,45 +123,54 @@ class TextLoader(yaml.SafeLoader):
 def read_schema(path: str | Path) -> Wording:
     """Read `schema.yaml`.
 
+    Args:
+        path: path of the file.
+
     Raises:
-        ValueError: with the file, the place in it, what is expected there, and a remedy.
+        ValueError: if it is wrong, with the place in the file, the expected contents, and a remedy.
     """
     path = Path(path)
     return SchemaReader(path).wording(read_yaml(path))
 
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] | None = None):
-    """What a YAML file holds, all of it texts, lists and mappings.
+    """Read a YAML file of texts, lists and mappings.
 
     Args:
-        loader: derived from `TextLoader`.
+        path: path of the file.
+        loader: `TextLoader` or a class derived from it.
+
+    Returns:
+        the contents.
 
     Raises:
-        ValueError: with the file, the line and a remedy.
+        ValueError: if the file is too large or not valid, with the line and a remedy.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path}: is larger than {MOST_BYTES} bytes; is this the schema?")
+        raise ValueError(f"{path}: is larger than {MOST_BYTES} bytes. Is this the right file?")
     try:
         return yaml.load(decode_text(path, path.read_bytes()), loader or TextLoader)  # noqa: S506  a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise ValueError(f"{where}: no YAML that can be read ({getattr(error, 'problem', None) or error}). Correct it, "
-                         "or delete the file: `cerberus check` writes one from the words of the tables.") from error
+        raise ValueError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}). Correct it, or delete "
+                         "the file: `cerberus check` writes a new one from the values in the tables.") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: no YAML that can be read (lists in lists in lists). Correct it.") from error
+        raise ValueError(f"{path}: not valid YAML (too deeply nested). Correct it.") from error
 
 
 class SchemaReader:
-    """Turns the contents of a schema file into a `Wording`; every refusal names the file and the place."""
+    """Turns the contents of a schema file into a `Wording`; errors name the file and the place."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def refuse(self, what: str):
+        """Raise ValueError with the path of the file."""
         raise ValueError(f"{self.path}: {what}")
 
     def wording(self, record) -> Wording:
+        """Return the schema of a mapping with the keys of `schema.yaml`."""
         record = self.mapping(record, "the file", ("groups",), ("name", "exclusive", "nobody"))
         groups, fields = [], []
         none: dict[str, tuple[str, ...]] = {}
@@ -168,7 +186,7 @@ class SchemaReader:
         yes_no = {own.name for own in fields if len(own.values) == 2 and not own.column}
         for name in (name for names in exclusive for name in names):
             if name not in yes_no:
-                self.refuse(f"exclusive holds '{name}', expected attributes with two values, such as [no, yes]. "
+                self.refuse(f"exclusive contains '{name}', expected attributes with two values, such as [no, yes]. "
                             "Correct the file.")
         try:
             schema = AttributeSchema(self.word(record.get("name", self.path.resolve().parent.name), "name"),
@@ -191,7 +209,7 @@ class SchemaReader:
         seen: set[str] = set()
         for value in (*values, *nothing):
             if folded(value) in seen:
-                self.refuse(f"'{name}' has the value '{value}' twice, but for upper and lower case. Delete one.")
+                self.refuse(f"'{name}' has the value '{value}' twice, ignoring case. Delete one of the two.")
             seen.add(folded(value))
         if "none" not in attribute:
             return [Field(name, group, tuple(values), display=display)]
@@ -212,14 +230,15 @@ class SchemaReader:
         return value.casefold() in ("yes", "true")
 
     def mapping(self, value, what: str, required: Sequence[str], optional: Sequence[str]) -> dict:
+        """Return a mapping after checking its keys; `what` names it in errors."""
         if not isinstance(value, dict):
             self.refuse(f"{what} is {text_of(value)}, expected a mapping with {', '.join(required)}. Correct the "
                         "file.")
         for name in (name for name in required if name not in value):
             self.refuse(f"{what} has no '{name}', expected {', '.join((*required, *optional))}. Add it.")
         for name in (name for name in value if name not in (*required, *optional)):
-            self.refuse(f"{what} has '{name}', expected some of {', '.join((*required, *optional))}. Correct or delete "
-                        "it.")
+            self.refuse(f"{what} has the unknown key '{name}', expected {', '.join((*required, *optional))}. Correct "
+                        "or delete it.")
         return value
 
     def _list(self, value, what: str, empty: bool = False) -> list:
@@ -228,24 +247,27 @@ class SchemaReader:
         return value
 
     def word(self, value, what: str) -> str:
+        """Return a text with single spaces after checking that it is not empty; `what` names it in errors."""
         if not isinstance(value, str) or not value.strip():
-            self.refuse(f"{what}: is {text_of(value)}, expected a word. Correct the file.")
+            self.refuse(f"{what}: is {text_of(value)}, expected text. Correct the file.")
         return " ".join(value.split())
 
 
 def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | None = None) -> Wording:
-    """A schema of what columns of words hold, see `schema_text`.
+    """Infer a schema from the values of columns.
 
-    Groups follow from words in the names of attributes, such as "hat" or "trousers".
+    The group of an attribute follows from words in its name, such as "hat" or "trousers".
 
     Args:
-        columns: by name, of N rows each.   people: int (N,), numbers of the people of the rows, None if not known.
+        name: name of the schema.
+        columns: columns of N rows, by name.
+        people: int (N,), the person of each row; None if identities are unknown.
 
     Returns:
-        the wording; `left_out` has the columns that are no attributes.
+        the schema; its `left_out` contains the columns that are not used as attributes.
 
     Raises:
-        NoAttributes: if none is an attribute.
+        NoAttributes: if no column can be used as an attribute.
     """
     left_out, kept = {}, {}
     for column, words in columns.items():
@@ -255,8 +277,8 @@ def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | N
         else:
             kept[column] = words
     if not kept:
-        raise NoAttributes("no column is an attribute" + "".join(f"; '{column}' {reason}" for column, reason in
-                                                                 left_out.items()))
+        raise NoAttributes("no column can be used as an attribute"
+                           + "".join(f"; '{column}' {reason}" for column, reason in left_out.items()))
     fields: list[Field] = []
     none = {}
     groups = _groups({column: len(words.words) + 1 for column, words in kept.items()})
@@ -276,34 +298,34 @@ def infer_schema(name: str, columns: Mapping[str, Words], people: np.ndarray | N
 
 
 def _no_attribute(column: Words) -> str:
-    """Why a column is no attribute, and what to do; "" where it is one."""
+    """The reason why a column is not used as an attribute, with a remedy; "" if it is."""
     words = column.words
-    listed = f"list its values in {FILE_NAME} if it is one"
+    listed = f"list its values in {FILE_NAME} if it is an attribute"
     if len(words) < 2:
-        return (f"holds nothing but '{words[0]}'" if words else "is empty") + (
-            "; an empty cell is unknown, so write 'no' where it is not so")
+        return (f"contains only the value '{words[0]}'" if words else "is empty") + (
+            "; empty cells mean unknown, so write 'no' where the attribute is absent")
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", word) for word in words) and not set(words) <= {"0", "1"}:
-        return f"holds numbers, such as {words[0]}; write ranges in words, such as 'young' and 'old', or {listed}"
+        return f"contains numbers, such as {words[0]}; write ranges as text, such as 'young' and 'old', or {listed}"
     if all(re.search(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|\d{1,2}:\d{2}", word) for word in words):
-        return f"holds dates or times, such as {words[0]}; call the column 'time' if it is that of the picture"
+        return f"contains dates or times, such as {words[0]}; rename it to 'time' if it is the time of the image"
     if np.mean([len(word) for word in words]) > MOST_LETTERS:
-        return f"holds free text, such as '{words[0][:MOST_LETTERS]}...'; write a column for each thing that it says"
+        return f"contains free text, such as '{words[0][:MOST_LETTERS]}...'; write a column for each fact in it"
     if len(words) > MOST_VALUES:
-        return (f"has {len(words)} different values, more than {MOST_VALUES}; merge them into fewer words, or {listed}")
+        return f"has {len(words)} different values, more than {MOST_VALUES}; merge them into fewer values, or {listed}"
     return ""
 
 
 def _of_one_each(column: Words, people: np.ndarray | None) -> str:
-    """Why a column is more likely a name or a remark than an attribute; "" where it is not."""
+    """The reason why a column is probably a name or a remark, with a remedy; "" if it is not."""
     if len(column.words) <= FEW_VALUES:
         return ""
     filled = column.codes != EMPTY
     count = int(filled.sum()) if people is None else len(np.unique(people[filled]))
     if len(column.words) <= count / 2:
         return ""
-    whose = "pictures" if people is None else "people"
-    return (f"has {len(column.words)} different values for {count} {whose}, as names and remarks have; merge them into "
-            f"fewer words, or list its values in {FILE_NAME} if it is one")
+    units = counted(count, "image") if people is None else counted(count, "person", "people")
+    return (f"has {len(column.words)} different values for {units}, like a name or a remark; merge them into fewer "
+            f"values, or list its values in {FILE_NAME} if it is an attribute")
 
 
 def _ordered(words: Sequence[str]) -> list[str]:
@@ -312,10 +334,10 @@ def _ordered(words: Sequence[str]) -> list[str]:
 
 
 def _groups(columns: Mapping[str, int]) -> dict[Group, list[str]]:
-    """Attributes by group. Cerberus needs groups that read a strip and groups that read the whole picture.
+    """Attributes by group; for Cerberus, at least one group is of a strip and one of the whole image, if possible.
 
     Args:
-        columns: the number of answers of each.
+        columns: number of values of each column, including "none".
     """
     places: dict[str, list[str]] = {name: [] for name, *_ in (*PLACES, (OTHER,))}
     for column in columns:
@@ -338,7 +360,7 @@ def _groups(columns: Mapping[str, int]) -> dict[Group, list[str]]:
 
 
 def _small_parts(names: Sequence[str], answers: Mapping[str, int]) -> list[list[str]]:
-    """Names in parts whose answers have at most `FEW_COMBINATIONS`, or one name each."""
+    """Divide names into parts whose values have at most `FEW_COMBINATIONS` combinations, or of one name."""
     parts: list[list[str]] = []
     combinations = FEW_COMBINATIONS
     for name in names:
@@ -351,7 +373,7 @@ def _small_parts(names: Sequence[str], answers: Mapping[str, int]) -> list[list[
 
 
 def schema_text(wording: Wording) -> str:
-    """The text of a schema file."""
+    """Format a schema as the text of `schema.yaml`, with comments."""
     schema = wording.schema
     groups = []
     for group in schema.groups:
@@ -372,14 +394,15 @@ def schema_text(wording: Wording) -> str:
     if wording.nobody:
         record["nobody"] = list(wording.nobody)
     text = yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-    left_out = "".join(f"# '{_one_line(name)}' is left out: {_one_line(reason)}\n" for name, reason in
+    left_out = "".join(f"# '{_one_line(name)}' is omitted: it {_one_line(reason)}\n" for name, reason in
                        (wording.left_out or {}).items())
-    return ("# Attributes of this data set; correct it where it is wrong. region: 0 is the uppermost of equal strips\n"
-            "# of the picture, whole is all of it. lasting: stays when somebody changes clothes.\n" + left_out + text)
+    return ("# Attributes of this dataset; check and correct them. region: 0 is the uppermost of equal strips of the\n"
+            "# image; whole: the whole image. lasting: stays the same when a person changes clothes.\n"
+            + left_out + text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of words on one line."""
+    """Writes lists of texts on one line."""
 
     def represent_sequence(self, tag, sequence, flow_style=None):
         return super().represent_sequence(tag, sequence, flow_style=all(isinstance(each, str) for each in sequence))
@@ -390,11 +413,15 @@ def _one_line(text: str) -> str:
 
 
 def encode(wording: Wording, columns: Mapping[str, Words], refuse) -> np.ndarray:
-    """Labels int16 (N, A) of rows of words, -1 where not known.
+    """Return the labels of rows of text.
 
     Args:
-        columns: by name, as long as one another; those that are no attributes of the schema are not read.
-        refuse: called with the column, the word and the reason of a word that is no value; raises.
+        wording: the schema, with A label fields.
+        columns: columns of N rows, by name; columns that are not in the schema are ignored.
+        refuse: called with the column, the text and the reason if a text is not a value of its column; must raise.
+
+    Returns:
+        int16 (N, A), -1 for unknown labels.
     """
     size = len(next(iter(columns.values())))
     labels = np.full((size, len(wording.schema.fields)), MISSING, np.int16)
@@ -408,6 +435,6 @@ def encode(wording: Wording, columns: Mapping[str, Words], refuse) -> np.ndarray
                 rows.append(wording.labels_of(column.name, word)[list(column.fields)])
             except ValueError as error:
                 refuse(column.name, word, str(error).removeprefix("search: "))
-        rows.append(np.full(len(column.fields), MISSING))  # of an empty cell, whose code is -1
+        rows.append(np.full(len(column.fields), MISSING))  # for empty cells, whose code is -1
         labels[:, list(column.fields)] = np.stack(rows).astype(np.int16)[words.codes]
     return labels

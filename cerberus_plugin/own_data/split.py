@@ -1,4 +1,4 @@
-"""Which pictures are trained on and which are tested on: drawn by a seed, and kept in `split.csv`."""
+"""The split into training and test: drawn with a seed and stored in `split.csv`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,31 @@ import numpy as np
 
 from ..attributes.matching import folded
 from ..utils.files import write_text
+from ..utils.text import counted
 from .tables import EMPTY, Words, read_table
 
 PARTS = ("train", "query", "gallery", "val")
-TEST = "test"  # of query and gallery together, which are then drawn
+TEST = "test"  # query and gallery together; `divide_test` divides it
 SPLIT_FILE = "split.csv"
-FEWEST = 4  # people with pictures enough to be tested on; of fewer nobody is
-TEST_SHARE = 0.2  # of pictures without identities
+FEWEST = 4  # smallest number of people who can be found again; with fewer, all are for training
+TEST_SHARE = 0.2  # share of test images if identities are unknown
 
 
 def query_and_gallery(items: list[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """Items (path, pid, camid) as Market-1501 is made: an identity's first image under each camera asks, others answer.
+    """Divide test items as in Market-1501: the first image of an identity under each camera is a query.
 
-    Where a camera has one image of an identity, it is searched, so that there is something to find; an identity without
-    any other is asked for by its first image.
+    All other images are the gallery. The only image of an identity under a camera is also a gallery image, so that it
+    can be found. An identity without any query then has its first image as query.
+
+    Args:
+        items: (path, pid, camid).
+
+    Returns:
+        queries and gallery, each sorted by path.
+
+    Examples:
+        >>> query_and_gallery([("a.jpg", 1, 0), ("b.jpg", 1, 0), ("c.jpg", 1, 1)])
+        ([('a.jpg', 1, 0)], [('b.jpg', 1, 0), ('c.jpg', 1, 1)])
     """
     places, people = defaultdict(list), defaultdict(list)
     for item in sorted(items):
@@ -38,16 +49,20 @@ def query_and_gallery(items: list[tuple]) -> tuple[list[tuple], list[tuple]]:
 
 def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: Words | None,
                seed: int) -> tuple[Words, list[str]]:
-    """Half of the people who can be found again into the test, all others into training.
+    """Draw a split by people: half of the people who can be found again into the test, all others into training.
 
-    Somebody can be found again with two pictures, under two cameras where cameras are known. One picture a person and
-    camera is a query, the others are the gallery.
+    A person can be found again with at least two images, under two cameras if cameras are known. One test image per
+    person and camera is a query, the others are the gallery.
 
     Args:
-        path: of the file to write; None writes none.
+        path: file to write; None to write no file.
+        files: N file names.
+        person: N people.
+        camera: N cameras, None if unknown.
+        seed: seed of the random generator.
 
     Returns:
-        the part of each picture, and what is to be said of it.
+        N parts of the split, and notes.
     """
     seen = np.unique(np.stack([person.codes.astype(np.int64), _camids(files, camera)], axis=1), axis=0)
     cameras = np.bincount(seen[:, 0], minlength=len(person.words))
@@ -58,45 +73,64 @@ def draw_split(path: Path | None, files: Sequence[str], person: Words, camera: W
     tested = set() if len(able) < FEWEST else set(drawn)
     split = Words(np.isin(person.codes, list(tested)).astype(np.int32), ("train", TEST))
     split = divide_test(split, files, person, camera)
-    notes = [f"split drawn by seed {seed}: {len(order) - len(tested)} people to train on, {len(tested)} others to test "
-             "on"]
+    notes = [f"split drawn with seed {seed}: {counted(len(order) - len(tested), 'person', 'people')} for training, "
+             f"{counted(len(tested), 'other person', 'other people')} for the test"]
     _keep(path, files, split, notes)
     single = int((images == 1).sum())
     if single:
-        notes.append(f"{single} people have one picture: used for training only")
+        notes.append(f"{counted(single, 'person has', 'people have')} only one image: used for training only")
     elsewhere = sum(1 for code in order if images[code] > 1 and cameras[code] < 2)
     if elsewhere:
-        notes.append(f"{elsewhere} people are seen by one camera alone: used for training only")
+        notes.append(f"{counted(elsewhere, 'person appears', 'people appear')} under only one camera: used for "
+                     "training only")
     return split, notes
 
 
 def draw_pictures(path: Path | None, files: Sequence[str], seed: int) -> tuple[Words, list[str]]:
-    """`TEST_SHARE` of pictures without identities into the test, all others into training; otherwise as `draw_split`.
+    """Draw a split by images, for data without identities: `TEST_SHARE` of them into the test.
+
+    Args:
+        path: file to write; None to write no file.
+        files: N file names.
+        seed: seed of the random generator.
+
+    Returns:
+        N parts of the split, and notes.
     """
     order = np.random.default_rng(seed).permutation(np.argsort(np.array(files)))
     tested = np.zeros(len(files), np.int32)
     tested[order[:round(TEST_SHARE * len(files))]] = 1
     split = Words(tested, ("train", TEST))
-    notes = [f"split drawn by seed {seed}: {int((1 - tested).sum())} pictures to train on, {int(tested.sum())} to test "
-             "on"]
+    notes = [f"split drawn with seed {seed}: {counted(int((1 - tested).sum()), 'image')} for training, "
+             f"{counted(int(tested.sum()), 'image')} for the test"]
     _keep(path, files, split, notes)
-    return split, [*notes, "pictures of one person may be trained and tested on, which makes figures too high; where "
-                           "you know which belong together, say so in a column 'person' or 'split'"]
+    return split, [*notes, "images of the same person may be in both training and test, so metrics may be too high; "
+                           "if you know which images belong together, add a column 'person' or 'split'"]
 
 
 def _keep(path: Path | None, files: Sequence[str], split: Words, notes: list[str]) -> None:
-    """Write a split that was drawn, and add to the first note where it is."""
+    """Write a drawn split, and add its file to the first note."""
     if path is not None:
         try:
             write_split(path, files, split)
-            notes[0] += f"; kept in {path.name}"
+            notes[0] += f"; written to {path.name}"
         except OSError as error:
-            notes[0] += f"; {error}: it is drawn each time, and changes when pictures are added"
+            notes[0] += f"; not written ({error}), so it is drawn again each time, and changes when images are added"
 
 
 def divide_test(split: Words, files: Sequence[str], person: Words, camera: Words | None) -> Words:
-    """A split in which pictures of the part `TEST` are queries, one a person and camera, and gallery."""
-    places = _camids(files, camera) if camera is not None else np.zeros(len(files), np.int64)  # one query a person
+    """Divide the part `TEST` of a split into query and gallery, with one query per person and camera.
+
+    Args:
+        split: N parts of the split, `TEST` among them.
+        files: N file names.
+        person: N people.
+        camera: N cameras; None if unknown, for one query per person.
+
+    Returns:
+        N parts of the split, without `TEST`.
+    """
+    places = _camids(files, camera) if camera is not None else np.zeros(len(files), np.int64)  # one query per person
     rows = np.flatnonzero(split.codes == split.words.index(TEST)).tolist()
     query, gallery = query_and_gallery([(files[row], int(person.codes[row]), int(places[row])) for row in rows])
     row_of = {files[row]: row for row in rows}
@@ -108,12 +142,19 @@ def divide_test(split: Words, files: Sequence[str], person: Words, camera: Words
 
 
 def _camids(files: Sequence[str], camera: Words | None) -> np.ndarray:
-    """Cameras int64 (N,); a picture whose camera is not known has one of its own."""
+    """Cameras int64 (N,); an unknown camera is a separate one for each image."""
     unknown = -1 - np.arange(len(files))
     return unknown if camera is None else np.where(camera.codes == EMPTY, unknown, camera.codes)
 
 
 def write_split(path: Path, files: Sequence[str], split: Words) -> None:
+    """Write `split.csv`.
+
+    Args:
+        path: file to write.
+        files: N file names.
+        split: N parts of the split.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file_name", "split"))
@@ -122,10 +163,17 @@ def write_split(path: Path, files: Sequence[str], split: Words) -> None:
 
 
 def read_split(path: Path, files: Sequence[str]) -> tuple[Words, list[str]]:
-    """The split that was kept.
+    """Read `split.csv`.
+
+    Args:
+        path: path of the file.
+        files: N file names.
+
+    Returns:
+        N parts of the split, and notes.
 
     Raises:
-        ValueError: if a picture is not in it, or twice, or a part is none.
+        ValueError: if an image is missing or repeated, or a part is not valid.
     """
     table = read_table(path, ("file_name", "split"))
     split = table.columns["split"]
@@ -138,15 +186,16 @@ def read_split(path: Path, files: Sequence[str]) -> tuple[Words, list[str]]:
     lines: dict[str, int] = {}
     for row, name in enumerate(table.columns["file_name"].to_list()):
         if lines.setdefault(name, row) != row:
-            raise ValueError(f"{table.where(row)}: '{name}' is also in {table.where(lines[name])}. Delete one.")
+            raise ValueError(f"{table.where(row)}: '{name}' is also in {table.where(lines[name])}. Delete one of the "
+                             "two.")
     known = dict(zip(lines, split.to_list()))
     new = [name for name in files if name not in known]
     if new:
-        raise ValueError(f"{path}: has no line for '{new[0]}' ({len(new)} of {len(files)} pictures). Add lines, with "
-                         f"one of {', '.join((*PARTS, TEST))}, or delete the file to have a split drawn anew, whose "
-                         "figures do not compare with earlier ones.")
+        raise ValueError(f"{path}: has no line for '{new[0]}' ({len(new)} of {len(files)} images). Add lines with one "
+                         f"of {', '.join((*PARTS, TEST))}, or delete the file to draw a new split. Metrics of a new "
+                         "split are not comparable with earlier ones.")
     gone = len(known) - len(files)
-    notes = [f"split as in {path.name}"]
+    notes = [f"split read from {path.name}"]
     if gone:
-        notes.append(f"{path.name}: {gone} lines are of pictures that are gone")
+        notes.append(f"{path.name}: {counted(gone, 'line')} skipped, since the image no longer exists")
     return Words.of([known[name] for name in files]), notes

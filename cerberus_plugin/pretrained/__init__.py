@@ -1,5 +1,6 @@
 """Files of pretrained weights: whose they are, what their tensors are called here, and what they need."""
 
+from .backbones import backbone_of as backbone_of
 from .contents import Contents as Contents
 from .contents import opened as opened
 from .contents import unwrap as unwrap

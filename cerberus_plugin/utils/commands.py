@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+BLUR_FACES = "CERBERUS_BLUR_FACES"  # in the environment: 1 blurs heads wherever images are written to be looked at
 
 
 def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...] = (ValueError, OSError),
@@ -31,6 +35,41 @@ def run_command(main: Callable[[], object], refusals: tuple[type[Exception], ...
         if sys.flags.dev_mode:
             raise
         raise SystemExit(printable_lines(message(error))) from error
+
+
+def add_blur_faces(parser: argparse.ArgumentParser) -> None:
+    """Add `--blur-faces` to a command that writes images of people to be looked at."""
+    parser.add_argument("--blur-faces", action="store_true", help="blur the heads in the images that this command "
+                        f"shows; the model gets the images unchanged ({BLUR_FACES}=1 in the environment does the same)")
+
+
+@contextlib.contextmanager
+def faces_blurred(on: bool = True) -> Iterator[None]:
+    """Blur heads in images that are shown within the block, see `utils.images.for_display`.
+
+    The switch is a variable of the environment, so that threads and child processes have it as well.
+
+    Args:
+        on: False leaves the switch as it is.
+    """
+    before = os.environ.get(BLUR_FACES)
+    if on:
+        os.environ[BLUR_FACES] = "1"
+    try:
+        yield
+    finally:
+        if on and before is None:
+            os.environ.pop(BLUR_FACES, None)
+        elif on and before is not None:
+            os.environ[BLUR_FACES] = before
+
+
+def blurs_faces() -> bool:
+    """Whether images that are shown get blurred heads."""
+    value = os.environ.get(BLUR_FACES, "").strip().lower()
+    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
+        raise ValueError(f"{BLUR_FACES} is '{value}' in the environment, expected 1 to blur heads or 0")
+    return value in ("1", "true", "yes", "on")
 
 
 def _is_closed() -> bool:

@@ -5,6 +5,7 @@ Shapes: N images, H x W the model's input.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,13 +16,19 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from .commands import blurs_faces
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+INTERPOLATIONS = ("bicubic", "bilinear")  # values of INPUT.INTERPOLATION
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MOST_SCANS, MOST_SEGMENTS = 100, 10_000  # of a JPEG; programs write about 10 scans
 SEGMENT, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"  # those that have a length
+
+HEAD = 0.5  # upper share of a person crop that is blurred; it covers 99 % of heads, see tests/utils/test_blur.py
+CELLS = 4  # colours that the blurred part keeps across the width; a head is one to two of them
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,63 @@ def to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def to_array(images: Sequence[Image], size: tuple[int, int]) -> np.ndarray:
-    """Pictures at a model's input size (H, W), bicubic as in training: uint8 (N, 3, H, W)."""
+def for_display(image: Image) -> Image:
+    """An image of a person as it is shown on a page, a sheet or a figure: with a blurred head if that is switched on.
+
+    Every writer of images that are looked at calls it; nothing that a model gets passes through it.
+    See `utils.commands.faces_blurred` for the switch.
+    """
+    return blur_head(image) if blurs_faces() else image
+
+
+def blur_head(image: Image) -> Image:
+    """Replace the part of a person crop where the head is by a few averaged colours, in a copy.
+
+    The upper `HEAD` of the image is averaged in square cells, `CELLS` across the width, and the averages are
+    interpolated. Nothing else of the part is kept, so it cannot be restored from the result.
+
+    Examples:
+        >>> from PIL import Image
+        >>> image = Image.new("RGB", (64, 128), "white")
+        >>> image.putpixel((32, 20), (0, 0, 0))
+        >>> blur_head(image).getpixel((32, 20))
+        (254, 254, 254)
+    """
     from PIL.Image import Resampling
+
+    blurred = image.convert("RGB")
+    blurred = blurred.copy() if blurred is image else blurred
+    width, height = image.width, math.ceil(HEAD * image.height)
+    head = blurred.crop((0, 0, width, height))
+    rows = max(1, round(CELLS * height / width))
+    averages = head.resize((min(CELLS, width), min(rows, CELLS, height)), Resampling.BOX)
+    blurred.paste(averages.resize(head.size, Resampling.BICUBIC), (0, 0))
+    return blurred
+
+
+def to_array(images: Sequence[Image], size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Resize images to a model's input size, as the transforms of FastReID do.
+
+    Args:
+        images: of any size and mode.
+        size: height and width in pixels.
+        interpolation: INPUT.INTERPOLATION of the run, one of `INTERPOLATIONS`.
+
+    Returns:
+        uint8 (N, 3, H, W), RGB.
+
+    Examples:
+        >>> from PIL import Image
+        >>> to_array([Image.new("RGB", (10, 20), (255, 0, 0))], (4, 2), "bilinear")[0, :, 0, 0].tolist()
+        [255, 0, 0]
+    """
+    from PIL.Image import Resampling
+
+    resample = Resampling[interpolation.upper()]
 
     array = np.empty((len(images), 3, *size), dtype=np.uint8)
     for row, image in zip(array, images):
-        row[:] = np.asarray(to_rgb(image).resize(size[::-1], Resampling.BICUBIC)).transpose(2, 0, 1)
+        row[:] = np.asarray(to_rgb(image).resize(size[::-1], resample)).transpose(2, 0, 1)
     return array
 
 

@@ -1,2 +1,1 @@
-"""Whole jobs on people's own data: from a recipe to a trained, calibrated run with its report, and runs on other data.
-"""
+"""Training on own data, from a configuration to a calibrated run with a report, and evaluation on other datasets."""

@@ -1,7 +1,7 @@
-"""Finished runs on other data sets: figures by checkpoint alone, with attributes matched by name and value.
+"""Evaluate finished runs on other datasets, from the checkpoint; attributes are matched by name and value.
 
-    RUN/evaluation/DATA/results.json and .txt    every figure of one data set
-    RUN/evaluation/summary.json and .txt         the table of all that were evaluated together
+    RUN/evaluation/DATA/results.json and .txt    all metrics of one dataset
+    RUN/evaluation/summary.json and .txt         the table of all datasets of one command
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from ..engine.trainer import TestSets, build_test_sets, evaluate
 from ..evaluation.report import percent, read_results
 from ..predictor import CerberusPredictor
 from ..utils.files import write_json, write_text
+from ..utils.text import counted
 from .log import short_log
 
 FOLDER, SUMMARY = "evaluation", "summary"
 FIGURES = {"reID mAP": "mAP", "Rank-1": "Rank-1", "PAR mA": "PAR/mA_with_none", "balanced": "PAR/mA_balanced",
            "APS mAP": "APS/mAP", "APS Rank-1": "APS/Rank-1"}
-TRANSFER = ("reID mAP", "PAR mA", "APS mAP")  # of the table of several runs
+TRANSFER = ("reID mAP", "PAR mA", "APS mAP")  # metrics in the table of several runs
 
 logger = logging.getLogger("fastreid.cerberus")
 
 
 @dataclass
 class Evaluation:
-    """A run on a data set.
+    """Metrics of a run on a dataset.
 
     Attributes:
-        run: its folder.   data: name or path of the data set.   own: whether the run was trained on it.
-        figures: as `TaskEvaluator` returns them.
-        attributes: how many of the run's attributes are known of the data, and how many the run has; None where the
-            run has none.
-        left_out: what was left out on either side, in words.
+        run: folder of the run.
+        data: name or path of the dataset.
+        own: whether it is the run's own test set.
+        figures: metrics, as `TaskEvaluator` returns them.
+        attributes: number of the run's attributes that the dataset labels, and number of the run's attributes; None
+            for a run without attributes.
+        left_out: messages about attributes and values without a counterpart.
     """
 
     run: Path
@@ -52,15 +55,22 @@ class Evaluation:
     left_out: list[str] = field(default_factory=list)
 
     def row(self, names: Sequence[str]) -> list[str]:
-        """Figures as a table shows them, empty where there are none."""
+        """Return table cells of metrics, keys of `FIGURES`, in percent; empty for metrics that were not measured."""
         return [percent(self.figures.get(FIGURES[name])) for name in names]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Leading folders with a config.yaml are runs, all others data sets.
+    """Divide arguments into runs and datasets: leading folders with a config.yaml are runs.
+
+    Args:
+        arguments: paths, or names of datasets.
+
+    Returns:
+        folders of runs, and datasets; paths of datasets are absolute.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no run, or no data set.
+        FileNotFoundError: if there is no run.
+        ValueError: if there is no dataset.
     """
     runs = []
     for argument in arguments:
@@ -69,19 +79,27 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         runs.append(Path(argument))
     data = list(arguments[len(runs):])
     if not runs:
-        raise FileNotFoundError(f"{arguments[0]}: holds no config.yaml, so it is no run; give the --out of cerberus "
-                                "train, or the OUTPUT_DIR of train_net.py, then data sets.")
+        raise FileNotFoundError(f"{arguments[0]}: is not a run, since it has no config.yaml. Give the --out folder of "
+                                "cerberus train, or the OUTPUT_DIR of train_net.py, and then datasets.")
     if not data:
-        raise ValueError(f"{runs[-1]}: give data sets after the runs: folders, tables, or names such as "
-                         "Market1501Attributes.")
+        raise ValueError(f"{runs[-1]}: no dataset is given. Give datasets after the runs: folders, tables, or names "
+                         "such as Market1501Attributes.")
     return runs, [os.path.abspath(name) if os.path.exists(name) else name for name in data]
 
 
 def evaluate_runs(runs: Sequence[Path], data: Sequence[str], name_pattern: str = "") -> list[Evaluation]:
-    """Each run on each data set, and on its own test set; everything is read before anything is evaluated.
+    """Evaluate each run on each dataset, and add the metrics on its own test set.
+
+    All runs and datasets are read before the first evaluation.
+
+    Args:
+        runs: folders of runs.
+        data: names or paths of datasets.
+        name_pattern: regular expression for file names, see `read_people`.
 
     Raises:
-        FileNotFoundError, ValueError: if a run is not finished, or a data set cannot be evaluated.
+        FileNotFoundError: if a run is not finished, or a dataset does not exist.
+        ValueError: if a dataset cannot be evaluated.
     """
     found = []
     names = names_of(data)
@@ -90,12 +108,12 @@ def evaluate_runs(runs: Sequence[Path], data: Sequence[str], name_pattern: str =
                 for run, predictor in ((run, CerberusPredictor(run)) for run in runs)]
         total, done = sum(len(cfgs) for _, _, cfgs, _ in jobs), 0
         for run, predictor, cfgs, test_sets in jobs:
-            if predictor.cfg.DATASETS.TESTS:  # none, where it was trained elsewhere: `cerberus import`
+            if predictor.cfg.DATASETS.TESTS:  # empty for models of `cerberus import`
                 found.append(_own(run, predictor.cfg.DATASETS.TESTS[0], predictor))
             for cfg, tests in zip(cfgs, test_sets):
                 done += 1
                 (name, (dataset, _)), = tests.items()
-                logger.info(f"{done} of {total}: {run} on {name}, {len(dataset)} pictures")
+                logger.info(f"{done} of {total}: {run} on {name}, {counted(len(dataset), 'image')}")
                 os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
                 figures = dict(evaluate(cfg, predictor.model, tests))
                 matching = dataset.annotations[0].matching if dataset.annotations else None
@@ -105,7 +123,15 @@ def evaluate_runs(runs: Sequence[Path], data: Sequence[str], name_pattern: str =
 
 
 def names_of(data: Sequence[str]) -> dict[str, str]:
-    """What a folder of results is called for each data set; a number tells those of equal names apart."""
+    """Return the name of the results folder of each dataset; a number is added to names that occur repeatedly.
+
+    Args:
+        data: names or paths of datasets.
+
+    Examples:
+        >>> names_of(["a/site", "b/site", "Market1501Attributes"])
+        {'a/site': 'site', 'b/site': 'site-2', 'Market1501Attributes': 'Market1501Attributes'}
+    """
     names: dict[str, str] = {}
     for each in data:
         path = Path(each)
@@ -117,7 +143,7 @@ def names_of(data: Sequence[str]) -> dict[str, str]:
 
 def _prepared(run: Path, predictor: CerberusPredictor, data: Sequence[str], names: dict[str, str],
               name_pattern: str) -> tuple[list, list[TestSets]]:
-    """Configurations and test sets of the data sets that are not the run's own."""
+    """Configurations and test sets of the datasets that are not the run's own."""
     cfgs, tests = [], []
     for name in names:
         if name == _own_name(predictor):
@@ -136,7 +162,7 @@ def _own_name(predictor: CerberusPredictor) -> str:
 
 
 def _own(run: Path, name: str, predictor: CerberusPredictor) -> Evaluation:
-    """The run on its own test set, as it was evaluated at the end of training."""
+    """Metrics of the run on its own test set, from the end of training."""
     figures = read_results(str(run))["results"].get(name, {})
     size = len(predictor.reader.schema.columns) if predictor.reader else 0
     return Evaluation(run, HELD_OUT if name == HELD_OUT else _own_name(predictor), True, figures,
@@ -145,17 +171,17 @@ def _own(run: Path, name: str, predictor: CerberusPredictor) -> Evaluation:
 
 def _matched(predictor: CerberusPredictor, labelled: bool, matching: Matching | None,
              name: str) -> tuple[tuple[int, int] | None, list[str]]:
-    """Attributes that are known, and what is left out."""
+    """Numbers of labelled and of all attributes, and messages about those without a counterpart."""
     if predictor.reader is None:
         return None, []
     size = len(predictor.reader.schema.columns)
     if matching is not None:
         return (len(matching.columns), size), [] if matching.complete else matching.lines()
-    return ((size, size), []) if labelled else ((0, size), [f"none of its attributes are known of {name}"])
+    return ((size, size), []) if labelled else ((0, size), [f"{name} has no labels of the run's attributes"])
 
 
 def table_of(found: Sequence[Evaluation]) -> str:
-    """Of one run a line a data set; of several, who transfers to whom."""
+    """Format a table: for one run, a row for each dataset; for several, a row for each run and metric."""
     several = len({each.run for each in found}) > 1
     return _transfer_table(found) if several else _table(found)
 
@@ -166,7 +192,7 @@ def _table(found: Sequence[Evaluation]) -> str:
     for each in found:
         attributes = "" if each.attributes is None else f"{each.attributes[0]} of {each.attributes[1]}"
         rows.append([f"{each.data}{' (own test set)' if each.own else ''}", attributes, *each.row(names)])
-    return _aligned(rows, ["data set", "attributes", *names], texts=1)
+    return _aligned(rows, ["dataset", "attributes", *names], texts=1)
 
 
 def _transfer_table(found: Sequence[Evaluation]) -> str:
@@ -186,7 +212,7 @@ def _transfer_table(found: Sequence[Evaluation]) -> str:
                 rows.append([str(run), name, *cells])
     short = names_of(data)
     return (_aligned(rows, ["run", "percent", *(short[name] for name in data)], texts=2)
-            + "\n* the run's own test set; (known/all) attributes, where some of the run's are not known of the data")
+            + "\n* own test set of the run; (known/all): number of the run's attributes that the dataset labels")
 
 
 def _aligned(rows: list[list[str]], headers: list[str], texts: int) -> str:
@@ -195,16 +221,20 @@ def _aligned(rows: list[list[str]], headers: list[str], texts: int) -> str:
 
 
 def lines_of(found: Sequence[Evaluation]) -> list[str]:
-    """What was left out, a line each."""
+    """Return messages about attributes and values without a counterpart, one per line."""
     several = len({each.run for each in found}) > 1
     lines = [f"{f'{each.run} on ' if several else ''}{each.data}: {line}" for each in found for line in each.left_out]
     if len({each.attributes for each in found}) > 1:
-        lines.append("figures of PAR and APS are of the attributes that are known of each data set")
+        lines.append("metrics of PAR and APS use only the attributes that each dataset labels")
     return lines
 
 
 def write_summary(found: Sequence[Evaluation]) -> list[Path]:
-    """The table as text, and its figures as JSON, in each run; the paths of the texts."""
+    """Write the table as text, and its metrics as JSON, into the folder of each run.
+
+    Returns:
+        paths of the text files.
+    """
     text = "\n".join([table_of(found), "", *lines_of(found)]).rstrip() + "\n"
     record = [{"run": str(each.run), "data": each.data, "own test set": each.own,
                "attributes known": each.attributes and each.attributes[0],

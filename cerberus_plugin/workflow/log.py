@@ -1,4 +1,4 @@
-"""The host's log in a terminal: progress, time left and warnings; the rest is in log.txt."""
+"""FastReID's log in a terminal, reduced to progress, remaining time and warnings; log.txt contains all of it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 
 from fastreid.utils.logger import setup_logger
 
-# What the host and the trainer log for those who look for a mistake, and tables that a command prints shorter.
+# Messages for debugging, and tables of which the commands print a shorter form.
 LONG = ("Rank of current process", "Environment info", "Command line arguments", "Contents of args", "Running with",
         "Full config saved", "Using a generated random seed", "Model:", "Results ", "Total inference", "No checkpoint")
 
 
 @contextlib.contextmanager
 def short_log(folder: Path | None = None, least: int = logging.NOTSET) -> Iterator[None]:
-    """Log to the terminal, and to log.txt in a folder, within the block.
+    """Log to the terminal and to a file within the block, and restore the loggers afterwards.
 
     Args:
-        least: level from which the terminal shows it, such as `logging.WARNING` beside a bar.
+        folder: folder of log.txt; None for no file.
+        least: lowest level that the terminal shows, such as `logging.WARNING` with a progress bar.
     """
     root = logging.getLogger("fastreid")
     before, level, propagate = list(root.handlers), root.level, root.propagate
@@ -28,7 +29,7 @@ def short_log(folder: Path | None = None, least: int = logging.NOTSET) -> Iterat
         setup_logger()
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        setup_logger(str(folder), distributed_rank=0)  # as the host's `default_setup` calls it, which adds none then
+        setup_logger(str(folder), distributed_rank=0)  # FastReID's `default_setup` then adds no handlers
     new = [handler for handler in root.handlers if handler not in before]
     for handler in new:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:

@@ -1,4 +1,4 @@
-"""RUN/report.html: what was chosen, what came out beside its floors, what was not measured, and what to do next."""
+"""RUN/report.html: the metrics of a run with baselines, what was not measured, the configuration, and next commands."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import base64
 import io
 import logging
 import math
+import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.report import REID, percent, read_results
 from ..experiments.figures.exhibit import DPI
-from ..experiments.figures.rank_list import Gallery, sheet
+from ..experiments.figures.rank_list import Gallery, Row, sheet
 from ..metrics.par import LABELS
 from ..own_data.check import Section
+from ..own_data.people import read_people
 from ..own_data.recipe import CALIBRATED_PEOPLE
 from ..predictor import CerberusPredictor
 from ..utils.files import write_text
 from ..utils.images import Unreadable
 
 PAGE = "report.html"
-QUERIES, SEARCHES, TOP = 5, 2, 8  # of the picture
+QUERIES, SEARCHES, TOP = 5, 2, 8  # rows and columns of the contact sheet
+NAME = 16  # letters of a name in the contact sheet
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -30,7 +34,10 @@ def write_page(folder: Path, record: Mapping, predictor: CerberusPredictor, not_
     """Write the report of a finished run.
 
     Args:
-        record: of `training.begin`.   not_calibrated: the reason; empty where it was.
+        folder: folder of the run.
+        record: returned by `training.begin`.
+        predictor: the trained model.
+        not_calibrated: the reason if probabilities are not calibrated, otherwise empty.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -43,7 +50,7 @@ def write_page(folder: Path, record: Mapping, predictor: CerberusPredictor, not_
                               lstrip_blocks=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.j2").render(
         title=Path(record["data"]).name, record=record, model=results["model"], training=results["training"],
-        hardware=results["hardware"], sections=sections, picture=_picture(predictor) if "mAP" in figures else "",
+        hardware=results["hardware"], sections=sections, picture=_contact_sheet(predictor) if "mAP" in figures else "",
         missing=not_measured(figures, not_calibrated, predictor.reader is not None),
         commands=next_commands(folder, record["data"], predictor))
     write_text(str(folder / PAGE), text)
@@ -51,15 +58,17 @@ def write_page(folder: Path, record: Mapping, predictor: CerberusPredictor, not_
 
 
 def sections_of(figures: Mapping, floor: Mapping, calibrated: Mapping | None = None) -> list[Section]:
-    """The figures of an evaluation beside those before training; without what was not evaluated.
+    """Return tables of the metrics of an evaluation, with those before training; one for each task that was evaluated.
 
     Args:
-        calibrated: record of each attribute in calibration.json.
+        figures: metrics, as `TaskEvaluator` returns them.
+        floor: metrics before training; empty if they were not measured.
+        calibrated: records of calibration.json by attribute.
     """
     rows = [(name, of) for name, of in (("this model", figures), ("before training", floor)) if of]
     sections = []
     if "mAP" in figures:
-        sections.append(Section("The same person again (reID, percent)", ("", *REID[:5]),
+        sections.append(Section("Re-identification (reID, percent)", ("", *REID[:5]),
                                 [(name, *(percent(of.get(key)) for key in REID[:5])) for name, of in rows]))
     if "PAR/mA_official" in figures:
         sections.append(_attributes(figures, floor, calibrated or {}))
@@ -70,25 +79,25 @@ def sections_of(figures: Mapping, floor: Mapping, calibrated: Mapping | None = N
             for name, of in rows]))
     if "APS/mAP" in figures:
         keys = ("mAP", "Rank-1", "Rank-5", "Rank-10")
-        sections.append(Section(f"People by a description (APS, {figures['APS/queries']:.0f} descriptions, percent)",
+        sections.append(Section(f"Search by attributes (APS, {figures['APS/queries']:.0f} queries, percent)",
                                 ("", *keys),
                                 [(name, *(percent(of.get(f"APS/{key}")) for key in keys)) for name, of in rows]))
     return sections
 
 
 def _attributes(figures: Mapping, floor: Mapping, calibrated: Mapping) -> Section:
-    """A line an attribute, and one of their means."""
-    columns = ["attribute", "accuracy", "most frequent value", "before training", "balanced", "balanced before"]
+    """The mean of all attributes, and one row per attribute."""
+    columns = ["attribute", "accuracy", "majority class", "before training", "balanced accuracy", "balanced before"]
     kinds = (("PAR", "with_none", figures), ("PAR-majority", "with_none", figures), ("PAR", "with_none", floor),
              ("PAR", "balanced", figures), ("PAR", "balanced", floor))
     rows = [("mean", *(percent(of.get(f"{source}/mA_{rule}")) for source, rule, of in kinds))]
     rows += [(name, *(percent(of.get(f"{source}/{rule}/{name}")) for source, rule, of in kinds))
              for name in (key.removeprefix("PAR/official/") for key in figures if key.startswith("PAR/official/"))]
     if calibrated:
-        columns += ["answered", "accuracy of these"]
+        columns += ["not abstained", "accuracy of these"]
         answered = [calibrated.get(name, {}).get("answered", {}) for name, *_ in rows]
         rows = [(*row, _share(of.get("share")), _share(of.get("accuracy"))) for row, of in zip(rows, answered)]
-    return Section(f"Attributes of a picture (PAR on {figures['PAR/images']:.0f} gallery pictures, percent)",
+    return Section(f"Attribute recognition (PAR on {figures['PAR/images']:.0f} gallery images, percent)",
                    tuple(columns), rows)
 
 
@@ -97,59 +106,86 @@ def _share(value: float | None) -> str:
 
 
 def not_measured(figures: Mapping, not_calibrated: str, attributes: bool) -> list[str]:
-    """What nobody knows after this run."""
-    texts = ["how figures differ between seeds and splits: this is one of each. SEED 2 in another --out is a second "
-             "one; delete split.csv for another split, whose people are others",
-             "pictures of other places and cameras: cerberus evaluate RUN OTHER"]
+    """List what the run does not measure.
+
+    Args:
+        figures: metrics, as `TaskEvaluator` returns them.
+        not_calibrated: the reason if probabilities are not calibrated, otherwise empty.
+        attributes: whether the model learns attributes.
+    """
+    texts = ["variation between seeds and splits: this run has one of each. Train with SEED 2 and another --out for a "
+             "second seed; delete split.csv to draw a split with other test people",
+             "images of other places and cameras: cerberus evaluate RUN OTHER"]
     if "mAP" not in figures:
-        texts.append("who is found again, and searches by description: it is not known who is on the pictures")
+        texts.append("re-identification and search by attributes: identities are unknown")
     if figures.get("shared cameras") == 0:
-        texts.append("reID across cameras: no camera is known, so pictures taken one after the other count as found, "
-                     "and figures are higher")
+        texts.append("reID across cameras: queries and gallery share no known camera. If cameras are unknown, "
+                     "successive images of a person count as matches, and metrics are higher")
     if not any(key.startswith("PAR/") for key in figures):
-        texts.append("attributes and searches by description: "
-                     + ("none are known of the test" if attributes else "the model learns none"))
+        texts.append("attributes and search by attributes: "
+                     + ("the test images have no labels" if attributes else "the model learns no attributes"))
     undefined = [key.removeprefix("PAR/official/") for key, value in figures.items()
                  if key.startswith("PAR/official/") and math.isnan(value)]
     if undefined:
-        texts.append(f"attributes that no gallery picture is labelled with: {', '.join(undefined)}")
+        texts.append(f"attributes for which no gallery image has a label: {', '.join(undefined)}")
     if not_calibrated:
-        texts.append(f"probabilities: not calibrated; {not_calibrated}")
+        texts.append(f"calibrated probabilities: {not_calibrated}")
     elif attributes:
-        texts.append(f"probabilities of attributes of which fewer than {CALIBRATED_PEOPLE} people are known: the model "
-                     "abstains from these or answers as it is")
+        texts.append(f"calibrated probabilities of attributes with labels of fewer than {CALIBRATED_PEOPLE} people: "
+                     "the model abstains from these, or uses uncalibrated probabilities")
     return texts
 
 
 def next_commands(folder: Path, data: str, predictor: CerberusPredictor) -> list[tuple[str, str]]:
-    """Commands and what they do."""
+    """Return commands to continue with, and their purposes.
+
+    Args:
+        folder: folder of the run.
+        data: the data that it was trained on.
+        predictor: the trained model.
+    """
     pictures = Path(data) if Path(data).is_dir() else Path(data).parent
     run, data, images, gallery = (shlex.quote(str(path)) for path in (folder, data, pictures, folder / "gallery"))
-    commands = [(f"cerberus index --run {run} --images {images} --out {gallery}", "embed the pictures, to search them")]
+    commands = [(f"cerberus index --run {run} --images {images} --out {gallery}", "embed the images, to search them")]
     if predictor.attribute_model is not None:
         column = predictor.reader.schema.columns[0]
         words = f"{column.display or column.name}={column.classes[-1]}"
         commands.append((f"cerberus search {gallery} {shlex.quote(words)}", "find people by attributes"))
     commands += [(f"cerberus serve {gallery} --run {run} --open", "search in a browser"),
-                 (f"cerberus audit {data} --run {run}", "look for wrong labels"),
-                 (f"cerberus evaluate {run} OTHER", "the same figures on another data set"),
-                 (f"cerberus export --run {run} --images {images}", "one file that runs without torch")]
+                 (f"cerberus audit {data} --run {run}", "find wrong labels"),
+                 (f"cerberus evaluate {run} OTHER", "measure the same metrics on another dataset"),
+                 (f"cerberus export --run {run} --images {images}", "write one file that runs without torch")]
     return commands
 
 
-def _picture(predictor: CerberusPredictor) -> str:
-    """Found people as a PNG in base64; empty where nothing can be shown."""
+def _contact_sheet(predictor: CerberusPredictor) -> str:
+    """Contact sheet of queries and their matches as a PNG in base64; empty if there is nothing to show."""
     try:
         gallery = Gallery(predictor)
         top = min(TOP, len(gallery.items))
-        rows = [gallery.query_row(index, top) for index in gallery.spread_queries(QUERIES)]
+        rows = _named([gallery.query_row(index, top) for index in gallery.spread_queries(QUERIES)], predictor)
         if gallery.labels is not None and (gallery.labels >= 0).all(dim=1).any():
             rows += [gallery.search_row(labels, top) for labels in gallery.searches(SEARCHES)]
         if not rows:
             return ""
         drawn = io.BytesIO()
         sheet(rows, top).savefig(drawn, format="png", dpi=DPI)
-    except Unreadable as error:  # the evaluation has passed over it, as DATALOADER.ON_UNREADABLE says
-        logger.warning(f"no picture of found people: {error}")
+    except Unreadable as error:  # an image that the evaluation has skipped (DATALOADER.ON_UNREADABLE)
+        logger.warning(f"the report has no contact sheet: {error}")
         return ""
     return base64.b64encode(drawn.getvalue()).decode()
+
+
+def _named(rows: list[Row], predictor: CerberusPredictor) -> list[Row]:
+    """Queries with the names of people and cameras as in the tables of own data, instead of numbers."""
+    data = predictor.cfg.DATASETS.TESTS[0]
+    if not os.path.exists(data):  # a registered dataset
+        return rows
+    own = read_people(data, predictor.cfg.DATASETS.NAME_PATTERN)
+    number = {own.path(place): place for place in range(len(own))}
+    titles = []
+    for row in rows:
+        place = number[row.picture or ""]
+        camera = "" if own.camera is None else own.camera[place]
+        titles.append(f"person {own.person[place][:NAME]}" + (f", camera {camera[:NAME]}" if camera else ""))
+    return [replace(row, title=title) for row, title in zip(rows, titles)]

@@ -1,4 +1,4 @@
-"""Confident learning: thresholds and confident classes by hand, and labels in doubt by views."""
+"""Confident learning: thresholds and confident classes worked by hand, and findings about labels."""
 
 from cerberus_plugin.audit.confident import confident_classes, pooled, thresholds
 from cerberus_plugin.audit.labels import label_findings
@@ -10,26 +10,26 @@ import pytest
 from support.audit import WORDING, predicted, site
 
 
-def test_thresholds_are_the_mean_probability_of_a_class_where_it_is_the_label():
+def test_thresholds_are_the_mean_probability_of_a_class_over_its_labels():
     p = np.array([[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0]])
     right = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], bool)
     limits = thresholds(p, right)
     assert limits[:2] == pytest.approx([(0.9 + 0.5 + 0.2) / 3, (0.6 + 0.8) / 2]) and np.isinf(limits[2])
-    # 0.5333 and 0.7: the second and third reach neither.
+    # The thresholds are 0.5333 and 0.7: the second and the third row reach neither.
     assert confident_classes(p, limits).tolist() == [0, -1, -1, 1]
 
 
-def test_a_class_that_reaches_its_threshold_is_not_confident_where_another_is_more_probable():
+def test_a_class_is_not_confident_if_another_one_is_more_probable():
     p = np.array([[0.3, 0.6], [0.3, 0.4], [0.6, 0.4]])
     assert confident_classes(p, np.array([0.2, 0.5])).tolist() == [1, -1, 0]
 
 
-def test_means_are_over_each_group():
+def test_probabilities_are_averaged_over_groups():
     found = pooled(np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]), np.array([1, 0, 1]))
     assert found.tolist() == [[0.0, 1.0], [0.75, 0.25]]
 
 
-def test_folds_are_of_whole_people_and_about_even(tmp_path):
+def test_folds_contain_whole_people_and_have_similar_sizes(tmp_path):
     own = site(tmp_path, people=9)
     fold = folds_of_people(own.person, 3)
     assert np.bincount(fold).tolist() == [12, 12, 12]
@@ -38,7 +38,7 @@ def test_folds_are_of_whole_people_and_about_even(tmp_path):
         folds_of_people(own.person, 5)
 
 
-def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
+def test_a_label_that_most_views_contradict_is_a_finding(tmp_path):
     own = site(tmp_path)
     blue = [0.02, 0.02, 0.96]
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), dict.fromkeys(range(8, 12), blue))
@@ -50,7 +50,7 @@ def test_a_label_that_most_views_contradict_is_in_doubt(tmp_path):
     assert [choice.text for choice in vest.choices] == ["blue", "red", "unknown"]
 
 
-def test_one_camera_that_contradicts_is_a_finding_of_its_pictures(tmp_path):
+def test_one_camera_that_contradicts_is_a_finding_about_its_images(tmp_path):
     own = site(tmp_path)
     predictions = predicted(own, {2: 0.95, 3: 0.95}, dict.fromkeys((4, 5), [0.96, 0.02, 0.02]))
     findings, _ = label_findings(own, WORDING, labels_of(own, WORDING), predictions)
@@ -58,10 +58,10 @@ def test_one_camera_that_contradicts_is_a_finding_of_its_pictures(tmp_path):
     assert (hat.kind, hat.files) == ("view", ("0_2.png", "0_3.png"))
     assert hat.choices[0].rows == tuple((file, "", "", "hat", "yes", "no") for file in hat.files)
     assert hat.choices[-1].text == "unknown" and "camera 1" in hat.reason
-    assert (vest.person, vest.label, vest.proposed) == ("p1", "blue", "Nothing")  # the word of the table
+    assert (vest.person, vest.label, vest.proposed) == ("p1", "blue", "Nothing")  # spelt as in the table
 
 
-def test_people_whom_every_model_knows_are_left_out(tmp_path):
+def test_people_without_a_model_that_was_not_trained_on_them_are_excluded(tmp_path):
     own = site(tmp_path)
     predictions = predicted(own, dict.fromkeys(range(4), 0.95), {})
     predictions.model[:4] = -1

@@ -1,4 +1,4 @@
-"""What labels contradict among themselves."""
+"""Labels that contradict each other."""
 
 import csv
 
@@ -37,7 +37,7 @@ def found(folder, *lines: str, head: str = "file_name,person,outfit,hat,gender,b
     return own, wording, labels, contradictions(own, wording, labels)
 
 
-def test_two_of_an_exclusive_set_are_named_with_both_ways_out(tmp_path):
+def test_two_exclusive_attributes_are_a_finding_with_both_corrections(tmp_path):
     *_, findings = found(tmp_path, "0.png,a,1,yes,male,yes,yes", "1.png,a,1,yes,male,yes,yes",
                          "2.png,b,1,yes,male,no,yes")
     assert [(one.kind, one.person, one.attribute, one.files) for one in findings] == [
@@ -46,18 +46,18 @@ def test_two_of_an_exclusive_set_are_named_with_both_ways_out(tmp_path):
                                                                (("", "a", "1", "bag", "no", "yes"),)]
 
 
-def test_lasting_labels_that_differ_in_a_person_and_others_that_differ_in_an_outfit(tmp_path):
+def test_lasting_labels_must_not_differ_in_a_person_nor_others_in_an_outfit(tmp_path):
     *_, findings = found(tmp_path, "0.png,a,1,yes,male,no,no", "1.png,a,1,yes,male,no,no",
                          "2.png,a,2,no,female,no,no", "3.png,b,1,yes,male,no,no", "4.png,b,1,no,male,no,no")
     differ = {(one.person, one.attribute): one for one in findings if one.kind == "differs"}
-    assert set(differ) == {("a", "gender"), ("b", "hat")}  # the hat of a is that of another outfit
+    assert set(differ) == {("a", "gender"), ("b", "hat")}  # the hats of a belong to different outfits
     gender = differ["a", "gender"]
     assert gender.files == ("2.png",) and gender.proposed == "male" and gender.confidence == 2 / 3
     assert gender.choices[0].rows == (("2.png", "", "", "gender", "male", "female"),)
     assert [row[0] for row in gender.choices[1].rows] == ["0.png", "1.png"]
 
 
-def test_rows_of_first_values_and_unknown_labels_are_told(tmp_path):
+def test_rows_of_first_values_and_unknown_labels_are_reported(tmp_path):
     own, wording, labels, findings = found(tmp_path, "0.png,a,1,no,male,no,no", "1.png,b,1,yes,,no,no",
                                            "2.png,c,1,yes,,no,yes")
     assert [(one.kind, one.person) for one in findings] == [("all first values", "a")]
@@ -68,8 +68,8 @@ def test_rows_of_first_values_and_unknown_labels_are_told(tmp_path):
 @pytest.mark.parametrize("schema, file, people, unknown", [
     (MARKET1501, "market_attribute.mat", 1501, []), (DUKEMTMC, "duke_attribute.mat", 1812, [("top", 2, 2)])],
     ids=["market1501", "dukemtmc"])
-def test_the_published_annotations_contradict_themselves_nowhere(real_data, tmp_path, schema, file, people, unknown):
-    """One empty file stands for the pictures of a person."""
+def test_the_published_annotations_have_no_contradictions(real_data, tmp_path, schema, file, people, unknown):
+    """With one empty file instead of the images of a person."""
     annotations = read_annotations(real_data / file, schema)
     rows = {f"{split}{pid}": own for split, table in (("", annotations.train), ("t", annotations.test))
             for pid, own in table.items()}

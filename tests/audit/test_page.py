@@ -1,4 +1,4 @@
-"""The page of an audit in a real browser: accepted findings become an overlay that the reader of own data takes."""
+"""The page of an audit in a browser: accepted findings are exported as an overlay that `read_people` reads."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ BAD = '<script>alert("1")</script>, "two"'
 
 
 def contradicting(folder):
-    """Six people, of whom two have two genders; one has a name that would be code in a page."""
+    """Six people, two of them with different genders; one has a name that must be escaped in HTML."""
     names = ["a", "b", BAD, "d", "e", "f"]
     with (folder / "metadata.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -31,7 +31,7 @@ def contradicting(folder):
     return folder
 
 
-def test_without_pictures_labels_are_compared_and_files_are_written(tmp_path):
+def test_without_images_labels_are_compared_and_files_are_written(tmp_path):
     found = audit(str(contradicting(tmp_path)), tmp_path / "audit", pictures=False)
     assert {(one.kind, one.person) for one in found.findings} == {("differs", "a"), ("differs", BAD)}
     rows = list(csv.DictReader((tmp_path / "audit/audit.csv").open()))
@@ -53,12 +53,12 @@ def test_findings_are_sorted_by_confidence_and_the_page_is_bounded(tmp_path, mon
     monkeypatch.setattr("cerberus_plugin.audit.page.MOST_OF_KIND", 2)
     write_page(tmp_path / "audit.html", own, findings, [], None, None)
     page = (tmp_path / "audit.html").read_text()
-    assert page.count("<article") == 2 and "The surest 2 of each kind, 2 of 3 findings" in page
+    assert page.count("<article") == 2 and "shows 2 of 3 findings" in page
     write_findings(tmp_path, findings, {})
     assert len((tmp_path / "audit.csv").read_text().splitlines()) == 4
 
 
-def test_accepting_pictures_writes_the_label_that_each_has():
+def test_a_choice_for_images_contains_the_present_label_of_each():
     choices = of_pictures(["a", "b"], "hat", ["no", "yes"], ["yes", ""])
     assert choices[0].rows == (("a", "", "", "hat", "yes", "no"),)
     assert choices[1].rows == (("a", "", "", "hat", "", "no"), ("b", "", "", "hat", "", "yes"))
@@ -66,7 +66,7 @@ def test_accepting_pictures_writes_the_label_that_each_has():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """The opened page of `contradicting`."""
+    """The page of `contradicting`, opened in a browser."""
     audit(str(contradicting(tmp_path)), tmp_path / "audit", pictures=False)
     context = browser.new_context(color_scheme="dark", viewport={"width": 390, "height": 800}, accept_downloads=True)
     view = context.new_page()
@@ -88,7 +88,7 @@ def exported(view, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no browser here; install one, such as Debian's chromium")
+@pytest.mark.skipif(BROWSER is None, reason="no browser found; install one, such as Debian's chromium")
 class TestInABrowser:
     def test_an_accepted_finding_is_exported_read_and_changes_the_labels(self, shown, tmp_path):
         before = read_people(tmp_path).attributes["gender"].to_list()
@@ -100,9 +100,9 @@ class TestInABrowser:
         own = read_people(tmp_path)
         after = own.attributes["gender"].to_list()
         assert [n for n in range(18) if before[n] != after[n]] == [8] and after[6:9] == ["male"] * 3
-        assert "1 rows applied" in " ".join(own.notes)
+        assert "1 row applied" in " ".join(own.notes)
 
-    def test_keys_decide_and_go_on_and_choices_stay_after_a_reload(self, shown):
+    def test_keys_decide_and_select_the_next_finding_and_choices_survive_a_reload(self, shown):
         shown.keyboard.press("j")
         shown.keyboard.press("r")
         shown.keyboard.press("a")

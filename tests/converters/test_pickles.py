@@ -1,4 +1,4 @@
-"""The restricted reader of pickles: data as it is, and no code of any pickle."""
+"""The restricted reader of pickles: it reads data and executes no code."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from support.published_sets import binaries_of, drawn_labels, rows, touch
 
 @pytest.fixture
 def easydict(monkeypatch):
-    """The class that public readers keep their records in, under its own name: items are attributes as well."""
+    """The class in which public readers store records, under its name; its items are also attributes."""
 
     class EasyDict(dict):
         def __setattr__(self, name, value):
@@ -35,7 +35,7 @@ def write(path, value, protocol: int = 4):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_records_and_arrays_are_read_as_they_were(tmp_path, easydict, protocol):
+def test_records_and_arrays_are_read_unchanged(tmp_path, easydict, protocol):
     record = easydict()
     record.names = ["0001.jpg", "שלום"]
     record.label = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -60,7 +60,7 @@ def test_records_and_arrays_are_read_as_they_were(tmp_path, easydict, protocol):
 
 
 class Calls:
-    """Pickled as a call of a function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -73,30 +73,30 @@ class Calls:
     (os.system, ("touch {}",), "(posix|nt).system"), (eval, ("open('{}', 'w')",), "builtins.eval"),
     (exec, ("open('{}', 'w')",), "builtins.exec"), (getattr, (1, "real"), "builtins.getattr"),
     (np.load, ("{}",), r"numpy(\.lib\._npyio_impl)?.load"), (__import__, ("os",), "builtins.__import__")])
-def test_a_pickle_that_asks_for_code_is_refused_by_its_name_and_nothing_runs(tmp_path, function, arguments, name):
+def test_a_pickle_with_a_function_raises_an_error_with_its_name_and_runs_nothing(tmp_path, function, arguments, name):
     made = tmp_path / "made"
     arguments = tuple(each.format(made) if isinstance(each, str) else each for each in arguments)
     path = write(tmp_path / "a.pkl", {"label": Calls(function, *arguments)})
-    with pytest.raises(ValueError, match=f"a.pkl: no pickle that is read .it asks for {name}; only containers, numpy"):
+    with pytest.raises(ValueError, match=f"a.pkl: not a readable pickle .it uses {name}; only containers, numpy"):
         read_pickle(path)
     assert not made.exists()
 
 
 @pytest.mark.parametrize("data, message", [
     (b"", "Ran out of input"), (pickle.dumps([1, 2])[:-3], "pickle"),
-    # A dtype of objects whose state says that it is plain bytes: numpy would take the bytes for addresses.
-    (pickle.dumps(np.array([None])).replace(b"O8", b"V8"), "it has an array of the type V8"),
+    # An array of objects whose dtype is replaced by plain bytes: numpy would use the bytes as addresses.
+    (pickle.dumps(np.array([None])).replace(b"O8", b"V8"), "it contains an array of the type V8"),
     (b"cnumpy.core.multiarray\n_reconstruct\n(N}tb.", "it sets attributes of a function"),
     (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.", "it encodes text as rot13"),
-    (b"cos\nsystem\n.", "it asks for os.system"),
+    (b"cos\nsystem\n.", "it uses os.system"),
     (b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8tR.", None),
 ])
-def test_damaged_and_crafted_pickles_are_refused(tmp_path, data, message):
+def test_damaged_and_malicious_pickles_raise_errors(tmp_path, data, message):
     (tmp_path / "a.pkl").write_bytes(data)
-    if message is None:  # a type alone is harmless, and no array
+    if message is None:  # a dtype without an array is harmless
         read_pickle(tmp_path / "a.pkl")
         return
-    with pytest.raises(ValueError, match=f"a.pkl: no pickle that is read .*({message})"):
+    with pytest.raises(ValueError, match=f"a.pkl: not a readable pickle .*({message})"):
         read_pickle(tmp_path / "a.pkl")
 
 
@@ -106,16 +106,16 @@ def test_upar_reads_a_partition_of_its_pickle(tmp_path, easydict):
     record.image_name = [f"PETA/images/{n}.png" for n in range(8)]
     record.attr_name, record.label = list(upar.QUESTIONS.published), labels
     record.partition = easydict()
-    record.partition.train = [np.arange(4), [np.array([7, 6]), np.array([5])]]  # of one array, or one a source
+    record.partition.train = [np.arange(4), [np.array([7, 6]), np.array([5])]]  # in one array, or one per source
     record.partition.val = [np.array([4]), [np.array([4])]]
     record.partition.test = [np.array([5, 6, 7]), [np.array([0, 1]), np.array([2, 3])]]
     write(tmp_path / "dataset_all.pkl", record)
     touch(tmp_path, record.image_name)
     for partition, split in ((1, "tttt v eee"), (2, "eeee v ttt")):
         convert("upar", tmp_path, tmp_path / f"out{partition}", partition=partition)
-        words = {"t": "train", "v": "val", "e": "test"}
+        parts = {"t": "train", "v": "val", "e": "test"}
         assert [row["split"] for row in rows(tmp_path / f"out{partition}")] == [
-            words[letter] for letter in split.replace(" ", "")]
+            parts[letter] for letter in split.replace(" ", "")]
         assert np.array_equal(binaries_of(tmp_path / f"out{partition}"), labels)
     with pytest.raises(ValueError, match="has the partitions 1 to 2, got 3"):
         convert("upar", tmp_path, tmp_path / "out", partition=3)

@@ -229,7 +229,7 @@ def test_a_model_of_common_attributes_is_evaluated_on_each_set_and_on_others_by_
 
 def test_a_set_that_the_ontology_lacks_is_not_trained_on(worded):
     folders, ontology = worded
-    with pytest.raises(ValueError, match="has no data set 'yards'; its sets are .* did you mean 'yard', line 7"):
+    with pytest.raises(ValueError, match="has no dataset 'yards'; it has .* did you mean 'yard', line 7"):
         build_train_set(config([folders[0], folders[1].rename(folders[1].parent / "yards")], *ontology))
 
 

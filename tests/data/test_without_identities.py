@@ -61,26 +61,26 @@ def test_an_empty_column_is_as_none_and_a_gap_in_one_is_refused(tmp_path):
 def test_a_table_that_tells_nothing_or_names_people_beside_it_is_refused(tmp_path):
     write_pictures(tmp_path, 8)
     (tmp_path / "people.csv").write_text("person,age\nann,old\n")
-    with pytest.raises(ValueError, match="people.csv: is there, but .*metadata.csv has no column 'person'"):
+    with pytest.raises(ValueError, match="people.csv: exists, but .*metadata.csv has no column 'person'"):
         read_people(tmp_path)
     (tmp_path / "people.csv").unlink()
     (tmp_path / "labels_overlay.csv").write_text("file_name,attribute,value,was\n0.png,person,ann,0.png\n")
-    with pytest.raises(ValueError, match="line 2: moves pictures to another person, but it is not known who"):
+    with pytest.raises(ValueError, match="line 2: moves images to another person, but identities are unknown"):
         read_people(tmp_path)
     (tmp_path / "labels_overlay.csv").unlink()
     (tmp_path / "metadata.csv").write_text("file_name,camera\n0.png,1\n1.png,1\n")
-    with pytest.raises(ValueError, match="has no column 'person' and no other one that tells of the pictures"):
+    with pytest.raises(ValueError, match="has neither a column 'person' nor attributes"):
         read_people(tmp_path)
 
 
 def test_check_counts_no_people_and_looks_for_none(tmp_path):
     report = check(write_pictures(tmp_path))
-    assert not report.errors and report.sections[0].rows[:2] == [("pictures", 30), ("people", "none known")]
+    assert not report.errors and report.sections[0].rows[:2] == [("images", 30), ("people", "unknown")]
     assert report.sections[1].rows == [("train", 24), ("test", 6)]
-    assert "'person'" in text(report) and "pictures a person" not in text(report)
+    assert "'person'" in text(report) and "images per person" not in text(report)
     (tmp_path / "split.csv").write_text("file_name,split\n" + "".join(f"{n}.png,train\n" for n in range(30)))
-    assert check(tmp_path, pictures=False).errors == ["no pictures are in test; name the parts in a column 'split', or "
-                                                      "delete split.csv to have them drawn"]
+    assert check(tmp_path, pictures=False).errors == [
+        "the split has no test images; give the parts in a column 'split', or delete split.csv to draw a new split"]
 
 
 @pytest.mark.parametrize("file, options", [("cerberus", PLUS), ("arn", ())], ids=["plus", "arn"])

@@ -7,6 +7,7 @@ from cerberus_plugin import CerberusPredictor, CerberusTrainer, cli
 from cerberus_plugin.config import add_cerberus_config, flat, with_values
 from cerberus_plugin.interchange.architectures import ARCHITECTURES, IN_REID
 from cerberus_plugin.search.export.torch_encoder import TorchEncoder
+from cerberus_plugin.search.portable import ExportedEncoder
 
 import numpy as np
 import pytest
@@ -223,6 +224,15 @@ def test_a_model_that_reid_cannot_build_is_refused_with_a_remedy(run, imported, 
     assert not (tmp_path / "reid").exists()
 
 
+@pytest.mark.parametrize("checkpoint, copied", [("model_final.pth", True), ("model_best.pth", False)])
+def test_the_model_card_goes_with_the_checkpoint_that_it_describes(imported, checkpoint, copied, tmp_path):
+    run, output = shutil.copytree(imported, tmp_path / "run"), tmp_path / "reid"
+    (run / "model_card.md").write_text("card")
+    (run / "results.json").write_text(json.dumps({"results": {}, "manifest": {"checkpoint": checkpoint}}))
+    cli.main(["export", "--run", str(run), "--format", "reid", "--output", str(output)])
+    assert (output / "model_card.md").is_file() == copied
+
+
 def test_the_head_of_torchreid_learns():
     model = model_of(*TINY, "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "FullyConnectedHead",
                      "MODEL.HEADS.EMBEDDING_DIM", 12, "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"))
@@ -234,6 +244,15 @@ def test_the_head_of_torchreid_learns():
     assert all(part.grad.abs().sum() > 0 for part in model.heads.bottleneck.parameters())
     embeddings = model.eval()({"images": images})
     assert embeddings.shape == (4, 12) and (embeddings >= 0).all()
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_exported_to_onnx_and_resizes_bilinearly_there(small, crops, paths, tmp_path):
+    cli.main(["export", "--run", str(small), "--images", str(crops), "--output", str(tmp_path / "osnet.onnx")])
+    encoder = ExportedEncoder(tmp_path / "osnet.onnx", providers=["CPUExecutionProvider"])
+    assert encoder.interpolation == "bilinear"
+    wanted = F.normalize(CerberusPredictor(small).embed(paths)).numpy()
+    np.testing.assert_allclose(encoder.encode([Image.open(path) for path in paths]), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

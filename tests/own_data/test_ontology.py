@@ -1,4 +1,4 @@
-"""The ontology: labels of each published set by hand, what it refuses, and a set of one's own in the same form."""
+"""The ontology: labels of each published dataset against values worked by hand, own datasets, and errors."""
 
 from importlib import import_module
 
@@ -15,7 +15,7 @@ NAMES = ("market1501", "dukemtmc", "pa100k", "peta", "upar")
 
 
 def schema_of(name: str) -> AttributeSchema:
-    """Of a published set, as its converter writes it."""
+    """The schema of a published dataset, as its converter writes it."""
     own = {"market1501": MARKET1501, "dukemtmc": DUKEMTMC}
     if name in own:
         return own[name]
@@ -23,7 +23,10 @@ def schema_of(name: str) -> AttributeSchema:
 
 
 def common(name: str, **words: str) -> dict[str, str]:
-    """A person of a published set in common words: attributes with "_" for spaces; yes/no ones that are not given: no.
+    """The common attributes of a person of a published dataset.
+
+    Args:
+        words: attributes of the dataset, with "_" instead of spaces; yes/no attributes that are not given are "no".
     """
     schema = schema_of(name)
     given = {key.replace("_", " "): value for key, value in words.items()}
@@ -34,14 +37,14 @@ def common(name: str, **words: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_attribute_of_a_published_set_is_mapped_or_said_not_to_be(name):
+def test_every_attribute_of_a_published_dataset_is_mapped_or_marked_as_not_mapped(name):
     assert set(COMMON.sets[name][0]) == {column.name for column in schema_of(name).columns}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_of_a_published_set_that_say_nothing_are_known(name):
-    """Each value of a mapped attribute is mapped, but for those whose silence the file explains."""
-    silent = {
+def test_every_value_of_a_mapped_attribute_is_mapped_except_those_that_stay_unknown(name):
+    """Comments of the file give the reasons for these exceptions."""
+    exceptions = {
         "pa100k": {"shorts": {"no"}, "trousers": {"no"}},
         "peta": {"thin stripes": {"no"}, "trousers": {"no"}, "jeans": {"no"}, "shorts": {"no"}, "short skirt": {"no"},
                  "carries something else": {"yes"}, "carries nothing": {"no"}},
@@ -49,11 +52,11 @@ def test_values_of_a_published_set_that_say_nothing_are_known(name):
     schema = schema_of(name)
     found = {}
     for attribute, readings in COMMON.sets[name][0].items():
-        told = {str(value) for reading in readings for value in (
+        mapped = {str(value) for reading in readings for value in (
             schema.column(attribute).classes if reading.values is None else reading.values)}
-        if readings and set(schema.column(attribute).classes) - told:
-            found[str(attribute)] = set(schema.column(attribute).classes) - told
-    assert found == silent.get(name, {})
+        if readings and set(schema.column(attribute).classes) - mapped:
+            found[str(attribute)] = set(schema.column(attribute).classes) - mapped
+    assert found == exceptions.get(name, {})
 
 
 def test_market_1501():
@@ -62,12 +65,12 @@ def test_market_1501():
     assert common("market1501", **words, handbag="yes") == {
         "hat": "no", "long hair": "yes", "short sleeves": "yes", "upper colour": "red", "short lower clothes": "no",
         "skirt or dress": "no", "gender": "male", "age": "young", "backpack": "no", "bag": "yes", "handbag": "yes"}
-    # Red is no lower colour of the set, so that "none" does not deny it.
+    # The dataset has no label for red trousers, so "none" leaves red unknown.
     assert common("market1501", **words)["bag"] == "no"
     schema = schema_of("market1501")
     labels = torch.from_numpy(schema.parse({"handbag": "no", "gender": "male"}))[None]
     found, _ = relabel(labels, schema, COMMON.schema, COMMON.readings("market1501", schema.columns))
-    assert COMMON.schema.describe(found[0]) == {"gender": "male", "handbag": "no"}  # it is not known of a bag
+    assert COMMON.schema.describe(found[0]) == {"gender": "male", "handbag": "no"}  # whether there is a bag is unknown
 
 
 def test_dukemtmc():
@@ -86,7 +89,7 @@ def test_pa100k():
         "bag": "yes", "short lower clothes": "no", "skirt or dress": "no"}
     assert common("pa100k", **base, skirt_or_dress="yes") == rest | {"bag": "no", "skirt or dress": "yes"}
     assert common("pa100k", **base, shorts="yes")["short lower clothes"] == "yes"
-    # Both are unknown, as they contradict each other.
+    # Shorts and trousers contradict each other, so the length is unknown.
     assert "short lower clothes" not in common("pa100k", **base, shorts="yes", trousers="yes")
 
 
@@ -104,7 +107,7 @@ def test_peta():
     nothing = common("peta", **base, carries_nothing="yes")
     assert (nothing["backpack"], nothing["bag"], nothing["handbag"]) == ("no",) * 3
     assert "bag" not in common("peta", **base, carries_nothing="yes", plastic_bags="yes")
-    assert "age" not in common("peta", gender="male", age="none")  # below 16, perhaps
+    assert "age" not in common("peta", gender="male", age="none")  # possibly below 16
 
 
 def test_upar():
@@ -126,12 +129,12 @@ def write(path, text: str):
 OWN = "extends: common\nsets:\n  site:\n    helmet: {hat: same}\n    bag kind: {bag: {tote: yes, nothing: no}}\n"
 
 
-def test_a_set_of_ones_own_is_added_in_the_same_form(tmp_path):
+def test_an_own_dataset_is_added_in_the_same_format(tmp_path):
     found = read_ontology(write(tmp_path / "own.yaml", OWN))
     assert set(found.sets) == {*NAMES, "site"} and found.schema == COMMON.schema
     columns = [Column("Helmet", ("no", "yes"), (0,), "head"), Column("bag kind", ("tote", "nothing"), (1,), "other")]
     assert set(found.readings("site", columns)) == {"Helmet", "bag kind"}
-    with pytest.raises(ValueError, match=r"has no data set 'sites'; .* did you mean 'site', line 3"):
+    with pytest.raises(ValueError, match=r"has no dataset 'sites'; .* did you mean 'site', line 3"):
         found.check_set("sites")
 
 
@@ -141,23 +144,23 @@ def test_a_set_of_ones_own_is_added_in_the_same_form(tmp_path):
     (OWN.replace("tote: yes", "tote: yes if all"), "line 5: 'bag' cannot be 'yes if all'"),
     (OWN.replace("{hat: same}", "same"), "line 4: 'helmet' is 'same', expected 'not mapped' or common attributes"),
     (OWN.replace("same", "[a]"), "line 4: 'hat' is .*, expected 'same', or values"),
-    (OWN.replace("  site:", "  site: x\n  other:"), "line 3: data set 'site' has no attributes"),
+    (OWN.replace("  site:", "  site: x\n  other:"), "line 3: dataset 'site' has no attributes"),
     (OWN.replace("common", "own.yaml"), "extends itself"),
     (OWN.replace("extends", "extend"), "the file has no 'schema'"),
     ("- a\n", "expected a mapping with schema, sets"),
-    ("extends: [\n", "line 2: no YAML"),
+    ("extends: [\n", "line 2: not valid YAML"),
 ])
-def test_what_is_wrong_in_a_file_is_refused_with_its_line(tmp_path, text, message):
+def test_mistakes_in_a_file_raise_errors_with_their_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_ontology(write(tmp_path / "own.yaml", text))
 
 
-def test_attributes_and_values_that_the_data_lacks_are_refused_with_their_line(tmp_path):
+def test_attributes_and_values_that_the_data_lacks_raise_errors_with_their_line(tmp_path):
     found = read_ontology(write(tmp_path / "own.yaml", OWN))
     helmet, bag = Column("helmet", ("no", "yes"), (0,), "a"), Column("bag kind", ("tote", "none"), (1,), "a")
-    with pytest.raises(ValueError, match="line 4: data set 'site' has no attribute 'helmet'; did you mean 'helmets'"):
+    with pytest.raises(ValueError, match="line 4: dataset 'site' has no attribute 'helmet'; did you mean 'helmets'"):
         found.readings("site", [Column("helmets", ("no", "yes"), (0,), "a"), bag])
-    with pytest.raises(ValueError, match="line 5: attribute 'bag kind' of data set 'site' has no value 'nothing'"):
+    with pytest.raises(ValueError, match="line 5: attribute 'bag kind' of dataset 'site' has no value 'nothing'"):
         found.readings("site", [helmet, bag])
     with pytest.raises(FileNotFoundError, match="no such ontology"):
         read_ontology(tmp_path / "nowhere.yaml")

@@ -1,4 +1,4 @@
-"""`labels_overlay.csv`: what it corrects in every form of own data and in Market-1501's, and what is refused."""
+"""`labels_overlay.csv`: corrections of own data in all formats and of Market-1501, and errors."""
 
 import logging
 
@@ -16,7 +16,7 @@ HEAD = "file_name,person,outfit,attribute,value,was\n"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of each of three people; labels of pictures, of an outfit and of people."""
+    """Two images of each of three people, with labels of images, outfits and people."""
     names = [f"{person}{number}.png" for person in "abc" for number in range(2)]
     for name in names:
         write_picture(tmp_path / name, *name.encode())
@@ -35,56 +35,56 @@ def words(folder, *lines: str) -> dict[str, list[str]]:
     return {name: column.to_list() for name, column in own.attributes.items()} | {"person": own.person.to_list()}
 
 
-def test_labels_of_pictures_outfits_and_people_are_corrected(folder):
+def test_labels_of_images_outfits_and_people_are_corrected(folder):
     found = words(folder, "b0.png,,,hat,Yes,no", ",a,1,vest,,blue", ",c,,gender,male,female", ",a,,hat,no,yes",
                   "a1.png,,,gender,,male")
     assert found == {"hat": ["no", "no", "yes", "no", "no", "no"], "vest": ["red", "", "red", "red", "blue", ""],
                      "gender": ["male", "", "female", "female", "male", "male"], "person": list("aabbcc")}
     own = read_people(folder)
-    assert own.notes[-1] == ("labels_overlay.csv: 5 rows applied: 6 labels of pictures changed, 0 pictures moved to "
+    assert own.notes[-1] == ("labels_overlay.csv: 5 rows applied: 6 labels of images changed, 0 images moved to "
                              "another person")
     assert labels_of(own, read_wording(own)).shape == (6, 3)
 
 
-def test_a_picture_beats_an_outfit_and_this_one_the_person(folder):
+def test_images_take_precedence_over_outfits_and_these_over_people(folder):
     found = words(folder, "b0.png,,,hat,yes,no", ",b,,hat,,no", "a0.png,,,vest,,red", ",a,,vest,blue,red")
     assert found["hat"][2:4] == ["yes", ""] and found["vest"][:2] == ["", "blue"]
 
 
-def test_a_later_row_corrects_what_an_earlier_one_has_corrected(folder):
+def test_a_later_row_can_correct_the_result_of_an_earlier_row(folder):
     found = words(folder, ",b,,hat,yes,no", "b0.png,,,hat,,yes", ",c,,gender,male,female", ",c,,gender,,male",
                   "a0.png,,,person,b,a", "a0.png,,,person,c,b")
     assert found["hat"][2:4] == ["", "yes"] and found["gender"][4:] == ["", ""]
     assert found["person"] == ["c", "a", "b", "b", "c", "c"]
-    # Labels of the tables come first: two labels of one person change places.
+    # `was` is compared with the tables first, so these two rows swap two labels of a person.
     found = words(folder, ",a,,hat,no,yes", ",a,,hat,yes,no")
     assert found["hat"][:2] == ["no", "yes"]
 
 
-def test_a_moved_picture_gets_the_labels_and_the_part_of_its_person(folder):
+def test_a_moved_image_gets_the_labels_and_the_part_of_its_new_person(folder):
     found = words(folder, "a1.png,,,person,c,a", "c0.png,,,person,b,c", "b1.png,,,person,new,b")
     assert found["person"] == ["a", "c", "b", "new", "b", "c"]
     assert found["gender"] == ["male", "female", "female", "", "female", "female"]
-    assert found["vest"] == ["red", "", "red", "", "red", ""]  # there is no outfit 1 of c
+    assert found["vest"] == ["red", "", "red", "", "red", ""]  # c has no outfit 1
     own = split_people(read_people(folder))
     assert own.split.to_list() == ["train", "gallery", "train", "train", "train", "gallery"]
-    assert "1 people are new: new" in " ".join(own.notes)
-    assert own.notes[-1] == "labels_overlay.csv: 2 moved pictures change between training and test with their person"
+    assert "1 new person: new" in " ".join(own.notes)
+    assert own.notes[-1].startswith("labels_overlay.csv: 2 moved images change between training and test")
 
 
-def test_labels_of_a_person_are_those_of_the_pictures_that_show_this_person_in_the_end(tmp_path):
+def test_rows_of_a_person_apply_to_its_images_after_the_moves(tmp_path):
     for name in ("x/1.png", "x/2.png", "y/3.png"):
         write_picture(tmp_path / name, *name.encode())
     (tmp_path / "people.csv").write_text("person,hat\nx,no\ny,yes\n")
     move = "x/2.png,,,person,y,x"
     assert words(tmp_path, move, ",x,,hat,yes,no", ",y,,hat,no,yes")["hat"] == ["yes", "no", "no"]
-    assert words(tmp_path, move, "x/2.png,,,hat,no,yes")["hat"] == ["no", "no", "yes"]  # was y's label
-    assert words(tmp_path, move, "x/2.png,,,hat,,no")["hat"] == ["no", "", "yes"]  # was x's, before the move
-    merged = words(tmp_path, ",y,,person,x,y", ",y,,hat,no,yes")  # nobody is y any more
+    assert words(tmp_path, move, "x/2.png,,,hat,no,yes")["hat"] == ["no", "no", "yes"]  # label of y
+    assert words(tmp_path, move, "x/2.png,,,hat,,no")["hat"] == ["no", "", "yes"]  # label of x, before the move
+    merged = words(tmp_path, ",y,,person,x,y", ",y,,hat,no,yes")  # y has no images any more
     assert merged == {"hat": ["no", "no", "no"], "person": ["x", "x", "x"]}
 
 
-def test_two_people_become_one_and_a_kept_split_follows(folder):
+def test_two_people_become_one_and_the_split_file_follows(folder):
     text = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text("\n".join(",".join(line.split(",")[i] for i in (0, 1, 2, 4))
                                                    for line in text.splitlines()) + "\n")
@@ -94,19 +94,19 @@ def test_two_people_become_one_and_a_kept_split_follows(folder):
     assert split_people(read_people(folder)).split.to_list() == ["train"] * 6
 
 
-def test_lines_whose_pictures_have_all_been_moved_are_left_out(folder):
+def test_lines_whose_images_have_all_been_moved_are_skipped(folder):
     (folder / "outfits.csv").write_text("person,outfit,vest\na,0,red\n")
-    (folder / "people.csv").write_text("person,gender\nA,male\nc,female\n")  # people are told apart by capitals
+    (folder / "people.csv").write_text("person,gender\nA,male\nc,female\n")  # names of people are case-sensitive
     (folder / "metadata.csv").write_text((folder / "metadata.csv").read_text().replace(",b,", ",A,"))
     found = words(folder, ",A,,person,a,A", "a0.png,,,person,c,a")
     assert found["person"] == ["c", "a", "a", "a", "c", "c"] and found["vest"] == ["", "", "red", "", "", ""]
     assert found["gender"] == ["female", "", "", "", "female", "female"]
-    found = words(folder, "a0.png,,,person,c,a")  # the one line of outfits.csv
+    found = words(folder, "a0.png,,,person,c,a")  # the only line of outfits.csv
     assert found["vest"] == [""] * 6
-    assert "outfits.csv: 1 of 1 lines are of nobody who has a picture" in read_people(folder).notes
+    assert "outfits.csv: 1 of 1 line skipped, since there is no image of the outfit" in read_people(folder).notes
 
 
-def test_pictures_of_training_and_test_do_not_make_one_new_person(folder):
+def test_images_of_training_and_test_cannot_become_one_new_person(folder):
     words(folder, "a1.png,,,person,new,a", "c0.png,,,person,new,c")
     with pytest.raises(ValueError, match=r"labels_overlay.csv: moves 'a1.png' \(train\) and 'c0.png' \(query\) to the "
                                          "new person 'new'"):
@@ -114,29 +114,29 @@ def test_pictures_of_training_and_test_do_not_make_one_new_person(folder):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("a0.png,,,hat,no,no", "value and was are both 'no'"),
-    ("a0.png,,,hat,,no", "'hat' was 'no' and is 'yes' now, so the row is out of date"),
-    (",b,,hat,no,yes", "'hat' was 'yes' and is 'no' now"),
-    ("a0.png,,,person,b,c", "'person' was 'c' and is 'a' now"),
-    ("a0.png,,,person,,a", "moves pictures to nobody"),
-    ("a9.png,,,hat,no,yes", "there is no picture 'a9.png'"),
+    ("a0.png,,,hat,no,no", "'value' and 'was' are both 'no'"),
+    ("a0.png,,,hat,,no", "the row is out of date: it replaces 'hat' 'no', but the label is now 'yes'"),
+    (",b,,hat,no,yes", "the row is out of date: it replaces 'hat' 'yes', but the label is now 'no'"),
+    ("a0.png,,,person,b,c", "the row is out of date: it replaces 'person' 'c', but the label is now 'a'"),
+    ("a0.png,,,person,,a", "has no new person"),
+    ("a9.png,,,hat,no,yes", "there is no image 'a9.png'"),
     (",z,,hat,no,yes", "there is no person 'z'"),
     (",a,7,hat,no,yes", "person 'a' has no outfit '7'"),
-    ("a0.png,,,hut,no,yes", "attribute 'hut' is no column; expected one of hat, vest, gender, person; did you mean"),
-    ("a0.png,,,camera,1,2", "attribute 'camera' is no column"),
-    ("a0.png,,,hat,maybe,yes", "'hat' is 'maybe', which it is nowhere in the tables; values are yes, no"),
-    ("a0.png,a,,hat,no,yes", "names a picture and a person"),
-    (",,1,hat,no,yes", "names no picture and no person"),
+    ("a0.png,,,hut,no,yes", "'hut' is not an attribute; expected one of hat, vest, gender, person; did you mean"),
+    ("a0.png,,,camera,1,2", "'camera' is not an attribute"),
+    ("a0.png,,,hat,maybe,yes", "sets 'hat' to 'maybe', which does not occur in the tables; values are yes, no"),
+    ("a0.png,a,,hat,no,yes", "names both an image and a person"),
+    (",,1,hat,no,yes", "names no image and no person"),
     ("a0.png,,,,no,yes", "has no attribute"),
     (",b,,vest,blue,red", "repeats .*line 2"),
     (",b,,vest,,red", "contradicts .*line 2"),
 ])
-def test_a_bad_row_is_refused_with_its_line(folder, line, message):
+def test_a_wrong_row_raises_an_error_with_its_line(folder, line, message):
     with pytest.raises(ValueError, match=f"labels_overlay.csv, line 3: {message}"):
         words(folder, ",b,,vest,blue,red", line)
 
 
-def test_a_value_that_the_schema_lacks_is_refused_where_the_overlay_gives_it(folder):
+def test_a_value_that_the_schema_lacks_raises_an_error_with_the_line_of_the_overlay(folder):
     (folder / "schema.yaml").write_text(
         "groups: [{name: head, region: 0, attributes: [{name: hat, values: [no, yes]}]}, "
         "{name: upper, region: whole, attributes: [{name: gender, values: [male, female, other]}]}]")
@@ -146,7 +146,7 @@ def test_a_value_that_the_schema_lacks_is_refused_where_the_overlay_gives_it(fol
         labels_of(own, read_wording(own))
 
 
-def test_folders_of_people_are_corrected_too(tmp_path):
+def test_folders_of_people_are_corrected(tmp_path):
     for name in ("x/1.png", "x/2.png", "y/3.png"):
         write_picture(tmp_path / name, *name.encode())
     (tmp_path / "people.csv").write_text("person,hat\nx,no\ny,yes\n")
@@ -156,14 +156,14 @@ def test_folders_of_people_are_corrected_too(tmp_path):
     assert own.person.to_list() == ["x", "y", "y"]
 
 
-def test_training_sees_the_overlay_and_the_digest_of_its_labels_changes(tmp_path):
+def test_training_reads_the_overlay_and_the_digest_of_the_labels_changes(tmp_path):
     folder = write_people(tmp_path)
     before = OwnDataset(str(folder))
     (folder / "labels_overlay.csv").write_text(HEAD + "0_0.png,,,hat,no,yes\n".replace("0_0", "img/0_0"))
     after = OwnDataset(str(folder))
     path = str(folder / "img/0_0.png")
-    said = [data.schema.describe(data.labels_of(data.units[path]))["hat"] for data in (before, after)]
-    assert said == ["yes", "no"] and before.annotations.digest != after.annotations.digest
+    labels = [data.schema.describe(data.labels_of(data.units[path]))["hat"] for data in (before, after)]
+    assert labels == ["yes", "no"] and before.annotations.digest != after.annotations.digest
 
 
 def test_annotations_of_market_1501_are_corrected_by_identity(tmp_path, caplog):
@@ -182,7 +182,7 @@ def test_annotations_of_market_1501_are_corrected_by_identity(tmp_path, caplog):
     assert MARKET1501.describe(found.test[3])["lower colour"] == "pink"
     assert MARKET1501.describe(given.train[2])["upper colour"] == "red" and found.digest and given.digest is None
     assert "3 rows applied" in caplog.text
-    for line, message in ((",2,,upper colour,blue,green", "was 'green' and is 'red' now"),
+    for line, message in ((",2,,upper colour,blue,green", "'upper colour' 'green', but the label is now 'red'"),
                           (",9,,hat,yes,no", "there is no identity '9'"),
                           (",2,,hat,maybe,no", "'hat' cannot be 'maybe'"),
                           (",2,,hut,yes,no", "unknown attribute 'hut'"), ("2.jpg,,,hat,yes,no", "corrects a picture"),

@@ -1,4 +1,4 @@
-"""docs/own_data.md: its tables and its schema are read as the page says, and its numbers are those of the code."""
+"""docs/own_data.md: its example tables and schema are valid, and its numbers equal those of the code."""
 
 import csv
 import re
@@ -27,7 +27,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_tables_of_the_page_are_read_as_it_says(folder):
+def test_the_tables_of_the_page_are_read_as_described(folder):
     own = read_people(folder)
     assert list(own.attributes) == ["mask", "vest colour", "helmet", "gender"]
     assert own.attributes["vest colour"].to_list() == ["orange", "orange", "none", "none", "none"]
@@ -56,7 +56,7 @@ def test_the_split_and_the_corrections_of_the_page_are_read(folder):
     assert own.person.to_list() == ["ann"] * 3 + ["bob", "ann"]
 
 
-def test_numbers_and_keys_of_the_page_are_those_of_the_code():
+def test_numbers_and_keys_of_the_page_equal_those_of_the_code():
     for text in (f"more than {schema_file.MOST_VALUES} different", f"more than {schema_file.FEW_VALUES} different",
                  f"more than {schema_file.MOST_LETTERS} letters", f"{tables.MOST_COLUMNS} columns",
                  f"{tables.MOST_BYTES // 2**20} MiB", f"{tables.MOST_ROWS:,} rows", f"{tables.LONGEST // 2**20} MiB;",

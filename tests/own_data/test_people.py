@@ -1,4 +1,4 @@
-"""Pictures, people and labels of one's own data: tables, folders and names; splits; what is refused."""
+"""Reading own data: tables, folders and file names; splits; and errors."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def pictures(folder, *names: str):
     return folder
 
 
-def test_labels_of_images_beat_those_of_outfits_and_these_those_of_persons(tmp_path):
+def test_labels_of_images_take_precedence_over_those_of_outfits_and_people(tmp_path):
     pictures(tmp_path, *(f"{n}.png" for n in range(4)))
     write(tmp_path, metadata=["file_name,person,outfit,hat", "0.png,ann,1,no", "1.png,ann,1,", "2.png,ann,2,",
                               "3.png,bob,1,"],
@@ -33,10 +33,10 @@ def test_labels_of_images_beat_those_of_outfits_and_these_those_of_persons(tmp_p
     assert {name: words.to_list() for name, words in own.attributes.items()} == {
         "hat": ["no", "yes", "cap", "no"], "vest": ["red", "red", "green", "blue"],
         "gender": ["female", "female", "female", "male"]}
-    assert "outfits.csv: 1 of 3 lines are of nobody who has a picture" in own.notes
+    assert "outfits.csv: 1 of 3 lines skipped, since there is no image of the outfit" in own.notes
 
 
-def test_words_that_differ_in_case_and_spaces_are_one_with_a_note(tmp_path):
+def test_values_that_differ_only_in_case_and_spaces_are_merged_with_a_note(tmp_path):
     pictures(tmp_path, *(f"{n}.png" for n in range(4)))
     write(tmp_path, metadata=["file_name,person,vest", "0.png,1,Red", "1.png,1,red ", "2.png,2,RED", "3.png,2,blue"])
     own = read_people(tmp_path)
@@ -56,16 +56,16 @@ def test_names_with_commas_quotes_and_other_scripts_are_read(tmp_path):
 @pytest.mark.parametrize("line, message", [
     ("/etc/0.png,1,no", "line 3: file_name is '/etc/0.png', an absolute path"),
     ("C:\\0.png,1,no", "line 3: .* an absolute path"),
-    ("a/../../0.png,1,no", "line 3: .*leads out of the folder"),
+    ("a/../../0.png,1,no", "line 3: .*outside the folder"),
     ("./0.png,1,no", "line 3: '0.png' is also in .*line 2"),
-    ("1.png,1,no", "line 3: '1.png' is not found .*1 of 2 pictures are missing"),
+    ("1.png,1,no", "line 3: '1.png' is not found .*1 of 2 images are missing"),
     ("0.PNG,1,no", "line 3: '0.PNG' is not found .*there is '0.png'"),
-    ("0.gif,1,no", "line 3: .*expected a picture"),
+    ("0.gif,1,no", "line 3: .*expected an image"),
     ("1.png,,no", "line 3: has no person"),
     (",1,no", "line 3: has no file_name"),
     ('"a\nb.png",1,no', "line 3: .*control character"),
 ])
-def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
+def test_a_wrong_line_raises_an_error_with_its_number(tmp_path, line, message):
     write(pictures(tmp_path, "0.png"), metadata=["file_name,person,hat", "0.png,1,yes", line])
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s)metadata.csv, {message}"):
         read_people(tmp_path)
@@ -73,24 +73,24 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path, line, message):
 
 @pytest.mark.parametrize("tables, message", [
     ({"people": ["person,hat", "1,no", "1,yes"]}, "people.csv, line 3: person '1' is also in .*line 2"),
-    ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' has no picture, but '1' has"),
-    ({"people": ["person,hat", "ann,no", "bob,no"]}, "people.csv, line 2: person 'ann' and all .* such as person '1'"),
-    ({"metadata": ["file_name,Person ID,hat", "0.png,1,no"]}, "no column 'person', but 'Person ID'. Call it 'person'"),
-    ({"people": ["person,split", "1,train"]}, "people.csv: has the column 'split', which is of pictures"),
+    ({"people": ["person,hat", "01,no", "02,no"]}, "people.csv, line 2: person '01' has no image, but '1' has"),
+    ({"people": ["person,hat", "ann,no", "bob,no"]}, "people.csv, line 2: person 'ann' has no .* such as person '1'"),
+    ({"metadata": ["file_name,Person ID,hat", "0.png,1,no"]}, "no column 'person', but a column 'Person ID'"),
+    ({"people": ["person,split", "1,train"]}, "people.csv: has the column 'split', which belongs to images"),
     ({"people": ["person,hat", ",no"]}, "people.csv, line 2: has no person"),
-    ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ in upper and lower case"),
+    ({"people": ["person,Hat", "1,no"]}, "columns 'hat' and 'Hat' differ only in case"),
     ({"outfits": ["person,outfit,hat", "1,1,no"]}, "outfits.csv: .*has no column 'outfit'"),
     ({"metadata": ["file_name,person,split", "0.png,1,train", "1.png,1,tset"]}, "line 3: split is 'tset', expected"),
     ({"metadata": ["file_name,person,split", "0.png,1,train", "1.png,1,"]}, "line 3: split is '', expected one of"),
 ])
-def test_tables_that_contradict_one_another_are_refused(tmp_path, tables, message):
+def test_tables_that_contradict_each_other_raise_errors(tmp_path, tables, message):
     pictures(tmp_path, "0.png", "1.png")
     write(tmp_path, **({"metadata": ["file_name,person,hat", "0.png,1,yes", "1.png,1,no"]} | tables))
     with pytest.raises(ValueError, match=message):
         read_people(tmp_path)
 
 
-def test_a_value_that_the_schema_lacks_is_refused_where_it_is_written(tmp_path):
+def test_a_value_that_the_schema_lacks_raises_an_error_with_its_line(tmp_path):
     pictures(tmp_path, "0.png", "1.png")
     write(tmp_path, metadata=["file_name,person,vest", "0.png,1,red", "1.png,2,"],
           people=["person,hat", "1,no", "2,Maybe"])
@@ -101,30 +101,30 @@ def test_a_value_that_the_schema_lacks_is_refused_where_it_is_written(tmp_path):
     with pytest.raises(ValueError, match="people.csv, line 3: 'hat' is 'Maybe', expected one of no, yes. Correct"):
         labels_of(own, read_wording(own))
     (tmp_path / "schema.yaml").write_text(schema.replace("name: vest", "name: coat"))
-    with pytest.raises(ValueError, match="schema.yaml: has the attribute 'coat', which no column"):
+    with pytest.raises(ValueError, match="schema.yaml: has the attribute 'coat', but .* no column"):
         labels_of(own, read_wording(own))
 
 
-def test_folders_of_people_are_read_with_and_without_parts(tmp_path):
+def test_folders_of_people_are_read_with_and_without_folders_of_the_split(tmp_path):
     pictures(tmp_path, "a/x/1.png", "a/y/2.png", *(f"b/{part}/x/{part}.png" for part in ("train", "query", "gallery")))
     flat, split = read_people(tmp_path / "a"), read_people(tmp_path / "b")
     assert flat.person.to_list() == ["x", "y"] and flat.split is None
     assert split.split.to_list() == ["gallery", "query", "train"] and split.person.words == ("x",)
     pictures(tmp_path, "a/z.png")
-    with pytest.raises(ValueError, match="a: expected pictures .*PERSON/PICTURE; 1 of 3 .* 'z.png'.*--name-pattern"):
+    with pytest.raises(ValueError, match="a: expected images .*PERSON/IMAGE; 1 of 3 .* 'z.png'.*--name-pattern"):
         read_people(tmp_path / "a")
     for name, message in (("c/x/cam/1.png", r"\^\(\?P<person>\[\^/\]\+\)/\(\?P<camera>"),
-                          ("d/ x/1.png", "ends with a space")):
+                          ("d/ x/1.png", "begins or ends with a space")):
         pictures(tmp_path, name)
         with pytest.raises(ValueError, match=message):
             read_people(tmp_path / name[0])
-    with pytest.raises(ValueError, match="people.csv: is read beside the pictures. Give the folder, "):
+    with pytest.raises(ValueError, match="people.csv: is read in addition to a table of images. Give the folder, "):
         read_people(tmp_path / "people.csv")
     with pytest.raises(FileNotFoundError, match="no such folder or table"):
         read_people(tmp_path / "none")
 
 
-def test_tables_in_folders_of_parts_are_one(tmp_path):
+def test_tables_in_folders_of_the_split_are_joined(tmp_path):
     pictures(tmp_path, *(f"{part}/{n}.png" for part in ("train", "test") for n in range(2)))
     (tmp_path / "train/metadata.csv").write_text("file_name,person,hat\n0.png,a,no\n1.png,a,yes\n")
     (tmp_path / "test/metadata.jsonl").write_text("".join(
@@ -139,11 +139,11 @@ def test_tables_in_folders_of_parts_are_one(tmp_path):
     with pytest.raises(ValueError, match="test/metadata.jsonl, line 1: file_name is '/0.png', an absolute path"):
         read_people(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,person\ntrain/0.png,a\n")
-    with pytest.raises(ValueError, match="expected one table, or one in each of the folders"):
+    with pytest.raises(ValueError, match="expected either one table, or one in each of the folders"):
         read_people(tmp_path)
 
 
-def test_names_tell_person_camera_time_and_outfit_by_a_pattern(tmp_path):
+def test_a_pattern_reads_person_camera_time_and_outfit_from_file_names(tmp_path):
     pictures(tmp_path, "7_c2_o1_0900.png", "sub/8_c1_o1_0901.png")
     own = read_people(tmp_path, r"(?P<person>\d+)_c(?P<camera>\d)_o(?P<outfit>\d)_(?P<time>\d+)")
     assert [words.to_list() for words in (own.person, own.camera, own.outfit, own.time)] == [
@@ -154,7 +154,7 @@ def test_names_tell_person_camera_time_and_outfit_by_a_pattern(tmp_path):
             read_people(tmp_path, pattern)
 
 
-def test_a_drawn_split_stays_and_tests_nobody_who_is_trained_on(tmp_path):
+def test_a_drawn_split_is_stored_and_separates_training_and_test_people(tmp_path):
     write_people(tmp_path, people=9, cameras=2)
     pictures(tmp_path, "img/single.png")
     with open(tmp_path / "metadata.csv", "a") as file:
@@ -163,7 +163,7 @@ def test_a_drawn_split_stays_and_tests_nobody_who_is_trained_on(tmp_path):
     people = {part: set(np.array(own.person.words)[own.person.codes[own.is_in(part)]]) for part in own.split.words}
     assert not people["train"] & (people["query"] | people["gallery"]) and people["query"] == people["gallery"]
     assert len(people["query"]) == 4 and "alone" in people["train"]
-    assert "1 people have one picture: used for training only" in own.notes
+    assert "1 person has only one image: used for training only" in own.notes
     again = split_people(read_people(tmp_path), seed=4)
     assert again.split.to_list() == own.split.to_list()
     other = split_people(read_people(tmp_path), seed=4, write=False)
@@ -173,10 +173,10 @@ def test_a_drawn_split_stays_and_tests_nobody_who_is_trained_on(tmp_path):
     assert not (tmp_path / SPLIT_FILE).exists()
 
 
-def test_a_kept_split_that_lacks_a_picture_or_has_it_twice_or_names_no_part_is_refused(tmp_path):
+def test_a_split_file_with_missing_or_repeated_images_or_unknown_parts_raises_errors(tmp_path):
     pictures(tmp_path, "0.png", "1.png")
     write(tmp_path, metadata=["file_name,person", "0.png,1", "1.png,1"], split=["file_name,split", "0.png,train"])
-    with pytest.raises(ValueError, match="split.csv: has no line for '1.png' .1 of 2 pictures"):
+    with pytest.raises(ValueError, match="split.csv: has no line for '1.png' .1 of 2 images"):
         split_people(read_people(tmp_path))
     write(tmp_path, split=["file_name,split", "0.png,train", "1.png,"])
     with pytest.raises(ValueError, match="split.csv, line 3: split is '', expected one of train"):
@@ -198,7 +198,7 @@ def test_a_part_test_is_divided_into_queries_and_gallery(tmp_path):
 
 
 @pytest.mark.parametrize("cameras", [True, False])
-def test_one_query_a_person_and_camera_or_a_person(tmp_path, cameras):
+def test_there_is_one_query_per_person_and_camera_or_per_person(tmp_path, cameras):
     names = [f"{person}/{camera}_{n}.png" for person in range(4) for camera in range(2) for n in range(2)]
     pictures(tmp_path, *names)
     own = split_people(read_people(tmp_path, r"(?P<person>\d+)/" + (r"(?P<camera>\d)" if cameras else "")))

@@ -1,4 +1,4 @@
-"""Tables in every form that spreadsheets and programs write, and what is refused with its line."""
+"""Tables in the formats of spreadsheets and programs, and errors with their line."""
 
 import json
 import re
@@ -30,13 +30,14 @@ def rows_of(table) -> list[list[str]]:
     TEXT.replace("\n", "\r").encode(),
     TEXT.replace("person", " Person ").replace("7,", "7  ,").encode(), (TEXT + ",,\n\n  \n").encode(),
     ("\n\r\n" + TEXT).encode()],
-    ids=["UTF-8", "mark", "UTF-16", "CRLF", "semicolons", "tabs", "CR", "spaces", "blank lines", "blank lines first"])
-def test_what_spreadsheets_write_is_read_alike(tmp_path, content):
+    ids=["UTF-8", "byte order mark", "UTF-16", "CRLF", "semicolons", "tabs", "CR", "spaces",
+         "blank lines", "blank lines first"])
+def test_csv_files_of_spreadsheets_give_the_same_table(tmp_path, content):
     table = read(tmp_path / "metadata.csv", content)
     assert list(table.columns) == ["file_name", "person", "vest"] and rows_of(table) == ROWS
 
 
-def test_json_lines_and_parquet_give_the_same_words(tmp_path):
+def test_json_lines_and_parquet_give_the_same_table(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -48,7 +49,7 @@ def test_json_lines_and_parquet_give_the_same_words(tmp_path):
     assert lines.where(1).endswith("metadata.jsonl, line 3") and other.where(1).endswith("metadata.parquet, row 2")
 
 
-def test_numbers_in_json_lines_stay_as_they_are_written(tmp_path):
+def test_numbers_in_json_lines_stay_as_written(tmp_path):
     lines = ['{"file_name": "a.jpg", "person": 1180591620717411303424, "day": "2024-01-31", "size": 1.50}',
              '{"file_name": "b.jpg", "person": 1180591620717411303425, "day": "2024-02-01", "late": true}',
              '{"file_name": "c.jpg", "person": "x", "size": null}']
@@ -58,7 +59,7 @@ def test_numbers_in_json_lines_stay_as_they_are_written(tmp_path):
         ["b.jpg", "1180591620717411303425", "2024-02-01", "", "yes"], ["c.jpg", "x", "", "", ""]]
 
 
-def test_whole_numbers_that_pandas_keeps_as_floating_point_are_whole(tmp_path):
+def test_whole_numbers_that_pandas_stores_as_floats_are_read_as_whole_numbers(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -68,7 +69,7 @@ def test_whole_numbers_that_pandas_keeps_as_floating_point_are_whole(tmp_path):
     assert rows_of(table) == [["a", "7", "1.5", "3"], ["b", "8", "", ""]]
 
 
-def test_files_beyond_any_table_are_refused_before_they_are_read(tmp_path, monkeypatch):
+def test_too_large_files_are_rejected_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("cerberus_plugin.own_data.tables.MOST_BYTES", 2**20)
     with open(tmp_path / "metadata.csv", "wb") as file:
         file.write(b"file_name,person\n")
@@ -77,7 +78,7 @@ def test_files_beyond_any_table_are_refused_before_they_are_read(tmp_path, monke
         read_table(tmp_path / "metadata.csv", ("file_name", "person"))
 
 
-def test_a_row_is_named_by_its_line_behind_values_of_several_lines(tmp_path):
+def test_line_numbers_are_correct_after_values_of_several_lines(tmp_path):
     table = read(tmp_path / "metadata.csv", 'file_name,person,note\na.jpg,1,"two\nlines"\n\n,,\nb.jpg,2,x\n')
     assert [table.where(row).rpartition(", ")[2] for row in range(2)] == ["line 2", "line 6"]
     assert table.columns["note"][0] == "two\nlines"
@@ -86,8 +87,8 @@ def test_a_row_is_named_by_its_line_behind_values_of_several_lines(tmp_path):
 @pytest.mark.parametrize("content, message", [
     ("file_name,person\na.jpg,caf\u00e9\n".encode("cp1252"), "line 2: byte 0xe9 is not UTF-8.*CSV UTF-8"),
     ("file_name,person,hat\na.jpg,1,no\nb.jpg,2\n", "line 3: has 2 cells, expected 3"),
-    ("file_name,person,hat\na.jpg,1,no\nb.jpg,2,red, blue\n", "line 3: has 4 cells, expected 3.*Quote a value"),
-    ('file_name,person\na.jpg,1\nb.jpg,"2\nc.jpg,3\n', "line 3: .* never closed|line 3: has 2"),
+    ("file_name,person,hat\na.jpg,1,no\nb.jpg,2,red, blue\n", "line 3: has 4 cells, expected 3.*Quote values"),
+    ('file_name,person\na.jpg,1\nb.jpg,"2\nc.jpg,3\n', "line 3: .*closing quote.* is missing|line 3: has 2"),
     ("file_name,person,hat,hat\na.jpg,1,no,no\n", "line 1: two columns are called 'hat'"),
     ("file_name,person,hat,Hat\na.jpg,1,no,no\n", "two columns are called"),
     ("file_name,person,\na.jpg,1,no\n", "column 3 has values but no name"),
@@ -101,20 +102,20 @@ def test_a_row_is_named_by_its_line_behind_values_of_several_lines(tmp_path):
     ("file_name,person,note\na.jpg,1," + "x" * 2**18 + "\nb.jpg,2\n", "line 3: has 2 cells, expected 3"),
     ("file_name,person," + ",".join(f"f{n}" for n in range(30_000)) + "\n", f"30002 columns, .* {MOST_COLUMNS}"),
 ], ids=lambda value: None if isinstance(value, bytes) else value[:20])
-def test_a_bad_table_is_refused_with_its_place(tmp_path, content, message):
+def test_a_wrong_table_raises_an_error_with_its_place(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"metadata.csv.*(?:{message})"):
         read(tmp_path / "metadata.csv", content)
 
 
-def test_bad_json_lines_and_other_files_are_refused(tmp_path):
-    for content, message in (("[1]\n", "expected one object a line"), ("{\n", "line 1: no JSON"),
-                             ('{"file_name": "a", "person": 1}\n{"file_name": ', "line 2: no JSON"),
+def test_wrong_json_lines_and_other_files_raise_errors(tmp_path):
+    for content, message in (("[1]\n", "expected one object per line"), ("{\n", "line 1: not valid JSON"),
+                             ('{"file_name": "a", "person": 1}\n{"file_name": ', "line 2: not valid JSON"),
                              ('{"file_name": "a", "person": 1, "person": 2}\n', "line 1: has 'person' twice"),
-                             ('{"file_name": "a", "person": "\\ud800"}\n', "a character that is no text"),
-                             ('{"file_name": "a", "person": {"x": 1}}\n', "line 1: 'person' holds")):
+                             ('{"file_name": "a", "person": "\\ud800"}\n', "which is not valid text"),
+                             ('{"file_name": "a", "person": {"x": 1}}\n', "line 1: 'person' is")):
         with pytest.raises(ValueError, match=f"metadata.jsonl.*{re.escape(message)}"):
             read(tmp_path / "metadata.jsonl", content)
-    with pytest.raises(ValueError, match="no Parquet file"):
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
         read(tmp_path / "metadata.parquet", "no")
     with pytest.raises(ValueError, match="ends in '.xlsx', expected one of .csv"):
         read(tmp_path / "metadata.xlsx", "no")
@@ -122,7 +123,7 @@ def test_bad_json_lines_and_other_files_are_refused(tmp_path):
         read_table(tmp_path / "people.csv", ("person",))
 
 
-def test_words_that_become_equal_are_one():
+def test_words_that_become_equal_are_merged():
     words = Words.of(["Red", "red", "", "blue"]).renamed({"Red": "red", "blue": ""})
     assert words.words == ("red",) and words.codes.tolist() == [0, 0, -1, -1] and words.counts().tolist() == [2]
     assert Words(np.array([1, -1], np.int32), ("a", "b")).in_use().to_list() == ["b", ""]

@@ -1,4 +1,4 @@
-"""A small site with labels, what models say of it, and made-up embeddings."""
+"""A small labelled dataset, predictions for it, and synthetic embeddings."""
 
 from cerberus_plugin.attributes.schema import AttributeSchema, Field, Group
 from cerberus_plugin.audit.identities import space_of
@@ -19,7 +19,7 @@ WORDING = Wording(SCHEMA, {"vest": ("nothing",)})
 
 
 def site(folder, people: int = 24):
-    """Two pictures under each of two cameras of people with a hat or not, and a vest or "nothing"."""
+    """Write and read a dataset: two images of each person under each of two cameras, with labels of hats and vests."""
     lines = ["file_name,person,camera,hat,vest"]
     for person in range(people):
         for number in range(4):
@@ -32,7 +32,13 @@ def site(folder, people: int = 24):
 
 
 def predicted(own, hats: dict[int, float], vests: dict[int, list[float]]) -> Predictions:
-    """Probabilities that agree with the labels, but for some pictures: of a hat, and of vests none, red and blue."""
+    """Make predictions that agree with the labels except for some rows.
+
+    Args:
+        own: returned by `site`.
+        hats: probability of a hat by row.
+        vests: probabilities of none, red and blue by row.
+    """
     labels = labels_of(own, WORDING)
     hat = np.where(labels[:, 0] == 1, 0.9, 0.1)
     vest = np.full((len(own), 3), 0.05)
@@ -45,7 +51,13 @@ def predicted(own, hats: dict[int, float], vests: dict[int, list[float]]) -> Pre
 
 
 def pictures(names: np.ndarray, true: np.ndarray, folds: np.ndarray, seed: int = 0):
-    """Spaces of two models, and the model that each name is new to: unit vectors near those of the true people."""
+    """Make embeddings of two models: unit vectors near the centres of the true people.
+
+    Args:
+        names: the labelled person of each image.
+        true: the true person of each image.
+        folds: for each name, the model that was not trained on it.
+    """
     rng = np.random.default_rng(seed)
     spaces = []
     for k in range(2):

@@ -1,4 +1,4 @@
-"""Small data sets of one's own: pictures and tables of words."""
+"""Small own datasets: images and tables."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from PIL import Image
 
 @contextlib.contextmanager
 def forgotten_schemas() -> Iterator[None]:
-    """Schemas that are registered in the block are forgotten after it."""
+    """Unregister the schemas that are registered in the block."""
     before = set(SCHEMAS)
     try:
         yield
@@ -28,7 +28,7 @@ def write_picture(path: Path, *seed: int) -> None:
 
 
 def write_people(folder: Path, people: int = 8, cameras: int = 3, attributes: bool = True) -> Path:
-    """`metadata.csv` with one picture a person and camera, a hat that differs between pictures, and a vest."""
+    """Write `metadata.csv` with one image per person and camera, a hat that differs between images, and a vest."""
     lines = ["file_name,person,camera" + ",hat,vest" * attributes]
     for person in range(people):
         for camera in range(cameras):

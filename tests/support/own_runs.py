@@ -1,4 +1,4 @@
-"""Runs of `cerberus train` on small data sets of one's own."""
+"""Runs of `cerberus train` on small own datasets."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,15 @@ TINY_RUN = (*SMALL, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]")
 
 
 def train_own(data: Path, run: Path, *options, model: str = "plus", epochs: int | None = 2) -> Path:
-    """Train a tiny model by the command; options as there."""
-    said = ["--model", model] if model else []
-    said += ["--epochs", str(epochs)] if epochs else []
-    tiny = TINY_RUN if model in ("plus", "cerberus", "") else (*TINY_RUN[:4], *TINY_RUN[6:])  # no other has that head
-    cli.main(["train", str(data), "--out", str(run), *said, *map(str, (*tiny, *options))])
+    """Train a tiny model with `cerberus train` and its options."""
+    arguments = ["--model", model] if model else []
+    arguments += ["--epochs", str(epochs)] if epochs else []
+    tiny = TINY_RUN if model in ("plus", "cerberus", "") else (*TINY_RUN[:4], *TINY_RUN[6:])  # no such head
+    cli.main(["train", str(data), "--out", str(run), *arguments, *map(str, (*tiny, *options))])
     return run
 
 
 def figures(run: Path) -> dict:
-    """Figures of a run's own test set."""
+    """Metrics on the test set of a run."""
     (found,) = json.loads((run / "results.json").read_text())["results"].values()
     return found

@@ -1,4 +1,4 @@
-"""Tiny copies of published attribute sets in the form of their files, with empty pictures; what was written of them."""
+"""Small files in the formats of published datasets, with empty images; and reading the converted files."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def drawn_labels(count: int, wide: int, seed: int = 0) -> np.ndarray:
 
 
 def write_peta(root: Path, labels: np.ndarray, names=None, partitions=None) -> Path:
-    """Five partitions of which the k-th begins its training pictures at the k-th one."""
+    """Write five partitions; the training images of the k-th one start at image k."""
     count = len(labels)
     names = names or [*peta.EVALUATED, *(f"further{i}" for i in range(peta.ALL - len(peta.EVALUATED)))]
     extra = drawn_labels(count, len(names) - labels.shape[1], 1)
@@ -91,7 +91,7 @@ def write_rapv2(root: Path, labels: np.ndarray) -> Path:
 
 
 def write_upar(root: Path, tables: dict[str, np.ndarray], header: str = "# image,") -> Path:
-    """CSV files by their path, with pictures named after them."""
+    """Write CSV files by path, with images named after them."""
     for path, labels in tables.items():
         names = [f"PETA/images/{path.replace('/', '_')}_{n}.png" for n in range(len(labels))]
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,9 @@ def write_upar(root: Path, tables: dict[str, np.ndarray], header: str = "# image
 
 
 def write_agreid(root: Path, people: dict[str, dict[str, dict[str, str]]], change=None) -> Path:
-    """Words by part (train, test), name such as P0001T02140A0, and column; a column that is missing is unknown.
+    """Write labels by part (train, test), person such as P0001T02140A0, and column; missing columns are unknown.
 
-    Each person is seen twice by each of the cameras 0 and 3. `change` may alter the record of the file.
+    Each person has two images under each of the cameras 0 and 3. `change` can modify the contents of the file.
     """
     record = {}
     for part, own in people.items():
@@ -133,7 +133,7 @@ def rows(folder, name: str = "metadata.csv") -> list[dict[str, str]]:
 
 
 def read_back(folder, table: str = "metadata.csv") -> np.ndarray:
-    """Labels (N, A) of the written words under the written schema; every attribute of it has its column."""
+    """Labels (N, A) of a written table under the written schema; checks that each attribute has a column."""
     wording = read_schema(folder / "schema.yaml")
     written = rows(folder, table)
 
@@ -145,7 +145,7 @@ def read_back(folder, table: str = "metadata.csv") -> np.ndarray:
 
 
 def binaries_of(folder, table: str = "metadata.csv") -> np.ndarray:
-    """Published labels (N, B) in the order of `source.json`, from the written words alone."""
+    """Published labels (N, B) in the order of `source.json`, from the written values only."""
     schema = read_schema(folder / "schema.yaml").schema
     labels = read_back(folder, table)
     columns = []

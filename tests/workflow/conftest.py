@@ -1,4 +1,4 @@
-"""Two runs of `cerberus train`: with attributes and enough people to calibrate, and of people alone."""
+"""Two runs of `cerberus train`: with attributes and enough people for calibration, and with identities only."""
 
 import contextlib
 import io
@@ -9,13 +9,12 @@ from PIL import Image
 from support.own_data import write_people
 from support.own_runs import train_own
 
-PEOPLE = 184  # half of the test people are as many as choosing what a model abstains from takes
+PEOPLE = 184  # half of the test people are the 46 that calibration with abstention needs
 
 
 @pytest.fixture(scope="session")
 def crops(tmp_path_factory):
-    """With a name that a page must not take for its own. Pictures of one person are alike, so that pairs tell people.
-    """
+    """Crops in a folder whose name must be escaped in HTML; images of a person are similar, for informative pairs."""
     folder = write_people(tmp_path_factory.mktemp("own") / "crops <b>", people=PEOPLE, cameras=2)
     for path in (folder / "img").iterdir():
         person, camera = map(int, path.stem.split("_"))
@@ -26,22 +25,22 @@ def crops(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def said_run(crops, tmp_path_factory):
-    """A run, and what the command has printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+def printed_run(crops, tmp_path_factory):
+    """A run, and the output of the command."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         run = train_own(crops, tmp_path_factory.mktemp("run") / "run", "DATALOADER.NUM_INSTANCE", 2, model="")
-    return run, said.getvalue()
+    return run, printed.getvalue()
 
 
 @pytest.fixture(scope="session")
-def run(said_run):
-    return said_run[0]
+def run(printed_run):
+    return printed_run[0]
 
 
 @pytest.fixture(scope="session")
 def plain_crops(tmp_path_factory):
-    """Without attributes and cameras."""
+    """Crops without attributes and cameras."""
     folder = write_people(tmp_path_factory.mktemp("own") / "plain", people=8, attributes=False)
     lines = [line.rsplit(",", 1)[0] for line in (folder / "metadata.csv").read_text().splitlines()]
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""`cerberus evaluate`: runs on other data sets, with the attributes that both sides have."""
+"""`cerberus evaluate`: runs on other datasets, with the attributes that both have."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from support.own_runs import figures
 
 @pytest.fixture
 def other(tmp_path):
-    """Another data set: "hat" in capitals, no vest but a helmet, as few people."""
+    """Another dataset: "hat" in another case, a helmet instead of the vest, and fewer people."""
     folder = write_people(tmp_path / "other", people=8)
     lines = (folder / "metadata.csv").read_text().replace("hat,vest", "Hat,helmet").replace(",yes,", ",Yes,")
     (folder / "metadata.csv").write_text(lines)
@@ -25,13 +25,13 @@ def summary(run) -> list[dict]:
     return json.loads((run / "evaluation/summary.json").read_text())
 
 
-def test_a_run_on_other_data_is_scored_by_the_attributes_that_both_have(run, crops, other, capsys):
+def test_a_run_is_scored_on_other_data_by_the_attributes_that_both_have(run, crops, other, capsys):
     cli.main(["evaluate", str(run), str(other)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     own, found = summary(run)
     assert own["own test set"] and own["data"] == str(crops) and own["figures"]["reID mAP"] == figures(run)["mAP"]
     assert (found["attributes known"], found["attributes"]) == (1, 2)
-    assert f"{percent(found['figures']['reID mAP'])}" in said and "1 of 2" in said
+    assert f"{percent(found['figures']['reID mAP'])}" in printed and "1 of 2" in printed
     assert any("vest" in line for line in found["left out"]) and any("helmet" in line for line in found["left out"])
     whole = figures(run / "evaluation/other")
     assert whole["PAR/official/vest"] is None and whole["PAR/mA_official"] == whole["PAR/official/hat"]
@@ -39,7 +39,7 @@ def test_a_run_on_other_data_is_scored_by_the_attributes_that_both_have(run, cro
     assert (run / "evaluation/other/results.txt").is_file() and (run / "results.json").is_file()
 
 
-def test_other_data_is_not_split_by_the_split_file_of_the_run(run, other, tmp_path):
+def test_the_split_file_of_the_run_does_not_apply_to_other_data(run, other, tmp_path):
     moved = shutil.copytree(run, tmp_path / "run")
     text = (moved / "config.yaml").read_text()
     assert "SPLIT_FILE: ''" in text
@@ -48,32 +48,32 @@ def test_other_data_is_not_split_by_the_split_file_of_the_run(run, other, tmp_pa
     assert summary(moved)[1]["figures"]["reID mAP"] > 0
 
 
-def test_data_without_the_attributes_has_figures_of_people_alone(run, plain_crops, capsys):
+def test_data_without_the_attributes_has_only_reid_metrics(run, plain_crops, capsys):
     cli.main(["evaluate", str(run), str(plain_crops)])
     _, found = summary(run)
     assert found["attributes known"] == 0 and set(found["figures"]) == {"reID mAP", "Rank-1"}
-    assert "none of its attributes are known" in capsys.readouterr().out
+    assert "has no labels of the run's attributes" in capsys.readouterr().out
 
 
-def test_several_runs_make_a_table_of_who_transfers_to_whom(run, crops, plain_run, plain_crops, other, capsys):
+def test_several_runs_give_a_table_of_runs_and_datasets(run, crops, plain_run, plain_crops, other, capsys):
     cli.main(["evaluate", str(run), str(plain_run), str(plain_crops), str(crops), str(other)])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     found = summary(run)
     assert found == summary(plain_run)
     assert {(each["run"], each["data"]) for each in found} == {
         (str(own), str(data)) for own in (run, plain_run) for data in (crops, plain_crops, other)}
     assert sum(each["own test set"] for each in found) == 2
-    rows = [line.split() for line in said.splitlines() if line.startswith((str(run), str(plain_run)))]
+    rows = [line.split() for line in printed.splitlines() if line.startswith((str(run), str(plain_run)))]
     assert [" ".join(row[1:3]) for row in rows if row[2] in ("mAP", "mA")] == [
-        "reID mAP", "PAR mA", "APS mAP", "reID mAP"]  # the plain run knows no attributes
+        "reID mAP", "PAR mA", "APS mAP", "reID mAP"]  # the second run has no attributes
 
 
-def test_what_is_no_run_or_no_data_is_refused_before_anything_is_evaluated(run, crops, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no config.yaml, so it is no run"):
+def test_wrong_runs_and_datasets_are_rejected_before_the_first_evaluation(run, crops, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run, since it has no config.yaml"):
         split_arguments([str(crops)])
-    with pytest.raises(ValueError, match="give data sets after the runs"):
+    with pytest.raises(ValueError, match="no dataset is given"):
         split_arguments([str(run), str(run)])
-    with pytest.raises(SystemExit, match="'NoSuchSet' is neither a data set of the registry"):
+    with pytest.raises(SystemExit, match="'NoSuchSet'"):
         cli.main(["evaluate", str(run), "NoSuchSet"])
     few = write_people(tmp_path / "few", people=2)
     with pytest.raises(SystemExit, match="has no query images"):
@@ -81,7 +81,7 @@ def test_what_is_no_run_or_no_data_is_refused_before_anything_is_evaluated(run, 
     assert not (run / "evaluation/few").exists()
 
 
-def test_data_sets_of_one_name_are_told_apart(tmp_path):
+def test_datasets_of_the_same_name_get_different_folders(tmp_path):
     table = tmp_path / "a/crops/metadata.csv"
     table.parent.mkdir(parents=True)
     table.touch()
@@ -89,7 +89,7 @@ def test_data_sets_of_one_name_are_told_apart(tmp_path):
         str(table): "crops", "/b/crops": "crops-2", "DukeMTMCAttributes": "DukeMTMCAttributes", "/c/crops": "crops-3"}
 
 
-def test_a_registered_data_set_is_read_by_its_name(run, market_root, monkeypatch, capsys):
+def test_a_registered_dataset_is_read_by_its_name(run, market_root, monkeypatch, capsys):
     from fastreid.data import build
 
     monkeypatch.setattr(build, "_root", str(market_root))

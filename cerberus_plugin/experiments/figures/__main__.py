@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...utils.commands import run_command
+from ...utils.commands import add_blur_faces, faces_blurred, run_command
 from . import alignment, attention, neighbours, sheets
 from .exhibit import TestedModel, write
 from .rank_list import advised
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make = MAKE[args.name]
     options = {name: getattr(args, name) for name in OPTIONS
                if name in inspect.signature(make).parameters and getattr(args, name) is not None}
-    with advised(args.run):
+    with advised(args.run), faces_blurred(args.blur_faces):
         exhibit = make(*runs, **options)
     command = shlex.join(["python", "-m", "cerberus_plugin.experiments.figures", *given])
     record = write(exhibit, runs, args.output, args.save_as or args.name, command)
@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
                         "upper and lower, if the model has them)")
     parser.add_argument("--top", type=int, default=8, help="sheets: images per row (default: %(default)s)")
     parser.add_argument("--device", help="cuda or cpu (default: cuda if available)")
+    add_blur_faces(parser)
     return parser
 
 

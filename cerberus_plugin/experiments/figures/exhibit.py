@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ...data.build import build_readable_test_set
@@ -23,6 +24,7 @@ from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
 from ...utils.files import file_sha256, write_figure, write_json
+from ...utils.images import for_display
 
 FOLDER = "figures"  # subfolder of the report
 WIDTH, DPI = 9.0, 200  # inches, dots per inch; text of 8 points is 11 pixels high if the image is shown 900 pixels wide
@@ -87,8 +89,9 @@ class TestedModel:
         return [index for index, (_, pid, _) in enumerate(self.items) if pid not in junk]
 
     def seen(self, paths: Sequence[str]) -> np.ndarray:
-        """The pixels of pictures as the model takes them: uint8 (len(paths), H, W, 3)."""
-        return self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        """The pixels of images at the model's input size, to be shown: uint8 (len(paths), H, W, 3)."""
+        pixels = self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        return np.stack([np.asarray(for_display(Image.fromarray(own))) for own in pixels])
 
     def first_images(self, indices: Iterable[int]) -> list[int]:
         """Return the first image of each identity, in the given order.

@@ -21,9 +21,9 @@ from ...attributes import MISSING
 from ...data.clothes import GALLERY_CAMERAS
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
-from ...utils.commands import run_command
+from ...utils.commands import add_blur_faces, faces_blurred, run_command
 from ...utils.files import write_figure
-from ...utils.images import Unreadable, read_image
+from ...utils.images import Unreadable, for_display, read_image
 from .exhibit import DPI, WIDTH, TestedModel, spread
 
 if TYPE_CHECKING:
@@ -238,9 +238,10 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
         caption: above the image.
     """
     axis.axis("on")
-    axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
+    image = read_image(picture) if isinstance(picture, str | os.PathLike) else picture
+    axis.imshow(for_display(image))
     axis.set(xticks=[], yticks=[], anchor="N")
-    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3)
+    axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3, parse_math=False)
     for side in axis.spines.values():
         side.set(visible=verdict in FRAMES, color=COLOURS[verdict], linewidth=2.2)
         side.set_linestyle(FRAMES.get(verdict, "solid"))
@@ -255,7 +256,7 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
         title: above the lines.
     """
     axis.axis("off")
-    axis.set_title(title, fontsize=8, loc="left", pad=3)
+    axis.set_title(title, fontsize=8, loc="left", pad=3, parse_math=False)
     for n, (text, verdict) in enumerate(words):
         axis.annotate(MARKS[verdict] + textwrap.shorten(text, 34, placeholder=" ..."), (0, 1),
                       xytext=(2, -72 * LINE * n - 1), xycoords="axes fraction", textcoords="offset points", va="top",
@@ -286,6 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", help="file to write (default: RUN_FOLDER/rank_list.png)")
     parser.add_argument("--may-have-changed-clothes", action="store_true",
                         help="compare images by the groups that `experiments.groups` has chosen for changed clothes")
+    add_blur_faces(parser)
     args = parser.parse_args(arguments)
     predictor = CerberusPredictor(args.run_folder)
     groups = predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ()
@@ -295,7 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     if gallery.labels is not None:
         rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]
     path = args.output or str(Path(args.run_folder) / "rank_list.png")
-    draw(rows, path, args.top)
+    with faces_blurred(args.blur_faces):
+        draw(rows, path, args.top)
     print(f"wrote {path}")
 
 

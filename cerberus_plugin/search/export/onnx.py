@@ -39,6 +39,7 @@ from ..portable import AttributeModel, ExportedEncoder
 from ..portable.exported import (
     ANSWERS,
     ATTRIBUTES_KEY,
+    BICUBIC_FORMAT,
     EMBEDDING,
     ENCODER_KEY,
     FORMAT_KEY,
@@ -181,7 +182,7 @@ def export(run_folder: str | Path, output: str | Path, images: str | Path | Sequ
     if missing:
         raise ImportError(f"export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     encoder = TorchEncoder(CerberusPredictor(run_folder, weights, device="cpu", precise=True))
-    paths = _readable(images, pictures)
+    paths = readable_images(images, pictures)
 
     def write(file: BinaryIO) -> None:
         nonlocal agreement
@@ -332,7 +333,7 @@ def _run_embeddings(encoder: TorchEncoder, paths: Sequence[str | Path]) -> np.nd
                            for start in range(0, len(paths), size)])
 
 
-def _readable(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
+def readable_images(images: str | Path | Sequence[str | Path], most: int) -> list[str | Path]:
     """Select images at equal distances; unreadable ones are skipped and logged."""
     paths = [Path(images) / found.path for found in walk(images)] if isinstance(images, str | Path) else list(images)
     readable = []
@@ -354,23 +355,20 @@ def _input_size(predictor: CerberusPredictor) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1 or crop:
         raise ValueError(f"{predictor.run_folder}: INPUT.SIZE_TEST is {size} and INPUT.CROP.ENABLED {crop}; only "
                          "models that resize all images to one height and width can be exported")
-    interpolation = predictor.cfg.INPUT.INTERPOLATION
-    if interpolation != "bicubic":
-        raise ValueError(f"{predictor.run_folder}: INPUT.INTERPOLATION is '{interpolation}'; exported models resize "
-                         "pictures bicubically, so only runs with INPUT.INTERPOLATION bicubic can be exported")
     return tuple(size)
 
 
 def _metadata(encoder: TorchEncoder, size: tuple[int, int]) -> dict:
     import cerberus_plugin
 
+    resize = encoder.predictor.cfg.INPUT.INTERPOLATION
     versions = {name: importlib.metadata.version(name) for name in ("torch", *NEEDED)}
     record = {
-        FORMAT_KEY: METADATA_FORMAT,
+        FORMAT_KEY: BICUBIC_FORMAT if resize == "bicubic" else METADATA_FORMAT,
         ENCODER_KEY: {"fingerprint": encoder.fingerprint, "dim": encoder.dim, "groups": list(encoder.groups),
                       "metric": encoder.metric, "lasting_groups": list(encoder.lasting_groups),
                       "verification": encoder.verification.to_dict() if encoder.verification else None,
-                      "size": list(size), "channels": "RGB", "resize": "bicubic",
+                      "size": list(size), "channels": "RGB", "resize": resize,
                       "architecture": encoder.predictor.cfg.MODEL.META_ARCHITECTURE},
         VERSIONS_KEY: {"cerberus_plugin": cerberus_plugin.__version__, "fastreid": host.version(), **versions},
     }

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...attributes.attribute_model import AttributeModel
-from ...utils.images import to_array
+from ...utils.images import INTERPOLATIONS, to_array
 from ...utils.text import counted
 from .verification import Verification
 
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 # and an identifier of the machine. It is disabled unless the user has set this variable.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-METADATA_FORMAT = "2"  # of the metadata; raised where an older reader would misread it
-READABLE = ("1", METADATA_FORMAT)  # 1 knows no prior of attributes and has no log-probabilities
+METADATA_FORMAT = "3"  # of the metadata; raised where an older reader would misread it
+BICUBIC_FORMAT = "2"  # written for models that resize bicubically, which readers of version 2 assume
+READABLE = ("1", BICUBIC_FORMAT, METADATA_FORMAT)  # 1 has no prior of attributes and no log-probabilities
 FORMAT_KEY = "cerberus.format"
 ENCODER_KEY = "cerberus.encoder"  # attributes of `Encoder`, input size and architecture
 ATTRIBUTES_KEY = "cerberus.attributes"  # columns with their classes, in the order of the outputs, for other programs
 VOCABULARY_KEY = "cerberus.vocabulary"  # see `AttributeModel.to_dict`
 VERSIONS_KEY = "cerberus.versions"
+INT8_KEY = "cerberus.int8"  # of a quantised model: settings and measured loss, see `export.int8.Int8Report`
 INPUT, EMBEDDING, PROBABILITIES, ANSWERS = "images", "embedding", "attributes", "answers"
 LOG_PROBABILITIES = "log_probabilities"
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -80,12 +82,14 @@ class ExportedEncoder:
             self.groups: tuple[str, ...] = tuple(record["groups"])
             self.metric: str = record["metric"]
             self.size: tuple[int, int] = tuple(record["size"])
+            self.interpolation: str = record.get("resize", "bicubic")
             self.architecture: str = record["architecture"]
             known = json.loads(metadata.get(VOCABULARY_KEY, "null"))
             self.vocabulary = AttributeModel.from_dict(known) if known else None
             self.lasting_groups: tuple[str, ...] = tuple(record["lasting_groups"])
             fitted = record["verification"]
             self.verification = Verification.from_dict(fitted) if fitted else None
+            self.int8: dict | None = json.loads(metadata.get(INT8_KEY, "null"))
             self.versions: dict[str, str] = json.loads(metadata.get(VERSIONS_KEY, "{}"))
             self._check()
         except Exception as error:  # the metadata can be any text
@@ -97,6 +101,9 @@ class ExportedEncoder:
         gives = {node.name: node.shape for node in self.session.get_outputs()}[EMBEDDING][1]
         if list(self.size) != takes or self.dim != gives:
             raise ValueError(f"input size {self.size} and {self.dim} values, but the graph has {takes} and {gives}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"images resized by {self.interpolation!r:.60}, expected one of "
+                             f"{', '.join(INTERPOLATIONS)}")
         if not all(isinstance(name, str) for name in (self.fingerprint, *self.groups, *self.lasting_groups)):
             raise ValueError("names that are not text")
         if self.metric not in ("cosine", "euclidean") or self.dim % max(1, len(self.groups)):
@@ -131,11 +138,23 @@ class ExportedEncoder:
         Raises:
             ValueError: if onnxruntime fails, or an output is not finite.
         """
-        names = list(outputs or (node.name for node in self.session.get_outputs()))
         if not len(images):
             return {EMBEDDING: np.zeros((0, self.dim), dtype=np.float32)}
-        parts = [self._run(names, to_array(images[start:start + self.batch_size], self.size))
-                 for start in range(0, len(images), self.batch_size)]
+        return self._joined(outputs, (to_array(images[start:start + self.batch_size], self.size, self.interpolation)
+                                      for start in range(0, len(images), self.batch_size)))
+
+    def run_pixels(self, pixels: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Return outputs of the graph by name, all of them if None, for pixels of the model's size.
+
+        Args:
+            pixels: uint8 (N, 3, H, W), RGB, N at least 1.
+        """
+        return self._joined(outputs, (pixels[start:start + self.batch_size]
+                                      for start in range(0, len(pixels), self.batch_size)))
+
+    def _joined(self, outputs: Sequence[str] | None, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(outputs or (node.name for node in self.session.get_outputs()))
+        parts = [self._run(names, batch) for batch in batches]
         return {name: np.concatenate(own) for name, own in zip(names, zip(*parts))}
 
     def _run(self, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:

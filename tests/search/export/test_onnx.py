@@ -15,7 +15,13 @@ from cerberus_plugin.search.calibration import Calibration
 from cerberus_plugin.search.export.onnx import Agreement, ExportMismatch, build, compare, export, places_out_of_order
 from cerberus_plugin.search.export.torch_encoder import Embedder, TorchEncoder, fingerprint_of
 from cerberus_plugin.search.portable import ExportedEncoder, Verification
-from cerberus_plugin.search.portable.exported import ENCODER_KEY, VOCABULARY_KEY
+from cerberus_plugin.search.portable.exported import (
+    BICUBIC_FORMAT,
+    ENCODER_KEY,
+    FORMAT_KEY,
+    METADATA_FORMAT,
+    VOCABULARY_KEY,
+)
 from cerberus_plugin.utils.images import read_image, to_array
 
 import numpy as np
@@ -24,6 +30,7 @@ import pytest
 import torch
 from fastreid.modeling.meta_arch import build_model
 from onnx import numpy_helper
+from PIL import Image
 from support.processes import WITHOUT_TORCH
 
 ROOT = Path(__file__).parents[3]
@@ -278,12 +285,17 @@ def test_agreement_requires_all_criteria(figures):
     assert ("fingerprints differ" in str(Agreement(**good | figures))) == ("same_model" in figures)
 
 
-def test_a_baseline_only_exports_its_embedding(small_config, images, paths, tmp_path):
-    cfg = small_config("MODEL.HEADS.NUM_CLASSES", 4, file="configs/Market1501/bot_R50.yml")
+def write_run(cfg) -> None:
+    """Write the folder of a run with random weights."""
     Path(cfg.OUTPUT_DIR).mkdir()
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, Path(cfg.OUTPUT_DIR) / "model_final.pth")
     (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
+
+
+def test_a_baseline_only_exports_its_embedding(small_config, images, paths, tmp_path):
+    cfg = small_config("MODEL.HEADS.NUM_CLASSES", 4, file="configs/Market1501/bot_R50.yml")
+    write_run(cfg)
     assert export(cfg.OUTPUT_DIR, tmp_path / "bot.onnx", paths).holds
     encoder = ExportedEncoder(tmp_path / "bot.onnx")
     assert (encoder.vocabulary, encoder.groups) == (None, ())
@@ -292,6 +304,37 @@ def test_a_baseline_only_exports_its_embedding(small_config, images, paths, tmp_
     assert np.linalg.norm(outputs["embedding"], axis=1) == pytest.approx(1, abs=1e-5)
     embeddings = CerberusPredictor(cfg.OUTPUT_DIR, device="cpu").embed(paths)
     assert outputs["embedding"] == pytest.approx(torch.nn.functional.normalize(embeddings).numpy(), abs=1e-5)
+
+
+def test_a_run_that_resizes_bilinearly_is_exported_with_its_interpolation(small_config, tmp_path):
+    images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 4, 3)).astype(np.uint8)) for i in range(8)]
+    paths = [str(tmp_path / f"{i}.png") for i in range(len(images))]  # noise that is enlarged shows the interpolation
+    for path, image in zip(paths, images):
+        image.save(path)
+    cfg = small_config("MODEL.HEADS.NUM_CLASSES", 4, "INPUT.INTERPOLATION", "bilinear",
+                       file="configs/Market1501/bot_R50.yml")
+    write_run(cfg)
+    assert export(cfg.OUTPUT_DIR, tmp_path / "bilinear.onnx", paths).holds
+    encoder = ExportedEncoder(tmp_path / "bilinear.onnx")
+    assert encoder.interpolation == "bilinear"
+    embeddings = torch.nn.functional.normalize(CerberusPredictor(cfg.OUTPUT_DIR, device="cpu").embed(paths)).numpy()
+    assert encoder.encode(images) == pytest.approx(embeddings, abs=1e-5)
+    encoder.interpolation = "bicubic"
+    assert abs(encoder.encode(images) - embeddings).max() > 1e-2
+    model = onnx.load(tmp_path / "bilinear.onnx")
+    assert {entry.key: entry.value for entry in model.metadata_props}[FORMAT_KEY] == METADATA_FORMAT
+    set_metadata(model, ENCODER_KEY, lambda text: json.dumps(json.loads(text) | {"resize": "bicubic"}))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    torch_encoder = TorchEncoder(CerberusPredictor(cfg.OUTPUT_DIR, device="cpu", precise=True))
+    assert not compare(ExportedEncoder(tmp_path / "wrong.onnx"), torch_encoder, paths).holds
+    set_metadata(model, ENCODER_KEY, lambda text: json.dumps(json.loads(text) | {"resize": "nearest"}))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    with pytest.raises(ValueError, match="its metadata is damaged .*resized by 'nearest', expected one of bicubic"):
+        ExportedEncoder(tmp_path / "wrong.onnx")
+
+
+def test_a_model_that_resizes_bicubically_is_written_for_earlier_readers_too(exported):
+    assert ExportedEncoder(exported[0]).session.get_modelmeta().custom_metadata_map[FORMAT_KEY] == BICUBIC_FORMAT
 
 
 class Powers(torch.nn.Module):
@@ -372,9 +415,6 @@ def test_errors_of_the_export_are_reported(run, torch_encoder, crops, paths, tmp
     monkeypatch.setattr(torch_encoder.predictor, "cfg", torch_encoder.predictor.cfg.clone())
     torch_encoder.predictor.cfg.INPUT.SIZE_TEST = [48]
     with pytest.raises(ValueError, match=r"INPUT.SIZE_TEST is \[48\] and INPUT.CROP.ENABLED False; only models"):
-        build(torch_encoder)
-    torch_encoder.predictor.cfg.INPUT.SIZE_TEST, torch_encoder.predictor.cfg.INPUT.INTERPOLATION = [48, 24], "bilinear"
-    with pytest.raises(ValueError, match="INPUT.INTERPOLATION is 'bilinear'; exported models resize pictures bicubic"):
         build(torch_encoder)
     monkeypatch.setattr("cerberus_plugin.search.export.onnx.find_spec",
                         lambda name: None if name.startswith("onnxs") else name)

@@ -41,7 +41,7 @@ def test_invalid_exported_files_are_rejected(tiny, tmp_path, monkeypatch):
         ExportedEncoder(tmp_path / "any.onnx", batch_size=0)
     with pytest.raises(ValueError, match="was not exported from a run; export"):
         ExportedEncoder(tiny())
-    with pytest.raises(ValueError, match="has metadata of format 9, not 2"):
+    with pytest.raises(ValueError, match="has metadata of format 9, not 3"):
         ExportedEncoder(tiny(format="9"))
     good = {"fingerprint": "0", "dim": 24, "groups": [], "metric": "cosine", "size": [4, 2], "architecture": "tiny",
             "lasting_groups": [], "verification": None}

@@ -16,7 +16,7 @@ from cerberus_plugin.modeling.sid_prototypes import SIDPrototypes
 from cerberus_plugin.search.export.onnx import Graph
 from cerberus_plugin.search.gallery.thumbnails import thumbnail
 from cerberus_plugin.search.portable import Answer, AttributeModel
-from cerberus_plugin.utils.images import Limits, Unreadable, read_image, read_size, to_array, to_rgb
+from cerberus_plugin.utils.images import INTERPOLATIONS, Limits, Unreadable, read_image, read_size, to_array, to_rgb
 
 import cv2
 import numpy as np
@@ -319,7 +319,8 @@ def test_limits_can_be_given(tmp_path):
 @pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"),
                                         ("PNG", "LA"), ("BMP", "RGB"), ("WEBP", "RGBA")])
 @pytest.mark.parametrize("turn", [1, 6])
-def test_pixels_are_those_that_fastreid_reads(tmp_path, kind, mode, turn):
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_pixels_are_those_that_fastreid_reads(tmp_path, kind, mode, turn, interpolation):
     exif = Image.Exif()
     exif[0x0112] = turn  # orientation
     path = tmp_path / "crop"
@@ -327,8 +328,8 @@ def test_pixels_are_those_that_fastreid_reads(tmp_path, kind, mode, turn):
     image, expected = read_image(path), host_image(str(path), format="RGB")
     assert (np.asarray(image) == np.asarray(expected)).all()
     assert image.size == ((20, 12) if turn == 6 and kind != "BMP" else (12, 20))
-    transform = build_transforms(read_config(), is_train=False)
-    assert (to_array([image], (48, 24))[0] == transform(expected).numpy()).all()
+    transform = build_transforms(read_config("INPUT.INTERPOLATION", interpolation), is_train=False)
+    assert (to_array([image], (48, 24), interpolation)[0] == transform(expected).numpy()).all()
 
 
 def sixteen_bits(shape: tuple[int, ...]) -> np.ndarray:
