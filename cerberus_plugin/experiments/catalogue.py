@@ -85,7 +85,7 @@ def _comparison() -> Study:
         Variant("AGW", file="agw", published=_zoo((88.2, 95.3), (79.9, 89.0)), note=ZOO),
         Variant("SBS", file="sbs", published=_zoo((88.2, 95.4), (80.3, 90.3)), note=ZOO),
         Variant("MGN", file="mgn", published=_zoo((89.8, 95.8), (82.0, 91.1)),
-                note=f"{ZOO}, for a ResNet-50 with instance normalisation; this one has none"),
+                note=f"{ZOO}, for a ResNet-50 with instance normalisation; the model of this study has none"),
         Variant("IDE", file="ide"),
         Variant("ARN", file="arn", published=ARN, rule="official"),
         Variant("APR", file="apr", published=APR, rule="official"),
@@ -165,7 +165,7 @@ def _choices() -> Study:
     return Study("choices", "Beyond the paper: options of cerberus_plus", "How much do these options matter?",
                  variants, MAIN + ("PAR/mA_balanced",), pairs=tuple((name, PLUS) for name in changes),
                  options={"DATASETS.HOLD_OUT": 60, "DATASETS.TESTS": (HELD_OUT,)},
-                 note="60 training identities are held out from training, and tested on. No test image is used.")
+                 note="60 training identities are held out and used for testing. No test image is used.")
 
 
 def _options() -> Study:
@@ -234,8 +234,8 @@ def _sensitivity() -> Study:
         "sensitivity", "Figure 10: sigma, lambda_sem, lambda_reg, alpha and beta, one at a time",
         "How much do the paper's hyperparameters matter?", variants, MAIN, pairs=pairs, hours=0.4,
         options={"DATASETS.HOLD_OUT": 100, "DATASETS.TESTS": (HELD_OUT,)},
-        note="100 training identities are held out from training, and tested on, as in the paper. The first image of "
-             "each identity and camera is a query; the paper draws 160 queries. No test image is used.")
+        note="100 training identities are held out and used for testing, as in the paper. The first image of each "
+             "identity and camera is a query; the paper draws 160 queries. No test image is used.")
 
 
 STUDIES = {study.name: study for study in (_comparison(), _parts(), _initialisers(), _margins(), _plus(), _choices(),

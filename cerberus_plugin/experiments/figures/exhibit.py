@@ -89,7 +89,14 @@ class TestedModel:
         return [index for index, (_, pid, _) in enumerate(self.items) if pid not in junk]
 
     def seen(self, paths: Sequence[str]) -> np.ndarray:
-        """The pixels of images at the model's input size, to be shown: uint8 (len(paths), H, W, 3)."""
+        """Load images at the input size of the model, to show them.
+
+        Args:
+            paths: of the images.
+
+        Returns:
+            uint8 (len(paths), H, W, 3), RGB; heads are blurred if this was requested.
+        """
         pixels = self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
         return np.stack([np.asarray(for_display(Image.fromarray(own))) for own in pixels])
 
