@@ -1,4 +1,4 @@
-"""Hand-made records of studies and figures, for the tests of the report."""
+"""Handmade records of studies and figures, in the format of the experiments, for tests of the report."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def study(name: str, variants, **fields) -> dict:
 
 
 def write(folder: Path, *studies: dict, config: dict | None = None) -> Path:
-    """Write records to a folder; with `config`, also config.yaml of every run with these changes."""
+    """Write records to a folder; with `config`, also the config.yaml of every run with these changes."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in studies:
         (folder / f"{record['study']}.json").write_text(json.dumps(record))
@@ -71,7 +71,7 @@ def write_exhibit(folder: Path, name: str = "attention", **fields) -> None:
 
 
 def parts(**fields) -> dict:
-    """A small Table 6: three seeds of two variants, an undefined metric, published rows of both."""
+    """Return a small Table 6: three seeds of two variants, one undefined metric, and published results of both."""
     plain = [run("plain", seed, mAP=88.0 + seed, Rank_1=95.0) for seed in range(3)]
     full = [run("full", seed, mAP=89.5 + seed / 4, Rank_1=96.0, PAR__mA_official=86.0 + seed,
                 APS__mAP=None if seed else 31.0) for seed in range(3)]
