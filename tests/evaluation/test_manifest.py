@@ -231,7 +231,7 @@ def test_manifest_diff_prints_a_manifest_or_the_differences_of_two(run, tmp_path
     assert not any(name.startswith(("checkpoint", "tests: Market1501: query")) for name in cells)
     assert differences(read(folder), read(folder)) == []
     main([folder, folder])
-    assert "nothing differs" in capsys.readouterr().out
+    assert "no differences" in capsys.readouterr().out
 
 
 def test_ranking_rules_of_an_earlier_record_are_read_from_its_protocol(run, tmp_path):
