@@ -82,7 +82,7 @@ if __name__ == "__main__":
 
     setup(
         name="cerberus-plugin",
-        version="0.1.0",
+        version="0.2.0",
         description="Attribute-based person re-identification with semantic IDs, as a FastReID plugin",
         packages=[*find_packages(include=["cerberus_plugin", "cerberus_plugin.*"]), "cerberus_plugin.configs"],
         package_dir={"cerberus_plugin.configs": "configs"},  # `cerberus train` chooses from them

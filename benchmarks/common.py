@@ -6,6 +6,7 @@ import sys
 
 from cerberus_plugin.utils.environment import hardware, versions
 from cerberus_plugin.utils.environment import timed as timed
+from cerberus_plugin.utils.files import write_text
 
 import torch
 from tabulate import tabulate
@@ -20,9 +21,7 @@ def write(path, record: dict) -> None:
     """A JSON file of the record and of how it came about."""
     account = {"versions": versions(), "hardware": hardware(), "torch_threads": torch.get_num_threads(),
                "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])}
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record | account, indent=2) + "\n")
+    write_text(str(path), json.dumps(record | account, indent=2) + "\n")
 
 
 def peak_resident_bytes() -> int:

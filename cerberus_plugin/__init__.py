@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from .utils import moved
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["APSTask", "CerberusPredictor", "CerberusTrainer", "PARTask", "ReIDTask", "SIDTable", "TaskEvaluator",
            "add_cerberus_config"]
 

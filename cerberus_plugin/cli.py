@@ -11,6 +11,7 @@
     cerberus serve gallery --run RUN                          search in a web browser
     cerberus recognise --run RUN 0001.jpg                     predict the attributes of images
     cerberus export --run RUN --images crops                  write model.onnx, which runs without PyTorch
+    cerberus card runs/shop                                   write the model card of a run again
     cerberus import osnet_x1_0_msmt17.pth --out RUN           convert a torchreid, BoxMOT or reid checkpoint to a run
 
 Run "cerberus COMMAND --help" for details. index, search, serve and recognise also accept --model model.onnx instead of
@@ -27,11 +28,11 @@ import sys
 from collections.abc import Sequence
 
 # Modules that import numpy are imported inside the commands, so that `cerberus --help` starts quickly.
-from .commands import audit, check, convert, evaluate, export, import_run, index, recognise, search, serve, train
-from .utils.commands import printable, run_command
+from .commands import audit, card, check, convert, evaluate, export, import_run, index, recognise, search, serve, train
+from .utils.commands import faces_blurred, printable, run_command
 
 # Listed in this order by `cerberus --help`.
-COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export, import_run)
+COMMANDS = (convert, check, audit, train, evaluate, index, search, serve, recognise, export, card, import_run)
 REMEDIES = {errno.ENOSPC: "free disk space, or give a path on another disk",
             errno.EACCES: "change its permissions, or give another path",
             errno.EROFS: "give a path on a writable disk",
@@ -48,10 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with a message if the command fails, or with code 2 if the arguments are invalid.
     """
     args = parse(sys.argv[1:] if arguments is None else arguments)
-    run_command(lambda: args.job(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
+    run_command(lambda: _run(args), (ValueError, OSError, ImportError, RuntimeError, sqlite3.Error),
                 lambda error: f"cerberus: {_message(error)}",
                 "\ncerberus: interrupted. To continue indexing, run the same command again; to continue training, add "
                 "--resume")
+
+
+def _run(args: argparse.Namespace) -> None:
+    with faces_blurred(getattr(args, "blur_faces", False)):
+        args.job(args)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Inputs that tests share: labels, annotation files, a drawn data set, small configurations. No data is shipped."""
+"""Shared fixtures: labels, a synthetic dataset, small configurations and a training run. No data files are included."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import random
 import zlib
 from pathlib import Path
 
-import cerberus_plugin  # noqa: F401  adapts the host before any test imports it
+import cerberus_plugin  # noqa: F401  adapts FastReID before a test imports it
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ from support.own_data import forgotten_schemas
 from support.processes import BROWSER
 from support.training import read_config, trained
 
-# Threads of busy processes wait for one another: one thread in each of several test processes, and in those they start.
+# Several test processes, and the processes that they start, use one thread each, because threads would compete.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def seed_by_name(name: str) -> None:
-    """Seed every global generator, so that a test draws the same numbers alone, in any order and beside others."""
+    """Seed all global generators, so that a test does not depend on the other tests and their order."""
     seed = zlib.crc32(name.encode())
     random.seed(seed)
     np.random.seed(seed)
@@ -52,20 +52,20 @@ REAL_DATA = Path(os.environ.get("CERBERUS_SHARED_DATA", Path(__file__).resolve()
 
 @pytest.fixture(scope="session")
 def browser():
-    """The browser that is installed, without a window."""
+    """Return the installed browser without a window."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # containers have none
+        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # containers have no sandbox
         yield started
         started.close()
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of the published annotation files, which this project does not ship."""
+    """Return the folder of the published annotation files, which are not part of this project."""
     if not (REAL_DATA / "market_attribute.mat").is_file():
-        pytest.skip(f"published annotation files not found in {REAL_DATA}; name their folder by CERBERUS_SHARED_DATA")
+        pytest.skip(f"published annotation files not found in {REAL_DATA}; set CERBERUS_SHARED_DATA to their folder")
     return REAL_DATA
 
 
@@ -90,13 +90,13 @@ def market_people() -> tuple[dict, dict]:
 
 @pytest.fixture(scope="session")
 def market_root(tmp_path_factory, market_people) -> Path:
-    """A data root that tests only read."""
+    """Return the root of a small Market-1501 that tests must not change."""
     return write_market_folder(tmp_path_factory.mktemp("data"), *market_people)
 
 
 @pytest.fixture
 def use_root(monkeypatch):
-    """Point the host at a data root, as FASTREID_DATASETS does when the host is imported."""
+    """Return a function that sets FastReID's dataset folder, like FASTREID_DATASETS before the import."""
     def use(root: Path) -> None:
         monkeypatch.setattr("fastreid.data.build._root", str(root))
 
@@ -105,21 +105,21 @@ def use_root(monkeypatch):
 
 @pytest.fixture
 def own_schemas():
-    """Schemas of own data are forgotten after the test."""
+    """Unregister the schemas of own datasets after the test."""
     with forgotten_schemas():
         yield
 
 
 @pytest.fixture
 def small_config(market_root, use_root, tmp_path):
-    """`read_config` on the shared data, writing to `tmp_path`."""
+    """Return `read_config` for the shared dataset, with an output folder in `tmp_path`."""
     use_root(market_root)
     return lambda *options, **kwargs: read_config("OUTPUT_DIR", str(tmp_path / "run"), *options, **kwargs)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, market_root):
-    """One small training run of Cerberus that tests only look at."""
+    """Return a small training run of Cerberus that tests must not change."""
     patch = pytest.MonkeyPatch()
     patch.setattr("fastreid.data.build._root", str(market_root))
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -130,7 +130,7 @@ def run(tmp_path_factory, market_root):
 
 @pytest.fixture
 def log(caplog):
-    """The records of the package's logger, also where the host's setup_logger has cut propagation."""
+    """Return the records of the package's logger, also after FastReID's setup_logger has disabled propagation."""
     logger = logging.getLogger("fastreid.cerberus")
     level = logger.level
     logger.setLevel(logging.INFO)

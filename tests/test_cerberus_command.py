@@ -122,7 +122,7 @@ def test_user_errors_end_with_a_message_and_internal_errors_with_a_traceback():
         run_command(lambda: raising(ValueError("\x1b[2J\nsecond line")))
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
-    with pytest.raises(SystemExit, match="^stopped; the same command goes on"):
+    with pytest.raises(SystemExit, match="^stopped; run the same command again"):
         run_command(lambda: raising(KeyboardInterrupt()))
 
 

@@ -103,7 +103,7 @@ def test_groups_of_another_schema_are_rejected_in_the_configuration(own_run, mar
     options = ("OUTPUT_DIR", str(tmp_path), "DATASETS.NAMES", ("ShopPeople",), "DATASETS.TESTS", ("ShopPeople",))
     with pytest.raises(ValueError, match="TEST.GROUPS is .'upper'., expected some of jacket, legs, person"):
         type(own_run)(read_config(*options, "TEST.GROUPS", ["upper"]))
-    with pytest.raises(ValueError, match="TEST.APS.GROUPS holds 'jacket.head', expected .* of: jacket, legs, person"):
+    with pytest.raises(ValueError, match="TEST.APS.GROUPS contains 'jacket.head', .* of: jacket, legs, person"):
         type(own_run)(read_config(*options, "TEST.APS.GROUPS", ["jacket+head"]))
 
 

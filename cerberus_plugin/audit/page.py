@@ -13,7 +13,7 @@ from pathlib import Path
 from ..own_data.overlay import COLUMNS, Overlay
 from ..own_data.people import OwnData
 from ..utils.files import json_sha256, write_text
-from ..utils.images import Unreadable, read_image
+from ..utils.images import Unreadable, for_display, read_image
 from ..utils.processor import usable_cores
 from .findings import KINDS, Finding
 from .trust import HEADER, Trust
@@ -70,7 +70,7 @@ def write_page(path: Path, own: OwnData, findings: Sequence[Finding], notes: Seq
 def thumbnail(path: str) -> str:
     """Return a small JPEG of an image as a data URL; "" if it cannot be read."""
     try:
-        image = read_image(path)
+        image = for_display(read_image(path))
     except Unreadable:
         return ""
     image.thumbnail((HEIGHT, HEIGHT))

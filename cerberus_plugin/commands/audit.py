@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from ..utils.commands import add_blur_faces
+
 DESCRIPTION = """Finds attribute labels that are probably wrong, and identity errors: two identities that are the same
 person, one identity that contains two people, images assigned to the wrong identity, and copies of an image under two
 identities. The identities are split into folds; each fold is checked by a model that is trained briefly on the other
@@ -40,6 +42,7 @@ def add(jobs) -> None:
     audit.add_argument("--seed", type=int, default=0, help="random seed of the folds (default: %(default)s)")
     audit.add_argument("--epochs", type=int, default=0, help="training epochs of each fold (default: depends on the "
                        "number of images)")
+    add_blur_faces(audit)
 
 
 def run(args: argparse.Namespace) -> None:

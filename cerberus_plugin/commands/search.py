@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.commands import add_blur_faces
 from .shared import add_index, add_model, encoder_of, listed, open_index, print_table, write_file
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add(jobs) -> None:
     search.add_argument("--top", type=int, default=10, help="number of results (default: %(default)s)")
     search.add_argument("--csv", metavar="FILE", help="also write the results to this file")
     search.add_argument("--html", metavar="FILE", help="also write the results to one HTML page with the images")
+    add_blur_faces(search)
 
 
 def run(args: argparse.Namespace) -> None:

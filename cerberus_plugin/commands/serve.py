@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..utils.commands import add_blur_faces
 from .shared import add_index, add_model, encoder_of, open_index
 
 
@@ -26,6 +27,7 @@ def add(jobs) -> None:
     serve.add_argument("--key", default="", metavar="FILE", help="PEM file of the private key, for https")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--verbose", action="store_true", help="write every request to the terminal")
+    add_blur_faces(serve)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import cerberus_plugin
 
-from ..utils.commands import printable, printable_lines
+from ..utils.commands import add_blur_faces, printable, printable_lines
 
 DESCRIPTION = """Checks a folder of own data, chooses a configuration for the data and the hardware, prints the choices
 with their reasons, trains, evaluates, calibrates the probabilities if there are enough identities, and writes
 
     RUN/report.html     choices, metrics with their baselines, example search results, next steps
     RUN/results.txt     all tables of the evaluation; results.json has the metrics
+    RUN/model_card.md   data, metrics by attribute value, limits and intended use
     RUN/config.yaml     complete configuration; RUN/model_final.pth weights; RUN/log.txt log
 
 Run "cerberus check --help" for the data format. The log shows the remaining training time as "eta".
@@ -50,6 +51,7 @@ def add(jobs) -> None:
                        "CPU)")
     train.add_argument("--resume", action="store_true", help="continue the run in RUN with the same choices")
     train.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`")
+    add_blur_faces(train)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""PRCC, LTCC and Celeb-reID, data sets of people who change clothes, in the host's registry.
+"""PRCC, LTCC and Celeb-reID, datasets of people who change clothes, registered in FastReID.
 
-Items stay the host's 3-tuples (path, pid, camid); outfits ride beside them, looked up by the image's path.
+Items are FastReID's 3-tuples (path, pid, camid); outfits are looked up by the path of the image.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .listing import list_images, parse_names
 
 logger = logging.getLogger("fastreid.cerberus")
 
-GALLERY_CAMERAS = 10**6  # the gallery's first camera where every image has a camera of its own
+GALLERY_CAMERAS = 10**6  # first camera of the gallery if every image gets a separate camera
 
 
 class Photo(NamedTuple):
-    """An image as its name describes it; `outfit` tells the outfits of one person apart, None where nobody knows."""
+    """An image with the data of its name; `outfit` identifies an outfit among those of the person, None if unknown."""
 
     path: str
     pid: int
@@ -37,7 +37,7 @@ class Photo(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Counts of a part of a data set; None where nothing is known or published."""
+    """Counts of a part of a dataset; None if unknown or not published."""
 
     images: int | None = None
     persons: int | None = None
@@ -45,21 +45,29 @@ class Count(NamedTuple):
 
 
 class ClothesDataset(ImageDataset, ABC):
-    """What these data sets share: their parts are read at once, checked, counted and held against published counts.
+    """Base class: reads all parts of a dataset, checks them, and compares their counts with the published ones.
 
-    A part begins with its split: "query B"; "test" is query and gallery together. `outfits` numbers them by path over
-    the whole data set, an outfit being that of one person of training or test, and `outfit_keys` has these by number:
-    (split, person, outfit). Both are empty where images have no outfits.
+    The name of a part begins with its split, such as "query B"; "test" is query and gallery together.
 
     Args:
-        allow_subset: do not warn of counts other than the published ones.
+        root: folder of all datasets.
+        allow_subset: do not warn if the counts differ from the published ones.
+        **kwargs: passed to FastReID's ImageDataset.
+
+    Attributes:
+        outfits: number of the outfit by path, unique in the dataset; empty if images have no outfits.
+        outfit_keys: (split, person, outfit) by number; split is "train" or "test".
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if images are missing, or a name cannot be parsed.
     """
 
     dataset_name: str
     folder: str  # under FASTREID_DATASETS
     layout: str
     published: dict[str, Count]
-    settings: tuple[str, ...] = ()  # of the evaluation by outfits, `ClothesTask`; none: reID alone
+    settings: tuple[str, ...] = ()  # of the evaluation by outfits, see `ClothesTask`; without any, only reID
 
     def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
         self.dataset_dir = os.path.join(root, self.folder)
@@ -67,7 +75,7 @@ class ClothesDataset(ImageDataset, ABC):
         for name, photos in parts.items():
             if not photos:
                 raise ValueError(f"{self.dataset_dir}: no {name} images found; expected {self.layout}. Check that the "
-                                 "data set is complete.")
+                                 "dataset is complete.")
         train, query, gallery = ([photo for name, photos in parts.items() if name.split()[0] == split
                                   for photo in photos] for split in ("train", "query", "gallery"))
         self._check_persons({photo.pid for photo in query}, {photo.pid for photo in gallery})
@@ -80,44 +88,45 @@ class ClothesDataset(ImageDataset, ABC):
 
     @abstractmethod
     def read(self) -> dict[str, list[Photo]]:
-        """Photos of every part, train, query and gallery, sorted by path: file systems differ in their order."""
+        """Return the photos of each part, train, query and gallery, sorted by path."""
 
     def outfit_of(self, path: str) -> int:
+        """Return the number of the outfit on an image."""
         return self.outfits[path]
 
     def show_train(self) -> None:
-        """Nothing: the table of the first look says it all."""
+        """Print nothing: the counts have been logged when the dataset was read."""
 
     show_test = show_train
 
     def _paths(self, *folders: str) -> list[str]:
-        """Images of a folder in order."""
+        """Return the images of a folder in order."""
         return list_images(self._existing(*folders))
 
     def _persons(self, *folders: str) -> list[str]:
-        """Folders of persons in order."""
+        """Return the names of the folders of persons in order."""
         folder = self._existing(*folders)
         return [name for name in sorted(os.listdir(folder)) if os.path.isdir(os.path.join(folder, name))]
 
     def _existing(self, *folders: str) -> str:
         folder = os.path.join(self.dataset_dir, *folders)
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"'{folder}' is not found; expected {self.layout}. Set FASTREID_DATASETS to the "
-                                    f"folder that holds '{self.folder}'.")
+            raise FileNotFoundError(f"'{folder}' does not exist; expected {self.layout}. Set FASTREID_DATASETS to the "
+                                    f"folder that contains '{self.folder}'.")
         return folder
 
     def _check_persons(self, query: set[int], gallery: set[int]) -> None:
         if not query & gallery:
             raise ValueError(f"{self.dataset_dir}: none of the {len(query)} query persons ({min(query)}, ...) is in "
-                             f"the gallery, which has {len(gallery)} ({min(gallery)}, ...). Take both from one data "
-                             "set.")
+                             f"the gallery, which has {len(gallery)} ({min(gallery)}, ...). Use both from the same "
+                             "dataset.")
         absent = sorted(query - gallery)
         if absent and comm.is_main_process():
             logger.warning(f"{self.dataset_dir}: {len(absent)} of {len(query)} query persons ({absent[0]}, ...) have "
-                           "no gallery image, so nobody can find them")
+                           "no gallery image, so they have no match")
 
     def _report(self, parts: dict[str, list[Photo]], allow_subset: bool) -> None:
-        """One table of all counts, published ones beside those that differ, and a warning of these."""
+        """Log a table of all counts with the published ones if they differ, and a warning about the differences."""
         rows, different = [], []
         for name, photos in parts.items():
             counted = Count(len(photos), len({photo.pid for photo in photos}),
@@ -132,12 +141,15 @@ class ClothesDataset(ImageDataset, ABC):
         table = tabulate(rows, ["", *Count._fields], disable_numparse=True, stralign="right")
         logger.info(f"{type(self).__name__}, {self.dataset_dir}\n{table}")
         if different and not allow_subset:
-            logger.warning(f"{self.dataset_dir}: {'; '.join(different)}. Its figures do not compare with published "
-                           "ones; set DATASETS.ALLOW_SUBSET True if it is a subset on purpose.")
+            logger.warning(f"{self.dataset_dir}: {'; '.join(different)}. Its results are not comparable with "
+                           "published ones; set DATASETS.ALLOW_SUBSET True for an intended subset.")
 
 
 def _numbered(train: list[Photo], test: list[Photo]) -> tuple[list[tuple[str, int, str]], dict[str, int]]:
-    """Outfits by number, those of training first, then by person, and numbers by path; none where one is not known."""
+    """Number the outfits, first those of training, then by person; return keys by number, and numbers by path.
+
+    Both are empty if an outfit is unknown.
+    """
     keys = {photo.path: (split, photo.pid, photo.outfit)
             for split, photos in (("train", train), ("test", test)) for photo in photos}
     if any(outfit is None for *_, outfit in keys.values()):
@@ -148,10 +160,15 @@ def _numbered(train: list[Photo], test: list[Photo]) -> tuple[list[tuple[str, in
 
 
 class OutfitsAnnotated:
-    """What a data set of outfits gains by `outfit_attributes.csv` in its folder; mixed in before its class.
+    """Mixin that adds the labels of outfits from `outfit_attributes.csv`; put it before the class of the dataset.
 
     Args:
-        allow_subset: accept labelled outfits without an image as well.
+        root: folder of all datasets.
+        allow_subset: also accept labelled outfits without images.
+        **kwargs: passed to the class of the dataset.
+
+    Raises:
+        ValueError: if an outfit has images but no labels, or labels but no images.
     """
 
     schema = MARKET1501
@@ -168,26 +185,26 @@ class OutfitsAnnotated:
                 split, person, outfit = missing[0]
                 raise ValueError(f"{path}: outfit '{outfit}' of person {person} ({split}) {what} ({len(missing)} of "
                                  f"{len(set(worn))} outfits). Complete file and folder"
-                                 + (", or set DATASETS.ALLOW_SUBSET True if it is a subset on purpose."
-                                    if missing is absent else "; a line with nothing after the outfit will do where "
-                                    "nothing is known."))
+                                 + (", or set DATASETS.ALLOW_SUBSET True for an intended subset."
+                                    if missing is absent else "; leave the values empty if they are "
+                                    "unknown."))
         self._labels = [labels[key] for key in worn]
         train, test = ({number: self._labels[number] for number, key in enumerate(worn) if key[0] == split}
                        for split in ("train", "test"))
         self.annotations = Annotations(self.schema, train, test, path)
 
     def labels_of(self, outfit: int) -> Tensor:
-        """Labels int64 (A,) of an outfit by its number."""
+        """Return the labels of an outfit, int64 (A,), by its number."""
         return self._labels[outfit]
 
 
 @DATASET_REGISTRY.register()
 class PRCC(ClothesDataset):
-    """Three cameras, two outfits a person: the same under A and B, another under C.
+    """PRCC: three cameras and two outfits per person, the same in cameras A and B, another in camera C.
 
-    Gallery is A, queries are B and C. One pass serves both published settings: queries B have no match under
-    "cloth-changing", queries C none under "same-clothes", and no two cameras of query and gallery are the same, so that
-    nothing is ignored. The validation split is not trained on.
+    The gallery is A, the queries are B and C. One evaluation covers both published settings: queries B have no match
+    under "cloth-changing", queries C none under "same-clothes". Queries and gallery have no camera in common, so no
+    image is ignored. The validation split is not used.
     """
 
     dataset_name = "prcc"
@@ -215,10 +232,10 @@ class PRCC(ClothesDataset):
 
 @DATASET_REGISTRY.register()
 class LTCC(ClothesDataset):
-    """Twelve cameras, outfits numbered within a person; the gallery's folder is `test`, or `gallery`.
+    """LTCC: twelve cameras, and outfits that are numbered for each person. The gallery folder is `test` or `gallery`.
 
-    reID's own figures are those of the standard setting. "cloth-changing" and "same-clothes" are the two settings in
-    which CAL's code (Gu et al., CVPR 2022) evaluates LTCC besides it.
+    The results of reID are those of the standard setting. "cloth-changing" and "same-clothes" are the two other
+    settings in which the code of CAL (Gu et al., CVPR 2022) evaluates LTCC.
     """
 
     dataset_name = "ltcc"
@@ -239,7 +256,7 @@ class LTCC(ClothesDataset):
         return parts
 
     def _check_lists(self, split: str, photos: list[Photo]) -> None:
-        """The lists of persons who change clothes and who do not, where both are there: everybody is in one of them."""
+        """Check that each person is in one of the lists of those who do and do not change clothes, if both exist."""
         paths = [os.path.join(self.dataset_dir, "info", f"cloth-{kind}_id_{split}.txt")
                  for kind in ("change", "unchange")]
         if not all(map(os.path.isfile, paths)):
@@ -249,12 +266,12 @@ class LTCC(ClothesDataset):
         if missing:
             raise ValueError(f"{missing[0].path}: person {missing[0].pid} is neither in {paths[0]} nor in "
                              f"{os.path.basename(paths[1])} ({len({photo.pid for photo in missing})} persons of "
-                             f"{len(missing)} images are in none). Lists and images must be of one data set; without "
-                             "the lists nothing is checked.")
+                             f"{len(missing)} images are in neither). Lists and images must belong to the same "
+                             "dataset; without the lists, this is not checked.")
 
 
 def _person_list(path: str) -> set[int]:
-    """One number a line."""
+    """Read a list of persons, one number per line."""
     with open(path, "rb") as file:
         text = decode_text(path, file.read())
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
@@ -276,11 +293,11 @@ class LTCCAttributes(OutfitsAnnotated, LTCC):
 
 @DATASET_REGISTRY.register()
 class CelebReID(ClothesDataset):
-    """Street photographs without cameras and outfits; persons of training and test are numbered apart.
+    """Celeb-reID: street photographs without cameras and outfits; training and test number their persons separately.
 
-    Every image has a camera of its own, so that no match is ever ignored: query i, gallery 10^6 + j. In training as
-    well: samplers that look for an identity's other cameras find all its other images, and identities that are held out
-    can ask and be found.
+    Every image gets a separate camera, so that no match is ignored: i for queries, 10^6 + j for the gallery. This also
+    holds in training, so that samplers that look for other cameras of an identity find all its other images, and
+    held-out identities can be evaluated.
     """
 
     dataset_name = "celebreid"

@@ -1,4 +1,4 @@
-"""Market-1501 and DukeMTMC-reID with their attribute annotations, in the host's registry."""
+"""Market-1501 and DukeMTMC-reID with their attribute annotations, registered in FastReID."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 class AttributeAnnotated:
-    """What a host data set gains by annotations; mixed in before the host's class.
+    """Mixin that adds attribute annotations to a dataset of FastReID; put it before FastReID's class.
 
-    Items stay the host's 3-tuples (path, pid, camid); labels are looked up by identity.
+    Items are FastReID's 3-tuples (path, pid, camid); labels are looked up by identity.
 
     Args:
-        allow_subset: accept labelled identities without an image.
+        root: folder of all datasets.
+        allow_subset: accept labelled identities without images.
+        **kwargs: passed to FastReID's class.
+
+    Raises:
+        FileNotFoundError: if the folder of the dataset does not exist.
+        ValueError: if images or labels are missing.
     """
 
     schema: AttributeSchema
@@ -45,15 +51,16 @@ class AttributeAnnotated:
     def __init__(self, root: str = "datasets", allow_subset: bool = False, **kwargs) -> None:
         try:
             super().__init__(root=root, **kwargs)
-        except RuntimeError as error:  # the host's check of the folders
+        except RuntimeError as error:  # FastReID's check of the folders
             raise FileNotFoundError(
-                f"{error}; expected '{root}/{self.folder_name}'. Set FASTREID_DATASETS to the folder that holds it; "
-                "`python -m cerberus_plugin.synthetic --output FOLDER` draws people in Market-1501's form."
+                f"{error}; expected '{root}/{self.folder_name}'. Set FASTREID_DATASETS to the folder that contains "
+                "it. `python -m cerberus_plugin.synthetic --output FOLDER` makes synthetic images in the format of "
+                "Market-1501."
             ) from error
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):
             if not items:
-                raise ValueError(f"{folder}: no {name} images ({', '.join(SUFFIXES)}) found; check that the data set "
+                raise ValueError(f"{folder}: no {name} images ({', '.join(SUFFIXES)}) found; check that the dataset "
                                  "is complete.")
         path = find_annotations(folder, self.annotation_file)
         self.annotations: Annotations = with_overlay(read_annotations(path, self.schema), path.parent / OVERLAY)
@@ -63,7 +70,7 @@ class AttributeAnnotated:
         self._check_identities("test", test, allow_subset)
 
     def labels_of(self, pid: str | int) -> Tensor:
-        """Labels int64 (A,) of an identity as the host names it; all -1 for distractors."""
+        """Return the labels of an identity, int64 (A,), all -1 for distractors; `pid` as in FastReID's items."""
         return self.annotations.lookup(_split(pid), [_identity(pid)])[0]
 
     def _check_identities(self, split: str, pids: set[int], allow_subset: bool) -> None:
@@ -72,16 +79,16 @@ class AttributeAnnotated:
         if unlabelled:
             raise ValueError(f"{self.annotations.path}: no {split} labels for identity {unlabelled[0]:04d} "
                              f"({len(unlabelled)} of {len(pids)} identities in the folder have none). "
-                             "Folder and annotations must be of the same data set.")
+                             "Folder and annotations must belong to the same dataset.")
         if absent and not allow_subset:
             raise ValueError(f"{self.annotations.path}: identity {absent[0]:04d} is labelled for {split} but has no "
                              f"image ({len(absent)} of {len(labelled)}). Complete the folder, or set "
-                             "DATASETS.ALLOW_SUBSET True if it is a subset on purpose.")
+                             "DATASETS.ALLOW_SUBSET True for an intended subset.")
 
 
 @DATASET_REGISTRY.register()
 class Market1501Attributes(AttributeAnnotated, Market1501):
-    """The host's Market1501 with 27 labels an identity; `market_attribute.mat` beside the images or in attribute/."""
+    """Market1501 with 27 labels per identity, from `market_attribute.mat` in the image folder or in attribute/."""
 
     schema = MARKET1501
     annotation_file = "market_attribute.mat"
@@ -90,7 +97,7 @@ class Market1501Attributes(AttributeAnnotated, Market1501):
 
 @DATASET_REGISTRY.register()
 class DukeMTMCAttributes(AttributeAnnotated, DukeMTMC):
-    """The host's DukeMTMC with 23 labels an identity; `duke_attribute.mat` beside the images or in attribute/."""
+    """DukeMTMC with 23 labels per identity, from `duke_attribute.mat` in the image folder or in attribute/."""
 
     schema = DUKEMTMC
     annotation_file = "duke_attribute.mat"
@@ -98,13 +105,15 @@ class DukeMTMCAttributes(AttributeAnnotated, DukeMTMC):
 
 
 def with_overlay(annotations: Annotations, path: Path) -> Annotations:
-    """Annotations of people, corrected by an overlay where there is one.
+    """Apply the corrections of an overlay file to annotations of identities.
 
     Args:
-        path: of the overlay; `person` is an identity as in the names of files, with or without leading zeros.
+        annotations: returned unchanged if there is no such file.
+        path: overlay; `person` is an identity as in the file names, with or without leading zeros.
 
     Raises:
-        ValueError: with the line of a row that is of nobody, of a picture, of an unknown attribute or value, or stale.
+        ValueError: for a row with an unknown identity, attribute or value, for a row that corrects an image or an
+            outfit, and for a row made for other labels than the present ones; names the line.
     """
     if not path.is_file():
         return annotations
@@ -112,8 +121,8 @@ def with_overlay(annotations: Annotations, path: Path) -> Annotations:
     tables = {"train": dict(annotations.train), "test": dict(annotations.test)}
     for row in overlay.rows:
         if row.level or row.attribute == PERSON:
-            overlay.refuse(row, f"corrects a picture, an outfit or who is on it, but labels of {schema.name} are those "
-                           "of people. Delete the row, or convert the data set to a table of pictures.")
+            overlay.refuse(row, f"corrects an image, an outfit or an identity, but labels of {schema.name} belong to "
+                           "identities. Delete the row, or convert the dataset to a table of images.")
         holding = [table for table in tables.values() if row.person.isdecimal() and int(row.person) in table]
         if not holding:
             overlay.refuse(row, f"there is no identity '{row.person}' in {annotations.path}. Correct the number, or "
@@ -142,5 +151,5 @@ def _identity(pid: str | int) -> int:
 
 
 def _split(pid: str | int) -> str:
-    """Where the labels are: training identities are strings, those that COMBINEALL adds carry '_test_'."""
+    """Return the split of the labels: training identities are strings; those added by COMBINEALL contain '_test_'."""
     return "train" if isinstance(pid, str) and not re.search(r"_test_-?\d+$", pid) else "test"

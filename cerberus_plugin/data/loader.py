@@ -1,6 +1,6 @@
-"""Image items with attributes, and training batches that are seeded by their number.
+"""Datasets of images with attributes, and training batches that are seeded by their number.
 
-Items have the host's batch keys, and `attributes` where the data set has labels.
+Items have the keys of FastReID, and "attributes" if the dataset has labels.
 """
 
 from __future__ import annotations
@@ -23,24 +23,38 @@ from ..utils.images import Unreadable, read_image
 
 logger = logging.getLogger("fastreid.cerberus")
 
-LEFT_OUT_PID = -1  # stands for an image that could not be read; evaluations leave it out
+LEFT_OUT_PID = -1  # identity of an unreadable image, which evaluations ignore
 
 ON_UNREADABLE = ("stop", "skip")
 
-# What a seed is for, so that no two uses share their random numbers.
+# Purposes of seeds, so that no two purposes use the same random numbers.
 FOR_EPOCH, FOR_BATCH = 0, 1
 
 
 def seed_of(seed: int, *key: int) -> int:
-    """A seed below 2^32 that depends on the run's seed, at least 0, and on what it is for."""
+    """Derive a seed for one purpose from the seed of the run.
+
+    Args:
+        seed: seed of the run, at least 0.
+        *key: purpose (`FOR_EPOCH` or `FOR_BATCH`), rank of the process, and number of the epoch or batch.
+
+    Returns:
+        a seed from 0 to 2^32 - 1.
+
+    Examples:
+        >>> seed_of(0, FOR_BATCH, 0, 7) == seed_of(0, FOR_BATCH, 0, 7) != seed_of(0, FOR_BATCH, 0, 8)
+        True
+    """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 
 class SeparateGenerators:
-    """Context in which the global generators of Python, NumPy and torch (CPU) are in a state of their own.
+    """Context manager with separate states of the global generators of Python, NumPy and torch (CPU).
 
-    It begins with `seed`; entering again continues where the context was left. Outside, the generators are as if
-    nothing had been drawn.
+    Entering the context again continues with the state at its last exit. The states outside are not changed.
+
+    Args:
+        seed: seed of the generators at the first entry.
     """
 
     def __init__(self, seed: int) -> None:
@@ -72,7 +86,12 @@ class SeparateGenerators:
 
 
 class SeededBatch(list):
-    """Indices of a batch's images, with the seed of everything that is drawn for them."""
+    """Indices of the images of a batch, with the seed of its random numbers.
+
+    Args:
+        indices: indices in the dataset.
+        seed: from 0 to 2^32 - 1.
+    """
 
     def __init__(self, indices: Sequence[int], seed: int) -> None:
         super().__init__(indices)
@@ -80,22 +99,27 @@ class SeededBatch(list):
 
 
 class SeededBatches(BatchSampler):
-    """The batches of the host's endless sampler, from any iteration on, as `SeededBatch`.
+    """Yields the batches of FastReID's endless sampler as `SeededBatch`, starting at any batch.
 
-    Batch n of a run has the same images and the same augmentation wherever the iteration began, whatever else draws
-    random numbers, and with any number of loader processes. Seeds differ between the processes of a training.
+    Batch n of a run has the same images and the same augmentation regardless of the first batch of the iteration, of
+    other uses of random numbers, and of the number of loader processes. The processes of a training have different
+    seeds.
 
     Args:
-        batches: the host's.   seed: of the run, at least 0.
+        batches: FastReID's batch sampler.
+        seed: seed of the run, at least 0.
+
+    Attributes:
+        start: number of the first batch of the next iteration.
     """
 
     def __init__(self, batches: BatchSampler, seed: int) -> None:
         super().__init__(batches.sampler, batches.batch_size, batches.drop_last)
         self.seed = seed
-        self.start = 0  # number of the first batch of the next iteration
+        self.start = 0
 
     def __iter__(self) -> Iterator[SeededBatch]:
-        generators = SeparateGenerators(self.seed)  # the host's samplers use the global ones
+        generators = SeparateGenerators(self.seed)  # FastReID's samplers use the global ones
         batches = super().__iter__()
         with generators:
             skipped = sum(1 for _ in itertools.islice(batches, self.start))
@@ -106,31 +130,37 @@ class SeededBatches(BatchSampler):
 
 
 class AttributeDataset(CommDataset):
-    """The host's item data set with labels by identity, outfit or image, and a choice for images that cannot be read.
+    """FastReID's dataset of items with labels by identity, outfit or image, and a policy for unreadable images.
 
-    Images are read by `utils.images.read_image`, as everywhere in the plugin: the host's own reader leaves palettes,
-    CMYK and 16-bit grey unconverted.
+    Images are read by `utils.images.read_image`: FastReID's reader does not convert palettes, CMYK and 16-bit grey.
 
-    Items: {"images", "targets", "camids", "img_paths"} as the host's, and "attributes" int64 (A,), their semantic IDs
-    "sids" int64 (G,), and "outfits" int, the number of the outfit among those of this data set.
-    `labels` are int64 (rows, A), or None: a row a class index, as the host numbers identities, or a row a unit.
-    `sids` are int64 (rows, G), the semantic IDs of the labels; None until they are set.
+    Items are dictionaries with FastReID's keys "images", "targets", "camids" and "img_paths". Depending on the dataset,
+    they also have "attributes" int64 (A,), their semantic IDs "sids" int64 (G,), and "outfits", the number of the
+    outfit in this dataset.
 
     Args:
-        img_items: 3-tuples (path, pid, camid).
-        labels_of: identity, or unit as `unit_of` numbers it -> int64 (A,); None for a data set without labels.
-        unit_of: path -> number of the outfit, or of the images with labels in common, that the labels are of; None for
-            labels of identities.
-        annotations: the annotation files that the labels are from, for what is asked of a whole data set.
-        on_unreadable: "stop" raises with the file's name. "skip" trains on the next readable image of the same
-            identity, and evaluates a black image with the identity -1, which evaluators leave out.
-        outfit_of: path -> number of the outfit; None for a data set without outfits.
-        settings: of an evaluation by outfits, for what is asked of a whole data set.
-        folders: of the data sets, so that an image has one name on every machine.
-        distractors: identities that stand for no person.
-        without: who was left out of these items and why, for the account of a training; None for nobody.
-        identified: whether it is known who is on the images; if not, each is an identity of its own, and classes that
-            a model could learn there are none.
+        img_items: (path, pid, camid) of each image.
+        transform: applied to the RGB image; None for no transform.
+        relabel: replace identities and cameras by their indices, for training.
+        labels_of: function from an identity, or from a unit of `unit_of`, to labels int64 (A,); None for a dataset
+            without labels.
+        annotations: annotation files of the labels.
+        on_unreadable: "stop" raises an error that names the file. "skip" replaces the image by the next readable image
+            of the same identity in training, and in a test by a black image of identity -1, which evaluators ignore.
+        outfit_of: function from a path to the number of its outfit; None for a dataset without outfits.
+        unit_of: function from a path to the number of the outfit or unit that its labels belong to; None for labels of
+            identities.
+        settings: settings of an evaluation by outfits.
+        folders: folders of the datasets; paths relative to them name an image on every machine.
+        distractors: identities that do not correspond to a person.
+        without: record of excluded identities and the reason; None if none are excluded.
+        identified: whether the persons on the images are known. If not, each image is a separate identity, and there
+            are no classes to learn.
+
+    Attributes:
+        labels: int64 (rows, A), or None. There is one row for each class index of FastReID, or for each unit.
+        sids: int64 (rows, G), semantic IDs of the labels; None until they are set.
+        num_unreadable: int64 (1,), number of times that an image could not be read, counted by all loader processes.
     """
 
     def __init__(self, img_items: list[tuple], transform=None, relabel: bool = True,
@@ -166,35 +196,36 @@ class AttributeDataset(CommDataset):
         try:
             item = self._read(index)
         except Unreadable as error:
-            index, item = self._instead_of(index, error)
+            index, item = self._replacement(index, error)
         return item | self.known_of(item["img_paths"], self.img_items[index][1])
 
     @property
     def num_classes(self) -> int:
-        """Training identities, as the host counts them; 0 where they are not known."""
+        """Number of training identities as in FastReID; 0 if they are unknown."""
         return len(self.pids) if self.identified else 0
 
     def left_out(self) -> set[int]:
-        """Indices of the test images that an evaluation leaves out because they cannot be read.
+        """Return the indices of the unreadable test images, which an evaluation ignores.
 
-        Empty under "stop"; under "skip" every file is read.
+        The set is empty for "stop". For "skip", every file is read.
         """
         if self.on_unreadable == "stop":
             return set()
         return {index for index in range(len(self)) if self._readable(index) is None}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        """Items of a batch, as torch's loader asks for them."""
+        """Return the items of a batch; called by torch's loader."""
         if not isinstance(indices, SeededBatch):
             return [self[index] for index in indices]
         with SeparateGenerators(indices.seed):
             return [self[index] for index in indices]
 
     def known_of(self, path: str, pid: str | int) -> dict:
-        """What is known of an image beside the host's fields: "attributes", "sids" and "outfits", where there are any.
+        """Return the fields of an item that FastReID does not have: "attributes", "sids" and "outfits", if they exist.
 
         Args:
-            path: of the image itself where another stands in for an unreadable one.   pid: its identity.
+            path: path of the image; if an unreadable image was replaced, that of the replacement.
+            pid: identity of the image.
         """
         known = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
         if self.labels is not None:
@@ -205,14 +236,14 @@ class AttributeDataset(CommDataset):
         return known
 
     def under(self, transform) -> AttributeDataset:
-        """The same images under another transform; images that cannot be read are counted apart."""
+        """Return a copy with another transform and a separate count of unreadable images."""
         other = copy.copy(self)
         other.transform = transform
         other.num_unreadable = torch.zeros_like(self.num_unreadable).share_memory_()
         return other
 
     def _read(self, index: int) -> dict:
-        """The host's fields of an item; raises `Unreadable`."""
+        """Return FastReID's fields of an item; raises `Unreadable`."""
         path, pid, camid = self.img_items[index]
         image = read_image(path)
         if self.transform is not None:
@@ -221,24 +252,24 @@ class AttributeDataset(CommDataset):
             pid, camid = self.pid_dict[pid], self.cam_dict[camid]
         return {"images": image, "targets": pid, "camids": camid, "img_paths": path}
 
-    def _instead_of(self, index: int, error: Unreadable) -> tuple[int, dict]:
-        """The item that stands in for one that cannot be read, and the number of the one whose labels it has."""
+    def _replacement(self, index: int, error: Unreadable) -> tuple[int, dict]:
+        """Return the index of the image that determines the labels, and the item that replaces an unreadable one."""
         path, pid, camid = self.img_items[index]
         if self.on_unreadable == "stop":
-            raise RuntimeError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to go on without "
-                               "it.") from error
+            raise RuntimeError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE skip to continue "
+                               "without it.") from error
         self.num_unreadable += 1
         logger.warning(f"{error}; skipped")
         if self.relabel:
-            return self._same_identity(index, pid) if self.identified else self._another(index)
+            return self._same_identity(index, pid) if self.identified else self._next_readable(index)
         readable = next((item for item in map(self._readable, range(len(self))) if item is not None), None)
         if readable is None:
             raise RuntimeError(f"{error}; none of the {len(self)} test images can be read")
         return index, {"images": torch.zeros_like(readable["images"]), "targets": LEFT_OUT_PID, "camids": camid,
                        "img_paths": path}
 
-    def _another(self, index: int) -> tuple[int, dict]:
-        """The next readable image, with its own labels."""
+    def _next_readable(self, index: int) -> tuple[int, dict]:
+        """Return the next readable image with its own labels."""
         for other in (*range(index + 1, len(self)), *range(index)):
             item = self._readable(other)
             if item is not None:
@@ -246,7 +277,7 @@ class AttributeDataset(CommDataset):
         raise RuntimeError(f"none of the {len(self)} training images can be read")
 
     def _same_identity(self, index: int, pid) -> tuple[int, dict]:
-        """The next readable image of the same identity, so that a batch keeps its P x K form."""
+        """Return the next readable image of the same identity, so that batches have K images of each identity."""
         own = self._items_of[pid]
         start = own.index(index)
         for other in own[start + 1:] + own[:start]:

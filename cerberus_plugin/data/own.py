@@ -1,4 +1,4 @@
-"""People's own data sets for the host: pictures with a table of attributes in words, or folders of pictures."""
+"""The user's own datasets: images with a table of attributes as text, or folders of images."""
 
 from __future__ import annotations
 
@@ -26,31 +26,36 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 class OwnDataset(ImageDataset):
-    """Pictures of people as `own_data.people` reads them, by the path of their folder or table.
+    """Images of people, read by `own_data.people` from a folder or a table.
 
-    A picture whose camera is not known has a camera of its own, so that none of its matches is ever ignored.
-
-    Attributes:
-        labels_of: labels int64 (A,) of an identity, or of a unit; absent where there are no attributes.
-        schema: attribute schema, and `annotations` the labels; absent likewise.
-        units: number of the pictures of one person (and outfit) with the same labels by path; empty where all pictures
-            of each person have the same ones.
-        outfits: number of the outfit by path; empty where that of a picture is not known.
-        cameras_known: whether a camera is known of any picture.
-        identified: whether it is known who is on the pictures; if not, each is an identity of its own, all that are
-            tested on are gallery, and attributes alone can be learned and tested.
-        own: what was read.
-        inferred: whether nobody has written the schema.
+    An image with an unknown camera gets a separate camera, so that none of its matches is ignored.
 
     Args:
-        data: folder or table.   name_pattern: of `read_people`.   split_file: of `split_people`.
-        schema: read the labels under this schema, see `own_data.people.labels_under`; the folder's own where None.
-        ontology: read them under its common attributes, where it has this data set; then under `schema`.
-        number: place among the sets of one's own that are trained on together, so that their people and cameras have
-            different names.
+        data: folder or table.
+        name_pattern: see `read_people`.
+        schema: convert the labels to this schema, see `own_data.people.labels_under`; None for the dataset's own.
+        ontology: convert the labels to the common attributes of this ontology if it contains the dataset, and then to
+            `schema`.
+        number: index among the own datasets that are trained on together, which keeps their people and cameras apart.
+        split_file: see `split_people`.
+        **kwargs: passed to FastReID's ImageDataset.
+
+    Attributes:
+        labels_of: function that returns the labels int64 (A,) of an identity or a unit; missing without attributes.
+        schema: attribute schema; missing without attributes.
+        annotations: labels; missing without attributes.
+        units: number of the unit by path. A unit is the images of one person (and outfit) with the same labels. Empty
+            if all images of each person have the same labels.
+        outfits: number of the outfit by path; empty if the outfit of an image is unknown.
+        cameras_known: whether the camera of at least one image is known.
+        identified: whether the persons on the images are known. If not, each image is a separate identity, all test
+            images are gallery images, and only attributes can be trained and evaluated.
+        own: the data that was read.
+        inferred: whether the schema was inferred, because there is no schema file.
 
     Raises:
-        FileNotFoundError, ValueError: with file, line, value, what is allowed, and a remedy.
+        FileNotFoundError: if the folder or a file does not exist.
+        ValueError: for invalid data; names file, line, value, the allowed values and a remedy.
     """
 
     dataset_name = "own"
@@ -66,9 +71,9 @@ class OwnDataset(ImageDataset):
         self.dataset_dir = str(own.folder)
         self.cameras_known, self.identified = own.camera is not None, own.identified
         if not self.cameras_known and self.identified and main:
-            logger.info(f"{own.source}: no cameras are known, so reID ignores no match for its camera")
+            logger.info(f"{own.source}: the cameras are unknown, so reID ignores no match")
         people = len(own.person.words)
-        numbers = np.empty(people, np.int64)  # they follow from the names alone
+        numbers = np.empty(people, np.int64)  # depend only on the names
         numbers[sorted(range(people), key=own.person.words.__getitem__)] = np.arange(1, people + 1)
         pids = numbers[own.person.codes]
         camids = np.arange(len(own)) + (GALLERY_CAMERAS if own.camera is None else len(own.camera.words))
@@ -93,20 +98,20 @@ class OwnDataset(ImageDataset):
                          **kwargs)
 
     def under(self, schema: AttributeSchema) -> OwnDataset:
-        """The same pictures with their labels under another schema."""
+        """Return a copy with the labels converted to another schema."""
         other = copy.copy(self)
         other._label(schema)
         return other
 
     def _label(self, schema: AttributeSchema | None) -> None:
-        """Set the attributes about labels."""
+        """Set the attributes that describe labels."""
         own, paths, pids = self.own, self._paths, self._pids
         self.units: dict[str, int] = {}
         wording, matching = read_wording(own), None
-        self._junk_pids = _distractors(own, wording, pids)  # as the host calls them
+        self._junk_pids = _distractors(own, wording, pids)  # the name that FastReID uses
         self.inferred = wording is None or not wording.path
         name, ontology = own.name if wording is None else wording.schema.name, self._ontology
-        # As they are in the tables, whatever schema they are read under.
+        # Labels as in the tables, before any conversion.
         written = None if wording is None else (wording.schema, labels_of(own, wording))
         if ontology is not None and ontology.has(name):
             labels, matching = labels_under(own, ontology.schema, functools.partial(ontology.readings, name))
@@ -119,7 +124,7 @@ class OwnDataset(ImageDataset):
             return
         else:
             for column, reason in (wording.left_out or {}).items():
-                logger.info(f"{own.source}: column '{column}' is no attribute: it {reason}")
+                logger.info(f"{own.source}: column '{column}' is not an attribute: it {reason}")
             schema, labels = written
         kinds = [pids[:, None], labels] if own.outfit is None else [pids[:, None], own.outfit.codes[:, None], labels]
         units, number = np.unique(np.concatenate(kinds, axis=1), axis=0, return_inverse=True)
@@ -144,35 +149,33 @@ class OwnDataset(ImageDataset):
         self.labels_of = self._labels_of
 
     def _labels_of(self, key: str | int) -> Tensor:
-        """Labels int64 (A,) of an identity as the host names it, or of a unit."""
+        """Return the labels int64 (A,) of an identity (as in FastReID's items) or of a unit."""
         return self._labels[int(str(key).rsplit("_", 1)[-1])]
 
     def show_train(self) -> None:
-        """Nothing: `cerberus check` shows the counts."""
+        """Print nothing: `cerberus check` shows the counts."""
 
     show_test = show_train
 
 
 def _distractors(own, wording, pids: np.ndarray) -> list[int]:
-    """Numbers of the persons who stand for nobody, whom nobody may ask for."""
+    """Return the numbers of the distractors, which may only be in the gallery."""
     rows = np.flatnonzero(np.isin(own.person.to_list(), wording.nobody if wording else ()))
     wrong = [row for row in rows.tolist() if not own.is_in("gallery")[row]]
     if wrong:
-        raise ValueError(f"{wording.path}: nobody holds '{own.person[wrong[0]]}', but '{own.files[wrong[0]]}' is in "
-                         f"{own.split[wrong[0]]}; expected persons who are in the gallery alone. Correct one of the "
+        raise ValueError(f"{wording.path}: nobody contains '{own.person[wrong[0]]}', but '{own.files[wrong[0]]}' is in "
+                         f"{own.split[wrong[0]]}, expected only persons in the gallery. Correct one of the "
                          "two.")
     return sorted(set(pids[rows].tolist()))
 
 
 def _check_parts(own, train: list[tuple], query: list[tuple], gallery: list[tuple]) -> None:
-    """Refuse a split that tests people who are trained on."""
+    """Check that no person is in training and in the test."""
     where = own.folder / SPLIT_FILE if (own.folder / SPLIT_FILE).is_file() else own.source
     both = {pid for _, pid, _ in train} & {pid for _, pid, _ in query + gallery}
     if both:
         tested = own.person.codes[own.is_in("query") | own.is_in("gallery")]
         row = int(np.flatnonzero(own.is_in("train") & np.isin(own.person.codes, tested))[0])
         raise ValueError(f"{where}: {len(both)} people are in training and in the test, such as '{own.person[row]}' "
-                         f"('{own.files[row]}'). Put all pictures of a person into one of them; their figures would be "
-                         "those of people that the model knows.")
-
-
+                         f"('{own.files[row]}'). Put all images of a person into one of them; otherwise the test "
+                         "would use people that the model was trained on.")

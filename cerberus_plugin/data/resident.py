@@ -1,7 +1,7 @@
-"""A loader that keeps a data set's images on the device as uint8 and makes its batches there.
+"""A loader that stores the images of a dataset on the device as uint8 and augments batches there.
 
-It stands behind the host's sampler and yields the host's batch keys; what is done to an image is read off the
-host's own transforms, so that one place says it.
+It uses FastReID's sampler and yields batches with the same keys. The parameters of the augmentation are taken from
+FastReID's transforms.
 """
 
 from __future__ import annotations
@@ -39,29 +39,38 @@ GIB = 2**30
 
 
 class NotResident(Exception):
-    """Why a loader cannot keep its images on the device; the host's loader does its work."""
+    """The reason why the images cannot be stored on the device, so that FastReID's loader is used."""
 
 
 class Resident(NamedTuple):
-    """Decoded images of a data set, N of them, and what the host's collator makes of the rest of their items."""
+    """N decoded images of a dataset.
+
+    Attributes:
+        packed: the images.
+        fields: other fields of the items, collated: tensors (N,) on the device, or lists of N. Labels are not included,
+            because the same images can be used with and without labels.
+        num_unreadable: number of images that could not be read.
+    """
 
     packed: Packed
-    fields: dict[str, Any]  # tensors (N,) on the device, lists of N; no labels, which the same images may have or not
+    fields: dict[str, Any]
     num_unreadable: int
 
 
-# Decoded once a process: evaluations and precise batch statistics build their loaders anew. Emptied by `release`.
+# Images are decoded once per process, although evaluations and PreciseBN build new loaders. Emptied by `release`.
 _kept: dict[tuple, Resident] = {}
 
 
 class ResidentLoader:
-    """Batches as of the host's loader, from images on the device.
+    """Yields the same batches as FastReID's loader, from images on the device.
 
     Args:
-        dataset: what the images are of; not read any more.
-        items: which of its items the N images are, in their order.
-        batch_sampler: the host's in a test, `SeededBatches` in training.
-        channels_last: memory order of the images.
+        dataset: dataset of the images; its files are not read again.
+        batch_sampler: FastReID's in a test, `SeededBatches` in training.
+        recipe: parameters of the augmentation.
+        items: indices of the N images in the dataset, in their order.
+        resident: the images.
+        channels_last: memory format of the batches.
     """
 
     def __init__(self, dataset: AttributeDataset, batch_sampler, recipe: Recipe, items: list[int], resident: Resident,
@@ -71,7 +80,7 @@ class ResidentLoader:
         self.recipe = recipe
         self.resident = resident
         self.augmentation = Augmentation(recipe, resident.packed, channels_last)
-        self.row_of = torch.full((len(dataset),), -1)  # no row: an item of another process
+        self.row_of = torch.full((len(dataset),), -1)  # -1: an item of another process
         self.row_of[torch.tensor(items)] = torch.arange(len(items))
         self.fields = dict(resident.fields)
         known = default_collate([dataset.known_of(path, dataset.img_items[i][1])
@@ -81,19 +90,24 @@ class ResidentLoader:
 
     @classmethod
     def in_place_of(cls, loader: DataLoader, limit_gib: float, channels_last: bool = False) -> ResidentLoader:
-        """The same batches as the host's `loader`; NotResident says why that cannot be.
+        """Create a loader of the same batches as FastReID's `loader`.
 
         Args:
-            limit_gib: GiB on the device for all data sets of this process together.
+            loader: FastReID's loader.
+            limit_gib: maximum memory on the device in GiB for all datasets of this process together.
+            channels_last: memory format of the batches.
+
+        Raises:
+            NotResident: if the images do not fit, or a transform is not supported.
         """
         dataset, sampler = loader.dataset, loader.batch_sampler.sampler
         recipe = recipe_of(dataset.transform)
-        # A sampler that ends is of one process's share of the test images; training draws from all of them.
+        # A finite sampler yields this process's share of the test images; training samples from all images.
         items = map(int, sampler) if hasattr(sampler, "__len__") else range(len(dataset))
-        # In the order of their names, so that one set that two data sets list differently is kept once.
+        # Sorted by name, so that images which two datasets list in different orders are stored once.
         items = sorted(items, key=dataset.img_items.__getitem__)
         if not items:  # more processes than test images
-            raise NotResident("this process has none of them")
+            raise NotResident("this process has no images")
         resident = resident_images(loader, items, recipe, batch_device(loader.local_rank), limit_gib)
         return cls(dataset, loader.batch_sampler, recipe, items, resident, channels_last)
 
@@ -101,7 +115,7 @@ class ResidentLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        generator = torch.Generator()  # of training; in a test nothing depends on it
+        generator = torch.Generator()  # used only in training
         for items in self.batch_sampler:
             if isinstance(items, SeededBatch):
                 generator.manual_seed(items.seed)
@@ -114,7 +128,11 @@ class ResidentLoader:
 
 
 def recipe_of(transform: T.Compose) -> Recipe:
-    """What the host's transforms do, or NotResident with the first one that has no batched form."""
+    """Read the parameters of FastReID's transforms.
+
+    Raises:
+        NotResident: if a transform has no batched form; names the first one.
+    """
     steps = list(transform.transforms)
 
     def next_is(*kinds: type) -> bool:
@@ -124,7 +142,7 @@ def recipe_of(transform: T.Compose) -> Recipe:
         raise NotResident(f"the first transform is {_named(steps[0])}, not Resize")
     resize = steps.pop(0)
     if not isinstance(resize.size, Sequence) or len(resize.size) != 2:
-        raise NotResident("INPUT.SIZE_TRAIN or SIZE_TEST is one number, which leaves images of different shapes")
+        raise NotResident("INPUT.SIZE_TRAIN or SIZE_TEST is one number, so images would have different shapes")
     if resize.interpolation != T.InterpolationMode.BICUBIC:
         raise NotResident(f"Resize is {resize.interpolation.value}, not bicubic")
     recipe = Recipe(*resize.size)
@@ -148,7 +166,18 @@ def recipe_of(transform: T.Compose) -> Recipe:
 
 def resident_images(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
                     limit_gib: float) -> Resident:
-    """These items of a loader's data set on the device, decoded now or earlier in this process."""
+    """Return the images of a loader's dataset on the device; they are decoded once per process.
+
+    Args:
+        loader: FastReID's loader.
+        items: indices of the images in the dataset.
+        recipe: contains the size of the result.
+        device: device of the images.
+        limit_gib: maximum memory on the device in GiB for all datasets of this process together.
+
+    Raises:
+        NotResident: if the images do not fit.
+    """
     dataset = loader.dataset
     key = _key(dataset, items, recipe, device)
     if key not in _kept:
@@ -162,17 +191,17 @@ def resident_images(loader: DataLoader, items: list[int], recipe: Recipe, device
 
 
 def release() -> None:
-    """Give the device's memory back, as far as no loader holds it; the next loader decodes again."""
+    """Free the memory of images that no loader uses any more; a new loader decodes them again."""
     _kept.clear()
 
 
 def resident_bytes() -> int:
-    """Bytes of all data sets that this process keeps on its devices."""
+    """Return the number of bytes of all images that this process stores on its devices."""
     return sum(kept.packed.pixels.numel() for kept in _kept.values())
 
 
 def _key(dataset: AttributeDataset, items: list[int], recipe: Recipe, device: torch.device) -> tuple:
-    """What decides the content of `Resident`; a file that has changed since is another file."""
+    """Return the key of a `Resident`: all that determines its content, with size and time of each file."""
     def stamp(path: str):
         try:
             found = os.stat(path)
@@ -197,13 +226,13 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
 
     needed, kept, free = sum(threads.map(stored, paths)), resident_bytes(), free_bytes(device)
     if kept + needed > limit_gib * GIB:
-        beside = f" beside {kept / MIB:.1f} MiB of other data sets" if kept else ""
-        raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB{beside}, more than "
+        others = f" in addition to {kept / MIB:.1f} MiB of other datasets" if kept else ""
+        raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB{others}, more than "
                           f"DATALOADER.RESIDENT_GIB {limit_gib} allows")
-    if needed > free / 2:  # the model needs room as well
+    if needed > free / 2:  # the model needs memory too
         raise NotResident(f"{len(paths)} images take {needed / MIB:.1f} MiB, more than half of the "
                           f"{free / MIB:.1f} MiB that are free on {device}")
-    # Decoded images lie in the machine's memory before they go to the device, in each of its processes.
+    # Each process of the machine stores the decoded images in main memory before they are copied to the device.
     decoding, free = needed * comm.get_local_size(), free_bytes(torch.device("cpu"))
     if decoding > free / 2:
         raise NotResident(f"{len(paths)} images take {decoding / MIB:.1f} MiB while they are decoded, more than half "
@@ -212,7 +241,7 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
 
 def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
              threads: ThreadPoolExecutor) -> Resident:
-    dataset = loader.dataset.under(_as_stored(recipe))  # its own way with images that cannot be read
+    dataset = loader.dataset.under(_as_stored(recipe))  # handles unreadable images
     dataset.labels = dataset.outfit_of = None
     quiet = not comm.is_main_process() or len(items) < 1000
     decoded = list(tqdm(threads.map(dataset.__getitem__, items), total=len(items), desc=f"decoding to {device}",
@@ -224,7 +253,7 @@ def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch
 
 
 def _as_stored(recipe: Recipe) -> Callable[[Image], Tensor]:
-    """uint8 (h, 3, w) of an RGB image; a larger one than the result is resized here, by the host's own transform."""
+    """Return a transform from an RGB image to uint8 (h, 3, w); an image larger than the result is resized first."""
     resize = T.Resize([recipe.height, recipe.width], T.InterpolationMode.BICUBIC)
 
     def stored(image: Image) -> Tensor:
@@ -236,6 +265,6 @@ def _as_stored(recipe: Recipe) -> Callable[[Image], Tensor]:
 
 
 def _named(transform) -> str:
-    """The class of a transform; of what it may apply, for one that applies others at random."""
+    """Return the class name of a transform, or of the transforms that it contains."""
     inner = [_named(step) for step in getattr(transform, "transforms", [])]
     return ", ".join(inner) or type(transform).__name__

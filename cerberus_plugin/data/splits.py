@@ -1,6 +1,6 @@
-"""Training identities that training does not see: held out to choose on, or carriers of semantic IDs (Fig. 7b).
+"""Training identities that are not trained on: held out for validation, or excluded by semantic ID (Fig. 7b).
 
-Shapes: N training persons, or outfits where the labels are those of outfits; M those of the test; A label fields.
+Shapes: N training identities (or outfits, if the labels belong to outfits), M test identities, A label fields.
 """
 
 from __future__ import annotations
@@ -13,11 +13,28 @@ from torch import Tensor
 
 from ..attributes import MISSING, AttributeSchema, SIDTable
 
-HELD_OUT = "held-out"  # their name among DATASETS.TESTS
+HELD_OUT = "held-out"  # name of the held-out identities in DATASETS.TESTS
 
 
 def split_identities(items: list[tuple], count: int, seed: int) -> tuple[list[tuple], list[tuple]]:
-    """Training items (path, pid, camid) without, and those of, `count` identities drawn by `seed`."""
+    """Split the training items into those that are trained on and those of held-out identities.
+
+    Args:
+        items: (path, pid, camid).
+        count: number of held-out identities.
+        seed: seed of the random choice.
+
+    Returns:
+        the items to train on, and those of the held-out identities.
+
+    Raises:
+        ValueError: if `count` is negative, or no identity would remain.
+
+    Examples:
+        >>> train, held = split_identities([("a.jpg", 1, 0), ("b.jpg", 1, 1), ("c.jpg", 2, 0)], 1, seed=0)
+        >>> len({pid for _, pid, _ in train}), len({pid for _, pid, _ in held})
+        (1, 1)
+    """
     pids = sorted({pid for _, pid, _ in items})
     if count < 0:
         raise ValueError(f"DATASETS.HOLD_OUT is {count}, expected a number of identities, 0 for none")
@@ -31,7 +48,12 @@ def split_identities(items: list[tuple], count: int, seed: int) -> tuple[list[tu
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Semantic IDs in words, "upper: up short sleeve, ...", and who carries one of them: bool (N,)."""
+    """Excluded semantic IDs.
+
+    Attributes:
+        names: their values as text, such as "upper: up short sleeve, ...".
+        carried: bool (N,), whether a training identity has one of them.
+    """
 
     names: tuple[str, ...]
     carried: Tensor
@@ -39,27 +61,35 @@ class LeftOut:
 
 def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, seed: int,
               share: float = 1.0) -> LeftOut:
-    """Draw `count` semantic IDs that both training and test persons carry.
+    """Choose `count` semantic IDs at random that occur both in training and in the test.
 
-    Those of a smaller count are the first of a larger one's, so that figures against the count are over growing sets.
+    The choice for a smaller `count` is part of that for a larger one, so that results can be compared over `count`.
 
     Args:
-        train: int64 (N, A).   test: int64 (M, A).
-        share: of the training persons that may carry one, at most; a common one would take half of them with it.
+        schema: attribute schema of the labels.
+        train: int64 (N, A), labels.
+        test: int64 (M, A), labels.
+        count: number of semantic IDs.
+        seed: seed of the random choice.
+        share: maximum share of the training identities that have a chosen semantic ID; without a limit, one common
+            semantic ID could exclude half of them.
+
+    Raises:
+        ValueError: if `count` or `share` is out of range, or there are fewer such semantic IDs.
     """
     if count < 0:
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, expected a number of semantic IDs, 0 for none")
     if not 0 < share <= 1:
-        raise ValueError(f"DATASETS.LEAVE_OUT_SHARE is {share}, expected a share of the training people: above 0, at "
-                         "most 1")
+        raise ValueError(f"DATASETS.LEAVE_OUT_SHARE is {share}, expected a share of the training identities above 0 "
+                         "and at most 1")
     table = SIDTable.build(schema, train, space="observed")
     own, asked = table.lookup(train), table.lookup(test)  # (N, G), (M, G)
     both = [(g, sid) for g in range(len(table.sizes)) for sid in asked[:, g].unique().tolist()
             if sid != MISSING and (own[:, g] == sid).sum() <= share * len(own)]
     if count > len(both):
         raise ValueError(f"DATASETS.LEAVE_OUT_SIDS is {count}, but training and test share {len(both)} semantic IDs "
-                         f"that at most {share:.0%} of the training people carry (DATASETS.LEAVE_OUT_SHARE); ask for "
-                         "fewer")
+                         f"that at most {share:.0%} of the training identities have (DATASETS.LEAVE_OUT_SHARE); set "
+                         "a smaller number")
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     carried = torch.zeros(len(train), dtype=torch.bool)
     names = []
@@ -71,6 +101,16 @@ def leave_out(schema: AttributeSchema, train: Tensor, test: Tensor, count: int, 
 
 
 def at_random(people: Sequence, count: int, seed: int) -> set:
-    """As many people whoever they are: what fewer people do by themselves."""
+    """Choose identities at random, as a control for `leave_out`: the same number of identities is removed.
+
+    Args:
+        people: identities to choose from.
+        count: number of identities.
+        seed: seed of the random choice.
+
+    Examples:
+        >>> len(at_random(["a", "b", "c"], 2, seed=0))
+        2
+    """
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[:count]
     return {people[place] for place in order.tolist()}

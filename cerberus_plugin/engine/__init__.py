@@ -1,4 +1,4 @@
-"""Training and evaluation through the host's trainer."""
+"""Training and evaluation with FastReID's trainer."""
 
 from .trainer import CerberusTrainer as CerberusTrainer
 from .trainer import evaluate as evaluate

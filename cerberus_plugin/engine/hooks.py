@@ -1,4 +1,4 @@
-"""Hooks of the trainer beside the host's own: seeds, frozen layers, statistics, averaged weights, time, figures."""
+"""Hooks of the trainer: seeds, frozen layers, batch statistics, averaged weights, training time, results by epoch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 class AgreeOnStatistics(hooks.HookBase):
-    """One set of batch statistics for all processes before each evaluation and checkpoint."""
+    """Average the batch statistics over all processes before each evaluation and checkpoint."""
 
     def after_epoch(self) -> None:
         average_batch_statistics(self.trainer.model)
 
 
 class BeforeEvaluations(hooks.HookBase):
-    """Call a function at the end of each epoch that is evaluated or kept; comes before the host's hooks for both.
+    """Calls a function at the end of each epoch with an evaluation or a checkpoint.
+
+    Register it before FastReID's hooks for both.
 
     Args:
-        periods: epochs between two evaluations, and between two checkpoints; 0 for none but the last.
+        function: the function to call.
+        periods: epochs between two evaluations, and between two checkpoints; 0 for only the last epoch.
     """
 
     def __init__(self, function: Callable[[], None], periods: Sequence[int]) -> None:
@@ -48,13 +51,13 @@ class BeforeEvaluations(hooks.HookBase):
 
 
 class ReadScalarsLate(hooks.HookBase):
-    """Bring the log up to date where it is read: at a line of progress, at the end of an epoch and of the training.
+    """Writes pending scalars to the log before it is read: for a log line, and at the end of an epoch and of training.
 
-    Comes before all other hooks.
+    Register it before all other hooks.
 
     Args:
-        late: of the trainer's steps.
-        period: iterations between two lines of progress.
+        late: pending scalars of the trainer's steps.
+        period: iterations between two log lines.
     """
 
     def __init__(self, late: LateScalars, period: int) -> None:
@@ -67,23 +70,23 @@ class ReadScalarsLate(hooks.HookBase):
             self.late.write()
 
     def after_train(self) -> None:
-        # Something is left after an error alone. Other processes may not have got here, so nobody waits for them.
+        # Scalars are pending only after an error. Other processes may not get to this point, so do not wait for them.
         if comm.get_world_size() == 1:
             self.late.write()
 
 
 class SeedEpochs(hooks.HookBase):
-    """Make an epoch depend on the run's seed and its own number alone, so that a resumed run repeats it bit by bit.
+    """Makes an epoch depend only on the seed of the run and its number, so that a resumed run is identical bit by bit.
 
-    At the start of an epoch the global generators, which dropout draws from, are seeded, and a resumed run begins with
-    the batch that comes next. The batches carry their own seeds, see `SeededBatches`.
+    At the start of each epoch, the global generators, which dropout uses, are seeded. A resumed run continues with the
+    next batch. Batches have their own seeds, see `SeededBatches`.
     """
 
     def before_train(self) -> None:
         trainer = self.trainer
         if trainer.start_iter > 0:
             trainer.data_loader.batch_sampler.start = trainer.start_iter
-            trainer._trainer._data_loader_iter = iter(trainer.data_loader)  # the host has begun with the first batch
+            trainer._trainer._data_loader_iter = iter(trainer.data_loader)  # FastReID started at the first batch
 
     def before_epoch(self) -> None:
         seed = self.trainer.data_loader.batch_sampler.seed
@@ -91,14 +94,22 @@ class SeedEpochs(hooks.HookBase):
 
 
 def frozen_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Paths of the modules that MODEL.FREEZE_LAYERS names.
+    """Return the paths of the modules that are named in MODEL.FREEZE_LAYERS.
 
-    A name is the full path of a module, such as `heads` or `heads.bn`; it stands for that module and everything in it,
-    and for no other module whose name begins alike. Where a model takes the backbone apart, `backbone` stands for the
-    modules that hold its parts: the model lists them in `backbone_layers`.
+    A name is the full path of a module, such as `heads` or `heads.bn`. It includes all submodules, but not other
+    modules with the same prefix. If a model splits the backbone, `backbone` means the modules with its parts, which
+    the model lists in `backbone_layers`.
+
+    Args:
+        model: without the wrapper of distributed training.
+        names: MODEL.FREEZE_LAYERS.
 
     Raises:
-        ValueError: a name is no module of the model.
+        ValueError: if the model has no such module.
+
+    Examples:
+        >>> frozen_layers(nn.Sequential(nn.Linear(1, 1)), ["0"])
+        ['0']
     """
     aliases = {"backbone": list(model.backbone_layers)} if hasattr(model, "backbone_layers") else {}
     modules = dict(model.named_modules())
@@ -113,15 +124,15 @@ def frozen_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 class FrozenLayers(hooks.HookBase):
-    """Keep weights and batch statistics of some layers as they are for the first iterations.
+    """Freezes the weights and batch statistics of some layers during the first iterations.
 
-    In place of the host's LayerFreeze. Whether a step is one of the first iterations depends on the iteration of the
-    trainer alone, so a resumed run is not frozen a second time.
+    Replaces FastReID's LayerFreeze. Freezing depends only on the iteration of the trainer, so the layers of a resumed
+    run are not frozen a second time.
 
     Args:
         model: without the wrapper of distributed training.
-        optimizer: the parameters of these layers are in groups with "freeze_status" "freeze", as the host's
-            `build_optimizer` makes them, and its step leaves out groups with that status.
+        optimizer: FastReID's `build_optimizer` puts the parameters of these layers into groups with "freeze_status"
+            "freeze", and the optimizer skips groups with this status.
         layers: paths of modules, see `frozen_layers`.
         iterations: SOLVER.FREEZE_ITERS.
     """
@@ -139,32 +150,37 @@ class FrozenLayers(hooks.HookBase):
         frozen = self.trainer.iter < self.iterations
         if frozen != self.frozen:
             self._set(frozen)
-        if frozen:  # before each step, as every evaluation puts the whole model back into training mode
+        if frozen:  # before each step, because each evaluation sets the whole model to training mode
             for module in self.modules:
                 module.eval()
 
     def _set(self, frozen: bool) -> None:
         self.frozen = frozen
-        for i in self.groups:  # by number: loading a checkpoint makes new groups
+        for i in self.groups:  # by index: loading a checkpoint replaces the groups
             self.optimizer.param_groups[i]["freeze_status"] = "freeze" if frozen else "normal"
         if not frozen:
             for module in self.modules:
                 module.train()
         logger.info(f"Iteration {self.trainer.iter}: layers {self.names} are " +
                     (f"frozen until iteration {self.iterations}" if frozen else
-                     f"not frozen, as SOLVER.FREEZE_ITERS is {self.iterations}"))
+                     f"not frozen, because SOLVER.FREEZE_ITERS is {self.iterations}"))
 
 
 class WeightAverage(hooks.HookBase):
-    """Exponential moving average of the parameters, in the model's place from the end of each epoch to the next one.
+    """Exponential moving average of the parameters, which the model contains between two epochs.
 
-    So evaluations and the "model" of a checkpoint are the average; the raw weights, from which training goes on, ride
-    beside it. Comes before all other hooks. Parameters change in place alone: they may be views into the host's flat
-    buffers. Buffers are shared, as they are.
+    Evaluations and the "model" of a checkpoint use the average. The raw weights, with which training continues, are
+    stored separately in the checkpoint. Register it before all other hooks. Parameters are only changed in place,
+    because they may be views of FastReID's flat buffers. Buffers of the model are not averaged.
 
     Args:
-        decay: of a step, at most; after t steps it is no more than (1 + t) / (10 + t), so that short runs forget the
-            weights they began with.
+        model: without the wrapper of distributed training.
+        decay: maximum decay per step. After t steps the decay is at most (1 + t) / (10 + t), so that the average of a
+            short run does not depend on the initial weights.
+
+    Attributes:
+        beside: the weights that the model does not contain at present, raw or averaged, by name.
+        in_use: whether the model contains the average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -173,8 +189,8 @@ class WeightAverage(hooks.HookBase):
         self.parameters = dict(model.named_parameters())
         self.decay = decay
         self.steps = 0
-        self.beside: dict[str, Tensor] = {}  # the weights that the model does not hold
-        self.in_use = False  # the model holds the average
+        self.beside: dict[str, Tensor] = {}
+        self.in_use = False
 
     def before_train(self) -> None:
         if not self.beside:
@@ -205,10 +221,10 @@ class WeightAverage(hooks.HookBase):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """As saved; the model has been loaded, and holds what it held."""
+        """Restore the saved state; the weights of the model must have been loaded before."""
         found = {name: value.shape for name, value in state["beside"].items()}
         if found != {name: parameter.shape for name, parameter in self.parameters.items()}:
-            raise ValueError("checkpoint: the weights beside the average of SOLVER.EMA are of another model. Use the "
+            raise ValueError("checkpoint: the raw weights stored for SOLVER.EMA belong to another model. Use the "
                              "config.yaml of its run folder.")
         self.steps, self.in_use = state["steps"], state["in_use"]
         self.beside = {name: torch.empty_like(parameter).copy_(state["beside"][name])
@@ -216,10 +232,10 @@ class WeightAverage(hooks.HookBase):
 
 
 class TrainingIdentities:
-    """Refuses to resume on other identities: a classifier of as many of them would load, row by row.
+    """Prevents resuming with other training identities: a classifier of the same size would load without an error.
 
     Args:
-        names: of the identities, in the order of their class indices.
+        names: names of the identities in the order of their class indices.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -230,17 +246,17 @@ class TrainingIdentities:
 
     def load_state_dict(self, state: dict) -> None:
         if state["sha256"] != self.digest:
-            raise ValueError("the checkpoint was trained on other identities than this run's; resume with the data and "
-                             "the DATASETS keys of its config.yaml (NAMES, HOLD_OUT, HOLD_OUT_SEED, LEAVE_OUT_*)")
+            raise ValueError("the checkpoint was trained on other identities; resume with the same data and the "
+                             "DATASETS keys of its config.yaml (NAMES, HOLD_OUT, HOLD_OUT_SEED, LEAVE_OUT_*)")
 
 
 class WeightSettings:
-    """Keeps in the checkpoint what pretrained weights decided about the model, such as the normalisation of pixels.
+    """Stores the settings that pretrained weights require, such as the pixel normalisation, in the checkpoint.
 
-    A model is then evaluated as it was trained, whatever configuration file it is evaluated with.
+    An evaluation then uses the settings of the training, regardless of its configuration file.
 
     Args:
-        settings: values by dotted key of the configuration.
+        settings: values by dotted configuration key.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -250,7 +266,7 @@ class WeightSettings:
         return dict(self.settings)
 
     def load_state_dict(self, state: dict) -> None:
-        different = [f"{key} {value} (here {self.settings[key]})" for key, value in state.items()
+        different = [f"{key} {value} (this run: {self.settings[key]})" for key, value in state.items()
                      if self.settings.get(key, value) != value]
         if different:
             raise ValueError(f"the checkpoint was trained with {', '.join(different)}; resume with the config.yaml of "
@@ -258,10 +274,14 @@ class WeightSettings:
 
 
 class TrainingClock(hooks.HookBase):
-    """Seconds of the steps behind the present weights, without evaluations and checkpoints, and where it was resumed.
+    """Measures the training time of the present weights, without evaluations and checkpoints.
 
-    Both are kept in the checkpoint: a resumed run goes on counting, and steps that a kill has undone do not count.
-    `resumed` lists the epochs after which the training was resumed, from 1 on.
+    Both attributes are stored in the checkpoint: a resumed run continues counting, and steps that were lost when a run
+    was killed are not counted.
+
+    Attributes:
+        seconds: time of the training steps.
+        resumed: epochs, counted from 1, after which the training was resumed.
     """
 
     seconds = 0.0
@@ -287,22 +307,30 @@ class TrainingClock(hooks.HookBase):
 
 
 class Evaluations(hooks.HookBase):
-    """Figures of each evaluated epoch, on the main process, which alone has any; comes after the host's EvalHook.
+    """Collects the metrics of each evaluated epoch on the main process.
 
-    They are kept in the checkpoint, so that a resumed run goes on remembering, and evaluations that a kill has undone
-    do not count.
+    They are stored in the checkpoint: a resumed run continues the list, and evaluations that were lost when a run was
+    killed are not in it. Register it after FastReID's EvalHook.
 
     Args:
-        tests: names of the test data sets.
+        tests: names of the test datasets.
+
+    Attributes:
+        figures: metrics by test dataset and epoch, counted from 1.
     """
 
     def __init__(self, tests: Sequence[str]) -> None:
         self.tests = tests
-        self.figures: dict[str, dict[int, dict[str, float]]] = {}  # by test data set and epoch, from 1 on
+        self.figures: dict[str, dict[int, dict[str, float]]] = {}
         self._taken = None
 
     def remember(self, epoch: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Figures by test data set of the weights after this epoch."""
+        """Store metrics.
+
+        Args:
+            epoch: number of completed epochs.
+            results: metrics by test dataset.
+        """
         for name, figures in results.items():
             if figures:
                 self.figures.setdefault(name, {})[epoch] = report.summary(figures)
@@ -311,10 +339,10 @@ class Evaluations(hooks.HookBase):
         self._take()
 
     def after_train(self) -> None:
-        self._take()  # the host evaluates at the end where TEST.EVAL_PERIOD does not divide the epochs
+        self._take()  # FastReID evaluates at the end if the number of epochs is no multiple of TEST.EVAL_PERIOD
 
     def _take(self) -> None:
-        # The host keeps what its EvalHook found there, and makes a new one for each evaluation.
+        # FastReID stores the results of its EvalHook in this attribute, a new object for each evaluation.
         results = getattr(self.trainer, "_last_eval_results", None)
         if results is not self._taken:
             self._taken = results

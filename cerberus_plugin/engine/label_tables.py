@@ -1,4 +1,4 @@
-"""What a model keeps of its training set: semantic IDs, labels, margins, cosine scales."""
+"""Tables of the training set that are stored in a model: semantic IDs, labels, margins and cosine scales."""
 
 from __future__ import annotations
 
@@ -23,15 +23,28 @@ from ..utils.files import write_json, write_text
 
 logger = logging.getLogger("fastreid.cerberus")
 
-SCALE_IMAGES = 1000  # that a cosine scale is fitted on, one number a column
+SCALE_IMAGES = 1000  # maximum number of images for fitting the cosine scales, one number per column
 
 
 def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
-    """Name the attribute set, and count semantic IDs, into the configuration, as the host does identities; save it."""
+    """Set the keys for the attribute schema and the numbers of identities and semantic IDs, and save the configuration.
+
+    FastReID does the same with the number of identities. The main process writes config.yaml and semantic_ids.json.
+
+    Args:
+        cfg: configuration; not changed.
+        data: training data.
+
+    Returns:
+        the new configuration.
+
+    Raises:
+        ValueError: if the model needs attributes and the training set has none.
+    """
     train_set, schema, table = data.dataset, data.schema, data.sid_table
     key = ""
     if schema:
-        SCHEMAS.setdefault(schema.name, schema)  # the model is built from the name, or from all of it in JSON
+        SCHEMAS.setdefault(schema.name, schema)  # the model is built from its name, or from its JSON form
         key = schema_key(schema)
     if not needs_labels(cfg):
         other_groups = cfg.MODEL.META_ARCHITECTURE == "Cerberus" and schema and schema.groups != PERSON_GROUPS
@@ -39,12 +52,12 @@ def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
     name = cfg.MODEL.META_ARCHITECTURE
     if schema is None:
         without = ("set MODEL.CERBERUS.LAMBDA_SEM, LAMBDA_REG and SOFTMAX to 0.0" if name == "Cerberus"
-                   else "train IDE or the host's Baseline")
-        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} learns from; use "
+                   else "train IDE or FastReID's Baseline")
+        raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES} have no attributes, which {name} needs; use "
                          f"Market1501Attributes, DukeMTMCAttributes, PRCCAttributes or LTCCAttributes, or {without}.")
     units = len(train_set.labels) if train_set.unit_of or not train_set.identified else 0
     who = f"{len(train_set.pids)} training identities" if train_set.identified else "no identities"
-    logger.info(f"{table or schema}; {who}" + (f" with {units} outfits or other sets of labels" if units else ""))
+    logger.info(f"{table or schema}; {who}" + (f" with {units} outfits or label combinations" if units else ""))
     cfg = with_sizes(cfg, train_set.num_classes, key, table.sizes if table else (), units)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
@@ -54,7 +67,13 @@ def with_attributes(cfg: CfgNode, data: TrainingData) -> CfgNode:
 
 
 def fill_tables(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
-    """Write what a model keeps of its training set into its buffers."""
+    """Fill the buffers of a model with the tables of its training set.
+
+    Args:
+        model: with or without the wrapper of distributed training.
+        cfg: configuration.
+        data: training data.
+    """
     model = unwrapped(model)
     if getattr(model, "prototypes", None) is not None:
         _fill_prototypes(model.prototypes, cfg, data)
@@ -63,7 +82,7 @@ def fill_tables(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
 
 
 def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
-    """Tables of the training set, and margins of the configuration."""
+    """Fill the semantic IDs of the training set and the margins of the configuration."""
     node = cfg.MODEL.CERBERUS
     if node.MARGIN not in ("adaptive", "constant"):
         raise ValueError(f"MODEL.CERBERUS.MARGIN is '{node.MARGIN}', expected 'adaptive' or 'constant'")
@@ -74,12 +93,17 @@ def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) ->
 
 @torch.no_grad()
 def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
-    """Fit the cosine scale of each column by likelihood and keep it with the prototypes.
+    """Fit the cosine scale of each column by maximum likelihood and store it with the prototypes.
 
-    On images of the held-out identities, or of the training identities where none is held out: `SCALE_IMAGES` at most,
-    evenly spread, as a test reads them. Scales that training learns are kept where nobody is held out: training images
-    lie nearer to their prototypes than those of other people do, so that a scale fitted on them is too large. A column
-    in which none of these images is labelled keeps the scale that it was read with.
+    The scales are fitted on at most `SCALE_IMAGES` evenly spaced images of the held-out identities, or of the training
+    identities if there are no held-out ones, with the transforms of a test. Without held-out identities, learned scales
+    are not replaced: training images are closer to their prototypes than images of other people, so a scale fitted on
+    them is too large. A column without labels in these images keeps its present scale.
+
+    Args:
+        model: with or without the wrapper of distributed training.
+        cfg: configuration.
+        data: training data.
     """
     model = unwrapped(model)
     prototypes = getattr(model, "prototypes", None)
@@ -92,7 +116,7 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     model.eval()
     try:
         rows, labels = [], []
-        # A generator of its own: torch's loader draws a seed, and training goes on with the global generator.
+        # With a separate generator, torch's loader does not change the global one, which training uses.
         for batch in DataLoader(Subset(images, range(0, len(images), step)), cfg.TEST.IMS_PER_BATCH,
                                 generator=torch.Generator()):
             readable = batch["targets"] != LEFT_OUT_PID
@@ -101,7 +125,7 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     finally:
         model.train(was_training)
     rows, labels = torch.cat(rows), torch.cat(labels)
-    if not len(rows):  # none of them can be read
+    if not len(rows):  # no image can be read
         return
     reader = model.attribute_reader()
     cosines = [own.cpu() for own in reader.cosines(rows)]
@@ -110,7 +134,7 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     for m, column in enumerate(reader.schema.columns):
         g, held = reader.marginals.column_groups[m], torch.from_numpy(reader.marginals.held[m])
         own = right_answers(truth[m]) if column.is_colour else truth[m]  # (N, C)
-        right = (own.float() @ held.float().T > 0) & known[:, m, None]  # (N, K), the semantic IDs with a true value
+        right = (own.float() @ held.float().T > 0) & known[:, m, None]  # (N, K), semantic IDs with a true value
         scales.append(fit_scale(cosines[g], right, torch.from_numpy(reader.marginals.log_priors[g]),
                                 reader.scales[column.name]))
     prototypes.set_scales(scales)

@@ -1,1 +1,1 @@
-"""One pass over a test set: embeddings, the three tasks, result tables and the manifest of what was evaluated."""
+"""Evaluation: embeddings of a test set, the tasks reID, PAR and APS, result tables and manifests."""

@@ -1,4 +1,4 @@
-"""Cloth-changing re-identification: reID's figures under each setting that a test set with outfits has."""
+"""Cloth-changing re-identification: reID metrics for each setting of a test set with outfits."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ SINGLE_SHOT = "single-shot"
 
 @dataclass(frozen=True)
 class ClothesTask:
-    """Rank-1/5/10, mAP and mINP by setting: "cloth-changing/mAP", "same-clothes/Rank-1" and so on.
+    """reID metrics by setting: "cloth-changing/mAP", "same-clothes/Rank-1" and so on, in percent.
 
-    "single-shot" is PRCC's first protocol, for each of the other settings: one random gallery image of each identity,
-    drawn `draws` times; mean and sample deviation of Rank-1. It has no mAP: published mAP is multi-shot, of all gallery
-    images.
+    "single-shot" is the first protocol of PRCC, applied to each of the other settings: the gallery contains one random
+    image of each identity, drawn `draws` times. The results are the mean and the sample standard deviation of Rank-1.
+    It has no mAP: published mAP is multi-shot, over all gallery images.
 
-    The host keeps the checkpoint with the best "metric". Here it is the mean of mAP and Rank-1 under "cloth-changing":
-    figures over all queries mix those who have changed with those who have not.
+    FastReID keeps the checkpoint with the best "metric". For this task it is the mean of mAP and Rank-1 under
+    "cloth-changing", since metrics over all queries mix people who have changed their clothes with those who have not.
 
     Args:
-        ranker: from what one pass gave to a ranking under a setting: `ReIDTask(cfg).ranker`.
-        settings: of `metrics.outfits.SETTINGS`, or "single-shot".
+        ranker: function that prepares the rankings of a test set, `ReIDTask(cfg).ranker`.
+        settings: names from `metrics.outfits.SETTINGS`, or "single-shot".
+        draws: number of random galleries of "single-shot".
+        seed: seed of these draws.
     """
 
     ranker: Callable[[Gathered], Callable[..., ReIDResult]]
@@ -42,8 +44,8 @@ class ClothesTask:
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         if gathered.outfits is None:
-            raise ValueError("ClothesTask: needs batches with 'outfits': build the loader by "
-                             "CerberusTrainer.build_test_loader, for a data set with outfits such as PRCC or LTCC")
+            raise ValueError("ClothesTask: needs batches with 'outfits': build the loader with "
+                             "CerberusTrainer.build_test_loader, for a dataset with outfits such as PRCC or LTCC")
         ranked = self.ranker(gathered)
         settings = [setting for setting in self.settings if setting != SINGLE_SHOT]
         figures = {}
@@ -69,7 +71,7 @@ class ClothesTask:
     @staticmethod
     def _log(setting: str, result: ReIDResult, num_query: int) -> None:
         if result.num_skipped == num_query:
-            logger.warning(f"{setting}: none of {num_query} queries has a match that counts, so there are no figures; "
-                           "check the outfits if this is the whole data set")
+            logger.warning(f"{setting}: none of {num_query} queries has a valid match, so the metrics are undefined; "
+                           "check the outfits if this is the whole dataset")
         elif result.num_skipped:
-            logger.info(f"{setting}: {result.num_skipped} of {num_query} queries have no match that counts: skipped")
+            logger.info(f"{setting}: {result.num_skipped} of {num_query} queries have no valid match and are skipped")

@@ -1,4 +1,4 @@
-"""What one pass over a test set gives: the record that every task reads."""
+"""Embeddings and labels of a test set, the input of all evaluation tasks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ENTRIES = 2**26  # values of the embeddings that tasks take at a time: 256 MiB
+CHUNK_ENTRIES = 2**26  # values of the embeddings that a task processes at a time: 256 MiB
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What one pass gave: rows [0, num_query) are the query images, the rest the gallery.
+    """Embeddings and labels of a test set: rows [0, num_query) are the query images, the others the gallery.
 
-    embeddings float (n, E), pids and camids int64 (n,), attributes int64 (n, A) or None without labels, outfits int64
-    (n,) or None where the data set knows none. `device` is where tasks compute; None for where the embeddings are.
+    Args:
+        embeddings: float (n, E).
+        pids: int64 (n,).
+        camids: int64 (n,).
+        attributes: int64 (n, A); None without labels.
+        num_query: number of query images.
+        device: where tasks compute; None for the device of the embeddings.
+        outfits: int64 (n,); None if the dataset has no outfits.
     """
 
     embeddings: Tensor
@@ -28,7 +34,14 @@ class Gathered:
     outfits: Tensor | None = None
 
     def rows(self, index) -> Gathered:
-        """A subset, without a copy where it is one run of rows; its `num_query` counts the query rows among them."""
+        """Select a subset of the rows.
+
+        Args:
+            index: any index of a tensor of length n, such as a slice, bool (n,) or int64 (k,).
+
+        Returns:
+            the subset, a view if the rows are consecutive; its `num_query` counts the query images among them.
+        """
         numbers = torch.arange(len(self.pids))[index]
         run = len(numbers) > 0 and bool((numbers.diff() == 1).all())
         index = slice(int(numbers[0]), int(numbers[-1]) + 1) if run else numbers
@@ -38,15 +51,24 @@ class Gathered:
                         int((numbers < self.num_query).sum()), self.device, outfits)
 
     def chunks(self, index: Tensor) -> Iterator[Tensor]:
-        """Embeddings of rows int64 (K,), in this order, on the device of the tasks: (k, E) at a time."""
+        """Iterate over the embeddings of some rows, at most `CHUNK_ENTRIES` values at a time.
+
+        Args:
+            index: int64 (K,), row numbers.
+
+        Yields:
+            float (k, E) in the order of `index`, on the device of the tasks.
+        """
         size = max(1, CHUNK_ENTRIES // max(1, self.embeddings.shape[1]))
         for some in index.split(size):
             yield self.embeddings[some].to(self.device or self.embeddings.device)
 
     @property
     def query(self) -> Gathered:
+        """The query images."""
         return self.rows(slice(None, self.num_query))
 
     @property
     def gallery(self) -> Gathered:
+        """The gallery images."""
         return self.rows(slice(self.num_query, None))

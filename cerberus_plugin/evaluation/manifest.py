@@ -1,13 +1,16 @@
 """The manifest of an evaluation: equal hashes mean equal images, labels, configuration or weights, on any machine.
 
-Paths of the machine enter no hash: images are named from their data set's own folder, weights by their contents.
+Hashes do not depend on where files are stored: names of images are relative to the folder of their dataset, and weights
+are hashed by their contents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 from fastreid.config import CfgNode
@@ -18,34 +21,53 @@ from ..config import FILLED
 from ..data.loader import AttributeDataset
 from ..metrics.outfits import SETTINGS
 from ..own_data.ontology import path_of
+from ..synthetic.folder import SETTINGS as DRAWN
 from ..utils.distributed import unwrapped
 from ..utils.files import file_sha256, json_sha256
 
-# Where a run lies and computes; what the data set or the checkpoint says, these are hashed on their own.
+# Keys with the location and the device of a run, and keys filled in from the dataset and the checkpoint, which have
+# their own hashes.
 NOT_HASHED = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", *FILLED)
 FILE_KEYS = ("MODEL.BACKBONE.PRETRAIN_PATH", "DATASETS.ONTOLOGY")  # hashed as the file's name, without its folder
+DEEPEST = 4  # levels above an image folder in which the settings file of a synthetic dataset is searched
 
-JUNK = ("images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
-        "images of identity -1 are not read")
-COLOURS = {"official": "one answer a garment; any listed colour is right, nothing is where no colour is listed",
-           "binary": "mean of each colour's yes/no accuracy",
-           "balanced": "mean of (TPR + TNR) / 2 of each colour's yes/no question"}
-BALANCED = "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))"
+# Texts of manifests. `EARLIER_TEXTS` must contain each replaced wording, since manifests are compared as strings.
+JUNK = ("gallery images with the identity and the camera of the query are ignored; distractors count as wrong results; "
+        "images of identity -1 are not loaded")
+COLOURS = {"official": "one predicted colour per garment; right if it is labelled, wrong without a labelled colour",
+           "binary": "mean accuracy of the yes/no labels of the colours",
+           "balanced": "mean of (TPR + TNR) / 2 of the yes/no labels of the colours"}
+BALANCED = "the value with the largest (p - pi) / (pi (1 - pi)), where pi is its share of the training identities"
 POOL = "query and gallery, without distractors"
-PERSON = ("an identity, in one outfit where the data set has outfits, by the mean score of its images: of the pool for "
+PERSON = ("an identity, in one outfit if the dataset has outfits, by the mean score of its images: of the pool for "
           "APS, of the gallery for PAR")
+ALSO_IGNORED = "; also ignored are images with the identity of the query, "
+
+# Wordings of earlier versions and those of this version.
+EARLIER_TEXTS = {
+    "images of the query's own identity under its own camera are ignored; distractors rank as wrong answers, and "
+    "images of identity -1 are not read": JUNK,
+    "; of the own identity beside that, ": ALSO_IGNORED,
+    "one answer a garment; any listed colour is right, nothing is where no colour is listed": COLOURS["official"],
+    "mean of each colour's yes/no accuracy": COLOURS["binary"],
+    "mean of (TPR + TNR) / 2 of each colour's yes/no question": COLOURS["balanced"],
+    "the value that exceeds its share of the training people most, (p - pi) / (pi (1 - pi))": BALANCED,
+    "an identity, in one outfit where the data set has outfits, by the mean score of its images: of the pool for "
+    "APS, of the gallery for PAR": PERSON,
+}
 
 
 def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model: nn.Module | None = None,
              train_set: AttributeDataset | None = None, checkpoint: str | None = None) -> dict:
-    """What stands under "manifest" in results.json.
+    """Create the entry "manifest" of results.json.
 
     Args:
-        results: figures, or figures by test data set where there are several, as `CerberusTrainer.test` returns them.
-        tests: `of_test` of the test data sets, by name.
-        model: that has been evaluated, for the sizes of its tables.
-        train_set: of the training behind the results; None for an evaluation alone.
-        checkpoint: the file that has been evaluated, or the one that the training has written.
+        cfg: configuration of the run.
+        results: metrics, by test dataset if there are several, as `CerberusTrainer.test` returns them.
+        tests: records of the test datasets by name, see `of_test`.
+        model: the evaluated model, for the sizes of its semantic ID tables.
+        train_set: the training set; None for an evaluation without training.
+        checkpoint: the file that was evaluated, or that the training has written.
     """
     names = cfg.DATASETS.TESTS
     by_name = {names[0]: results} if len(names) == 1 else results
@@ -74,8 +96,26 @@ def manifest(cfg: CfgNode, results: Mapping, tests: Mapping[str, Mapping], model
     }
 
 
+def with_current_texts(value):
+    """Replace the texts of a manifest of an earlier version with those of this version.
+
+    Args:
+        value: a manifest, or any part of it.
+
+    Examples:
+        >>> with_current_texts({"colours": {"binary": "mean of each colour's yes/no accuracy"}})
+        {'colours': {'binary': 'mean accuracy of the yes/no labels of the colours'}}
+    """
+    if isinstance(value, Mapping):
+        return {key: with_current_texts(part) for key, part in value.items()}
+    if isinstance(value, str):
+        for earlier, current in EARLIER_TEXTS.items():
+            value = value.replace(earlier, current)
+    return value
+
+
 def ranking_rules(cfg: CfgNode) -> dict[str, str | bool]:
-    """What is done to distances before images are ranked; False where it is not done."""
+    """Return the settings of re-ranking and query expansion; False if switched off."""
     rerank, aqe = cfg.TEST.RERANK, cfg.TEST.AQE
     return {"re-ranking": rerank.ENABLED and f"{rerank.VARIANT}, k1 {rerank.K1}, k2 {rerank.K2}, "
                                              f"lambda {rerank.LAMBDA:g}",
@@ -83,10 +123,10 @@ def ranking_rules(cfg: CfgNode) -> dict[str, str | bool]:
 
 
 def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dict:
-    """The account of a test data set, its queries first in order.
+    """Describe a test dataset: numbers of images and identities, and hashes of the image list and the labels.
 
-    "images" are those of the data set, of which `num_left_out` could not be read; "identities" are of persons, without
-    the identity that stands for distractors.
+    "images" counts all images of the dataset, of which `num_left_out` could not be read; "identities" does not count
+    the identity of the distractors; "cameras" counts those with two or more images, 0 if cameras are unknown.
     """
     query, gallery = dataset.img_items[:num_query], dataset.img_items[num_query:]
     distractors = sum(pid in dataset.distractors for _, pid, _ in gallery)
@@ -96,13 +136,15 @@ def of_test(dataset: AttributeDataset, num_query: int, num_left_out: int) -> dic
         "left out": num_left_out,
         "list sha256": _list_sha256({"query": query, "gallery": gallery}, dataset.folders),
         "labels": _labels(dataset.annotations),
+        **_synthetic(dataset.img_items),
     }
 
 
 def of_training(cfg: CfgNode, dataset: AttributeDataset) -> dict:
-    """The account of a training set.
+    """Describe a training set: numbers of images and identities, and hashes of the image list and the labels.
 
-    "held out" counts identities, "without" is of DATASETS.LEAVE_OUT_SIDS, "began with" of MODEL.WEIGHTS.
+    "held out" is the number of held-out identities, "without" the identities that DATASETS.LEAVE_OUT_SIDS excludes,
+    and "began with" the file of MODEL.WEIGHTS.
     """
     weights = cfg.MODEL.WEIGHTS
     return {
@@ -113,16 +155,20 @@ def of_training(cfg: CfgNode, dataset: AttributeDataset) -> dict:
         "list sha256": _list_sha256({"train": dataset.img_items}, dataset.folders),
         "labels": _labels(dataset.annotations),
         "began with": {"file": os.path.basename(weights), "sha256": file_sha256(weights)} if weights else None,
+        **_synthetic(dataset.img_items),
     }
 
 
 def config_sha256(cfg: CfgNode) -> str:
-    """Of every key but NOT_HASHED, however it was set: on the command line, in a file or by default."""
+    """Hash all keys of a configuration but `NOT_HASHED`, whether set on the command line, in a file or by default.
+
+    Names of folders and files are hashed without the folders above them.
+    """
     values = yaml.safe_load(cfg.dump())
     for key in NOT_HASHED:
         node, last = _node_of(values, key)
         node.pop(last, None)
-    for key in ("NAMES", "TESTS"):  # folders of own data are among them
+    for key in ("NAMES", "TESTS"):  # may be folders of own data
         values["DATASETS"][key] = [os.path.basename(os.path.normpath(name)) for name in values["DATASETS"][key]]
     for key in FILE_KEYS:
         node, last = _node_of(values, key)
@@ -131,7 +177,7 @@ def config_sha256(cfg: CfgNode) -> str:
 
 
 def _reading(cfg: CfgNode, model: nn.Module) -> dict:
-    """How attributes were answered and searched for: of "PAR" and "APS", and of figures that name another reading."""
+    """Describe how attributes were recognised and searched: for "PAR" and "APS", and for keys with another method."""
     test = cfg.TEST
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
         return {"name": "classifiers", "balanced": BALANCED}
@@ -142,7 +188,7 @@ def _reading(cfg: CfgNode, model: nn.Module) -> dict:
 
 
 def _scales(model: nn.Module) -> dict | None:
-    """Of each column, and whether they were learned with the weights or measured after; None where neither."""
+    """Return the cosine scale of each column and whether it was learned or measured; None if neither."""
     scales = model.prototypes.column_scales(model.schema)
     if scales is None:
         return None
@@ -151,16 +197,25 @@ def _scales(model: nn.Module) -> dict | None:
 
 def _junk_by_outfits(served: set[str]) -> str:
     rules = [f"under {name} {ignored}" for name, ignored in SETTINGS.items() if name in served]
-    return f"; of the own identity beside that, {', '.join(rules)}" if rules else ""
+    return ALSO_IGNORED + ", ".join(rules) if rules else ""
 
 
 def _counts(items: Sequence[tuple], dataset: AttributeDataset) -> dict[str, int]:
     people = {pid for _, pid, _ in items} - set(dataset.distractors) if dataset.identified else ()
-    return {"images": len(items), "identities": len(people)}
+    cameras = Counter(camid for *_, camid in items)  # each image of an unknown camera has a unique number
+    return {"images": len(items), "identities": len(people),
+            "cameras": sum(images > 1 for images in cameras.values())}
+
+
+def _synthetic(items: Sequence[tuple]) -> dict[str, bool]:
+    """Return the entry that marks images drawn by `cerberus_plugin.synthetic`; empty for other images."""
+    folders = {Path(os.path.dirname(path)) for path, *_ in items}
+    folders |= {above for folder in folders for above in list(folder.parents)[:DEEPEST]}
+    return {"synthetic": True} if any((folder / DRAWN).is_file() for folder in folders) else {}
 
 
 def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -> str:
-    """Of one sorted line an image: its part, its name, its identity and its camera."""
+    """Hash sorted lines, one per image, with its part of the dataset, name, identity and camera."""
     prefixes = sorted((folder.rstrip(os.sep) + os.sep for folder in folders if folder), key=len, reverse=True)
     lines = sorted(f"{part}\t{_name(path, prefixes)}\t{pid}\t{camid}\n"
                    for part, items in parts.items() for path, pid, camid in items)
@@ -168,13 +223,13 @@ def _list_sha256(parts: Mapping[str, Iterable[tuple]], folders: Sequence[str]) -
 
 
 def _name(path: str, prefixes: Sequence[str]) -> str:
-    """The path from the innermost of these folders; the file's bare name where it lies in none."""
+    """Return the path relative to the innermost of these folders; the file name if it is in none of them."""
     inside = next((path[len(prefix):] for prefix in prefixes if path.startswith(prefix)), os.path.basename(path))
     return inside.replace(os.sep, "/").lstrip("/")
 
 
 def _labels(annotations: Sequence[Annotations]) -> dict | None:
-    """Name and hash of the label file; of several files, the hash of their hashes in order."""
+    """Return name and hash of the label file; for several files, the hash of their concatenated hashes."""
     if not annotations:
         return None
     hashes = [part.digest or file_sha256(part.path) for part in annotations]
@@ -184,7 +239,7 @@ def _labels(annotations: Sequence[Annotations]) -> dict | None:
 
 
 def _node_of(values: dict, key: str) -> tuple[dict, str]:
-    """Where a dotted key lies: the dictionary around it, and its last part."""
+    """Return the dictionary that contains a dotted key, and the last part of the key."""
     *parts, last = key.split(".")
     for part in parts:
         values = values.get(part, {})

@@ -1,6 +1,6 @@
-"""The three tasks of an evaluation, reID, PAR and APS: from what one pass gave to figures in percent.
+"""The tasks of an evaluation, reID, PAR and APS: they compute metrics in percent from gathered embeddings and labels.
 
-PAR and APS attach to a model of a user's own as soon as it offers an `AttributeReader`.
+PAR and APS work with every model that provides an `AttributeReader`, custom models included.
 """
 
 from __future__ import annotations
@@ -23,28 +23,32 @@ from ..metrics import aps, par, ranking
 from ..metrics.distances import pairwise
 from ..metrics.outfits import Outfits
 from ..metrics.reranking import check_reranking, reranked
+from .by_value import ByValue
 from .embeddings import Gathered
 
 logger = logging.getLogger("fastreid.cerberus")
 
-COLLAPSED = 0.7  # length of a mean direction from which on a warning is due; 0.1 to 0.15 in the demo
+COLLAPSED = 0.7  # warn if a mean direction is longer; 0.1 to 0.15 in the demo
 
 
 @dataclass(frozen=True)
 class ReIDTask:
-    """Rank-1/5/10, mAP, mINP by the Market-1501 protocol, as the host's ReidEvaluator gives them.
+    """Rank-1/5/10, mAP and mINP by the Market-1501 protocol, equal to those of FastReID's ReidEvaluator.
 
-    Distances are made block by block and never held at once, except for TEST.ROC. Query expansion and re-ranking need
-    the embeddings of all query and gallery images, where they lie: they do not work on galleries read in parts.
+    Distances are computed in blocks and never stored as a whole, except for TEST.ROC. Query expansion and re-ranking
+    need the embeddings of all query and gallery images on one device: they do not support chunks.
 
     Args:
-        groups: compare embeddings of Cerberus by these groups alone; those of TEST.GROUPS, or all, where None.
-        all_groups: of the model, in the order of the blocks of its embeddings.
+        cfg: configuration, of which the keys under TEST are used.
+        groups: compare the embeddings of Cerberus by these groups only; None for those of TEST.GROUPS, or all.
+        all_groups: groups of the model, in the order of the blocks of its embeddings.
+        by_value: record to fill with the metrics by attribute value, if queries have labels.
     """
 
     cfg: object
     groups: Sequence[str] | None = None
     all_groups: Sequence[str] = GROUPS
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gathered = self._by_groups(gathered)
@@ -58,17 +62,26 @@ class ReIDTask:
             distances = matrix.__getitem__
         result = self._ranked(query, gallery, distances)
         if result.num_skipped:
-            logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera: skipped")
+            logger.info(f"{result.num_skipped} of {len(query.pids)} queries have no match in another camera and are "
+                        "skipped")
+        if self.by_value is not None and query.attributes is not None:
+            self.by_value.add_reid(result.queries, query.attributes, query.pids)
         figures = result.percentages()
         if not torch.isin(query.camids, gallery.camids).any():
             roc["shared cameras"] = 0.0
         return {**figures, **roc, "metric": (figures["mAP"] + figures["Rank-1"]) / 2}
 
     def ranker(self, gathered: Gathered) -> Callable[..., ranking.ReIDResult]:
-        """The same ranking under other rules: a function of a setting of outfits and of rows of the gallery.
+        """Prepare rankings of the same test set under other rules.
 
-        Re-ranked distances are those of the whole gallery, also where some of its rows are asked for. They are
-        computed once, and held.
+        Re-ranked distances are computed once, on the whole gallery, and are used for its subsets too.
+
+        Args:
+            gathered: embeddings and labels of the test set.
+
+        Returns:
+            a function `ranked(setting, chosen)` of a setting of `metrics.outfits.SETTINGS` and row numbers of the
+            gallery, int64 (n,), all by default.
         """
         gathered = self._by_groups(gathered)
         query, gallery = gathered.query, gathered.gallery
@@ -97,11 +110,11 @@ class ReIDTask:
                                                   metric=self.cfg.TEST.METRIC, device=query.device)
 
     def _distances(self, query: Gathered, gallery: Gathered) -> Callable[[slice], Tensor] | None:
-        """Distances of any rows of queries after query expansion and re-ranking; None without either."""
+        """Return a function from rows of the queries to their distances; None without expansion and re-ranking."""
         test, q, g = self.cfg.TEST, query.embeddings, gallery.embeddings
         if test.AQE.ENABLED:
             check_expansion(self.cfg, len(q), len(g))
-            expanded = aqe(q.cpu(), g.cpu(), test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)  # on the CPU alone
+            expanded = aqe(q.cpu(), g.cpu(), test.AQE.QE_TIME, test.AQE.QE_K, test.AQE.ALPHA)  # supports the CPU only
             q, g = (side.to(q.device) for side in expanded)
         if test.RERANK.ENABLED:
             return reranked(q, g, **_reranking_options(self.cfg))
@@ -109,7 +122,7 @@ class ReIDTask:
 
     @staticmethod
     def _verification(distances: Tensor, query: Gathered, gallery: Gathered) -> dict[str, float]:
-        """True positive rates at fixed false positive rates, from the host's pairs; shares of 1, as the host's."""
+        """Compute true positive rates at fixed false positive rates on FastReID's pairs; from 0 to 1, as FastReID."""
         scores, labels = evaluate_roc(distances.cpu().numpy(), query.pids.numpy(), gallery.pids.numpy(),
                                       query.camids.numpy(), gallery.camids.numpy())
         false_positive, true_positive, _ = roc_curve(labels, scores)
@@ -119,13 +132,14 @@ class ReIDTask:
 
 @dataclass(frozen=True)
 class DirectionTask:
-    """Length of the mean direction of each group of Cerberus: of the mean of the unit blocks of all test images.
+    """Length of the mean direction of each group of Cerberus: the norm of the mean of its unit vectors over all images.
 
-    Near 0 where images point everywhere, 1 where all point the same way. Ranks of images survive a common direction
-    longer than cosines with prototypes do, so reID may look fine where recognition is at chance; a warning says so.
+    It is near 0 if the vectors point in all directions and 1 if all are equal. A component that all images share
+    changes the rankings of images less than the cosines with prototypes, so reID may look normal while recognition is
+    at chance. Above `COLLAPSED`, a warning is logged.
 
     Args:
-        groups: of the model, in the order of the blocks of its embeddings.
+        groups: groups of the model, in the order of the blocks of its embeddings.
     """
 
     groups: Sequence[str] = GROUPS
@@ -137,30 +151,32 @@ class DirectionTask:
         bad = [f"{group} {length:.2f}" for group, length in zip(self.groups, lengths) if length > COLLAPSED]
         if bad:
             logger.warning(f"Embeddings have collapsed: the mean direction of {', '.join(bad)} is longer than "
-                           f"{COLLAPSED}, so these blocks hardly differ between images and attributes are read at "
-                           "chance. Likely causes: running statistics of batch normalisation that do not fit the "
-                           "weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), or "
-                           "another MODEL.HEADS.NORM than in training")
+                           f"{COLLAPSED}, so these blocks hardly differ between images and attributes are "
+                           "recognised at chance. Likely causes: running statistics of batch normalisation that do not "
+                           "fit the weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), "
+                           "or a MODEL.HEADS.NORM other than in training")
         return {f"mean direction/{group}": length for group, length in zip(self.groups, lengths)}
 
 
 @dataclass(frozen=True)
 class PARTask:
-    """Attribute recognition on the labelled gallery images, in three conventions, with the majority answer beside.
+    """Attribute recognition on the labelled gallery images in three conventions, with the majority-class baseline.
 
-    "label" and "instance" figures are those of multi-label recognition (PETA, RAP, PA-100K), see
-    `metrics.par.LabelResult`. A label is answered yes if it is what the one answer to its attribute says; for a yes/no
-    attribute that is read by probability, this is a threshold of 0.5.
+    "label" and "instance" metrics are those of multi-label recognition (PETA, RAP, PA-100K), see
+    `metrics.par.LabelResult`. A label is predicted as yes if it belongs to the predicted value of its attribute; for a
+    yes/no attribute recognised by probability, this is a threshold of 0.5.
 
-    Balanced figures are of the answers that a reader gives for them, where it has `recognise_balanced`. "person"
-    figures are of one answer a person, decided by the mean scores of these images, where it is a `PersonReader`.
+    Balanced metrics use the predictions of `recognise_balanced` if the reader has this method. "person" metrics score
+    one prediction per person, from the mean scores of the person's images, if the reader is a `PersonReader`.
 
     Args:
-        name: of the figures.
-        train_labels: int64 (identities, A), from which the majority answer is taken; None leaves it out.
-        query_identities_only: score gallery images of query identities alone.
-        identified: whether it is known who is on the images; if not, there are no persons to score, and the "metric" by
-            which a checkpoint is the best is the mA of labels.
+        reader: reader of the model's attributes.
+        train_labels: int64 (identities, A), from which the majority classes are taken; None to omit the baseline.
+        query_identities_only: score only gallery images of identities that occur among the queries.
+        name: prefix of the metrics' names.
+        identified: whether the images have identities; if not, there are no "person" metrics, and the "metric" that
+            selects the best checkpoint is the mA of labels.
+        by_value: record to fill with the metrics by attribute value.
     """
 
     reader: AttributeReader
@@ -168,6 +184,7 @@ class PARTask:
     query_identities_only: bool = False
     name: str = "PAR"
     identified: bool = True
+    by_value: ByValue | None = None
 
     def __call__(self, gathered: Gathered) -> dict[str, float]:
         gallery = gathered.gallery
@@ -185,9 +202,11 @@ class PARTask:
         else:
             kinds = [getattr(self.reader, kind) for kind in ("recognise", "recognise_balanced")
                      if hasattr(self.reader, kind)]
-            result = self._scored(labels, *(torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)])
-                                            for kind in kinds))
+            answers = [torch.cat([kind(chunk).cpu() for chunk in gallery.chunks(chosen)]) for kind in kinds]
+            result = self._scored(labels, *answers)
             figures = self._figures(self.name, result)
+        if self.by_value is not None:
+            self.by_value.add_par(answers[0], labels, gallery.pids[chosen] if self.identified else None)
         for column, share in zip(schema.columns, result.ceiling.tolist()):
             if column.is_colour:
                 figures[f"{self.name}/ceiling/{column.name}"] = 100 * share
@@ -205,12 +224,17 @@ class PARTask:
 
     def _answers_and_persons(self, gallery: Gathered, chosen: Tensor,
                              person: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Answers for some rows and for the persons in them, each plain and balanced: int64 (K, M) and (P, M).
+        """Predict the values of some rows and of the persons in them.
 
-        The scores of an image are computed once, for its own answers and for its person's mean.
+        The scores of an image are computed once, for its own prediction and for its person's mean.
 
         Args:
-            person: int64 (K,), the person of each row.
+            gallery: the gallery images.
+            chosen: int64 (K,), row numbers.
+            person: int64 (K,), number of each row's person.
+
+        Returns:
+            predictions for the rows, plain and balanced, int64 (K, M) each; the same for the persons, (P, M).
         """
         answers, totals = ([], []), (_Means(person), _Means(person))
         for chunk in gallery.chunks(chosen):
@@ -222,7 +246,7 @@ class PARTask:
                 [self.reader.decide(total.means(), balanced).cpu() for balanced, total in zip((False, True), totals)])
 
     def _scored(self, labels: Tensor, answers: Tensor, balanced: Tensor | None = None) -> par.PARResult:
-        """Figures of answers, int64 (K, M), to labels, int64 (K, A); balanced ones of answers of their own."""
+        """Score predictions int64 (K, M) against labels int64 (K, A); `balanced` are those of the balanced metric."""
         truth, known = self.reader.schema.column_truth(labels)
         is_colour = [column.is_colour for column in self.reader.schema.columns]
         result = par.par_metrics(answers, truth, known, is_colour)
@@ -250,18 +274,19 @@ class PARTask:
 
 @dataclass(frozen=True)
 class APSTask:
-    """Search by attributes: categories of the test images are queries to the pool of gallery and query images.
+    """Search by attributes: each category of the test images is a query, and gallery and query images are searched.
 
-    "person" figures rank persons in place of images, each by the mean score of its images in the pool: all persons,
-    whatever the protocol. "categories" counts those of the pool, of which the protocol may ask for some, see
-    `metrics.aps.QUERIES`.
+    "person" metrics rank persons instead of images, each by the mean score of its images; all persons, whatever the
+    protocol. "categories" is the number of categories among the images, of which the protocol may use only some as
+    queries, see `metrics.aps.QUERIES`.
 
     Args:
-        train_labels: int64 (identities, A), to tell categories seen in training from unseen ones, and those with an
-            unseen semantic ID, which are the fewest; None leaves it out.
+        reader: reader of the model's attributes.
+        train_labels: int64 (identities, A), to distinguish categories seen in training from unseen ones, and those
+            with an unseen semantic ID, which are the fewest; None to omit these metrics.
         protocol: one of `metrics.aps.PROTOCOLS`.
-        groups: partial searches to report beside the full one: names of groups joined by "+".
-        name: of the figures.
+        groups: partial searches to report in addition to the full one: names of groups joined by "+".
+        name: prefix of the metrics' names.
     """
 
     reader: AttributeReader
@@ -289,7 +314,7 @@ class APSTask:
             for name, chosen in (("seen", seen), ("unseen", ~seen), ("unseen semantic ID", unseen_sid)):
                 subset = _subset(result, chosen, self.protocol)
                 figures |= {f"{name}/{key}": value for key, value in subset.items()}
-        # Queries are to find the persons of their category; those of the persons are numbered as those of the pool.
+        # A query is to find the persons of its category; categories of persons have the numbers of those of the images.
         by_person = aps.aps_metrics(torch.cat(person_scores), asked, aps.categories(of_persons)[0], related=related)
         figures |= {f"person/{key}": value for key, value in by_person.percentages().items()}
         figures |= {"person/queries": len(asked), "person/persons": len(of_persons)}
@@ -298,15 +323,15 @@ class APSTask:
         return {f"{self.name}/{key}": value for key, value in figures.items()}
 
     def _asked(self, categories: Tensor, is_query: Tensor) -> Tensor:
-        """The categories that are queries, int64 (Q,), of images: int64 (N,), bool (N,)."""
+        """Select the categories that are queries, int64 (Q,), from those of the images: int64 (N,), bool (N,)."""
         asked = (categories if self.protocol != "sal" else categories[is_query]).unique()
         if not len(asked):
-            raise ValueError("TEST.APS.PROTOCOL sal asks for the categories of query images, of which none is "
-                             "labelled; asmr and sal-all ask for those of all test images")
+            raise ValueError("TEST.APS.PROTOCOL sal takes the categories of query images as queries, but none of them "
+                             "has labels; asmr and sal-all take those of all test images")
         return asked
 
     def _with_unseen_sid(self, labels: Tensor) -> Tensor:
-        """Queries of which a whole group is labelled as nobody's in training is: int64 (Q, A) -> bool (Q,)."""
+        """Select queries with a group whose labels occur in no training identity: int64 (Q, A) -> bool (Q,)."""
         unseen = torch.zeros(len(labels), dtype=torch.bool)
         schema = self.reader.schema
         for fields in (list(schema.group_fields(group)) for group in schema.group_names):
@@ -317,9 +342,9 @@ class APSTask:
 
     def _partial(self, name: str, gathered: Gathered, pool: Tensor, labels: Tensor,
                  pool_categories: Tensor) -> dict[str, float]:
-        """Queries that describe some groups: relevance on the full category, and on the described groups.
+        """Search by some groups only; images are relevant by their full category, or by the described groups.
 
-        Persons of whom nothing in these groups is known are no queries.
+        Categories without a label in these groups are no queries.
         """
         schema = self.reader.schema
         fields = [i for group in _groups_of(name, schema.group_names) for i in schema.group_fields(group)]
@@ -333,7 +358,7 @@ class APSTask:
             described = asked[(values[asked] != MISSING).any(dim=1)]
             if not len(described):
                 image = "query image" if self.protocol == "sal" else "test image"
-                raise ValueError(f"TEST.APS.GROUPS holds '{name}', but no {image} has a label in these groups")
+                raise ValueError(f"TEST.APS.GROUPS contains '{name}', but no {image} has a label in these groups")
             result = self._run(gathered, pool, queries, categories, described, aps.relations(known, known))
             figures |= {f"{name}/{key}_{reading}": value for key, value in result.percentages().items()}
         return figures
@@ -341,18 +366,22 @@ class APSTask:
     def _run(self, gathered: Gathered, pool: Tensor, queries: Tensor, pool_categories: Tensor, chosen: Tensor,
              related: tuple[Tensor, Tensor] | None, person: Tensor | None = None,
              person_scores: list[Tensor] | None = None) -> aps.APSResult:
-        """Query k, labels int64 (K, A), is to find the images that fit category k among the rows `pool`, int64 (N,).
+        """Run queries and compute their metrics; query k is to find the images that match category k.
 
         Args:
-            chosen: int64 (Q,), the queries to run.
-            related: of `aps.relations`, of the categories.
-            person: int64 (N,), the person of each row; None where `person_scores` are not wanted.
-            person_scores: a list to be filled with the mean scores of the P persons, float64 (k, P) for k queries at a
-                time. They take the same scores as the images do, so nothing is computed twice.
+            gathered: embeddings and labels of the test set.
+            pool: int64 (N,), rows of the images to search.
+            queries: int64 (K, A), labels of the queries.
+            pool_categories: int64 (N,), category of each image.
+            chosen: int64 (Q,), numbers of the queries to run.
+            related: `aps.relations` of the categories.
+            person: int64 (N,), number of each row's person; None if `person_scores` are not needed.
+            person_scores: a list to which the mean scores of the P persons are appended, float64 (k, P) for k queries
+                at a time. They are computed from the scores of the images, so that each image is scored once.
         """
         pids, camids = gathered.pids[pool], gathered.camids[pool]
         representative = {}
-        if self.protocol != "asmr":  # the first query image of a category stands for it, or else its first image
+        if self.protocol != "asmr":  # a category is represented by its first query image, or else its first image
             from_query = pool < gathered.num_query
             first = [_first(pool_categories == k, from_query) for k in chosen]
             representative = {"representative_pids": pids[first], "representative_camids": camids[first],
@@ -371,14 +400,20 @@ class APSTask:
                                **representative)
 
 
-def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> list[PARTask | APSTask]:
-    """PAR and APS as a configuration asks for them; of a reader with two readings also by the other one, named so.
+def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True,
+                    by_value: ByValue | None = None) -> list[PARTask | APSTask]:
+    """Create the PAR and APS tasks of a configuration.
+
+    If the reader has two prediction methods, there are also tasks for the other one, with the method in their names.
 
     Args:
-        identified: whether it is known who is on the images; if not, PAR alone.
+        reader: reader of the model's attributes.
+        cfg: configuration, of which the keys under TEST are used.
+        identified: whether the images have identities; if not, PAR only.
+        by_value: record of the metrics by attribute value, for the PAR task with the configured method.
     """
     train_labels = getattr(reader, "train_labels", None)
-    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY),
+    tasks = [PARTask(reader, train_labels, cfg.TEST.PAR.QUERY_IDENTITIES_ONLY, by_value=by_value),
              APSTask(reader, train_labels, cfg.TEST.APS.PROTOCOL, tuple(cfg.TEST.APS.GROUPS))]
     if hasattr(reader, "read_by"):
         other = next(reading for reading in READINGS if reading != reader.reading)
@@ -389,18 +424,22 @@ def attribute_tasks(reader: AttributeReader, cfg, identified: bool = True) -> li
 
 
 def check_task_options(cfg, groups: Sequence[str] = GROUPS) -> None:
-    """Refuse what would come up at the first evaluation only.
+    """Check the options of the tasks before training, so that the first evaluation does not fail.
 
     Args:
-        groups: of the model, or of the schema that it reads.
+        cfg: configuration, of which the keys under TEST and the meta-architecture are used.
+        groups: groups of the model, or of its schema.
+
+    Raises:
+        ValueError: if an option has an invalid value.
     """
     if cfg.TEST.RERANK.ENABLED:
         check_reranking(**_reranking_options(cfg))
     if cfg.TEST.AQE.ENABLED and cfg.TEST.AQE.QE_K < 1:
         raise ValueError(f"TEST.AQE.QE_K is {cfg.TEST.AQE.QE_K}, expected 1 or more")
     if cfg.TEST.GROUPS and cfg.MODEL.META_ARCHITECTURE != "Cerberus":
-        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups: "
-                         "only Cerberus does")
+        raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, but {cfg.MODEL.META_ARCHITECTURE} has no groups; "
+                         "only Cerberus has groups")
     if not set(cfg.TEST.GROUPS) <= set(groups):
         raise ValueError(f"TEST.GROUPS is {list(cfg.TEST.GROUPS)}, expected some of {', '.join(groups)}")
     if cfg.TEST.READING not in READINGS:
@@ -417,43 +456,50 @@ def check_task_options(cfg, groups: Sequence[str] = GROUPS) -> None:
 
 
 def _reranking_options(cfg) -> dict:
-    """Keyword arguments of `reranked` and `check_reranking`."""
+    """Return the keyword arguments of `reranked` and `check_reranking`."""
     node = cfg.TEST.RERANK
     return {"metric": cfg.TEST.METRIC, "k1": node.K1, "k2": node.K2, "lambda_value": node.LAMBDA,
             "variant": node.VARIANT}
 
 
 def _whole(distances: Callable[[slice], Tensor], num_query: int, num_gallery: int) -> Tensor:
-    """All rows of a function of blocks: float (Q, N)."""
+    """Compute all distances, float (Q, N), with a function of a slice of the queries."""
     size = ranking.block_rows(num_gallery)
     return torch.cat([distances(slice(start, min(start + size, num_query))) for start in range(0, num_query, size)])
 
 
 def _groups_of(name: str, groups: Sequence[str]) -> list[str]:
-    """'upper+lower' -> ['upper', 'lower'], some of `groups`."""
+    """Split 'upper+lower' into ['upper', 'lower'] and check that these are among `groups`."""
     chosen = name.split("+")
     if not set(chosen) <= set(groups):
-        raise ValueError(f"TEST.APS.GROUPS holds '{name}', expected names joined by '+' of: {', '.join(groups)}")
+        raise ValueError(f"TEST.APS.GROUPS contains '{name}', expected names joined by '+' of: {', '.join(groups)}")
     return chosen
 
 
 def _labelled(gathered: Gathered) -> Tensor:
-    """Rows that have labels, int64 (K,): distractors have none."""
+    """Return the rows with labels, int64 (K,); distractors have none."""
     if gathered.attributes is None:
-        raise ValueError("PAR and APS need batches with 'attributes': build the loader by "
-                         "CerberusTrainer.build_test_loader, for a data set with annotations such as "
+        raise ValueError("PAR and APS need batches with 'attributes': build the loader with "
+                         "CerberusTrainer.build_test_loader, for a dataset with annotations such as "
                          "Market1501Attributes")
     labelled = (gathered.attributes != MISSING).any(dim=1).nonzero().flatten()
     if not len(labelled):
-        raise ValueError("PAR and APS: none of the test images is labelled")
+        raise ValueError("PAR and APS: none of the test images has labels")
     return labelled
 
 
 def _persons(gathered: Gathered, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Who is seen in each of some rows: numbers int64 (K,) of P persons, and their labels int64 (P, A).
+    """Number the persons in some rows.
 
-    A person is an identity, in one outfit where the data set has outfits. Labels that differ within one, as those of
-    images may in a data set of a user's own, make several.
+    A person is an identity, or an identity in one outfit if the dataset has outfits. Images of one identity with
+    different labels, possible in own data, count as different persons.
+
+    Args:
+        gathered: embeddings and labels of the test set.
+        rows: int64 (K,).
+
+    Returns:
+        the number of each row's person, int64 (K,), and the labels of the P persons, int64 (P, A).
     """
     ids = [gathered.pids] if gathered.outfits is None else [gathered.pids, gathered.outfits]
     who = torch.cat([torch.stack(ids, dim=1), gathered.attributes], dim=1)[rows]
@@ -462,10 +508,10 @@ def _persons(gathered: Gathered, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Means:
-    """Means over the rows of equal number, of rows that come in parts.
+    """Mean over the rows of each person, for rows that are added in parts.
 
     Args:
-        numbers: int64 (N,), the number of each row, within range(P).
+        numbers: int64 (N,), number of each row's person, within range(P).
     """
 
     def __init__(self, numbers: Tensor) -> None:
@@ -481,18 +527,18 @@ class _Means:
         self.start += len(part)
 
     def means(self) -> Tensor:
-        """float64 (P, V), after all rows."""
+        """Return the means, float64 (P, V), after all rows have been added."""
         return self.total / self.counts[:, None].to(self.total.device)
 
 
 def _first(members: Tensor, preferred: Tensor) -> int:
-    """The first row that is a member, a preferred one if there is any: bool (N,), bool (N,)."""
+    """Return the first member, or the first preferred member if there is one: bool (N,), bool (N,)."""
     both = members & preferred
     return int((both if both.any() else members).nonzero()[0])
 
 
 def _subset(result: aps.APSResult, chosen: Tensor, protocol: str) -> dict[str, float]:
-    """Figures over some of the queries, those that the protocol counts; NaN where there are none."""
+    """Compute the metrics of a subset of the queries, as the protocol counts them; NaN for an empty subset."""
     part = aps.APSResult.of(ranking.Ranking(*(figure[chosen] for figure in result.queries)), protocol)
     counted = len(part.queries.num_matches) - (part.num_unmatched if protocol != "asmr" else 0)
     return {**part.percentages(), "queries": counted}

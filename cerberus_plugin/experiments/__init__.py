@@ -1,1 +1,1 @@
-"""Experiments on trained and untrained models, each a command: python -m cerberus_plugin.experiments.<name> --help."""
+"""Experiments on models. Each module is a command: python -m cerberus_plugin.experiments.NAME --help."""

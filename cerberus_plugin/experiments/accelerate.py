@@ -1,10 +1,11 @@
-"""Attribute-accelerated retrieval of a trained model: what each threshold saves, what it costs, and which one to take.
+"""Filter a gallery by predicted attributes: speed-up and loss of accuracy for each threshold.
 
     python -m cerberus_plugin.experiments.accelerate logs/market1501/apr_R50 --survival 0.9 0.95 0.99
 
-The sweep is over the run's test data set. Thresholds that keep a true match with a wanted probability are chosen on the
-run's held-out identities (DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; how far the
-promise holds is measured on the test identities that were not chosen on. Writes acceleration.txt, .json and .png.
+The command evaluates a range of thresholds on the test dataset. It also chooses thresholds that keep a true match with
+given probabilities. It chooses them on the held-out identities of the run (DATASETS.HOLD_OUT), or on half of the test
+identities if none were held out, and measures the share of kept matches on the other test identities. It writes
+acceleration.txt, acceleration.json and acceleration.png.
 """
 
 from __future__ import annotations
@@ -43,24 +44,39 @@ THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 SURVIVAL = (0.9, 0.95, 0.98)
 QUANTILES = (0.05, 0.5, 0.95)
 TOP = 10  # results of a timed search
-TIMED_QUERIES = 200  # searched one by one; all of them are searched at once
+TIMED_QUERIES = 200  # queries that are timed one by one
 
 logger = logging.getLogger("fastreid.cerberus")
 
 
 @dataclass(frozen=True)
 class CriticalPairs:
-    """True matches under different cameras: the threshold from which each survives, float (P,), and whose they are."""
+    """True matches of queries in the gallery, from other cameras.
+
+    Args:
+        critical: float (P,), the lowest threshold at which the filter keeps each match.
+        identities: int64 (P,), the identity of each match.
+    """
 
     critical: Tensor
     identities: Tensor
 
     def of(self, identities: Tensor) -> CriticalPairs:
+        """Select the matches of some identities, int64 (I,)."""
         chosen = torch.isin(self.identities, identities)
         return CriticalPairs(self.critical[chosen], self.identities[chosen])
 
     def kept(self, threshold: float) -> tuple[float, float, float]:
-        """Share that survives: mean over identities, its standard error, and mean over pairs."""
+        """Compute the share of true matches that the filter keeps at a threshold.
+
+        Returns:
+            Mean over identities, standard error of this mean, and mean over matches.
+
+        Examples:
+            >>> pairs = CriticalPairs(torch.tensor([0.2, 0.8, 0.4]), torch.tensor([1, 1, 2]))
+            >>> [round(value, 2) for value in pairs.kept(0.5)]
+            [0.75, 0.25, 0.67]
+        """
         survive = (self.critical <= threshold).double()
         _, owner, counts = torch.unique(self.identities, return_inverse=True, return_counts=True)
         sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, survive)
@@ -69,10 +85,12 @@ class CriticalPairs:
 
 
 class Retrieval:
-    """Query and gallery of one data set, with what is predicted of them beforehand.
+    """Distances and predicted attributes of the queries and the gallery of a dataset.
 
     Args:
-        gathered: one pass over the data set.   reader: of the model that gave it.   metric: of TEST.METRIC.
+        gathered: embeddings and labels of the dataset.
+        reader: predicts the attributes of these embeddings.
+        metric: value of TEST.METRIC.
     """
 
     def __init__(self, gathered: Gathered, reader: ConfidentReader, metric: str) -> None:
@@ -87,21 +105,25 @@ class Retrieval:
         self.ids = self.query.pids, self.query.camids, self.gallery.pids, self.gallery.camids
 
     def behind(self, threshold: float) -> FilteredResult:
-        """Figures among the survivors; at 1 those of the plain search."""
+        """Evaluate the filtered search; a threshold of 1 filters nothing."""
         chosen = AttributeFilter(self.known, self.sizes, threshold)
         return filtered_metrics(self.distances, lambda rows: chosen.keep(self.asked.rows(rows)), *self.ids)
 
     def matches(self) -> CriticalPairs:
-        """All true matches."""
+        """Collect all true matches."""
         pairs = Identities(self.gallery.pids, self.gallery.camids).pairs(self.query.pids, self.query.camids)
         query, column = pairs.query[pairs.match], pairs.column[pairs.match]
         critical = critical_thresholds(self.asked.rows(query), self.known.rows(column))
         return CriticalPairs(critical, self.gallery.pids[column])
 
     def seconds(self, threshold: float | None) -> tuple[float, float]:
-        """Wall time of a search for the nearest ten: of one query, the median of some; and of all at once.
+        """Time a search for the ten nearest gallery images.
 
-        Without a threshold every gallery image is compared.
+        Args:
+            threshold: of the attribute filter; None compares all gallery images.
+
+        Returns:
+            Seconds of a single query (median of 200 queries), and of all queries in one call.
         """
         embeddings = self.query.embeddings
         generator = torch.Generator().manual_seed(0)
@@ -124,7 +146,7 @@ class Retrieval:
 
 
 def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
-    """A row a threshold, the plain search first."""
+    """Evaluate and time the search without a filter, then with each threshold; one row each."""
     rows = []
     for threshold in tqdm([None, *thresholds], desc="thresholds", disable=None):
         result, (one, every) = retrieval.behind(1 if threshold is None else threshold), retrieval.seconds(threshold)
@@ -136,14 +158,23 @@ def sweep(retrieval: Retrieval, thresholds: list[float]) -> list[dict]:
 
 
 def promises(held_out: CriticalPairs, test: CriticalPairs, survival: list[float]) -> list[dict]:
-    """For each wanted survival the threshold that was chosen, and what it keeps of identities it was not chosen on."""
+    """Choose a threshold for each wanted share of kept matches, and measure the share on other identities.
+
+    Args:
+        held_out: matches to choose on.
+        test: matches to measure on, of other identities.
+        survival: wanted shares, between 0 and 1.
+
+    Returns:
+        One row per share; a share that needs more identities than there are is skipped with a warning.
+    """
     rows = []
     available = len(held_out.identities.unique())
     for wanted in survival:
         needed = identities_needed(wanted)
         if available < needed:
-            logger.warning(f"a survival of {wanted} takes {needed} identities to choose on, there are {available}: "
-                           "left out")
+            logger.warning(f"--survival {wanted} needs {needed} identities to choose a threshold, found {available}; "
+                           "skipped")
             continue
         threshold = choose_threshold(held_out.critical, held_out.identities, wanted)
         own, (by_identity, error, by_pair) = held_out.kept(threshold)[0], test.kept(threshold)
@@ -153,57 +184,66 @@ def promises(held_out: CriticalPairs, test: CriticalPairs, survival: list[float]
 
 
 def tables(record: dict) -> str:
-    """The sweep, and the promises with what came of them."""
+    """Format the table of all thresholds and the table of the chosen ones."""
     names = [f"{q:.0%}" for q in QUANTILES]
     lines = [["all compared" if row["threshold"] is None else f"{row['threshold']:.4g}", f"{row['Rank-1']:.2f}",
               f"{row['mAP']:.2f}", f"{row['speed-up']:.2f}", f"{row['matches kept']:.2f}", *row["survivors"],
               f"{row['ms a query']:.2f}", f"{row['s all queries']:.2f}"] for row in record["sweep"]]
-    head = ["threshold", "Rank-1", "mAP", "speed-up", "true matches kept %", *(f"survivors {n}" for n in names),
-            "ms a query", "s all queries"]
+    head = ["threshold", "Rank-1", "mAP", "speed-up", "true matches kept %", *(f"remaining images {n}" for n in names),
+            "ms per query", "s for all queries"]
     parts = [f"{record['dataset']}: {record['queries']} queries, {record['gallery']} gallery images, "
-             f"{record['embedding size']} values an embedding, {record['metric']}, {record['threads']} threads",
+             f"{record['embedding size']} values per embedding, {record['metric']}, {record['threads']} threads",
              tabulate(lines, head, disable_numparse=True, stralign="right"),
-             f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}. (The table above is of "
-             "all test identities at every threshold.)"]
+             f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}. (The table above is "
+             "measured on all test identities.)"]
     lines = [[f"{row['wanted']:.1f}", f"{row['threshold']:.4f}", f"{row['chosen on']:.2f}",
               f"{row['test']:.2f} ± {row['error']:.2f}", f"{row['test pairs']:.2f}"] for row in record["promises"]]
-    head = ["wanted survival %", "threshold", "there %", "measured, mean over identities % ± error", "over pairs %"]
+    head = ["wanted share of kept matches %", "threshold", "share where chosen %",
+            "measured, mean over identities % ± standard error", "mean over matches %"]
     return "\n\n".join([*parts, tabulate(lines, head, disable_numparse=True, stralign="right")]) + "\n"
 
 
 def plot(record: dict, held_out: CriticalPairs, test: CriticalPairs, path: Path) -> None:
-    """Left: what speed costs. Right: the survival of true matches, and the promises."""
-    figure = Figure((11, 4.2), layout="constrained")  # not pyplot's: its backend is a notebook's
+    """Plot accuracy against speed-up (left), and the share of kept matches against the threshold (right)."""
+    figure = Figure((11, 4.2), layout="constrained")  # pyplot would use the backend of a notebook
     left, right = figure.subplots(1, 2)
     rows = [row for row in record["sweep"] if row["threshold"] is not None]
     for name, colour in (("Rank-1", "#1f77b4"), ("mAP", "#d62728")):
         left.plot([row["speed-up"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=name)
         left.axhline(record["sweep"][0][name], color=colour, linestyle=":", linewidth=1)
     for row in rows:
-        if row["speed-up"] < 1.5 or len(f"{row['threshold']:g}") > 4:  # crowded on the left, and chosen ones
+        if row["speed-up"] < 1.5 or len(f"{row['threshold']:g}") > 4:  # no label: crowded, or a chosen threshold
             continue
         left.annotate(f"{row['threshold']:g}", (row["speed-up"], row["Rank-1"]), xytext=(0, 6),
                       textcoords="offset points", fontsize=8, ha="center")
-    left.set(xscale="log", xlabel="speed-up: gallery / survivors", ylabel="%",
+    left.set(xscale="log", xlabel="speed-up: gallery images / remaining images", ylabel="%",
              ylim=(0, 1.25 * max(record["sweep"][0][name] for name in ("Rank-1", "mAP"))),
-             title="What it costs (threshold at each point)")
+             title="Accuracy against speed-up (threshold at each point)")
     left.legend()
     grid = torch.linspace(0, 1, 201).tolist()
     for pairs, label in ((held_out, f"chosen on: {record['chosen on']}"), (test, "measured on test identities")):
         right.plot(grid, [100 * pairs.kept(threshold)[0] for threshold in grid], label=label)
     for row in record["promises"]:
         right.plot(row["threshold"], row["wanted"], "k*", markersize=9)
-    right.set(xlabel="threshold", ylabel="true matches that survive, %", title="What it promises (stars)")
+    right.set(xlabel="threshold", ylabel="true matches kept, %",
+              title="True matches kept (stars: chosen thresholds)")
     right.legend(loc="upper left", fontsize=8)
     write_figure(path, figure, 110)
 
 
 def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], survival: list[float],
         output: Path) -> dict:
-    """The whole experiment; returns what acceleration.json holds."""
+    """Run the experiment on a test dataset and write its files to `output`.
+
+    Returns:
+        The contents of acceleration.json.
+
+    Raises:
+        ValueError: If the model does not predict attributes with a probability.
+    """
     if not hasattr(predictor.reader, "confidences"):
-        raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: this model predicts no attributes with a probability, so "
-                         "nothing can be filtered; use a run of Cerberus, APR or ARN.")
+        raise ValueError(f"{predictor.cfg.MODEL.WEIGHTS}: this model does not predict attributes with a "
+                         "probability, so the gallery cannot be filtered; use a run of Cerberus, APR or ARN.")
     metric = predictor.cfg.TEST.METRIC
     retrieval = Retrieval(gather(predictor, dataset), predictor.reader, metric)
     test = retrieval.matches()
@@ -230,9 +270,12 @@ def run(predictor: CerberusPredictor, dataset: str, thresholds: list[float], sur
 
 def main(arguments: list[str] | None = None) -> None:
     parser = run_parser(__doc__, "Cerberus, APR or ARN", "acceleration")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS), metavar="TAU",
+                        help="thresholds to evaluate, probabilities between 0 and 1 (default: "
+                             f"{' '.join(f'{threshold:g}' for threshold in THRESHOLDS)})")
     parser.add_argument("--survival", type=share, nargs="+", default=list(SURVIVAL), metavar="P",
-                        help="wanted probabilities that a true match survives")
+                        help="choose thresholds that keep a true match with these probabilities "
+                             f"(default: {' '.join(f'{wanted:g}' for wanted in SURVIVAL)})")
     args = parser.parse_args(arguments)
     bad = [threshold for threshold in args.thresholds if not 0 <= threshold <= 1]
     if bad:
@@ -240,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     predictor, dataset, output = opened(args)
     record = run(predictor, dataset, args.thresholds, args.survival, output)
     print(tables(record))
-    print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png (look at it)")
+    print(f"In {output}: acceleration.txt, acceleration.json, acceleration.png")
 
 
 if __name__ == "__main__":

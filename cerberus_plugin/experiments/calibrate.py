@@ -1,11 +1,12 @@
-"""Probabilities of a trained run that mean something: fitted on some people, measured on others.
+"""Calibrate the probabilities of a trained run.
 
     python -m cerberus_plugin.experiments.calibrate logs/market1501/cerberus_R50 --false-match-rate 1e-3 1e-4
 
-For each attribute a temperature, and the probability below which the answer is "cannot tell"; for two pictures the
-probability that they show the same person, and thresholds for false-match rates. Fitted on the run's held-out
-identities (DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; measured on the test identities
-that were not fitted on. Writes calibration.txt, calibration.png, and calibration.json, which `CerberusPredictor` reads.
+The command fits a temperature for each attribute, the probability below which the prediction is "uncertain", the
+probability that two images show the same person, and thresholds for false-match rates. It fits them on the held-out
+identities of the run (DATASETS.HOLD_OUT), or on half of the test identities if none were held out, and measures them on
+the other test identities. It writes calibration.txt, calibration.png and calibration.json. `CerberusPredictor` reads
+calibration.json.
 """
 
 from __future__ import annotations
@@ -41,18 +42,33 @@ logger = logging.getLogger("fastreid.cerberus")
 
 
 def of_identities(gathered: Gathered, identities: Tensor) -> Gathered:
-    """All images of some identities, queries and gallery."""
+    """Select all images of some identities, queries and gallery.
+
+    Args:
+        gathered: embeddings and labels of a dataset.
+        identities: int64 (I,).
+    """
     return gathered.rows(torch.isin(gathered.pids, identities).nonzero().flatten())
 
 
 def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gathered, Gathered, str]:
-    """Images to fit on and images to measure on, of different people who are asked for, and whom is fitted on.
+    """Embed the images to fit on and the images to measure on, which show different people.
 
-    Without the flip test, as `CerberusPredictor` embeds pictures.
+    Images are embedded without the flip test, as `CerberusPredictor` does.
+
+    Args:
+        predictor: of the run.
+        dataset: name of a test dataset.
+
+    Returns:
+        The images to fit on, the images to measure on, and a description of the people to fit on.
+
+    Raises:
+        ValueError: If `dataset` is the held-out identities.
     """
     if dataset == HELD_OUT:
-        raise ValueError(f"--dataset {HELD_OUT}: these identities are fitted on, so nothing can be measured on them; "
-                         "name a test data set")
+        raise ValueError(f"--dataset {HELD_OUT}: the calibration is fitted on these identities, so it cannot be "
+                         "measured on them; name a test dataset")
     bare = copy.copy(predictor)
     bare.cfg = with_values(predictor.cfg, {"TEST.FLIP.ENABLED": False})
     test = gather(bare, dataset)
@@ -65,10 +81,11 @@ def fit_and_measure_on(predictor: CerberusPredictor, dataset: str) -> tuple[Gath
 
 
 class Columns:
-    """What a reader says of labelled images, and what is right: the columns of one set of people.
+    """Predictions and labels of the attributes of some images.
 
     Args:
-        reader: with `column_scores` and `calibrated`.   gathered: with attributes.
+        reader: with `column_scores` and `calibrated`.
+        gathered: with attributes.
     """
 
     def __init__(self, reader, gathered: Gathered) -> None:
@@ -85,7 +102,12 @@ class Columns:
         return self.gathered.chunks(torch.arange(len(self.gathered.pids)))
 
     def confidences(self, reader) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per column and labelled image: probability of the answer, whether it is right, and whose image it is."""
+        """Compare the predictions with the labels.
+
+        Returns:
+            For each column the probability of the prediction, whether it is right, and the identity: (N,) each, N
+            images with a label of this column.
+        """
         classes, probabilities = (torch.cat(part).cpu()
                                   for part in zip(*(reader.confidences(chunk) for chunk in self._chunks())))
         rows = []
@@ -95,12 +117,12 @@ class Columns:
         return rows
 
     def fit(self, m: int) -> float:
-        """The temperature of column m."""
+        """Fit the temperature of column m."""
         known = self.known[:, m]
         return calibration.fit_temperature(self.scores[m][known], self._right_scores(m)[known], self.identities[known])
 
     def negative_log_likelihood(self, m: int, temperature: float) -> float | None:
-        """Of the images that have a right answer among those that can be given; None where no image has."""
+        """Compute the loss of column m over the images whose label the model can predict; None if there are none."""
         right = self._right_scores(m)
         usable = self.known[:, m] & (right & self.scores[m].isfinite()).any(dim=1)
         if not usable.any():
@@ -113,14 +135,25 @@ class Columns:
 
 def calibrate_columns(reader, fitting: Gathered, measuring: Gathered, accuracy: float,
                       confidence: float = calibration.CONFIDENCE) -> tuple[dict, Curves]:
-    """The record of each column, and its answers on the measured people before and after."""
+    """Fit and measure the temperature and the threshold of each attribute.
+
+    Args:
+        reader: of the model.
+        fitting: images to fit on.
+        measuring: images to measure on, of other people.
+        accuracy: wanted share of right predictions among those that are at least as probable as the threshold.
+        confidence: of the guarantee for this accuracy.
+
+    Returns:
+        By attribute, the record of calibration.json, and the predictions on `measuring` before and after.
+    """
     own, others = Columns(reader, fitting), Columns(reader, measuring)
     names = [column.name for column in reader.schema.columns]
     usable = [m for m in range(len(names))
               if own.negative_log_likelihood(m, 1.0) is not None and others.known[:, m].any()]
     if len(usable) < len(names):
         missing = ", ".join(name for m, name in enumerate(names) if m not in usable)
-        logger.warning(f"{missing}: not labelled in the images to fit on and to measure on, left uncalibrated")
+        logger.warning(f"{missing}: no labels in the images to fit on or to measure on; not calibrated")
     temperatures = {names[m]: own.fit(m) for m in usable}
     reader = reader.calibrated(temperatures)
     fitted, measured = own.confidences(reader), others.confidences(reader)
@@ -154,7 +187,19 @@ def _figures(answers: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
 
 def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: Gathered, rates: Sequence[float],
                     prior: float, confidence: float = calibration.CONFIDENCE) -> tuple[dict, calibration.ScoredPairs]:
-    """The record of "same person", and the measured pairs."""
+    """Fit and measure the probability that two images show the same person, and thresholds for false-match rates.
+
+    Args:
+        predictor: of the run.
+        fitting: images to fit on.
+        measuring: images to measure on, of other people.
+        rates: wanted false-match rates.
+        prior: probability of the same person before looking at the images.
+        confidence: of the thresholds.
+
+    Returns:
+        The entry "same person" of calibration.json, and the scored pairs of `measuring`.
+    """
     own, others = (calibration.collect_pairs(predictor.picture_scores, part.embeddings, part.pids, part.camids)
                    for part in (fitting, measuring))
     slope, intercept = calibration.fit_logistic(own.same, own.different)
@@ -173,7 +218,7 @@ def calibrate_pairs(predictor: CerberusPredictor, fitting: Gathered, measuring: 
 
 
 def _rate(own: calibration.ScoredPairs, others: calibration.ScoredPairs, rate: float, confidence: float) -> dict:
-    """A threshold that was chosen and measured, or why there is none."""
+    """Choose and measure the threshold of a false-match rate, or record why it is rejected."""
     try:
         threshold = calibration.threshold_for(own, rate, confidence)
     except ValueError as error:
@@ -192,11 +237,12 @@ def _pair_counts(pairs: calibration.ScoredPairs) -> dict[str, int]:
 
 
 def _can_be_calibrated(predictor: CerberusPredictor, dataset: str, fitting: Gathered, measuring: Gathered) -> bool:
-    """Whether there are attributes to calibrate; a warning says what is missing."""
+    """Whether attributes can be calibrated; warns if the model or the dataset has none."""
     if not hasattr(predictor.reader, "column_scores"):
-        logger.warning(f"{predictor.cfg.MODEL.WEIGHTS}: predicts no attributes; only pairs of pictures are calibrated")
+        logger.warning(f"{predictor.cfg.MODEL.WEIGHTS}: does not predict attributes; only pairs of images are "
+                       "calibrated")
     elif fitting.attributes is None or measuring.attributes is None:
-        logger.warning(f"{dataset}: has no attributes; only pairs of pictures are calibrated")
+        logger.warning(f"{dataset}: has no attributes; only pairs of images are calibrated")
     else:
         return True
     return False
@@ -204,7 +250,23 @@ def _can_be_calibrated(predictor: CerberusPredictor, dataset: str, fitting: Gath
 
 def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accuracy: float, prior: float,
         output: Path, confidence: float = calibration.CONFIDENCE) -> dict:
-    """The whole experiment; returns what calibration.json holds."""
+    """Run the calibration and write its files to `output`.
+
+    Args:
+        predictor: of the run.
+        dataset: name of the test dataset to measure on.
+        rates: wanted false-match rates.
+        accuracy: wanted share of right predictions of each attribute.
+        prior: probability of the same person before looking at the images.
+        output: folder of the files.
+        confidence: of the guarantees.
+
+    Returns:
+        The contents of calibration.json.
+
+    Raises:
+        ValueError: If there are too few people to fit on.
+    """
     fitting, measuring, fitted_on = fit_and_measure_on(predictor, dataset)
     columns, curves = {}, {}
     try:
@@ -212,8 +274,8 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
             columns, curves = calibrate_columns(predictor.reader, fitting, measuring, accuracy, confidence)
         pairs, measured = calibrate_pairs(predictor, fitting, measuring, rates, prior, confidence)
     except ValueError as error:
-        raise ValueError(f"{dataset}, fitted on {fitted_on}: {error}. More people to fit on: DATASETS.HOLD_OUT in "
-                         "training, or another --dataset; or ask for less by --accuracy, or --confidence.") from error
+        raise ValueError(f"{dataset}, fitted on {fitted_on}: {error}. Fit on more people (DATASETS.HOLD_OUT in "
+                         "training, or another --dataset), or lower --accuracy or --confidence.") from error
     cfg = predictor.cfg
     record = {"format": CALIBRATION_FORMAT, "run": cfg.OUTPUT_DIR, "model": cfg.MODEL.META_ARCHITECTURE,
               "dataset": dataset,
@@ -231,22 +293,23 @@ def run(predictor: CerberusPredictor, dataset: str, rates: Sequence[float], accu
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser(__doc__, "model", os.path.dirname(CALIBRATION_FILE))
     parser.add_argument("--false-match-rate", type=share, nargs="+", default=list(FALSE_MATCH_RATES), metavar="RATE",
-                        help="shares of pairs of two persons that may be taken for one; %(default)s if left out")
+                        help="allowed shares of pairs of different people above the threshold "
+                             f"(default: {' '.join(f'{rate:g}' for rate in FALSE_MATCH_RATES)})")
     parser.add_argument("--accuracy", type=share, default=ACCURACY,
-                        help="wanted of the answers that are given; the others are \"cannot tell\"; %(default)s if "
-                             "left out")
+                        help="wanted share of right predictions; less probable ones become \"uncertain\" "
+                             "(default: %(default)s)")
     parser.add_argument("--confidence", type=share, default=calibration.CONFIDENCE,
-                        help="that what is fitted holds on other people: of so large a share of samples of people like "
-                             "those it is fitted on; %(default)s if left out. Less takes fewer people, and more luck")
+                        help="probability, over samples of people to fit on, that the accuracy and the rates hold for "
+                             "other people of the same kind (default: %(default)s); a lower value needs fewer people")
     parser.add_argument("--prior", type=share, default=PRIOR,
-                        help="probability that two pictures show the same person before looking at them; %(default)s "
-                             "if left out")
+                        help="probability that two images show the same person, before looking at them "
+                             "(default: %(default)s)")
     args = parser.parse_args(arguments)
     predictor, dataset, output = opened(args)
     record = run(predictor, dataset, sorted(set(args.false_match_rate), reverse=True), args.accuracy, args.prior,
                  output, args.confidence)
     print(table(record))
-    print(f"In {output}: calibration.txt, calibration.json, calibration.png (look at it)")
+    print(f"In {output}: calibration.txt, calibration.json, calibration.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""APR's lambda, the share of the identity losses, chosen as the paper chooses it: on held-out training identities.
+"""Choose APR's lambda, the weight of the identity losses, on held-out training identities, as in the paper.
 
     python -m cerberus_plugin.experiments.choose_lambda --config-file configs/Market1501/apr_R50.yml \\
         OUTPUT_DIR logs/market1501/apr_lambda
 
-A study (`experiments.study`) with one run per lambda, all from one seed and without 100 training identities
-(DATASETS.HOLD_OUT), on which each is evaluated; no test image is looked at. The same command goes on after a kill and
-repeats no finished run. Several GPUs may share the work: start it on each with some of --lambdas and one SEED, then
-once with all of them. Writes lambda.json with the choice, and the report of the study: report.html and report.md.
+The command trains one model per lambda, all with the same seed, and evaluates each on 100 training identities that are
+held out (DATASETS.HOLD_OUT). No test image is used. After an interruption, the same command continues and repeats no
+finished run. To share the work among several GPUs, start it on each with some of --lambdas and the same SEED, then once
+with all of them. It writes lambda.json with the chosen value, and a report: report.html and report.md.
 """
 
 from __future__ import annotations
@@ -30,32 +30,40 @@ from .study import Study, Variant
 
 LAMBDAS = tuple(tenths / 10 for tenths in range(11))
 HOLD_OUT = 100  # of the 751 of Market-1501, as in the paper
-# More is better; the picture of the report shows the first three.
+# Higher is better; the plot of the report shows the first three.
 FIGURES = tuple(dict.fromkeys(("mAP", "PAR/mA_official", "APS/mAP", *report.REID,
                                *(f"PAR/mA_{rule}" for rule in report.MEANS), "APS/Rank-1")))
 
 
 def study_of(lambdas: Sequence[float]) -> Study:
-    """A variant per lambda."""
+    """Create the study, with one variant per lambda."""
     variants = tuple(Variant(f"lambda {value:g}", {"MODEL.APR.LAMBDA": float(value)}, curve="lambda", x=value)
                      for value in lambdas)
-    return Study("lambdas", "APR: lambda, the share of the identity losses",
-                 "Which lambda serves held-out people best?", variants, FIGURES, against=variants[-1].name)
+    return Study("lambdas", "APR: lambda, the weight of the identity losses",
+                 "Which lambda gives the best results on held-out people?", variants, FIGURES,
+                 against=variants[-1].name)
 
 
 def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") -> float:
-    """Train APR with each lambda, and write lambda.json and the report; the best one.
+    """Train APR with each lambda, and write lambda.json and the report.
 
     Args:
-        cfg: of APR, with DATASETS.HOLD_OUT and a SEED; the study and its runs lie in its OUTPUT_DIR.
-        by: name of the figure on the held-out identities that is to be highest; of equal ones the larger lambda.
+        cfg: configuration of APR, with DATASETS.HOLD_OUT and a SEED; its OUTPUT_DIR is the folder of the study.
+        lambdas: values to train with.
+        by: key of the metric to maximise on the held-out identities.
+
+    Returns:
+        The best lambda; the largest one if several are equal.
+
+    Raises:
+        ValueError: If the runs were tested differently, or the metric is undefined.
     """
     def read(variant: Variant, seed: int) -> CfgNode:
         return with_values(cfg, variant.options)
 
     found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR)
     if found["refused"]:
-        raise ValueError(f"{cfg.OUTPUT_DIR}: no lambda can be chosen: {found['refused']}")
+        raise ValueError(f"{cfg.OUTPUT_DIR}: lambda cannot be chosen: {found['refused']}")
     runs = {row["x"]: run for row in found["variants"] for run in row["runs"] if run["seed"] == cfg.SEED}
     figures = {value: run["results"][HELD_OUT] for value, run in runs.items()}
     best = best_lambda({value: row[by] for value, row in figures.items()}, by)
@@ -70,19 +78,32 @@ def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") ->
 
 
 def best_lambda(figures: Mapping[float, float], by: str) -> float:
-    """The lambda of the highest figure; of equal ones the larger, which leaves more to the identities."""
+    """Return the lambda with the highest metric; the largest one, with most weight on identities, if several are equal.
+
+    Args:
+        figures: values of the metric by lambda.
+        by: name of the metric, for the error message.
+
+    Raises:
+        ValueError: If the metric is NaN for a lambda.
+
+    Examples:
+        >>> best_lambda({0.1: 55.9, 0.5: 56.1, 0.9: 56.1}, "mAP")
+        0.9
+    """
     undefined = [f"{value:g}" for value, figure in figures.items() if math.isnan(figure)]
     if undefined:
-        raise ValueError(f"--by {by} is undefined for lambda {', '.join(undefined)}: the held-out identities have "
-                         "nothing to find. Hold more of them out (DATASETS.HOLD_OUT) or choose by another figure.")
+        raise ValueError(f"--by {by} is undefined for lambda {', '.join(undefined)}: the held-out "
+                         "identities have no matches or labels for it. Hold out more identities (DATASETS.HOLD_OUT), "
+                         "or choose by another metric.")
     return max(figures, key=lambda value: (figures[value], value))
 
 
 def check_lambdas(lambdas: Sequence[float]) -> None:
-    """Refuse shares outside [0, 1], and those whose folders would have one name."""
+    """Raise ValueError for values outside [0, 1], and for values whose run folders would have the same name."""
     outside = [value for value in lambdas if not 0 <= value <= 1]
     if outside:
-        raise ValueError(f"--lambdas has {', '.join(map(str, outside))}, expected shares between 0 and 1")
+        raise ValueError(f"--lambdas has {', '.join(map(str, outside))}, expected numbers between 0 and 1")
     names = [f"{value:g}" for value in lambdas]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -90,7 +111,17 @@ def check_lambdas(lambdas: Sequence[float]) -> None:
 
 
 def prepare(cfg: CfgNode) -> CfgNode:
-    """The configuration with identities held out and tested on alone, and the seed of runs that are there already."""
+    """Set the held-out identities as the test dataset, and the seed to that of existing runs.
+
+    Args:
+        cfg: configuration of APR.
+
+    Returns:
+        A copy of `cfg`.
+
+    Raises:
+        ValueError: If the model is not APR, or OUTPUT_DIR contains a training run.
+    """
     name = cfg.MODEL.META_ARCHITECTURE
     if name != "APR":
         raise ValueError(f"MODEL.META_ARCHITECTURE is '{name}', which has no lambda; expected APR, as in "
@@ -112,22 +143,26 @@ def _conclusion(cfg: CfgNode, best: float, by: str, figures: Mapping[float, Mapp
     if others:
         second = best_lambda(others, by)
         found += f", next {report.percent(others[second])} with {second:g}"
-    return (f"chosen: lambda = {best:g} (highest {by} on {cfg.DATASETS.HOLD_OUT} held-out identities; {found}; one run "
+    return (f"chosen: lambda = {best:g} (highest {by} on {cfg.DATASETS.HOLD_OUT} held-out identities: {found}; one run "
             f"each, seed {cfg.SEED})")
 
 
 def _split(words: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Numbers, and the KEY VALUE that argparse takes for more of them."""
+    """Separate the numbers from KEY VALUE pairs after them, which argparse adds to the same option."""
     first = next((place for place, word in enumerate(words) if word[:1].isalpha()), len(words))
     return [float(word) for word in words[:first]], list(words[first:])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="of APR, such as configs/Market1501/apr_R50.yml")
-    parser.add_argument("--lambdas", nargs="+", default=list(map(str, LAMBDAS)), help="0 0.1 ... 1 if not given")
-    parser.add_argument("--by", default="mAP", choices=FIGURES, help="figure on held-out identities")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the configuration, last")
+    parser.add_argument("--config-file", required=True,
+                        help="configuration of APR, such as configs/Market1501/apr_R50.yml")
+    parser.add_argument("--lambdas", nargs="+", default=list(map(str, LAMBDAS)),
+                        help="values to try (default: 0 0.1 ... 1)")
+    parser.add_argument("--by", default="mAP", choices=FIGURES,
+                        help="metric to maximise on the held-out identities (default: %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+                        help="options of the configuration, at the end")
     args = parser.parse_args(arguments)
     try:
         lambdas, options = _split(args.lambdas)

@@ -1,10 +1,10 @@
-"""Finished runs side by side, one table a test data set, where they were tested on the same data by the same rules.
+"""Compare finished runs that were tested on the same data by the same rules; one table per test dataset.
 
     python -m cerberus_plugin.experiments.compare logs/market1501/cerberus_R50 logs/market1501/apr_R50 \\
         --output logs/market1501/comparison
 
-Cerberus has a row for each way of reading attributes: the nearest prototype, as in the paper, and by probability.
-Minutes are of the training steps behind the weights, without evaluations.
+Cerberus has one row per reading of attributes: by the nearest prototype, as in the paper, and by probability.
+Training minutes do not include evaluations.
 """
 
 from __future__ import annotations
@@ -33,18 +33,24 @@ COLUMNS = {"mAP": "reID mAP", "Rank-1": "Rank-1", "mINP": "mINP", "PAR/mA_offici
            "APS/mAP": "APS mAP (rectangle)", "APS/mAP_trapezoid": "APS mAP (trapezoid)",
            **{f"APS/Rank-{k}": f"APS Rank-{k}" for k in RANKS},
            "APS/person/mAP": "APS mAP by person", "APS/unseen/mAP": "APS unseen mAP (rectangle)"}
-# In front of these, where a run was tested by outfits: reID's own figures mix those who have changed with the others.
+# Shown first if a run was tested with outfits: the reID metrics mix people in changed and in the same clothes.
 OUTFIT_COLUMNS = {"cloth-changing/mAP": "cloth-changing mAP", "cloth-changing/Rank-1": "cloth-changing Rank-1",
                   "same-clothes/mAP": "same-clothes mAP", "same-clothes/Rank-1": "same-clothes Rank-1"}
 MINUTES = "training minutes"
-HEADER_WIDTH = 8  # characters of a column's header on one line, where its words allow it; figures have 5 or 6
-# Of images recognised and of queries asked: as many in each run that is compared.
+HEADER_WIDTH = 8  # characters per line of a column header, if its words allow it; metrics have 5 or 6
+# Numbers of images and queries; they must agree between the runs.
 COUNTS = ("PAR/images", "APS/queries", *(f"{setting}/queries" for setting in CHANGES))
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its record of results.json, and the part of its config.yaml that the record may not have."""
+    """A finished run.
+
+    Args:
+        folder: of the run.
+        record: contents of results.json.
+        config: contents of config.yaml, empty if there is none.
+    """
 
     folder: str
     record: dict
@@ -52,25 +58,31 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: str | Path) -> FinishedRun:
+        """Read a run folder.
+
+        Raises:
+            FileNotFoundError: If the run is not finished.
+        """
         config, values = Path(folder) / "config.yaml", {}
         if config.is_file():
             values = merge_file(CfgNode(new_allowed=True), config)
         record = report.read_results(str(folder))
-        # A data set with attributes has the images of the one without.
+        # A dataset has the same images with and without attributes.
         record["results"] = {name.removesuffix("Attributes"): figures for name, figures in record["results"].items()}
         return cls(str(folder), record, values)
 
     @property
     def name(self) -> str:
+        """Name of the model and the folder."""
         parts = Path(self.folder).resolve().parts
-        folder = "/".join(parts[-2:]) if parts[-1] == "evaluation" else parts[-1]  # every --eval-only has that name
+        folder = "/".join(parts[-2:]) if parts[-1] == "evaluation" else parts[-1]  # the name of every --eval-only
         return f"{self.record['model']} ({folder})"
 
     @property
     def training(self) -> dict:
-        """Seconds, epochs, seed and processes; empty for an evaluation alone and for records from before it was kept.
+        """Seconds, epochs, seed and processes of the training; empty for an evaluation without training.
 
-        Epochs and seed of such a record are those of config.yaml, if it is that of a training.
+        Older records do not contain them; then epochs and seed are those of config.yaml.
         """
         if "training" in self.record:
             return self.record["training"] or {}
@@ -78,10 +90,10 @@ class FinishedRun:
         return {"epochs": self.config.get("SOLVER", {}).get("MAX_EPOCH"), "seed": seed if seed >= 0 else None}
 
     def conditions(self) -> dict:
-        """What must agree before figures may be compared, by name; of a task that the run does not serve, nothing."""
+        """Conditions that must agree between runs that are compared, by name; only those of the run's tasks."""
         protocol = self.record["protocol"]
         rules = {f"reID {key}": value for key, value in protocol["reid"].items() if key not in ("metric", "groups")}
-        rules["test data sets"] = sorted(self.record["results"])
+        rules["test datasets"] = sorted(self.record["results"])
         if HELD_OUT in self.record["results"]:
             data = self.config.get("DATASETS", {})
             rules |= {f"DATASETS.{key}": data.get(key) for key in ("HOLD_OUT", "HOLD_OUT_SEED")}
@@ -93,9 +105,9 @@ class FinishedRun:
         return rules | self._images()
 
     def _images(self) -> dict:
-        """Which images and labels were tested on; nothing for records from before there was a manifest.
+        """Hashes of the test images and labels; empty for older records without a manifest.
 
-        Labels bind the runs that are measured by them.
+        Labels are included only if a metric of the run depends on them.
         """
         rules = {}
         for name, tested in ((self.record.get("manifest") or {}).get("tests") or {}).items():
@@ -108,7 +120,7 @@ class FinishedRun:
         return rules
 
     def description(self) -> str:
-        """How the figures came about, as far as the record tells, in a line."""
+        """Epochs, image size, distance, seed, hardware and versions, as far as they are recorded, in one line."""
         training, machine = self.training, self.record.get("hardware", {})
         seed, processes = training.get("seed"), training.get("processes", 1)
         parts = [f"{training['epochs']} epochs" if training.get("epochs") else "epochs not recorded",
@@ -122,31 +134,36 @@ class FinishedRun:
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that were tested on other data or by other rules."""
+    """Raise ValueError if the runs were tested on different data or by different rules."""
     check_alike([(run.folder, run.conditions()) for run in runs])
 
 
 def check_alike(conditions: Sequence[tuple[str, Mapping]]) -> None:
-    """The same for names of runs with their `FinishedRun.conditions`."""
+    """Raise ValueError if conditions differ.
+
+    Args:
+        conditions: name and `FinishedRun.conditions` of each run.
+    """
     known: dict[str, tuple[object, str]] = {}
     for folder, rules in conditions:
-        different = [f"{name} is {value} here and {known[name][0]} in {known[name][1]}"
+        different = [f"{name} is {value}, but {known[name][0]} in {known[name][1]}"
                      for name, value in rules.items() if name in known and known[name][0] != value]
         if different:
-            raise ValueError(f"{folder}: cannot stand in one table with the others: {'; '.join(different)}. Test "
-                             "both alike (train_net.py --eval-only writes RUN/evaluation), or compare them apart.")
+            raise ValueError(f"{folder}: cannot be compared with the other runs: {'; '.join(different)}. Evaluate both "
+                             "in the same way (train_net.py --eval-only writes RUN/evaluation), or compare them in "
+                             "separate tables.")
         for name, value in rules.items():
             known.setdefault(name, (value, folder))
 
 
 def columns_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
-    """Figures that are shown, with their headers."""
+    """Return the metrics to show, with their headers."""
     shown = {key for run in runs for figures in run.record["results"].values() for key in figures}
     return {key: header for key, header in OUTFIT_COLUMNS.items() if key in shown} | COLUMNS
 
 
 def rows_of(runs: Sequence[FinishedRun], test: str) -> list[list[str]]:
-    """A row of cells a run and reading: figures on a test data set, percent, and minutes of training."""
+    """Format one row per run and reading: metrics on a test dataset in percent, and training minutes."""
     rows = []
     for run in runs:
         seconds = run.training.get("seconds")
@@ -160,9 +177,11 @@ def rows_of(runs: Sequence[FinishedRun], test: str) -> list[list[str]]:
 
 
 def table(runs: Sequence[FinishedRun], form: str = "simple") -> str:
-    """The runs under each other; a table a test data set, with its name above it where there are several.
+    """Format one table per test dataset, with its name above it if there are several.
 
-    Headers are broken into lines in a terminal ("simple"), where the columns would be too wide otherwise.
+    Args:
+        runs: rows of the tables.
+        form: a format of `tabulate`. "simple" is for a terminal: headers are wrapped to make columns narrow.
     """
     tests = sorted(runs[0].record["results"])
     headers = ["model (folder)", *columns_of(runs).values(), MINUTES]
@@ -174,7 +193,10 @@ def table(runs: Sequence[FinishedRun], form: str = "simple") -> str:
 
 
 def to_json(runs: Sequence[FinishedRun]) -> list[Mapping]:
-    """The same for programs, with the seconds and conditions of each run; "results" are by the run's own reading."""
+    """Return the contents of comparison.json: metrics, conditions, seconds and hardware of each run.
+
+    "results" are those of the run's own reading of attributes, "results by reading" those of each.
+    """
     tests, columns = sorted(runs[0].record["results"]), columns_of(runs)
 
     def shown(run: FinishedRun, reading: str = "") -> dict[str, dict[str, float]]:
@@ -191,7 +213,8 @@ def to_json(runs: Sequence[FinishedRun]) -> list[Mapping]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="with the results.json of a finished run")
+    parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER",
+                        help="folder with the results.json of a finished run")
     parser.add_argument("--output", help="folder for comparison.md and comparison.json")
     args = parser.parse_args(arguments)
     runs = [FinishedRun.read(folder) for folder in args.run_folders]

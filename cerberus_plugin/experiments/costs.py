@@ -1,4 +1,4 @@
-"""What a model costs: parameters and operations by the paper's count and by torch's, and times on this machine."""
+"""Parameters and operations of a model, counted as in the paper and by torch, and measured times."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from ..engine.trainer import CerberusTrainer
 from ..modeling import precision
 from ..utils import environment
 
-WARM, STEPS = 3, 10  # steps before the clock (allocations, compilation), and under it
+WARM, STEPS = 3, 10  # steps before timing (allocations, compilation), and timed steps
 
 
 def costs(cfg: CfgNode) -> dict:
-    """`counts` and `times` of a configuration, by name."""
+    """Return `counts` and `times` of a configuration, by name."""
     return {**counts(cfg), **times(cfg)}
 
 
 def counts(cfg: CfgNode) -> dict[str, int]:
-    """Parameters behind the embedding of an image, and the operations of one image.
+    """Count the parameters that the embedding of an image depends on, and the operations for one image.
 
-    "multiply-adds, paper" are multiply-adds of convolutions and linear layers plus two operations an output of batch
-    normalisation of maps: the count that gives the paper's 10.06 G. "operations, torch" are those of torch's counter:
-    two a multiply-add, matrix products of attention included, batch normalisation not. Neither has classifiers.
+    "multiply-adds, paper" counts the multiply-adds of convolutions and linear layers, and two operations per output of
+    batch normalisation of maps; this gives the paper's 10.06 G. "operations, torch" is the count of torch: two per
+    multiply-add, with the matrix products of attention and without batch normalisation. Classifiers are not included.
+
+    Args:
+        cfg: configuration of a model.
     """
-    model = build_model(_filled(cfg)).eval().requires_grad_()  # also what a recipe freezes
+    model = build_model(_filled(cfg)).eval().requires_grad_()  # including layers that a recipe freezes
     height, width = cfg.INPUT.SIZE_TEST
     found = {"macs": 0, "outputs": 0}
 
@@ -50,22 +53,30 @@ def counts(cfg: CfgNode) -> dict[str, int]:
         embedding = model({"images": torch.rand(1, 3, height, width) * 255})
     for handle in handles:
         handle.remove()
-    # Classifiers and prototypes take part in training alone, so no gradient of the embedding reaches them.
-    behind = torch.autograd.grad(embedding.sum(), list(model.parameters()), allow_unused=True)
-    return {"parameters": sum(gradient.numel() for gradient in behind if gradient is not None),
+    # Classifiers and prototypes are used in training only, so they have no gradient of the embedding.
+    gradients = torch.autograd.grad(embedding.sum(), list(model.parameters()), allow_unused=True)
+    return {"parameters": sum(gradient.numel() for gradient in gradients if gradient is not None),
             "multiply-adds, paper": found["macs"] + 2 * found["outputs"],
             "operations, torch": counter.get_total_flops(), "values an embedding": embedding.shape[1]}
 
 
 def times(cfg: CfgNode, warm: int = WARM, steps: int = STEPS) -> dict[str, float | int | str]:
-    """Seconds of a whole training step, loader included, and images a second of extraction, both medians.
+    """Measure the time of a training step, with data loading, and of extraction; both are medians.
 
-    Extraction is of random images that lie on the device, without reading files. Beside them stand the batches, the
-    precisions and the machine that they hang on. The run's own folder is left as it is.
+    Extraction uses random images in device memory, without reading files. The run folder is not changed.
+
+    Args:
+        cfg: configuration of a model and its training set.
+        warm: steps before timing.
+        steps: timed steps.
+
+    Returns:
+        Seconds per training step, images per second of extraction, and the batch sizes, precisions and hardware that
+        they were measured with, by name.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = _times(with_values(cfg, {"OUTPUT_DIR": folder}), warm, steps)
-    gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
+    gc.collect()  # trainer and hooks refer to each other; free the device memory for the next run
     hardware = environment.hardware(cfg.MODEL.DEVICE)
     half = precision.computes_in_half(torch.device(cfg.MODEL.DEVICE))
     trained, extracted = (named if half and named else "float32" for named in (cfg.SOLVER.AUTOCAST, cfg.TEST.AUTOCAST))
@@ -90,7 +101,7 @@ def _times(cfg: CfgNode, warm: int, steps: int) -> dict[str, float | int]:
 
     def extract() -> None:
         with torch.no_grad():
-            model({"images": images.clone()})  # the host's models normalise in place
+            model({"images": images.clone()})  # models of FastReID normalise in place
 
     return {"seconds a training step": step_seconds, "images a step": cfg.SOLVER.IMS_PER_BATCH,
             "milliseconds a training image": 1000 * step_seconds / cfg.SOLVER.IMS_PER_BATCH,
@@ -99,20 +110,20 @@ def _times(cfg: CfgNode, warm: int, steps: int) -> dict[str, float | int]:
 
 
 def _median(work: Callable[[], None], warm: int, steps: int) -> float:
-    """Seconds that `work` takes."""
+    """Median of the seconds of `steps` calls."""
     seconds = [environment.timed(work)[0] for _ in range(warm + steps)]
     return torch.tensor(seconds[warm:]).median().item()
 
 
 def _filled(cfg: CfgNode) -> CfgNode:
-    """On the CPU, with random weights, and with Market-1501's sizes where no data set has filled them in."""
+    """Set the CPU and random weights, and the sizes of Market-1501 if no dataset has set them."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.PRETRAIN = "cpu", False
     cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or 751
     if not (cfg.MODEL.CERBERUS.SCHEMA or cfg.MODEL.APR.SCHEMA):
-        anybody = torch.full((1, len(MARKET1501.fields)), MISSING)
+        unlabelled = torch.full((1, len(MARKET1501.fields)), MISSING)
         cfg.MODEL.CERBERUS.SCHEMA = cfg.MODEL.APR.SCHEMA = MARKET1501.name
-        cfg.MODEL.CERBERUS.NUM_SIDS = list(SIDTable.build(MARKET1501, anybody).sizes)
+        cfg.MODEL.CERBERUS.NUM_SIDS = list(SIDTable.build(MARKET1501, unlabelled).sizes)
     cfg.freeze()
     return cfg

@@ -1,4 +1,4 @@
-"""What experiments on a finished run share: their options, one pass over a test data set, identities to choose on."""
+"""Command-line options, embedding of a test dataset, and splits of identities for experiments on a trained run."""
 
 from __future__ import annotations
 
@@ -16,44 +16,63 @@ from ..evaluation.manifest import of_test
 from ..predictor import CerberusPredictor
 
 
-def run_parser(description: str, model: str, folder: str, data: str = "test data set") -> argparse.ArgumentParser:
-    """Options of every experiment on a run of some model, which writes to a folder in it."""
+def run_parser(description: str, model: str, folder: str, data: str = "test dataset") -> argparse.ArgumentParser:
+    """Create a parser with the options of every experiment on a trained run.
+
+    Args:
+        description: of the command; its docstring.
+        model: name of the models that the experiment supports, for the help.
+        folder: default folder of the results, in the run folder.
+        data: kind of dataset, for the help.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help=f"folder of a trained {model}")
-    parser.add_argument("--weights", help="another checkpoint of it")
-    parser.add_argument("--dataset", help=f"{data}; the run's first if left out")
-    parser.add_argument("--output", type=Path, help=f"folder of the results; RUN/{folder} if left out")
-    parser.add_argument("--device", help="cuda or cpu; what there is if left out")
+    parser.add_argument("--weights", help="checkpoint (default: model_final.pth, or else model_best.pth, of the run)")
+    parser.add_argument("--dataset", help=f"{data} (default: the first of the run)")
+    parser.add_argument("--output", type=Path, help=f"folder of the results (default: RUN/{folder})")
+    parser.add_argument("--device", help="cuda or cpu (default: cuda if available)")
     parser.set_defaults(folder=folder)
     return parser
 
 
 def share(text: str) -> float:
-    """A number between 0 and 1, without both, for `add_argument`."""
+    """Convert an argument to a number between 0 and 1, exclusive.
+
+    Examples:
+        >>> share("0.9")
+        0.9
+    """
     value = float(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share between 0 and 1, without both")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number between 0 and 1, exclusive")
     return value
 
 
 def opened(args: argparse.Namespace) -> tuple[CerberusPredictor, str, Path]:
-    """The run of `run_parser`, its test data set, and the folder of the results, which is made."""
+    """Load the run that is named by the options of `run_parser`, and create the folder of the results.
+
+    Returns:
+        Predictor of the run, name of the test dataset, folder of the results.
+
+    Raises:
+        ValueError: If the run has no test dataset and none is named.
+    """
     predictor = CerberusPredictor(args.run, args.weights, args.device)
-    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]  # those identities are to choose on
+    tests = [name for name in predictor.cfg.DATASETS.TESTS if name != HELD_OUT]
     if not (args.dataset or tests):
-        raise ValueError(f"{args.run}: tested on held-out identities alone; name a test data set by --dataset")
+        raise ValueError(f"{args.run}: tested on held-out identities only; name a test dataset by --dataset")
     output = args.output or args.run / args.folder
     output.mkdir(parents=True, exist_ok=True)
     return predictor, args.dataset or tests[0], output
 
 
 def gather(predictor: CerberusPredictor, name: str) -> Gathered:
-    """One pass of a trained model over a test data set."""
+    """Embed all images of a test dataset."""
     return gather_with_account(predictor, name)[0]
 
 
 def gather_with_account(predictor: CerberusPredictor, name: str) -> tuple[Gathered, dict]:
-    """The same, and what it was over: `manifest.of_test`."""
+    """Embed all images of a test dataset, and describe them as in the manifest (`manifest.of_test`)."""
     found: list[Gathered] = []
 
     def keep(gathered: Gathered) -> dict:
@@ -67,7 +86,19 @@ def gather_with_account(predictor: CerberusPredictor, name: str) -> tuple[Gather
 
 
 def halves(identities: Tensor) -> tuple[Tensor, Tensor]:
-    """Two disjoint halves of identities, drawn with a fixed seed."""
+    """Split identities into two disjoint halves, with a fixed seed.
+
+    Args:
+        identities: int64 (N,), may contain duplicates.
+
+    Returns:
+        Two int64 tensors without duplicates; the second is longer by one if the number of identities is odd.
+
+    Examples:
+        >>> first, second = halves(torch.tensor([4, 4, 7, 9]))
+        >>> len(first), len(second)
+        (1, 2)
+    """
     distinct = identities.unique()
     order = distinct[torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0))]
     return order[:len(order) // 2], order[len(order) // 2:]

@@ -1,12 +1,12 @@
-"""By which groups a trained Cerberus finds people who may have changed their clothes: every choice, measured.
+"""Choose the groups by which a trained Cerberus compares people who may have changed their clothes.
 
     python -m cerberus_plugin.experiments.groups runs/clothes/cerberus
 
-A model that is trained compares any of its groups: clothes may be left out when asking, without another training.
-Which to leave out is chosen by mAP and Rank-1 under "cloth-changing" on the run's held-out identities
-(DATASETS.HOLD_OUT), or, where it has none, on half of the test identities; all figures are of test identities that were
-not chosen on. Writes groups.txt, groups.json and groups.png; and with held-out identities results.json of the choice,
-for `experiments.compare`.
+A search can exclude groups, such as those of clothes, without another training. This command measures every choice of
+groups, and chooses the one with the best mean of mAP and Rank-1 in the "cloth-changing" setting. It chooses on the
+held-out identities of the run (DATASETS.HOLD_OUT), or on half of the test identities if none were held out, and
+measures on the other test identities. It writes groups.txt, groups.json and groups.png. If identities were held out, it
+also writes results.json of the chosen groups, for `experiments.compare`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,26 @@ FIGURES = ("mAP", "Rank-1")
 
 
 def choices(groups: Sequence[str] = GROUPS) -> tuple[tuple[str, ...], ...]:
-    """Every choice of groups, all of them first."""
+    """Return every non-empty choice of groups, beginning with all groups.
+
+    Examples:
+        >>> choices(("head", "upper"))
+        (('head', 'upper'), ('head',), ('upper',))
+    """
     return tuple(choice for size in range(len(groups), 0, -1) for choice in itertools.combinations(groups, size))
 
 
 def measure(gathered: Gathered, cfg, groups: Sequence[str] = GROUPS) -> dict[tuple[str, ...], dict[str, float]]:
-    """Figures under both settings for each choice of the model's groups, all of them first."""
+    """Evaluate each choice of groups with changed and with the same clothes.
+
+    Args:
+        gathered: embeddings and outfits of a dataset.
+        cfg: configuration of the run.
+        groups: all groups of the model.
+
+    Returns:
+        Metrics by choice, beginning with all groups.
+    """
     measured = {}
     for choice in tqdm(choices(groups), desc="choices of groups", disable=None):
         ranked = ReIDTask(cfg, choice, groups).ranker(gathered)
@@ -55,26 +69,32 @@ def measure(gathered: Gathered, cfg, groups: Sequence[str] = GROUPS) -> dict[tup
 
 
 def best_of(measured: Mapping[tuple[str, ...], Mapping[str, float]]) -> tuple[str, ...]:
-    """The choice with the best mean of mAP and Rank-1 under cloth-changing; more groups win among equals."""
+    """Return the choice with the best mean of cloth-changing mAP and Rank-1, and with most groups if several are equal.
+    """
     return max(measured, key=lambda choice: sum(measured[choice][f"cloth-changing/{name}"] for name in FIGURES))
 
 
 def split_queries(gathered: Gathered) -> tuple[Gathered, Gathered]:
-    """The same gallery asked by one half of the identities, and by the other."""
+    """Split the queries into two halves by identity; both have the whole gallery."""
     is_query = torch.arange(len(gathered.pids)) < gathered.num_query
     return tuple(gathered.rows((~is_query | torch.isin(gathered.pids, half)).nonzero().flatten())
                  for half in halves(gathered.query.pids))
 
 
 def named(choice: Sequence[str], groups: int = len(GROUPS)) -> str:
-    """'all' of so many groups, or what is compared: 'head, identity'."""
+    """Format a choice of groups, "all" if it has all of them.
+
+    Examples:
+        >>> named(["head", "identity"])
+        'head, identity'
+    """
     return "all" if len(choice) == groups else ", ".join(choice)
 
 
 def table(record: Mapping) -> str:
-    """Every choice, the best under cloth-changing first; all groups and the chosen ones marked."""
+    """Format the metrics of every choice by decreasing cloth-changing mAP; marks all groups and the chosen ones."""
     rows = sorted(record["choices"], key=lambda row: -row["cloth-changing/mAP"])
-    groups = record["choices"][0]["groups"]  # all of them
+    groups = record["choices"][0]["groups"]  # the first choice has all groups
     marks = {tuple(groups): "all", tuple(record["chosen"]): "chosen"}
     lines = [[named(row["groups"], len(groups)), *(report.percent(row[f"{setting}/{name}"]) for setting in CHANGES
                                       for name in FIGURES), marks.get(tuple(row["groups"]), "")] for row in rows]
@@ -85,11 +105,10 @@ def table(record: Mapping) -> str:
 
 
 def plot(record: Mapping, path: Path) -> None:
-    """What each choice keeps of both settings; up is better for those who have changed, right for those who have not.
-    """
+    """Plot cloth-changing mAP against same-clothes mAP, one point per choice."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    groups = record["choices"][0]["groups"]  # all of them
+    groups = record["choices"][0]["groups"]  # the first choice has all groups
     for row in record["choices"]:
         x, y = row["same-clothes/mAP"], row["cloth-changing/mAP"]
         emphasised = row["groups"] in (groups, record["chosen"])
@@ -97,22 +116,29 @@ def plot(record: Mapping, path: Path) -> None:
         if emphasised or len(row["groups"]) == 1:
             axes.annotate(named(row["groups"], len(groups)), (x, y), xytext=(5, 4), textcoords="offset points",
                           fontsize=8)
-    axes.set(xlabel="mAP where clothes are the same, %", ylabel="mAP where clothes have changed, %",
-             title="Groups compared: each alone, all, and the chosen (red)")
+    axes.set(xlabel="mAP with the same clothes, %", ylabel="mAP with changed clothes, %",
+             title="Choices of groups (red: all groups, and the chosen ones)")
     axes.margins(0.12)
     write_figure(path, figure, 110)
 
 
 def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
-    """The whole experiment; returns what groups.json holds."""
+    """Run the experiment on a test dataset and write its files to `output`.
+
+    Returns:
+        The contents of groups.json.
+
+    Raises:
+        ValueError: If the model is not Cerberus, or the dataset has no people who change their clothes.
+    """
     cfg = predictor.cfg
     if cfg.MODEL.META_ARCHITECTURE != "Cerberus":
-        raise ValueError(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to leave out; use a run of "
+        raise ValueError(f"{cfg.OUTPUT_DIR}: {cfg.MODEL.META_ARCHITECTURE} has no groups to exclude; use a run of "
                          "Cerberus.")
     measuring, tested = gather_with_account(predictor, dataset)
     if measuring.outfits is None:
-        raise ValueError(f"{dataset} has no outfits, so nobody in it is known to have changed; name a data set that "
-                         "has some by --dataset, such as PRCC or LTCC.")
+        raise ValueError(f"{dataset} has no outfits, so changed clothes are unknown; name a dataset with outfits by "
+                         "--dataset, such as PRCC or LTCC.")
     choosing = gather(predictor, HELD_OUT) if cfg.DATASETS.HOLD_OUT else None
     held_out = choosing is not None and choosing.outfits is not None
     if not held_out:
@@ -122,8 +148,8 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
     tried, measured = measure(choosing, cfg, groups), measure(measuring, cfg, groups)
     for of, figures in (("chosen on", tried), ("measured on", measured)):
         if not figures[groups]["cloth-changing/queries"]:
-            raise ValueError(f"{dataset}: none of the people {of} is asked for in other clothes than the gallery "
-                             "shows; raise DATASETS.HOLD_OUT for the training, or name another data set by --dataset.")
+            raise ValueError(f"{dataset}: the people {of} have no query in other clothes than in the gallery; train "
+                             "with a larger DATASETS.HOLD_OUT, or name another dataset by --dataset.")
     chosen = best_of(tried)
     record = {"run": cfg.OUTPUT_DIR, "dataset": dataset, "chosen": list(chosen),
               "chosen on": f"{len(choosing.query.pids.unique())} {people}",
@@ -139,7 +165,7 @@ def run(predictor: CerberusPredictor, dataset: str, output: Path) -> dict:
 
 def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str, ...], gathered: Gathered,
                    tested: Mapping, output: Path) -> None:
-    """results.json of the test data set by the chosen groups."""
+    """Write results.json of the test dataset with the chosen groups."""
     groups = [] if len(chosen) == len(predictor.groups) else list(chosen)
     cfg = with_values(predictor.cfg, {"OUTPUT_DIR": str(output), "TEST.GROUPS": groups, "DATASETS.TESTS": [dataset]})
     task = ReIDTask(cfg, all_groups=predictor.groups)
@@ -149,13 +175,13 @@ def _write_results(predictor: CerberusPredictor, dataset: str, chosen: tuple[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = run_parser(__doc__, "Cerberus", "groups", "test data set with outfits")
+    parser = run_parser(__doc__, "Cerberus", "groups", "test dataset with outfits")
     predictor, dataset, output = opened(parser.parse_args(arguments))
     record = run(predictor, dataset, output)
     print(table(record))
     chosen = named(record["chosen"], len(predictor.groups))
-    print(f"Compare by {chosen} where clothes may have changed. In {output}: groups.txt, "
-          f"{GROUPS_FILE}, groups.png (look at it)")
+    print(f"Groups to compare if clothes may have changed: {chosen}. In {output}: groups.txt, {GROUPS_FILE}, "
+          "groups.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The paper's tables and figures, each a study: trained where need be, gone on with after a stop, in one report.
+"""Reproduce the tables and figures of the paper: run studies and write one report.
 
     python -m cerberus_plugin.experiments.reproduce parts margins --config-file configs/Market1501/cerberus_R50.yml \\
         --seeds 0 1 2 --output runs/reproduction
 
     python -m cerberus_plugin.experiments.reproduce --list
 
-KEY VALUE at the end is for every run, so that all have one budget. Several GPUs may share the work: start it on each
-with some of --seeds; the record has every seed with which all variants are finished.
+KEY VALUE pairs at the end apply to every run. Finished runs are not repeated, and an interrupted study continues. To
+share the work among several GPUs, start the command on each with some of --seeds; the record contains every seed for
+which all variants are finished.
 """
 
 from __future__ import annotations
@@ -31,13 +32,22 @@ from .study import Study, Variant
 
 logger = logging.getLogger("fastreid.cerberus")
 
-BASE = "cerberus_"  # what names of base files begin with
+BASE = "cerberus_"  # prefix of the names of base files
 
 
 def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Variant, int], CfgNode]:
-    """Configurations of a study's variants: their file, as many epochs as the base file, then options.
+    """Create a function that returns the configuration of a variant and seed.
 
-    Options of the command line override those of the study, and those of the variant both.
+    A variant with its own file gets the number of epochs of the base file. Options of the command line override those
+    of the study, and options of the variant override both.
+
+    Args:
+        chosen: the study.
+        base: configuration file of Cerberus.
+        options: KEY VALUE pairs of the command line, as one list.
+
+    Raises:
+        ValueError: If the study sets an unknown key.
     """
     def read(file: Path, *more: Sequence) -> CfgNode:
         return read_config(argparse.Namespace(config_file=str(file), opts=[item for part in more for item in part]))
@@ -56,31 +66,43 @@ def reader(chosen: Study, base: Path, options: Sequence[str]) -> Callable[[Varia
 
 
 def available(chosen: Study, base: Path) -> Study:
-    """The study without the variants whose configuration file does not exist, which its note then names."""
+    """Remove the variants without a configuration file from a study, and name them in its note."""
     absent = [variant for variant in chosen.trained if not file_of(variant, base).is_file()]
     if not absent:
         return chosen
     for variant in absent:
-        logger.info(f"{chosen.name}: {variant.name} is left out: no {file_of(variant, base)}")
+        logger.info(f"{chosen.name}: {variant.name} is skipped: {file_of(variant, base)} not found")
     named = ", ".join(variant.name for variant in absent)
     kept = tuple(dataclasses.replace(v, trained=False) if v in absent and v.published else v
                  for v in chosen.variants if v not in absent or v.published)
     return dataclasses.replace(chosen, variants=kept,
-                               note=f"{chosen.note} Not trained, for want of a configuration file: {named}.".lstrip())
+                               note=f"{chosen.note} Not trained (no configuration file): {named}.".lstrip())
 
 
 def file_of(variant: Variant, base: Path) -> Path:
-    """A variant's configuration: beside the base file, with the same suffix."""
+    """Return the path of a variant's configuration file.
+
+    Args:
+        variant: of a study.
+        base: configuration file of Cerberus; other models have files with the same ending in the same folder.
+
+    Raises:
+        ValueError: If the name of `base` does not begin with "cerberus_".
+
+    Examples:
+        >>> file_of(Variant("BoT", file="bot"), Path("cerberus_R50.yml")).name
+        'bot_R50.yml'
+    """
     if not variant.file:
         return base
     if not base.stem.startswith(BASE):
-        raise ValueError(f"--config-file {base}: variant '{variant.name}' has its own file, found by the name of this "
+        raise ValueError(f"--config-file {base}: the file of variant '{variant.name}' is found by the name of this "
                          f"one, which must begin with {BASE}; for example configs/Market1501/cerberus_R50.yml")
     return base.with_name(f"{variant.file}_{base.stem.removeprefix(BASE)}{base.suffix}")
 
 
 def _budget(cfg: CfgNode, epochs: int) -> list:
-    """Options that give a recipe another number of epochs, its steps and delay moved in proportion."""
+    """Return the options that set another number of epochs, and scale steps and delay in proportion."""
     share = epochs / cfg.SOLVER.MAX_EPOCH
     steps = [max(1, round(step * share)) for step in cfg.SOLVER.STEPS]
     return ["SOLVER.MAX_EPOCH", epochs, "SOLVER.STEPS", steps,
@@ -92,7 +114,7 @@ def _flat(options: Mapping[str, object]) -> list:
 
 
 def listing(num_seeds: int) -> str:
-    """Every study with the work that it asks for."""
+    """Format a table of all studies with their numbers of runs and expected hours."""
     rows, usual = [], defaults()
     for each in catalogue.STUDIES.values():
         distinct = {(variant.file, *(f"{key} {value}" for key, value in variant.options.items()
@@ -100,12 +122,12 @@ def listing(num_seeds: int) -> str:
                     for variant in each.trained if not variant.weights_of}
         runs = num_seeds * len(distinct)
         rows.append([each.name, each.title, each.question, runs, f"{runs * each.hours:.1f}"])
-    return tabulate(rows, ["study", "of the paper", "question", f"runs with {num_seeds} seeds", "hours on one H100"],
+    return tabulate(rows, ["study", "in the paper", "question", f"runs with {num_seeds} seeds", "hours on one H100"],
                     maxcolwidths=[None, 36, 44, None, None])
 
 
 def dry_run(studies: Sequence[Study], base: Path, seeds: Sequence[int], output: Path, options: Sequence[str]) -> str:
-    """Which runs are finished, and which would be trained or evaluated; one that studies share is told once."""
+    """Format a table of the runs: finished, to train or to evaluate; runs that studies share are listed once."""
     lines, hours, told = [], 0.0, set()
     for each in studies:
         for run in study.plan(each, reader(each, base, options), seeds, output):
@@ -116,38 +138,46 @@ def dry_run(studies: Sequence[Study], base: Path, seeds: Sequence[int], output: 
             to_do = "to evaluate" if run.variant.weights_of else "to train"
             lines.append([each.name, run.variant.name, run.seed, "finished" if run.finished else to_do])
             hours += 0 if run.finished or run.variant.weights_of else each.hours
-    return (f"{tabulate(lines, ['study', 'variant', 'seed', 'run'])}\n\nabout {hours:.1f} hours remain for a ResNet-50 "
-            "at the paper's schedule on one H100")
+    return (f"{tabulate(lines, ['study', 'variant', 'seed', 'run'])}\n\nabout {hours:.1f} hours remaining for a "
+            "ResNet-50 with the paper's schedule on one H100")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of studies, and the KEY VALUE after them."""
+    """Separate names of studies from the KEY VALUE pairs after them.
+
+    Examples:
+        >>> split_words(["parts", "margins", "SOLVER.MAX_EPOCH", "12"])
+        (['parts', 'margins'], ['SOLVER.MAX_EPOCH', '12'])
+    """
     first = next((i for i, word in enumerate(words) if "." in word or word != word.lower()), len(words))
     return list(words[:first]), list(words[first:])
 
 
 def check(names: Sequence[str], seeds: Sequence[int], output: Path, options: Sequence[str]) -> None:
+    """Raise ValueError for unknown studies, invalid seeds, options that a study sets, or an unsuitable folder."""
     unknown = [name for name in names if name not in catalogue.STUDIES]
     if unknown or not names:
         raise ValueError(f"study '{', '.join(unknown)}' is not known, expected some of {', '.join(catalogue.STUDIES)}")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"--seeds are {', '.join(map(str, seeds))}, expected different numbers of at least 0")
+        raise ValueError(f"--seeds are {', '.join(map(str, seeds))}, expected different numbers, at least 0")
     own = [key for key in options[::2] if key in ("SEED", "OUTPUT_DIR")
            or any(key in catalogue.STUDIES[name].options for name in names)]
     if own:
-        raise ValueError(f"{own[0]} is given by a study itself; for seeds and folders use --seeds and --output")
+        raise ValueError(f"{own[0]} is set by the study; set seeds and folders by --seeds and --output")
     study.check_output(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; KEY VALUE of the "
-                        "configuration at the end of the command")
-    parser.add_argument("--config-file", default="configs/Market1501/cerberus_R50.yml", help="of Cerberus")
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="0 1 2 if not given")
-    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), help="folder of runs and report")
-    parser.add_argument("--list", action="store_true", help="the studies, their runs and expected hours; nothing else")
-    parser.add_argument("--dry-run", action="store_true", help="what is finished and what would be trained")
+    parser.add_argument("words", nargs="*", metavar="STUDY", help=f"{', '.join(catalogue.STUDIES)}; options of the "
+                        "configuration (KEY VALUE) at the end of the command")
+    parser.add_argument("--config-file", default="configs/Market1501/cerberus_R50.yml",
+                        help="configuration of Cerberus (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="seeds (default: 0 1 2)")
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"),
+                        help="folder of runs and report (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="list the studies with runs and expected hours, and exit")
+    parser.add_argument("--dry-run", action="store_true", help="list finished and remaining runs, and exit")
     args = parser.parse_intermixed_args(arguments)
     seeds = [word for word in args.seeds if word.isdigit()]
     names, options = split_words([*args.words, *args.seeds[len(seeds):]])
@@ -162,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(dry_run(studies, base, seeds, args.output, options))
         return
     args.opts = options
-    readers = [reader(each, base, options) for each in studies]  # refuses before the first training
+    readers = [reader(each, base, options) for each in studies]  # checks the options before the first training
     cfg = read_config(args)
     cfg.OUTPUT_DIR = str(args.output)
     start(cfg, args)
@@ -176,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _costs_of_run(cfg: CfgNode) -> dict:
-    """Costs of a finished run, whose config.yaml has the sizes that its data set has filled in."""
+    """Measure the costs of a finished run; its config.yaml contains the sizes set by the dataset."""
     cfg = cfg.clone()
     cfg.defrost()
     merge_file(cfg, Path(cfg.OUTPUT_DIR) / "config.yaml")

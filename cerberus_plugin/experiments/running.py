@@ -1,4 +1,4 @@
-"""The training runs of an experiment: each trained once, gone on with after a kill, and kept when finished."""
+"""Training runs of an experiment: each is trained once, continued after an interruption, and reused if finished."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from ..evaluation.manifest import of_test, of_training
 from ..host import SETTINGS
 from ..utils.files import write_text
 
-# These say where a run lies, how much it says and how it reads its images, not what it finds.
+# Location, logging and data loading of a run; they do not affect its results.
 FREE = ("OUTPUT_DIR", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS",
         "DATALOADER.RESIDENT", "DATALOADER.RESIDENT_GIB", "TEST.BEST_EPOCH")
 
 
 def train_once(cfg: CfgNode, hooks: Sequence[HookBase] = ()) -> dict:
-    """The record of results.json of a configuration: from its OUTPUT_DIR where it is finished, else trained there.
+    """Train a configuration in its OUTPUT_DIR, unless the run there is finished.
 
-    A run that was killed goes on from its last checkpoint.
+    An interrupted run continues from its last checkpoint.
 
     Args:
-        hooks: more of them, called after the trainer's own.
+        cfg: of the run.
+        hooks: called after those of the trainer.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        ValueError: If OUTPUT_DIR contains a run of another configuration.
     """
     check_same_run(cfg)
     if not is_finished(cfg):
@@ -40,51 +47,52 @@ def train_once(cfg: CfgNode, hooks: Sequence[HookBase] = ()) -> dict:
         trainer.resume_or_load(resume=True)
         trainer.train()
         del trainer
-        gc.collect()  # the trainer is in a circle with its hooks, and the next run needs the device's memory
+        gc.collect()  # trainer and hooks refer to each other; free the device memory for the next run
     return report.read_results(cfg.OUTPUT_DIR)
 
 
 def is_finished(cfg: CfgNode) -> bool:
-    """Results are written after the last epoch."""
+    """Whether OUTPUT_DIR has results.json, which is written after the last epoch."""
     return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, report.RESULTS_FILE))
 
 
 def check_same_run(cfg: CfgNode) -> None:
-    """Refuse a folder with a run, finished or begun, of another configuration."""
+    """Raise ValueError if OUTPUT_DIR contains a run of another configuration, finished or not."""
     if not is_finished(cfg) and not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: not found, so that the run in this folder may be any; choose another OUTPUT_DIR")
+        raise ValueError(f"{path}: not found, so the configuration of the run in this folder is unknown; choose "
+                         "another OUTPUT_DIR")
     found = get_cfg()
     add_cerberus_config(found)
     merge_file(found, path)
     found, asked = flat(found), flat(cfg)
     usual = defaults()
     different = [key for key in asked if found[key] != asked[key] and key not in FILLED + FREE
-                 and not (key in SETTINGS and asked[key] == usual[key])]  # which the run has set by its weights
+                 and not (key in SETTINGS and asked[key] == usual[key])]  # set by the weights of the run
     if different:
-        named = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in different[:5])
+        named = ", ".join(f"{key} {found[key]} instead of {asked[key]}" for key in different[:5])
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise ValueError(f"{path}: the run in this folder was made with {named}{more}; choose another OUTPUT_DIR, or "
                          "remove this folder")
 
 
 def check_same_images(cfgs: Iterable[CfgNode]) -> None:
-    """Refuse finished runs whose images or labels are no longer those that their configuration finds."""
+    """Raise ValueError if images or labels have changed since one of the finished runs."""
     accounts: dict[str, dict] = {}
     for cfg in filter(is_finished, cfgs):
         then = report.read_results(cfg.OUTPUT_DIR).get("manifest") or {}
         known = {**(then.get("tests") or {}), **({"training": then["training"]} if then.get("training") else {})}
-        # Who is left out of training may hang on the seed.
+        # The people excluded from training may depend on the seed.
         now = accounts.setdefault(cfg.DATASETS.dump() + (str(cfg.SEED) if cfg.DATASETS.LEAVE_OUT_SIDS else ""), {})
         for name, account in known.items():
             if name not in now:
                 now[name] = (of_training(cfg, build_train_set(cfg)) if name == "training" else
                              of_test(*build_test_set(cfg, name), num_left_out=0))
             if _hashes(account) != _hashes(now[name]):
-                raise ValueError(f"{cfg.OUTPUT_DIR}: finished on other images or labels of {name} than are there now "
-                                 "(FASTREID_DATASETS); choose another output folder, or remove this one to train again")
+                raise ValueError(f"{cfg.OUTPUT_DIR}: images or labels of {name} (in FASTREID_DATASETS) have changed "
+                                 "since this run; choose another output folder, or remove this one to train again")
 
 
 def _hashes(account: Mapping) -> tuple[str, str | None]:

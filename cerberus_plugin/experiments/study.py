@@ -1,7 +1,7 @@
-"""A study: variants of a configuration trained with several seeds, one record that grows with every finished run.
+"""Studies: variants of a configuration, trained with several seeds and recorded after every finished run.
 
-Runs lie in OUTPUT/runs/<variant>-<hash of the configuration>/seed_<n>, so that a configuration which two studies share
-is trained once, and a study that was stopped goes on.
+Runs are stored in OUTPUT/runs/<variant>-<hash of the configuration>/seed_<n>. A configuration that two studies share is
+trained once, and an interrupted study continues.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ class Variant:
     """A row of a study.
 
     Args:
-        options: values by configuration key, as its default's type (1.0, not 1).
-        file: another configuration, by the model's name in its file name ("bot"); "" for the study's base file.
-        published: figures by data set and key of results.json.   rule: that of its PAR figures, "official" or "binary".
-        trained: False for a published row alone.
-        weights_of: evaluate the weights of this variant with `options`, in place of training.
-        reading: show PAR and APS by this reading, one of `report.READINGS`, of which every evaluation of Cerberus has
-            both; a variant that differs from another in it alone shares its run. "" for the one that the run names.
-        curve, x: the curve that a point belongs to, and its place on it.
+        name: of the row.
+        options: values by configuration key, of the type of its default (1.0, not 1).
+        file: prefix of another configuration file, such as "bot"; "" for the base file of the study.
+        published: published results by dataset and key of results.json.
+        rule: of the published PAR results, "official" or "binary".
+        note: shown in the report.
+        trained: False if there are only published results.
+        weights_of: name of a variant; its weights are evaluated with `options`, without training.
+        reading: how attributes are read for PAR and APS, one of `report.READINGS`; "" for the reading of the run.
+            Variants that differ only in this share their runs, since every evaluation of Cerberus has both readings.
+        curve: name of the curve in the plot that the variant is a point of.
+        x: position on this curve.
     """
 
     name: str
@@ -66,12 +70,17 @@ class Study:
     """A table or figure of the paper as an experiment.
 
     Args:
-        figures: keys of results.json; "PAR/official/*" stands for all that begin so.
-        against: the variant that the others are compared with; "" where `pairs` says all.
-        ladder: each variant is the one above with something added, and is compared with it as well.
-        pairs: of names of variants to compare, in place of `against` and `ladder`.
-        options: of all variants, before those of the command line.
-        hours: expected hours of one run at the paper's schedule on one H100.
+        name: of the study in commands and file names.
+        title: shown in the report.
+        question: that the study answers.
+        variants: rows of the table.
+        figures: keys of results.json to show; "PAR/official/*" means all keys with this prefix.
+        against: name of the variant that the others are compared with; "" if all comparisons are in `pairs`.
+        hours: expected hours of one run with the paper's schedule on one H100.
+        note: shown in the report.
+        ladder: each variant adds something to the previous one, and is also compared with it.
+        pairs: pairs of names of variants to compare, instead of with `against`.
+        options: of all variants; options of the command line override them.
         costs: measure parameters, operations and times of each variant.
     """
 
@@ -90,10 +99,11 @@ class Study:
 
     @property
     def trained(self) -> tuple[Variant, ...]:
+        """Variants with runs, not only published results."""
         return tuple(variant for variant in self.variants if variant.trained)
 
     def compared(self) -> list[tuple[str, str]]:
-        """Pairs of names of variants that claims are made of."""
+        """Return the pairs of names of variants to compare."""
         names = [variant.name for variant in self.trained]
         pairs = list(self.pairs) or [(name, self.against) for name in names if name != self.against]
         if self.ladder:
@@ -103,9 +113,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study: its configuration, OUTPUT_DIR included, and that configuration's hash.
+    """A run of a study.
 
-    `source` is the run whose weights it evaluates; None where it trains its own.
+    Args:
+        variant: of the study.
+        seed: of the run.
+        cfg: configuration with OUTPUT_DIR.
+        sha256: `fingerprint` of the configuration.
+        source: the run whose weights are evaluated; None if the run is trained.
     """
 
     variant: Variant
@@ -116,14 +131,21 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """An evaluation is no longer one of its source's weights where these were trained anew."""
+        """Whether the run has results; an evaluation also has to be of the current weights of its source."""
         if not is_finished(self.cfg) or self.source is None:
             return is_finished(self.cfg)
         return self.source.finished and _evaluated(self.source) in (None, _evaluated(self))
 
 
 def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path) -> list[Run]:
-    """Every run of a study, seed after seed, with the folder that it has or is to have."""
+    """List every run of a study, seed by seed, with its folder.
+
+    Args:
+        study: to run.
+        read: returns the configuration of a variant and seed.
+        seeds: of the runs.
+        output: folder of the study.
+    """
     runs, folders = [], {}
     for seed in seeds:
         for variant in study.trained:
@@ -137,20 +159,30 @@ def plan(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[
 
 def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int], output: str | Path, *,
         command: str = "", config: str = "", measure: Callable[[CfgNode], Mapping] | None = None) -> dict:
-    """Train every variant with every seed; the record of OUTPUT/<study>.json, which is written after every run.
+    """Train every variant with every seed; write OUTPUT/<study>.json after every run.
 
     Args:
-        read: the configuration of a variant and seed.
-        command, config: how the study was started, for the record.
-        measure: costs of a trained configuration; taken once a variant.
+        study: to run.
+        read: returns the configuration of a variant and seed.
+        seeds: of the runs.
+        output: folder of the study.
+        command: that started the study, for the record.
+        config: base configuration file, for the record.
+        measure: returns the costs of a trained configuration; called once per variant.
+
+    Returns:
+        The contents of OUTPUT/<study>.json, see `record`.
+
+    Raises:
+        ValueError: If a folder contains a run of another configuration, or of images or labels that have changed.
     """
     planned = plan(study, read, seeds, output)
-    for each in planned:  # before hours of training, not after
+    for each in planned:  # before training, which may take hours
         if each.source is None:
             check_same_run(each.cfg)
     check_same_images([each.cfg for each in planned + other_seeds(study, read, seeds, output)])
     waiting, took = len({each.cfg.OUTPUT_DIR for each in planned if not each.finished}), []
-    logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them to do")
+    logger.info(f"{study.name}: {len(planned)} runs, {waiting} of them remaining")
     found = record(study, planned, output, command, config)
     for place, each in enumerate(planned, start=1):
         said, begun = "finished before", time.monotonic()
@@ -169,9 +201,17 @@ def run(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[i
 
 
 def record(study: Study, planned: Sequence[Run], output: str | Path, command: str = "", config: str = "") -> dict:
-    """What OUTPUT/<study>.json says of the runs that are finished; the others stand under "missing".
+    """Return the contents of OUTPUT/<study>.json.
 
-    "refused" says why the runs cannot stand in one table, and then nothing is claimed of them.
+    It contains the results of the finished runs; the others are listed under "missing". If the runs cannot be compared,
+    "refused" is the reason, and "claims" is empty.
+
+    Args:
+        study: of the runs.
+        planned: runs of the study.
+        output: folder of the study.
+        command: that started the study.
+        config: base configuration file.
     """
     rows = [_row(variant, [each for each in planned if each.variant == variant], output) for variant in study.variants]
     keys, refused = _keys(study, rows), _refusal(rows)
@@ -194,45 +234,50 @@ def record(study: Study, planned: Sequence[Run], output: str | Path, command: st
 
 
 def figures_of(rows: Sequence[Mapping], test: str) -> dict[str, dict[int, dict[str, float]]]:
-    """Figures of a record's variants on a test data set, by variant, seed and key."""
+    """Return the metrics on a test dataset by variant, seed and key.
+
+    Args:
+        rows: "variants" of a record.
+        test: name of the test dataset.
+    """
     return {row["name"]: {each["seed"]: each["results"][test] for each in row["runs"] if test in each["results"]}
             for row in rows}
 
 
 def fingerprint(cfg: CfgNode) -> str:
-    """The sha256 of what a configuration sets, whatever the seed and the folder.
+    """Return the sha256 of a configuration, without the seed, the folder and keys that do not affect the results.
 
-    Keys at their defaults are left out, so that the keys of a later version leave it as it is.
+    Keys with their default values are omitted, so keys that a later version adds do not change the hash.
     """
     return json_sha256({key: value for key, value in changed(cfg).items() if key not in (*FILLED, *FREE, "SEED")})
 
 
 def check_keys(study: Study, cfg: CfgNode) -> None:
-    """Refuse a study that sets what the configuration does not have."""
+    """Raise ValueError if a study sets an unknown configuration key."""
     known = flat(cfg)
     for name, options in [("all variants", study.options), *((f"'{v.name}'", v.options) for v in study.variants)]:
         unknown = [key for key in options if key not in known]
         if unknown:
             raise ValueError(f"study '{study.name}': {name} set{'' if name == 'all variants' else 's'} {unknown[0]}, "
-                             "which is no key of the configuration; the keys are in cerberus_plugin/config.py")
+                             "which is not a configuration key; the keys are in cerberus_plugin/config.py")
 
 
 def check_output(output: str | Path) -> None:
-    """Refuse a folder that is that of a run."""
+    """Raise ValueError if a folder contains a training run."""
     if Path(output, "last_checkpoint").is_file():
-        raise ValueError(f"{output}: holds a training run, whose config.yaml would be overwritten; choose another "
+        raise ValueError(f"{output}: contains a training run, whose config.yaml would be overwritten; choose another "
                          "folder")
 
 
 def _folder(output: Path, variant: Variant, sha256: str) -> Path:
-    """Where a configuration has been trained under whatever name, or else is to be."""
+    """Folder of a configuration: an existing one with its hash, under any name, or else a new one."""
     earlier = sorted((output / RUNS).glob(f"*-{sha256[:8]}"))
     slug = re.sub(r"[^a-z0-9.]+", "_", variant.name.lower()).strip("_")
     return earlier[0] if earlier else output / RUNS / f"{slug}-{sha256[:8]}"
 
 
 def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
-    """A run that evaluates another's weights, with their file; any other as it is."""
+    """Set MODEL.WEIGHTS and `source` of a run that evaluates the weights of another."""
     if not run.variant.weights_of:
         return run
     source = next(other for other in runs if other.variant.name == run.variant.weights_of and other.seed == run.seed)
@@ -241,13 +286,13 @@ def _with_weights(run: Run, runs: Sequence[Run]) -> Run:
 
 
 def _evaluated(run: Run) -> str | None:
-    """The hash of the weights that a finished run's figures are of; None where it was not recorded."""
+    """Hash of the weights that a finished run was evaluated with; None if it was not recorded."""
     return (report.read_results(run.cfg.OUTPUT_DIR).get("manifest") or {}).get("checkpoint sha256")
 
 
 def other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Sequence[int],
                  output: str | Path) -> list[Run]:
-    """Runs of other seeds that are finished for every variant, so that all means are over the same seeds."""
+    """Find the runs of other seeds, for seeds that are finished for every variant (means need the same seeds)."""
     names = {path.name.removeprefix("seed_") for path in (Path(output) / RUNS).glob("*/seed_*")}
     found = []
     for seed in sorted({int(name) for name in names if name.isdigit()} - set(seeds)):
@@ -257,7 +302,7 @@ def other_seeds(study: Study, read: Callable[[Variant, int], CfgNode], seeds: Se
 
 
 def _finish(run: Run) -> None:
-    """Train a run, or evaluate the weights of another."""
+    """Train a run, or evaluate the weights of its source."""
     if run.source is not None:
         write_text(os.path.join(run.cfg.OUTPUT_DIR, "config.yaml"), run.cfg.dump())
         trainer.evaluate(run.cfg)
@@ -267,14 +312,14 @@ def _finish(run: Run) -> None:
 
 
 def _keep_last_checkpoint(folder: Path) -> None:
-    """Of a finished run: those of a study's epochs would fill a disk."""
+    """Delete all checkpoints of a finished run except the last, to save disk space."""
     for path in folder.glob("model_*.pth"):
         if path.name != WEIGHTS:
             path.unlink()
 
 
 def _row(variant: Variant, planned: Sequence[Run], output: str | Path) -> dict:
-    """A variant of the record; figures are all that results.json has."""
+    """Entry of a variant in the record, with all metrics of results.json."""
     row = {"name": variant.name, "options": dict(variant.options), "file": variant.file, "note": variant.note,
            "published": {test: dict(figures) for test, figures in variant.published.items()}, "rule": variant.rule,
            "reading": variant.reading}
@@ -297,18 +342,18 @@ def _run_row(run: Run, output: str | Path) -> dict:
 
 
 def _end_of_training(folder: str) -> dict[str, float]:
-    """The last losses and what the alignment did in the last epochs; nothing of an evaluation alone."""
+    """Last values of the losses and of the alignment; empty for an evaluation without training."""
     path, last = Path(folder) / "metrics.json", {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             last |= json.loads(line)
         except ValueError:
-            continue  # cut off where a run was killed
+            continue  # incomplete line of an interrupted run
     return {key: value for key, value in last.items() if key.startswith(("loss_", "alignment/"))}
 
 
 def _refusal(rows: Sequence[Mapping]) -> str:
-    """Why the runs of a record cannot stand in one table; empty where they can."""
+    """Reason why the runs of a record cannot be compared, empty if they can."""
     try:
         compare.check_alike([(f"{row['name']}, seed {each['seed']} ({each['folder']})", each["conditions"])
                              for row in rows for each in row["runs"]])
@@ -318,7 +363,7 @@ def _refusal(rows: Sequence[Mapping]) -> str:
 
 
 def _keys(study: Study, rows: Sequence[Mapping]) -> list[str]:
-    """The study's figures, with what a "*" stands for in what was measured, or else published."""
+    """Keys to show, with each "*" expanded by the keys that were measured, or published if nothing was measured."""
     measured = [figures for row in rows for each in row["runs"] for figures in each["results"].values()]
     published = [figures for row in rows for figures in row["published"].values()] if not measured else []
     keys: dict[str, None] = {}

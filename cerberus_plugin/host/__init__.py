@@ -1,9 +1,10 @@
-"""Adapts FastReID 1.4.0 to this Python and torch; import it before fastreid.data, fastreid.engine or a model.
+"""Makes FastReID 1.4.0 run on current Python and PyTorch. Import it before fastreid.data, fastreid.engine or a model.
 
-Importing the package applies every adaptation once. Nothing on disk is edited: names in the host's modules are
-rebound to wrappers around its own functions, and `original` gives the host's function back.
+Importing the package applies every adaptation once. No installed file is changed: names in FastReID's modules are
+rebound to wrappers around its own functions. `original` returns the function that a wrapper replaces.
 
-fastreid is imported inside functions throughout: parts of it can be imported only after `imports.prepare()`.
+References such as engine/hooks.py:382 are to the source of FastReID 1.4.0. Modules of fastreid are imported inside
+functions, because some of them can be imported only after `imports.prepare()`.
 """
 
 import importlib.metadata
@@ -17,18 +18,19 @@ from .patching import original as original
 from .pretrained import SETTINGS as SETTINGS
 from .pretrained import read_pretrained as read_pretrained
 from .pretrained import settle as settle
+from .pretrained import starting_weights as starting_weights
 from .training import gather_gradients as gather_gradients
 from .waits import LateScalars as LateScalars
 from .weights import read_tensors as read_tensors
 
 
 def version() -> str:
-    """The installed FastReID release; `fastreid.__version__` says "1.3" in the wheel of 1.4.0."""
+    """Return the installed FastReID release. (`fastreid.__version__` is "1.3" in the wheel of release 1.4.0.)"""
     return importlib.metadata.version("fastreid")
 
 
 def adapt() -> None:
-    """Apply every adaptation; a second call finds the host's originals again and changes nothing."""
+    """Apply every adaptation. A second call changes nothing."""
     imports.prepare()
     bases.accept_several_bases()
     data.replace_loader()

@@ -1,4 +1,4 @@
-"""Backbones of the host that find their own files wherever a program is started, and do not inherit from each other."""
+"""Fixes of RegNet and EfficientNet: their size files are found from any folder and do not affect each other."""
 
 import copy
 import os
@@ -7,11 +7,11 @@ from .patching import original
 
 
 def read_sizes_of_regnets() -> None:
-    """Build RegNet and EfficientNet from the sizes that come with the host.
+    """Build RegNet and EfficientNet from the size files in FastReID's package.
 
-    The host reads their files by a path below the folder of its own sources (modeling/backbones/regnet/regnet.py:517),
-    and merges each into one configuration for all: a RegNetX that is built after a RegNetY keeps its squeeze and
-    excitation, which RegNetX's own file does not name.
+    FastReID opens these files by a path relative to its source folder (modeling/backbones/regnet/regnet.py:517), so it
+    finds them only if the program runs there. It also merges every file into one shared configuration: a RegNetX that
+    is built after a RegNetY would keep squeeze-and-excitation, which the file of RegNetX does not set.
     """
     import fastreid
     from fastreid.modeling.backbones.regnet.config import cfg
@@ -26,4 +26,4 @@ def read_sizes_of_regnets() -> None:
         host_merge(file_name if os.path.isfile(file_name) else os.path.join(above, file_name))
 
     merge_from_file.host_original, merge_from_file.defaults = host_merge, defaults
-    object.__setattr__(cfg, "merge_from_file", merge_from_file)  # yacs takes names for keys
+    object.__setattr__(cfg, "merge_from_file", merge_from_file)  # setattr of yacs would add a key

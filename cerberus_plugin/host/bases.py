@@ -1,4 +1,4 @@
-"""Configuration files that are based on several others."""
+"""Configuration files with several base files."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ from .patching import replace
 
 
 def accept_several_bases() -> None:
-    """Let `_BASE_` be a list of files, each of which overrides those before it; config/config.py:83 takes one."""
+    """Accept a list of files for `_BASE_`, where later files override earlier ones.
+
+    FastReID accepts one file (config/config.py:83).
+    """
     from fastreid.config.config import BASE_KEY, CfgNode
 
     def build(host_load):

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the best one kept over a resume, wrong files and states refused."""
+"""Checkpoints: atomic writes, the best score restored on resume, and errors for wrong files and optimizer states."""
 
 import contextlib
 import glob
@@ -22,7 +22,16 @@ logger = logging.getLogger("fastreid.cerberus.host")
 
 @contextlib.contextmanager
 def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
-    """Open a file for writing, text or binary, that takes the place of `path` only once all of it is on the disk."""
+    """Open a file for writing, and move it to `path` only after all of it is on disk.
+
+    Args:
+        path: file to replace.
+        mode: "w" for text, or "wb".
+        **kwargs: options of text files, such as `encoding`.
+
+    Raises:
+        OSError: if writing fails; the old file is unchanged.
+    """
     try:
         with open_whole(path) as file:
             if "b" in mode:
@@ -32,25 +41,25 @@ def whole_file(path: str, mode: str, **kwargs) -> Iterator[IO]:
             yield text
             text.detach()  # flushes, and leaves the file open
     except OSError as error:
-        if Path(error.filename or "") != Path(path):  # of another file that was read for this one
+        if Path(error.filename or "") != Path(path):  # the error is about another file
             raise
         raise OSError(error.errno, f"{error.strerror}; the previous checkpoint and last_checkpoint are intact. Free "
                       "space in that folder, then run again with --resume", path) from error
 
 
 def remove_partial_files(folder: str) -> None:
-    """Remove what a killed training has left of the checkpoint that it was writing."""
+    """Remove partly written checkpoints of a training that was killed."""
     for name in (f"*.pth*{ENDING}", f"last_checkpoint*{ENDING}"):
         for path in glob.glob(os.path.join(glob.escape(folder), name)):
-            logger.info(f"{path}: removed; a training was stopped while it wrote this file")
+            logger.info(f"{path}: removed this partly written file of an interrupted training")
             os.remove(path)
 
 
 def write_whole_files() -> None:
-    """Make the checkpointer's two writes, the weights and `last_checkpoint`, atomic.
+    """Write weights and `last_checkpoint` atomically.
 
-    utils/checkpoint.py:98 and :197 write in place: a kill or a full disk leaves half a file under the name that
-    --resume reads. Only that module's PathManager is changed, and only for paths on this machine.
+    FastReID writes in place (utils/checkpoint.py:98, :197): a kill or a full disk leaves a truncated file under the
+    name that --resume reads. Only the PathManager of that module is replaced, and only for local paths.
     """
     from fastreid.utils import checkpoint, file_io
 
@@ -66,10 +75,10 @@ def write_whole_files() -> None:
 
 
 def remember_best() -> None:
-    """Start a resumed run from the best score on disk.
+    """Restore the best score when a run is resumed.
 
-    utils/checkpoint.py:307 starts every run at -1, so after --resume the first evaluation overwrites
-    model_best.pth, however much worse it is.
+    FastReID starts every run with -1 (utils/checkpoint.py:307), so after --resume the first evaluation would overwrite
+    model_best.pth even with a worse model.
     """
     from fastreid.engine import hooks
 
@@ -85,23 +94,23 @@ def remember_best() -> None:
 
 
 def stored_metric(folder: str) -> float:
-    """The score stored in `folder`/model_best.pth; -1, the host's start, where there is none to read."""
+    """Return the score stored in `folder`/model_best.pth, or -1, FastReID's initial value, if there is none."""
     path = os.path.join(folder, "model_best.pth")
     if not os.path.isfile(path):
         return -1.0
     try:
-        # mmap: the weights beside the score are not read.
+        # With mmap the weights are not read.
         return float(read_tensors(path, map_location="cpu", mmap=True)["metric"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        logger.warning(f"{path}: no score to read ({error}); the next evaluation replaces it")
+        logger.warning(f"{path}: the score cannot be read ({error}); the next evaluation replaces this file")
         return -1.0
 
 
 def refuse_other_files() -> None:
-    """Say which file is no checkpoint, or holds weights that are not finite.
+    """Raise a clear error for a file that is not a checkpoint or contains weights that are not finite.
 
-    utils/checkpoint.py:225 pops "model" from whatever was loaded: ImageNet weights given as MODEL.WEIGHTS end in
-    `KeyError: 'model'`.
+    utils/checkpoint.py:225 takes the key "model" of any loaded object, so ImageNet weights given as MODEL.WEIGHTS end
+    in `KeyError: 'model'`.
     """
     from fastreid.utils.checkpoint import Checkpointer
 
@@ -111,9 +120,9 @@ def refuse_other_files() -> None:
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
                 found = list(checkpoint)[:3] if isinstance(checkpoint, dict) else type(checkpoint).__name__
                 raise ValueError(
-                    f"{f}: not a training checkpoint: key 'model' with its tensors is missing, got {found}. "
-                    "MODEL.WEIGHTS takes a checkpoint written in training; give backbone weights as "
-                    "MODEL.BACKBONE.PRETRAIN_PATH."
+                    f"{f}: not a training checkpoint: the key 'model' with its tensors is missing, got {found}. "
+                    "MODEL.WEIGHTS takes a checkpoint written in training; set MODEL.BACKBONE.PRETRAIN_PATH for the "
+                    "weights of a backbone."
                 )
             refuse_not_finite(f, checkpoint["model"])
             return checkpoint
@@ -123,24 +132,25 @@ def refuse_other_files() -> None:
     replace(Checkpointer, "_load_file", build)
 
 
-# Keys of an optimiser's parameter groups, in checkpoints as well.
+# Keys that are added to an optimizer's parameter groups and stored in checkpoints.
 PARAMETERS = "parameters"
 OPTIMIZER = "optimizer"
-# Settings that tell torch's optimisers apart in a checkpoint without OPTIMIZER.
+# Settings by which the kind of optimizer is recognised in a checkpoint without the key OPTIMIZER.
 _TELLING = {"betas", "momentum"}
 
 
 def refuse_other_optimizers(optimizer: torch.optim.Optimizer, model: nn.Module, name: str) -> None:
-    """Let `optimizer` refuse the state of other parameters or of another optimiser, before it loads any of it.
+    """Make `optimizer` raise ValueError before it loads the state of other parameters or of another kind of optimizer.
 
-    The host gives the optimiser one flat buffer a group (utils/params.py), and torch compares the number of groups and
-    of tensors only: moments of another size, or of parameters in another order, load without a word, and a fused step
-    then reads behind their end. Each group remembers what its buffer consists of, as (name, shape) in order, and the
-    checkpoint with it. Of a checkpoint from before this was kept, the sizes are compared.
+    FastReID gives the optimizer one flat buffer per parameter group (utils/params.py), and torch compares only the
+    number of groups and tensors. Moments of another size, or of parameters in another order, would load silently, and
+    a fused step would then read out of bounds. Therefore each group stores the names and shapes of its parameters in
+    order, also in the checkpoint. For older checkpoints without these entries, the sizes are compared.
 
     Args:
-        optimizer: whose parameters are those of `model`, or flat buffers that these are views of.
-        name: of the optimiser, SOLVER.OPT.
+        optimizer: its parameters are those of `model`, or flat buffers of which these are views.
+        model: the model that is trained.
+        name: kind of optimizer, SOLVER.OPT.
     """
     own = [{PARAMETERS: parameters, OPTIMIZER: name} for parameters in _parameters_of(optimizer, model)]
 
@@ -151,17 +161,17 @@ def refuse_other_optimizers(optimizer: torch.optim.Optimizer, model: nn.Module, 
     def refuse(optimizer, state: dict) -> None:
         difference = _difference(state, optimizer)
         if difference:
-            raise ValueError(f"the state of the optimiser is not this run's: {difference}. Resume with the config.yaml "
-                             "of the run folder and the data it began with: model, number of identities, "
-                             "MODEL.FREEZE_LAYERS and the keys of SOLVER decide which parameters go together.")
+            raise ValueError(f"the optimizer state does not belong to this run: {difference}. Resume with the "
+                             "config.yaml of the run folder and the same data: the model, the number of identities, "
+                             "MODEL.FREEZE_LAYERS and the keys of SOLVER determine the groups of parameters.")
 
     remember(optimizer)
     optimizer.register_load_state_dict_pre_hook(refuse)
-    optimizer.register_load_state_dict_post_hook(remember)  # loading puts the checkpoint's groups in their place
+    optimizer.register_load_state_dict_post_hook(remember)  # loading replaces the groups by those of the checkpoint
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list]:
-    """[name, shape] of the parameters behind each group's tensors, in the order of memory."""
+    """Return, for each group, [name, shape] of its parameters in memory order."""
     views: dict[int, list] = {}
     for name, parameter in model.named_parameters():
         memory = parameter.untyped_storage().data_ptr()
@@ -172,36 +182,46 @@ def _parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[l
 
 
 def _difference(state: dict, optimizer: torch.optim.Optimizer) -> str | None:
-    """The first difference between the state of a checkpoint and what `optimizer` can load; None without one."""
+    """Return the first difference between a checkpoint's state and the optimizer, or None if there is none."""
     saved, own = state["param_groups"], optimizer.param_groups
     for i, (theirs, ours) in enumerate(zip(saved, own)):
         optimizers = theirs.get(OPTIMIZER, ours[OPTIMIZER]), ours[OPTIMIZER]
         if optimizers[0] != optimizers[1] or _TELLING & theirs.keys() != _TELLING & ours.keys():
-            return f"it is of SOLVER.OPT {theirs.get(OPTIMIZER, 'of another kind')}, here {ours[OPTIMIZER]}"
+            return (f"it was saved with SOLVER.OPT {theirs.get(OPTIMIZER, 'of another kind')}, this run has "
+                    f"{ours[OPTIMIZER]}")
         pairs = itertools.zip_longest(theirs.get(PARAMETERS, ours[PARAMETERS]), ours[PARAMETERS])
         for there, here in pairs:
             if there != here:
                 return f"group {i} has {_named(there)} where this run has {_named(here)}"
     sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
     if sizes[0] != sizes[1]:
-        return f"it has {len(saved)} groups of {sizes[0]} tensors, here {len(own)} of {sizes[1]}"
+        return f"it has {len(saved)} groups of {sizes[0]} tensors, this run has {len(own)} of {sizes[1]}"
     tensors = [tensor for group in own for tensor in group["params"]]
     for key, tensor in zip((key for group in saved for key in group["params"]), tensors):
         for name, value in state["state"].get(key, {}).items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != tensor.shape:
-                return f"'{name}' of tensor {key} has the shape {tuple(value.shape)}, here {tuple(tensor.shape)}"
+                return f"'{name}' of tensor {key} has the shape {tuple(value.shape)}, in this run {tuple(tensor.shape)}"
     return None
 
 
 def _named(entry: list | None) -> str:
+    """Format an entry (name, shape) for a message."""
     return f"{entry[0]} {tuple(entry[1])}" if entry else "nothing"
 
 
 def refuse_not_finite(path: str, state: Mapping[str, Any]) -> None:
-    """Raise ValueError where tensors hold NaN or infinity, which answers and figures can hide."""
+    """Check that all tensors are finite, because NaN could go unnoticed in predictions and metrics.
+
+    Args:
+        path: file of the tensors, for the error message.
+        state: tensors by name.
+
+    Raises:
+        ValueError: if a tensor contains NaN or infinite values; names one of them.
+    """
     tensors = {key: value for key, value in state.items() if torch.is_tensor(value) and value.is_floating_point()}
     broken = [key for key, value in tensors.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, such as "
+        raise ValueError(f"{path}: {len(broken)} of {len(tensors)} tensors contain NaN or infinite values, such as "
                          f"'{broken[0]}': the training diverged, or the file is damaged. Use an earlier checkpoint of "
                          "the run, or train again with a lower SOLVER.BASE_LR.")

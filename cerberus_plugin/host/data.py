@@ -1,5 +1,4 @@
-"""Data: another listing of two data sets, a loader for CPU and GPU that passes errors on, samplers that end, and more
-keys for transforms."""
+"""Data: listing of image folders, a loader for CPU and GPU, checks of samplers, and more keys for transforms."""
 
 import importlib
 import inspect
@@ -21,10 +20,16 @@ _device: torch.device | None = None
 
 
 def use_device(device: str) -> None:
-    """Send the batches of every host loader, from their next iteration on, to `device` (cfg.MODEL.DEVICE).
+    """Set the device to which all data loaders send their batches, from their next iteration on.
 
-    The host's loader goes to a GPU whatever MODEL.DEVICE says. "cuda" means the GPU of this process's local rank. A GPU
-    with a number, "cuda:1", becomes the one that torch uses where none is named.
+    FastReID's own loader always uses a GPU and ignores MODEL.DEVICE.
+
+    Args:
+        device: cfg.MODEL.DEVICE. "cuda" is the GPU of this process's local rank; "cuda:1" also becomes torch's current
+            device.
+
+    Raises:
+        ValueError: for "cuda" on a machine without a GPU.
     """
     global _device
     wanted = torch.device(device)
@@ -39,49 +44,49 @@ def use_device(device: str) -> None:
 
 
 def batch_device(local_rank: int) -> torch.device:
-    """Where the batches of a loader of this local rank go."""
+    """Return the device for the batches of a process with this local rank."""
     device = _device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device("cuda", local_rank) if device == torch.device("cuda") else device
 
 
 class DeviceLoader(DataLoader):
-    """Stands in for DataLoaderX: same arguments, batches on the device of `use_device`, errors where they are read.
+    """Replacement of FastReID's DataLoaderX with the same arguments. Batches are sent to the device of `use_device`.
 
-    DataLoaderX opens a CUDA stream when built (data/data_utils.py:151), so it fails without a GPU, and reads ahead
-    in a thread whose exception nobody sees: one unreadable image and training waits for ever (data_utils.py:126).
-    Reading ahead is left to torch's own workers, which raise in the main process.
+    DataLoaderX opens a CUDA stream when it is created (data/data_utils.py:151), so it fails without a GPU. It
+    prefetches in a thread whose exceptions are lost: after one unreadable image, training waits forever
+    (data_utils.py:126). Here torch's own workers prefetch, and their exceptions are raised in the main process.
     """
 
     def __init__(self, local_rank: int, **kwargs: Any) -> None:
-        # Test loaders always ask for 4 workers, in data/build.py:127; more than there are cores only get in the way.
+        # Test loaders always request 4 workers (data/build.py:127); more workers than cores are slower.
         kwargs["num_workers"] = min(kwargs.get("num_workers", 0), usable_cores())
         super().__init__(**kwargs)
         self.local_rank = local_rank
 
     def with_batches(self, batch_sampler: Iterable[list[int]]) -> "DeviceLoader":
-        """The same loader over the batches of another sampler."""
+        """Return a copy of this loader that uses another batch sampler."""
         return type(self)(self.local_rank, dataset=self.dataset, num_workers=self.num_workers,
                           batch_sampler=batch_sampler, collate_fn=self.collate_fn)
 
     def __iter__(self) -> Iterator[Any]:
         device = batch_device(self.local_rank)
-        # The device may have been chosen after the loader was built.
+        # The device may be set after the loader is created.
         self.pin_memory = device.type == "cuda"
         batches = super().__iter__()
         return _ahead_on(device, batches) if device.type == "cuda" else batches
 
 
 def _ahead_on(device: torch.device, batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield each batch on `device`, its copy running on a side stream while the batch before it is worked on."""
+    """Yield each batch on `device`; the next batch is copied on a second stream while the current one is processed."""
     stream = torch.cuda.Stream(device)
 
     def release(batch: Any, copied: torch.cuda.Event) -> Any:
         current = torch.cuda.current_stream(device)
-        # This batch's event, not the whole stream: the next batch's copy is already queued there.
+        # Wait for this batch only: the copy of the next one is already queued on the same stream.
         current.wait_event(copied)
         for value in batch.values() if isinstance(batch, Mapping) else [batch]:
             if isinstance(value, torch.Tensor):
-                # Or the allocator could hand the memory to the next copy while this stream still reads it.
+                # Otherwise the allocator could reuse the memory for the next copy while this stream still reads it.
                 value.record_stream(current)
         return batch
 
@@ -97,7 +102,7 @@ def _ahead_on(device: torch.device, batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors, at the top level only as in the host, copied to `device`."""
+    """Copy the tensors of a batch to `device`; like FastReID, only those at the top level."""
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()}
@@ -105,17 +110,17 @@ def _moved(batch: Any, device: torch.device) -> Any:
 
 
 def replace_loader() -> None:
-    """Give both loader builders (data/build.py:89 and :150) the loader above."""
+    """Use `DeviceLoader` in both functions that build loaders (data/build.py:89, :150)."""
     import fastreid.data.data_utils
 
     replace(fastreid.data.data_utils, "DataLoaderX", lambda host_class: DeviceLoader)
 
 
 def refuse_endless_samplers() -> None:
-    """Check what the identity samplers need before they are built.
+    """Check that the identity samplers can fill a batch before they are created.
 
-    With too few identities, or a batch that NUM_INSTANCE does not divide, their `while True` never reaches a full
-    batch (data/samplers/triplet_sampler.py:58, :241): training hangs before the first step without a message.
+    With too few identities, or a batch size that is not a multiple of NUM_INSTANCE, their `while True` loop never
+    completes a batch (data/samplers/triplet_sampler.py:58, :241), and training hangs before the first step.
     """
     from fastreid.data.samplers import triplet_sampler
 
@@ -134,11 +139,16 @@ def refuse_endless_samplers() -> None:
 
 
 def check_identity_batch(sampler: str, items: list[tuple], mini_batch_size: int, num_instances: int) -> None:
-    """Raise ValueError where `sampler` could never fill a batch.
+    """Check that a sampler can fill a batch.
 
     Args:
+        sampler: name of the sampler class.
         items: (image path, identity, camera) of each training image.
-        mini_batch_size: images of one process, IMS_PER_BATCH // processes.   num_instances: images of one identity.
+        mini_batch_size: images per process, IMS_PER_BATCH // number of processes.
+        num_instances: images per identity in a batch.
+
+    Raises:
+        ValueError: if it cannot; names the keys to change.
     """
     from fastreid.utils import comm
 
@@ -146,12 +156,12 @@ def check_identity_batch(sampler: str, items: list[tuple], mini_batch_size: int,
     if num_instances < 1 or mini_batch_size < num_instances or mini_batch_size % num_instances:
         raise ValueError(
             f"{sampler}: {mini_batch_size} images for each of {world} process(es) (SOLVER.IMS_PER_BATCH // {world}) "
-            f"with DATALOADER.NUM_INSTANCE {num_instances}, expected one or more times NUM_INSTANCE. "
+            f"with DATALOADER.NUM_INSTANCE {num_instances}, expected a multiple of NUM_INSTANCE. "
             f"Set SOLVER.IMS_PER_BATCH to a multiple of NUM_INSTANCE x {world}."
         )
     needed = mini_batch_size // num_instances * world
     images = Counter(item[1] for item in items)
-    # An identity appears once in the share of each process; Naive may use it again while it has unseen images.
+    # An identity appears at most once in each process; the naive sampler repeats it while it has unused images.
     turns = [min(max(count // num_instances, 1), world) for count in images.values()]
     got = sum(turns) if sampler == "NaiveIdentitySampler" else len(images)
     if got < needed:
@@ -162,19 +172,20 @@ def check_identity_batch(sampler: str, items: list[tuple], mini_batch_size: int,
         )
 
 
-# Pillow's numbers for the filters that RandomAffine's old `resample` took.
+# Pillow's numbers of filters, as the former argument `resample` of RandomAffine took them.
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
 def read_pixels_quietly() -> None:
-    """transforms/functional.py:46 reads pixels through TypedStorage, of which torch warns in every process."""
+    """Ignore torch's warning about TypedStorage, which transforms/functional.py:46 causes in every process."""
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
 
 
 def accept_affine() -> None:
-    """INPUT.AFFINE passes `resample` and `fillcolor` (data/transforms/build.py:81), renamed in torchvision 0.12.
+    """Make INPUT.AFFINE work with torchvision 0.12 and newer.
 
-    The host's view of torchvision.transforms becomes a copy in which RandomAffine takes the old names.
+    FastReID passes `resample` and `fillcolor` (data/transforms/build.py:81), which were renamed. That module gets a
+    copy of torchvision.transforms in which RandomAffine accepts the old names.
     """
     import torchvision.transforms as T
 
@@ -189,14 +200,14 @@ def accept_affine() -> None:
 
 
 def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
-    """Give the host's Market1501 and DukeMTMC, and what is derived from them, another listing of folders.
+    """Replace the function by which Market1501, DukeMTMC and their subclasses list a folder of images.
 
-    Theirs (data/datasets/market1501.py:72, dukemtmcreid.py:56) read `*.jpg` in lower case alone, through a glob that
-    brackets in the path mislead, search the whole path for identity and one digit of camera, and assert without a
-    message.
+    FastReID's own (data/datasets/market1501.py:72, dukemtmcreid.py:56) finds only `*.jpg` in lower case, fails if the
+    path contains brackets, searches the whole path for the identity and a one-digit camera, and fails with bare
+    assertions.
 
     Args:
-        list_images: from a folder, and the data set's name if it is for training, to items (path, pid, camid).
+        list_images: function of a folder and, for training, the name of the dataset; returns (path, pid, camid).
     """
     from fastreid.data.datasets import dukemtmcreid, market1501
 
@@ -211,10 +222,10 @@ def use_listing(list_images: Callable[[str, str | None], list[tuple]]) -> None:
 
 
 def read_transform_keys() -> None:
-    """Let INPUT.INTERPOLATION, INPUT.REA.SCALE and INPUT.REA.RATIO decide what the host has fixed.
+    """Make the keys INPUT.INTERPOLATION, INPUT.REA.SCALE and INPUT.REA.RATIO take effect.
 
-    data/transforms/build.py resizes bicubically and erases by torchvision's default share and ratio. A configuration
-    without these keys, of the host alone, is built as before.
+    In FastReID, resizing is bicubic and random erasing uses the defaults of torchvision (data/transforms/build.py). For
+    a configuration without these keys nothing changes.
     """
     import torchvision.transforms as T
 
@@ -240,7 +251,7 @@ def read_transform_keys() -> None:
 
 
 def _ascending(key: str, bounds) -> tuple[float, float]:
-    """The two bounds of a range of positive numbers."""
+    """Check that `bounds` are two positive numbers in ascending order, and return them."""
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
         raise ValueError(f"{key} is {list(bounds)}, expected two positive numbers, the smaller one first")
     return tuple(bounds)

@@ -1,4 +1,4 @@
-"""Scores: no compiler in the middle of training, a ranking of our own, the flip test and re-ranking put right."""
+"""Evaluation: no compilation during training, a faster ranking, and fixes of re-ranking and flip testing."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ from .patching import replace
 
 
 def skip_compilation() -> None:
-    """Never run make during training.
+    """Do not compile FastReID's Cython modules.
 
-    The first evaluator built runs `make` inside site-packages with the PATH's python3 (evaluation/rank_cylib/
-    __init__.py:14); without Cython or a compiler it calls sys.exit in the middle of training. Without it the host
-    ranks in Python (evaluation/rank.py:11).
+    The first evaluator runs `make` in site-packages with the python3 of PATH (evaluation/rank_cylib/__init__.py:14).
+    Without Cython or a compiler this calls sys.exit in the middle of training. Without compilation FastReID ranks in
+    Python (evaluation/rank.py:11), which `use_ranking` replaces.
     """
     from fastreid.evaluation import rank_cylib, reid_evaluation
 
@@ -21,11 +21,11 @@ def skip_compilation() -> None:
 
 
 def use_ranking(rank: Callable) -> None:
-    """Let `rank` stand in for the host's evaluate_rank, except for the CUHK03 metric, which stays the host's.
+    """Replace FastReID's evaluate_rank, except for the CUHK03 protocol.
 
     Args:
-        rank: `(distmat (Q, G), q_pids (Q,), g_pids (G,), q_camids (Q,), g_camids (G,), max_rank) ->
-            (cmc (max_rank,), all_AP, all_INP)`, numpy arrays; further arguments of the host's are not passed on.
+        rank: function `(distmat (Q, G), q_pids (Q,), g_pids (G,), q_camids (Q,), g_camids (G,), max_rank) ->
+            (cmc (max_rank,), all_AP, all_INP)` of numpy arrays.
     """
     import fastreid.evaluation.rank
 
@@ -43,11 +43,11 @@ def use_ranking(rank: Callable) -> None:
 
 
 def rerank_on_cpu() -> None:
-    """Let TEST.RERANK of the host's own evaluator run with any faiss.
+    """Make TEST.RERANK of FastReID's evaluator work with every release of faiss.
 
-    utils/compute_dist.py:53 always asks for search option 0, which moves features to a GPU (:68) and calls
-    `faiss.cast_integer_to_long_ptr` (utils/faiss_utils.py), which newer releases of faiss do not have. Option 3
-    searches on the CPU and gives the same neighbours. The plugin's own tasks use `metrics.reranking`.
+    utils/compute_dist.py:53 always uses search option 0, which moves the features to a GPU (:68) and calls
+    `faiss.cast_integer_to_long_ptr` (utils/faiss_utils.py), which newer releases of faiss have removed. Option 3
+    searches on the CPU and finds the same neighbours. The plugin's own tasks use `metrics.reranking`.
     """
     import fastreid.utils.compute_dist
 
@@ -61,10 +61,10 @@ def rerank_on_cpu() -> None:
 
 
 def normalise_out_of_place() -> None:
-    """Keep the caller's pixels as they are.
+    """Normalise images out of place.
 
-    Baseline and MGN normalise in place (modeling/meta_arch/baseline.py:130, mgn.py:256), and the flip test feeds
-    the same batch again (evaluation/evaluator.py:120): its flipped images are normalised twice.
+    Baseline and MGN normalise in place (modeling/meta_arch/baseline.py:130, mgn.py:256), and flip testing uses the same
+    batch again (evaluation/evaluator.py:120), so its flipped images would be normalised twice.
     """
     from fastreid.modeling.meta_arch.baseline import Baseline
     from fastreid.modeling.meta_arch.mgn import MGN

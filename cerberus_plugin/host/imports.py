@@ -1,4 +1,4 @@
-"""Makes FastReID importable: what its 1.4.0 wheel imports and current Python, torch or torchvision no longer have."""
+"""Makes FastReID importable: supplies names that release 1.4.0 imports and current Python and torch have removed."""
 
 import collections
 import collections.abc
@@ -14,26 +14,29 @@ import torch
 HOST_PARTS = ("fastreid.data", "fastreid.evaluation.rank", "fastreid.evaluation.roc", "fastreid.modeling",
               "fastreid.solver", "fastreid.engine", "fastreid.utils.checkpoint")
 
-# A torch.library.Library takes its operators back when it is collected.
+# torch.library.Library removes its operators when it is garbage-collected, so keep a reference.
 _torchvision_ops: list[torch.library.Library] = []
 
 
 def prepare() -> None:
-    """Import every part of the host that this package adapts, leaving sys.modules and collections as they were."""
+    """Import every module of FastReID that this package adapts; restore sys.modules and collections afterwards."""
     require_fastreid()
     import_torchvision()
     missing = [name for name in HOST_PARTS if name not in sys.modules]
     if not missing:
-        return  # a later call changes nothing, however many threads run by then
+        return  # thread safe: a later call changes nothing
     with torch_six(), collections_mapping(), warnings.catch_warnings():
-        # rank.py:14 and roc.py:18 recommend at import to compile Cython parts, which `skip_compilation` prevents.
+        # rank.py:14 and roc.py:18 warn that Cython modules are not compiled; `skip_compilation` makes them unnecessary.
         warnings.filterwarnings("ignore", message=r"Cython (rank|roc) evaluation")
         for name in missing:
             importlib.import_module(name)
 
 
 def require_fastreid() -> None:
-    """Say how to install the host where it is missing; `pip install fastreid` itself fails on Python 3.11 and up."""
+    """Raise ImportError with the install command if FastReID is missing.
+
+    A plain `pip install fastreid` fails on Python 3.11 and newer, because it requires torch 1.13.1.
+    """
     try:
         importlib.import_module("fastreid")
     except ModuleNotFoundError as error:
@@ -47,18 +50,19 @@ def require_fastreid() -> None:
 
 
 def import_torchvision() -> None:
-    """Let torchvision's Python parts run beside a CPU-only torch (torchvision/_meta_registrations.py).
+    """Import a torchvision that was built for CUDA together with a CPU-only torch.
 
-    A torchvision built for CUDA cannot load its library there, so `torchvision::nms` and `qnms` are unknown and
-    its import fails. The host takes only transforms from it: the two operators are declared, without a body.
-    With a CUDA torch the same error means two releases that do not fit, which is left to be seen.
+    Such a torchvision cannot load its C++ library, so `torchvision::nms` and `qnms` are undefined and the import fails
+    (torchvision/_meta_registrations.py). FastReID uses only the transforms, so the two operators are declared without
+    an implementation. With a CUDA build of torch, the same error means that the two releases do not match, and it is
+    raised.
     """
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error) or torch.version.cuda is not None:
             raise
-        # The submodules of the failed attempt would stay unbound in the new torchvision package.
+        # Submodules of the failed import would not become attributes of the new torchvision package.
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
@@ -70,7 +74,7 @@ def import_torchvision() -> None:
 
 @contextlib.contextmanager
 def torch_six() -> Iterator[None]:
-    """data/build.py:11 imports `string_classes` from torch._six, which torch 2.0 removed; lent for the import only."""
+    """Provide torch._six.string_classes during the import (data/build.py:11); torch 2.0 removed it."""
     try:
         importlib.import_module("torch._six")
     except ModuleNotFoundError:
@@ -86,7 +90,10 @@ def torch_six() -> Iterator[None]:
 
 @contextlib.contextmanager
 def collections_mapping() -> Iterator[None]:
-    """data/build.py:12 and evaluation/testing.py:5 import `collections.Mapping`, which Python 3.10 removed."""
+    """Provide `collections.Mapping` during the import; Python 3.10 removed it.
+
+    It is used in data/build.py:12 and evaluation/testing.py:5.
+    """
     if hasattr(collections, "Mapping"):
         yield
         return

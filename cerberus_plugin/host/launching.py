@@ -1,4 +1,4 @@
-"""Processes of one training: started by the host's launcher, by torchrun, on GPUs or on CPUs."""
+"""Distributed training, started by `--num-gpus` or by torchrun, on GPUs or on CPUs."""
 
 import datetime
 import importlib
@@ -9,20 +9,19 @@ import torch.distributed as dist
 
 from .patching import replace
 
-# All that torchrun sets and a launcher of another kind may set only in part.
+# Set by torchrun. Other launchers may set some of them.
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
-# The main process evaluates while the others wait; the default of 10 minutes would end them.
+# The other processes wait while the main process evaluates; the default timeout of 10 minutes would be too short.
 _PATIENCE = datetime.timedelta(hours=4)
 
 
 def join_or_launch() -> None:
-    """Let every way of starting several processes begin the same training.
+    """Make FastReID's launcher support torchrun and CPUs.
 
-    The host's launcher (engine/launch.py) starts its own processes, for NVIDIA's library and GPUs alone, lets them
-    talk before each has chosen its GPU (:84), and knows nothing of torchrun, under which each process would train by
-    itself. A process that torchrun has started joins its group here; `--num-gpus` starts processes on CPUs where
-    there is no GPU.
+    FastReID's launcher (engine/launch.py) supports only NCCL and GPUs, communicates before each process has selected
+    its GPU (:84), and ignores torchrun, so that each process would train a separate model. Here, a process started
+    by torchrun joins its process group, and `--num-gpus` starts CPU processes on a machine without a GPU.
     """
     module = importlib.import_module("fastreid.engine.launch")  # the package has the function under that name
 
@@ -40,7 +39,7 @@ def join_or_launch() -> None:
 
 
 def wrap_models_on_cpu() -> None:
-    """Distributed training of a model on CPUs: engine/defaults.py:210 names a device, which only GPUs have."""
+    """Allow DistributedDataParallel on CPUs: engine/defaults.py:210 passes device_ids, which CPUs do not have."""
     import fastreid.engine.defaults as defaults
     from torch.nn.parallel import DistributedDataParallel
 
@@ -49,12 +48,12 @@ def wrap_models_on_cpu() -> None:
             on_cpu = next(module.parameters()).device.type == "cpu"
             super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
 
-    # Not by `replace`: it would rebind the name in torch as well.
+    # `replace` would also rebind the name in torch.
     defaults.DistributedDataParallel = DistributedOnAnyDevice
 
 
 def _joined(main_func, args):
-    """Run in a process that torchrun has started."""
+    """Run in a process started by torchrun."""
     return _run(main_func, args, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
@@ -78,19 +77,19 @@ def _worker(local_rank, main_func, per_machine, num_machines, machine_rank, dist
 
 
 def _run(main_func, args, local_rank: int, per_machine: int, **group):
-    """Join the group, run, and leave the group in order."""
+    """Join the process group, run `main_func`, and leave the group."""
     from fastreid.utils import comm
 
     if torch.cuda.is_available():
         _check_devices(per_machine)
-        torch.cuda.set_device(local_rank)  # before the first word to another process
+        torch.cuda.set_device(local_rank)  # before any communication
         dist.init_process_group("nccl", timeout=_PATIENCE, device_id=torch.device("cuda", local_rank), **group)
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE, **group)
     _know_neighbours(per_machine)
     result = main_func(*args)
-    dist.barrier()  # a process that ends while another still talks to it takes that one down
-    # The host keeps groups in a cache, whose threads would abort the interpreter's shutdown.
+    dist.barrier()  # a process that exits while another communicates with it makes that one fail
+    # FastReID caches process groups; their threads would abort the shutdown of the interpreter.
     comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()
@@ -98,13 +97,13 @@ def _run(main_func, args, local_rank: int, per_machine: int, **group):
 
 
 def _know_neighbours(per_machine: int) -> None:
-    """The group of this machine's processes, from which the host takes a process's local rank."""
+    """Create the group of the processes on this machine, from which FastReID gets the local rank of a process."""
     from fastreid.utils import comm
 
     sizes = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, per_machine)
     if set(sizes) != {per_machine}:
-        raise ValueError(f"machines have {sorted(set(sizes))} processes each, expected the same number on all of them "
+        raise ValueError(f"the machines run {sorted(set(sizes))} processes, expected the same number on each "
                          "(--num-gpus, or --nproc-per-node of torchrun).")
     for first in range(0, dist.get_world_size(), per_machine):
         ranks = list(range(first, first + per_machine))
@@ -117,5 +116,5 @@ def _check_devices(wanted: int) -> None:
     found = torch.cuda.device_count()
     if wanted > found:
         raise ValueError(f"{wanted} processes on this machine (--num-gpus, or --nproc-per-node of torchrun), but torch "
-                         f"finds {found} GPU(s); expected at most one process a GPU. To train on CPUs, hide the GPUs: "
-                         "CUDA_VISIBLE_DEVICES= (empty) before the command.")
+                         f"finds {found} GPU(s); expected at most one process per GPU. To train on CPUs, hide the "
+                         "GPUs: set CUDA_VISIBLE_DEVICES= (empty) before the command.")

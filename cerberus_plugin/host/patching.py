@@ -1,4 +1,4 @@
-"""The one way this package rebinds a name of the host."""
+"""The function by which this package replaces functions and classes of FastReID."""
 
 import functools
 import inspect
@@ -9,15 +9,20 @@ from typing import Any
 
 
 def original(adapted: Any) -> Any:
-    """The host's own function or class behind an adapted one; anything else is returned as it is."""
+    """Return FastReID's own function or class that an adapted one replaces; return any other object unchanged."""
     return vars(adapted).get("host_original", adapted) if hasattr(adapted, "__dict__") else adapted
 
 
 def replace(owner: ModuleType | type, name: str, build: Callable[[Any], Any]) -> None:
-    """Rebind `owner.name` to `build(original)`, always starting from the host's original.
+    """Rebind `owner.name` to `build(original)`, where `original` is always FastReID's own function or class.
 
-    For a module's name, every module that has already imported it under the same name is rebound too:
-    `from x import f` copies the reference, so `fastreid.engine.defaults` would keep the old function.
+    If `owner` is a module, the name is also rebound in every module that has already imported it: `from x import f`
+    copies the reference, so `fastreid.engine.defaults`, for example, would keep the old function.
+
+    Args:
+        owner: module or class of FastReID.
+        name: attribute of `owner`.
+        build: takes the original and returns its replacement.
     """
     current = getattr(owner, name)
     host_original = original(current)

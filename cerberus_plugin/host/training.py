@@ -1,4 +1,4 @@
-"""Steps that train: gradients that stay in the flat buffer, and a NaN that says where it came from."""
+"""Training steps: gradients that remain in the flat buffer, and errors that name the loss that is not finite."""
 
 import inspect
 import math
@@ -12,13 +12,13 @@ from .patching import original, replace
 
 
 class _FlatGradients:
-    """Mixed into an optimiser over the host's flat buffers: zeroes gradients and never drops them.
+    """Mixin for an optimizer of FastReID's flat buffers: sets gradients to zero instead of None.
 
-    `set_to_none` is ignored: a dropped gradient would end training without a word, and a zero one costs nothing
-    here because the buffer stays allocated anyway.
+    `set_to_none` is ignored. Without its gradient the buffer would not be trained, and no error would be raised. Zeros
+    need no additional memory, because the buffer remains allocated.
 
     Attributes:
-        left_out: float (), 1 where the coming step is to be left out; read on the device by a fused step alone.
+        left_out: float (), 1 to skip the next step; read on the device, only by fused optimizers.
         segments: parameters and their segments of the gradient buffer, see `gather_gradients`.
     """
 
@@ -52,21 +52,21 @@ class _FlatGradients:
             self.left_out = None
 
     def _fill_buffer(self) -> None:
-        """Copy the gradients of the backward pass into the buffer at once; those that there are not become 0."""
+        """Copy all gradients of the backward pass into the buffer; missing gradients become 0."""
         absent = [segment for parameter, segment in self.segments if parameter.grad is None]
         if absent:
             torch._foreach_zero_(absent)
         new = [(parameter, segment) for parameter, segment in self.segments
                if parameter.grad is not None and parameter.grad is not segment]
         if new:
-            # The fast copy wants equal strides, and those of a dimension of size 1 may be any.
+            # The fast copy needs equal strides; strides of dimensions of size 1 are arbitrary.
             torch._foreach_copy_([segment for _, segment in new],
                                  [_with_strides(parameter.grad, segment) for parameter, segment in new])
         for parameter, segment in self.segments:
             parameter.grad = segment
 
     def __reduce__(self) -> tuple:
-        # The class is made at run time, so pickle and deepcopy need its base to make it again.
+        # The class is created at run time: pickle and deepcopy create it again from its base class.
         return _empty_flat_optimizer, (type(self).__bases__[1],), self.__getstate__()
 
 
@@ -80,12 +80,12 @@ def _empty_flat_optimizer(base: type[torch.optim.Optimizer]) -> torch.optim.Opti
 
 
 def keep_flat_gradients() -> None:
-    """Let the host's optimiser train on torch 2.
+    """Make FastReID's optimizers update the weights on torch 2.
 
-    The host flattens parameters (utils/params.py) and gives the flat buffer to the optimiser. Since torch 2.0
-    `optimizer.zero_grad()` (engine/train_loop.py:248, :346) sets the buffer's `.grad` to None, backward fills only
-    the per-parameter views, and `step()` skips a buffer without gradient: no parameter moves, no message, and with
-    AMP "No inf checks were recorded". Buffers and checkpoints keep the host's format.
+    FastReID copies all parameters into one flat buffer (utils/params.py) and passes it to the optimizer. Since torch
+    2.0, `optimizer.zero_grad()` (engine/train_loop.py:248, :346) sets the `.grad` of the buffer to None. The backward
+    pass then fills only the views of the parameters, and `step()` skips the buffer: no weight changes, and no error is
+    raised (with AMP: "No inf checks were recorded"). The formats of buffers and checkpoints do not change.
     """
     if inspect.signature(torch.optim.Optimizer.zero_grad).parameters["set_to_none"].default is False:
         return
@@ -96,7 +96,7 @@ def keep_flat_gradients() -> None:
         def build_optimizer(cfg, model, contiguous=True):
             optimizer, params = host_build(cfg, model, contiguous)
             if isinstance(params, ContiguousParams):
-                # torch has no hook for zero_grad, and the host chooses the class: this object must change it.
+                # FastReID chooses the class of the optimizer, and torch has no hook for zero_grad.
                 optimizer.__class__ = _flat_class(type(optimizer))
             return optimizer, params
 
@@ -106,25 +106,29 @@ def keep_flat_gradients() -> None:
 
 
 def gather_gradients(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Copy all gradients into the flat buffer at once, in the step, in place of one addition a parameter before it.
+    """Copy all gradients into the flat buffer with one operation in the step, instead of one addition per parameter.
 
-    For an optimiser over the host's flat buffers whose gradients nobody reads between the backward pass and the step,
-    as a gradient scaler does. Call it after the buffers have their final memory order.
+    Only for optimizers of flat buffers whose gradients are not read between the backward pass and the step (as a
+    gradient scaler does). Call it after the buffers have their final memory format.
+
+    Args:
+        optimizer: built by FastReID with flat buffers.
+        parameters: those of the model; their `.grad` are views of the buffer.
     """
     optimizer.segments = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 def _with_strides(values: Tensor, like: Tensor) -> Tensor:
-    """`values` with the strides of `like`, where these differ in dimensions of size 1 alone."""
+    """Return `values` with the strides of `like` if they differ only in dimensions of size 1."""
     if any(size > 1 and a != b for size, a, b in zip(values.shape, values.stride(), like.stride())):
         return values
     return values.as_strided(like.shape, like.stride())
 
 
 def compute_losses_in_float32() -> None:
-    """Let the host's models compute their losses in float32, outside autocast.
+    """Make FastReID's models compute their losses in float32, outside autocast, as the plugin's own losses do.
 
-    On a CPU autocast leaves softmax and the distances of triplets in bfloat16. The plugin's own losses do the same.
+    On a CPU, autocast computes softmax and the distances of the triplet loss in bfloat16.
     """
     from fastreid.modeling.meta_arch import MGN, Baseline, Distiller, MoCo
 
@@ -140,7 +144,7 @@ def compute_losses_in_float32() -> None:
 
 
 def _float32(outputs: Any) -> Any:
-    """A model's outputs, nested by name as MGN's are, in float32."""
+    """Convert the outputs of a model, nested dictionaries for MGN, to float32."""
     if isinstance(outputs, Mapping):
         return {name: _float32(value) for name, value in outputs.items()}
     half = isinstance(outputs, torch.Tensor) and outputs.dtype in (torch.float16, torch.bfloat16)
@@ -148,14 +152,14 @@ def _float32(outputs: Any) -> Any:
 
 
 def name_bad_losses() -> None:
-    """Name the loss term that is NaN or infinite, give them all, and read them only when they are there.
+    """Name the loss terms that are NaN or infinite, and read loss values only after they have been computed.
 
-    On a GPU the host reads each term on a stream of its own (engine/train_loop.py:265), which waits for nothing: where
-    nothing else in a step waits either, it reads memory that the forward pass has not reached. They are read here,
-    in one copy on the stream that computes them; one step late where the trainer has `waits.LateScalars`.
+    On a GPU, FastReID reads each term on a separate stream without synchronisation (engine/train_loop.py:265), so it
+    can read memory before the forward pass has written it. Here all terms are read with one copy on the stream that
+    computes them, or one step later if the trainer has `waits.LateScalars`.
 
-    engine/train_loop.py:293 raises FloatingPointError with the mean over processes of every term. It raises before
-    the optimiser's step, so the weights are still those of the last good one.
+    FastReID raises FloatingPointError with the mean of all terms over the processes (engine/train_loop.py:293). This
+    happens before the step of the optimizer, so the weights are those of the last finite step.
     """
     from fastreid.engine.train_loop import SimpleTrainer
 
@@ -173,7 +177,17 @@ def name_bad_losses() -> None:
 
 
 def write_losses(trainer: Any, iteration: int, losses: dict[str, Tensor], data_time: float) -> Any:
-    """The host's method for loss terms on the CPU, with an error that names the bad ones."""
+    """Write loss terms to the log with FastReID's method.
+
+    Args:
+        trainer: FastReID's SimpleTrainer or AMPTrainer.
+        iteration: number of the iteration, for the error message.
+        losses: scalars on the CPU by name.
+        data_time: time for loading the batch in seconds.
+
+    Raises:
+        FloatingPointError: if the total loss is not finite; names the terms that are not finite.
+    """
     from fastreid.engine.train_loop import SimpleTrainer
 
     try:
@@ -181,19 +195,19 @@ def write_losses(trainer: Any, iteration: int, losses: dict[str, Tensor], data_t
     except FloatingPointError as error:
         terms = {name: value.item() for name, value in losses.items()}
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        where = ", ".join(bad) or "none in this process (another one's, or only their sum)"
+        where = ", ".join(bad) or "none in this process (those of another process, or only the sum)"
         raise FloatingPointError(
             f"iteration {iteration}: loss term(s) not finite: {where}; all terms: {terms}. "
-            "No parameter has taken this step. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS "
+            "This step was not applied. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS "
             "or set SOLVER.AMP.ENABLED to False."
         ) from error
 
 
 def print_an_iteration_once() -> None:
-    """Let runs of one or two iterations end.
+    """Avoid a division by zero in runs of one or two iterations.
 
-    utils/events.py:219 divides by the iterations since its last line, which are none where the last iteration is
-    also the end of an epoch and no step has been timed yet (the first three are not).
+    utils/events.py:219 divides by the number of iterations since the last log line. It is 0 if the last iteration is
+    also the end of an epoch and no step has been timed yet (the first three steps are not timed).
     """
     from fastreid.utils.events import CommonMetricPrinter, get_event_storage
 

@@ -1,8 +1,8 @@
-"""Training steps on a GPU in which the host's models and trainer do not wait for the device.
+"""Removes synchronisation points from the training steps of FastReID's models and trainer on a GPU.
 
-Python waits for a device whenever it reads a value, or a size that depends on values. The queue then runs empty, and
-the device idles until the next operations are there. Each function here computes what the host's own does. On a CPU,
-where reading is free, the host's own run.
+Python waits for the device whenever it reads a value, or a size that depends on values. The queue of operations then
+becomes empty, and the device idles. Each function computes the same result as FastReID's own. On a CPU, where reading
+does not wait, FastReID's own functions are used.
 """
 
 import importlib
@@ -19,10 +19,10 @@ from .training import write_losses
 
 
 class _Step(NamedTuple):
-    """Scalars of a step on their way to the CPU.
+    """Scalars of a step that are being copied to the CPU.
 
-    `values` are complete once the event `copied` is reached. Those of `others` come first, which are put at an
-    iteration, with a name and a hint for smoothing; then the losses.
+    `values` are complete once the event `copied` has completed: first one value for each of `others` (iteration, name
+    and smoothing hint), then one for each of `losses`.
     """
 
     iteration: int
@@ -34,24 +34,24 @@ class _Step(NamedTuple):
 
 
 class LateScalars:
-    """Reads the losses of a step on a GPU while the device works on the next step, so that no step waits for its own.
+    """Reads the losses of a step on a GPU during the next step, so that no step waits for its own losses.
 
-    The log is as without it: each scalar counts for the iteration that it was computed in. Whoever reads the log calls
-    `write` first. A step whose losses are not finite moves no parameter: the optimiser is told on the device to leave
-    it out, and the error comes with the next step or `write`.
+    The log does not change: each scalar is recorded for the iteration in which it was computed. Call `write` before
+    reading the log. A step with losses that are not finite changes no parameter: a flag on the device makes the
+    optimizer skip it, and the error is raised in the next step or by `write`.
 
     Args:
-        trainer: the host's SimpleTrainer or AMPTrainer; its optimiser is over flat buffers and has a fused step.
+        trainer: FastReID's SimpleTrainer or AMPTrainer, with a fused optimizer of flat buffers.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.put: list[tuple[tuple[int, str, bool], Tensor]] = []  # beside the losses, since the last step
+        self.put: list[tuple[tuple[int, str, bool], Tensor]] = []  # scalars other than losses, since the last step
         self.waiting: _Step | None = None
-        self.exchanged = -1  # the last iteration whose losses are here; its later scalars are read at once
+        self.exchanged = -1  # last iteration passed to `exchange`; its later scalars are read immediately
 
     def exchange(self, losses: Mapping[str, Tensor], data_time: float) -> None:
-        """Write the scalars of the step before, and begin to copy those of this one."""
+        """Write the scalars of the previous step, and start copying those of this step."""
         from fastreid.utils.events import get_event_storage
 
         self.write()
@@ -68,9 +68,10 @@ class LateScalars:
         self.put, self.exchanged = [], self.trainer.iter
 
     def write(self) -> None:
-        """Bring the log up to date. All processes call it together, since the host averages over them.
+        """Write the pending scalars. All processes must call it, because FastReID averages over them.
 
-        Raises: FloatingPointError for losses that are not finite, see `training.name_bad_losses`.
+        Raises:
+            FloatingPointError: for losses that are not finite, see `training.name_bad_losses`.
         """
         from fastreid.utils.events import get_event_storage
 
@@ -91,9 +92,9 @@ class LateScalars:
 
 
 def read_scalars_late() -> None:
-    """Let a scalar on a GPU, such as the host's accuracy of classes, wait for the losses where they are read late.
+    """Read scalars on a GPU, such as the classification accuracy, together with the losses of `LateScalars`.
 
-    utils/events.py:304 reads it at once.
+    FastReID reads each of them immediately (utils/events.py:304).
     """
     from fastreid.utils.events import EventStorage
 
@@ -111,10 +112,10 @@ def read_scalars_late() -> None:
 
 
 def count_losses_on_the_device() -> None:
-    """The host's cross-entropy divides by the number of losses that are not 0, and asks for their places.
+    """Count the non-zero losses of the cross-entropy on the device.
 
-    That is in modeling/losses/cross_entroy_loss.py:50. Adaptive smoothing, MODEL.LOSSES.CE.EPSILON below 0, and
-    smoothing of more than a half are left to the host.
+    FastReID divides by their number, for which it reads their indices (modeling/losses/cross_entroy_loss.py:50).
+    Adaptive smoothing (MODEL.LOSSES.CE.EPSILON below 0) and smoothing above 0.5 use FastReID's function.
     """
     from fastreid.modeling.losses import cross_entroy_loss
 
@@ -130,21 +131,27 @@ def count_losses_on_the_device() -> None:
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, eps: float) -> Tensor:
-    """Cross-entropy with 1 - eps for the own class and eps shared by the others, over the losses that are not 0.
+    """Cross-entropy with weight 1 - eps for the target and eps divided among the other classes.
 
     Args:
-        logits: float (B, C).   targets: int64 (B,).   eps: share of the other classes, 0 to 0.5.
+        logits: float (B, C).
+        targets: int64 (B,).
+        eps: total weight of the other classes, 0 to 0.5.
+
+    Returns:
+        scalar, mean of the losses that are not 0.
     """
-    # torch shares its smoothing among all classes, the own one included.
+    # torch divides its smoothing among all classes, including the target.
     classes = logits.shape[1]
     each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=eps * classes / (classes - 1))
     return each.sum() / each.detach().count_nonzero().clamp(min=1)
 
 
 def choose_triplet_loss_on_the_device() -> None:
-    """The host's triplet loss without a margin becomes one with a margin of 0.3 where it overflows.
+    """Choose on the device between the soft triplet loss and the hinge with a margin of 0.3 that replaces it on
+    overflow.
 
-    It reads the loss to know that (triplet_loss.py:112).
+    FastReID reads the loss to decide (triplet_loss.py:112).
     """
     module = importlib.import_module("fastreid.modeling.losses.triplet_loss")  # the package has the function under it
 
@@ -160,10 +167,16 @@ def choose_triplet_loss_on_the_device() -> None:
 
 
 def soft_triplet_loss(embedding: Tensor, targets: Tensor, norm_feat: bool, hard_mining: bool) -> Tensor:
-    """log(1 + exp(d(f, f_p) - d(f, f_n))), or the hinge with a margin of 0.3 where that is infinite.
+    """Mean of log(1 + exp(d(f, f_p) - d(f, f_n))), or the hinge with a margin of 0.3 if that is infinite.
 
     Args:
-        embedding: float (B, D).   targets: int64 (B,).   norm_feat, hard_mining: of MODEL.LOSSES.TRI.
+        embedding: float (B, D).
+        targets: int64 (B,).
+        norm_feat: MODEL.LOSSES.TRI.NORM_FEAT.
+        hard_mining: MODEL.LOSSES.TRI.HARD_MINING.
+
+    Returns:
+        scalar.
     """
     module = importlib.import_module("fastreid.modeling.losses.triplet_loss")
     distances = (module.cosine_dist if norm_feat else module.euclidean_dist)(embedding, embedding)  # (B, B)
@@ -172,13 +185,16 @@ def soft_triplet_loss(embedding: Tensor, targets: Tensor, norm_feat: bool, hard_
     positive, negative = mine(distances, same.float(), (~same).float())  # (B,) each
     gap, ones = negative - positive, torch.ones_like(negative)
     overflows = (-gap.detach()).exp().isinf().any()
-    # Without the mask, the gradient of the one that is not chosen would be NaN.
+    # Without the mask, the gradient of the soft loss would be NaN also where the hinge is chosen.
     soft = F.soft_margin_loss(gap.masked_fill(overflows, 0), ones)
     return torch.where(overflows, F.margin_ranking_loss(negative, positive, ones, margin=0.3), soft)
 
 
 def scale_circles_by_mask() -> None:
-    """The host's CircleSoftmax looks for the rows with a target, and for those without (layers/any_softmax.py:77)."""
+    """Compute CircleSoftmax with masks.
+
+    FastReID selects the rows with and without a target by index (layers/any_softmax.py:77).
+    """
     from fastreid.layers.any_softmax import CircleSoftmax
 
     def build(host_forward):
@@ -193,10 +209,15 @@ def scale_circles_by_mask() -> None:
 
 
 def circle_logits(cosines: Tensor, targets: Tensor, margin: float) -> Tensor:
-    """Logits of the circle loss, before scaling: (B, C) -> (B, C).
+    """Logits of the circle loss before scaling.
 
     Args:
-        cosines: float (B, C).   targets: int64 (B,), -1 for a row whose class is none of them.
+        cosines: float (B, C).
+        targets: int64 (B,), -1 for a row without a class.
+        margin: m of the circle loss.
+
+    Returns:
+        float (B, C).
     """
     own = targets[:, None] == torch.arange(cosines.shape[1], device=targets.device)  # (B, C)
     constant = cosines.detach()
@@ -206,12 +227,13 @@ def circle_logits(cosines: Tensor, targets: Tensor, margin: float) -> Tensor:
 
 
 class _Classes(Tensor):
-    """Targets that are all indices of classes, so that their sum is known to be no less than 0.
+    """Targets that are all class indices, whose sum is therefore not negative.
 
-    The first sum that is asked for is the host's. It is answered by 0, and from then on this is a plain tensor.
+    The first call of `sum` is the check in FastReID's forward pass. It returns 0 without waiting for the device, and
+    then turns the object into a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed of it are plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # results of operations are plain tensors
 
     def sum(self) -> int:
         self.__class__ = Tensor
@@ -219,9 +241,10 @@ class _Classes(Tensor):
 
 
 def know_targets() -> None:
-    """The host's models ask in each step whether the targets are those of PreciseBN, -1 (meta_arch/baseline.py:105).
+    """Replace negative targets by 0 on the device.
 
-    Only then is their sum below 0, and they become 0.
+    FastReID's models check in each step whether the sum of the targets is negative, as with PreciseBN, whose targets
+    are -1, and then set them to 0 (meta_arch/baseline.py:105).
     """
     from fastreid.modeling.meta_arch import MGN, Baseline
 
@@ -240,9 +263,9 @@ def know_targets() -> None:
 
 
 def count_no_batches() -> None:
-    """Let the host's batch normalisation leave `num_batches_tracked` as it is, on a GPU and with a momentum.
+    """Do not update `num_batches_tracked` of batch normalisation on a GPU if there is a momentum.
 
-    It is read where there is no momentum alone, and counting takes a launch a layer in every step.
+    It is used only without a momentum, and updating it takes one kernel launch per layer and step.
     """
     from fastreid.layers.batch_norm import BatchNorm
 
@@ -260,5 +283,5 @@ def count_no_batches() -> None:
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether reading `tensor` waits for a device."""
+    """Return whether reading `tensor` waits for a device."""
     return tensor.is_cuda

@@ -1,4 +1,4 @@
-"""Files of weights are read as tensors and plain values alone, whatever torch's environment variables say."""
+"""Safe loading of weight files: only tensors and plain values, regardless of torch's environment variables."""
 
 import sys
 import types
@@ -9,13 +9,18 @@ from safetensors.torch import load_file
 
 
 def read_tensors(path, *args, **kwargs) -> Any:
-    """`torch.load` of a file that may hold nothing but tensors and plain values, which can run no code.
+    """Load a file of tensors and plain values with `torch.load`, without executing code from it.
 
-    A file whose name ends in .safetensors is read as that format, tensors by name.
+    Files ending in .safetensors are loaded by safetensors.
+
+    Args:
+        path: file to load.
+        *args: passed to `torch.load`.
+        **kwargs: passed to `torch.load`; `weights_only` is always True.
 
     Raises:
-        ValueError: naming the file, if it is damaged or holds more. torch has no error of its own for these: a damaged
-            file ends in one of many, from its zip, pickle or storage code.
+        ValueError: if the file is damaged or contains other objects; names the file. (torch raises one of many errors
+            of its zip, pickle or storage code in these cases.)
     """
     try:
         if str(path).endswith(".safetensors"):
@@ -26,17 +31,17 @@ def read_tensors(path, *args, **kwargs) -> Any:
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
         if "TorchScript" in str(error):
-            raise ValueError(f"{path}: is a TorchScript archive, as CLIP's own files are: a program. If you trust it, "
-                             "save torch.jit.load(path, map_location='cpu').state_dict() by torch.save, and "
-                             "use that file.") from error
-        raise ValueError(f"{path}: cannot be read as weights ({reason}). The file is damaged, cut short or of another "
-                         "kind, or it holds more than tensors and plain values, which could run any code. Use another "
-                         "checkpoint of the run; if you trust the file, load it by torch.load(..., weights_only=False) "
-                         "and save its state dict again.") from error
+            raise ValueError(f"{path}: is a TorchScript archive (as published for CLIP), which contains code. If you "
+                             "trust it, save torch.jit.load(path, map_location='cpu').state_dict() with torch.save, "
+                             "and use that file.") from error
+        raise ValueError(f"{path}: cannot be read as weights ({reason}). The file is damaged, truncated or of another "
+                         "format, or it contains other objects than tensors and plain values, which could execute "
+                         "code. Use another checkpoint of the run. If you trust the file, load it with "
+                         "torch.load(..., weights_only=False) and save its state dict again.") from error
 
 
 class _TensorsAlone(types.ModuleType):
-    """Stands for torch in one of the host's modules; `load` is `read_tensors`."""
+    """Replacement of the name `torch` in modules of FastReID, where `load` is `read_tensors`."""
 
     load = staticmethod(read_tensors)
 
@@ -45,11 +50,11 @@ class _TensorsAlone(types.ModuleType):
 
 
 def load_tensors_alone() -> None:
-    """Let the host's modules that read weights run no code from them.
+    """Prevent FastReID's modules from executing code in weight files.
 
-    utils/checkpoint.py:216 and each of the host's backbones leave that to torch's default: with
-    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD set, a file of weights runs whatever code it holds. The name `torch` of these
-    modules is rebound once; torch itself stays as it is, for every thread.
+    utils/checkpoint.py:216 and FastReID's backbones call `torch.load` with its defaults: with the environment variable
+    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, code in a file would be executed. The name `torch` is rebound in these modules;
+    torch itself is not changed.
     """
     for name, module in list(sys.modules.items()):
         reads = name == "fastreid.utils.checkpoint" or name.startswith("fastreid.modeling.backbones.")

@@ -1,1 +1,1 @@
-"""Models that other packages train or load: checkpoints of theirs as runs, and runs as folders of theirs."""
+"""Import checkpoints of other reID packages as runs, and export runs for other packages."""

@@ -1,7 +1,7 @@
-"""Models that other packages know and the host can build: their options here, and their tensors' names there.
+"""Models of other packages that FastReID can build: configuration keys and names of tensors.
 
 Sources: torchreid 0.2.5 (models/osnet.py, resnet.py), the package `reid` 0.1.0rc1 (architectures/) and FastReID's SBS.
-BoxMOT names OSNet and ResNet-50 as torchreid does. The tests hold each against the host's model.
+BoxMOT uses torchreid's names for OSNet and ResNet-50. The tests compare each entry with FastReID's model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 Prefixes = tuple[tuple[str, str], ...]
-# How names begin, theirs and ours; the first that fits counts.
+# Prefixes of names (in the other package, in FastReID); the first that matches is replaced.
 WITHOUT_FC: Prefixes = (("", "backbone."),)
 WITH_FC: Prefixes = (("fc.0.", "heads.bottleneck.0."), ("fc.1.", "heads.bottleneck.1."), *WITHOUT_FC)
 SBS: Prefixes = (("backbone.", "backbone."), ("pool.", "heads.pool_layer."), ("bottleneck.", "heads.bottleneck.0."))
@@ -22,16 +22,16 @@ SBS_OF_FASTREID: Prefixes = (("backbone.", "backbone."), ("heads.", "heads."))
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model that the host builds as another package does.
+    """A model of another package that FastReID can build.
 
     Args:
-        name: there.
-        marks: names and shapes of tensors that tell a file of it.
-        prefixes: of names, there and here.
-        options: keys of the configuration by which the host builds it.
-        size: height and width of the pictures that it was published for.
-        interpolation: by which they are resized there.
-        in_reid: whether the package `reid` builds it under this name.
+        name: in the other package.
+        marks: names and shapes of tensors that identify a file of this model.
+        prefixes: of the tensors' names, in the other package and in FastReID.
+        options: configuration keys with which FastReID builds the model.
+        size: H, W in pixels of the images for which the model was published.
+        interpolation: with which the other package resizes images.
+        in_reid: whether the package `reid` builds the model under this name.
     """
 
     name: str
@@ -43,13 +43,20 @@ class Architecture:
     in_reid: bool = False
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a file with these tensors contains this model."""
         return all(name in tensors and tuple(tensors[name].shape) == shape for name, shape in self.marks.items())
 
     def to_host(self, name: str) -> str:
-        """The host's name of a tensor; as it is where it is of no part of the model."""
+        """Convert a tensor's name to FastReID's; a name that matches no prefix is returned unchanged.
+
+        Examples:
+            >>> IN_REID["osnet_x1_0"].to_host("fc.0.weight")
+            'heads.bottleneck.0.weight'
+        """
         return _replaced(name, self.prefixes)
 
     def from_host(self, name: str) -> str:
+        """Convert FastReID's name of a tensor to that of the other package."""
         return _replaced(name, tuple((ours, theirs) for theirs, ours in self.prefixes))
 
 
@@ -84,7 +91,7 @@ _SBS_OPTIONS = {"MODEL.META_ARCHITECTURE": "Baseline", "MODEL.BACKBONE.NAME": "b
                 "MODEL.BACKBONE.DEPTH": "50x", "MODEL.BACKBONE.LAST_STRIDE": 1, "MODEL.BACKBONE.FEAT_DIM": 2048,
                 "MODEL.HEADS.NAME": "EmbeddingHead", "MODEL.HEADS.EMBEDDING_DIM": 0, "MODEL.HEADS.WITH_BNNECK": True,
                 "MODEL.HEADS.POOL_LAYER": "GeneralizedMeanPoolingP"}
-# The first whose marks a file has is taken, so one with more marks stands before others of the same.
+# The first whose marks match is used, so a model with additional marks precedes the others.
 ARCHITECTURES = (
     _osnet("x1_0", 64, 512, ibn=True),
     _osnet("x1_0", 64, 512), _osnet("x0_75", 48, 384), _osnet("x0_5", 32, 256), _osnet("x0_25", 16, 128),

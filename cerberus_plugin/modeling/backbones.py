@@ -1,4 +1,7 @@
-"""Backbones split into a trunk that a model's branches share and a branch that each of them copies."""
+"""Split a backbone into a trunk, which the branches of a model share, and a branch, which the model copies.
+
+Shapes: B images, H x W pixels, C channels, h x w the feature map.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,26 @@ from .chains import Step, blocks_of, chain_of, runs_of
 from .timm_backbones import TimmBackbone
 from .tokens import ClassToken, Grid, HostTrunk, MapOfTokens, OnMap, TimmTrunk
 
-# Where a branch may begin, by the names of ResNet's blocks: Cerberus in the third stage, CSSC at the last one. Of
-# ResNet-50 at 384x128, the maps there are 24 x 8.
+# First block of the branch, in the names of ResNet's blocks: "conv4_2" for Cerberus (third stage), "conv5_1" for CSSC
+# (last stage). With ResNet-50 and 384x128 images, the feature maps at both points are 24 x 8.
 CUTS = ("conv4_2", "conv5_1")
 
-SIZE = (128, 64)  # of the image that is followed through a network, where any may be given
-SHARED_BLOCKS = 2 / 3  # of a vision transformer's are in Cerberus's trunk
-LAST_BLOCKS = 3  # of a vision transformer's are behind CSSC's trunk, as many as ResNet-50's last layer has
+SIZE = (128, 64)  # H, W of the image that is traced through networks which accept any size
+SHARED_BLOCKS = 2 / 3  # Cerberus: share of a vision transformer's blocks in the trunk
+LAST_BLOCKS = 3  # CSSC: number of a vision transformer's blocks after the split, as in ResNet-50's last stage
 
 
 class Split(NamedTuple):
-    """A backbone in two parts.
+    """A backbone split into two parts.
 
-    trunk: images (B, 3, H, W) to maps (B, C', H', W').   branch: these maps to (B, channels, H", W"); the blocks in
-    their order, since CSSC puts modules of its own between them.   width: channels between these blocks, where they are
-    others than at the end.   to_global, to_map: of a branch that gives tokens, what is read of it: as a whole
-    (B, channels, 1, 1), and by place (B, channels, H", W").
+    Args:
+        trunk: maps images, float (B, 3, H, W), to feature maps (B, C', h', w').
+        branch: maps these feature maps to (B, channels, h, w). Its children are blocks in the order of the forward
+            pass, because CSSC inserts modules between them.
+        channels: channels of the branch's output.
+        width: channels between the blocks of the branch; None if equal to `channels`.
+        to_global: for a branch that returns tokens, converts them to a pooled map (B, channels, 1, 1).
+        to_map: for a branch that returns tokens, converts them to a feature map (B, channels, h, w).
     """
 
     trunk: nn.Module
@@ -43,7 +50,22 @@ SPLITTERS: dict[str, Callable[[nn.Module, object, str], Split]] = {}
 
 
 def register_split(*names: str):
-    """Decorate a function (backbone, MODEL.BACKBONE, cut) -> `Split` for backbones of these MODEL.BACKBONE.NAME."""
+    """Register the decorated function as the splitter of backbones.
+
+    Args:
+        names: values of MODEL.BACKBONE.NAME. The function takes the backbone, the configuration node MODEL.BACKBONE and
+            one of `CUTS`, and returns a `Split`.
+
+    Returns:
+        the decorator, which returns the function unchanged.
+
+    Examples:
+        >>> @register_split("build_two_convolutions")
+        ... def split_two_convolutions(backbone, options, cut):
+        ...     return Split(backbone[:1], backbone[1:], options.FEAT_DIM)
+        >>> SPLITTERS.pop("build_two_convolutions") is split_two_convolutions
+        True
+    """
 
     def register(function):
         SPLITTERS.update(dict.fromkeys(names, function))
@@ -53,56 +75,68 @@ def register_split(*names: str):
 
 
 def split_backbone(backbone: nn.Module, cfg, cut: str) -> Split:
-    """Split the backbone of a configuration.
+    """Split a backbone with the function registered for MODEL.BACKBONE.NAME.
 
     Args:
-        cut: of `CUTS`, where the branch begins unless MODEL.BACKBONE.CUT says otherwise.
+        backbone: the module that `build_backbone(cfg)` returns.
+        cfg: the configuration.
+        cut: one of `CUTS`; the split point unless MODEL.BACKBONE.CUT is set.
+
+    Returns:
+        the two parts. The modules of `backbone` are reused, not copied.
 
     Raises:
-        ValueError: if no function is registered for MODEL.BACKBONE.NAME, if the backbone has no place to cut it as
-            asked, or if MODEL.BACKBONE.FEAT_DIM is another number of channels than the branch gives.
+        ValueError: if no function is registered for MODEL.BACKBONE.NAME, if the backbone cannot be split at the
+            requested module, or if MODEL.BACKBONE.FEAT_DIM differs from the channels of the branch.
     """
     options = cfg.MODEL.BACKBONE
     if options.NAME not in SPLITTERS:
         raise ValueError(f"MODEL.BACKBONE.NAME is '{options.NAME}', expected one of {', '.join(SPLITTERS)}: "
-                         f"{cfg.MODEL.META_ARCHITECTURE} splits its backbone into trunk and branches. To add another, "
-                         "register a function for it with cerberus_plugin.modeling.backbones.register_split.")
+                         f"{cfg.MODEL.META_ARCHITECTURE} splits its backbone into a trunk and branches. For another "
+                         "backbone, register a function with cerberus_plugin.modeling.backbones.register_split.")
     split = SPLITTERS[options.NAME](backbone, options, cut)
     if split.channels != options.FEAT_DIM:
         raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {options.FEAT_DIM}, but {options.NAME} at depth {options.DEPTH} "
-                         f"gives {split.channels} channels; set it to {split.channels}.")
+                         f"has {split.channels} output channels; set it to {split.channels}.")
     return split
 
 
 def place_of(names: Sequence[str], options, default: int, first: int = 1, left: int = 1) -> int:
-    """How many of the modules with these names the trunk has: those up to MODEL.BACKBONE.CUT, or `default`.
+    """Number of modules in the trunk: those up to and including MODEL.BACKBONE.CUT.
 
     Args:
-        first: the fewest that it may have.   left: the fewest that the branch may have.
+        names: of the modules, in the order of the forward pass.
+        options: the configuration node MODEL.BACKBONE.
+        default: returned if MODEL.BACKBONE.CUT is empty.
+        first: smallest number of modules in the trunk.
+        left: smallest number of modules in the branch.
+
+    Raises:
+        ValueError: if MODEL.BACKBONE.CUT is not a valid split point.
     """
     if not options.CUT:
         return default
     allowed = names[first - 1:len(names) - left]
     if options.CUT not in allowed:
         raise ValueError(f"MODEL.BACKBONE.CUT is '{options.CUT}', but {options.NAME} at depth {options.DEPTH} can be "
-                         f"cut for this model behind {', '.join(allowed)} alone; '' is the default")
+                         f"split for this model only after {', '.join(allowed)}; '' selects the default")
     return names.index(options.CUT) + 1
 
 
 @register_split("build_resnet_backbone", "build_resnext_backbone", "build_resnest_backbone")
 def split_resnet(backbone: nn.Module, options, cut: str) -> Split:
-    """The host's ResNet, ResNeXt and ResNeSt."""
+    """Split FastReID's ResNet, ResNeXt or ResNeSt; arguments and errors as `split_backbone`."""
     if options.WITH_NL:
-        raise ValueError("MODEL.BACKBONE.WITH_NL is True: non-local blocks live in the host's ResNet.forward and would "
-                         "be lost in a model that splits its backbone; set it to False.")
-    maxpool = backbone.maxpool1 if hasattr(backbone, "maxpool1") else backbone.maxpool  # the host's ResNeXt numbers it
+        raise ValueError("MODEL.BACKBONE.WITH_NL is True, which models that split their backbone do not support: "
+                         "FastReID applies non-local blocks in ResNet.forward, outside the modules. Set it to False.")
+    maxpool = backbone.maxpool1 if hasattr(backbone, "maxpool1") else backbone.maxpool  # FastReID's ResNeXt: maxpool1
     stem = (backbone.conv1, backbone.bn1, backbone.relu, maxpool, backbone.layer1, backbone.layer2)
     third, last = backbone.layer3, backbone.layer4
     channels = (last[-1].bn3 if hasattr(last[-1], "bn3") else last[-1].bn2).weight.shape[0]
     names = [f"layer3.{i}" for i in range(len(third))] + [f"layer4.{i}" for i in range(len(last))]
     if cut == "conv4_2":
         place = place_of(names, options, default=1)
-    else:  # blocks of one width
+    else:  # CSSC needs blocks with the same number of channels
         place = place_of(names, options, default=len(third), first=len(third), left=2)
     if place < len(third):
         return Split(nn.Sequential(*stem, *third[:place]), nn.Sequential(*third[place:], last), channels)
@@ -114,42 +148,47 @@ def split_resnet(backbone: nn.Module, options, cut: str) -> Split:
                 "build_shufflenetv2_backbone", "build_effnet_backbone", "build_regnet_backbone",
                 "build_repvgg_backbone")
 def split_chain(backbone: nn.Module, options, cut: str) -> Split:
-    """Networks that pass a map from one module to the next, cut behind the first block with a sixteenth of the height.
+    """Split a network that is a chain of modules, see `chains`; arguments and errors as `split_backbone`.
 
-    For CSSC the branch begins with the last blocks of one width, such as the three of 160 channels of MobileNetV2; what
-    widens the map behind them is shared.
+    Cerberus splits after the first block whose feature map has at most a sixteenth of the image's height. For CSSC the
+    branch is the last run of blocks with the same number of channels, such as the three blocks of 160 channels of
+    MobileNetV2. Later layers that increase the number of channels are in the last block, which CSSC shares.
     """
     return _split_steps(chain_of(backbone, SIZE), SIZE[0], options, cut)
 
 
 @register_split("build_vit_backbone")
 def split_vit(backbone: nn.Module, options, cut: str) -> Split:
-    """The host's vision transformer; the class token is what the global branch gives, as in the host's own forward."""
+    """Split FastReID's vision transformer; arguments and errors as `split_backbone`.
+
+    The class token is the output of the global branch, as in FastReID's forward pass.
+    """
     if backbone.cam_num > 0:
         raise ValueError("MODEL.BACKBONE.NAME build_vit_backbone: the transformer has camera embeddings, but models "
-                         "that split their backbone see images alone; build it without cameras")
+                         "that split their backbone receive images without camera numbers; build it without cameras")
     patches = backbone.patch_embed
     return _split_tokens(backbone, HostTrunk, Grid(patches.num_y, patches.num_x, 1, True), options, cut)
 
 
 @register_split("build_timm_backbone")
 def split_timm(backbone: TimmBackbone, options, cut: str) -> Split:
-    """Networks of timm: vision transformers between two blocks, others as chains of modules."""
+    """Split a timm model: a vision transformer between two blocks, any other as `split_chain`."""
     if backbone.grid:
         return _split_tokens(backbone.timm_model, TimmTrunk, backbone.grid, options, cut)
     steps = [step._replace(name=step.name.removeprefix("timm_model.")) for step in chain_of(backbone, backbone.size)]
-    return _split_steps(steps, backbone.size[0], options, cut, backbone.channels_behind)
+    return _split_steps(steps, backbone.size[0], options, cut, backbone.nhwc)
 
 
-def _split_steps(steps: list[Step], height: int, options, cut: str, channels_behind: bool = False) -> Split:
-    """Cut a chain.
+def _split_steps(steps: list[Step], height: int, options, cut: str, nhwc: bool = False) -> Split:
+    """Split a chain of modules.
 
     Args:
-        height: of the image that was followed.   channels_behind: maps within the chain are (B, H, W, C).
+        height: pixels, of the image that was traced.
+        nhwc: whether feature maps within the chain have the shape (B, h, w, C).
     """
     names, channels = [step.name for step in steps], steps[-1].shape[1]
-    rows, depth = (1, 3) if channels_behind else (2, 1)
-    to_map, from_map = ([Permute([0, 3, 1, 2])], [Permute([0, 2, 3, 1])]) if channels_behind else ([], [])
+    rows, depth = (1, 3) if nhwc else (2, 1)
+    to_map, from_map = ([Permute([0, 3, 1, 2])], [Permute([0, 2, 3, 1])]) if nhwc else ([], [])
     if cut == "conv4_2":
         small = next((i for i, step in enumerate(steps) if 16 * step.shape[rows] <= height), len(steps) // 2)
         place = place_of(names, options, min(small + 1, len(steps) - 1))
@@ -157,8 +196,8 @@ def _split_steps(steps: list[Step], height: int, options, cut: str, channels_beh
     blocks = blocks_of(steps)
     runs = [run for run in runs_of(steps, blocks) if len(run) > 1]
     if not runs:
-        raise ValueError(f"{options.NAME} at depth {options.DEPTH} has no two blocks of one width side by side, which "
-                         "the branches of CSSC need; choose another backbone")
+        raise ValueError(f"{options.NAME} at depth {options.DEPTH} has no two consecutive blocks with the same number "
+                         "of channels, which the branches of CSSC need; choose another backbone")
     last = runs[-1]
     place = place_of(names, options, last[0], left=len(steps) - last[-1] + (steps[last[0]].shape[depth] == channels))
     run = runs_of(steps, [i for i in blocks if i >= place])[0]
@@ -180,9 +219,9 @@ def _sequence(steps: list[Step], before: list[nn.Module], after: list[nn.Module]
 
 
 def _split_tokens(vit: nn.Module, trunk: Callable[[nn.Module, int], nn.Module], grid: Grid, options, cut: str) -> Split:
-    """Cut a vision transformer between two of its blocks.
+    """Split a vision transformer between two blocks.
 
-    CSSC gates maps between blocks, so its branches go on without the class token.
+    CSSC weights the channels of feature maps between blocks, so its branches drop the class token.
     """
     blocks, norm, channels = list(vit.blocks), vit.norm, vit.embed_dim
     names = [f"blocks.{i}" for i in range(len(blocks))]

@@ -1,7 +1,7 @@
-"""Networks as a chain of modules: which of them a forward pass goes through, one after the other.
+"""Find the chain of modules that a network consists of, with one forward pass.
 
-Most convolutional networks, and Swin, hand a map from one module to the next and do nothing in between. Where that
-holds, the network may be cut between any two of them. Whether it holds is seen in one forward pass.
+Most convolutional networks, and Swin, pass a feature map from one module to the next and compute nothing between the
+modules. Such a network can be split between any two modules of the chain.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 class Step(NamedTuple):
     """A module of the chain.
 
-    name: its path in the network, such as `layer3.0`.   shape: of what it gives for one image.
+    Args:
+        name: path of the module in the network, such as `layer3.0`.
+        module: the module.
+        shape: shape of its output for one image.
     """
 
     name: str
@@ -25,7 +28,16 @@ class Step(NamedTuple):
 
 
 def calls_of(network: nn.Module, size: tuple[int, int]) -> dict[str, list[tuple]]:
-    """Input and output of every module in a forward pass of one image of H, W, by the module's path, as they ended."""
+    """Record inputs and outputs of all modules in a forward pass of one black image.
+
+    Args:
+        network: run in evaluation mode; its mode is restored.
+        size: H, W of the image in pixels.
+
+    Returns:
+        by the path of the module, in the order in which the calls ended: a list of (input, output), one for each call.
+        The input is None unless the module has exactly one positional input.
+    """
     calls: dict[str, list[tuple]] = {}
     names = {module: name for name, module in network.named_modules()}
 
@@ -46,25 +58,31 @@ def calls_of(network: nn.Module, size: tuple[int, int]) -> dict[str, list[tuple]
 
 
 def chain_of(network: nn.Module, size: tuple[int, int]) -> list[Step]:
-    """The modules that together are the network, down to its blocks.
+    """List the modules of a network in the order of the forward pass, down to its blocks.
 
-    Sequences are taken apart, and so are stages, the modules of a class whose name ends in "Stage".
+    `nn.Sequential` and stages (modules whose class name ends in "Stage") are replaced by their children.
 
     Args:
-        network: images (1, 3, H, W) to a tensor.   size: H, W.
+        network: maps images, float (1, 3, H, W), to a tensor.
+        size: H, W of the image in pixels.
 
     Raises:
-        ValueError: the network computes something between its modules.
+        ValueError: if the network computes something between its modules.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
+        >>> [(step.name, tuple(step.shape)) for step in chain_of(network, (8, 4))]
+        [('0', (1, 4, 8, 4)), ('1.0', (1, 4, 8, 4)), ('1.1', (1, 4, 4, 2))]
     """
     calls = calls_of(network, size)
     links = _links(network, "", calls[""][0], calls)
     if links is None:
-        raise ValueError(f"{type(network).__name__} computes something between its modules, so it cannot be cut there")
-    return [step for name in links for step in _taken_apart(network, name, calls)]
+        raise ValueError(f"{type(network).__name__} computes something between its modules, so it cannot be split")
+    return [step for name in links for step in _flattened(network, name, calls)]
 
 
 def _called(module: nn.Module, name: str, calls: dict) -> list[str]:
-    """Names of the modules in this one that were called, without those inside them."""
+    """Paths of the outermost modules inside `module` that were called."""
     found = []
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}" if name else child_name
@@ -73,9 +91,9 @@ def _called(module: nn.Module, name: str, calls: dict) -> list[str]:
 
 
 def _links(module: nn.Module, name: str, call: tuple, calls: dict) -> list[str] | None:
-    """Names of the modules that lead from this one's input to its output; None where something is in between."""
+    """Paths of the modules that lead from the input of `module` to its output; None if they are not a chain."""
     state, end = call
-    ended = list(calls)  # in the order in which they did
+    ended = list(calls)  # in the order in which the calls ended
     links = sorted(_called(module, name, calls), key=ended.index)
     for link in links:
         if len(calls[link]) != 1 or calls[link][0][0] is not state:
@@ -84,24 +102,30 @@ def _links(module: nn.Module, name: str, call: tuple, calls: dict) -> list[str] 
     return links if links and state is end and isinstance(end, Tensor) else None
 
 
-def _taken_apart(network: nn.Module, name: str, calls: dict) -> list[Step]:
+def _flattened(network: nn.Module, name: str, calls: dict) -> list[Step]:
+    """The steps inside a sequence or stage; any other module is one step."""
     module, call = network.get_submodule(name), calls[name][0]
     if isinstance(module, nn.Sequential) or type(module).__name__.endswith("Stage"):
         links = _links(module, name, call, calls)
         if links is not None:
-            return [step for link in links for step in _taken_apart(network, link, calls)]
+            return [step for link in links for step in _flattened(network, link, calls)]
     return [Step(name, module, call[1].shape)]
 
 
 def blocks_of(steps: list[Step]) -> list[int]:
-    """Where the blocks of a network are: the steps of the class that most steps with modules of their own have."""
+    """Indices of the blocks: the steps of the most frequent class among steps that have child modules."""
     kinds = Counter(type(step.module) for step in steps if any(True for _ in step.module.children()))
     common = {kind for kind, _ in kinds.most_common(1)}
     return [i for i, step in enumerate(steps) if type(step.module) in common]
 
 
 def runs_of(steps: list[Step], blocks: list[int]) -> list[list[int]]:
-    """The blocks in runs: side by side, with maps of one size."""
+    """Group the indices of blocks into runs of consecutive steps with the same output shape.
+
+    Args:
+        steps: from `chain_of`.
+        blocks: from `blocks_of`.
+    """
     runs: list[list[int]] = []
     for i in blocks:
         if runs and runs[-1][-1] == i - 1 and steps[i].shape == steps[i - 1].shape:

@@ -1,5 +1,8 @@
-"""What published weights of people add to timm's models: SOLIDER's semantic scaling, the convolution stem of
-TransReID-SSL and CION. Each is a key of MODEL.BACKBONE, so that a checkpoint builds the same model again."""
+"""Changes to timm models that published person-pretrained weights need.
+
+These are SOLIDER's semantic scaling and the convolution stem of TransReID-SSL and CION. A key of MODEL.BACKBONE enables
+each, so that a run's configuration builds the same model again.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,15 @@ from torch import Tensor, nn
 
 
 class SemanticMerging(PatchMerging):
-    """Swin's merging of patches, scaled and shifted by how much semantics is asked for (SOLIDER, arXiv 2303.17602).
+    """Swin's patch merging with SOLIDER's semantic scaling (arXiv 2303.17602).
 
-    x softplus(W_s (w, 1 - w) + b_s) + W_t (w, 1 - w) + b_t with the semantic weight w. The maps of w are not trained
-    further, as its authors fine-tune: buffers scale_weight, shift_weight (C, 2) and scale_bias, shift_bias (C,), which
-    scale by 1 and shift by 0 unless weights fill them.
+    The output x of the merging becomes x softplus(W_s (w, 1 - w) + b_s) + W_t (w, 1 - w) + b_t with the semantic weight
+    w. W and b are buffers, not trained, as in the authors' fine-tuning: scale_weight and shift_weight, float (C, 2),
+    scale_bias and shift_bias, float (C,). Without pretrained weights, they scale by 1 and shift by 0.
+
+    Args:
+        merging: timm's module to replace.
+        semantic_weight: w, 0 to 1; 0.2 for reID.
     """
 
     def __init__(self, merging: PatchMerging, semantic_weight: float) -> None:
@@ -28,7 +35,7 @@ class SemanticMerging(PatchMerging):
             self.register_buffer(f"{kind}_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H / 2, W / 2, out_dim)."""
+        """Float (B, h, w, C) to (B, h / 2, w / 2, out_dim)."""
         w = self.semantic_weight
         scale, shift = (weight[:, 0] * w + weight[:, 1] * (1 - w) + bias
                         for weight, bias in ((self.scale_weight, self.scale_bias),
@@ -37,9 +44,13 @@ class SemanticMerging(PatchMerging):
 
 
 class ConvolutionStem(nn.Module):
-    """Patches of three convolutions, two of them half instance-normalised (TransReID-SSL, arXiv 2111.12084).
+    """Patch embedding by three convolutions, two of them with IBN (TransReID-SSL, arXiv 2111.12084).
 
-    Takes the place of timm's patch embedding, with its attributes. images (B, 3, H, W) to (B, N, C).
+    Replaces timm's patch embedding and has the same attributes. Images, float (B, 3, H, W), to tokens (B, N, C).
+
+    Args:
+        patches: timm's patch embedding to replace.
+        width: channels of the convolutions.
     """
 
     def __init__(self, patches: nn.Module, width: int = 64) -> None:
@@ -60,10 +71,16 @@ class ConvolutionStem(nn.Module):
 
 
 def adapt_timm_model(model: nn.Module, options) -> None:
-    """Change a model of timm in place as MODEL.BACKBONE says, before weights are loaded and before it is split.
+    """Apply MODEL.BACKBONE.SEMANTIC_WEIGHT and CONV_STEM to a timm model, in place.
+
+    Call this before weights are loaded and before the model is split.
+
+    Args:
+        model: the timm model.
+        options: the configuration node MODEL.BACKBONE.
 
     Raises:
-        ValueError: if the model has not what the options are about.
+        ValueError: if the model does not support an option.
     """
     if options.SEMANTIC_WEIGHT != -1.0:
         if not isinstance(model, SwinTransformer) or not 0 <= options.SEMANTIC_WEIGHT <= 1:
@@ -73,9 +90,10 @@ def adapt_timm_model(model: nn.Module, options) -> None:
             layer.downsample = SemanticMerging(layer.downsample, options.SEMANTIC_WEIGHT)
     if options.CONV_STEM:
         if not isinstance(model, VisionTransformer):
-            raise ValueError(f"MODEL.BACKBONE.CONV_STEM is True, which is for timm's vision transformers, and "
-                             f"MODEL.BACKBONE.DEPTH is {options.DEPTH}; set CONV_STEM to False")
+            raise ValueError(f"MODEL.BACKBONE.CONV_STEM is True, which only timm's vision transformers support, "
+                             f"but MODEL.BACKBONE.DEPTH is {options.DEPTH}; set CONV_STEM to False")
         if tuple(model.patch_embed.proj.stride) != tuple(model.patch_embed.patch_size):
-            raise ValueError(f"MODEL.BACKBONE.CONV_STEM is True and STRIDE_SIZE {tuple(options.STRIDE_SIZE)}: patches "
-                             f"overlap or have the stem, not both; set STRIDE_SIZE to {model.patch_embed.patch_size}")
+            raise ValueError(f"MODEL.BACKBONE.CONV_STEM is True and STRIDE_SIZE {tuple(options.STRIDE_SIZE)}: the "
+                             "stem does not support overlapping patches; set STRIDE_SIZE to "
+                             f"{model.patch_embed.patch_size}")
         model.patch_embed = ConvolutionStem(model.patch_embed)

@@ -1,6 +1,6 @@
-"""Vision transformers cut between two blocks: tokens for the branches, and maps of what they give.
+"""Modules for vision transformers that are split between two blocks: trunks, and conversions of tokens to feature maps.
 
-Shapes: B images, P prefix tokens (the class token first, where there is one), h x w patches, C channels.
+Shapes: B images, P prefix tokens (the first is the class token, if there is one), h x w patches, C channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 
 class Grid(NamedTuple):
-    """Where the patches are among the tokens: row by row behind `prefix` others, of which the class token is first."""
+    """Layout of the tokens: `prefix` tokens, then the patches row by row.
+
+    Args:
+        rows, columns: number of patches.
+        prefix: number of tokens before the patches.
+        class_token: whether the first token is a class token.
+    """
 
     rows: int
     columns: int
@@ -21,7 +27,12 @@ class Grid(NamedTuple):
 
 
 class MapOfTokens(nn.Module):
-    """Tokens (B, P + h * w, C) to the map of the patches (B, C, h, w)."""
+    """Convert tokens, float (B, P + h * w, C), to the feature map of the patches (B, C, h, w).
+
+    Examples:
+        >>> MapOfTokens(Grid(rows=8, columns=4, prefix=1, class_token=True))(torch.zeros(2, 33, 192)).shape
+        torch.Size([2, 192, 8, 4])
+    """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -33,14 +44,18 @@ class MapOfTokens(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """Tokens (B, P + h * w, C) to the class token, as a map of one place (B, C, 1, 1)."""
+    """Convert tokens, float (B, P + h * w, C), to the class token as a feature map (B, C, 1, 1)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0, :, None, None]
 
 
 class OnMap(nn.Module):
-    """A map (B, C, h, w) through modules that take tokens, without prefix tokens."""
+    """Apply modules for tokens to a feature map, float (B, C, h, w); there are no prefix tokens.
+
+    Args:
+        modules: applied in order to (B, h * w, C).
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -52,9 +67,13 @@ class OnMap(nn.Module):
 
 
 class HostTrunk(nn.Module):
-    """The host's vision transformer up to a block: images (B, 3, H, W) to tokens.
+    """The first blocks of FastReID's vision transformer: images, float (B, 3, H, W), to tokens (B, P + h * w, C).
 
-    Its own forward goes on to the end, and gives the class token alone. The modules check the size of images as before.
+    FastReID's forward pass always runs all blocks and returns only the class token.
+
+    Args:
+        vit: FastReID's `VisionTransformer`; its modules are reused.
+        blocks: number of blocks to run.
     """
 
     def __init__(self, vit: nn.Module, blocks: int) -> None:
@@ -70,7 +89,14 @@ class HostTrunk(nn.Module):
 
 
 class TimmTrunk(nn.Module):
-    """A vision transformer of timm up to a block, through its own method, which does more than its modules do."""
+    """The first blocks of a timm vision transformer: images, float (B, 3, H, W), to tokens (B, P + h * w, C).
+
+    Calls `forward_features`, which does more than the modules alone, such as adding position embeddings.
+
+    Args:
+        vit: timm's `VisionTransformer`; changed in place.
+        blocks: number of blocks to run.
+    """
 
     def __init__(self, vit: nn.Module, blocks: int) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ class Wish:
         model: a key of `MODELS`; empty to choose it.   epochs: 0 to choose them.
         weights: file of pretrained weights of a backbone; empty for none.
         backbone: NAME, DEPTH, FEAT_DIM and WITH_IBN of MODEL.BACKBONE that these weights belong to; {} if unknown.
-        given: KEY value of the configuration, which beat what is chosen.
+        given: configuration keys and values that take precedence.
         size: a key of `SIZES`; empty for the backbone of the recipe.
     """
 
@@ -240,17 +240,17 @@ def choose(facts: Facts, gpu: bool, cores: int = 1, wish: Wish | None = None) ->
     if reason := too_few(facts):
         raise ValueError(reason)
     if wish.epochs and "SOLVER.MAX_EPOCH" in wish.given:
-        raise ValueError(f"--epochs {wish.epochs} and SOLVER.MAX_EPOCH {wish.given['SOLVER.MAX_EPOCH']} say the same; "
+        raise ValueError(f"--epochs {wish.epochs} and SOLVER.MAX_EPOCH {wish.given['SOLVER.MAX_EPOCH']} conflict; "
                          "give one of them.")
     check_size(model, wish)
     name = MODELS[model][0]
     file = f"Market1501/{name}_{'R50' if gpu else 'demo'}.yml"
-    choices = [Choice("MODEL.DEVICE", "cuda" if gpu else "cpu", "a GPU is there: the recipe of the paper" if gpu else
-                      "no GPU is used: a small recipe, ResNet-18 and small pictures")]
+    choices = [Choice("MODEL.DEVICE", "cuda" if gpu else "cpu", "a GPU is used: the recipe of the paper" if gpu else
+                      "no GPU is used: a small recipe, ResNet-18 and small images")]
     if wish.size and not gpu:
         choices[0] = choices[0]._replace(reason="no GPU is used: a small recipe")
     if model == "mgn" and not gpu:
-        choices[0] = choices[0]._replace(reason="no GPU is used: small pictures; MGN takes no backbone smaller than "
+        choices[0] = choices[0]._replace(reason="no GPU is used: small images; MGN needs a backbone of at least "
                                                 "ResNet-50")
 
     held = _held_out(facts)
@@ -355,7 +355,7 @@ def _input(facts: Facts, model: str, gpu: bool, size: str) -> list[Choice]:
         return []
     reason = f"--size {size}" + (": usual for light models" if gpu else ": small, so that a CPU trains it")
     if wide and facts.size:
-        reason = f"pictures are {facts.size[1]:g} x {facts.size[0]:g} in the median, wider than crops of whole people"
+        reason = f"the median image size is {facts.size[1]:g} x {facts.size[0]:g}, wider than crops of whole people"
     height = height or (384 if model == "mgn" and gpu else 256 if gpu else 96)
     value = f"[{height}, {3 * height // 4 if wide else height // 2}]"
     return [Choice(key, value, reason) for key in ("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST")]
@@ -399,13 +399,13 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
     key = "MODEL.BACKBONE"
     size = wish.size or ("base" if wish.weights else "")
     named = SIZES.get(size) if wish.weights else FROM_SCRATCH.get(size, SIZES.get(size))
-    reason = f"--size {wish.size}: {named.what}" if named and wish.size else "that of the weights"
+    reason = f"--size {wish.size}: {named.what}" if named and wish.size else "backbone of the weights"
     chosen = {"NAME": named.name, "DEPTH": named.depth, "FEAT_DIM": str(named.features)} if named else {}
     if wish.backbone:
-        chosen, reason = dict(wish.backbone), "that of the weights"
+        chosen, reason = dict(wish.backbone), "backbone of the weights"
     keys = [Choice(f"{key}.{name}", value, reason) for name, value in chosen.items()]
     other = chosen.get("NAME", RESNET) != RESNET
-    keys += [Choice(f"{key}.{name}", value, "the recipe's is of ResNets only") for name, value in OF_RESNETS.items()
+    keys += [Choice(f"{key}.{name}", value, "only for ResNets") for name, value in OF_RESNETS.items()
              ] if other else []
     light = other and model in CERBERUS
     keys += [Choice("MODEL.CERBERUS.SIGMA", "1.0", "in the median norm of the map; the paper's 5 belongs to ResNet-50"),
@@ -414,16 +414,16 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
         advice = "; light backbones learn little from scratch in a short training: give some by --weights"
         keys.append(Choice(f"{key}.PRETRAIN", "False", f"no pretrained weights are given{advice if other else ''}"))
         if model in CERBERUS:
-            keys.append(Choice("MODEL.CERBERUS.ALIGN", "False", "crops by norms of a pretrained backbone; those of "
-                               "one from scratch are of another size"))
+            keys.append(Choice("MODEL.CERBERUS.ALIGN", "False", "needs the norms of a pretrained backbone; those of "
+                               "an untrained one have another scale"))
         if gpu and model in ("sbs", "mgn"):
-            keys += [Choice("MODEL.FREEZE_LAYERS", "[]", "a backbone from scratch has to learn"),
-                     Choice("SOLVER.FREEZE_ITERS", "0", "likewise")]
+            keys += [Choice("MODEL.FREEZE_LAYERS", "[]", "a backbone without pretrained weights must be trained"),
+                     Choice("SOLVER.FREEZE_ITERS", "0", "the same reason")]
         return keys
-    keys += [Choice(f"{key}.PRETRAIN", "True", "a backbone that knows pictures learns people from fewer of them"),
-             Choice(f"{key}.PRETRAIN_PATH", wish.weights, "the weights that it begins with")]
+    keys += [Choice(f"{key}.PRETRAIN", "True", "a pretrained backbone needs fewer training images"),
+             Choice(f"{key}.PRETRAIN_PATH", wish.weights, "pretrained weights of the backbone")]
     if not gpu and model in CERBERUS and not light:
-        keys.append(Choice("MODEL.CERBERUS.SIGMA", "5.0", "of the paper, for pretrained weights"))
+        keys.append(Choice("MODEL.CERBERUS.SIGMA", "5.0", "value of the paper, for pretrained weights"))
     return keys
 
 

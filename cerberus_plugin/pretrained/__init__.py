@@ -1,4 +1,4 @@
-"""Files of pretrained weights: whose they are, what their tensors are called here, and what they need."""
+"""Pretrained weight files: recognise the publisher, rename the tensors, load them, and list the settings they need."""
 
 from .backbones import backbone_of as backbone_of
 from .contents import Contents as Contents

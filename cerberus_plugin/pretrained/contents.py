@@ -1,4 +1,4 @@
-"""What a file of weights holds, without the outer keys and prefixes that training code leaves around a backbone."""
+"""The backbone's tensors in a weight file, without the outer keys and prefixes that training code adds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-# Of several, the first is opened: self-distillation keeps a teacher beside its student, and releases the teacher.
+# The first of these keys is opened: self-distillation saves a teacher and a student, and the teacher is the published
+# model.
 OUTER = ("teacher", "state_dict", "model", "model_state", "model_state_dict", "module")
-# In front of every name: of DataParallel, torch.compile, and the ResNeXt that FastReID links to.
+# Prefixes of every name: of DataParallel, of torch.compile, and of the ResNeXt weights that FastReID links to.
 WRAPPERS = ("module.", "_orig_mod.", "encoder.")
-# In front of a backbone's names, beside heads, projections and text encoders.
+# Prefixes of the backbone's names; heads, projections and text encoders have other prefixes.
 BACKBONES = ("backbone.", "encoder_q.", "image_encoder.", "visual.", "base.")
 
 
@@ -20,8 +21,12 @@ BACKBONES = ("backbone.", "encoder_q.", "image_encoder.", "visual.", "base.")
 class Contents:
     """Tensors of a backbone by name.
 
-    outer: keys that were opened.   prefix: what stood in front of the backbone's names, "" for nothing.
-    beside: names of tensors that have no such prefix.   file_name: of the file, without its folder.
+    Args:
+        tensors: by name, without prefix.
+        outer: keys that were opened, outermost first.
+        prefix: prefix of the backbone's names in the file; "" for none.
+        beside: names of the tensors without this prefix, such as those of heads.
+        file_name: without its folder.
     """
 
     tensors: Mapping[str, Tensor]
@@ -31,14 +36,27 @@ class Contents:
     file_name: str = ""
 
     def has(self, *names: str) -> bool:
+        """Whether all these tensors are present."""
         return all(name in self.tensors for name in names)
 
 
 def opened(content: Any, file_name: str = "") -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors of a whole model by name, without outer keys and wrappers; and the outer keys.
+    """Extract the tensors of a whole model from the content of a file.
+
+    Args:
+        content: the loaded object, usually nested mappings.
+        file_name: for error messages.
+
+    Returns:
+        tensors by name, without the prefixes in `WRAPPERS`, and the outer keys that were opened.
 
     Raises:
-        ValueError: if there are no tensors by name.
+        ValueError: if there are no named tensors.
+
+    Examples:
+        >>> tensors, outer = opened({"state_dict": {"module.conv1.weight": Tensor([1.0])}, "epoch": 3})
+        >>> list(tensors), outer
+        (['conv1.weight'], ('state_dict',))
     """
     outer: list[str] = []
     while isinstance(content, Mapping):
@@ -50,8 +68,8 @@ def opened(content: Any, file_name: str = "") -> tuple[dict[str, Tensor], tuple[
     named = content if isinstance(content, Mapping) else {}
     tensors = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:
-        held = f"keys {[str(key) for key in named][:5]}" if named else type(content).__name__
-        raise ValueError(f"{file_name}: holds no tensors by name but {held}; save the model's state dict: "
+        found = f"keys {[str(key) for key in named][:5]}" if named else type(content).__name__
+        raise ValueError(f"{file_name}: contains no named tensors, only {found}; save the model's state dict: "
                          "torch.save(model.state_dict(), path)")
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
@@ -60,7 +78,7 @@ def opened(content: Any, file_name: str = "") -> tuple[dict[str, Tensor], tuple[
 
 
 def unwrap(content: Any, file_name: str = "") -> Contents:
-    """Open outer keys and strip prefixes; raises ValueError if there are no tensors by name."""
+    """Extract the tensors of the backbone: arguments and errors as `opened`, without the prefixes in `BACKBONES`."""
     tensors, outer = opened(content, file_name)
     prefix = next((prefix for prefix in BACKBONES if any(name.startswith(prefix) for name in tensors)), "")
     beside = tuple(name for name in tensors if not name.startswith(prefix))

@@ -1,7 +1,7 @@
-"""Names of tensors as published files have them, and as torchvision's ResNet and timm's models have them.
+"""Rename the tensors of published files to the names of torchvision's ResNet, timm's models and FastReID's backbones.
 
-Each function takes tensors by name and returns them under other names. The facts are read from public code; the tests
-hold each table against the models of torchvision, timm and the host.
+Each function takes tensors by name and returns them under the new names. The tables are taken from public code; the
+tests compare each with the models of torchvision, timm and FastReID.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ TORCHVISION_VIT: Rules = ((r"^conv_proj\.", "patch_embed.proj."), (r"^class_toke
 
 
 def renamed(tensors: Tensors, rules: Rules) -> dict[str, Tensor]:
-    """Each rule, a regular expression and what takes its place, applied to each name in turn."""
+    """Apply rules to the names of tensors.
+
+    Args:
+        tensors: by name.
+        rules: regular expressions with their replacements, applied one after the other to each name.
+
+    Examples:
+        >>> list(renamed({"stages.0.attn.w_msa.qkv.weight": torch.ones(1)}, MMCV_SWIN))
+        ['layers.0.attn.qkv.weight']
+    """
     found = {}
     for name, value in tensors.items():
         for pattern, replacement in rules:
@@ -49,7 +58,12 @@ def renamed(tensors: Tensors, rules: Rules) -> dict[str, Tensor]:
 
 
 def merging_of_next_stage(tensors: Tensors) -> dict[str, Tensor]:
-    """Swin: where patches are merged at the end of a stage, timm merges them at the start of the next one."""
+    """Rename the patch mergings of Swin: other code has them at the end of a stage, timm at the start of the next.
+
+    Examples:
+        >>> list(merging_of_next_stage({"layers.0.downsample.norm.weight": torch.ones(1)}))
+        ['layers.1.downsample.norm.weight']
+    """
     def later(found: re.Match) -> str:
         return f"layers.{int(found[1]) + 1}.downsample."
 
@@ -57,10 +71,11 @@ def merging_of_next_stage(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def solider(tensors: Tensors) -> dict[str, Tensor]:
-    """SOLIDER's Swin in mmcv's names to timm's.
+    """Rename SOLIDER's Swin from mmcv's names to timm's.
 
-    mmcv merges patches by `nn.Unfold`, channel by channel, rows before columns; timm pixel by pixel, columns before
-    rows. A semantic embedding scales what a merging gives; that of the last stage reaches no output.
+    Reorders the input channels of the patch mergings: mmcv uses `nn.Unfold`, whose output is ordered by channel, row
+    and column; timm's is ordered by column, row and channel. The semantic embeddings scale the outputs of the mergings;
+    that of the last stage has no effect and is dropped.
     """
     found = merging_of_next_stage(renamed(tensors, MMCV_SWIN))
     for name in [name for name in found if ".downsample." in name]:
@@ -77,11 +92,15 @@ def solider(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def cion_swin(tensors: Tensors) -> dict[str, Tensor]:
+    """Rename CION's Swin to timm's names."""
     return merging_of_next_stage(renamed(tensors, ((r"^norm3\.", "norm."),)))
 
 
 def clip_vit(tensors: Tensors) -> dict[str, Tensor]:
-    """CLIP's transformer; the projection to the space of texts is left out, as representations have their own."""
+    """Rename CLIP's vision transformer to timm's names.
+
+    Drops the projection to the joint embedding space of images and texts, since the model's heads project the features.
+    """
     found = renamed(tensors, CLIP_VIT)
     found.pop("proj", None)
     found["cls_token"] = found["cls_token"].reshape(1, 1, -1)
@@ -90,13 +109,16 @@ def clip_vit(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def clip_resnet(tensors: Tensors) -> dict[str, Tensor]:
-    """CLIP's ResNet; the attention that pools its last map is the head of timm's model, which branches leave out."""
+    """Rename CLIP's ResNet to timm's names; its attention pooling is the head of timm's model, which is not used."""
     return {re.sub(r"^layer(\d)\.", lambda found: f"stages.{int(found[1]) - 1}.", name): value
             for name, value in renamed(tensors, CLIP_RESNET).items()}
 
 
 def with_part_tokens(tensors: Tensors) -> dict[str, Tensor]:
-    """PASS: three tokens beside the class token, each with a position of its own, as timm's register tokens."""
+    """Rename PASS's vision transformer: its three part tokens become timm's register tokens.
+
+    Each part token has its own position embedding.
+    """
     found = dict(tensors)
     found["reg_token"] = torch.cat([found.pop(f"part_token{part}") for part in (1, 2, 3)], dim=1)  # (1, 3, C)
     own = [found.pop(name) for name in ("cls_pos", "part1_pos", "part2_pos", "part3_pos")]
@@ -105,7 +127,7 @@ def with_part_tokens(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def imagenet(tensors: Tensors) -> dict[str, Tensor]:
-    """Microsoft's Swin, torchvision's ViT and MobileNetV2; other names stay as they are."""
+    """Rename Microsoft's Swin, torchvision's ViT and torchvision's MobileNetV2; other names stay unchanged."""
     if "layers.0.downsample.reduction.weight" in tensors:
         return merging_of_next_stage(tensors)
     if "encoder.pos_embedding" in tensors:
@@ -117,16 +139,18 @@ def imagenet(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _mobilenetv2(name: str, nested: bool) -> str:
-    """Torchvision's MobileNetV2 to the host's, where a block is one sequence.
+    """Rename a tensor of torchvision's MobileNetV2 to FastReID's name, where a block is one `nn.Sequential`.
 
     Args:
-        nested: whether convolution, normalisation and activation are a sequence in a block, as since torchvision 0.3.
+        name: in the file.
+        nested: whether convolution, normalisation and activation are an `nn.Sequential` within the block, as since
+            torchvision 0.3.
     """
     name = re.sub(r"^features\.18\.", "conv.", name)
     found = re.match(r"^features\.(\d+)\.conv\.(\d)\.(?:(\d)\.)?(.*)$", name)
     if not nested or found is None:
         return name
     block, place, part, rest = found.groups()
-    inner = 1 if block == "1" else 2  # sequences in the block; what follows them is not nested
+    inner = 1 if block == "1" else 2  # nested nn.Sequential in the block; the layers after them are not nested
     index = 3 * int(place) + int(part) if part else 3 * inner + int(place) - inner
     return f"features.{block}.conv.{index}.{rest}"

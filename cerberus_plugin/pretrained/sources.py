@@ -1,7 +1,6 @@
-"""Who published a file of weights, by the names of its tensors, and what a model that begins with it needs.
+"""Publishers of pretrained weights: how to recognise their files, and which settings a model needs to use them.
 
-A source is one `Source` in `SOURCES`; the first that recognises the contents names them. docs/pretrained.md has the
-table for readers.
+Each is a `Source` in `SOURCES`. The first that recognises a file is used. docs/pretrained.md documents them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from . import names
 from .contents import Contents
 
-# Mean and standard deviation of red, green and blue, of pixels in 0..255.
+# Mean and standard deviation of red, green and blue for pixels from 0 to 255.
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalisation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 HALF: Normalisation = (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
@@ -27,19 +26,19 @@ NORMALISATIONS = {"ImageNet": IMAGENET, "0.5 / 0.5": HALF, "LUPerson": LUPERSON,
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of file.
+    """A publisher of weight files.
 
     Args:
         name: value of MODEL.BACKBONE.PRETRAIN_SOURCE.
-        what: in words, for the log.
-        recognise: whether contents are of this kind.
-        rename: to the names of torchvision's ResNet or of timm's model.
-        normalisations: that go with the weights, the usual one first; none, where a file does not tell.
-        stem: pooling of a ResNet's stem that the weights were trained with, "padding" or "ceil".
-        rows_per_column: rows over columns of the grid of position embeddings.
-        needs: keys of MODEL.BACKBONE, of timm's models, without which the weights mean something else.
-        sizes: height and width of images that their authors fine-tune with; none, where many do.
-        terms: under which the weights are given, as far as their authors state it; for the log.
+        what: description for the log.
+        recognise: returns whether the contents of a file are from this publisher.
+        rename: renames tensors to the names of torchvision's ResNet, timm's model or FastReID's backbone.
+        normalisations: valid pixel normalisations, the most common first; empty if unknown.
+        stem: pooling of a ResNet's stem during pretraining, "padding" or "ceil".
+        rows_per_column: rows divided by columns of the grid of position embeddings.
+        needs: keys of MODEL.BACKBONE with the values that a timm model needs for these weights.
+        sizes: H, W in pixels with which the authors fine-tune; empty if several are common.
+        terms: terms of use as stated by the authors, for the log.
     """
 
     name: str
@@ -55,62 +54,73 @@ class Source:
 
 
 USUAL, TALL = (256, 128), (384, 128)
-OF_LUPERSON = "trained on LUPerson, pictures given for research"
-AGREEMENT = "by a signed agreement"
+OF_LUPERSON = "trained on LUPerson, whose images are for research only"
+AGREEMENT = "available under a signed agreement"
 RESNET, VIT, SWIN = "layer4.0.conv1.weight", "blocks.0.attn.qkv.weight", "layers.0.blocks.0.attn.qkv.weight"
 
 
-def _of_people(contents: Contents) -> bool:
-    """A transformer whose patches are no square: people were 256 x 128 in every published pretraining."""
+def _is_person_vit(contents: Contents) -> bool:
+    """Whether a file is a transformer pretrained on person images, which have a grid of patches that is not square.
+
+    Every published pretraining on person images uses 256 x 128 pixels.
+    """
     positions = contents.tensors.get("pos_embed")
     if not contents.has(VIT) or positions is None:
         return False
     return "teacher" in contents.outer or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1
 
 
-def _of_luperson(contents: Contents) -> bool:
-    """Plain names of a ResNet without a classifier, as MoCo leaves them; the name of the file tells the rest."""
+def _is_luperson(contents: Contents) -> bool:
+    """Whether a file is LUPerson's ResNet: the names of any ResNet without classifier, so the file name decides."""
     return contents.has(RESNET) and "fc.weight" not in contents.tensors and contents.file_name.startswith("lup")
 
 
 SOURCES = (
-    Source("solider", "SOLIDER's Swin", lambda held: held.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
+    Source("solider", "SOLIDER's Swin", lambda file: file.has("semantic_embed_w.0.weight"), names.solider, (HALF,),
            needs={"SEMANTIC_WEIGHT": 0.2}, sizes=(TALL,), terms=OF_LUPERSON),
-    Source("clip_vit", "CLIP's transformer", lambda held: held.has("class_embedding", "positional_embedding"),
+    Source("clip_vit", "CLIP's transformer", lambda file: file.has("class_embedding", "positional_embedding"),
            names.clip_vit, (CLIP, HALF)),
-    Source("clip_resnet", "CLIP's ResNet", lambda held: held.has(RESNET, "conv3.weight"), names.clip_resnet,
+    Source("clip_resnet", "CLIP's ResNet", lambda file: file.has(RESNET, "conv3.weight"), names.clip_resnet,
            (CLIP, HALF)),
-    Source("pass", "PASS, with three part tokens", lambda held: held.has("part_token1"), names.with_part_tokens,
+    Source("pass", "PASS, with three part tokens", lambda file: file.has("part_token1"), names.with_part_tokens,
            (HALF,), rows_per_column=2, needs={"EXTRA_TOKENS": 3}, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("ics_vit", "TransReID-SSL's or CION's transformer with a convolution stem",
-           lambda held: held.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
+           lambda file: file.has("patch_embed.conv.0.weight"), normalisations=(HALF,), rows_per_column=2,
            needs={"CONV_STEM": True}, sizes=(USUAL, TALL), terms=f"{OF_LUPERSON}; CION's {AGREEMENT}"),
-    Source("cion", "CION's ResNet", lambda held: "teacher" in held.outer and held.has(RESNET),
+    Source("cion", "CION's ResNet", lambda file: "teacher" in file.outer and file.has(RESNET),
            normalisations=(IMAGENET, HALF), sizes=(TALL, USUAL), terms=AGREEMENT),
-    Source("cion_swin", "CION's Swin", lambda held: held.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
+    Source("cion_swin", "CION's Swin", lambda file: file.has(SWIN, "norm3.weight"), names.cion_swin, (HALF,),
            sizes=(USUAL,), terms=AGREEMENT),
-    Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _of_people,
+    Source("person_vit", "a transformer pretrained on people: PersonViT, TransReID-SSL", _is_person_vit,
            normalisations=(HALF,), rows_per_column=2, sizes=(USUAL, TALL), terms=OF_LUPERSON),
     Source("fastreid", "a checkpoint of FastReID",
-           lambda held: held.prefix == "backbone." and any(name.startswith("heads.") for name in held.beside),
+           lambda file: file.prefix == "backbone." and any(name.startswith("heads.") for name in file.beside),
            stem="ceil"),
-    Source("torchreid", "torchreid's OSNet", lambda held: held.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
-    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _of_luperson, normalisations=(LUPERSON,),
+    Source("torchreid", "torchreid's OSNet", lambda file: file.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
+    Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _is_luperson, normalisations=(LUPERSON,),
            sizes=(TALL, USUAL), terms="for research only"),
-    Source("imagenet", "torchvision's, timm's or other plain names", lambda held: True, names.imagenet),
+    Source("imagenet", "torchvision's, timm's or other plain names", lambda file: True, names.imagenet),
 )
 
 
 def recognise(contents: Contents, name: str = "") -> Source:
-    """The source of contents, or the one of this name.
+    """Find the source of a file.
+
+    Args:
+        contents: of the file.
+        name: value of MODEL.BACKBONE.PRETRAIN_SOURCE; "" to recognise the source by the names of the tensors.
 
     Raises:
-        ValueError: if no source has the name.
+        ValueError: if no source has this name.
+
+    Examples:
+        >>> recognise(Contents({"conv1.weight": Tensor([1.0])})).name
+        'imagenet'
     """
     if name:
         found = next((source for source in SOURCES if source.name == name), None)
         if found is None:
-            raise ValueError(f"MODEL.BACKBONE.PRETRAIN_SOURCE is '{name}', expected '', to go by the names of tensors, "
-                             f"or one of {', '.join(source.name for source in SOURCES)}")
+            raise ValueError(f"MODEL.BACKBONE.PRETRAIN_SOURCE is '{name}', expected '' (recognise the source by the "
+                             f"names of the tensors) or one of {', '.join(source.name for source in SOURCES)}")
         return found
     return next(source for source in SOURCES if source.recognise(contents))

@@ -1,1 +1,1 @@
-"""Drawn people: data sets in the published forms, for demos and tests. `python -m cerberus_plugin.synthetic --help`."""
+"""Synthetic datasets in the forms of published datasets, see `python -m cerberus_plugin.synthetic --help`."""

@@ -1,4 +1,4 @@
-"""`python -m cerberus_plugin.synthetic`: draw a data set."""
+"""`python -m cerberus_plugin.synthetic`: create a synthetic dataset."""
 
 from ..utils.commands import run_command
 from .dataset import main

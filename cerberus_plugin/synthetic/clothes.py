@@ -1,9 +1,9 @@
-"""Drawn people who change their clothes: folders in PRCC's and LTCC's form, with the labels of every outfit.
+"""Synthetic datasets of people who change their clothes, with the folders of PRCC or LTCC and labels of each outfit.
 
     python -m cerberus_plugin.synthetic --output DIR --form prcc
     python -m cerberus_plugin.synthetic --output DIR --form ltcc --outfits 4
 
-Build, face, hair, skin and gait stay with a person, gender and age too; clothes, shoes, hat and bag change.
+A person keeps build, face, hair, skin, gait, gender and age; clothes, shoes, hat and bag change with the outfit.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .wardrobe import MOST_OUTFITS, Labels, sample_wardrobes
 
 ROOTS = {"prcc": Path("prcc", "rgb"), "ltcc": Path("LTCC_ReID")}
 OUTFITS = 4
-_LAST_PID = 999  # three digits; training and test share the numbers
+_LAST_PID = 999  # three digits; training and test persons are numbered together
 _MOST_IMAGES = 600
-_PRCC_CAMERAS = {"A": 2, "B": 5, "C": 6}  # shop, hall and wall of the six
+_PRCC_CAMERAS = {"A": 2, "B": 5, "C": 6}  # numbers of shop, hall and wall in `scene`
 _TRACK = 3  # images of one walk past a camera
-_TURN = (5**0.5 - 1) / 2  # of a circle from one walk to the next: no two of a few are alike
+_TURN = (5**0.5 - 1) / 2  # of a full turn from one walk to the next, so that all directions differ
 
-Wardrobes = dict[int, tuple[Labels, ...]]  # by person number, labels of each outfit
+Wardrobes = dict[int, tuple[Labels, ...]]  # labels of each outfit, by person number
 
 
 class Shot(NamedTuple):
-    """One image: whose, in which outfit (from 0) and its labels, by which camera (1 to 6) on which walk past it."""
+    """One image: labels of the outfit, person, outfit (from 0), camera (1 to 6), and number of the walk past it."""
 
     labels: Labels
     pid: int
@@ -59,27 +59,35 @@ def draw_clothes(
     workers: int | None = None,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Draw a data set into `output`/prcc/rgb or `output`/LTCC_ReID; run again after a stop, it goes on.
+    """Create a synthetic dataset in `output`/prcc/rgb or `output`/LTCC_ReID.
 
-    Images depend on the settings alone, not on the number of workers.
+    If the command was interrupted, a second call with the same settings draws the missing images. Images depend only on
+    the settings, not on the number of workers.
 
     Args:
-        form: prcc, outfit one under cameras A and B, outfit two under C; or ltcc, where two persons of three change
-            clothes, and two to four of six cameras see an outfit.
-        train_ids, test_ids: persons to sample.
-        images_per_camera: of each outfit under each camera that sees it; LTCC has a query more in the test.
-        outfits: LTCC: the most that one person has, 2 to 9 (4 if not given).
-        difficulty: 0 to 1, as of `draw_dataset`; faces do not fade with it.
-        workers: processes, None for one a core.
-        progress: report on stderr.
+        output: folder of the datasets.
+        form: "prcc": cameras A and B see the first outfit of each person, C the second one. "ltcc": two of three
+            persons change clothes, and two to four of six cameras see each outfit.
+        train_ids: number of training persons.
+        test_ids: number of test persons.
+        images_per_camera: images of each outfit under each camera that sees it; in the test set of LTCC, there is one
+            query in addition.
+        outfits: LTCC only: largest number of outfits of a person, 2 to 9; None for 4.
+        seed: seed of the dataset.
+        difficulty: 0 to 1, see `draw_dataset`; it does not affect faces.
+        workers: number of processes; None for one per core.
+        progress: show a progress bar on stderr.
 
     Returns:
-        how many persons, outfits and images the folder holds.
+        numbers of persons, outfits and images by name.
+
+    Raises:
+        ValueError: if a setting is out of range, or the folder was created with other settings.
     """
     if form not in ROOTS:
         raise ValueError(f"synthetic: form is '{form}', expected {' or '.join(ROOTS)}; change --form.")
     if form == "prcc" and outfits is not None:
-        raise ValueError("synthetic: --form prcc takes no --outfits, its people have two; leave that out.")
+        raise ValueError("synthetic: --form prcc does not support --outfits, its people have two; omit the option.")
     outfits = OUTFITS if outfits is None else outfits
     check_numbers(train_ids=(train_ids, 1, _LAST_PID - 1), test_ids=(test_ids, 1, _LAST_PID - train_ids),
                   images_per_camera=(images_per_camera, 1, _MOST_IMAGES), outfits=(outfits, 2, MOST_OUTFITS))
@@ -100,7 +108,21 @@ def draw_clothes(
 def draw_shot(
     name: str, labels: Labels, pid: int, outfit: int, camera: int, walk: int, seed: int, difficulty: float
 ) -> np.ndarray:
-    """The image of one file name: uint8 RGB (128, 64, 3); the arguments in between are those of `Shot`."""
+    """Draw the image of one file name.
+
+    Args:
+        name: path of the image in the dataset; it seeds the view.
+        labels: ints (A,), see `Shot`.
+        pid: number of the person.
+        outfit: number of the outfit, from 0.
+        camera: 1 to 6.
+        walk: number of the walk past the camera.
+        seed: seed of the dataset.
+        difficulty: 0 to 1.
+
+    Returns:
+        uint8 RGB (128, 64, 3).
+    """
     seen_by, rng = make_camera(camera, seed, difficulty), generator(seed, name)
     strangers = passers(seed, difficulty, face=True)
     others = [strangers[i] for i in rng.choice(len(strangers), 2, replace=False)]
@@ -111,17 +133,17 @@ def draw_shot(
 
 
 def table(form: str, counts: dict[str, int], output: str | Path) -> str:
-    """Counts for the reader of a terminal."""
+    """Format the counts of a dataset for the terminal."""
     rows = [f"{Path(output) / ROOTS[form]}", f"{'split':<8}{'persons':>9}{'outfits':>9}{'images':>9}"]
     rows += [f"{split:<8}" + "".join(f"{counts[f'{split}_{what}']:>9,}" for what in ("ids", "outfits", "images"))
              for split in ("train", "test")]
     if form == "ltcc":
-        rows.append(f"of test: {counts['queries']:,} queries; {counts['changing']:,} of all persons change clothes")
+        rows.append(f"{counts['queries']:,} test images are queries; {counts['changing']:,} persons change clothes")
     return "\n".join(rows)
 
 
 def _sampled_people(form: str, train_ids: int, test_ids: int, outfits: int, seed: int) -> dict[str, Wardrobes]:
-    """Numbers 1, 2, ... dealt to the two splits at random; of LTCC's people every third keeps to one outfit."""
+    """Assign numbers from 1 to the two splits at random; in LTCC, every third person has one outfit only."""
     pids = (generator(seed, "pids", form).permutation(train_ids + test_ids) + 1).tolist()
     people = {}
     for split, mine in (("train", sorted(pids[:train_ids])), ("test", sorted(pids[train_ids:]))):
@@ -146,7 +168,7 @@ def _prcc(people: dict[str, Wardrobes], images: int) -> dict[str, Shot]:
 
 
 def _ltcc(people: dict[str, Wardrobes], images: int, seed: int) -> dict[str, Shot]:
-    """Two to four cameras see an outfit, so that every query has matches under another one."""
+    """Two to four cameras see each outfit, so that every query has matches under another camera."""
     shots = {}
     for split, wardrobes in people.items():
         for pid, outfits in wardrobes.items():
@@ -158,7 +180,7 @@ def _ltcc(people: dict[str, Wardrobes], images: int, seed: int) -> dict[str, Sho
                     for k in range(images):
                         shots[f"{split}/{stem}_{frame + 12 * k:06d}.png"] = Shot(labels, pid, outfit, camera,
                                                                                 k // _TRACK)
-                    if split == "test":  # a walk of its own
+                    if split == "test":  # a separate walk
                         shots[f"query/{stem}_{frame + 12 * images:06d}.png"] = Shot(labels, pid, outfit, camera,
                                                                                    -(-images // _TRACK))
     return shots
@@ -177,7 +199,7 @@ def _counts(form: str, people: dict[str, Wardrobes], shots: dict[str, Shot]) -> 
 
 
 def _files(form: str, people: dict[str, Wardrobes]) -> dict:
-    """What lies beside the images: labels of the outfits and, in LTCC's form, lists of who changes clothes."""
+    """Return writers of the outfits' labels and, for LTCC, of the lists of persons who change clothes or do not."""
     labels = {_key(form, split, pid, outfit): torch.tensor(row) for split, wardrobes in people.items()
               for pid, outfits in wardrobes.items() for outfit, row in enumerate(outfits)}
     files = {FILE_NAME: partial(write_outfits, schema=MARKET1501, labels=labels)}
@@ -194,5 +216,5 @@ def _key(form: str, split: str, pid: int, outfit: int) -> Outfit:
 
 
 def _write_list(path: Path, pids: Iterable[int]) -> None:
-    """One number a line."""
+    """Write one number per line."""
     path.write_text("".join(f"{pid}\n" for pid in pids))

@@ -1,7 +1,7 @@
-"""Faces of drawn people: what stays visible of somebody who changes their clothes.
+"""Faces of synthetic people, by which persons can be recognised in other clothes.
 
-A head is a ball; places on it are (angle, v): angle 0 is the nose, v runs from -1 at the chin to 1 at the crown.
-Angles are in radians, colours RGB, 0 to 255.
+A head is a sphere. Points on it are (angle, v): angle 0 is the nose, v runs from -1 at the chin to 1 at the top.
+Angles are in radians, colours are RGB from 0 to 255.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ _CHILDREN = ("young", "teenager")
 
 
 def face_colour(person: Person) -> tuple:
-    """The skin of the face: paler or redder than the rest of the person."""
+    """Return the colour of the face, which is paler or redder than the other skin of the person."""
     tone = 2 * person.details["face_tone"] - 1
     return blend(person.skin, _FLUSHED if tone > 0 else _PALE, 0.45 * abs(tone))
 
 
 def draw_face(pen: Pen, person: Person, x: float, y: float, r: float, turn: float) -> None:
-    """Put a face and what shows from behind on a head with skin, hair and eyes.
+    """Draw the details of a face and of the back of the head on a head with skin, hair and eyes.
 
     Args:
-        x, y, r: middle and radius of the head.
-        turn: radians, 0 faces the viewer, within -pi to pi.
+        pen: to draw with.
+        person: details and labels.
+        x: horizontal position of the head's centre.
+        y: vertical position of the head's centre.
+        r: radius of the head.
+        turn: direction of the face in radians, -pi to pi; 0 faces the viewer.
     """
     face = _Face(pen, x, y, r, turn)
     child = MARKET1501.fields[MARKET1501.index("age")].values[person.labels["age"]] in _CHILDREN
@@ -47,7 +51,7 @@ def draw_face(pen: Pen, person: Person, x: float, y: float, r: float, turn: floa
 
 
 class _Face:
-    """Paints on the side of the head that is seen."""
+    """Draws on the visible side of a head."""
 
     def __init__(self, pen: Pen, x: float, y: float, r: float, turn: float) -> None:
         self.pen, self.x, self.y, self.r, self.turn = pen, x, y, r, turn
@@ -56,7 +60,7 @@ class _Face:
         return (angle + self.turn + pi) % (2 * pi) - pi
 
     def patch(self, angle: float, width: float, low: float, high: float, colour) -> None:
-        """What lies between two angles, angle - width and angle + width, and two heights."""
+        """Fill the area from angle - width to angle + width between two heights."""
         left, right = max(self.seen(angle) - width, -EDGE), min(self.seen(angle) + width, EDGE)
         if right - left > 0.05:
             v = np.linspace(low, high, 5)
@@ -65,7 +69,7 @@ class _Face:
             self.pen.shape(np.concatenate([edges[0], edges[1][::-1]]), colour)
 
     def oval(self, angle: float, v: float, width: float, height: float, colour) -> None:
-        """An oval on the head, narrower towards its rim; sizes are shares of the radius."""
+        """Draw an oval on the head, narrower near the edge; width and height are shares of the radius."""
         seen = self.seen(angle)
         if abs(seen) < EDGE:
             self.pen.oval(self.x + 0.9 * self.r * sin(seen), self.y + v * self.r,
@@ -73,7 +77,7 @@ class _Face:
 
 
 def _crown(face: _Face, person: Person, child: bool) -> None:
-    """A bun in long hair, a bald place at the back, a light streak over the middle or red sides; many have none."""
+    """Draw a bun in long hair, a bald spot at the back, a light streak over the middle, red sides, or nothing."""
     kind, long_hair = int(person.details["crown"] * 5), person.labels["hair"] == 1
     if kind == 1 and long_hair:
         shift = sin(face.seen(pi)) if abs(face.seen(pi)) < EDGE else np.sign(face.seen(pi)) * 0.98
@@ -90,7 +94,7 @@ def _crown(face: _Face, person: Person, child: bool) -> None:
 
 
 def _fringe(face: _Face, person: Person) -> None:
-    """Hair over the forehead, all of it or to one side, or a high forehead."""
+    """Draw hair over the whole forehead or one side of it, or a high forehead."""
     number, hair = person.details["fringe"], person.hair
     if number < 0.25:
         face.patch(0.0, 0.95, 0.12, 0.62, hair)
@@ -102,14 +106,14 @@ def _fringe(face: _Face, person: Person) -> None:
 
 
 def _brows(face: _Face, person: Person) -> None:
-    """Thick, or too thin to see."""
+    """Draw thick eyebrows, or none."""
     if person.details["brows"] < 0.45:
         for side in (-1, 1):
             face.patch(0.42 * side, 0.27, 0.05, 0.20, dim(person.hair, 0.6))
 
 
 def _beard(face: _Face, person: Person) -> None:
-    """All around the mouth, on the chin, or above the lip."""
+    """Draw a full beard, a goatee, a moustache, or none."""
     number, colour = person.details["beard"], dim(person.hair, 0.85)
     if number < 0.28:
         face.patch(0.0, 1.25, -0.99, -0.42, colour)
@@ -121,14 +125,14 @@ def _beard(face: _Face, person: Person) -> None:
 
 
 def _lips(face: _Face, person: Person) -> None:
-    """Painted red, pink or dark, or not at all."""
+    """Draw red, pink or dark lips, or none."""
     number = person.details["lips"]
     if number < 0.7:
         face.patch(0.0, 0.36, -0.70, -0.50, pick(_LIPS, number / 0.7))
 
 
 def _glasses(face: _Face, person: Person) -> None:
-    """Sunglasses or a frame of some colour with an arm to the ear; half of the people wear none."""
+    """Draw sunglasses, or glasses with a coloured frame; half of the people wear none."""
     number, skin = person.details["glasses"], face_colour(person)
     if number >= 0.5:
         return

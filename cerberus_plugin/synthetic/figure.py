@@ -1,8 +1,9 @@
-"""The figure of a person from any side, drawn with a pen on a canvas.
+"""Drawing of a person from any side.
 
-The body is a small 3-D skeleton seen by an almost level camera, so that one description serves all views: a
+The body is a small 3-D skeleton seen by an almost level camera, so that one description is used for all views: a
 backpack is a box on the back from behind, a bump from the side and two straps from the front.
-Units: a person is 1 high, feet at 0; x to the side, y up, z forward. Colours are RGB, 0 to 255.
+Units: the height of a person is 1, the feet are at 0; x points to the side, y up, z forward. Colours are RGB from 0 to
+255.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .faces import draw_face, face_colour
 from .pen import CIRCLE, EDGE, Pen, Round
 from .people import ACCENTS, Person, blend, dim, pick
 
-# Head radius, heights of shoulder and hip, width of the trunk, share of the full height, forward bend (radians).
+# By age: head radius, heights of shoulder and hip, width factor of the body, body height, forward bend (radians).
 AGES = {
     "young": (0.108, 0.715, 0.415, 1.04, 0.84, 0.0),
     "teenager": (0.084, 0.785, 0.480, 0.84, 0.97, 0.0),
@@ -30,10 +31,11 @@ def draw_figure(pen: Pen, person: Person, turn: float, phase: float, tilt: float
     """Draw a walking person.
 
     Args:
-        pen: where; its origin is the point between the feet.
-        turn: radians, 0 faces the viewer, pi/2 walks to the right, pi shows the back.
-        phase: place in a walking cycle, 0 to 1.
-        tilt: radians the camera looks down.
+        pen: to draw with; its origin is the point between the feet.
+        person: looks of the person.
+        turn: walking direction in radians: 0 faces the viewer, pi/2 walks to the right, pi shows the back.
+        phase: position in the walking cycle, 0 to 1.
+        tilt: downward tilt of the camera in radians.
     """
     _Figure(pen, person, turn, phase, tilt).draw()
 
@@ -62,7 +64,7 @@ class _Figure:
         self.neck = (0.0, self.hip + cos(self.bend) * (self.shoulder - self.hip) + 0.02, neck_z)
 
     def at(self, point) -> tuple[float, float, float]:
-        """A body point (x, y, z) as seen: right, up, and towards the viewer."""
+        """Project a body point (x, y, z): right, up, and depth towards the viewer."""
         x, y, z = point
         near = z * self.face - x * self.aside
         return ((x * self.face + z * self.aside) * self.size, (y - near * self.tilt) * self.size, near)
@@ -105,7 +107,7 @@ class _Figure:
         else:
             front, side = (0.046, 0.098, 0.122, 0.116, 0.100, 0.101), (0.04, 0.05, 0.066, 0.082, 0.076, 0.080)
         hem = (0.0, self.hip - 0.035, 0.0)
-        bow = ts * (1 - ts) * 4 * -0.28 * self.bend * (self.shoulder - self.hip)  # a bent back is round
+        bow = ts * (1 - ts) * 4 * -0.28 * self.bend * (self.shoulder - self.hip)  # curvature of a bent back
         centres = np.array([self.at((0, self.neck[1] + (hem[1] - self.neck[1]) * t, self.neck[2] * (1 - t) + z))[:2]
                             for t, z in zip(ts, bow)])
         trunk = Round(ts, centres, np.array(front) * w, np.array(side) * w, self.turn)
@@ -124,7 +126,7 @@ class _Figure:
         return trunk
 
     def pattern(self, part: Round, colour, number: float) -> None:
-        """Stripes, hoops or checks in the second colour, round the whole body."""
+        """Draw horizontal stripes, vertical stripes or checks in the second colour around the whole body part."""
         if number < 0.66:
             for t in (0.16, 0.40, 0.64, 0.88):
                 part.patch(self.pen, -self.turn, pi / 2, t, t + 0.11, colour)
@@ -133,10 +135,10 @@ class _Figure:
                 part.patch(self.pen, angle, 0.16, 0.10, 0.98, colour)
 
     def prints(self, trunk: Round) -> None:
-        """A print on the chest and perhaps one on the back; less spread, paler print."""
+        """Draw prints on chest and back, if the person has them; they are paler for a smaller spread."""
         p, pen, d = self.person, self.pen, self.details
         colour = blend(p.upper, pick(ACCENTS, d["print_colour"]), 0.25 + 0.75 * p.spread)
-        kind = int(d["print"] / p.spread * 8.4) if p.has("print", 1.0) else 0  # 0 and 8: none
+        kind = int(d["print"] / p.spread * 8.4) if p.has("print", 1.0) else 0  # 0 and 8: no print
         t = 0.26 + 0.14 * d["print_place"]
         if kind == 1:
             trunk.patch(pen, 0.0, 0.42, t, t + 0.26, colour)
@@ -179,7 +181,7 @@ class _Figure:
             part.patch(self.pen, -self.turn, pi / 2, 0.86, 0.94, colour)
 
     def leg(self, side: int) -> tuple:
-        """(depth, hip, knee, ankle, toe), as seen; the swinging leg bends at the knee."""
+        """Return depth, side, and the projected hip, knee, ankle and toe; the swinging leg bends at the knee."""
         angle = side * self.step * self.stride
         bend = 0.10 + 0.75 * self.stride * max(0.0, side * self.lift) * 1.6
         x, half = side * 0.050 * self.width, (self.hip - 0.035) / 2
@@ -217,7 +219,7 @@ class _Figure:
                 pen.line([(mid[0] - 0.04 * thick, mid[1]), (mid[0] + 0.04 * thick, mid[1])], second, 0.02)
 
     def arm(self, side: int) -> tuple:
-        """(depth, side, shoulder, elbow, hand), as seen; arms swing against the legs."""
+        """Return depth, side, and the projected shoulder, elbow and hand; arms swing opposite to the legs."""
         carries = self.labels["handbag"] and side == self.bag_side
         angle = -side * self.step * self.swing * (0.3 if carries else 1.0) + 0.4 * self.bend
         wide = (0.094 if self.female else 0.110) * self.width
@@ -282,7 +284,7 @@ class _Figure:
             self.pen.line([(x - w * 0.8, y0 - 0.06 * s), (x + w * 0.8, y0 - 0.06 * s)], dim(colour, 1.45), 0.010)
 
     def messenger(self, trunk: Round) -> None:
-        """A bag on a strap over one shoulder, hanging at the other hip."""
+        """Draw a bag at one hip, with a strap over the other shoulder."""
         side, s, colour = self.bag_side, self.size, self.bag_colour
         strap = dim(colour, 0.72)
         front = np.linspace(-side * 0.75, side * 1.35, 9)
@@ -313,13 +315,13 @@ class _Figure:
             cx = x + 0.62 * r * back
             lock = [(cx - half * 0.9, y + 0.5 * r), (cx + half * 0.9, y + 0.5 * r), (cx + half * 1.12, y - 0.5 * fall),
                     (cx + half * 0.8, y - fall), (cx - half * 0.8, y - fall), (cx - half * 1.12, y - 0.5 * fall)]
-            if self.face > 0.25:  # from the front the hair parts around the neck
+            if self.face > 0.25:  # seen from the front, the hair does not cover the neck
                 lock[3:5] = [(cx + half * 0.8, y - fall), (cx + half * 0.45, y - 0.9 * r),
                              (cx - half * 0.45, y - 0.9 * r), (cx - half * 0.8, y - fall)]
             pen.shape(lock, hair)
         pen.oval(x, y, 0.90 * r, r, p.skin)
         if long_hair and self.face <= 0.25:
-            pen.shape(lock, hair)  # from behind it hides the nape
+            pen.shape(lock, hair)  # seen from behind, it covers the neck
         low = 0.16 if long_hair else 0.24
         pen.oval(x + 0.12 * r * back, y + low * r, 0.98 * r, (0.94 if self.face > 0 or long_hair else 0.84) * r, hair)
         middle = (self.turn + pi) % (2 * pi) - pi
@@ -336,7 +338,7 @@ class _Figure:
             self.hat(x, y, r)
 
     def hat(self, x: float, y: float, r: float) -> None:
-        """A cap with a peak, which shows its band from behind, a hat with a brim, or a knitted hat."""
+        """Draw a cap with a peak, a hat with a brim, or a knitted hat; a cap seen from behind shows its band."""
         kind, pen = int(self.details["hat"] * 3), self.pen
         colour = pick(ACCENTS, self.details["hat_colour"])
         dome = CIRCLE[:13] * (1.06 * r, 0.98 * r) + (x, y + 0.26 * r)

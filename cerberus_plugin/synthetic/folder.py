@@ -1,4 +1,4 @@
-"""A folder of drawn images, whichever its form: claimed by its settings, drawn by processes, finished after a stop."""
+"""Create the folder of a synthetic dataset with several processes, and complete it after an interruption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .people import make_person, sample_people
 
 SETTINGS = "synthetic.json"
 DIFFICULTY = 0.6
-VERSION = 1  # of the drawing: a folder is finished only by the code that began it
+VERSION = 1  # of the drawing code; a folder is completed only by the version that started it
 _CHUNK = 64
 _drawing = threading.Lock()
 _ENCODING = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": []}
@@ -37,16 +37,20 @@ def fill(
     workers: int | None,
     progress: bool,
 ) -> None:
-    """Draw what `root` lacks.
+    """Draw the missing images of a dataset and write its other files.
 
     Args:
-        settings: what the images depend on; a folder with others is refused.
-        folders: to make, under `root`.
-        files: beside the images, each with what writes it to a path.
-        jobs: name under `root` of each image, .jpg or .png, and further arguments of `draw`.
-        draw: `draw(name, *job)` gives uint8 RGB (H, W, 3); a process must be able to import it.
-        workers: processes, None for one a core.
-        progress: report on stderr.
+        root: folder of the dataset.
+        settings: all settings that the images depend on; they are stored in the folder.
+        folders: folders to create in `root`.
+        files: paths of the other files in `root`, each with a function that writes it to a given path.
+        jobs: paths of the images in `root`, .jpg or .png, each with further arguments of `draw`.
+        draw: `draw(name, *job)` returns uint8 RGB (H, W, 3); processes must be able to import it.
+        workers: number of processes; None for one per core.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: if the folder was created with other settings, or contains other files.
     """
     _claim(root, settings)
     for folder in folders:
@@ -57,7 +61,14 @@ def fill(
 
 
 def check_numbers(**numbers) -> None:
-    """Each is (value, lowest, highest); the message names the option of the first that is out of range."""
+    """Check that numbers are within their ranges.
+
+    Args:
+        numbers: (value, lowest, highest) by the name of the setting.
+
+    Raises:
+        ValueError: for the first number that is out of range, with the name of its option.
+    """
     for name, (value, low, high) in numbers.items():
         if not low <= value <= high:
             option = "--" + name.replace("_", "-")
@@ -65,49 +76,49 @@ def check_numbers(**numbers) -> None:
 
 
 def check_common(seed: int, difficulty: float, workers: int | None) -> None:
-    """The numbers of every form."""
+    """Check the settings that all forms have."""
     check_numbers(difficulty=(difficulty, 0, 1), seed=(seed, 0, 2**31), workers=(workers or 1, 1, 1024))
 
 
 @lru_cache(maxsize=4)
 def passers(seed: int, difficulty: float, face: bool = False) -> list:
-    """People of no identity who walk through the pictures of others."""
+    """Create 60 persons without identity, who appear in the background and in front of others."""
     people = sample_people(60, seed, "passers")
     return [make_person(labels, -2 - i, seed, difficulty, face=face) for i, labels in enumerate(people)]
 
 
-# Looks of the people last drawn: images of one person come one after the other.
+# Cache of the most recent persons: the images of a person are drawn one after the other.
 known_person = lru_cache(maxsize=4096)(make_person)
 
 
 def _claim(root: Path, settings: dict) -> None:
-    """Make the folder, or check that it was begun with the same settings."""
+    """Store the settings in a new folder, or check that an existing folder has the same settings."""
     path = root / SETTINGS
     if path.exists():
         try:
             found = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:  # no JSON, or no object
-            raise ValueError(f"{path}: cannot be read ({error}), so it is not known how the people in the folder were "
+        except (ValueError, TypeError) as error:  # not JSON, or not an object
+            raise ValueError(f"{path}: cannot be read ({error}), so it is unknown with which settings the images were "
                              "drawn. Delete the folder, or use another --output.") from error
-        other = [f"{key} {found.get(key)} there, {value} now" for key, value in settings.items()
-                 if found.get(key) != value]
+        other = [f"{key} {found.get(key)} in the folder, {settings.get(key)} given" for key in {**settings, **found}
+                 if found.get(key) != settings.get(key)]
         if other:
-            raise ValueError(f"{path}: the folder holds people drawn with other settings ({'; '.join(other)}). "
-                             "Use the same settings to finish it, or another --output, or delete the folder.")
+            raise ValueError(f"{path}: the folder was created with other settings ({'; '.join(other)}). "
+                             "Use the same settings to complete it, choose another --output, or delete the folder.")
     elif root.exists() and any(not entry.name.startswith(SETTINGS) for entry in root.iterdir()):
-        raise ValueError(f"{root}: already holds files but no {SETTINGS}, so they were not drawn by this command. "
-                         "Choose another --output; drawn people are never mixed into other data.")
+        raise ValueError(f"{root}: contains files but no {SETTINGS}, so they were not drawn by this command. "
+                         "Choose another --output: synthetic images are not added to other data.")
     _write_missing(path, lambda file: file.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
 def _write_missing(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically by a function that takes a path; one that exists stays."""
+    """Write a file atomically with a function that takes a path, unless the file exists."""
     if not path.exists():
         write_whole(path, lambda file: write(Path(file.name)))
 
 
 def _unfinished(root: Path, names: Iterable[str]) -> list[str]:
-    """Names still to be drawn; what a killed run left half written is removed."""
+    """Return the names of missing images, and remove incomplete files of an interrupted run."""
     for partial in root.rglob(f"*{ENDING}"):
         partial.unlink(missing_ok=True)
     names = list(names)
@@ -122,7 +133,7 @@ def _draw_chunk(root: str, jobs: list[tuple], draw: Callable) -> int:
         path = os.path.join(root, name)
         suffix = os.path.splitext(name)[1]
         pixels = cv2.imencode(suffix, image, _ENCODING[suffix])[1].tobytes()
-        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # tens of thousands of them
+        write_whole(path, lambda file, pixels=pixels: file.write(pixels), sync=False)  # sync is slow
     return len(jobs)
 
 
@@ -147,9 +158,10 @@ def _draw_all(root: Path, jobs: Mapping[str, tuple], names: list[str], draw: Cal
 
 @contextlib.contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """OpenCV on one thread before processes are forked, as it was afterwards; threads that draw take turns.
+    """Limit OpenCV to one thread while processes are forked, and restore its number of threads afterwards.
 
-    A forked process has the locks of OpenCV's threads without the threads, and would wait for ever.
+    A forked process inherits the locks of OpenCV's threads, but not the threads, so it would wait forever. Only one
+    thread at a time can enter this context.
     """
     with _drawing:
         threads = cv2.getNumThreads()

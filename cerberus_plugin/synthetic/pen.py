@@ -1,6 +1,6 @@
-"""Drawing in body units: polygons, ovals and limbs on a canvas, and round body parts with something on them.
+"""Drawing in body units: polygons, ovals and limbs on a canvas, and patterns on round body parts.
 
-A person is 1 high; x to the right, y up. Colours are RGB, 0 to 255.
+The height of a person is 1; x points to the right, y up. Colours are RGB from 0 to 255.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ import numpy as np
 _TURN = np.linspace(0.0, 2.0 * pi, 25)[:-1]
 CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)  # (24, 2)
 _HALF = np.linspace(-pi / 2, pi / 2, 7)
-_CAP = np.stack([np.cos(_HALF), np.sin(_HALF)], axis=1)  # (7, 2), the round end of a limb that points to +x
-_BITS = 4  # cv2 takes points in 1/16 pixel
-EDGE = 0.5 * pi - 0.02  # the rim of a round body, where it turns away from the viewer
+_CAP = np.stack([np.cos(_HALF), np.sin(_HALF)], axis=1)  # (7, 2), round end of a limb in direction +x
+_BITS = 4  # fractional bits of the coordinates for cv2: 1/16 pixel
+EDGE = 0.5 * pi - 0.02  # angle of the visible edge of a round body part
 
 
 class Pen:
-    """Draws in body units on an RGBA canvas, uint8 (H, W, 4), colours multiplied by alpha."""
+    """Draws in body units on an RGBA canvas with premultiplied alpha.
+
+    Args:
+        canvas: uint8 (H, W, 4), drawn on in place.
+        x: horizontal position of the origin in pixels.
+        y: vertical position of the origin in pixels.
+        scale: pixels per body unit.
+    """
 
     def __init__(self, canvas: np.ndarray, x: float, y: float, scale: float) -> None:
         self.canvas, self.scale = canvas, scale
@@ -30,18 +37,19 @@ class Pen:
         return (np.asarray(points) * self._factor + self._origin).astype(np.int32)
 
     def shape(self, points, colour) -> None:
-        """Any polygon: float (N, 2)."""
+        """Fill a polygon, float (N, 2)."""
         cv2.fillPoly(self.canvas, [self._points(points)], (*colour, 255), cv2.LINE_AA, _BITS)
 
     def blob(self, points, colour) -> None:
-        """A convex polygon: float (N, 2)."""
+        """Fill a convex polygon, float (N, 2)."""
         cv2.fillConvexPoly(self.canvas, self._points(points), (*colour, 255), cv2.LINE_AA, _BITS)
 
     def oval(self, x: float, y: float, rx: float, ry: float, colour) -> None:
+        """Fill an ellipse with centre (x, y) and radii rx and ry."""
         self.blob(CIRCLE * (rx, ry) + (x, y), colour)
 
     def limb(self, a, b, ra: float, rb: float, colour) -> None:
-        """A tapered bar with round ends from a to b."""
+        """Fill a bar with round ends from a to b, with radius ra at a and rb at b."""
         dx, dy = b[0] - a[0], b[1] - a[1]
         length = hypot(dx, dy) or 1e-6
         c, s = dx / length, dy / length
@@ -49,15 +57,22 @@ class Pen:
         self.blob(np.concatenate([_CAP @ turn * rb + b[:2], -_CAP @ turn * ra + a[:2]]), colour)
 
     def line(self, points, colour, width: float) -> None:
-        """A line through float (N, 2), `width` in body units."""
+        """Draw a line through points, float (N, 2), `width` in body units."""
         thickness = max(1, round(width * self.scale))
         cv2.polylines(self.canvas, [self._points(points)], False, (*colour, 255), thickness, cv2.LINE_AA, _BITS)
 
 
 class Round:
-    """A round body part (trunk, skirt): rows from top to bottom, each a centre and half a width as seen.
+    """A round body part (trunk, skirt), given by horizontal sections from top to bottom.
 
-    Places on it are (angle, t): angle 0 is the front, pi the back; t runs from 0 at the top to 1 at the bottom.
+    Points on it are (angle, t): angle 0 is the front, pi the back; t runs from 0 at the top to 1 at the bottom.
+
+    Args:
+        ts: t of each section.
+        centres: float (N, 2), centre of each section on the canvas.
+        front: float (N,), half the width of each section seen from the front.
+        side: float (N,), half the width of each section seen from the side.
+        turn: direction of the body in radians; 0 faces the viewer.
     """
 
     def __init__(self, ts, centres: np.ndarray, front: np.ndarray, side: np.ndarray, turn: float) -> None:
@@ -65,11 +80,12 @@ class Round:
         self.half = np.sqrt((front * cos(turn)) ** 2 + (side * sin(turn)) ** 2)
 
     def outline(self) -> np.ndarray:
+        """Return the visible outline, a polygon float (2 N, 2)."""
         offset = np.stack([self.half, np.zeros_like(self.half)], axis=1)
         return np.concatenate([self.centres - offset, (self.centres + offset)[::-1]])
 
     def place(self, angles, ts) -> np.ndarray:
-        """Places at angles already seen from the viewer (angle + turn), clipped to the visible side."""
+        """Return points on the canvas, float (..., 2), for angles relative to the viewer (angle + turn)."""
         x, y = (np.interp(ts, self.ts, self.centres[:, i]) for i in (0, 1))
         return np.stack([x + np.interp(ts, self.ts, self.half) * np.sin(angles), y], axis=-1)
 
@@ -77,7 +93,7 @@ class Round:
         return (angle + self.turn + pi) % (2 * pi) - pi
 
     def patch(self, pen: Pen, angle: float, width: float, t0: float, t1: float, colour) -> None:
-        """A rectangle around the body from angle - width to angle + width."""
+        """Fill the area from angle - width to angle + width between t0 and t1, as far as it is visible."""
         middle = self._seen(angle)
         low, high = max(middle - width, -EDGE), min(middle + width, EDGE)
         if high - low < 0.08:
@@ -86,7 +102,7 @@ class Round:
         pen.shape(np.concatenate([self.place(low, ts), self.place(high, ts)[::-1]]), colour)
 
     def stroke(self, pen: Pen, angles, ts, colour, width: float) -> None:
-        """A line on the body through (angles, ts), drawn where it faces the viewer."""
+        """Draw a line on the body through (angles, ts), as far as it is visible."""
         angles = np.linspace(angles[0], angles[-1], 9) if len(angles) == 2 else np.asarray(angles)
         ts = np.linspace(ts[0], ts[-1], len(angles)) if len(ts) == 2 else np.asarray(ts)
         seen = (angles + self.turn + pi) % (2 * pi) - pi

@@ -1,4 +1,4 @@
-"""Six drawn places, each a wide picture that photographs cut their backgrounds from."""
+"""Six synthetic places as wide images; the backgrounds of person images are crops of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import cv2
 import numpy as np
 
 PLACE_HEIGHT, PLACE_WIDTH = 192, 720
-_SUPER = 2  # drawn at twice the size and averaged down
+_SUPER = 2  # drawn at twice the size, then downsampled
 
 
 def draw_place(name: str, horizon: float, rng: np.random.Generator) -> np.ndarray:
-    """A wide picture of a plaza, shop, park, street, hall or wall: uint8 (192, 720, 3).
+    """Draw a wide image of a place.
 
-    `horizon` is a share of the height, from the top.
+    Args:
+        name: plaza, shop, park, street, hall or wall.
+        horizon: position of the horizon from the top, as a share of the height.
+        rng: random generator.
+
+    Returns:
+        uint8 (192, 720, 3).
     """
     high, wide, s = PLACE_HEIGHT, PLACE_WIDTH, _SUPER
     image = np.zeros((high * s, wide * s, 3), np.uint8)
@@ -25,13 +31,13 @@ def draw_place(name: str, horizon: float, rng: np.random.Generator) -> np.ndarra
 
 
 def _muted(rng: np.random.Generator, low: float = 50, high: float = 230, colourful: float = 0.5) -> np.ndarray:
-    """A random colour, less bright than people's clothes."""
+    """Return a random colour, less saturated than clothes."""
     colour = rng.uniform(low, high, 3)
     return colourful * colour + (1 - colourful) * colour.mean()
 
 
 class _Scenery:
-    """Draws a place on uint8 (H, W, 3); coordinates are shares of the height, x from 0 to W / H."""
+    """Draws a place on an image, uint8 (H, W, 3); coordinates are divided by the height, so x is from 0 to W / H."""
 
     def __init__(self, image: np.ndarray, rng: np.random.Generator, horizon: float) -> None:
         self.image, self.rng, self.horizon = image, rng, horizon
@@ -64,7 +70,7 @@ class _Scenery:
         self.image[a:b] = np.array(top) * (1 - share) + np.array(bottom) * share
 
     def tiles(self, colour, rows: int, slant: float, width: float = 0.004) -> None:
-        """Joints of a paved floor: rows closer together towards the horizon, columns that fan out."""
+        """Draw the joints of a paved floor in perspective."""
         for k in range(1, rows + 1):
             y = self.horizon + (1 - self.horizon) * (k / rows) ** 1.6
             self.line(0, y, self.end, y, colour, width)

@@ -1,8 +1,8 @@
-"""Six cameras, and the photograph each takes of a drawn person.
+"""Six synthetic cameras and the images that they take of a synthetic person.
 
-A place is a wide picture, drawn once; a photograph cuts a piece out of it, puts the person and perhaps something
-in front of them on it, and passes both through the camera: light, colours, blur, resolution and noise.
-Pictures are uint8 RGB, 128 high and 64 wide unless said otherwise.
+A place is a wide image, drawn once. An image of a person is a crop of it, with the person and sometimes an obstacle in
+front, and with the effects of the camera: light, colours, blur, resolution and noise.
+Images are uint8 RGB, 128 pixels high and 64 wide, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .places import PLACE_HEIGHT, PLACE_WIDTH, draw_place
 
 HEIGHT, WIDTH = 128, 64
 NUM_CAMERAS = 6
-_SUPER = 2  # figures are drawn at twice the size and averaged down
+_SUPER = 2  # people are drawn at twice the size, then downsampled
 
-# Name, height of the horizon (share of the picture), downward tilt (radians), what the camera does to red, green and
-# blue, gamma, blur (pixels), share of the resolution kept, noise (grey levels), side the light comes from.
+# Place, height of the horizon (share of the image), downward tilt (radians), factors of red, green and blue, gamma,
+# blur (pixels), relative resolution, noise (grey levels), direction of the light (1 and -1: from the sides).
 _CAMERAS = (
     ("plaza", 0.36, 0.16, (1.00, 0.98, 0.94), 1.00, 0.35, 1.00, 4.0, 1.0),
     ("shop", 0.46, 0.10, (1.16, 0.98, 0.72), 0.88, 0.60, 0.85, 6.0, -1.0),
@@ -36,7 +36,19 @@ _CAMERAS = (
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera and its place. `matrix` float32 (3, 3) acts on RGB; `place` is uint8 (192, 720, 3)."""
+    """A camera and its place.
+
+    Args:
+        difficulty: 0 to 1.
+        tilt: downward tilt in radians.
+        matrix: float32 (3, 3), colour transform of RGB.
+        gamma: exponent of the grey levels.
+        blur: standard deviation of the Gaussian blur in pixels.
+        resolution: resolution of the image as a share of the full one.
+        noise: noise in grey levels.
+        light: direction of the light, -1 to 1.
+        place: uint8 (192, 720, 3).
+    """
 
     difficulty: float
     tilt: float
@@ -51,13 +63,24 @@ class Camera:
 
 @dataclass(frozen=True)
 class View:
-    """How one photograph is taken.
+    """Pose, position and light of one image.
 
-    `turn`: radians, 0 facing the camera, pi/2 walking to the right. `phase`: place in the walking cycle, 0 to 1.
-    `size`: height of an adult as a share of the picture; `x`, `y`: shift of the box as a share of its width, height.
-    `where`, `zoom`: the piece of the place behind the person. `light`: exposure, 1 is the camera's own;
-    `warmth`: -1 to 1. `shadow`: strength of a cast shadow's edge. `smear`: motion blur in pixels.
-    `front`: what stands in front ("", pole, bush, car, person), at `front_x` (share of the width).
+    Args:
+        turn: walking direction in radians: 0 faces the camera, pi/2 walks to the right.
+        phase: position in the walking cycle, 0 to 1.
+        size: height of an adult as a share of the image.
+        x: horizontal shift of the person as a share of the width.
+        y: vertical shift of the person as a share of the height.
+        where: horizontal position of the background in the place, 0 to 1.
+        zoom: magnification of the background.
+        light: exposure, 1 for that of the camera.
+        warmth: colour temperature, -1 to 1.
+        shadow: strength of the edge of a cast shadow.
+        smear: motion blur in pixels.
+        front: obstacle in front of the person: "", pole, bush, car or person.
+        front_x: horizontal position of the obstacle as a share of the width.
+        behind: another person in the background.
+        passer: the person in front, if `front` is "person".
     """
 
     turn: float = 0.0
@@ -79,7 +102,13 @@ class View:
 
 @lru_cache(maxsize=32)
 def make_camera(number: int, seed: int = 0, difficulty: float = 0.0) -> Camera:
-    """Camera 1 to 6 of a data set; with difficulty its colours, blur and noise leave the neutral ones."""
+    """Create a camera of a dataset; colours, blur and noise deviate more from neutral ones for a higher difficulty.
+
+    Args:
+        number: 1 to 6.
+        seed: seed of the dataset.
+        difficulty: 0 to 1.
+    """
     place, horizon, tilt, cast, gamma, blur, resolution, noise, light = _CAMERAS[number - 1]
     rng = generator(seed, "camera", number)
     amount = min(1.0, 0.15 + 1.1 * difficulty)
@@ -93,7 +122,15 @@ def make_camera(number: int, seed: int = 0, difficulty: float = 0.0) -> Camera:
 
 
 def sample_view(camera: Camera, rng: np.random.Generator, turn: float, where: float, others=()) -> View:
-    """A view of someone walking past: `turn` radians, `where` 0 to 1; `others` may stand in front or behind."""
+    """Sample the view of a person who walks past a camera.
+
+    Args:
+        camera: its difficulty scales the variation.
+        rng: random generator.
+        turn: walking direction in radians; the view deviates from it by at most 0.35.
+        where: position of the background, 0 to 1.
+        others: up to two persons who may appear in front and behind.
+    """
     d, u = camera.difficulty, rng.random(14)
     spread = 0.35 + 0.65 * d
     front = ""
@@ -112,7 +149,7 @@ def sample_view(camera: Camera, rng: np.random.Generator, turn: float, where: fl
 
 
 def spoil(view: View, rng: np.random.Generator) -> View:
-    """The view with a badly cut box: only a part of the person, or hardly any."""
+    """Change a view to that of a wrong bounding box, with the person too large, too far to the side, or too small."""
     u = rng.random(4)
     side = 1 if u[0] < 0.5 else -1
     kind = int(u[1] * 3)
@@ -123,14 +160,46 @@ def spoil(view: View, rng: np.random.Generator) -> View:
     return replace(view, size=0.34 + 0.2 * u[2], y=-0.35 * u[3], x=side * 0.3 * u[3])
 
 
-def draw_person(person: Person | None, camera: Camera, view: View, rng: np.random.Generator) -> np.ndarray:
-    """The photograph of a person (None: the place alone), uint8 RGB (128, 64, 3).
+def loosen(view: View, above: float, below: float) -> View:
+    """Enlarge the bounding box of a view at its aspect ratio: the person is smaller and shifted, with more background.
 
-    The numbers drawn from `rng` do not depend on the person, so that equal generators give comparable pictures.
+    Args:
+        view: view with the original box.
+        above: added height above, as a share of the original height.
+        below: added height below, as a share of the original height.
+
+    Examples:
+        >>> loosen(View(size=0.8), above=0.5, below=0.5).size
+        0.4
+    """
+    scale = 1 + above + below
+    size = view.size / scale
+    foot = (_foot(view) + above) / scale
+    return replace(view, size=size, x=view.x / scale, y=foot - _foot(View(size=size)), zoom=view.zoom / scale)
+
+
+def _foot(view: View) -> float:
+    """Return the vertical position of the feet from the top, as a share of the height."""
+    return 0.5 + 0.46 * min(view.size, 1.0) + view.y
+
+
+def draw_person(person: Person | None, camera: Camera, view: View, rng: np.random.Generator) -> np.ndarray:
+    """Draw the image that a camera takes of a person.
+
+    The numbers taken from `rng` do not depend on the person, so equal generators give comparable images.
+
+    Args:
+        person: None for an image of the place only.
+        camera: the camera and its place.
+        view: pose, position and light.
+        rng: random generator.
+
+    Returns:
+        uint8 RGB (128, 64, 3).
     """
     u = rng.random(8)
     picture = _cut(camera.place, view, u[0])
-    foot = (0.5 + view.x) * WIDTH, (0.5 + 0.46 * min(view.size, 1.0) + view.y) * HEIGHT
+    foot = (0.5 + view.x) * WIDTH, _foot(view) * HEIGHT
     if view.behind is not None:
         size = view.size * (0.62 + 0.2 * u[1])
         place = foot[0] + (0.45 if u[2] < 0.5 else -0.45) * WIDTH, foot[1] - 0.10 * HEIGHT
@@ -146,7 +215,7 @@ def draw_person(person: Person | None, camera: Camera, view: View, rng: np.rando
 
 
 def _cut(place: np.ndarray, view: View, lift: float) -> np.ndarray:
-    """The piece of the place behind the person: uint8 (128, 64, 3)."""
+    """Crop the background from the place: uint8 (128, 64, 3)."""
     high = min(PLACE_HEIGHT, int(HEIGHT * 1.25 / view.zoom))
     wide = high // 2
     x = int((view.where % 1.0) * (PLACE_WIDTH - wide))
@@ -155,7 +224,7 @@ def _cut(place: np.ndarray, view: View, lift: float) -> np.ndarray:
 
 
 def _put(picture: np.ndarray, person: Person, foot, size: float, turn: float, phase: float, camera: Camera) -> None:
-    """Draw a person with their shadow into uint8 (128, 64, 3), in place; `foot` in pixels."""
+    """Draw a person with a shadow into an image, uint8 (128, 64, 3), in place; `foot` is in pixels."""
     canvas = np.zeros((HEIGHT * _SUPER, WIDTH * _SUPER, 4), np.uint8)
     draw_figure(Pen(canvas, foot[0] * _SUPER, foot[1] * _SUPER, size * HEIGHT * _SUPER), person, turn, phase,
                 camera.tilt)
@@ -166,7 +235,7 @@ def _put(picture: np.ndarray, person: Person, foot, size: float, turn: float, ph
                 360, 96, -1)
     shade = cv2.merge([255 - cv2.blur(ground, (7, 5))] * 3)
     base = cv2.multiply(picture, shade, scale=1 / 255)
-    # A round body is lighter towards the light and darker at its rim.
+    # The body is brighter on the side of the light and darker at its edges.
     soft = cv2.blur(alpha, (9, 9)).astype(np.float32)
     slope = cv2.Sobel(soft, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 255) * camera.light
     relief = 0.82 + 0.2 / 255 * soft + 0.20 * slope
@@ -175,7 +244,7 @@ def _put(picture: np.ndarray, person: Person, foot, size: float, turn: float, ph
 
 
 def _obstacle(picture: np.ndarray, view: View, u: np.ndarray, foot) -> None:
-    """A pole, bush or car in front of the lower or one side of the person, in place."""
+    """Draw a pole, bush or car in front of the legs or of one side of the person, in place."""
     x = view.front_x * WIDTH
     pen = Pen(np.zeros((HEIGHT * _SUPER, WIDTH * _SUPER, 4), np.uint8), x * _SUPER, HEIGHT * _SUPER, _SUPER)
     if view.front == "pole":
@@ -205,14 +274,14 @@ def _obstacle(picture: np.ndarray, view: View, u: np.ndarray, foot) -> None:
 
 @lru_cache(maxsize=1)
 def _noise() -> np.ndarray:
-    """Camera noise to cut pieces from: float32 (192, 128, 3), finer than a pixel and in small clumps."""
+    """Camera noise to crop from: float32 (192, 128, 3), a sum of noise by pixel and of blurred noise."""
     rng = generator("noise")
     fine = rng.standard_normal((192, 128, 3)).astype(np.float32)
     return 0.8 * fine + 1.2 * cv2.GaussianBlur(fine, (0, 0), 1.0)
 
 
 def _develop(picture: np.ndarray, camera: Camera, view: View, rng: np.random.Generator) -> np.ndarray:
-    """What the camera makes of the scene: uint8 (128, 64, 3) -> uint8 (128, 64, 3)."""
+    """Apply the effects of the camera: uint8 (128, 64, 3) -> uint8 (128, 64, 3)."""
     u = rng.random(4)
     warm = np.array([1 + 0.16 * view.warmth, 1.0, 1 - 0.16 * view.warmth], np.float32)
     picture = cv2.transform(picture.astype(np.float32), camera.matrix * (warm * view.light)[:, None])

@@ -1,10 +1,9 @@
-"""Drawn workers of a building site in the form of own data: a folder of crops for each person, and two tables.
+"""Synthetic workers of a building site in the format of own data: a folder of crops for each person, and two tables.
 
     python -m cerberus_plugin.synthetic --output DIR --form site
 
-`people.csv` says what each worker wears and carries: helmet, vest and tool, in words. `metadata.csv` says by which
-camera and when each crop was taken; the names of the crops say so too, so the folder can be read without it
-(`NAME_PATTERN`).
+`people.csv` contains the helmet, vest and tool of each worker as text. `metadata.csv` contains the camera and the time
+of each crop. The file names contain them too, so the folder can be read without this file (`NAME_PATTERN`).
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ NONE = "none"
 ATTRIBUTES = {"helmet": (NONE, "white", "yellow", "red", "blue"), "vest": (NONE, "orange", "yellow", "green"),
               "tool": (NONE, "toolbox", "satchel", "backpack")}
 _MOST_PEOPLE, _MOST_IMAGES = 9999, 100
-_CAMERAS = ("gate", "shop", "yard", "road", "hall", "wall")  # the six places of the drawing
+_CAMERAS = ("gate", "shop", "yard", "road", "hall", "wall")  # in the order of the places in `scene`
 _LOADS = {NONE: "", "toolbox": "handbag", "satchel": "bag", "backpack": "backpack"}
 _VESTS = {"orange": UNLISTED[0], "yellow": COLOURS["yellow"], "green": COLOURS["green"]}
-_HELMETS = {"white": 0, "red": 2, "blue": 3, "yellow": 5}  # places in ACCENTS
-_SHIRTS = ("black", "white", "gray", "brown")  # no colour of a vest
+_HELMETS = {"white": 0, "red": 2, "blue": 3, "yellow": 5}  # indices in ACCENTS
+_SHIRTS = ("black", "white", "gray", "brown")  # not the colour of any vest
 _TRACK = 2  # images of one walk past a camera
 
 
 class Shot(NamedTuple):
-    """One crop: whose, what they wear and carry (words of `ATTRIBUTES`), by which camera (1 to 6), on which walk."""
+    """One crop: person, values of `ATTRIBUTES`, camera (1 to 6), and number of the walk past it."""
 
     person: int
     worn: tuple[str, ...]
@@ -59,20 +58,25 @@ def draw_site(
     workers: int | None = None,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Draw a data set into `output`/site; run again after a stop, it goes on.
+    """Create a synthetic dataset in `output`/site.
 
-    Images depend on the settings alone, not on the number of workers. Nobody is in training or test yet: the plugin
-    draws a split for a folder that has none.
+    If the command was interrupted, a second call with the same settings draws the missing images. Images depend only on
+    the settings, not on the number of workers. The dataset has no split: the plugin draws one when it reads the folder.
 
     Args:
-        people: workers to sample.
-        images_per_id: crops of each, by two to four of six cameras.
-        difficulty: 0 to 1, as of `draw_dataset`.
-        workers: processes, None for one a core.
-        progress: report on stderr.
+        output: folder of the datasets.
+        people: number of workers.
+        images_per_id: crops of each worker, by two to four of six cameras.
+        seed: seed of the dataset.
+        difficulty: 0 to 1, see `draw_dataset`.
+        workers: number of processes; None for one per core.
+        progress: show a progress bar on stderr.
 
     Returns:
-        how many people, cameras and images the folder holds.
+        numbers of people, cameras and images by name.
+
+    Raises:
+        ValueError: if a setting is out of range, or the folder was created with other settings.
     """
     check_numbers(people=(people, 1, _MOST_PEOPLE), images_per_id=(images_per_id, 1, _MOST_IMAGES))
     check_common(seed, difficulty, workers)
@@ -90,7 +94,7 @@ def draw_site(
 
 
 def sample_worn(people: int, seed: int) -> list[tuple[str, ...]]:
-    """What each of `people` workers wears and carries, words in the order of `ATTRIBUTES`, all equally frequent."""
+    """Sample the values of `ATTRIBUTES` for a number of workers, all with equal probability."""
     numbers = generator(seed, "site", "worn").random((people, len(ATTRIBUTES)))
     return [tuple(words[int(number * len(words))] for words, number in zip(ATTRIBUTES.values(), row))
             for row in numbers]
@@ -99,7 +103,20 @@ def sample_worn(people: int, seed: int) -> list[tuple[str, ...]]:
 def draw_shot(
     name: str, person: int, worn: tuple[str, ...], camera: int, walk: int, seed: int, difficulty: float
 ) -> np.ndarray:
-    """The crop of one file name: uint8 RGB (128, 64, 3); the arguments in between are those of `Shot`."""
+    """Draw the crop of one file name.
+
+    Args:
+        name: path of the crop in the dataset; it seeds the view.
+        person: number of the worker.
+        worn: values of `ATTRIBUTES`.
+        camera: 1 to 6.
+        walk: number of the walk past the camera.
+        seed: seed of the dataset.
+        difficulty: 0 to 1.
+
+    Returns:
+        uint8 RGB (128, 64, 3).
+    """
     seen_by, rng = make_camera(camera, seed, difficulty), generator(seed, name)
     strangers = passers(seed, difficulty)
     others = [strangers[i] for i in rng.choice(len(strangers), 2, replace=False)]
@@ -110,7 +127,7 @@ def draw_shot(
 
 @lru_cache(maxsize=4096)
 def _worker(person: int, worn: tuple[str, ...], seed: int, difficulty: float) -> Person:
-    """The looks of a person with helmet, vest and tool: those of people who wear a hat and carry a bag."""
+    """Create the looks of a worker: the helmet is drawn as a hat, the vest as an upper garment, the tool as a bag."""
     helmet, vest, tool = worn
     rng = generator(seed, "site", "person", person)
     shirt = _SHIRTS[int(rng.integers(len(_SHIRTS)))]
@@ -122,17 +139,17 @@ def _worker(person: int, worn: tuple[str, ...], seed: int, difficulty: float) ->
         details |= {"hat": 0.0, "hat_colour": (_HELMETS[helmet] + 0.5) / len(ACCENTS)}  # a cap with a peak
     if vest == NONE:
         return replace(looks, details=details)
-    # A plain garment with a white band round the chest.
+    # A plain garment with a white band around the chest.
     details |= {"print": 2.5 / 8.4 * looks.spread, "print_colour": 0.0, "print_place": 0.5, "back_print": 0.99}
     return replace(looks, details=details, upper=_VESTS[vest], upper_second=_VESTS[vest])
 
 
 def _shots(worn: Sequence[tuple[str, ...]], images: int, seed: int) -> Iterable[tuple[str, Shot]]:
-    """Crops by name under the folder, such as w0007/gate_0731_2.jpg, of one person after the other."""
+    """Yield names in the dataset, such as w0007/gate_0731_2.jpg, and crops, person by person."""
     for person, words in enumerate(worn, start=1):
         rng = generator(seed, "site", "cameras", person)
         cameras = (rng.permutation(NUM_CAMERAS)[: int(rng.integers(2, 5))] + 1).tolist()
-        minutes = rng.permutation(10 * 60) + 7 * 60  # of a working day, another for each walk past a camera
+        minutes = rng.permutation(10 * 60) + 7 * 60  # of a working day, a different one for each walk past a camera
         for k in range(images):
             camera, walk = cameras[k % len(cameras)], k // (len(cameras) * _TRACK)
             minute = int(minutes[walk * NUM_CAMERAS + camera - 1])
@@ -146,7 +163,7 @@ def _name(person: int) -> str:
 
 
 def _line(name: str) -> tuple[str, ...]:
-    """The line of a crop in metadata.csv: its name, person, camera and time."""
+    """Return the line of a crop in metadata.csv: its name, person, camera and time."""
     person, file = name.split("/")
     camera, time, _ = file.split("_")
     return name, person, camera, f"{time[:2]}:{time[2:]}"
@@ -158,6 +175,6 @@ def _write_table(path: Path, lines: Iterable[tuple[str, ...]]) -> None:
 
 
 def table(counts: dict[str, int], output: str | Path) -> str:
-    """Counts for the reader of a terminal."""
+    """Format the counts of a dataset for the terminal."""
     return (f"{Path(output) / FOLDER}: {counts['images']:,} crops of {counts['people']:,} people under "
             f"{counts['cameras']} cameras\npeople.csv: {', '.join(ATTRIBUTES)}; metadata.csv: cameras and times")

@@ -1,4 +1,4 @@
-"""Labels of people who change their clothes: who they are stays, what they wear and carry does not."""
+"""Labels of people with several outfits: gender, age and hair are constant, clothes, hat and bags change."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ Labels = tuple[int, ...]  # (A,), in the order of MARKET1501's fields
 
 
 def sample_wardrobes(counts: Iterable[int], seed: int, split: str) -> list[tuple[Labels, ...]]:
-    """Labels of the outfits of each person, `counts` of them, at most `MOST_OUTFITS`.
+    """Sample the labels of each person's outfits.
 
-    Every two outfits of a person differ in their upper and in their lower labels. `split` "train" never has a
-    combination of `TEST_ONLY`, "test" has.
+    Any two outfits of a person differ in their upper and in their lower labels. The combinations of `TEST_ONLY` occur
+    in the split "test", but not in "train".
+
+    Args:
+        counts: number of outfits of each person, at most `MOST_OUTFITS`.
+        seed: seed of the dataset.
+        split: "train" or "test".
+
+    Returns:
+        labels by person and outfit, in the order of MARKET1501's fields.
     """
     rng, people = generator(seed, "wardrobe", split), []
     for i, count in enumerate(counts):

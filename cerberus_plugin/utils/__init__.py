@@ -1,1 +1,1 @@
-"""What all rooms share: files, pictures, processes, the environment, and old names of modules."""
+"""Shared functions: files, images, folders, processes, the environment, and old names of modules."""

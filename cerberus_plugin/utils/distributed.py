@@ -1,6 +1,7 @@
-"""More than one process: losses over the global batch, batch statistics that agree, SyncBN for CPUs as well.
+"""Training in several processes: losses of the global batch, synchronised batch statistics, and SyncBN on CPUs.
 
-With these, W processes of B / W images each compute the losses and gradients of one process with B images.
+With these functions, W processes with B / W images each compute the same losses and gradients as one process with B
+images.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 
 
 def num_processes() -> int:
+    """Return the number of processes of the training, 1 without distributed training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows; every process is to compute the same loss of them.
+    """Gathers the rows of all processes, from which every process computes the same loss.
 
-    Distributed training averages gradients over processes. A row's gradient reaches only the process it is from, so
-    it counts W times there.
+    Distributed training averages gradients over the W processes. The gradient of a row is used only in the process of
+    the row, and is therefore multiplied by W.
     """
 
     @staticmethod
@@ -35,11 +37,14 @@ class _Gather(torch.autograd.Function):
 
 @torch.compiler.disable
 def gather_batch(representations: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
-    """The batches of all processes as one; gradients pass.
+    """Concatenate the batches of all W processes; gradients are propagated.
 
     Args:
-        representations: float (G, B, D); returned as (G, W * B, D).
-        numbers: (B, ...) each; returned as (W * B, ...).
+        representations: float (G, B, D).
+        *numbers: tensors (B, ...), such as labels.
+
+    Returns:
+        representations (G, W * B, D), then each of `numbers` as (W * B, ...).
     """
     if num_processes() == 1:
         return representations, *numbers
@@ -48,20 +53,27 @@ def gather_batch(representations: Tensor, *numbers: Tensor) -> tuple[Tensor, ...
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Batch statistics over all processes in every batch normalisation of `model`; state and checkpoints keep names."""
+    """Make every batch normalisation compute its statistics over all processes, on GPUs and CPUs.
+
+    Args:
+        model: changed in place; names of the state dict do not change.
+
+    Returns:
+        the model.
+    """
     if num_processes() == 1:
         return model
     if next(model.parameters()).device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # In place: a new module would have to copy what the host's subclasses keep beside torch's arguments.
+            # In place: FastReID's subclasses have further attributes that a new module would have to copy.
             module.__class__ = _SyncBatchNormOnCPU
     return model
 
 
 class _SyncBatchNormOnCPU(nn.BatchNorm2d):
-    """torch's own refuses CPU tensors; this one asks for nothing but a differentiable sum over processes."""
+    """SyncBatchNorm for CPUs, which torch's does not support; it needs only a differentiable sum over processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or num_processes() == 1:
@@ -82,9 +94,10 @@ class _SyncBatchNormOnCPU(nn.BatchNorm2d):
 
 @torch.no_grad()
 def average_batch_statistics(model: nn.Module) -> None:
-    """One set of running statistics for all processes: without SyncBN each has gathered those of its own images.
+    """Average the running statistics of batch normalisation over all processes.
 
-    A checkpoint would hold those of the first process alone, and an evaluation would mix embeddings of all.
+    Without SyncBN, each process has the statistics of its own images. A checkpoint would contain only those of the
+    first process, and the embeddings of an evaluation would be computed with different statistics.
     """
     if num_processes() == 1:
         return
@@ -96,5 +109,5 @@ def average_batch_statistics(model: nn.Module) -> None:
 
 
 def unwrapped(model: nn.Module | None) -> nn.Module | None:
-    """Without the wrapper of distributed training."""
+    """Return the model without the wrapper of distributed training."""
     return getattr(model, "module", model)

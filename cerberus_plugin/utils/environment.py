@@ -1,4 +1,4 @@
-"""Times, memory that is free, and the account of machine and versions that belongs beside every figure and time."""
+"""Execution times, free memory, block sizes, and the hardware and versions that are recorded with results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ import torch
 
 from .processor import processor, usable_cores
 
-MOST_AT_ONCE = 2**28  # values of a block on a GPU
+MOST_AT_ONCE = 2**28  # maximum number of values per block on a GPU
 
 
 def timed(function: Callable, *args, **kwargs) -> tuple[float, object]:
-    """Seconds of wall time and the result; what a CUDA device was asked for is waited for."""
+    """Call a function and measure its wall time, including the work it has started on a GPU.
+
+    Args:
+        function: the function to call.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        seconds, and the result of the function.
+    """
     start = time.perf_counter()
     result = function(*args, **kwargs)
     if torch.cuda.is_available():
@@ -25,7 +34,10 @@ def timed(function: Callable, *args, **kwargs) -> tuple[float, object]:
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Memory that can be had on a device; on a GPU with what this process's allocator holds and does not use."""
+    """Return the free memory of a device in bytes.
+
+    On a GPU this includes the memory that the allocator of this process has reserved but does not use.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -38,14 +50,20 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 def values_at_once(device: torch.device | str, on_cpu: int, value_bytes: int) -> int:
-    """How many values to compute at a time: small blocks for the caches of a CPU, large ones for a GPU.
+    """Return the number of values to compute in one block: small for the caches of a CPU, large for a GPU.
 
-    A GPU waits and launches kernels for every block, however small it is. Its blocks take a quarter of its free memory
-    at most and have at most 2^28 values, which keeps their numbers within int32. They are powers of two, so that they
-    stay the same while the free memory changes a little.
+    On a GPU, every block costs kernel launches and a synchronisation. Its blocks use at most a quarter of the free
+    memory, and have at most 2^28 values, so that indices fit int32. Their sizes are powers of two, so that they do not
+    depend on small changes of the free memory.
 
     Args:
-        on_cpu: values of a block on a CPU.   value_bytes: memory that a value takes at most, with temporary copies.
+        device: where the values are computed.
+        on_cpu: values per block on a CPU.
+        value_bytes: maximum memory per value in bytes, with temporary copies.
+
+    Examples:
+        >>> values_at_once("cpu", on_cpu=4096, value_bytes=8)
+        4096
     """
     if torch.device(device).type != "cuda":
         return on_cpu
@@ -54,7 +72,7 @@ def values_at_once(device: torch.device | str, on_cpu: int, value_bytes: int) ->
 
 
 def versions() -> dict[str, str]:
-    """Versions by name, of what is installed."""
+    """Return the versions of Python, torch, torchvision, numpy and fastreid, as far as they are installed, by name."""
     found = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy", "fastreid"):
         try:
@@ -65,7 +83,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str = "cuda") -> dict:
-    """The machine: processor, cores that this process may use, memory, and the GPU unless `device` is the CPU."""
+    """Describe the machine: processor, usable cores, memory, and the GPU with its CUDA version.
+
+    Args:
+        device: device of the model; the GPU is omitted for "cpu".
+    """
     described = {"processor": processor(), "cores": usable_cores(), "memory_gib": memory_gib()}
     if torch.cuda.is_available() and device != "cpu":
         described |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
@@ -73,7 +95,7 @@ def hardware(device: str = "cuda") -> dict:
 
 
 def memory_gib() -> float | None:
-    """Memory of the machine, where the system tells it."""
+    """Return the memory of the machine in GiB, or None if the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Write files atomically, and read JSON files and texts."""
+"""Atomic writing of files, reading of JSON and text files, and checksums."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDING = ".tmp"  # of temporary files
-STALE = 3600.0  # seconds since the last write to a temporary file after which its process is taken for dead
+STALE = 3600.0  # seconds after the last write at which a temporary file counts as abandoned
 
 
 @contextlib.contextmanager
 def open_whole(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` atomically when the block ends without an error.
 
-    Readers and a killed process see the old file or the new one, never a mixture. The content goes to a temporary file
-    beside `path` under a name of its own, so that several processes and threads can write the same path at once; the
-    last one to finish wins. If writing fails, the temporary file is removed and the old file stays. A later write of
-    the path removes temporary files that killed processes left behind, once they are an hour old.
+    There is always either the complete old file or the complete new one. The content is written to a temporary file
+    with a unique name in the same folder, so several processes and threads can write the same path at once; the last
+    one to finish wins. If writing fails, the temporary file is removed and the old file is unchanged. Temporary files
+    of killed processes are removed by a later write of the same path, once they are an hour old.
 
     Args:
-        path: the file to replace; missing parent folders are created.
-        sync: wait until the content is on the disk, so that it also survives a power failure.
+        path: file to replace; missing parent folders are created.
+        sync: wait until the content is on disk, so that it survives a power failure.
 
     Raises:
         OSError: names the file and the cause, such as a full disk.
@@ -53,22 +53,28 @@ def open_whole(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # torch's zip writer hides the disk's error behind a RuntimeError about positions.
+        # torch's zip writer raises a RuntimeError about file positions in place of the disk's error.
         reason = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(reason, OSError) or reason.filename not in (None, str(temporary)):  # of another file
+        if not isinstance(reason, OSError) or reason.filename not in (None, str(temporary)):  # about another file
             raise
         raise OSError(reason.errno or errno.EIO, f"could not be written ({reason.strerror or reason}); a file that was "
                       "there before is unchanged", str(path)) from error
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
-    """Replace a file by what `write` writes to the binary file that it is given, see `open_whole`."""
+    """Replace a file atomically, see `open_whole`.
+
+    Args:
+        path: file to replace.
+        write: function that writes the content to the binary file that it is given.
+        sync: see `open_whole`.
+    """
     with open_whole(path, sync) as file:
         write(file)
 
 
 def _remove_stale(path: Path) -> None:
-    with contextlib.suppress(OSError):  # of a folder that may be written but not listed, or of a file just renamed
+    with contextlib.suppress(OSError):  # the folder cannot be listed, or a file was just renamed
         for other in os.listdir(path.parent):
             if other.startswith(f"{path.name}.") and other.endswith(ENDING):
                 temporary = path.with_name(other)
@@ -77,18 +83,36 @@ def _remove_stale(path: Path) -> None:
 
 
 def read_json(path: str | os.PathLike, remedy: str) -> Any:
-    """What a JSON file holds; a ValueError names the file and ends with the remedy where it is damaged."""
+    """Read a JSON file.
+
+    Args:
+        path: file to read.
+        remedy: end of the error message, what to do if the file is damaged.
+
+    Raises:
+        ValueError: if the file is not valid JSON; names the file.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON that can be read ({error}); {remedy}") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
 def decode_text(path: str | Path, data: bytes) -> str:
-    """Bytes of a text file in UTF-8, or in UTF-16 if they begin with its mark, as a text without a mark.
+    """Decode a text file: UTF-8, or UTF-16 if there is a byte order mark. The mark is removed.
+
+    Other encodings are not guessed, because a wrong guess would change names.
+
+    Args:
+        path: for the error message.
+        data: content of the file.
 
     Raises:
-        ValueError: with file, line and remedy, if they are in another encoding: to guess it could change names.
+        ValueError: for other encodings; with file, line and remedy.
+
+    Examples:
+        >>> decode_text("a.csv", "\\u00e9".encode("utf-8-sig")) == "\\u00e9"
+        True
     """
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -100,12 +124,13 @@ def decode_text(path: str | Path, data: bytes) -> str:
                          "LibreOffice asks for it as the character set.") from error
     if "\0" in text:
         raise ValueError(f"{path}, line {1 + text[:text.index(chr(0))].count(chr(10))}: a NUL character, as in UTF-16 "
-                         "without its mark or in a damaged file. Save the file in UTF-8; Excel calls it 'CSV UTF-8'.")
+                         "without its byte order mark or in a damaged file. Save the file in UTF-8; Excel calls it "
+                         "'CSV UTF-8'.")
     return text
 
 
 def file_sha256(path: str | None) -> str | None:
-    """Of a file's contents; None where there is no file: results are worth keeping without it."""
+    """Return the SHA-256 of a file as hexadecimal text, or None if the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path or "", "rb") as file:
@@ -117,17 +142,22 @@ def file_sha256(path: str | None) -> str | None:
 
 
 def json_sha256(record: object) -> str:
-    """Of a record as JSON, whatever the order of its keys."""
+    """Return the SHA-256 of a record as JSON with sorted keys.
+
+    Examples:
+        >>> json_sha256({"a": 1, "b": 2}) == json_sha256({"b": 2, "a": 1})
+        True
+    """
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: str, record) -> None:
-    # NaN is not JSON; an undefined figure is null.
+    """Write a JSON file atomically. NaN and infinite numbers are written as null, because JSON does not have them."""
     write_text(path, json.dumps(_without_nan(record), indent=1))
 
 
 def write_text(path: str, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    """Write a text file atomically in UTF-8."""
     write_whole(Path(path), lambda file: file.write(text.encode()))
 
 
@@ -140,5 +170,11 @@ def _without_nan(value):
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: int) -> None:
-    """Write a figure of matplotlib atomically, in the format of the suffix."""
+    """Write a matplotlib figure atomically, in the format given by the suffix.
+
+    Args:
+        path: file to write.
+        figure: the figure.
+        dpi: dots per inch.
+    """
     write_whole(path, lambda file: figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:] or None))

@@ -1,4 +1,4 @@
-"""The pictures of a folder tree, in one order on every machine."""
+"""Listing of the images in a folder tree, in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from .images import SUFFIXES
 
 
 class Picture(NamedTuple):
-    """A file as it was found: its path below the folder with "/" between names, bytes, nanoseconds since 1970.
+    """An image file that was found.
 
-    Size and time are None where they say nothing of why it cannot be read.
+    Attributes:
+        path: relative to the folder, with "/" as the separator.
+        size: bytes; None for a file that cannot be read for a reason other than its content.
+        mtime_ns: time of the last change, nanoseconds since 1970; None likewise.
     """
 
     path: str
@@ -22,23 +25,28 @@ class Picture(NamedTuple):
     mtime_ns: int | None
 
 
-# What a walk passes over, beside other suffixes.
+# Kinds of entries that are skipped, in addition to other suffixes.
 LINKS, BROKEN, HIDDEN = "linked folders", "broken links", "hidden files and folders"
 Refuse = Callable[[str, str], None]
 
 
 def walk(folder: str | Path, refuse: Refuse | None = None, follow_links: bool = False,
          passed_over: Counter[str] | None = None) -> Iterator[Picture]:
-    """Pictures of a folder and those below it, sorted by name in each; hidden files and folders are passed over.
+    """List the images of a folder and its subfolders, each sorted by name. Hidden files and folders are skipped.
 
     Args:
-        refuse: called with the path and the reason of what cannot be looked at, a folder's path ending in "/"; if None,
-            an OSError ends the walk.
-        follow_links: whether links to folders are followed; each folder is entered once, under one path.
-        passed_over: counts `LINKS`, `BROKEN`, `HIDDEN`, and other files by suffix.
+        folder: folder to list.
+        refuse: called with the path and the reason for each entry that cannot be accessed; the path of a folder ends in
+            "/". If None, OSError is raised instead.
+        follow_links: whether to follow links to folders; each folder is entered once, under one path.
+        passed_over: counter of skipped entries, updated in place: `LINKS`, `BROKEN`, `HIDDEN`, and other files by
+            suffix.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of pictures")
+        raise FileNotFoundError(f"{folder}: no such folder of images")
     return _Walk(str(folder), refuse or _raise, follow_links, Counter() if passed_over is None else passed_over).below()
 
 
@@ -64,7 +72,7 @@ class _Walk:
                 yield from self._picture(entry, f"{prefix}{entry.name}")
 
     def _follows(self, entry: os.DirEntry) -> bool:
-        """Whether this is a link to a folder to enter; one of the walk's own folder is entered by its own path."""
+        """Return whether to enter a link to a folder; a folder below the root is entered only by its own path."""
         try:
             if not (entry.is_symlink() and entry.is_dir()):
                 return False
@@ -90,7 +98,7 @@ class _Walk:
             return
         except OSError as error:
             if suffix in SUFFIXES:
-                self.refuse(path, f"cannot be looked at ({error.strerror})")
+                self.refuse(path, f"cannot be accessed ({error.strerror})")
             return
         if state is not None:
             yield Picture(path, state.st_size, state.st_mtime_ns)
@@ -101,13 +109,22 @@ class _Walk:
         try:
             path.encode()
         except UnicodeEncodeError:
-            self.refuse(_written(path) + ending, "its name is no text (UTF-8); rename it")
+            self.refuse(_written(path) + ending, "its name is not valid UTF-8; rename it")
             return False
         return True
 
 
 def counts_text(passed_over: Counter[str], largest: int = 5) -> str:
-    """What a walk has passed over, in words; the most frequent kinds."""
+    """Describe the entries that `walk` has skipped.
+
+    Args:
+        passed_over: counter filled by `walk`.
+        largest: number of kinds to name, the most frequent ones.
+
+    Examples:
+        >>> counts_text(Counter({".txt": 3, HIDDEN: 1}))
+        'files ending in .txt (3), hidden files and folders (1)'
+    """
     names = {LINKS: LINKS, BROKEN: BROKEN, HIDDEN: HIDDEN, "": "files without a suffix"}
     return ", ".join(f"{names.get(kind, f'files ending in {kind}')} ({count})"
                      for kind, count in passed_over.most_common(largest))
@@ -118,15 +135,15 @@ def _listed(folder: str, prefix: str, refuse: Refuse) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        if not prefix:  # nothing is known of any picture
+        if not prefix:  # the root folder itself
             raise
         if not isinstance(error, FileNotFoundError):  # deleted since it was listed
-            refuse(prefix, f"cannot be looked into ({error.strerror})")
+            refuse(prefix, f"cannot be listed ({error.strerror})")
         return []
 
 
 def _written(path: str) -> str:
-    """A path that is no text, in a form which no other path takes; none that is text begins with "./"."""
+    """Return a path that is not valid UTF-8 as a unique text; it begins with "./", as no valid path does."""
     return "./" + os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Old names of modules, which work for one version with a `DeprecationWarning`: imports, submodules and `python -m`."""
+"""Old names of modules. For one version, imports and `python -m` work with them and give a `DeprecationWarning`."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 ROOT = __name__.split(".")[0]
-# Old name -> new name, both below the package; the modules that share the content of one that was split.
+# Old name -> new name, both relative to the package; several new names for a module that was split.
 MOVED: dict[str, str | tuple[str, ...]] = {
     "acceleration": "modeling.precision",
     "assembly": ("data.build", "engine.label_tables", "config", "utils.distributed", "modeling.build"),
@@ -42,7 +42,14 @@ MOVED: dict[str, str | tuple[str, ...]] = {
 
 
 def new_name_of(name: str) -> str | tuple[str, ...] | None:
-    """New names of an old module, or of one inside an old package; None for any other module."""
+    """Return the new name of a moved module or of a submodule of a moved package, or None for other modules.
+
+    A module that was split has several new names.
+
+    Examples:
+        >>> new_name_of("cerberus_plugin.gallery.querying")
+        'cerberus_plugin.search.gallery.query'
+    """
     root, _, name = name.partition(".")
     if root == ROOT:
         parts = name.split(".")
@@ -55,7 +62,7 @@ def new_name_of(name: str) -> str | tuple[str, ...] | None:
 
 
 class OldNames:
-    """A finder and loader of modules by their old names."""
+    """Finder and loader of modules by their old names."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         new = new_name_of(name)
@@ -67,9 +74,9 @@ class OldNames:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the new module under the old name; for a module that was split, one that looks names up in its parts."""
+        """Register the new module under the old name; for a split module, one that looks names up in its parts."""
         new = new_name_of(module.__name__)
-        warnings.warn(_words(module.__name__, new), DeprecationWarning, stacklevel=2)
+        warnings.warn(_message(module.__name__, new), DeprecationWarning, stacklevel=2)
         if isinstance(new, str):
             sys.modules[module.__name__] = import_module(new)
             return
@@ -83,19 +90,19 @@ class OldNames:
         module.__getattr__ = look_up
 
     def get_code(self, name: str):
-        """What `python -m` with an old name runs."""
+        """Return the code that `python -m` runs for an old name."""
         new = new_name_of(name)
         return compile("import runpy, warnings\n"
-                       f"warnings.warn({_words(name, new)!r}, DeprecationWarning)\n"
+                       f"warnings.warn({_message(name, new)!r}, DeprecationWarning)\n"
                        f"runpy.run_module({new!r}, run_name='__main__', alter_sys=True)\n", name, "exec")
 
 
-def _words(old: str, new: str | tuple[str, ...]) -> str:
+def _message(old: str, new: str | tuple[str, ...]) -> str:
     new = new if isinstance(new, str) else " and ".join(new)
     return f"{old} has moved to {new}; the old name will be removed in the next version"
 
 
 def install() -> None:
-    """Let Python find modules by their old names, before its own finders load a second copy from a new folder."""
+    """Register the finder of old names, ahead of Python's own, which would load a second copy of a moved module."""
     if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
         sys.meta_path.insert(0, OldNames())

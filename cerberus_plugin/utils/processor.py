@@ -1,4 +1,4 @@
-"""What this machine's processor is and offers."""
+"""Name, features and usable cores of the processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INFO = Path("/proc/cpuinfo")
 
 
 def processor() -> str:
-    """Its name, as far as the system tells."""
+    """Return the name of the processor, or an empty text if the system does not report it."""
     if INFO.is_file():
         for line in INFO.read_text().splitlines():
             if line.startswith("model name"):
@@ -19,14 +19,21 @@ def processor() -> str:
 
 
 def processor_has(*flags: str) -> bool:
-    """Whether the system lists one of these features of the processor; False where it lists none."""
+    """Return whether the processor has at least one of these features.
+
+    Args:
+        *flags: names of features as in /proc/cpuinfo, such as "avx512_vnni".
+
+    Returns:
+        False if the system does not list features.
+    """
     try:
-        words = set(INFO.read_text(encoding="utf-8").split())
+        listed = set(INFO.read_text(encoding="utf-8").split())
     except OSError:
         return False
-    return any(flag in words for flag in flags)
+    return any(flag in listed for flag in flags)
 
 
 def usable_cores() -> int:
-    """Cores this process may use, fewer than the machine's where it is confined to some of them."""
+    """Return the number of cores that this process may use, which can be fewer than those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

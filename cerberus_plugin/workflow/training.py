@@ -20,6 +20,7 @@ from torchvision.models import MobileNet_V2_Weights, ResNet18_Weights, ResNet50_
 from .. import pretrained
 from ..config import configuration
 from ..engine.trainer import CerberusTrainer, read_config, setup
+from ..evaluation import model_card
 from ..evaluation.report import aligned, read_results
 from ..experiments import calibrate
 from ..host import read_pretrained
@@ -75,18 +76,18 @@ def pretrained_weights(file: str, gpu: bool, given: Mapping[str, str], size: str
         the path, and keys of MODEL.BACKBONE as of `pretrained.backbone_of`.
 
     Raises:
-        FileNotFoundError, ValueError: if there are none, with what to do.
+        FileNotFoundError, ValueError: if there are none, with a remedy.
     """
     url = IMAGENET[size or "base"]
     remedy = (f"Give a file by --weights, such as {url} (torchvision's for ImageNet), or train from scratch with "
               "MODEL.BACKBONE.PRETRAIN False.")
     key = "MODEL.BACKBONE.PRETRAIN"
     if file and f"{key}_PATH" in given:
-        raise ValueError(f"--weights {file} and {key}_PATH {given[f'{key}_PATH']} say the same; give one of them.")
+        raise ValueError(f"--weights {file} and {key}_PATH {given[f'{key}_PATH']} conflict; give one of them.")
     path = file or given.get(f"{key}_PATH", "")
     if given.get(key, "").lower() == "false":
         if path:
-            raise ValueError(f"{key} False begins from scratch, and {path} is a file of weights; leave one of them out")
+            raise ValueError(f"{key} False trains from scratch, but {path} is a file of weights; omit one of the two")
         return "", {}
     if path and not os.path.isfile(path):
         raise FileNotFoundError(f"--weights {path}: no such file. {remedy}")
@@ -207,6 +208,7 @@ def train(folder: Path, record: Mapping) -> None:
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
         write_page(folder, record, predictor, calibrated)
+        model_card.write(folder)  # once more: it tells whether the run is calibrated
 
 
 def _arguments(file: str, options: list[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The batched pass beside Pillow and torchvision: the same pixels for the same draws, the same distributions."""
+"""Batched augmentation gives the same pixels and distributions as Pillow and torchvision."""
 
 import math
 
@@ -13,11 +13,11 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 MANY = 20_000
-BICUBIC = 3  # as the host passes it
+BICUBIC = 3  # as FastReID passes it
 
 
-def pictures(*sizes, seed: int = 0) -> list[Image.Image]:
-    """Pictures of noise with edges of 0 and 255, by (height, width): what overshoots a cubic."""
+def noisy_images(*sizes, seed: int = 0) -> list[Image.Image]:
+    """Return images (height, width) of noise with edges from 0 to 255, for which bicubic filters overshoot."""
     rng = np.random.default_rng(seed)
     noise = [rng.integers(0, 256, (*size, 3)) for size in sizes]
     return [Image.fromarray(np.where(rng.random(n.shape) < 0.3, 255 * (n > 127), n).astype(np.uint8)) for n in noise]
@@ -28,7 +28,7 @@ def packed(images, recipe, device="cpu"):
 
 
 def no_draws(recipe: Recipe, count: int) -> Draws:
-    """The draws that leave the resized image as it is."""
+    """Return random numbers with which the image is only resized."""
     centre, zero = torch.full((count,), recipe.padding), torch.zeros(count, dtype=torch.int64)
     return Draws(centre, centre, zero, zero[:, None].expand(-1, 4))
 
@@ -39,7 +39,7 @@ def batch(images, recipe, draws=None, **options):
 
 
 def one_by_one(images, recipe, draws):
-    """The host's transforms on each picture, with given draws."""
+    """Apply FastReID's transforms to each image with the given random numbers."""
     results = []
     for image, top, left, flip, (y, x, height, width) in zip(images, *(d.tolist() for d in draws)):
         image = F.pad(T.Resize([recipe.height, recipe.width], BICUBIC)(image), recipe.padding,
@@ -55,7 +55,7 @@ def one_by_one(images, recipe, draws):
     ((128, 64), (384, 128)), ((128, 64), (256, 128)), ((57, 31), (384, 128)), ((383, 127), (384, 128)),
     ((384, 128), (384, 128)), ((24, 12), (48, 24)), ((30, 11), (100, 37)), ((2, 3), (48, 24)), ((1, 1), (48, 24))])
 def test_resize_equals_pillows_bicubic_in_every_pixel(native, target):
-    images = pictures(native, native)
+    images = noisy_images(native, native)
     expected = [np.asarray(image.resize(target[::-1], Image.Resampling.BICUBIC)) for image in images]
     expected = torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2).float()
     assert torch.equal(batch(images, Recipe(*target)), expected)
@@ -71,12 +71,12 @@ def test_weights_add_up_to_one_and_stay_inside_the_image():
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "symmetric"])
-def test_pad_crop_flip_and_erase_with_the_same_draws_give_the_hosts_pixels(mode, channels_last):
+def test_pad_crop_flip_and_erase_give_the_pixels_of_single_transforms(mode, channels_last):
     recipe = Recipe(96, 40, padding=10, padding_mode=mode, flip=0.5, erase=0.5, erase_value=(1.5, 200.0, 30.25))
-    images = pictures((64, 32), (96, 40), (33, 40), (20, 7)) * 8
+    images = noisy_images((64, 32), (96, 40), (33, 40), (20, 7)) * 8
     draws = draw(recipe, len(images), torch.Generator().manual_seed(0))
     corner = Draws(*(torch.cat([d[:28], torch.tensor(extreme).expand(2, *d.shape[1:]), d[30:]]) for d, extreme in
-                     zip(draws, (0, 20, 1, (0, 0, 95, 39)))))  # the farthest crop and the largest rectangle
+                     zip(draws, (0, 20, 1, (0, 0, 95, 39)))))  # the outermost crop and the largest rectangle
     got = batch(images, recipe, corner, channels_last=channels_last)
     assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     assert torch.equal(got, one_by_one(images, recipe, corner))
@@ -84,7 +84,7 @@ def test_pad_crop_flip_and_erase_with_the_same_draws_give_the_hosts_pixels(mode,
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("value", [(7.0,), (7.0, 8.0, 9.0)])
-def test_one_mask_erases_the_pixels_of_rectangles_one_by_one(memory_format, value):
+def test_erasing_with_one_mask_equals_erasing_each_rectangle(memory_format, value):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 3, 20, 12, generator=generator).contiguous(memory_format=memory_format)
     boxes = draw(Recipe(20, 12, erase=0.7), 40, generator).box
@@ -99,15 +99,15 @@ def test_one_mask_erases_the_pixels_of_rectangles_one_by_one(memory_format, valu
 
 
 @pytest.mark.parametrize("mode", ["reflect", "symmetric"])
-def test_padding_of_a_whole_image_and_more_folds_back_as_the_hosts(mode):
+def test_padding_larger_than_the_image_equals_that_of_single_transforms(mode):
     recipe = Recipe(10, 6, padding=13, padding_mode=mode)
     draws = no_draws(recipe, 1)._replace(top=torch.tensor([0]), left=torch.tensor([26]))
-    assert torch.equal(batch(pictures((5, 4)), recipe, draws), one_by_one(pictures((5, 4)), recipe, draws))
+    assert torch.equal(batch(noisy_images((5, 4)), recipe, draws), one_by_one(noisy_images((5, 4)), recipe, draws))
 
 
-def test_tf32_would_change_no_pixel():
-    """A weight part has at most 11 significant bits, what TF32 keeps of a float32; a pixel has 8."""
-    images = pictures((128, 64), (57, 31), (383, 127))
+def test_weights_are_exact_in_tf32():
+    """Each part of a weight has at most 11 significant bits, the precision of TF32; a pixel has 8 bits."""
+    images = noisy_images((128, 64), (57, 31), (383, 127))
     augmentation = Augmentation(Recipe(384, 128), packed(images, Recipe(384, 128)))
     for axis in (augmentation._down, augmentation._across):
         for part, unit in zip(axis.weights.unbind(1), (2**10, 2**12)):
@@ -120,7 +120,7 @@ def quantiles(values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(384, 128), (256, 128), (48, 16)])
-def test_erased_rectangles_are_distributed_as_torchvisions(size):
+def test_erased_rectangles_are_distributed_as_in_torchvision(size):
     torch.manual_seed(0)
     image = torch.zeros(1, *size)
     theirs = [T.RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(MANY // 4)]
@@ -141,7 +141,7 @@ def test_a_rectangle_that_never_fits_erases_nothing():
     assert (ours == 0).all()
 
 
-def test_flips_erasures_and_crops_have_their_probabilities():
+def test_flips_erasures_and_crops_have_the_given_probabilities():
     recipe = Recipe(48, 24, padding=10, flip=0.3, erase=0.6)
     draws = draw(recipe, MANY, torch.Generator().manual_seed(0))
     assert draws.flip.double().mean().item() == pytest.approx(0.3, abs=0.015)
@@ -152,7 +152,7 @@ def test_flips_erasures_and_crops_have_their_probabilities():
     assert abs(torch.corrcoef(torch.stack([draws.top, draws.left]).double())[0, 1]) < 0.03
 
 
-def test_one_seed_gives_one_sequence_of_draws():
+def test_the_same_seed_gives_the_same_random_numbers():
     def some(seed):
         generator = torch.Generator().manual_seed(seed)
         return torch.cat([draw(Recipe(48, 24, 10, flip=0.5, erase=0.5), 8, generator).box for _ in range(3)])
@@ -162,9 +162,9 @@ def test_one_seed_gives_one_sequence_of_draws():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["highest", "high"])  # float32, TF32
-def test_a_gpu_gives_the_pixels_of_the_cpu(precision):
+def test_a_gpu_gives_the_same_pixels_as_the_cpu(precision):
     recipe = Recipe(384, 128, padding=10, flip=0.5, erase=0.5, erase_value=(123.675, 116.28, 103.53))
-    images = pictures((128, 64), (57, 31), (384, 128), (300, 90)) * 8
+    images = noisy_images((128, 64), (57, 31), (384, 128), (300, 90)) * 8
     draws = draw(recipe, len(images), torch.Generator().manual_seed(0))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

@@ -1,4 +1,4 @@
-"""Cloth-changing data sets on tiny folders: what is read, what reaches a batch, every message about a bad folder."""
+"""Cloth-changing datasets in tiny folders: items, fields of a batch, and errors for invalid folders."""
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.data import resident
@@ -14,18 +14,18 @@ from support.training import trained
 
 
 def once(log) -> list[str]:
-    """Messages, each once: the fixture may hear a record by two ways."""
+    """Return the messages without repetitions: the fixture may record a message twice."""
     return list(dict.fromkeys(log.messages))
 
 
 WRITE = {"PRCC": write_prcc, "LTCC": write_ltcc, "CelebReID": write_celeb}
 
 
-def test_the_host_finds_them_by_name():
+def test_the_datasets_are_registered_in_fastreid():
     assert [DATASET_REGISTRY.get(name) for name in WRITE] == [PRCC, LTCC, CelebReID]
 
 
-def test_prcc_asks_with_b_and_c_searches_a_and_b_wears_what_a_wears(tmp_path):
+def test_prcc_has_queries_b_and_c_gallery_a_and_the_same_outfits_in_a_and_b(tmp_path):
     write_prcc(tmp_path)
     data = PRCC(root=str(tmp_path))
     assert (len(data.train), len(data.query), len(data.gallery)) == (24, 12, 6)
@@ -45,22 +45,22 @@ def test_ltcc_reads_persons_outfits_and_cameras_from_names(tmp_path, gallery):
     assert [item[1:] for item in data.query] == [(7, 0), (8, 0)]
     assert [item[1:] for item in data.gallery] == [(7, 1), (7, 0), (7, 2), (8, 1)]
     assert data.train[2][1:] == ("ltcc_0", "ltcc_11")
-    # An outfit is of one person: outfit 1 of persons 7 and 8 are two.
+    # Outfit 1 of person 7 and outfit 1 of person 8 are different outfits.
     numbers = [data.outfit_of(path) for path, *_ in data.train + data.query + data.gallery]
     assert numbers == [0, 0, 1, 2, 3, 4, 6, 4, 5, 5, 6]
 
 
-def test_no_two_images_of_celeb_reid_share_a_camera_between_query_and_gallery(tmp_path):
+def test_queries_and_gallery_of_celeb_reid_have_no_camera_in_common(tmp_path):
     write_celeb(tmp_path)
     data = CelebReID(root=str(tmp_path))
     assert [camid for *_, camid in data.query] == [0, 1]
     assert [camid for *_, camid in data.gallery] == [10**6 + j for j in range(6)]
     together = {pid for _, pid, _ in CelebReID(root=str(tmp_path), combineall=True).train}
-    assert len(together) == 4  # persons 1 and 2 of the test are not those of training
+    assert len(together) == 4  # persons 1 and 2 of the test are different from those of training
     assert data.outfits == {} and data.settings == ()
 
 
-def test_the_balanced_sampler_takes_different_images_of_a_person_in_celeb_reid(tmp_path):
+def test_the_balanced_sampler_selects_different_images_of_a_person_in_celeb_reid(tmp_path):
     write_celeb(tmp_path)
     train = CelebReID(root=str(tmp_path)).train
     drawn = iter(BalancedIdentitySampler(train, 8, 4, seed=1))
@@ -70,7 +70,7 @@ def test_the_balanced_sampler_takes_different_images_of_a_person_in_celeb_reid(t
 
 
 @pytest.mark.parametrize("name", WRITE)
-def test_one_table_and_one_warning_name_counts_and_published_counts(tmp_path, log, name):
+def test_a_table_and_a_warning_show_counts_that_differ_from_the_published_ones(tmp_path, log, name):
     WRITE[name](tmp_path)
     DATASET_REGISTRY.get(name)(root=str(tmp_path)).show_test()
     table, warning = once(log)
@@ -82,7 +82,7 @@ def test_one_table_and_one_warning_name_counts_and_published_counts(tmp_path, lo
     assert len(once(log)) == 1
 
 
-def test_counts_as_published_are_no_warning(tmp_path, log, monkeypatch):
+def test_published_counts_give_no_warning(tmp_path, log, monkeypatch):
     write_celeb(tmp_path)
     counts = {"train": (10, 2, None), "query": (2, 2, None), "gallery": (6, 2, None), "test": (8, 2, None)}
     monkeypatch.setattr(CelebReID, "published", counts)
@@ -93,7 +93,7 @@ def test_counts_as_published_are_no_warning(tmp_path, log, monkeypatch):
 @pytest.mark.parametrize(("name", "folder"), [("PRCC", "prcc/rgb"), ("LTCC", "LTCC_ReID"),
                                               ("CelebReID", "Celeb-reID")])
 def test_a_missing_folder_is_named_with_the_layout_and_the_variable(tmp_path, name, folder):
-    with pytest.raises(FileNotFoundError, match=rf"{folder}/train' is not found; expected {folder}.*FASTREID_DATASETS"):
+    with pytest.raises(FileNotFoundError, match=rf"{folder}/train'.*expected {folder}.*FASTREID_DATASETS"):
         DATASET_REGISTRY.get(name)(root=str(tmp_path))
 
 
@@ -101,14 +101,14 @@ def test_a_missing_folder_is_named_with_the_layout_and_the_variable(tmp_path, na
     ("PRCC", "train", "prcc/rgb/train/002/D_cropped_rgb001.jpg"), ("PRCC", "test", "prcc/rgb/test/B/x3/cropped_1.jpg"),
     ("LTCC", "query", "LTCC_ReID/query/007_c1_000006.png"), ("LTCC", "camera", "LTCC_ReID/query/007_1_c13_000006.png"),
     ("CelebReID", "gallery", "Celeb-reID/gallery/face.jpg")])
-def test_a_name_that_does_not_parse_is_named(tmp_path, name, split, file):
+def test_a_name_of_another_form_is_an_error_that_names_the_file(tmp_path, name, split, file):
     WRITE[name](tmp_path)
     write(tmp_path / file, 0)
-    with pytest.raises(ValueError, match=rf"{file}: the name does not parse, expected .*\(1 of \d+ images"):
+    with pytest.raises(ValueError, match=rf"{file}: .*\(1 of \d+ images"):
         DATASET_REGISTRY.get(name)(root=str(tmp_path))
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path):
+def test_other_files_than_images_are_skipped(tmp_path):
     folder = write_celeb(tmp_path)
     (folder / "query" / "Thumbs.db").write_bytes(b"")
     (folder / "query" / "._1_0_0.jpg").write_bytes(b"")
@@ -118,7 +118,7 @@ def test_files_that_are_no_images_are_passed_over(tmp_path):
 @pytest.mark.parametrize(("name", "part", "files"), [
     ("PRCC", "query B", "prcc/rgb/test/B/*/*"), ("LTCC", "train", "LTCC_ReID/train/*"),
     ("CelebReID", "gallery", "Celeb-reID/gallery/*")])
-def test_an_empty_part_is_refused(tmp_path, name, part, files):
+def test_an_empty_part_is_rejected(tmp_path, name, part, files):
     WRITE[name](tmp_path)
     for path in tmp_path.glob(files):
         path.unlink()
@@ -126,7 +126,7 @@ def test_an_empty_part_is_refused(tmp_path, name, part, files):
         DATASET_REGISTRY.get(name)(root=str(tmp_path))
 
 
-def test_a_gallery_without_any_query_person_is_refused(tmp_path):
+def test_a_gallery_without_any_query_person_is_rejected(tmp_path):
     folder = write_celeb(tmp_path)
     for path in (folder / "query").iterdir():
         path.rename(path.with_name(f"9{path.name}"))
@@ -142,7 +142,7 @@ def test_query_persons_who_are_not_in_the_gallery_are_counted(tmp_path, log):
     assert "1 of 3 query persons (200, ...) have no gallery image" in once(log)[0]
 
 
-def test_lists_of_persons_must_cover_the_images_and_hold_numbers(tmp_path):
+def test_lists_of_persons_must_contain_all_persons_as_numbers(tmp_path):
     folder = write_ltcc(tmp_path)
     changing = folder / "info" / "cloth-change_id_test.txt"
     changing.write_text("99\n")
@@ -160,8 +160,8 @@ def test_lists_of_persons_must_cover_the_images_and_hold_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PRCC", "LTCC", "CelebReID"])
-@pytest.mark.parametrize("kept", [False, True], ids=["host's loader", "resident"])
-def test_outfits_reach_test_batches_where_there_are_any(tmp_path, use_root, name, kept):
+@pytest.mark.parametrize("kept", [False, True], ids=["FastReID's loader", "resident"])
+def test_test_batches_contain_outfits_if_there_are_any(tmp_path, use_root, name, kept):
     WRITE[name](tmp_path)
     use_root(tmp_path)
     resident.release()
@@ -180,7 +180,7 @@ def test_outfits_reach_test_batches_where_there_are_any(tmp_path, use_root, name
     resident.release()
 
 
-def test_an_image_in_place_of_an_unreadable_one_brings_its_own_outfit(tmp_path, use_root):
+def test_the_replacement_of_an_unreadable_image_has_its_own_outfit(tmp_path, use_root):
     folder = write_ltcc(tmp_path)
     use_root(tmp_path)
     (folder / "train" / "005_1_c3_000004.png").write_bytes(b"no image")
@@ -188,16 +188,16 @@ def test_an_image_in_place_of_an_unreadable_one_brings_its_own_outfit(tmp_path, 
     assert [train[i]["outfits"] for i in (2, 3, 4)] == [1, 3, 3]
 
 
-def test_outfits_of_two_data_sets_do_not_meet_and_of_mixed_ones_there_are_none(tmp_path, use_root):
+def test_outfits_of_two_datasets_are_different_and_need_outfits_in_both(tmp_path, use_root):
     write_prcc(tmp_path), write_ltcc(tmp_path), write_celeb(tmp_path)
     use_root(tmp_path)
     both = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCC", "LTCC"]))
-    assert both[0]["outfits"] == 0 and both[24]["outfits"] == 8  # behind two outfits of four persons
+    assert both[0]["outfits"] == 0 and both[24]["outfits"] == 8  # after two outfits of four persons
     mixed = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCC", "CelebReID"]))
     assert "outfits" not in mixed[0]
 
 
-def test_held_out_people_are_tested_by_their_outfits(tmp_path, use_root):
+def test_held_out_identities_are_evaluated_by_outfits(tmp_path, use_root):
     write_prcc(tmp_path)
     use_root(tmp_path)
     cfg = cloth_config(tmp_path, "PRCC", "DATASETS.HOLD_OUT", 2)
@@ -206,7 +206,7 @@ def test_held_out_people_are_tested_by_their_outfits(tmp_path, use_root):
     assert all("outfits" in batch for batch in loader)
 
 
-def test_a_data_set_without_outfits_gets_the_plain_figures_alone(tmp_path, use_root):
+def test_a_dataset_without_outfits_has_only_the_standard_results(tmp_path, use_root):
     write_celeb(tmp_path)
     use_root(tmp_path)
     loader, evaluator = CerberusTrainer.build_evaluator(cloth_config(tmp_path, "CelebReID"), "CelebReID")
@@ -216,7 +216,7 @@ def test_a_data_set_without_outfits_gets_the_plain_figures_alone(tmp_path, use_r
     assert "mAP" in results and not any("/" in name for name in results)
 
 
-def test_a_run_ends_with_the_figures_of_every_setting(tmp_path, use_root):
+def test_the_results_of_a_run_contain_every_setting(tmp_path, use_root):
     write_prcc(tmp_path, images=1)
     use_root(tmp_path)
     results = trained(cloth_config(tmp_path, "PRCC", "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)).results

@@ -1,4 +1,4 @@
-"""Attributes of outfits: what a batch carries, what Cerberus and ARN learn of it, every message about a bad file."""
+"""Attributes of outfits: labels in a batch, training of Cerberus and APR, and errors for invalid files."""
 
 from cerberus_plugin import CerberusTrainer
 from cerberus_plugin.attributes import MARKET1501
@@ -26,8 +26,8 @@ def prcc(tmp_path, use_root):
     resident.release()
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["host's loader", "resident"])
-def test_images_carry_the_labels_of_their_outfit(tmp_path, prcc, kept):
+@pytest.mark.parametrize("kept", [False, True], ids=["FastReID's loader", "resident"])
+def test_images_have_the_labels_of_their_outfit(tmp_path, prcc, kept):
     cfg = cloth_config(tmp_path, "PRCCAttributes", "DATALOADER.RESIDENT", kept)
     loader, _ = CerberusTrainer.build_test_loader(cfg, "PRCCAttributes")
     batch = next(iter(loader))
@@ -54,11 +54,11 @@ def test_cerberus_learns_the_semantic_ids_of_outfits(tmp_path, prcc):
     sids = model.attribute_reader().table.lookup(data.labels)
     assert torch.equal(batch["sids"], sids[batch["outfits"]]) and torch.equal(model.prototypes.sid_of_class, sids)
     model.train()
-    assert model(batch)["loss_softmax"].isfinite()  # each outfit's semantic IDs are among those that compete
+    assert model(batch)["loss_softmax"].isfinite()  # the softmax includes the semantic IDs of all outfits
 
 
 @pytest.mark.parametrize("file", [CERBERUS, "configs/Market1501/apr_demo.yml"])
-def test_a_checkpoint_alone_gives_the_figures_again(tmp_path, prcc, file):
+def test_evaluating_the_checkpoint_gives_the_results_of_the_run(tmp_path, prcc, file):
     cfg = cloth_config(tmp_path, "PRCCAttributes", "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, file=file)
     results = trained(cfg).results
     assert {"cloth-changing/mAP", "PAR/mA_official", "APS/mAP"} <= set(results)
@@ -68,7 +68,7 @@ def test_a_checkpoint_alone_gives_the_figures_again(tmp_path, prcc, file):
     assert evaluate(cfg) == pytest.approx(results, nan_ok=True)
 
 
-def test_held_out_people_keep_the_labels_of_their_outfits(tmp_path, prcc):
+def test_held_out_identities_have_the_labels_of_their_outfits(tmp_path, prcc):
     cfg = cloth_config(tmp_path, "PRCCAttributes", "DATASETS.HOLD_OUT", 2)
     (held, _), train = build_test_set(cfg, "held-out"), build_train_set(cfg)
     assert len(held.labels) == len(train.labels) == 4
@@ -77,7 +77,7 @@ def test_held_out_people_keep_the_labels_of_their_outfits(tmp_path, prcc):
         assert torch.equal(held.known_of(path, pid)["attributes"], prcc["train", person, worn])
 
 
-def test_whoever_wears_what_is_left_out_once_leaves_training_in_every_outfit(tmp_path, prcc):
+def test_a_person_with_an_excluded_semantic_id_is_excluded_with_all_outfits(tmp_path, prcc):
     cfg = cloth_config(tmp_path, "PRCCAttributes", "DATASETS.LEAVE_OUT_SIDS", 2)
     train, test = (torch.stack([row for (split, *_), row in prcc.items() if split == name])
                    for name in ("train", "test"))
@@ -90,7 +90,7 @@ def test_whoever_wears_what_is_left_out_once_leaves_training_in_every_outfit(tmp
     assert len(kept.labels) == 2 * (4 - len(carriers))
 
 
-def test_labels_of_identities_and_of_outfits_stay_those_of_each(tmp_path, prcc, market_people):
+def test_labels_of_identities_and_of_outfits_can_be_combined(tmp_path, prcc, market_people):
     write_market_folder(tmp_path, *market_people)
     train = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES",
                                          ["PRCCAttributes", "Market1501Attributes"]))
@@ -102,16 +102,16 @@ def test_labels_of_identities_and_of_outfits_stay_those_of_each(tmp_path, prcc, 
     assert len({pid for _, pid, _ in train.img_items}) == 4 + len(market_people[0])
 
 
-def test_data_sets_without_labels_beside_labelled_ones_leave_all_without(tmp_path, prcc):
+def test_labels_are_not_used_if_one_dataset_has_none(tmp_path, prcc):
     write_celeb(tmp_path)
     train = build_train_set(cloth_config(tmp_path, "PRCC", "DATASETS.NAMES", ["PRCCAttributes", "CelebReID"]))
     assert train.labels is None and train.unit_of is None
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    (None, "outfit 'C' of person 200 .test. has images but no line .1 of 14 outfits.*nothing after the outfit"),
+    (None, "outfit 'C' of person 200 .test. has images but no line .1 of 14 outfits"),
     ("test,201,C" + "," * 12, "outfit 'C' of person 201 .test. has a line but no image .*ALLOW_SUBSET")])
-def test_file_and_folder_must_tell_of_the_same_outfits(tmp_path, prcc, line, message):
+def test_file_and_folder_must_contain_the_same_outfits(tmp_path, prcc, line, message):
     path = tmp_path / "prcc" / "rgb" / FILE_NAME
     lines = path.read_text().splitlines()
     at = next(i for i, text in enumerate(lines) if text.startswith("test,200,C"))
@@ -123,7 +123,7 @@ def test_file_and_folder_must_tell_of_the_same_outfits(tmp_path, prcc, line, mes
         assert len(PRCCAttributes(root=str(tmp_path), allow_subset=True).annotations.test) == 6
 
 
-def test_a_missing_file_is_asked_for(tmp_path):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
     write_prcc(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"prcc/rgb/{FILE_NAME}: not found. Expected one line per"):
         PRCCAttributes(root=str(tmp_path))

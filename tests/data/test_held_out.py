@@ -1,4 +1,4 @@
-"""Identities held out of training: nothing of them is trained on, and they are tested as a data set is."""
+"""Held-out identities are not trained on, and are evaluated like a test dataset."""
 
 from cerberus_plugin.data.build import build_test_set, build_train_set
 from cerberus_plugin.data.splits import split_identities
@@ -22,27 +22,27 @@ def test_an_identity_is_either_trained_on_or_held_out():
     assert split_identities(ITEMS, 0, seed=0) == (ITEMS, [])
 
 
-def test_one_image_a_camera_asks_and_the_others_are_searched():
+def test_one_image_per_camera_is_a_query_and_the_others_are_gallery():
     query, gallery = query_and_gallery(ITEMS[::-1])
     assert len(query) == 16
     assert all(path.endswith("_1.jpg") for path, _, _ in query)
     assert sorted(query + gallery) == sorted(ITEMS)
 
 
-def test_an_image_that_a_camera_has_alone_is_searched():
+def test_the_only_image_of_a_camera_is_a_gallery_image():
     query, gallery = query_and_gallery(ITEMS[::2])
     assert [path for path, _, _ in query] == [f"{pid}_1_1.jpg" for pid in range(1, 9)]
     assert [path for path, _, _ in gallery] == [f"{pid}_2_1.jpg" for pid in range(1, 9)]
 
 
-def test_holding_out_everybody_is_refused():
+def test_holding_out_all_identities_is_rejected():
     with pytest.raises(ValueError, match="DATASETS.HOLD_OUT is 8, but there are 8 training identities"):
         split_identities(ITEMS, 8, seed=0)
     with pytest.raises(ValueError, match="DATASETS.HOLD_OUT is -1, expected a number of identities"):
         split_identities(ITEMS, -1, seed=0)
 
 
-def test_held_out_identities_are_labelled_as_in_training(small_config, market_people):
+def test_held_out_identities_have_their_labels(small_config, market_people):
     cfg = small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", ["held-out"])
     train, (test, num_query) = build_train_set(cfg), build_test_set(cfg, "held-out")
     assert len(train.pids) == 6
@@ -54,14 +54,14 @@ def test_held_out_identities_are_labelled_as_in_training(small_config, market_pe
         assert torch.equal(test.known_of(path, pid)["attributes"], market_people[0][int(path.rsplit("/", 1)[1][:4])])
 
 
-def test_held_out_tests_need_held_out_identities(small_config):
-    with pytest.raises(ValueError, match="DATASETS.HOLD_OUT with DATASETS.COMBINEALL"):
+def test_the_held_out_test_needs_held_out_identities(small_config):
+    with pytest.raises(ValueError, match="DATASETS.HOLD_OUT .*DATASETS.COMBINEALL"):
         build_train_set(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.COMBINEALL", True))
     with pytest.raises(ValueError, match="has 'held-out', but DATASETS.HOLD_OUT is 0"):
         build_test_set(small_config(), "held-out")
 
 
-def test_training_without_some_identities_evaluates_them_and_the_test(small_config):
+def test_held_out_identities_and_the_test_set_are_both_evaluated(small_config):
     results = trained(small_config("DATASETS.HOLD_OUT", 2, "DATASETS.TESTS", ["Market1501Attributes", "held-out"],
                                    "SOLVER.MAX_EPOCH", 1)).results
     assert set(results) == {"Market1501Attributes", "held-out"}

@@ -1,4 +1,4 @@
-"""Names of Market-1501's and DukeMTMC-reID's images, by the plugin's data sets and by the host's own."""
+"""File names of Market-1501 and DukeMTMC-reID, read by the plugin's datasets and by FastReID's own."""
 
 import csv
 import gzip
@@ -19,7 +19,7 @@ FORM = {"Market1501": "{:04d}_c{}s1_000151_00.jpg", "DukeMTMC": "{:04d}_c{}_f000
 
 @pytest.fixture(params=["Market1501", "DukeMTMC"])
 def own(request, tmp_path):
-    """A data set that a test may change: its folder, and a function that reads it by the host's class or by ours."""
+    """Return the folder of a dataset that a test may change, a function that reads it, and FastReID's class name."""
     from cerberus_plugin.attributes import SCHEMAS
 
     from support.data import random_labels
@@ -43,7 +43,7 @@ def lists(data):
     return [without_folders(items) for items in (data.train, data.query, data.gallery)]
 
 
-def test_the_hosts_own_data_sets_read_exactly_the_files_of_the_plugins(own):
+def test_fastreids_datasets_and_the_plugins_read_the_same_files(own):
     folder, read, plain = own
     for k, image in enumerate(sorted((folder / "bounding_box_train").iterdir())):
         image.rename(image.with_suffix((".jpg", ".jpeg", ".JPG", ".PNG", ".webp", ".bmp")[k % 6]))
@@ -52,7 +52,7 @@ def test_the_hosts_own_data_sets_read_exactly_the_files_of_the_plugins(own):
     assert [len(items) for items in host_lists] == ([12, 3, 10] if plain == "Market1501" else [12, 2, 12])
 
 
-def test_brackets_and_cameras_in_the_names_of_folders_have_no_effect(own):
+def test_brackets_and_camera_numbers_in_folder_names_have_no_effect(own):
     _, read, plain = own
     data = read()
     assert {pid for _, pid, _ in data.train} == {f"{data.dataset_name}_{pid}" for pid in (1, 2, 3)}
@@ -60,7 +60,7 @@ def test_brackets_and_cameras_in_the_names_of_folders_have_no_effect(own):
 
 
 @pytest.mark.parametrize(("pid", "camera"), [(4, 12), (4, 7), (4, 0), (1600, 1), (12345, 345)])
-def test_any_identity_and_any_camera_are_read_whole(own, pid, camera):
+def test_numbers_of_identities_and_cameras_may_have_several_digits(own, pid, camera):
     folder, read, plain = own
     (folder / "bounding_box_test" / FORM[plain].format(pid, camera)).touch()
     assert (pid, camera - 1) in {item[1:] for item in read().gallery}
@@ -69,15 +69,15 @@ def test_any_identity_and_any_camera_are_read_whole(own, pid, camera):
 @pytest.mark.parametrize("name", ["Copy of 2.jpg", "0004_c2s1_000151_00 (1).jpg", "0004_c2s1_000151_00_mask.png",
                                   "x0004_c2s1_000151_00.jpg", "-2_c2s1_000151_00.jpg", "0004.jpg",
                                   f"{'9' * 30}_c1s1_000151_00.jpg"])
-def test_a_stray_image_is_an_error_with_its_name(own, name):
+def test_an_image_with_another_form_of_name_is_an_error_that_names_it(own, name):
     folder, read, _ = own
     (folder / "bounding_box_test" / name).touch()
     with pytest.raises(ValueError) as caught:
-        read().gallery  # noqa: B018  the host lists the images when asked for them
-    assert str(caught.value).startswith(f"{folder / 'bounding_box_test' / name}: the name does not parse, expected ID")
+        read().gallery  # noqa: B018  FastReID lists the images at the first access
+    assert str(caught.value).startswith(f"{folder / 'bounding_box_test' / name}: the name does not have the form ID")
 
 
-def test_other_files_are_named_in_a_warning_and_system_files_are_not(own, log):
+def test_other_files_give_a_warning_and_system_files_do_not(own, log):
     folder, read, _ = own
     for name in ("Thumbs.db", "._0004_c2s1_000151_00.jpg", ".DS_Store"):
         (folder / "bounding_box_test" / name).touch()
@@ -86,17 +86,17 @@ def test_other_files_are_named_in_a_warning_and_system_files_are_not(own, log):
     (folder / "bounding_box_test" / "0004_c2s1_000151_00.tif").touch()
     (folder / "bounding_box_test" / "more.jpg").mkdir()
     read().gallery  # noqa: B018
-    assert "bounding_box_test: 2 other file(s) or folder(s) are passed over, such as '0004_c2s1_" in log.messages[0]
+    assert "bounding_box_test: 2 other file(s) or folder(s) are skipped, such as '0004_c2s1_" in log.messages[0]
 
 
-def test_two_files_of_one_name_are_refused(tmp_path):
+def test_two_files_that_differ_only_in_the_suffix_are_rejected(tmp_path):
     for name in ("0004_c2s1_000151_00.jpg", "0004_c2s1_000151_00.png"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="000151_00.png: '0004_c2s1_000151_00.jpg' has the same name but for the suff"):
+    with pytest.raises(ValueError, match="000151_00.png: '0004_c2s1_000151_00.jpg' has the same name"):
         list_images(str(tmp_path))
 
 
-def test_names_are_sorted_and_junk_is_left_out(tmp_path):
+def test_names_are_sorted_and_junk_images_are_excluded(tmp_path):
     for name in ("0010_c2s1_000151_00.jpg.jpg", "-1_c2s1_000151_00.jpg", "0002_c2s1_000151_00.jpg",
                  "0000_c1s1_1_1.jpg"):
         (tmp_path / name).touch()
@@ -105,7 +105,7 @@ def test_names_are_sorted_and_junk_is_left_out(tmp_path):
     assert list_market_images(str(tmp_path), "own")[2][1:] == ("own_10", "own_1")
 
 
-def test_the_clothes_data_sets_read_every_suffix_too(tmp_path):
+def test_the_cloth_changing_datasets_accept_every_suffix(tmp_path):
     folder = write_celeb(tmp_path)
     image = folder / "gallery" / "1_0_0.jpg"
     image.rename(image.with_suffix(".WEBP"))
@@ -113,8 +113,8 @@ def test_the_clothes_data_sets_read_every_suffix_too(tmp_path):
 
 
 @pytest.mark.parametrize(("plain", "prefix"), [("Market1501", "market1501"), ("DukeMTMC", "dukeMTMC")])
-def test_published_lists_give_what_the_host_reads_from_them(real_data, tmp_path, plain, prefix):
-    """Every 40th name of each list, and those in .jpg.jpg."""
+def test_published_file_lists_give_the_same_items_as_in_fastreid(real_data, tmp_path, plain, prefix):
+    """Use every 40th name of each list, and those ending in .jpg.jpg."""
     if not (real_data / f"{prefix}_train.csv.gz").is_file():
         pytest.skip("published file lists not found")
     data_class = DATASET_REGISTRY.get(plain)

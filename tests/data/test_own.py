@@ -1,4 +1,4 @@
-"""One's own data set by its folder: items, labels of images and people, cameras that nobody knows, a training."""
+"""The user's own datasets: items, labels of images and of people, unknown cameras, and a training."""
 
 import json
 import os
@@ -41,15 +41,15 @@ def config(folder, *options):
                        *options)
 
 
-def answer(data, path: str, name: str) -> str:
+def value_of(data, path: str, name: str) -> str:
     labels = data.known_of(path, next(pid for own, pid, _ in data.img_items if own == path))["attributes"]
     return data.annotations[0].schema.describe(labels)[name]
 
 
-def test_images_of_one_person_keep_labels_of_their_own(tmp_path):
+def test_images_of_one_person_can_have_different_labels(tmp_path):
     cfg = config(write_people(tmp_path / "site"))
     data = build_training_data(cfg, semantic_ids=True)
-    hats = {path.rsplit("/", 1)[1]: answer(data.dataset, path, "hat") for path, *_ in data.dataset.img_items}
+    hats = {path.rsplit("/", 1)[1]: value_of(data.dataset, path, "hat") for path, *_ in data.dataset.img_items}
     assert hats == {name: ("yes", "no")[(int(name[0]) + (name[2] == "2")) % 2] for name in hats}
     people = len({pid for _, pid, _ in data.dataset.img_items})
     assert len(data.dataset.labels) == 2 * people and data.sid_table.sizes == (2, 3)
@@ -58,7 +58,7 @@ def test_images_of_one_person_keep_labels_of_their_own(tmp_path):
     assert torch.equal(item["sids"], data.sid_table.lookup(item["attributes"][None])[0]) and "outfits" not in item
 
 
-def test_labels_that_all_images_of_a_person_share_are_those_of_identities(tmp_path):
+def test_labels_that_are_equal_for_all_images_of_a_person_belong_to_identities(tmp_path):
     folder = write_people(tmp_path / "site", attributes=False)
     (folder / "people.csv").write_text("person,hat,vest\n" + "".join(
         f"p{n},{('no', 'yes')[n % 2]},{('red', 'blue')[n // 4]}\n" for n in range(8)))
@@ -66,11 +66,11 @@ def test_labels_that_all_images_of_a_person_share_are_those_of_identities(tmp_pa
         assert data.unit_of is None and len(data.labels) == 4
         for path, *_ in data.img_items:
             number = int(path.rsplit("/", 1)[1][0])
-            assert answer(data, path, "hat") == ("no", "yes")[number % 2]
-            assert answer(data, path, "vest") == ("red", "blue")[number // 4]
+            assert value_of(data, path, "hat") == ("no", "yes")[number % 2]
+            assert value_of(data, path, "vest") == ("red", "blue")[number // 4]
 
 
-def test_without_cameras_every_match_counts(tmp_path):
+def test_without_cameras_no_match_is_ignored(tmp_path):
     for person in range(6):
         for number in range(3):
             write_picture(tmp_path / f"crops/{person}/{number}.png", person, number)
@@ -82,17 +82,17 @@ def test_without_cameras_every_match_counts(tmp_path):
     check_test_set(cfg, str(tmp_path / "crops"), build_test_set(cfg, str(tmp_path / "crops")))
 
 
-def test_outfits_bring_the_settings_of_changed_clothes(tmp_path):
+def test_a_dataset_with_outfits_has_the_cloth_changing_settings(tmp_path):
     folder = write_people(tmp_path / "site")
     lines = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join([lines[0] + ",outfit", *(
         f"{line},{int(line.split(',')[2]) // 2}" for line in lines[1:])]))
     test, _ = build_test_set(config(folder), str(folder))
     assert test.settings == ("cloth-changing", "same-clothes") and len(test._outfit_rows) == 8
-    assert answer(test, next(path for path, *_ in test.img_items if path.endswith("_2.png")), "hat") in ("no", "yes")
+    assert value_of(test, next(path for path, *_ in test.img_items if path.endswith("_2.png")), "hat") in ("no", "yes")
 
 
-def test_a_person_in_training_and_test_is_refused(tmp_path):
+def test_a_person_in_training_and_test_is_rejected(tmp_path):
     folder = write_people(tmp_path / "site")
     lines = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join([lines[0] + ",split", *(
@@ -101,12 +101,12 @@ def test_a_person_in_training_and_test_is_refused(tmp_path):
         OwnDataset(str(folder))
 
 
-def test_a_name_that_is_neither_registered_nor_a_path_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'.*nowhere' is neither a data set of the registry, .* nor a folder"):
+def test_a_name_that_is_neither_registered_nor_a_path_is_rejected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'.*nowhere' is neither a registered dataset, .* nor a folder"):
         build_train_set(config(tmp_path / "nowhere"))
 
 
-def test_people_of_two_folders_who_share_names_are_others(tmp_path):
+def test_people_with_the_same_name_in_two_folders_are_different(tmp_path):
     folders = [write_people(tmp_path / name / "site") for name in "ab"]
     train = build_train_set(config(folders[0], "DATASETS.NAMES", tuple(map(str, folders))))
     assert len(train.pids) == 2 * len(build_train_set(config(folders[0])).pids)
@@ -117,7 +117,7 @@ def test_cerberus_trains_on_a_folder_and_is_evaluated_by_all_tasks(tmp_path):
     assert {"mAP", "PAR/mA_official", "PAR/official/hat", "APS/mAP"} <= set(figures)
 
 
-def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_path, market_root, use_root):
+def test_market_1501_as_own_data_has_the_same_people_cameras_and_labels(tmp_path, market_root, use_root):
     use_root(market_root)
     there = Market1501Attributes(root=str(market_root))
     shutil.copytree(there.data_dir, tmp_path / "market")
@@ -136,7 +136,7 @@ def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_pat
     for part in ("train", "query", "gallery"):
         one, other = getattr(there, part), getattr(here, part)
         assert [os.path.basename(path) for path, *_ in one] == [os.path.basename(path) for path, *_ in other]
-        for k in (1, 2):  # people and cameras are the same ones under other numbers
+        for k in (1, 2):  # the same people and cameras with other numbers
             pairs = {(mine[k], yours[k]) for mine, yours in zip(one, other)}
             assert len(pairs) == len({mine for mine, _ in pairs}) == len({yours for _, yours in pairs})
         for (_, pid, _), (_, own, _) in zip(one, other):
@@ -146,7 +146,7 @@ def test_market_1501_in_this_form_has_the_same_people_cameras_and_labels(tmp_pat
     assert sizes[0] == sizes[1] == (4, 18, 40, 8, 4)
 
 
-def test_persons_who_stand_for_nobody_are_distractors_and_in_the_gallery_alone(tmp_path):
+def test_distractors_may_only_be_in_the_gallery(tmp_path):
     folder = write_people(tmp_path / "site")
     check(folder, pictures=False)
     split = dict(line.split(",") for line in (folder / "split.csv").read_text().splitlines()[1:])
@@ -162,17 +162,17 @@ def test_persons_who_stand_for_nobody_are_distractors_and_in_the_gallery_alone(t
     assert not any("nothing is known of" in each for each in check(folder, pictures=False).warnings)
     query = next(name for name, part in split.items() if part == "query")
     (folder / "schema.yaml").write_text(schema + f"nobody: [p{query[4]}]\n")
-    with pytest.raises(ValueError, match=f"nobody holds 'p{query[4]}', but '{query}' is in query"):
+    with pytest.raises(ValueError, match=f"nobody contains 'p{query[4]}', but '{query}' is in query"):
         OwnDataset(str(folder))
 
 
-def test_a_folder_with_the_name_of_another_schema_is_trained_on_its_own(tmp_path):
+def test_a_folder_with_the_name_of_another_schema_uses_its_own_schema(tmp_path):
     folder = write_people(tmp_path / "market1501")
     trainer = CerberusTrainer(config(folder))
     assert trainer.model.schema.field_names == ("hat", "vest blue", "vest red") and SCHEMAS["market1501"] == MARKET1501
 
 
-def test_the_manifest_is_the_same_elsewhere_and_another_with_other_labels_of_people(tmp_path):
+def test_the_manifest_depends_on_the_labels_and_not_on_the_folder(tmp_path):
     folder = write_people(tmp_path / "one/site")
     (folder / "people.csv").write_text("person,gender\np0,male\np1,female\n")
     check(folder, pictures=False)
@@ -188,7 +188,7 @@ def test_the_manifest_is_the_same_elsewhere_and_another_with_other_labels_of_peo
 
 
 @pytest.mark.parametrize("people, cameras", [(4, 4), (8, 3), (40, 2), (40, 12)])
-def test_the_recipe_that_is_chosen_for_data_is_one_that_training_accepts(tmp_path, people, cameras):
+def test_the_chosen_recipe_is_accepted_by_training(tmp_path, people, cameras):
     folder = write_people(tmp_path / "a 'site'", people, cameras)
     report = check(folder, pictures=False)
     assert report.advice[-1].startswith(f"cerberus train {shlex.quote(str(folder))} --out ")
@@ -202,7 +202,7 @@ def test_the_recipe_that_is_chosen_for_data_is_one_that_training_accepts(tmp_pat
         assert build_test_set(cfg, str(folder))[1] > 0
 
 
-def test_the_table_of_results_says_that_no_cameras_are_known():
+def test_the_results_table_says_that_cameras_are_unknown():
     ids = torch.tensor([1, 2, 1, 2])
     cfg = read_config()
     for camids, shared in ((torch.tensor([0, 1, 1, 0]), True), (torch.arange(4), False)):
@@ -210,8 +210,8 @@ def test_the_table_of_results_says_that_no_cameras_are_known():
         assert ("share no camera" in results_table(figures)) is not shared
 
 
-def test_a_data_set_is_read_under_the_schema_of_another(tmp_path):
-    """A hat that nobody wears, a colour that the schema lacks, a column that it lacks, and one that it asks for."""
+def test_labels_are_converted_to_the_schema_of_another_dataset(tmp_path):
+    """The data lack a value of the schema, and have a colour and a column that the schema lacks."""
     write_people(tmp_path / "site", cameras=2)
     there = OwnDataset(str(tmp_path / "site"))
     folder = write_people(tmp_path / "other", attributes=False)
@@ -224,11 +224,11 @@ def test_a_data_set_is_read_under_the_schema_of_another(tmp_path):
     matching = data.annotations.matching
     assert matching.columns == {"hat": ("HAT",), "vest": ("vest",)} and matching.only_data == ("tool",)
     assert matching.lost == {"vest": {"pink": 3}} and matching.absent == {"hat": ("yes",), "vest": ("blue",)}
-    # Blue is none of the colours that the other table knows, so that "none" leaves it open.
+    # "none" says nothing about blue, which does not occur in this table.
     assert data.labels_of(numbers[3]).tolist().count(-1) == 1
 
 
-def test_registered_and_own_data_are_read_under_the_schema_of_each_other(tmp_path, market_root, use_root):
+def test_registered_and_own_datasets_can_use_the_schema_of_the_other(tmp_path, market_root, use_root):
     use_root(market_root)
     folder = write_people(tmp_path / "site")
     own, cfg = OwnDataset(str(folder)), config(folder)
@@ -242,7 +242,7 @@ def test_registered_and_own_data_are_read_under_the_schema_of_each_other(tmp_pat
             assert schema.describe(under.labels_of(key)) == {n: word for n, word in words.items() if n in columns}
 
 
-def test_a_folder_of_test_pictures_alone_is_tested_on_and_not_trained_on(tmp_path):
+def test_a_folder_with_only_test_images_can_be_tested_but_not_trained_on(tmp_path):
     folder = write_people(tmp_path / "site")
     table = folder / "metadata.csv"
     lines = table.read_text().splitlines()
@@ -253,7 +253,7 @@ def test_a_folder_of_test_pictures_alone_is_tested_on_and_not_trained_on(tmp_pat
         build_train_set(cfg)
 
 
-def test_a_data_set_without_any_attribute_of_the_schema_has_no_labels(tmp_path, caplog):
+def test_a_dataset_without_any_attribute_of_the_schema_has_no_labels(tmp_path, caplog):
     folder = write_people(tmp_path / "site")
     cfg = config(folder)
     data, _ = build_test_set(cfg, str(folder), AttributeSchema("other", (Field("tail", "x", ("no", "yes")),),

@@ -1,4 +1,4 @@
-"""Batches from images on the device beside the host's: the same keys, values and pixels, or the reason why not."""
+"""Loaders with images on the device yield the same batches as FastReID's, or give the reason why they cannot."""
 
 import itertools
 import shutil
@@ -22,7 +22,7 @@ PLAIN = ("INPUT.FLIP.ENABLED", False, "INPUT.REA.ENABLED", False)
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
+def no_resident_images(monkeypatch):
     monkeypatch.setattr(host.data, "_device", torch.device("cpu"))
     resident.release()
     yield
@@ -31,7 +31,7 @@ def nothing_kept(monkeypatch):
 
 @pytest.fixture
 def own_folder(market_root, use_root, tmp_path, small_config):
-    """A copy of the data that a test may damage."""
+    """Return a copy of the dataset that a test may change."""
     shutil.copytree(market_root, tmp_path / "data")
     use_root(tmp_path / "data")
     return tmp_path / "data" / "Market-1501-v15.09.15"
@@ -65,34 +65,34 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
 
 @pytest.mark.parametrize("size", [[48, 24], [96, 40], [32, 24], [40, 16]])  # as stored, larger, smaller
 @pytest.mark.parametrize("name", [TESTS, "Market1501"])
-def test_without_randomness_training_batches_are_the_hosts_in_order_and_in_every_value(small_config, name, size):
+def test_without_augmentation_training_batches_equal_those_of_fastreids_loader(small_config, name, size):
     options = (*PLAIN, "INPUT.SIZE_TRAIN", size, "DATASETS.NAMES", [name])
     ours = train_batches(small_config("DATALOADER.RESIDENT", True, *options))
     assert_same(ours, train_batches(small_config(*options)))
     assert ours[0]["images"].shape == (16, 3, *size) and ("attributes" in ours[0]) == (name == TESTS)
 
 
-def test_test_batches_are_the_hosts_in_every_value(small_config):
+def test_test_batches_equal_those_of_fastreids_loader(small_config):
     options = ("TEST.IMS_PER_BATCH", 10, "INPUT.SIZE_TEST", [96, 40])
     assert_same(evaluation_batches(small_config("DATALOADER.RESIDENT", True, *options)),
                 evaluation_batches(small_config(*options)))
 
 
-def test_the_recipe_is_read_off_the_hosts_transforms(small_config):
+def test_the_recipe_is_taken_from_fastreids_transforms(small_config):
     cfg = small_config("INPUT.PADDING.ENABLED", True, "INPUT.PADDING.MODE", "reflect", "INPUT.FLIP.PROB", 0.3)
     assert recipe_of(build_transforms(cfg, is_train=True)) == resident.Recipe(
         48, 24, 10, "reflect", 0.3, 0.25, (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.02, 0.33), (0.3, 3.3))
     assert recipe_of(build_transforms(cfg, is_train=False)) == resident.Recipe(48, 24)
 
 
-def test_one_seed_gives_the_same_batches_and_another_seed_others(small_config):
+def test_batches_depend_on_the_seed_only(small_config):
     options = ("DATALOADER.RESIDENT", True, "INPUT.PADDING.ENABLED", True)
     first = train_batches(small_config(*options))
     assert_same(first, train_batches(small_config(*options)))
     assert not torch.equal(first[0]["images"], train_batches(small_config(*options, "SEED", 2))[0]["images"])
 
 
-def test_images_are_augmented_anew_each_time(small_config):
+def test_images_are_augmented_differently_each_time(small_config):
     cfg = small_config("DATALOADER.RESIDENT", True, "INPUT.PADDING.ENABLED", True)
     seen = {}
     for batch in train_batches(cfg, 8):
@@ -112,15 +112,15 @@ def test_images_are_augmented_anew_each_time(small_config):
     (("INPUT.SIZE_TRAIN", [0, 0]), "the first transform is RandomHorizontalFlip, not Resize"),
     (("DATALOADER.RESIDENT_GIB", 1e-6), "32 images take 0.1 MiB, more than DATALOADER.RESIDENT_GIB 1e-06 allows"),
 ])
-def test_what_cannot_be_kept_goes_through_the_hosts_loader_with_one_line_that_says_why(
+def test_fastreids_loader_is_used_with_a_reason_if_images_cannot_be_resident(
         small_config, caplog, options, reason):
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
         loader = build_train_loader(small_config("DATALOADER.RESIDENT", True, *options))
     assert isinstance(loader, host.data.DeviceLoader)
-    assert caplog.text.count("the host's loader reads the training images: ") == 1 and reason in caplog.text
+    assert caplog.text.count("DATALOADER.RESIDENT: not used for the training images: ") == 1 and reason in caplog.text
 
 
-def test_a_set_larger_than_half_of_the_free_memory_goes_through_the_hosts_loader(small_config, caplog, monkeypatch):
+def test_fastreids_loader_is_used_for_more_than_half_of_the_free_memory(small_config, caplog, monkeypatch):
     monkeypatch.setattr(resident, "free_bytes", lambda device: 2**17)
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
         loader, _ = CerberusTrainer.build_test_loader(small_config("DATALOADER.RESIDENT", True), TESTS)
@@ -128,18 +128,18 @@ def test_a_set_larger_than_half_of_the_free_memory_goes_through_the_hosts_loader
     assert "test images: 25 images take 0.1 MiB, more than half of the 0.1 MiB that are free on cpu" in caplog.text
 
 
-def test_all_sets_of_a_process_share_the_limit(small_config, caplog):
+def test_the_limit_applies_to_all_datasets_of_a_process_together(small_config, caplog):
     cfg = small_config("DATALOADER.RESIDENT", True, "DATALOADER.RESIDENT_GIB", 0.00016)  # 0.16 MiB; one takes 0.1
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
         build_train_loader(cfg)
         loader, _ = CerberusTrainer.build_test_loader(cfg, TESTS)
-    assert isinstance(loader, host.data.DeviceLoader) and "beside 0.1 MiB of other data sets" in caplog.text
+    assert isinstance(loader, host.data.DeviceLoader) and "in addition to 0.1 MiB of other datasets" in caplog.text
     resident.release()
     assert isinstance(CerberusTrainer.build_test_loader(cfg, TESTS)[0], ResidentLoader)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "I;16"])
-def test_images_of_other_modes_are_kept_as_the_loader_reads_them(own_folder, small_config, mode):
+def test_images_of_other_modes_are_converted_as_in_fastreids_loader(own_folder, small_config, mode):
     image = next((own_folder / "query").iterdir())
     colours = Image.effect_noise((24, 48), 100)
     converted = Image.fromarray(np.asarray(colours) * np.uint16(257)) if mode == "I;16" else colours.convert(mode)
@@ -149,7 +149,7 @@ def test_images_of_other_modes_are_kept_as_the_loader_reads_them(own_folder, sma
     assert_same(evaluation_batches(small_config("DATALOADER.RESIDENT", True)), evaluation_batches(small_config()))
 
 
-def test_a_set_is_decoded_once_and_again_when_a_file_changes(own_folder, small_config, caplog):
+def test_images_are_decoded_once_and_again_after_a_file_has_changed(own_folder, small_config, caplog):
     cfg = small_config("DATALOADER.RESIDENT", True)
     with caplog.at_level("INFO", logger="fastreid.cerberus"):
         first, second = evaluation_batches(cfg), evaluation_batches(cfg)
@@ -161,7 +161,7 @@ def test_a_set_is_decoded_once_and_again_when_a_file_changes(own_folder, small_c
     assert caplog.text.count("25 images on cpu: ") == 2 and not torch.equal(first[0]["images"], third[0]["images"])
 
 
-def test_a_process_decodes_its_own_share_of_the_test_images_only(small_config, monkeypatch):
+def test_a_process_decodes_only_its_share_of_the_test_images(small_config, monkeypatch):
     expected = [path for batch in evaluation_batches(small_config()) for path in batch["img_paths"]]
     monkeypatch.setattr("fastreid.utils.comm.get_world_size", lambda: 2)
     monkeypatch.setattr("fastreid.utils.comm.get_rank", lambda: 1)
@@ -171,7 +171,7 @@ def test_a_process_decodes_its_own_share_of_the_test_images_only(small_config, m
     assert len(loader.resident.packed.offsets) == 12
 
 
-def test_an_unreadable_training_image_stops_or_is_replaced_by_the_same_persons_next(
+def test_an_unreadable_training_image_is_an_error_or_is_replaced(
         own_folder, small_config):
     def config(choice):
         return small_config("DATALOADER.RESIDENT", True, "DATALOADER.ON_UNREADABLE", choice, *PLAIN)
@@ -187,15 +187,15 @@ def test_an_unreadable_training_image_stops_or_is_replaced_by_the_same_persons_n
     path = loader.fields["img_paths"][row]
     assert "0007_" in path and path != str(broken)
     assert loader.dataset.num_unreadable.item() == 1
-    assert build_train_loader(cfg).dataset.num_unreadable.item() == 1  # not decoded again, and yet counted
+    assert build_train_loader(cfg).dataset.num_unreadable.item() == 1  # counted again, although it is not decoded again
     theirs = build_train_set(cfg)[item]
     assert path == theirs["img_paths"]
     assert loader.fields["targets"][row] == theirs["targets"]
 
 
-def test_an_unreadable_test_image_is_black_and_belongs_to_nobody(own_folder, small_config):
+def test_an_unreadable_test_image_is_black_and_has_identity_minus_one(own_folder, small_config):
     broken = next((own_folder / "query").iterdir())
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     options = ("DATALOADER.ON_UNREADABLE", "skip")
     ours = evaluation_batches(small_config("DATALOADER.RESIDENT", True, *options))
     assert_same(ours, evaluation_batches(small_config(*options)))
@@ -203,12 +203,12 @@ def test_an_unreadable_test_image_is_black_and_belongs_to_nobody(own_folder, sma
     assert ours[0]["targets"][row] == -1 and (ours[0]["images"][row] == 0).all()
 
 
-def test_training_from_resident_images_evaluates_to_the_hosts_figures(small_config):
+def test_results_of_a_training_do_not_depend_on_the_loader_of_the_evaluation(small_config):
     cfg = small_config("DATALOADER.RESIDENT", True, "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1,
                        "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.FLIP.ENABLED", True)
     trainer = trained(cfg)
     assert isinstance(trainer.data_loader, ResidentLoader)
-    # 32 training and 25 test images: precise statistics, without labels, read the training images that are there.
+    # 32 training and 25 test images: PreciseBN, without labels, uses the stored training images.
     assert resident.resident_bytes() < 1.1 * (32 + 25) * 48 * 24 * 3
     assert any(not torch.equal(p, trainer.start[name]) for name, p in trainer.model.named_parameters())
     cfg.defrost()
@@ -220,7 +220,7 @@ def test_training_from_resident_images_evaluates_to_the_hosts_figures(small_conf
 
 
 @pytest.mark.gpu
-def test_a_gpu_makes_the_batches_of_the_cpu_on_itself(small_config):
+def test_batches_on_a_gpu_equal_those_on_the_cpu(small_config):
     cfg = small_config("DATALOADER.RESIDENT", True, "INPUT.PADDING.ENABLED", True)
     expected = train_batches(cfg)
     host.use_device("cuda")

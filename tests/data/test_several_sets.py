@@ -1,4 +1,4 @@
-"""Several data sets at once: one schema, people and cameras apart, labels that a set lacks left out."""
+"""Training on several datasets: one schema, separate people and cameras, and unknown labels for missing attributes."""
 
 import os
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_schemas")
 
 
 def write_set(folder, columns: str, *rows: str, copies: int = 2):
-    """Pictures of people, two each under two cameras; a row is person and attributes."""
+    """Write images of people, two each from two cameras; a row is a person and attributes."""
     lines = [f"file_name,person,camera,split,{columns}"]
     for n, row in enumerate(rows):
         person, _, words = row.partition(",")
@@ -33,7 +33,7 @@ def write_set(folder, columns: str, *rows: str, copies: int = 2):
 
 @pytest.fixture
 def folders(tmp_path):
-    """A site where helmets and vests are known, and a yard where helmets and tools are."""
+    """Return two datasets: a site with the attributes helmet and vest, and a yard with helmet and tool."""
     site = write_set(tmp_path / "site", "helmet,vest colour,gender", *(
         f"p{n},{('yes', 'no')[n % 2]},{('red', 'blue', 'none')[n % 3]},{('male', 'female')[n // 2 % 2]}"
         for n in range(8)))
@@ -49,12 +49,12 @@ def config(folders, *options, file: str = "cerberus"):
                        file=f"configs/Market1501/{file}_demo.yml")
 
 
-def words_of(data, path_end: str) -> dict[str, str]:
+def values_of(data, path_end: str) -> dict[str, str]:
     path, pid, _ = next(item for item in data.img_items if item[0].endswith(path_end))
     return data.annotations[0].schema.describe(data.known_of(path, pid)["attributes"])
 
 
-def test_two_folders_are_one_training_set_with_people_and_cameras_apart(folders):
+def test_two_folders_are_one_training_set_with_separate_people_and_cameras(folders):
     data = build_training_data(config(folders), semantic_ids=True)
     items = data.dataset.img_items
     assert len(items) == 24 and len({pid for _, pid, _ in items}) == 12 and len({camid for *_, camid in items}) == 4
@@ -62,13 +62,13 @@ def test_two_folders_are_one_training_set_with_people_and_cameras_apart(folders)
     assert columns == {
         "helmet": ("head", ("no", "yes")), "vest colour": ("upper", ("blue", "green", "red")),
         "gender": ("person", ("female", "male")), "tool": ("other", ("drill", "saw"))}
-    assert words_of(data.dataset, "site/0_0.png") == {"helmet": "yes", "vest colour": "red", "gender": "male"}
-    assert words_of(data.dataset, "yard/0_0.png") == {"helmet": "no", "vest colour": "green", "tool": "saw"}
-    # Nobody said that there is no green on the site, nor that there is no blue in the yard.
-    assert words_of(data.dataset, "site/2_0.png") == {"helmet": "yes", "gender": "female"}
+    assert values_of(data.dataset, "site/0_0.png") == {"helmet": "yes", "vest colour": "red", "gender": "male"}
+    assert values_of(data.dataset, "yard/0_0.png") == {"helmet": "no", "vest colour": "green", "tool": "saw"}
+    # "none" does not exclude colours that only the other dataset has, so the vest is unknown.
+    assert values_of(data.dataset, "site/2_0.png") == {"helmet": "yes", "gender": "female"}
 
 
-def test_attributes_of_one_group_that_not_all_sets_have_are_groups_of_their_own(tmp_path):
+def test_attributes_that_not_all_datasets_have_form_a_separate_group(tmp_path):
     folders = [write_set(tmp_path / name, columns, *rows) for name, columns, rows in (
         ("one", "hat,glasses,gender", ["a,no,yes,male", "b,yes,no,female", "c,no,no,male", "d,yes,yes,male"]),
         ("two", "hat,gender", ["a,yes,male", "b,no,female", "c,no,female", "d,yes,male"]))]
@@ -78,7 +78,7 @@ def test_attributes_of_one_group_that_not_all_sets_have_are_groups_of_their_own(
     assert [group.strip for group in schema.groups] == [0, 0, None]
 
 
-def test_semantic_ids_are_of_what_a_set_knows_and_left_out_elsewhere(folders):
+def test_semantic_ids_are_unknown_for_groups_that_a_dataset_lacks(folders):
     data = build_training_data(config(folders), semantic_ids=True)
     of_set = {name: torch.tensor([name in path for path, *_ in data.dataset.img_items]) for name in ("site", "yard")}
     sids = torch.stack([data.dataset.known_of(path, pid)["sids"] for path, pid, _ in data.dataset.img_items])
@@ -87,7 +87,7 @@ def test_semantic_ids_are_of_what_a_set_knows_and_left_out_elsewhere(folders):
     group_of = {column.name: column.group for column in data.schema.columns}
     assert {group_of["gender"]} == known["site"] - known["yard"] and {group_of["tool"]} == known["yard"] - known["site"]
     assert {group_of["helmet"], group_of["vest colour"]} <= known["site"] & known["yard"]
-    # Two of six people on the site wear none of its colours.
+    # Two of six people on the site have the value none.
     upper = data.schema.group_names.index(group_of["vest colour"])
     assert (sids[of_set["site"], upper] >= 0).sum() == 8 and (sids[of_set["yard"], upper] >= 0).all()
 
@@ -99,7 +99,7 @@ def test_a_model_is_trained_on_both_and_evaluated_on_each(folders, file, options
     read_people = own_module.read_people
     monkeypatch.setattr(own_module, "read_people", lambda *args: read.append(args) or read_people(*args))
     results = trained(config(folders, *options, file=file)).results
-    assert len(read) == 2  # each folder once, to train and to test on
+    assert len(read) == 2  # each folder is read once, for training and test
     for folder, lacking in zip(folders, ("tool", "gender")):
         figures = results[str(folder)]
         values = {name.rsplit("/", 1)[1]: value for name, value in figures.items() if name.startswith("PAR/official/")}
@@ -108,18 +108,18 @@ def test_a_model_is_trained_on_both_and_evaluated_on_each(folders, file, options
             np.nanmean(list(values.values())))
 
 
-def test_own_and_registered_sets_are_trained_on_together(folders, market_root, use_root):
+def test_own_and_registered_datasets_can_be_trained_on_together(folders, market_root, use_root):
     use_root(market_root)
     cfg = config(folders, "DATASETS.NAMES", ("Market1501Attributes", str(folders[0])))
     data = build_train_set(cfg)
     schema = data.annotations[0].schema
     assert {"hat", "helmet", "gender", "vest colour"} <= {column.name for column in schema.columns}
-    assert "hat" not in words_of(data, "site/0_0.png") and words_of(data, "site/0_0.png")["gender"] == "male"
+    assert "hat" not in values_of(data, "site/0_0.png") and values_of(data, "site/0_0.png")["gender"] == "male"
     market = next(path for path, pid, _ in data.img_items if pid.startswith("market"))
-    assert "helmet" not in words_of(data, market) and "age" in words_of(data, market)
+    assert "helmet" not in values_of(data, market) and "age" in values_of(data, market)
 
 
-def test_market_and_duke_are_merged_by_name_and_each_keeps_all_of_its_labels():
+def test_market_and_duke_are_merged_by_name_without_losing_labels():
     both = merge([MARKET1501, DUKEMTMC])
     for schema in (MARKET1501, DUKEMTMC):
         labels = np.stack([schema.parse({"gender": "female", "backpack": "yes", "upper colour": colour})
@@ -131,7 +131,7 @@ def test_market_and_duke_are_merged_by_name_and_each_keeps_all_of_its_labels():
     assert {column.name: len(column.classes) for column in both.columns if column.is_colour} == {
         "upper colour": 9, "lower colour": 10}
     assert both.exclusive == (("backpack", "handbag", "bag"),)
-    # Each group is known in full by the sets that know any of it.
+    # A dataset has either all attributes of a group or none.
     known = [{column.name for column in schema.columns} for schema in (MARKET1501, DUKEMTMC)]
     for group in both.group_names:
         own = {column.name for column in both.columns if column.group == group}
@@ -143,7 +143,7 @@ def schema(name: str, strip: int | None, *values: str) -> AttributeSchema:
                            groups=(Group("top", strip), Group("all")))
 
 
-def test_schemas_that_contradict_each_other_are_refused_with_what_to_do():
+def test_contradicting_schemas_are_rejected_with_a_remedy():
     with pytest.raises(ValueError, match="group 'top' uses strip 0 in one and strip 1 in two. Use the same region"):
         merge([schema("one", 0, "no", "yes"), schema("two", 1, "no", "yes")])
     with pytest.raises(ValueError, match="'cap' is one of no, yes in one and one of red, blue in two. Rename"):
@@ -151,7 +151,7 @@ def test_schemas_that_contradict_each_other_are_refused_with_what_to_do():
     assert merge([schema("one", 0, "no", "yes"), schema("two", 1, "no", "yes")], adaptable=[1]).groups[0].strip == 0
 
 
-def test_written_schemas_of_two_folders_are_merged_and_the_order_of_folders_names_people(folders):
+def test_schema_files_of_two_folders_are_merged(folders):
     for folder in folders:
         check(folder, pictures=False)  # writes schema.yaml
     (folders[1] / "schema.yaml").write_text((folders[1] / "schema.yaml").read_text().replace("Helmet", "helmet"))
@@ -161,25 +161,25 @@ def test_written_schemas_of_two_folders_are_merged_and_the_order_of_folders_name
     assert {str(pid).partition("_")[0] for pid in data.pids} == {"own", "own2"}
 
 
-def test_a_data_set_named_twice_and_pictures_in_two_of_them_are_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="has a data set twice"):
+def test_a_dataset_named_twice_and_images_in_two_datasets_are_rejected(folders, tmp_path):
+    with pytest.raises(ValueError, match="has a dataset twice"):
         build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(folders[0]))))
-    with pytest.raises(ValueError, match="two of them have a picture '.*site/0_0.png'"):
+    with pytest.raises(ValueError, match="two of them have an image '.*site/0_0.png'"):
         build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(folders[0] / "metadata.csv"))))
-    with pytest.raises(ValueError, match="two of them have a picture '.*site/0_0.png'"):
+    with pytest.raises(ValueError, match="two of them have an image '.*site/0_0.png'"):
         build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), os.path.relpath(folders[0]))))
 
 
-def test_pictures_without_identities_beside_people_make_attributes_the_only_thing_learned(folders, tmp_path, caplog):
+def test_only_attributes_are_learned_if_a_dataset_has_no_identities(folders, tmp_path, caplog):
     crops = write_people(tmp_path / "crops")
     lines = [line.split(",") for line in (crops / "metadata.csv").read_text().splitlines()]
     (crops / "metadata.csv").write_text("".join(f"{name},{hat},{vest}\n" for name, _, _, hat, vest in lines))
     data = build_train_set(config(folders, "DATASETS.NAMES", (str(folders[0]), str(crops))))
     assert not data.identified and data.num_classes == 0
-    assert "it is not known who is on the pictures of" in caplog.text
+    assert f"the identities of {crops} are unknown" in caplog.text
 
 
-# Two drawn sets under common attributes: "cap" and "helmet" are hats, and "mason" is no common word.
+# Two synthetic datasets with common attributes: "cap" and "helmet" are hats, and "trade" is not mapped.
 ONTOLOGY = """\
 extends: common
 sets:
@@ -204,21 +204,21 @@ def worded(tmp_path, folders):
     return [folders[0], yard], ("DATASETS.ONTOLOGY", str(tmp_path / "common.yaml"))
 
 
-def test_sets_of_other_words_are_read_under_common_ones(worded):
+def test_datasets_with_other_names_of_values_are_converted_to_common_attributes(worded):
     folders, ontology = worded
     data = build_training_data(config(folders, *ontology), semantic_ids=True)
     assert {column.name for column in data.schema.columns} == {"hat", "upper colour", "gender", "bag"}
     assert data.schema.name == "common"
-    assert words_of(data.dataset, "site/0_0.png") == {"hat": "yes", "upper colour": "red", "gender": "male"}
-    assert words_of(data.dataset, "yard/0_0.png") == {"hat": "no", "upper colour": "red", "bag": "yes"}
-    # Tartan is unknown, and no satchel is not yet no bag.
-    assert words_of(data.dataset, "yard/2_0.png") == {"hat": "no"}
+    assert values_of(data.dataset, "site/0_0.png") == {"hat": "yes", "upper colour": "red", "gender": "male"}
+    assert values_of(data.dataset, "yard/0_0.png") == {"hat": "no", "upper colour": "red", "bag": "yes"}
+    # Tartan is not mapped, and without a satchel there may be another bag.
+    assert values_of(data.dataset, "yard/2_0.png") == {"hat": "no"}
     matching = data.dataset.annotations[1].matching
     assert matching.columns["upper colour"] == ("shirt",) and matching.only_data == ("trade",)
     assert matching.lost == {"shirt": {"tartan": 4}}
 
 
-def test_a_model_of_common_attributes_is_evaluated_on_each_set_and_on_others_by_name(worded, tmp_path):
+def test_a_model_of_common_attributes_is_evaluated_on_each_dataset(worded, tmp_path):
     folders, ontology = worded
     third = write_set(tmp_path / "third", "hat,age", *(f"p{n},{('no', 'yes')[n % 2]},old" for n in range(6)))
     results = trained(config(folders, *ontology, "DATASETS.TESTS", (*map(str, folders), str(third)), *PLUS)).results
@@ -227,13 +227,13 @@ def test_a_model_of_common_attributes_is_evaluated_on_each_set_and_on_others_by_
     assert list(known.values()) == [{"hat", "upper colour", "gender"}, {"hat", "upper colour", "bag"}, {"hat"}]
 
 
-def test_a_set_that_the_ontology_lacks_is_not_trained_on(worded):
+def test_a_dataset_that_the_ontology_lacks_is_rejected(worded):
     folders, ontology = worded
     with pytest.raises(ValueError, match="has no dataset 'yards'; it has .* did you mean 'yard', line 7"):
         build_train_set(config([folders[0], folders[1].rename(folders[1].parent / "yards")], *ontology))
 
 
-def test_the_manifest_tells_one_ontology_from_another(worded, tmp_path):
+def test_the_manifest_contains_the_checksum_of_the_ontology(worded, tmp_path):
     folders, ontology = worded
     before = manifest(config(folders, *ontology), {}, {})["ontology sha256"]
     (tmp_path / "common.yaml").write_text(ONTOLOGY.replace("navy: blue", "navy: black"))
@@ -250,7 +250,7 @@ def test_market_1501_and_own_data_share_common_attributes(worded, market_root, u
     assert {"long hair", "short sleeves", "hat", "gender", "bag"} <= set(words) and "cap" not in words
 
 
-def test_the_account_of_labels_is_that_of_the_tables_whatever_they_are_read_under(folders):
+def test_the_manifest_of_labels_does_not_depend_on_the_schema(folders):
     cfg = config(folders)
     alone = of_test(*build_test_set(cfg, str(folders[0])), 0)
     merged = of_test(*build_test_set(cfg, str(folders[0]), build_training_data(cfg, True).schema), 0)

@@ -1,4 +1,4 @@
-"""Pictures without a column `person`: attributes alone are learned, tested, kept in a checkpoint and read."""
+"""Images without a column `person`: only attributes are trained, evaluated, stored and predicted."""
 
 import json
 
@@ -33,7 +33,7 @@ def config(folder, *options, file: str = "cerberus"):
                        *options, file=f"configs/Market1501/{file}_demo.yml")
 
 
-def test_pictures_are_drawn_into_training_and_test_once(tmp_path):
+def test_images_are_split_into_training_and_test_once(tmp_path):
     own = split_people(read_people(write_pictures(tmp_path)))
     assert not own.identified and own.is_in("train").sum() == 24 and own.is_in("gallery").sum() == 6
     lines = (tmp_path / "split.csv").read_text().splitlines()
@@ -47,7 +47,7 @@ def test_the_column_split_names_train_val_and_test(tmp_path):
     assert [int(own.is_in(part).sum()) for part in ("train", "val", "query", "gallery")] == [18, 6, 0, 6]
 
 
-def test_an_empty_column_is_as_none_and_a_gap_in_one_is_refused(tmp_path):
+def test_an_empty_person_column_is_ignored_and_a_gap_in_it_is_rejected(tmp_path):
     write_pictures(tmp_path, 8)
     path = tmp_path / "metadata.csv"
     lines = path.read_text().splitlines()
@@ -58,7 +58,7 @@ def test_an_empty_column_is_as_none_and_a_gap_in_one_is_refused(tmp_path):
         read_people(tmp_path)
 
 
-def test_a_table_that_tells_nothing_or_names_people_beside_it_is_refused(tmp_path):
+def test_a_table_without_attributes_or_with_separate_people_is_rejected(tmp_path):
     write_pictures(tmp_path, 8)
     (tmp_path / "people.csv").write_text("person,age\nann,old\n")
     with pytest.raises(ValueError, match="people.csv: exists, but .*metadata.csv has no column 'person'"):
@@ -73,7 +73,7 @@ def test_a_table_that_tells_nothing_or_names_people_beside_it_is_refused(tmp_pat
         read_people(tmp_path)
 
 
-def test_check_counts_no_people_and_looks_for_none(tmp_path):
+def test_check_reports_no_people(tmp_path):
     report = check(write_pictures(tmp_path))
     assert not report.errors and report.sections[0].rows[:2] == [("images", 30), ("people", "unknown")]
     assert report.sections[1].rows == [("train", 24), ("test", 6)]
@@ -84,7 +84,7 @@ def test_check_counts_no_people_and_looks_for_none(tmp_path):
 
 
 @pytest.mark.parametrize("file, options", [("cerberus", PLUS), ("arn", ())], ids=["plus", "arn"])
-def test_the_attribute_half_is_trained_alone_and_evaluated_by_par(tmp_path, file, options):
+def test_only_attributes_are_trained_and_evaluated_by_par(tmp_path, file, options):
     cfg = config(write_pictures(tmp_path), "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1, *options, file=file)
     trainer = trained(cfg)
     figures = trainer.results
@@ -96,7 +96,7 @@ def test_the_attribute_half_is_trained_alone_and_evaluated_by_par(tmp_path, file
     assert {f"PAR/instance/{key}" for key in ("accuracy", "precision", "recall", "F1")} <= set(figures)
     assert figures["PAR/images"] == 6 and figures["metric"] == pytest.approx(figures["PAR/label/mA"], nan_ok=True)
     table = open(f"{cfg.OUTPUT_DIR}/results.txt").read()
-    assert "it is not known who is on the pictures" in table and "threshold of 0.5" in table and "Rank-1" not in table
+    assert "the images have no identities" in table and "threshold of 0.5" in table and "Rank-1" not in table
     moved = [name for name, p in trainer.model.named_parameters() if not torch.equal(p, trainer.start[name])]
     assert moved
 
@@ -108,7 +108,7 @@ def test_the_attribute_half_is_trained_alone_and_evaluated_by_par(tmp_path, file
         {name: figures[name] for name in ("PAR/mA_official", "PAR/instance/F1")}, nan_ok=True)
 
 
-def test_a_run_resumes_and_its_checkpoint_recognises_and_finds_pictures_alike(tmp_path):
+def test_a_run_can_be_resumed_and_used_for_prediction_and_search(tmp_path):
     from cerberus_plugin.predictor import CerberusPredictor
 
     folder = write_pictures(tmp_path)
@@ -123,12 +123,12 @@ def test_a_run_resumes_and_its_checkpoint_recognises_and_finds_pictures_alike(tm
 
 
 @pytest.mark.parametrize("file", ["ide", "apr", "bot"])
-def test_models_of_identities_are_refused_with_what_to_train(tmp_path, file):
-    with pytest.raises(ValueError, match="no column 'person', and .* cannot be trained on attributes alone .*arn_R50"):
+def test_models_of_identities_are_rejected_with_a_remedy(tmp_path, file):
+    with pytest.raises(ValueError, match="cannot be trained on attributes only .*arn_R50"):
         CerberusTrainer(config(write_pictures(tmp_path), file=file))
 
 
-def test_batches_are_of_pictures_once_an_epoch_and_an_unreadable_one_is_another_with_its_own_labels(tmp_path):
+def test_each_image_is_used_once_per_epoch_and_replacements_have_their_own_labels(tmp_path):
     folder = write_pictures(tmp_path)
     cfg = config(folder, "DATALOADER.ON_UNREADABLE", "skip")
     data = build_training_data(cfg, semantic_ids=True)
@@ -136,12 +136,12 @@ def test_batches_are_of_pictures_once_an_epoch_and_an_unreadable_one_is_another_
     batches = iter(build_train_loader(cfg, data.dataset))
     paths = [path for _ in range(3) for path in next(batches)["img_paths"]]
     assert len(set(paths)) == 24
-    (folder / data.dataset.img_items[3][0]).write_bytes(b"no picture")
+    (folder / data.dataset.img_items[3][0]).write_bytes(b"not an image")
     item, other = data.dataset[3], data.dataset[4]
     assert item["img_paths"] == other["img_paths"] and torch.equal(item["attributes"], other["attributes"])
 
 
-def test_held_out_pictures_are_all_gallery(tmp_path):
+def test_held_out_images_without_identities_are_all_gallery(tmp_path):
     cfg = config(write_pictures(tmp_path), "DATASETS.HOLD_OUT", 7, "DATASETS.TESTS", ("held-out",))
     data, num_query = build_test_set(cfg, "held-out")
     assert (len(data), num_query, data.identified) == (7, 0, False)

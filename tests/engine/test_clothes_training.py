@@ -1,4 +1,4 @@
-"""From drawn people who change their clothes to the table of both settings, by the files that `make clothes` uses."""
+"""Training on synthetic people who change clothes, and the table of both settings, with the files of `make clothes`."""
 
 from cerberus_plugin.data import resident
 from cerberus_plugin.experiments import compare
@@ -14,17 +14,17 @@ SETTINGS = {"prcc": {"cloth-changing", "same-clothes", "single-shot"}, "ltcc": {
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """Both forms in one folder."""
-    folder = tmp_path_factory.mktemp("drawn")
+def synthetic(tmp_path_factory):
+    """Return a folder with synthetic datasets in the formats of PRCC and LTCC."""
+    folder = tmp_path_factory.mktemp("synthetic")
     for form in SETTINGS:
         draw_clothes(folder, form, train_ids=6, test_ids=4, images_per_camera=1, workers=1)
     return folder
 
 
 @pytest.mark.parametrize(("form", "name"), [("prcc", "PRCCAttributes"), ("ltcc", "LTCCAttributes")])
-def test_models_train_on_drawn_people_and_stand_in_one_table(drawn, use_root, tmp_path, capsys, form, name):
-    use_root(drawn)
+def test_models_of_synthetic_people_are_compared_in_one_table(synthetic, use_root, tmp_path, capsys, form, name):
+    use_root(synthetic)
     folders = []
     for model in (("cerberus", "cssc") if form == "prcc" else ("cerberus",)):
         folders.append(str(tmp_path / model))

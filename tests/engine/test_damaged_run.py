@@ -1,4 +1,4 @@
-"""Files of a run that are damaged, cut short or of another version: an error that names the file and what to do."""
+"""Damaged, truncated or outdated files of a run give errors that name the file and a remedy."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from PIL import Image
 
 @pytest.fixture
 def folder(run, tmp_path) -> Path:
-    """A run folder of its own; the checkpoint is a link."""
+    """Return a separate run folder with a link to the checkpoint."""
     original = Path(run.cfg.OUTPUT_DIR)
     shutil.copy(original / "config.yaml", tmp_path)
     (tmp_path / "model_final.pth").symlink_to(original / "model_final.pth")
@@ -29,7 +29,7 @@ def folder(run, tmp_path) -> Path:
 
 
 def changed(text: str, **changes) -> str:
-    """A configuration with some values replaced, by dotted name with "__" for the dots; ... removes one."""
+    """Return a configuration with changed values; names use "__" for dots, and the value ... removes a key."""
     record = yaml.safe_load(text)
     for key, value in changes.items():
         *nodes, last = key.split("__")
@@ -66,7 +66,7 @@ def changed(text: str, **changes) -> str:
     (lambda text: changed(text, MODEL__HEADS__NORM="none of the host"), "the model cannot be built"),
     (lambda text: changed(text, TEST__METRIC="manhattan"), "TEST.METRIC is 'manhattan', expected one of cosine"),
 ], ids=range(20))
-def test_a_damaged_configuration_is_named_with_what_to_do(folder, damage, message):
+def test_the_error_for_a_damaged_configuration_names_the_file_and_a_remedy(folder, damage, message):
     path = folder / "config.yaml"
     data = damage(path.read_text())
     path.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -75,7 +75,7 @@ def test_a_damaged_configuration_is_named_with_what_to_do(folder, damage, messag
     assert re.search("train again|[Cc]orrect|expected one of", str(caught.value))
 
 
-def test_keys_that_an_earlier_version_did_not_have_may_be_absent(folder):
+def test_keys_that_an_earlier_version_did_not_have_may_be_missing(folder):
     path = folder / "config.yaml"
     path.write_text(changed(path.read_text(), SEED=..., MODEL__SYNC_BN=..., TEST__APS=...))
     assert CerberusPredictor(folder).cfg.TEST.METRIC == "cosine"
@@ -100,14 +100,14 @@ def calibration(**changes) -> dict:
             {"slope": math.inf}, {"slope": None}, {"prior": 1}, {"metric": ["cosine"]}, {"groups": 5}, {"groups": [1]},
             {"false-match rates": [{"rate": [1], "threshold": 1}]}, {"false-match rates": [4]},
             {"false-match rates": [{"rate": 0.1, "threshold": math.nan}]}))))], ids=range(26))
-def test_a_damaged_calibration_is_named_with_what_to_do(tmp_path, content):
+def test_the_error_for_a_damaged_calibration_names_the_file_and_a_remedy(tmp_path, content):
     path = tmp_path / "calibration.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*write it again with python -m"):
         Calibration.read(path)
 
 
-def test_an_encoder_names_a_damaged_calibration_and_not_the_checkpoint(folder):
+def test_the_error_of_an_encoder_names_the_damaged_calibration(folder):
     path = folder / "calibration/calibration.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text("[]")
@@ -121,7 +121,7 @@ def test_an_encoder_names_a_damaged_calibration_and_not_the_checkpoint(folder):
     ("results.json", "{", read_results), ("results.json", '{"results": [1]}', read_results),
     ("before_training.json", "[", read_floor), ("before_training.json", "[1]", read_floor),
     ("config.yaml", "a: [", lambda folder: sound(folder, FinishedRun.read))])
-def test_other_records_of_a_run_that_are_damaged_are_named_with_what_to_do(folder, name, content, read):
+def test_the_error_for_other_damaged_files_names_the_file_and_a_remedy(folder, name, content, read):
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
@@ -136,7 +136,7 @@ def sound(folder, read):
 
 @pytest.fixture
 def diverged(folder) -> Path:
-    """The run with a checkpoint in which one weight is NaN."""
+    """Return a run folder with a checkpoint in which one weight is NaN."""
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
     name = next(name for name in checkpoint["model"] if name.endswith("conv.weight"))
     checkpoint["model"][name][3, 1, 0, 0] = math.nan
@@ -145,8 +145,8 @@ def diverged(folder) -> Path:
     return folder
 
 
-def test_weights_that_are_nan_are_refused_in_use_and_in_evaluation(run, diverged):
-    message = "model_final.pth: 1 of .* tensors hold NaN or infinite values, such as .*conv.weight"
+def test_weights_that_are_nan_are_rejected_in_prediction_and_evaluation(run, diverged):
+    message = "model_final.pth: 1 of .* tensors .*NaN.*conv.weight"
     with pytest.raises(ValueError, match=message):
         CerberusPredictor(diverged)
     cfg = run.cfg.clone()
@@ -156,7 +156,7 @@ def test_weights_that_are_nan_are_refused_in_use_and_in_evaluation(run, diverged
         load_model(cfg)
 
 
-def test_embeddings_that_are_not_finite_give_no_answer(folder, tmp_path):
+def test_embeddings_that_are_not_finite_are_an_error(folder, tmp_path):
     predictor = CerberusPredictor(folder)
     Image.new("RGB", (24, 48), (90, 60, 30)).save(tmp_path / "person.png")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Layers that stay as they are for the first iterations: which ones, for how long, and over a resume."""
+"""Freezing of layers in the first iterations: which layers, how long, and after a resume."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ NORMS = ("trunk.1", "global_branch.1.0.bn2")
 
 
 class Branches(nn.Module):
-    """Modules with names that begin alike, as MGN's do."""
+    """Modules with common prefixes in their names, as in MGN."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ def optimizer_of(model: nn.Module, *options, file="configs/Market1501/bot_demo.y
 
 
 def moved_by_a_step(model: nn.Module, optimizer, params) -> set[str]:
-    """Names of the parameters that a step moves; all that the optimiser has get the gradient 1."""
+    """Return the names of the parameters that a step changes, with a gradient of 1 for all parameters."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         if parameter.grad is not None:
@@ -37,7 +37,7 @@ def moved_by_a_step(model: nn.Module, optimizer, params) -> set[str]:
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
-def test_names_are_whole_paths_of_modules():
+def test_names_are_full_paths_of_modules():
     model = Branches()
     optimizer, params = optimizer_of(model, "MODEL.FREEZE_LAYERS", ["b1", "heads.0"], "SOLVER.FREEZE_ITERS", 1)
     moved = moved_by_a_step(model, optimizer, params)
@@ -56,7 +56,7 @@ def test_the_heads_of_mgn_train_while_its_backbone_and_branches_are_frozen():
     assert frozen == {"backbone", "b1", "b2", "b3"}
 
 
-def test_the_backbone_of_a_model_that_takes_it_apart_is_all_of_its_parts_and_nothing_else():
+def test_backbone_means_all_parts_of_a_backbone_that_a_model_splits():
     model = build_model(read_config("MODEL.HEADS.NUM_CLASSES", 4, file="configs/PRCC/cssc_demo.yml"))
     frozen = [model.get_submodule(path) for path in frozen_layers(model, ["backbone"])]
     found = {p for module in frozen for p in module.parameters()}
@@ -71,35 +71,35 @@ def test_the_backbone_of_a_model_that_takes_it_apart_is_all_of_its_parts_and_not
     (["heads", "heads.b"], "has 'heads.b', but Cerberus"),
     (["trunk.*"], r"has 'trunk.\*', but Cerberus"),
 ])
-def test_a_name_that_is_no_module_is_refused_with_those_that_are(small_config, names, message):
+def test_the_error_for_an_unknown_name_lists_the_modules(small_config, names, message):
     with pytest.raises(ValueError, match=message):
         CerberusTrainer(small_config("MODEL.FREEZE_LAYERS", names, "SOLVER.FREEZE_ITERS", 3))
 
 
 @pytest.mark.parametrize("options", [("MODEL.FREEZE_LAYERS", ["backbone"]), ("SOLVER.FREEZE_ITERS", 3)])
-def test_layers_without_iterations_and_iterations_without_layers_are_refused(options):
+def test_layers_without_iterations_and_iterations_without_layers_are_rejected(options):
     with pytest.raises(ValueError, match=r"FREEZE_LAYERS is .* and SOLVER.FREEZE_ITERS \d, so nothing would be frozen"):
         optimizer_of(Branches(), *options)
 
 
-def test_a_learning_rate_of_heads_is_refused_for_a_model_without_heads():
+def test_a_learning_rate_of_heads_is_rejected_for_a_model_without_heads():
     model = Branches()
     optimizer_of(model, "SOLVER.HEADS_LR_FACTOR", 2.0)
     del model.heads
-    with pytest.raises(ValueError, match="HEADS_LR_FACTOR is 2.0, but .* heads alone, and Branches has none"):
+    with pytest.raises(ValueError, match="HEADS_LR_FACTOR is 2.0, but .* heads, and Branches has none"):
         optimizer_of(model, "SOLVER.HEADS_LR_FACTOR", 2.0)
 
 
-def test_layers_are_frozen_for_the_first_iterations_of_all_and_not_again_after_a_resume(small_config, log):
-    """Two iterations an epoch, an evaluation after each epoch, and three frozen iterations."""
+def test_layers_are_frozen_in_the_first_iterations_and_not_again_after_a_resume(small_config, log):
+    """Two iterations per epoch, an evaluation after each epoch, and three frozen iterations."""
     options = ("MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 3, "TEST.EVAL_PERIOD", 1)
     trainer = trained(small_config(*options, "SOLVER.MAX_EPOCH", 2))
     steps = [trainer.model.get_submodule(name).num_batches_tracked for name in (*NORMS, "heads.bn.head")]
-    assert steps == [1, 1, 4]  # the evaluation in between does not let statistics drift
+    assert steps == [1, 1, 4]  # the evaluation in between does not unfreeze the statistics
     layers = "layers trunk, global_branch, local_branch are"
     assert {record.message for record in log.records if layers in record.message} == {
         f"Iteration 0: {layers} frozen until iteration 3",
-        f"Iteration 3: {layers} not frozen, as SOLVER.FREEZE_ITERS is 3"}
+        f"Iteration 3: {layers} not frozen, because SOLVER.FREEZE_ITERS is 3"}
 
     log.clear()
     resumed = CerberusTrainer(small_config(*options, "SOLVER.MAX_EPOCH", 3))
@@ -110,10 +110,10 @@ def test_layers_are_frozen_for_the_first_iterations_of_all_and_not_again_after_a
     still = [name for name, p in resumed.model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
     assert still == []
     assert {record.message for record in log.records if layers in record.message} == {
-        f"Iteration 4: {layers} not frozen, as SOLVER.FREEZE_ITERS is 3"}
+        f"Iteration 4: {layers} not frozen, because SOLVER.FREEZE_ITERS is 3"}
 
 
-def test_the_status_of_groups_follows_the_iteration_after_a_checkpoint_is_loaded():
+def test_the_status_of_groups_is_set_by_iteration_after_loading_a_checkpoint():
     model = Branches()
     optimizer, params = optimizer_of(model, "MODEL.FREEZE_LAYERS", ["b1"], "SOLVER.FREEZE_ITERS", 5)
     hook = FrozenLayers(model, optimizer, ["b1"], 5)

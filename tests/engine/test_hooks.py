@@ -1,4 +1,4 @@
-"""What the trainer remembers of its evaluations: between the host's own hooks, over kills and resumes."""
+"""Results by epoch: collected together with FastReID's hooks, and after kills and resumes."""
 
 import math
 from collections import OrderedDict
@@ -18,9 +18,9 @@ class Killed(Exception):
 
 
 class Loop(TrainerBase):
-    """The host's loop, hooks and checkpoints around a layer; evaluation i finds the i-th of the metrics.
+    """FastReID's loop, hooks and checkpoints for one layer; evaluation i returns the i-th of the metrics.
 
-    Every evaluation is counted in `evaluated`.
+    `evaluated` counts the evaluations.
     """
 
     def __init__(self, folder, metrics, epochs, eval_period=1, checkpoint_period=1, tests=("A",), killed_in=None):
@@ -55,14 +55,14 @@ class Loop(TrainerBase):
 
 
 @pytest.mark.parametrize(("period", "expected"), [(1, {1: 5, 2: 7, 3: 6}), (2, {2: 5, 3: 7}), (3, {3: 5}), (9, {3: 5})])
-def test_every_evaluation_is_remembered_once_by_its_epoch(tmp_path, period, expected):
+def test_each_evaluation_is_stored_once_by_its_epoch(tmp_path, period, expected):
     loop = Loop(tmp_path, [5, 7, 6], epochs=3, eval_period=period)
     assert loop.run() == {"A": expected} and loop.evaluated == len(expected)
 
 
-def test_a_resumed_run_goes_on_remembering_and_forgets_what_a_kill_has_undone(tmp_path):
+def test_a_resumed_run_continues_without_evaluations_lost_in_a_kill(tmp_path):
     killed = Loop(tmp_path, [1, 2, 99], epochs=5, checkpoint_period=2, killed_in=4)
-    assert killed.run() == {"A": {1: 1, 2: 2, 3: 99}}  # the last checkpoint is of epoch 2
+    assert killed.run() == {"A": {1: 1, 2: 2, 3: 99}}  # the last checkpoint is that of epoch 2
     resumed = Loop(tmp_path, [3, math.nan, 5], epochs=5, checkpoint_period=2)
     assert resumed.start == 2 and list(resumed.remembered.figures["A"]) == [1, 2]
     found = resumed.run()["A"]
@@ -71,20 +71,20 @@ def test_a_resumed_run_goes_on_remembering_and_forgets_what_a_kill_has_undone(tm
     assert list(again.remembered.figures["A"]) == [1, 2, 3, 4, 5]
 
 
-def test_a_checkpoint_from_before_there_were_evaluations_resumes(tmp_path):
+def test_an_old_checkpoint_without_evaluations_can_be_resumed(tmp_path):
     Loop(tmp_path, [1], epochs=1).run()
-    state = torch.load(tmp_path / "model_final.pth", weights_only=True)  # nothing but plain types
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)  # only plain types
     assert state.pop("evaluations") == {"figures": {"A": {1: {"metric": 1.0, "mAP": 1.0}}}}
     torch.save(state, tmp_path / "model_final.pth")
     assert Loop(tmp_path, [4], epochs=2).run() == {"A": {2: 4}}
 
 
-def test_figures_are_remembered_by_test_data_set(tmp_path):
+def test_results_are_stored_by_test_dataset(tmp_path):
     assert Loop(tmp_path, [3, 1], epochs=2, tests=("A", "B")).run() == {"A": {1: 3, 2: 1}, "B": {1: 4, 2: 2}}
 
 
 @pytest.mark.parametrize("tests", [("A",), ("A", "B")])
-def test_a_process_without_figures_remembers_nothing(tmp_path, tests):
+def test_a_process_without_results_stores_nothing(tmp_path, tests):
     loop = Loop(tmp_path, [], epochs=1, tests=tests)
     loop._last_eval_results = {name: OrderedDict() for name in tests} if len(tests) > 1 else OrderedDict()
     loop.epoch = 0

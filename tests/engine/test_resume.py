@@ -1,4 +1,4 @@
-"""A resumed training equals the undisturbed one, and a checkpoint that is not of this run is refused."""
+"""A resumed training equals an uninterrupted one, and checkpoints of other runs are rejected."""
 
 import copy
 import itertools
@@ -32,7 +32,7 @@ RANDOM = ("INPUT.PADDING.ENABLED", True, "INPUT.REA.ENABLED", True, "INPUT.REA.P
 
 
 def run_until(cfg, kill_at: float = math.inf, seed: int = 1):
-    """A trainer after its run; the run resumes where it can, and is killed before the step of this number."""
+    """Train, resuming if possible, and raise Killed before step `kill_at`; return the trainer."""
     seed_all_rng(seed)
     trainer = CerberusTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -68,7 +68,7 @@ def record_of(cfg) -> dict:
     pytest.param("apr", True, 0, ("MODEL.APR.DROPOUT", 0.5), marks=pytest.mark.slow),
     pytest.param("bot", False, 2, ("DATALOADER.SAMPLER_TRAIN", "ImbalancedDatasetSampler"), marks=pytest.mark.slow),
 ])
-def test_a_killed_and_resumed_run_equals_the_undisturbed_one_bit_by_bit(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
         small_config, tmp_path, name, resident, workers, options):
     def config(folder: str):
         return small_config(*RANDOM, "DATALOADER.RESIDENT", resident, "DATALOADER.NUM_WORKERS", workers, *options,
@@ -91,7 +91,7 @@ def test_a_killed_and_resumed_run_equals_the_undisturbed_one_bit_by_bit(
     assert [record["training"]["resumed after epochs"] for record in records] == [[1], []]
 
 
-def test_measuring_scales_draws_no_random_numbers_and_repeats_itself(run, small_config):
+def test_fitting_scales_is_repeatable_and_does_not_change_the_generators(run, small_config):
     def states() -> tuple:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
@@ -107,10 +107,10 @@ def images_of(loader, first: int, count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("sampler", ["TrainingSampler", "NaiveIdentitySampler", "BalancedIdentitySampler"])
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_batch_depends_on_the_seed_and_its_number_alone(small_config, sampler, resident):
+def test_a_batch_depends_only_on_the_seed_and_its_number(small_config, sampler, resident):
     options = (*RANDOM, "DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.RESIDENT", resident)
     whole = images_of(build_train_loader(small_config(*options)), 0, 5)
-    torch.rand(3), np.random.rand(3), random.random()  # what else draws must not matter
+    torch.rand(3), np.random.rand(3), random.random()  # other uses of random numbers must not matter
     later = images_of(build_train_loader(small_config(*options)), 2, 3)
     assert all(map(torch.equal, later, whole[2:]))
     assert not torch.equal(later[0], later[1])
@@ -118,13 +118,13 @@ def test_a_batch_depends_on_the_seed_and_its_number_alone(small_config, sampler,
     assert not torch.equal(other[0], whole[0])
 
 
-def test_loader_processes_and_their_number_change_no_batch(small_config):
+def test_batches_do_not_depend_on_the_number_of_loader_processes(small_config):
     alone, two = (images_of(build_train_loader(small_config(
         *RANDOM, "DATALOADER.RESIDENT", False, "DATALOADER.NUM_WORKERS", workers)), 1, 3) for workers in (0, 2))
     assert all(map(torch.equal, alone, two))
 
 
-def test_processes_share_the_order_of_images_and_draw_their_own_augmentation(small_config, monkeypatch):
+def test_processes_share_the_order_of_images_but_not_the_seeds_of_augmentation(small_config, monkeypatch):
     cfg = small_config("SOLVER.IMS_PER_BATCH", 16)
     batches = []
     for rank in (0, 1):
@@ -135,7 +135,7 @@ def test_processes_share_the_order_of_images_and_draw_their_own_augmentation(sma
     assert set(batches[0]).isdisjoint(batches[1]) and batches[0].seed != batches[1].seed
 
 
-def test_drawing_for_a_batch_leaves_the_generators_of_the_process_alone():
+def test_random_numbers_of_a_batch_do_not_change_the_global_generators():
     def draw():
         return random.random(), np.random.rand(), torch.rand(()).item()
 
@@ -153,7 +153,7 @@ def test_drawing_for_a_batch_leaves_the_generators_of_the_process_alone():
 
 
 def optimizer_of(sizes: dict[str, int], opt: str = "Adam", lr_factor: float = 1.0, freeze=(), keep: bool = True):
-    """An optimiser of the host's flat buffers after a step, over one layer with a weight and a bias a name."""
+    """Return an optimizer of FastReID's flat buffers after one step; each name is a layer with weight and bias."""
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, size) for name, size in sizes.items()})
     cfg = solver_cfg(OPT=opt, HEADS_LR_FACTOR=lr_factor, FREEZE_ITERS=9 if freeze else 0)
     cfg.MODEL.FREEZE_LAYERS = list(freeze)
@@ -172,10 +172,10 @@ def optimizer_of(sizes: dict[str, int], opt: str = "Adam", lr_factor: float = 1.
     ({"sizes": {"body": 3, "neck": 1, "heads": 4}}, r"group 0 has heads.weight .* where this run has neck.weight"),
     ({"lr_factor": 0.5}, r"group 0 has heads.weight \(4, 2\) where this run has nothing"),
     ({"freeze": ["body"]}, r"where this run has nothing"),
-    ({"opt": "SGD"}, "it is of SOLVER.OPT Adam, here SGD"),
-    ({"opt": "AdamW"}, "it is of SOLVER.OPT Adam, here AdamW"),
+    ({"opt": "SGD"}, "SOLVER.OPT Adam, this run has SGD"),
+    ({"opt": "AdamW"}, "SOLVER.OPT Adam, this run has AdamW"),
 ])
-def test_the_state_of_another_optimiser_is_refused_before_any_of_it_is_loaded(changes, message):
+def test_the_state_of_another_optimizer_is_rejected_before_it_is_loaded(changes, message):
     saved = optimizer_of({"body": 3, "heads": 4}).state_dict()
     other = optimizer_of(**({"sizes": {"body": 3, "heads": 4}} | changes))
     before = copy.deepcopy(other.state_dict())
@@ -187,12 +187,12 @@ def test_the_state_of_another_optimiser_is_refused_before_any_of_it_is_loaded(ch
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"sizes": {"body": 3, "heads": 5}}, r"'exp_avg' of tensor 0 has the shape \(21,\), here \(24,\)"),
+    ({"sizes": {"body": 3, "heads": 5}}, r"'exp_avg' of tensor 0 has the shape \(21,\), in this run \(24,\)"),
     ({"freeze": ["body"]}, "groups of"),
-    ({"opt": "SGD"}, "it is of SOLVER.OPT of another kind, here SGD"),
+    ({"opt": "SGD"}, "SOLVER.OPT of another kind, this run has SGD"),
     ({}, None),
 ])
-def test_a_checkpoint_without_names_resumes_where_its_sizes_are_those_of_this_run(changes, message):
+def test_a_checkpoint_without_names_is_resumed_if_its_sizes_match(changes, message):
     saved = optimizer_of({"body": 3, "heads": 4}, keep=False).state_dict()
     own = optimizer_of(**({"sizes": {"body": 3, "heads": 4}} | changes))
     if message:
@@ -201,12 +201,12 @@ def test_a_checkpoint_without_names_resumes_where_its_sizes_are_those_of_this_ru
     else:
         own.load_state_dict(saved)
         assert_equal(own.state_dict()["state"][0], saved["state"][0])
-        assert own.state_dict()["param_groups"][0]["parameters"][0] == ["body.weight", [3, 2]]  # kept from now on
+        assert own.state_dict()["param_groups"][0]["parameters"][0] == ["body.weight", [3, 2]]  # stored from now on
 
 
 @pytest.fixture(scope="module")
 def ide_run(tmp_path_factory, market_root):
-    """Folder of a run of IDE, killed after its first epoch."""
+    """Return the folder of a run of IDE that was killed after its first epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid.data.build._root", str(market_root))
         folder = tmp_path_factory.mktemp("ide") / "run"
@@ -216,58 +216,58 @@ def ide_run(tmp_path_factory, market_root):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("DATASETS.HOLD_OUT", 2), r"'heads.weight' is absent or of another size.*name them by MODEL.WEIGHTS"),
-    (("MODEL.BACKBONE.FEAT_DIM", 8), "is absent or of another size"),
+    (("DATASETS.HOLD_OUT", 2), r"'heads.weight' is missing or has another size.*MODEL.WEIGHTS"),
+    (("MODEL.BACKBONE.FEAT_DIM", 8), "is missing or has another size"),
     (("SOLVER.HEADS_LR_FACTOR", 0.5), "where this run has nothing. Resume with the config.yaml"),
-    (("SOLVER.OPT", "SGD"), "it is of SOLVER.OPT Adam, here SGD"),
+    (("SOLVER.OPT", "SGD"), "SOLVER.OPT Adam, this run has SGD"),
     (("SOLVER.EMA", 0.9), "has no average of the weights, this run has SOLVER.EMA 0.9; resume with SOLVER.EMA 0"),
 ])
-def test_a_checkpoint_of_another_run_is_refused_on_resume(small_config, ide_run, options, message):
+def test_a_checkpoint_of_another_run_cannot_be_resumed(small_config, ide_run, options, message):
     trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), *options, file=IDE))
     with pytest.raises(ValueError, match=f"model_0000.pth: .*{message}"):
         trainer.resume_or_load(resume=True)
 
 
-def test_settings_of_the_step_that_a_resumed_run_does_not_take_over_are_named(small_config, ide_run, log):
+def test_changed_settings_that_have_no_effect_on_a_resumed_run_are_logged(small_config, ide_run, log):
     for changes, named in (((), None), (("SOLVER.BASE_LR", 0.5), "initial_lr of group 0"),
                            (("SOLVER.MAX_EPOCH", 9), "T_max of lr_sched")):
         log.clear()
         trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), *changes, file=IDE))
         trainer.resume_or_load(resume=True)
-        warnings = [line for line in log.messages if "goes on with the settings" in line]
+        warnings = [line for line in log.messages if "continues with its original settings" in line]
         assert bool(warnings) == bool(changes) and all(named in line for line in warnings)
 
 
-def test_a_resumed_run_keeps_the_seed_that_was_drawn_for_it_and_names_another_one(tmp_path, monkeypatch, log):
+def test_a_resumed_run_uses_its_random_seed_and_logs_another_one(tmp_path, monkeypatch, log):
     def seed(*options: str) -> int:
         args = ["--resume", "--config-file", IDE, "OUTPUT_DIR", str(tmp_path), "SEED", *options]
         return setup(default_argument_parser().parse_args(args)).SEED
 
-    def write_config(cfg, args) -> None:  # as the host does, without its log
+    def write_config(cfg, args) -> None:  # like FastReID, without a log
         (tmp_path / "config.yaml").write_text(cfg.dump())
 
     draws = itertools.count(100)
     monkeypatch.setattr("os.urandom", lambda size: next(draws).to_bytes(size, "big"))
     monkeypatch.setattr("cerberus_plugin.engine.trainer.default_setup", write_config)
     drawn = seed("-1")
-    assert seed("-1") != drawn  # without a checkpoint another run begins
+    assert seed("-1") != drawn  # without a checkpoint, a new run starts
     drawn = seed("-1")
     (tmp_path / "last_checkpoint").write_text("model_0000.pth")
-    assert seed("-1") == drawn and not any("began with SEED" in line for line in log.messages)
-    assert seed("7") == 7 and f"began with SEED {drawn} and goes on with SEED 7" in log.text
+    assert seed("-1") == drawn and not any("started with SEED" in line for line in log.messages)
+    assert seed("7") == 7 and f"started with SEED {drawn} and continues with SEED 7" in log.text
     (tmp_path / "config.yaml").write_text("SEED: [")
     assert seed("3") == 3
 
 
-def test_as_many_other_identities_are_refused_on_resume(small_config, ide_run, market_people, tmp_path, use_root):
-    people = dict(zip((3, 7, 10, 11, 23, 100, 101, 700), market_people[0].values()))  # 3 in place of 2
+def test_other_identities_of_the_same_number_are_rejected(small_config, ide_run, market_people, tmp_path, use_root):
+    people = dict(zip((3, 7, 10, 11, 23, 100, 101, 700), market_people[0].values()))  # 3 instead of 2
     use_root(write_market_folder(tmp_path / "data", people, market_people[1]))
     trainer = CerberusTrainer(small_config(*RANDOM, "OUTPUT_DIR", str(ide_run), file=IDE))
     with pytest.raises(ValueError, match="model_0000.pth: .*trained on other identities"):
         trainer.resume_or_load(resume=True)
 
 
-def test_what_a_kill_has_left_of_a_checkpoint_is_removed_by_the_next_run_in_the_folder(small_config, tmp_path, log):
+def test_partly_written_checkpoints_are_removed_by_the_next_run_in_the_folder(small_config, tmp_path, log):
     cfg = small_config(*RANDOM, file=IDE)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()
@@ -279,7 +279,7 @@ def test_what_a_kill_has_left_of_a_checkpoint_is_removed_by_the_next_run_in_the_
 
 
 def begun(small_config, run, *options):
-    """A trainer of Cerberus with the weights of `run`, and its model's state before they were loaded."""
+    """Return a trainer of Cerberus with the weights of `run`, and the state of its model before they were loaded."""
     weights = str(Path(run.cfg.OUTPUT_DIR) / "model_final.pth")
     trainer = CerberusTrainer(small_config("MODEL.WEIGHTS", weights, *options))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -292,7 +292,7 @@ def begun(small_config, run, *options):
     (("MODEL.CERBERUS.SID_SPACE", "observed"), {"prototypes.rows"}),
     (("MODEL.HEADS.EMBEDDING_DIM", 64), {"heads.", "prototypes.rows", "prototypes.residuals"}),
 ])
-def test_training_begins_with_what_fits_of_a_model_of_other_tables_and_says_what_was_left(
+def test_tensors_that_fit_are_loaded_from_another_model_and_the_others_are_logged(
         small_config, run, options, left, log):
     trainer, before = begun(small_config, run, *options)
     given, now = run.model.state_dict(), trainer.model.state_dict()
@@ -308,12 +308,12 @@ def test_training_begins_with_what_fits_of_a_model_of_other_tables_and_says_what
     assert "prototypes (" in message  # the tables
 
 
-def test_prototypes_of_the_same_semantic_ids_go_over_to_other_identities(small_config, run):
+def test_prototypes_of_the_same_semantic_ids_are_loaded_for_other_identities(small_config, run):
     trainer, _ = begun(small_config, run, "DATASETS.HOLD_OUT", 2)
     assert_equal(dict(trainer.model.prototypes.named_parameters()), dict(run.model.prototypes.named_parameters()))
 
 
-def test_prototypes_stay_where_the_bits_of_as_many_semantic_ids_differ(small_config, run):
+def test_prototypes_are_not_loaded_if_the_values_of_semantic_ids_differ(small_config, run):
     path = Path(run.cfg.OUTPUT_DIR) / "model_final.pth"
     checkpoint = torch.load(path)
     checkpoint["model"]["prototypes.bits_head"] = 1 - checkpoint["model"]["prototypes.bits_head"]
@@ -332,7 +332,7 @@ def test_prototypes_stay_where_the_bits_of_as_many_semantic_ids_differ(small_con
     assert torch.equal(trainer.model.prototypes.residuals["head"], residuals)
 
 
-def test_weights_of_which_nothing_fits_are_refused(small_config, tmp_path):
+def test_weights_without_a_fitting_tensor_are_rejected(small_config, tmp_path):
     torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "other.pth")
     trainer = CerberusTrainer(small_config("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
     with pytest.raises(ValueError, match="other.pth: none of its tensors fits one of the model's"):

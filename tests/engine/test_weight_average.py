@@ -1,4 +1,4 @@
-"""The average of the weights: its values, what is evaluated and saved, and that training goes on from the raw ones."""
+"""Averaged weights: values, use in evaluations and checkpoints, and training that continues with the raw weights."""
 
 from types import SimpleNamespace
 
@@ -19,9 +19,9 @@ def weight_of(model) -> list[float]:
 
 
 class Loop(TrainerBase):
-    """The host's loop, hooks and checkpoints around SGD with momentum on one layer; two steps an epoch.
+    """FastReID's loop, hooks and checkpoints for one layer and SGD with momentum; two steps per epoch.
 
-    `evaluated` has the weights of each evaluation, `trained` those after each step.
+    `evaluated` contains the weights of each evaluation, `trained` those after each step.
     """
 
     def __init__(self, folder, epochs: int, decay: float = 0.9, checkpoint_period: int = 1):
@@ -57,19 +57,19 @@ class Loop(TrainerBase):
 
 
 def averaged(start: list[float], steps: list[list[float]], decay: float) -> list[float]:
-    """The definition, step after step."""
+    """Compute the average step by step from its definition."""
     for t, weights in enumerate(steps):
         d = min(decay, (1 + t) / (10 + t))
         start = [d * a + (1 - d) * w for a, w in zip(start, weights)]
     return start
 
 
-def test_the_average_of_three_steps_is_that_worked_by_hand():
+def test_the_average_of_three_steps_equals_a_calculation_by_hand():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(1.0)
     average = WeightAverage(model, 0.15)
     average.before_train()
-    for value, expected in ((2.0, 1.9), (4.0, 3.685), (0.0, 0.55275)):  # decays 1 / 10, then 0.15 in place of 2 / 11
+    for value, expected in ((2.0, 1.9), (4.0, 3.685), (0.0, 0.55275)):  # decays 1 / 10, then 0.15 instead of 2 / 11
         model.weight.data.fill_(value)
         average.after_step()
         assert average.beside["weight"].item() == pytest.approx(expected)
@@ -77,7 +77,7 @@ def test_the_average_of_three_steps_is_that_worked_by_hand():
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.2])
-def test_evaluations_see_the_average_and_training_goes_on_from_the_raw_weights(tmp_path, decay):
+def test_evaluations_use_the_average_and_training_the_raw_weights(tmp_path, decay):
     loop = Loop(tmp_path, epochs=3, decay=decay)
     start = weight_of(loop.model)
     loop.run()
@@ -85,22 +85,22 @@ def test_evaluations_see_the_average_and_training_goes_on_from_the_raw_weights(t
     without._hooks = []
     without.run()
     assert loop.trained == without.trained
-    # After the second epoch, and after the third by the host's hook at the end of training.
+    # Evaluations after the second epoch, and after the third, at the end of training.
     assert loop.evaluated == [pytest.approx(averaged(start, loop.trained[:n], decay), rel=1e-5) for n in (4, 6)]
     assert loop.evaluated[1] != pytest.approx(loop.trained[5], rel=1e-3)
 
 
-def test_checkpoints_hold_the_average_as_the_model_and_batch_statistics_as_they_are(tmp_path):
+def test_checkpoints_contain_the_average_and_unchanged_batch_statistics(tmp_path):
     loop = Loop(tmp_path, epochs=2)
     start = weight_of(loop.model)
     loop.run()
     for name, steps in (("model_0000", 2), ("model_best", 4), ("model_final", 4)):
-        state = torch.load(tmp_path / f"{name}.pth", weights_only=True)  # nothing but plain types
+        state = torch.load(tmp_path / f"{name}.pth", weights_only=True)  # only plain types
         assert state["model"]["0.weight"].flatten().tolist() == pytest.approx(
             averaged(start, loop.trained[:steps], 0.9), rel=1e-5)
         assert state["average"]["beside"]["0.weight"].flatten().tolist() == loop.trained[steps - 1]
         assert state["model"]["1.num_batches_tracked"] == steps and "1.running_mean" not in state["average"]["beside"]
-    assert weight_of(loop.model) == state["model"]["0.weight"].flatten().tolist()  # also what training leaves behind
+    assert weight_of(loop.model) == state["model"]["0.weight"].flatten().tolist()  # the model after training, too
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
@@ -114,9 +114,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
 
-def test_a_checkpoint_saved_between_epochs_resumes_as_well(tmp_path):
+def test_a_checkpoint_saved_within_an_epoch_can_be_resumed(tmp_path):
     loop = Loop(tmp_path, epochs=1).run()
-    loop.average.before_epoch()  # the model holds the raw weights again
+    loop.average.before_epoch()  # the model contains the raw weights again
     loop.checkpointer.save("model_between", epoch=0)
     again = Loop(tmp_path, epochs=1)
     assert not again.average.in_use and weight_of(again.model) == loop.trained[-1]
@@ -124,19 +124,19 @@ def test_a_checkpoint_saved_between_epochs_resumes_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.5])
-def test_a_decay_that_averages_nothing_is_refused(decay):
+def test_a_decay_outside_0_to_1_is_rejected(decay):
     with pytest.raises(ValueError, match=f"SOLVER.EMA is {decay}, expected 0 for no average or a decay below 1"):
         WeightAverage(torch.nn.Linear(1, 1), decay)
 
 
-def test_weights_of_another_model_are_refused():
+def test_weights_of_another_model_are_rejected():
     state = WeightAverage(torch.nn.Linear(2, 1), 0.9)
     state.before_train()
-    with pytest.raises(ValueError, match="weights beside the average of SOLVER.EMA are of another model"):
+    with pytest.raises(ValueError, match="SOLVER.EMA belong to another model"):
         WeightAverage(torch.nn.Linear(3, 1), 0.9).load_state_dict(state.state_dict())
 
 
-def test_parameters_stay_in_the_hosts_flat_buffer_and_in_their_memory_order():
+def test_parameters_remain_in_the_flat_buffer_and_in_their_memory_format():
     model = model_of(*SMALL).train()
     optimizer, flat = build_optimizer(solver_cfg(OPT="Adam", BASE_LR=1e-2), model)
     precision.store_channels_last(optimizer, model)

@@ -1,4 +1,4 @@
-"""What pretrained weights decide about a model is kept in the run folder and the checkpoint, and used again."""
+"""Settings that pretrained weights require are stored in the run folder and the checkpoint, and used again."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ IDE = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """LUPerson's form: a plain ResNet, named after it."""
+    """Return a file in the format of LUPerson: a plain ResNet, recognised by the file name."""
     cfg = get_cfg()
     cfg.merge_from_list([*RESNET, "MODEL.BACKBONE.PRETRAIN", False])
     path = tmp_path_factory.mktemp("weights") / "lup_moco_r18.pth"
@@ -33,8 +33,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", [pytest.param((), marks=pytest.mark.slow), IDE],
-                         ids=["Cerberus", "a model of the host"])
-def test_a_run_is_evaluated_as_its_weights_were_trained_with_any_configuration(small_config, weights, model):
+                         ids=["Cerberus", "a model of FastReID"])
+def test_an_evaluation_uses_the_stored_settings_with_any_configuration(small_config, weights, model):
     options = (*RESNET, *model, "SOLVER.MAX_EPOCH", 1, "MODEL.BACKBONE.PRETRAIN", True,
                "MODEL.BACKBONE.PRETRAIN_PATH", str(weights))
     run = trained(small_config(*options))
@@ -46,19 +46,19 @@ def test_a_run_is_evaluated_as_its_weights_were_trained_with_any_configuration(s
     assert run.model.pixel_mean.flatten().tolist() == pytest.approx(MEAN)
 
     final = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
-    loaded = load_model(small_config(*options, *final))  # which names neither key
+    loaded = load_model(small_config(*options, *final))  # without both keys
     assert loaded.pixel_mean.flatten().tolist() == pytest.approx(MEAN)
     assert [module.padding for module in loaded.modules() if isinstance(module, nn.MaxPool2d)] == [1]
     with pytest.raises(ValueError, match="was trained with MODEL.BACKBONE.STEM_POOL padding, not ceil. Use the config"):
         load_model(small_config(*options, *final, "MODEL.BACKBONE.STEM_POOL", "ceil"))
 
     checkpoint = torch.load(folder / "model_final.pth")
-    torch.save({"model": checkpoint["model"]}, folder / "earlier.pth")  # as earlier versions wrote it: of "ceil"
+    torch.save({"model": checkpoint["model"]}, folder / "earlier.pth")  # as in earlier versions, with "ceil"
     earlier = load_model(small_config(*options, "MODEL.WEIGHTS", str(folder / "earlier.pth")))
     assert [module.ceil_mode for module in earlier.modules() if isinstance(module, nn.MaxPool2d)] == [True]
 
 
-def test_a_run_resumes_with_the_settings_that_it_began_with_though_its_weights_are_gone(
+def test_a_resumed_run_uses_the_stored_settings_without_the_weight_file(
         small_config, tmp_path, weights, monkeypatch):
     monkeypatch.setattr("cerberus_plugin.engine.trainer.default_setup", lambda cfg, args: None)
     run = tmp_path / "run"
@@ -81,7 +81,7 @@ def test_a_run_resumes_with_the_settings_that_it_began_with_though_its_weights_a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["bot", "agw", "sbs", "mgn"])
-def test_the_hosts_models_begin_with_the_same_weights(tmp_path, log, model):
+def test_fastreids_models_load_the_same_weights(tmp_path, log, model):
     from fastreid.modeling.meta_arch import build_model
 
     cfg = get_cfg()

@@ -1,4 +1,4 @@
-"""Evaluators: the host's figures, the protocols' image sets, distributed gathering, models of a user's own."""
+"""Evaluators: equality with FastReID, image sets of the protocols, gathering of batches, custom models."""
 
 import csv
 import gzip
@@ -39,9 +39,9 @@ def run(evaluator, stream=None):
     ("TEST.METRIC", "cosine"), ("TEST.METRIC", "euclidean"), ("TEST.AQE.ENABLED", True), ("TEST.ROC.ENABLED", True),
     ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid"),
     ("TEST.RERANK.ENABLED", True, "TEST.RERANK.VARIANT", "fastreid", "TEST.AQE.ENABLED", True)])
-def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
+def test_reid_metrics_equal_those_of_fastreid(options, monkeypatch):
     cfg = config(*options)
-    # The package has given the host its own ranking; here the host ranks by itself.
+    # The package replaces the ranking of FastReID; this test restores the original.
     monkeypatch.setattr(rank, "evaluate_rank", partial(host.original(rank.evaluate_rank), use_cython=False))
     ours, theirs = run(TaskEvaluator(24, [ReIDTask(cfg)])), run(ReidEvaluator(cfg, 24))
     for name, value in theirs.items():
@@ -50,7 +50,7 @@ def test_reid_figures_equal_the_hosts_evaluator(options, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_reranking_ranks_by_the_published_distances_under_both_metrics(metric):
+def test_reranking_uses_the_published_distances_under_both_metrics(metric):
     cfg = config("TEST.RERANK.ENABLED", True, "TEST.METRIC", metric, "TEST.RERANK.K1", 8)
     inputs = [inputs for inputs, _ in batches()]
     pids, camids = (torch.cat([batch[key] for batch in inputs]) for key in ("targets", "camids"))
@@ -63,14 +63,14 @@ def test_reranking_ranks_by_the_published_distances_under_both_metrics(metric):
     assert found["mAP"] > plain["mAP"] + 3
 
 
-def test_reranking_compares_the_groups_that_are_asked_for():
+def test_reranking_uses_the_groups_of_TEST_GROUPS():
     cfg = config("TEST.RERANK.ENABLED", True, "TEST.GROUPS", ["upper"])
     only = [(inputs, outputs.unflatten(1, (5, 8))[:, 1]) for inputs, outputs in batches()]
     expected = run(TaskEvaluator(24, [ReIDTask(config("TEST.RERANK.ENABLED", True))]), only)
     assert run(TaskEvaluator(24, [ReIDTask(cfg)])) == pytest.approx(expected, abs=1e-4)
 
 
-def test_query_expansion_of_fewer_images_than_its_k_is_refused():
+def test_query_expansion_with_fewer_images_than_k_is_rejected():
     cfg = config("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 90)
     with pytest.raises(ValueError, match="QE_K is 90, but there are 24 query and 66 gallery images.*lower"):
         run(TaskEvaluator(24, [ReIDTask(cfg)]))
@@ -83,27 +83,27 @@ def test_query_expansion_of_fewer_images_than_its_k_is_refused():
     (("TEST.RERANK.VARIANT", "fastreid", "TEST.METRIC", "euclidean"), "re-ranking has almost no effect"),
     (("TEST.RERANK.K2", 0), "TEST.RERANK.K2 is 0"),
     (("TEST.AQE.ENABLED", True, "TEST.AQE.QE_K", 0), "TEST.AQE.QE_K is 0")])
-def test_reranking_without_a_meaning_is_refused_before_training(options, message):
+def test_invalid_options_of_reranking_are_rejected_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         check_task_options(config("TEST.RERANK.ENABLED", True, *options))
 
 
-def test_par_and_aps_attach_to_any_reader_and_leave_distractors_out():
+def test_par_and_aps_work_with_custom_readers_and_exclude_distractors():
     labels = random_labels(MARKET1501, 6, seed=9)
     results = run(TaskEvaluator(24, [PARTask(OwnReader(), labels), APSTask(OwnReader(), labels)]))
     assert results["PAR/images"] == 55  # 66 gallery images, 11 of them of identity 0
-    assert 0 < results["PAR/undefined_questions"] < results["PAR/questions"]  # five people do not wear every colour
+    assert 0 < results["PAR/undefined_questions"] < results["PAR/questions"]  # nobody wears some colours
     assert results["APS/images"] == 75 and results["APS/queries"] == 5
     assert results["APS/seen/queries"] == 5 and results["APS/unseen/queries"] == 0
 
 
-def test_queries_with_a_semantic_id_that_nobody_in_training_carries_are_told_apart():
+def test_queries_with_a_semantic_id_unseen_in_training_are_counted():
     task = APSTask(OwnReader(), random_labels(MARKET1501, 40, seed=9))
     labels = task.train_labels[:4].clone()
     head, upper = (list(MARKET1501.group_fields(group)) for group in ("head", "upper"))
-    labels[0, head] = task.train_labels[7, head]  # another person's: an unseen category of seen semantic IDs
+    labels[0, head] = task.train_labels[7, head]  # of another person: an unseen category with seen semantic IDs
     labels[1, upper] = 1  # every colour at once
-    labels[2, upper[0]] = -1  # what is left to describe is a training person
+    labels[2, upper[0]] = -1  # the remaining labels are those of a training person
     expected = [any(not (task.train_labels[:, fields] == row[fields]).all(dim=1).any() and (row[fields] != -1).all()
                     for fields in (list(MARKET1501.group_fields(group)) for group in GROUPS)) for row in labels]
     alone = [task(Gathered(torch.ones(1, 1), torch.tensor([1]), torch.tensor([0]), row[None], 1)) for row in labels]
@@ -111,7 +111,7 @@ def test_queries_with_a_semantic_id_that_nobody_in_training_carries_are_told_apa
     assert [found["APS/seen/queries"] for found in alone] == [False, False, True, True]
 
 
-def test_the_majority_answer_of_training_is_the_floor_of_recognition():
+def test_the_baseline_of_recognition_is_the_majority_class_of_training():
     train = random_labels(MARKET1501, 40, seed=2)
     results = run(TaskEvaluator(24, [PARTask(OwnReader(), train)]))
     majority = train[:, MARKET1501.index("hat")].mode().values.item()
@@ -121,24 +121,24 @@ def test_the_majority_answer_of_training_is_the_floor_of_recognition():
     assert results["PAR-majority/official/hat"] == pytest.approx(100 * expected)
 
 
-def test_recognition_can_be_scored_on_query_identities_alone():
+def test_recognition_can_be_scored_on_query_identities_only():
     stream = list(batches())
     inputs = stream[0][0]
-    inputs["targets"] = torch.where(inputs["targets"] == 5, 4, inputs["targets"])  # 5 never queries
+    inputs["targets"] = torch.where(inputs["targets"] == 5, 4, inputs["targets"])  # identity 5 has no query
     stream[1][0]["targets"] = torch.where(stream[1][0]["targets"] == 5, 4, stream[1][0]["targets"])
     every = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
     some = run(TaskEvaluator(24, [PARTask(OwnReader(), query_identities_only=True)]), stream)
     assert some["PAR/images"] < every["PAR/images"]
 
 
-def test_labels_and_images_are_scored_by_the_answers_without_the_missing_labels():
-    """Against loops over the bits of the schema."""
+def test_label_and_instance_metrics_skip_missing_labels():
+    """Compared with loops over the binary labels of the schema."""
     stream, hat = list(batches()), MARKET1501.index("hat")
     for inputs, _ in stream:
         inputs["attributes"][::3, hat] = -1
     results = run(TaskEvaluator(24, [PARTask(OwnReader())]), stream)
     labels = torch.cat([inputs["attributes"] for inputs, _ in stream])[24:]
-    said = torch.cat([outputs for _, outputs in stream])[24:, 0] > 0  # the reader answers class 1 to everything, or 0
+    said = torch.cat([outputs for _, outputs in stream])[24:, 0] > 0  # the reader predicts 1 for all attributes, or 0
     right, pairs = {}, {}
     for i, row in enumerate(labels.tolist()):
         if max(row) < 0:
@@ -167,7 +167,7 @@ def gathered_example() -> Gathered:
                     random_labels(MARKET1501, 4), 2)
 
 
-def test_query_and_gallery_are_views_of_what_was_gathered():
+def test_query_and_gallery_are_views_of_the_embeddings():
     given = gathered_example()
     assert given.query.embeddings.data_ptr() == given.embeddings.data_ptr()
     assert given.gallery.embeddings.data_ptr() == given.embeddings[2:].data_ptr()
@@ -177,7 +177,7 @@ def test_query_and_gallery_are_views_of_what_was_gathered():
 
 
 @pytest.mark.parametrize("protocol", ["asmr", "sal"])
-def test_chunks_of_the_embeddings_do_not_change_any_figure(protocol, monkeypatch):
+def test_metrics_do_not_depend_on_the_size_of_chunks(protocol, monkeypatch):
     def figures():
         return run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader(), query_identities_only=True),
                                       APSTask(OwnReader(), protocol=protocol, groups=("upper",))]))
@@ -188,14 +188,14 @@ def test_chunks_of_the_embeddings_do_not_change_any_figure(protocol, monkeypatch
     assert figures() == whole
 
 
-def test_embeddings_stay_on_the_cpu_where_half_of_what_is_free_cannot_hold_them(monkeypatch):
+def test_embeddings_larger_than_half_of_the_free_memory_stay_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8000, 80000))
     assert evaluators._fits(torch.zeros(10, 100), "cuda")
     assert not evaluators._fits(torch.zeros(10, 101), "cuda")
     assert evaluators._fits(torch.zeros(10, 10**6), "cpu")
 
 
-def test_batches_stay_on_the_device_until_they_are_many(monkeypatch):
+def test_batches_stay_on_the_device_up_to_a_limit(monkeypatch):
     evaluator = TaskEvaluator(24, [])
     evaluator.reset()
     monkeypatch.setattr(evaluators, "WAITING_BYTES", 3 * 16 * 40 * 4)
@@ -204,17 +204,17 @@ def test_batches_stay_on_the_device_until_they_are_many(monkeypatch):
     assert given[0][1].shape == (16, 40)
     for inputs, outputs in given[:3]:
         evaluator.process(inputs, outputs)
-    with pytest.raises(NotImplementedError, match="meta tensor"):  # a copy to the CPU
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # the error of a copy to the CPU
         evaluator.process(*given[3])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("waiting", [0, 3 * 16 * 40 * 4, 2**26])
-def test_batches_of_a_gpu_give_the_figures_of_the_cpu_whenever_they_are_copied(waiting, monkeypatch):
+def test_metrics_on_a_gpu_equal_those_on_the_cpu(waiting, monkeypatch):
     monkeypatch.setattr(evaluators, "WAITING_BYTES", waiting)
 
     def figures(device):
-        buffer = torch.empty(16, 40, device=device)  # one memory for all outputs, as of a CUDA graph
+        buffer = torch.empty(16, 40, device=device)  # the same memory for all outputs, as with a CUDA graph
         stream = (({key: value.to(device) for key, value in inputs.items()}, buffer[:len(outputs)].copy_(outputs))
                   for inputs, outputs in batches())
         return run(TaskEvaluator(24, [ReIDTask(config()), PARTask(OwnReader())]), stream)
@@ -223,17 +223,18 @@ def test_batches_of_a_gpu_give_the_figures_of_the_cpu_whenever_they_are_copied(w
     assert figures("cuda") == pytest.approx(expected)
 
 
-def test_rows_keep_query_and_gallery_apart():
+def test_a_subset_of_rows_counts_its_query_images():
     part = gathered_example().rows(torch.tensor([False, True, True, True]))
     assert part.num_query == 1 and part.query.pids.tolist() == [2] and part.gallery.pids.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(("protocol", "queries", "mAP", "rank1"), [
     ("asmr", 2, (29 / 36 + 9 / 20) / 2, 50), ("sal", 1, 7 / 12, 0), ("sal-all", 2, (7 / 12 + 1 / 4) / 2, 0)])
-def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, queries, mAP, rank1):
-    """Example A2: SAL drops person 7 under camera 1 for category 0, whose query image it is, and 8 under 1 for 1.
+def test_the_sal_protocol_excludes_the_representatives_person_and_camera(protocol, queries, mAP, rank1):
+    """Images of the same person and camera as a category's representative are excluded (example A2).
 
-    Category 1 has no query image, so that SAL's code does not ask for it.
+    These are person 7 under camera 1 for category 0, a query image, and person 8 under camera 1 for category 1, which
+    has no query image and is therefore no query in the code of SAL.
     """
     kinds = random_labels(MARKET1501, 2, seed=1)
     categories, pids, cams = [0, 0, 1, 0, 1], [7, 7, 8, 9, 8], [1, 2, 1, 1, 2]
@@ -251,7 +252,7 @@ def test_the_sal_protocol_drops_the_representatives_person_and_camera(protocol, 
 
 @pytest.mark.parametrize(("name", "expected"), [
     ("market", {"asmr": 484, "sal": 484, "sal-all": 484}), ("duke", {"asmr": 387, "sal": 307, "sal-all": 387})])
-def test_categories_that_are_asked_for_in_the_published_sets_by_protocol(request, real_data, name, expected):
+def test_number_of_queries_in_the_published_datasets_by_protocol(request, real_data, name, expected):
     """One image of each test identity in the gallery, and the published query images."""
     annotations = request.getfixturevalue(name)
     file = real_data / {"market": "market1501_query.csv.gz", "duke": "dukeMTMC_query.csv.gz"}[name]
@@ -273,8 +274,8 @@ def test_categories_that_are_asked_for_in_the_published_sets_by_protocol(request
 
 
 @pytest.mark.parametrize("protocol", ["sal", "sal-all"])
-def test_sal_asks_for_the_categories_of_query_images_alone_in_partial_searches_too(protocol):
-    """Drawn people of whom the later ones are in the gallery alone, against a loop over the categories."""
+def test_sal_uses_categories_of_query_images_in_partial_searches_too(protocol):
+    """Random people, some of them only in the gallery; compared with a loop over the categories."""
     labels, upper = random_labels(MARKET1501, 12, seed=3), list(MARKET1501.group_fields("upper"))
     draw = torch.Generator().manual_seed(8)
     pids = torch.cat([torch.arange(7), torch.arange(12).repeat(4)])
@@ -302,22 +303,23 @@ def test_sal_asks_for_the_categories_of_query_images_alone_in_partial_searches_t
         assert figures[f"APS/{name}mAP{'_given' if name else ''}"] == pytest.approx(
             100 * sum(precisions) / len(precisions))
     assert figures["APS/queries"] == {"sal": 7, "sal-all": 12}[protocol]
-    assert ("queries are the 7 categories of query images, of 12" in results_table(figures)) == (protocol == "sal")
+    table = results_table(figures)
+    assert ("queries are the 7 categories of the query images, out of 12" in table) == (protocol == "sal")
 
 
-def test_sal_is_refused_where_no_query_image_is_labelled():
+def test_sal_is_rejected_without_labelled_query_images():
     labels = random_labels(MARKET1501, 4).index_fill(0, torch.tensor([0, 1]), -1)
     images = Gathered(torch.ones(8, 1), torch.arange(4).repeat(2), torch.arange(8) // 4, labels.repeat(2, 1), 2)
-    with pytest.raises(ValueError, match="sal asks for the categories of query images, of which none is labelled"):
+    with pytest.raises(ValueError, match="sal takes the categories of query images.* none of them has labels"):
         APSTask(OwnReader(), protocol="sal")(images)
     assert APSTask(OwnReader(), protocol="sal-all")(images)["APS/queries"] == 2
 
 
 @pytest.mark.parametrize("protocol", ["asmr", "sal"])
-def test_seen_and_unseen_categories_together_are_all_of_them(protocol):
+def test_metrics_of_seen_and_unseen_categories_add_up_to_those_of_all(protocol):
     stream = list(batches())
     for inputs, _ in stream:
-        inputs["camids"] = torch.where(inputs["targets"] == 5, 0, inputs["camids"])  # "sal" leaves nothing to find
+        inputs["camids"] = torch.where(inputs["targets"] == 5, 0, inputs["camids"])  # "sal" excludes all of its matches
     results = run(TaskEvaluator(24, [APSTask(OwnReader(), random_labels(MARKET1501, 6, seed=9)[[1, 5]],
                                              protocol=protocol)]), stream)
     assert results["APS/unmatched"] == (protocol == "sal")
@@ -329,14 +331,14 @@ def test_seen_and_unseen_categories_together_are_all_of_them(protocol):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda i: i, "24 query and 0 gallery images"),
-    (None, "gave no images"),
+    (None, "has no images"),
 ])
-def test_empty_sides_are_refused(change, message):
+def test_an_empty_query_or_gallery_set_is_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         run(TaskEvaluator(24, []), [next(iter(batches(24, size=24)))] if change else iter(()))
 
 
-def test_queries_without_any_match_are_skipped_and_all_of_them_refused():
+def test_queries_without_a_match_are_skipped_unless_none_has_one():
     stream = list(batches())
     stream[0][0]["targets"][0] = 99
     skipped = run(TaskEvaluator(24, [ReIDTask(config())]), stream)
@@ -349,7 +351,7 @@ def test_queries_without_any_match_are_skipped_and_all_of_them_refused():
         run(TaskEvaluator(16, [ReIDTask(config())]), stream[:1] + list(batches(seed=1))[2:])
 
 
-def test_damaged_embeddings_unlabelled_images_and_unknown_groups_are_refused():
+def test_damaged_embeddings_missing_labels_and_unknown_groups_are_rejected():
     bad = list(batches())
     bad[0][1][0, 0] = float("nan")
     with pytest.raises(ValueError, match="1 of 90 embeddings are not finite"):
@@ -360,35 +362,35 @@ def test_damaged_embeddings_unlabelled_images_and_unknown_groups_are_refused():
         run(TaskEvaluator(24, [PARTask(OwnReader())]), plain)
     for inputs, _ in (unlabelled := list(batches())):
         inputs["attributes"] = torch.full_like(inputs["attributes"], -1)
-    with pytest.raises(ValueError, match="none of the test images is labelled"):
+    with pytest.raises(ValueError, match="none of the test images has labels"):
         run(TaskEvaluator(24, [PARTask(OwnReader())]), unlabelled)
-    with pytest.raises(ValueError, match="GROUPS holds 'feet', expected names joined"):
+    with pytest.raises(ValueError, match="GROUPS contains 'feet', expected names joined"):
         run(TaskEvaluator(24, [APSTask(OwnReader(), groups=("feet",))]))
 
 
-def test_a_models_last_touch_is_given_to_its_embeddings():
+def test_finish_is_applied_to_the_embeddings():
     seen = []
     run(TaskEvaluator(24, [lambda gathered: seen.append(gathered.embeddings) or {}], finish=lambda e: e * 0 + 2))
     assert (seen[0] == 2).all()
 
 
-def test_attributes_that_a_data_set_lacks_are_undefined_and_in_no_mean():
-    """Two people of whom the gender is known, and a hat of one; the reader says yes and female of image 0 and 2."""
+def test_attributes_without_labels_are_undefined_and_excluded_from_means():
+    """Two people with labels of gender, one also of hat; the reader predicts yes and female or no and male."""
     labels = torch.full((2, len(MARKET1501.fields)), -1)
     labels[:, MARKET1501.index("gender")] = torch.tensor([0, 1])
     labels[0, MARKET1501.index("hat")] = 1
     pids = torch.tensor([1, 2, 1, 2, 2])
     images = Gathered(torch.tensor([[1.0], [1], [1], [-1], [1]]), pids, torch.arange(5), labels[pids - 1], 2)
     figures = PARTask(OwnReader())(images) | APSTask(OwnReader())(images)
-    # The gallery is a man who is read as female with a hat, and a woman who is read as male, and as female.
+    # Gallery: a man predicted as a woman with a hat, and two images of a woman, predicted as male and as female.
     official = {name.rsplit("/", 1)[1]: value for name, value in figures.items() if name.startswith("PAR/official/")}
     assert {name for name, value in official.items() if value == value} == {"gender", "hat"}
     assert official["gender"] == pytest.approx(100 / 3) and official["hat"] == 100
     assert figures["PAR/mA_official"] == figures["PAR/label/accuracy"] == pytest.approx((100 / 3 + 100) / 2)
-    assert figures["PAR/label/mA"] == pytest.approx(100 * (0 + 1 / 2) / 2)  # a hat that all have has no mA
-    # One label of each woman, once right; of the man two, of which one is right: |P & A| / |P | A| is 1 / 2, - and 1.
+    assert figures["PAR/label/mA"] == pytest.approx(100 * (0 + 1 / 2) / 2)  # mA is undefined for a hat that all wear
+    # The man has two labels, one of them right; the woman has one, right on one image: |P & A| / |P | A| is 1/2, 0, 1.
     assert figures["PAR/instance/accuracy"] == pytest.approx(100 * (1 / 2 + 0 + 1) / 3)
     table = results_table(figures)
     assert "undefined" in table and "nan" not in table
-    # Queries are what is known: a man with a hat, and a woman.
+    # Queries are the known labels: a man with a hat, and a woman.
     assert figures["APS/queries"] == 2

@@ -1,4 +1,4 @@
-"""Figures by person: recognition and search by the mean scores of all images of a person, against loops over people."""
+"""Metrics by person: recognition and search by the mean scores of a person's images, compared with loops."""
 
 from cerberus_plugin import APSTask, PARTask
 from cerberus_plugin.attributes import GROUPS, MARKET1501, SIDTable
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from support.data import random_labels
 from support.readers import OwnReader
 
-D, PEOPLE = 6, 7  # the first of the people is the distractor
+D, PEOPLE = 6, 7  # person 0 is the distractor
 LABELS = random_labels(MARKET1501, PEOPLE, seed=9).index_fill(0, torch.tensor([0]), -1)
-LABELS[4] = LABELS[3]  # two persons of one category
+LABELS[4] = LABELS[3]  # two persons with the same labels
 TRAIN = random_labels(MARKET1501, 40)
-TRAIN[0, list(MARKET1501.columns[8].fields)[:2]] = 1  # a training person in two colours
+TRAIN[0, list(MARKET1501.columns[8].fields)[:2]] = 1  # a training person with two upper colours
 COLOURS = [column.is_colour for column in MARKET1501.columns]
 
 
@@ -41,7 +41,7 @@ READERS = {"nearest": prototype_reader, "probability": lambda: prototype_reader(
 
 @pytest.fixture
 def seen(monkeypatch) -> Gathered:
-    """Some images of each person, unlike one another, of which 5 at a time are read."""
+    """Several different images of each person, processed in chunks of 5."""
     monkeypatch.setattr(gathered, "CHUNK_ENTRIES", 5 * 5 * D)
     draw = torch.Generator().manual_seed(4)
     people = torch.cat([torch.randint(PEOPLE, (26,), generator=draw), torch.arange(PEOPLE).repeat(2)])
@@ -88,7 +88,7 @@ def probable_answers(reader, images: torch.Tensor, balanced: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_person_is_recognised_once_by_the_mean_scores_of_its_gallery_images(seen, name):
+def test_a_person_is_recognised_by_the_mean_scores_of_its_gallery_images(seen, name):
     reader = READERS[name]()
     figures = PARTask(reader)(seen)
     people = range(1, PEOPLE)
@@ -133,7 +133,7 @@ def test_a_description_ranks_persons_by_the_mean_score_of_all_their_images(seen,
     prototype_reader(), prototype_reader(reading="probability"), prototype_reader(force_colour=True), classifiers(),
     prototype_reader(reading="probability", force_colour=True, temperatures={"up": 3.0, "upper colour": 0.5})],
     ids=["nearest", "probability", "nearest, forced", "classifiers", "probability, forced, calibrated"])
-def test_a_person_of_one_image_has_the_figures_of_the_image(seen, reader):
+def test_a_person_with_one_image_has_the_metrics_of_the_image(seen, reader):
     draw = torch.Generator().manual_seed(5)
     labels = random_labels(MARKET1501, 30, seed=6)
     one = Gathered(blocks(torch.randn(30, 5 * D, generator=draw)).flatten(1), torch.arange(30), torch.zeros(30).long(),
@@ -145,7 +145,7 @@ def test_a_person_of_one_image_has_the_figures_of_the_image(seen, reader):
     assert found == pytest.approx({key: figures[key] for key in found}, nan_ok=True)
 
 
-def test_a_person_is_an_identity_in_one_outfit_and_with_one_set_of_labels(seen):
+def test_outfits_and_different_labels_of_an_identity_count_as_persons(seen):
     outfits = (seen.pids == 2).long() * torch.arange(40).remainder(2)
     dressed = Gathered(seen.embeddings, seen.pids, seen.camids, seen.attributes, 12, outfits=outfits)
     assert PARTask(classifiers())(dressed)["PAR/person/persons"] == PEOPLE
@@ -156,7 +156,7 @@ def test_a_person_is_an_identity_in_one_outfit_and_with_one_set_of_labels(seen):
     assert APSTask(classifiers())(of_images)["APS/person/persons"] == PEOPLE
 
 
-def test_a_reader_without_scores_of_answers_has_persons_in_its_search_alone(seen):
+def test_a_reader_without_answer_scores_has_metrics_by_person_in_APS_only(seen):
     assert not [key for key in PARTask(OwnReader())(seen) if "person" in key]
     assert APSTask(OwnReader())(seen)["APS/person/persons"] == PEOPLE - 1
 
@@ -183,13 +183,13 @@ def test_an_image_is_scored_once_for_itself_and_its_person(seen, name, monkeypat
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_partial_search_leaves_out_people_of_whom_nothing_in_these_groups_is_known(seen, name):
+def test_a_partial_search_excludes_people_without_labels_in_its_groups(seen, name):
     upper = list(MARKET1501.group_fields("upper"))
     labels = seen.attributes.clone()
     labels[seen.pids == 2] = labels[seen.pids == 2].index_fill(1, torch.tensor(upper), -1)
     images = Gathered(seen.embeddings, seen.pids, seen.camids, labels, 12)
     figures = APSTask(READERS[name](), groups=("upper",))(images)
-    # By hand: the described persons' categories are queries; the images of the others may fit, and are passed over.
+    # Expected value: queries are the categories with labels; images without labels may match and are skipped.
     kept = labels[seen.pids != 0]
     order = torch.cat([torch.arange(len(seen.pids))[12:], torch.arange(12)])
     order = order[(seen.pids[order] != 0) & (seen.pids[order] != 2)]
@@ -204,5 +204,5 @@ def test_a_partial_search_leaves_out_people_of_whom_nothing_in_these_groups_is_k
     assert figures["APS/upper/mAP_given"] == pytest.approx(100 * sum(aps_of) / len(queries))
     assert 0 < figures["APS/upper/mAP_full"] < 100
     labels[:, upper] = -1
-    with pytest.raises(ValueError, match="TEST.APS.GROUPS holds 'upper', but no test image has a label"):
+    with pytest.raises(ValueError, match="TEST.APS.GROUPS contains 'upper', but no test image has a label"):
         APSTask(READERS[name](), groups=("upper",))(images)

@@ -1,4 +1,4 @@
-"""The result table and the records: the best evaluated epoch, chosen as it should be and shown where asked for."""
+"""Result tables and records: selection and display of the best evaluated epoch, and contents of the tables."""
 
 import json
 import math
@@ -22,7 +22,7 @@ NAME = "epoch 4 of 6, the best on this test set by reID"
 
 @pytest.mark.parametrize(("metrics", "best"), [
     ({2: 10.0, 4: 30.0, 6: 20.0}, 4),
-    ({6: 30.0, 4: 30.0, 2: 10.0}, 4),  # the earliest among equals, in whatever order
+    ({6: 30.0, 4: 30.0, 2: 10.0}, 4),  # the earliest among equals, in any order
     ({2: math.nan, 4: 1.0, 6: math.nan}, 4),
     ({2: 10.0, 6: 30.0}, 6),  # the last
     ({6: 0.0}, 6),  # the only one
@@ -37,7 +37,7 @@ def test_an_epoch_whose_metric_is_undefined_never_wins(evaluations):
     assert best_rows(evaluations) == []
 
 
-def test_of_every_epoch_all_but_the_figures_of_single_attributes_are_kept():
+def test_metrics_stored_for_each_epoch_are_all_but_those_of_single_attributes():
     figures = {**REID, **PAR, **APS, **CLOTHES, "metric": 1, "PAR-majority/mA_official": 1.0, "TPR@FPR=1e-04": 0.5}
     kept = report.summary(figures)
     assert set(kept) == {"metric", *REID, *CLOTHES, "APS/mAP", "APS/mAP_trapezoid", "APS/Rank-1",
@@ -45,16 +45,16 @@ def test_of_every_epoch_all_but_the_figures_of_single_attributes_are_kept():
     assert all(type(value) is float for value in kept.values())
 
 
-def test_the_best_epoch_stands_between_the_last_one_and_the_floor():
+def test_the_best_epoch_is_shown_between_the_last_epoch_and_the_baseline():
     results = {**REID, **PAR, **APS}
     best = report.summary({**results, "mAP": 77.0, "PAR/mA_binary": 66.0, "APS/mAP": 55.0})
     reid, par, aps = results_table(results, results, [(NAME, best)]).split("\n\n")
     assert [line.split("  ")[0].strip() for line in map(str.strip, reid.splitlines()[3:])] == [
         "this model, last epoch", NAME, "before training"]
     assert "77.00" in reid.splitlines()[4]
-    assert [line.split()[-1] for line in par.splitlines() if NAME in line] == ["50.00", "66.00", "50.00"]  # no column
+    assert [line.split()[-1] for line in par.splitlines() if NAME in line] == ["50.00", "66.00", "50.00"]  # mA only
     lines = [line for line in aps.splitlines() if NAME in line]
-    assert len(lines) == 1 and "55.00" in lines[0]  # all categories alone
+    assert len(lines) == 1 and "55.00" in lines[0]  # only the row of all categories
     plain = results_table(results, results)
     assert "this model" in plain and "last epoch" not in plain and "best" not in plain
 
@@ -79,8 +79,8 @@ def test_each_test_set_has_its_own_best_epoch(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["evaluations"] == {"A": {"1": {"metric": None}}}
 
 
-def test_mAP_and_rank_1_may_each_come_from_an_epoch_of_its_own():
-    """As the code of CSSC takes them: no evaluated epoch has both figures."""
+def test_best_mAP_and_best_rank_1_may_come_from_different_epochs():
+    """As in the code of CSSC: no evaluated epoch has both values."""
     epochs = {5: {"metric": 40.0, "mAP": 50.0, "Rank-1": 30.0, "cloth-changing/mAP": 9.0, "cloth-changing/Rank-1": 8.0},
               10: {"metric": 45.0, "mAP": 45.0, "Rank-1": 45.0, "cloth-changing/mAP": 7.0},
               15: {"metric": math.nan, "mAP": 20.0, "Rank-1": 60.0, "cloth-changing/mAP": math.nan}}
@@ -89,11 +89,11 @@ def test_mAP_and_rank_1_may_each_come_from_an_epoch_of_its_own():
     assert own == {"mAP": 50.0, "Rank-1": 60.0, "cloth-changing/mAP": 9.0, "cloth-changing/Rank-1": 8.0}
     results = {**REID, **CLOTHES, **PAR, **APS}
     lines = [line for line in results_table(results, None, [(name, best), (other, own)]).splitlines() if other in line]
-    assert len(lines) == 2 and "cloth-changing" in lines[0]  # of reID alone: an epoch of its own has no PAR and no APS
+    assert len(lines) == 2 and "cloth-changing" in lines[0]  # reID only: this row has no PAR and no APS
     assert [line.split()[-2:] for line in lines] == [["9.00", "8.00"], ["50.00", "60.00"]]
 
 
-def test_attribute_search_shows_both_rules_of_its_ap_by_name():
+def test_attribute_search_shows_the_rectangle_and_the_trapezoid_mAP():
     results = {**REID, **APS, "APS/seen/mAP_trapezoid": 0.5, "APS/upper/mAP_trapezoid_given": 0.25, "APS/unmatched": 2}
     table = results_table(results).split("\n\n")[1].splitlines()
     assert "2 queries have no relevant image" in table[0]
@@ -112,11 +112,11 @@ def test_attribute_search_shows_rank_1_to_20_within_160_characters():
     assert max(map(len, (header, rule, line))) <= 160
 
 
-def test_questions_that_balanced_accuracy_leaves_out_are_counted():
+def test_labels_excluded_from_balanced_accuracy_are_counted():
     results = {**REID, **PAR, "PAR/questions": 30, "PAR/undefined_questions": 1}
-    assert "balanced leaves out 1 of 30 yes/no questions" in results_table(results)
-    assert "leaves out" not in results_table({**results, "PAR/undefined_questions": 0})
-    assert "leaves out" not in results_table({**REID, **PAR})  # records from before they were counted
+    assert "balanced excludes 1 of 30 yes/no labels" in results_table(results)
+    assert "balanced excludes" not in results_table({**results, "PAR/undefined_questions": 0})
+    assert "balanced excludes" not in results_table({**REID, **PAR})  # records of versions without the count
 
 
 LABELS = {"PAR/questions": 30, "PAR/label/undefined_F1": 0, "PAR/label/accuracy": 92.0, "PAR/label/mA": 74.0,
@@ -125,22 +125,22 @@ LABELS = {"PAR/questions": 30, "PAR/label/undefined_F1": 0, "PAR/label/accuracy"
           "PAR/instance/without_answer": 0, "PAR/instance/without_either": 0}
 
 
-def test_labels_have_a_table_that_names_the_threshold_and_what_is_left_out():
+def test_labels_have_a_table_with_the_threshold_and_the_excluded_labels():
     results = {**REID, **PAR, **LABELS, "PAR (probability)/label/mA": 75.0, "PAR/person/label/mA": 76.0,
                "PAR-majority/label/mA": 50.0}
     _, _, labels = results_table(results, results).split("\n\n")
     title, header, _, *lines = labels.splitlines()
-    assert "30 yes/no labels" in title and "threshold of 0.5" in title and "left out" not in labels
+    assert "30 yes/no labels" in title and "threshold of 0.5" in title and "excluded" not in labels
     assert [line.split("  ")[0] for line in map(str.strip, lines)] == [
         "this model, nearest prototype", "this model, nearest prototype, by person", "this model, by probability",
-        "majority answer", "before training"]
+        "majority class", "before training"]
     assert lines[0].split()[-7:] == ["92.00", "74.00", "59.00", "72.00", "81.00", "84.00", "82.50"]
     assert len(header) <= 140
     counted = results_table({**results, "PAR/instance/without_yes": 4, "PAR/label/undefined_F1": 1})
-    assert "of F1 (yes on no image and in no answer): 1; images, of the recall (no label is yes): 4" in counted
+    assert "labels without F1 (never yes, never predicted): 1; images without recall (no label is yes): 4" in counted
 
 
-def test_persons_have_a_row_beside_that_of_the_images_in_each_reading():
+def test_each_prediction_method_has_rows_by_image_and_by_person():
     person = {f"PAR/person/{key.removeprefix('PAR/')}": 70.0 for key in PAR if key != "PAR/images"}
     person |= {"PAR/person/persons": 3, "APS/person/mAP": 80.0, "APS/person/queries": 4, "APS/person/persons": 5}
     own = {**PAR, **APS, **person}

@@ -1,4 +1,4 @@
-"""The command that calibrates a run, and what a predictor says with and without it."""
+"""Tests of the command that calibrates a run, and of a predictor with and without calibration."""
 
 import contextlib
 import io
@@ -28,11 +28,11 @@ NAMES = [column.name for column in MARKET1501.columns]
 OPTIONS = ("--accuracy", "0.6", "--confidence", "0.6", "--false-match-rate", "0.3", "1e-6",
            "--device", "cpu")
 
-pytestmark = pytest.mark.slow  # trains, gathers and draws
+pytestmark = pytest.mark.slow  # trains a model
 
 
 def copy_of(run, folder: Path) -> Path:
-    """A run folder of its own that shares the weights."""
+    """Create a run folder with a link to the weights of another."""
     folder.mkdir()
     original = Path(run.cfg.OUTPUT_DIR)
     shutil.copy(original / "config.yaml", folder)
@@ -42,7 +42,7 @@ def copy_of(run, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(run, market_root, tmp_path_factory):
-    """A calibrated run, of whose test identities three are fitted on and three measured; and what it printed."""
+    """A run that was calibrated on three test identities and measured on the other three, and the printed text."""
     folder = copy_of(run, tmp_path_factory.mktemp("calibrated") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid.data.build._root", str(market_root))
@@ -74,16 +74,16 @@ def altered(predictor, monkeypatch, market_root, use_root):
     return predictor
 
 
-def test_one_command_writes_table_picture_and_record(calibrated, run):
+def test_the_command_writes_table_plot_and_record(calibrated, run):
     folder, shown = calibrated[0] / "calibration", calibrated[1]
     assert (folder / "calibration.txt").read_text() in shown and " always " in shown
-    assert "With a confidence of 60 %, for each attribute by itself, at least 60 % of those given are right" in shown
-    assert "refused: 3 people, it takes 1,355" in shown
+    assert "With a confidence of 60 %, for each attribute separately, at least 60 % of the certain predictions" in shown
+    assert "rejected: 3 people, needs 1,355" in shown
     assert (folder / "calibration.png").stat().st_size > 10_000
     record = json.loads((folder / "calibration.json").read_text())
     assert record["fitted on"] == "3 of the test identities" and record["measured on"] == "3 test identities"
     assert list(record["columns"]) == NAMES
-    scales = CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu").reader.scales  # measured on the training images
+    scales = CerberusPredictor(run.cfg.OUTPUT_DIR, device="cpu").reader.scales  # fitted on the training images
     assert len(set(scales.values())) > 1
     for name, row in record["columns"].items():
         assert row["cosine scale"] == pytest.approx(scales[name] / row["temperature"])
@@ -92,7 +92,7 @@ def test_one_command_writes_table_picture_and_record(calibrated, run):
     assert record["checkpoint sha256"] == manifest["checkpoint sha256"] is not None
 
 
-def test_temperatures_make_right_answers_likelier_where_they_were_fitted(altered):
+def test_temperatures_increase_the_likelihood_on_the_images_to_fit_on(altered):
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     assert not set(fitting.pids.tolist()) & set(measuring.pids.tolist())
     columns = calibrate.Columns(altered.reader, fitting)
@@ -103,10 +103,10 @@ def test_temperatures_make_right_answers_likelier_where_they_were_fitted(altered
         likelier = columns.negative_log_likelihood(m, temperature) <= columns.negative_log_likelihood(m, 1.0)
         right = columns.right[m][:, columns.answers[m] + 1]
         mean = ((columns.scores[m] / temperature).softmax(dim=1) * right).sum(dim=1).mean().item()
-        assert likelier or mean == pytest.approx(4 / 5, abs=1e-4), "or as likely as three people can show"
+        assert likelier or mean == pytest.approx(4 / 5, abs=1e-4), "the limit for three people"
 
 
-def test_thresholds_are_of_the_pairs_that_were_fitted_on(altered):
+def test_thresholds_are_fitted_on_the_pairs_of_the_people_to_fit_on(altered):
     fitting, _, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     pairs = calibration.collect_pairs(altered.picture_scores, fitting.embeddings, fitting.pids, fitting.camids)
     assert len(pairs.different) == 36
@@ -114,7 +114,7 @@ def test_thresholds_are_of_the_pairs_that_were_fitted_on(altered):
     assert found == pytest.approx(calibration.threshold_for(pairs, 0.3, 0.6))
 
 
-def test_answers_have_calibrated_probabilities_and_some_are_withheld(predictor, crops):
+def test_answers_have_calibrated_probabilities_and_some_are_uncertain(predictor, crops):
     answers = predictor.answers(crops)
     assert len(answers) == len(crops) and list(answers[0]) == NAMES
     reader = predictor.reader.calibrated(predictor.calibration.temperatures)
@@ -130,11 +130,11 @@ def test_answers_have_calibrated_probabilities_and_some_are_withheld(predictor, 
         for name, answer in portable.items():
             assert answer._replace(probability=0) == row[name]._replace(probability=0)
             assert answer.probability == pytest.approx(row[name].probability, abs=1e-5)
-    assert not predictor.reader.temperatures, "recognition, search and acceleration stay what they were"
+    assert not predictor.reader.temperatures, "recognition, search and acceleration do not change"
     assert any(answer.abstained for row in answers for answer in row.values())
 
 
-def test_what_was_not_calibrated_is_said_answer_by_answer(predictor, crops):
+def test_each_answer_states_whether_it_is_calibrated(predictor, crops):
     whole, embeddings = predictor.calibration, predictor.embed(crops[:1])
     part = Calibration({"hat": whole.temperatures["hat"]}, {"hat": 1.1}, whole.verification, whole.record)
     answers = answers_of(predictor.reader, embeddings, part)[0]
@@ -142,7 +142,7 @@ def test_what_was_not_calibrated_is_said_answer_by_answer(predictor, crops):
     assert answers["hat"].abstained and not answers["gender"].abstained
 
 
-def test_two_pictures_show_one_person_with_a_probability(predictor, crops):
+def test_the_probability_that_two_images_show_the_same_person_depends_on_the_prior(predictor, crops):
     fitted = predictor.calibration.verification
     score = predictor.picture_scores(*(predictor.embed(crop) for crop in crops[:2])).item()
     assert predictor.same_person(*crops[:2]) == pytest.approx(fitted.probability(score), rel=1e-4)
@@ -150,7 +150,7 @@ def test_two_pictures_show_one_person_with_a_probability(predictor, crops):
     assert one > 0.5 and one / (1 - one) == pytest.approx(99 * rare / (1 - rare), rel=1e-3)
 
 
-def test_a_run_that_is_not_calibrated_says_so(run, tmp_path, crops, log):
+def test_a_run_without_calibration_warns_and_gives_uncalibrated_answers(run, tmp_path, crops, log):
     bare = CerberusPredictor(copy_of(run, tmp_path / "run"), device="cpu")
     assert bare.calibration is None
     answers = bare.answers(crops[0])[0]
@@ -164,7 +164,7 @@ def test_a_run_that_is_not_calibrated_says_so(run, tmp_path, crops, log):
         read_calibration(tmp_path / "run")
 
 
-def test_a_calibration_of_another_checkpoint_or_score_is_refused(folder, altered, tmp_path, crops):
+def test_a_calibration_of_another_checkpoint_or_score_is_rejected(folder, altered, tmp_path, crops):
     assert read_calibration(folder).record == read_calibration(folder, folder / "model_final.pth").record
     other = tmp_path / "model_best.pth"
     other.write_bytes(b"other weights")
@@ -180,7 +180,7 @@ def test_a_calibration_of_another_checkpoint_or_score_is_refused(folder, altered
 @pytest.mark.parametrize(("section", "option", "value", "was"), [
     (("TEST", "PAR"), "COSINE_SCALE", 64.0, 16.0), (("TEST", "PAR"), "FORCE_COLOUR", True, False),
     (("INPUT",), "SIZE_TEST", [128, 64], [48, 24])])
-def test_a_calibration_of_other_settings_is_refused(folder, tmp_path, crops, section, option, value, was):
+def test_a_calibration_of_other_settings_is_rejected(folder, tmp_path, crops, section, option, value, was):
     shutil.copytree(folder, tmp_path / "run", symlinks=True)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     node = config
@@ -197,20 +197,20 @@ def test_a_calibration_of_other_settings_is_refused(folder, tmp_path, crops, sec
     assert read_calibration(tmp_path / "run").record["settings"]["reader"] == "PrototypeReader"
 
 
-def test_held_out_identities_are_fitted_on(altered):
+def test_held_out_identities_are_used_to_fit(altered):
     altered.cfg.DATASETS.HOLD_OUT = 4
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     assert named == "4 held-out training identities" and len(fitting.pids.unique()) == 4
-    assert len(measuring.pids.unique()) == 6 and 0 not in measuring.pids, "distractors are no person"
+    assert len(measuring.pids.unique()) == 6 and 0 not in measuring.pids, "distractors are excluded"
 
 
-def test_nothing_is_measured_on_the_held_out_identities(altered):
+def test_the_held_out_identities_are_rejected_as_a_test_dataset(altered):
     altered.cfg.DATASETS.HOLD_OUT = 4
-    with pytest.raises(ValueError, match="--dataset held-out: these identities are fitted on, so nothing can be meas"):
+    with pytest.raises(ValueError, match="--dataset held-out: the calibration is fitted on these identities"):
         calibrate.fit_and_measure_on(altered, "held-out")
 
 
-def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altered, crops):
+def test_images_are_embedded_without_flips_like_by_a_predictor(altered, crops):
     altered.cfg.TEST.FLIP.ENABLED = True
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     own = torch.cat([part.query.embeddings for part in (fitting, measuring)])
@@ -218,7 +218,7 @@ def test_people_are_embedded_as_a_predictor_embeds_pictures_without_flips(altere
     assert torch.allclose(own[pids.argsort()], altered.embed(crops), atol=1e-5)
 
 
-def test_calibrating_again_gives_the_same(altered, tmp_path, monkeypatch):
+def test_a_second_calibration_gives_the_same_result(altered, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "plot", lambda *args: None)
     calibrate.run(altered, "Market1501Attributes", [0.3, 1e-6], 0.6, 0.5, tmp_path, 0.6)
     first, again = (json.loads((where / "calibration.json").read_text())
@@ -226,11 +226,11 @@ def test_calibrating_again_gives_the_same(altered, tmp_path, monkeypatch):
     assert first == again
 
 
-def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monkeypatch, tmp_path, log, crops):
+def test_without_attributes_only_pairs_are_calibrated(altered, monkeypatch, tmp_path, log, crops):
     reader = altered.reader
     monkeypatch.setattr(altered, "reader", None)
     record = calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
-    assert record["columns"] == {} and "predicts no attributes; only pairs" in log.text
+    assert record["columns"] == {} and "does not predict attributes; only pairs" in log.text
     monkeypatch.setattr(altered, "reader", reader)
     parts = [replace(part, attributes=None)
              for part in calibrate.fit_and_measure_on(altered, "Market1501Attributes")[:2]]
@@ -246,10 +246,10 @@ def test_a_model_without_attributes_is_calibrated_for_pairs_alone(altered, monke
         altered.answers(crops[0])
 
 
-def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
+def test_too_few_people_or_pairs_are_rejected(altered, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="fitted on 3 of the test identities: .* 3 identities are too few to "
                                          "guarantee an accuracy of 0.95 with a confidence of 0.9.* 45 .* 0.464. "
-                                         "More people to fit on"):
+                                         "Fit on more people"):
         calibrate.run(altered, "Market1501Attributes", [0.1], 0.95, 0.5, tmp_path)
     fitting, measuring, named = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     one = calibrate.of_identities(fitting, fitting.pids[:1])
@@ -260,24 +260,24 @@ def test_too_few_people_or_pairs_are_refused(altered, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("option", "value"), [("--accuracy", "1"), ("--confidence", "1"), ("--prior", "0"),
                                                ("--false-match-rate", "-0.5")])
-def test_numbers_that_are_no_shares_are_refused(folder, capsys, option, value):
+def test_numbers_outside_0_and_1_are_rejected(folder, capsys, option, value):
     with pytest.raises(SystemExit):
         calibrate.main([str(folder), option, value])
-    assert f"{option}: {value}: expected a share between 0 and 1, without both" in capsys.readouterr().err
+    assert f"{option}: {value}: expected a number between 0 and 1, exclusive" in capsys.readouterr().err
 
 
-def test_a_column_nobody_is_labelled_for_is_left_uncalibrated(altered, log):
+def test_an_attribute_without_labels_is_not_calibrated(altered, log):
     fitting, measuring, _ = calibrate.fit_and_measure_on(altered, "Market1501Attributes")
     labels = fitting.attributes.clone()
     labels[:, MARKET1501.index("hat")] = -1
     fitting = replace(fitting, attributes=labels)
     columns, curves = calibrate.calibrate_columns(altered.reader, fitting, measuring, 0.5, 0.5)
     assert list(columns) == list(curves) == [name for name in NAMES if name != "hat"]
-    assert "hat: not labelled in the images to fit on" in log.text
+    assert "hat: no labels in the images to fit on" in log.text
     assert torch.equal(curves["gender"][0][2], measuring.pids)
 
 
-def test_a_classifier_that_cannot_say_none_is_wrong_where_no_colour_is_listed():
+def test_a_classifier_without_none_is_wrong_if_no_colour_is_listed():
     draw = torch.Generator().manual_seed(0)
     labels = random_labels(MARKET1501, 40)
     reader = ProbabilityReader(MARKET1501, torch.randn(sum(MARKET1501.column_sizes), 6, generator=draw),

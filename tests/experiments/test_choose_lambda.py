@@ -1,4 +1,4 @@
-"""Lambda of APR on held-out identities: one run a value, none repeated, none mixed up, and the best one named."""
+"""Tests of the choice of APR's lambda on held-out identities."""
 
 import json
 import math
@@ -24,7 +24,7 @@ OPTIONS = ["INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "SOLVER.
 
 @pytest.fixture(scope="module")
 def command(market_root, tmp_path_factory):
-    """Run the command on the small data set, in a process of its own; gives its output and its folder."""
+    """Function that runs the command on the small dataset in a separate process, with its output and folder."""
     folder = tmp_path_factory.mktemp("sweep") / "out"
 
     def start(*options) -> str:
@@ -46,15 +46,15 @@ def run_folder(command, value: float) -> Path:
 
 
 @pytest.mark.slow
-def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
+def test_the_command_trains_a_run_per_lambda_and_prints_the_best(command):
     record = json.loads((command.folder / "lambda.json").read_text())
     figures = {run["lambda"]: run["results"]["PAR/mA_binary"] for run in record["runs"]}
     assert set(figures) == {0, 1} and figures[record["chosen"]] == max(figures.values())
     last = command.output.splitlines()[-1]
-    assert last.startswith(f"chosen: lambda = {record['chosen']:g} (highest PAR/mA_binary on 2 held-out identities; ")
+    assert last.startswith(f"chosen: lambda = {record['chosen']:g} (highest PAR/mA_binary on 2 held-out identities: ")
     assert "PAR mA (official)" in command.output
     text = (command.folder / "report.md").read_text()
-    assert "| lambda 0 |" in text and "PAR mA (official)" in text and "Each option alone" in text
+    assert "| lambda 0 |" in text and "PAR mA (official)" in text and "One option at a time" in text
     for run in record["runs"]:
         config = (command.folder / run["folder"] / "config.yaml").read_text()
         assert f"LAMBDA: {run['lambda']:.1f}" in config and f"SEED: {record['seed']}" in config and record["seed"] >= 0
@@ -64,11 +64,11 @@ def test_one_command_trains_a_run_a_lambda_and_names_the_best(command):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_continues(command):
     finished, killed = (run_folder(command, value) for value in (0, 1))
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     record = (command.folder / "lambda.json").read_text()
-    (killed / "results.json").unlink()  # as after a kill between the last checkpoint and the evaluation
+    (killed / "results.json").unlink()  # interrupted between the last checkpoint and the evaluation
     output = command("--by", "PAR/mA_binary", "--lambdas", "1", "0")
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
     assert "Already trained for 1 epochs" in output and "finished before" in output
@@ -76,18 +76,18 @@ def test_a_finished_run_is_not_repeated_and_a_killed_one_goes_on(command):
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_run_of_another_configuration_is_refused(command):
+def test_a_folder_with_a_run_of_another_configuration_is_rejected(command):
     cfg = read_config()
     cfg.defrost()
     cfg.merge_from_file(str(run_folder(command, 0) / "config.yaml"))
-    cfg.LOG_PERIOD, cfg.MODEL.APR.SCHEMA = 7, ""  # neither changes a figure
+    cfg.LOG_PERIOD, cfg.MODEL.APR.SCHEMA = 7, ""  # neither changes the results
     check_same_run(cfg)
     cfg.SOLVER.BASE_LR = 1.0
-    with pytest.raises(ValueError, match="lambda_0.*/config.yaml: .*SOLVER.BASE_LR .* in place of 1.0; choose another"):
+    with pytest.raises(ValueError, match="lambda_0.*/config.yaml: .*SOLVER.BASE_LR .* instead of 1.0; choose another"):
         check_same_run(cfg)
 
 
-def test_what_pretrained_weights_have_set_in_a_run_is_no_other_configuration(small_config, tmp_path):
+def test_options_set_by_pretrained_weights_do_not_make_another_configuration(small_config, tmp_path):
     run = small_config().clone()
     run.defrost()
     run.MODEL.BACKBONE.STEM_POOL, run.MODEL.PIXEL_MEAN = "padding", [127.5, 127.5, 127.5]
@@ -95,23 +95,23 @@ def test_what_pretrained_weights_have_set_in_a_run_is_no_other_configuration(sma
     (tmp_path / "run" / "results.json").write_text("{}")
     (tmp_path / "run" / "config.yaml").write_text(run.dump())
     check_same_run(small_config())
-    with pytest.raises(ValueError, match="made with MODEL.BACKBONE.STEM_POOL padding in place of ceil"):
+    with pytest.raises(ValueError, match="made with MODEL.BACKBONE.STEM_POOL padding instead of ceil"):
         check_same_run(small_config("MODEL.BACKBONE.STEM_POOL", "ceil"))
 
 
-def test_a_run_whose_configuration_is_gone_is_refused(small_config, tmp_path):
+def test_a_run_without_a_configuration_is_rejected(small_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="config.yaml: not found, so that the run in this folder may be any"):
+    with pytest.raises(ValueError, match="config.yaml: not found, so the configuration of the run"):
         check_same_run(small_config())
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--lambdas", "0.5", "1.5"], "--lambdas has 1.5, expected shares between 0 and 1"),
+    (["--lambdas", "0.5", "1.5"], "--lambdas has 1.5, expected numbers between 0 and 1"),
     (["--lambdas", "0.3", "0.30", "1"], "--lambdas has 0.3 more than once"),
     (["MODEL.META_ARCHITECTURE", "ARN"], "META_ARCHITECTURE is 'ARN', which has no lambda; expected APR"),
 ])
-def test_what_cannot_be_chosen_from_is_refused_before_training(options, message):
+def test_invalid_lambdas_and_models_are_rejected_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         main(["--config-file", str(ROOT / APR), *options])
 
@@ -119,34 +119,34 @@ def test_what_cannot_be_chosen_from_is_refused_before_training(options, message)
 @pytest.mark.parametrize(("options", "message"), [
     (["--lambdas", "0", "0,5"], "--lambdas: could not convert string to float: '0,5'"),
     (["--by", "PAR"], "argument --by: invalid choice: 'PAR'")])
-def test_a_word_among_the_numbers_and_an_unknown_figure_are_refused(options, message, capsys):
+def test_text_among_the_numbers_and_an_unknown_metric_are_rejected(options, message, capsys):
     with pytest.raises(SystemExit):
         main(["--config-file", str(ROOT / APR), *options])
     assert message in capsys.readouterr().err
 
 
-def test_a_data_set_without_attributes_is_refused(small_config):
+def test_a_dataset_without_attributes_is_rejected(small_config):
     cfg = prepare(small_config("DATASETS.NAMES", ["Market1501"], "DATASETS.HOLD_OUT", 2, file=APR))
-    with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR learns from"):
+    with pytest.raises(ValueError, match="Market1501.* have no attributes, which APR needs"):
         choose(cfg, [0.5])
 
 
-def test_no_lambda_is_chosen_among_runs_that_were_tested_differently(small_config, monkeypatch):
+def test_no_lambda_is_chosen_if_runs_were_tested_differently(small_config, monkeypatch):
     cfg = prepare(small_config("DATASETS.HOLD_OUT", 2, file=APR))
     rows = [{"x": value, "runs": [{"seed": cfg.SEED, "folder": "runs", "results": {"held-out": {"mAP": 50 * value}}}]}
             for value in (0.0, 1.0)]
     monkeypatch.setattr(study, "run", lambda *_: {"variants": rows, "refused": "PAR force colour is False here"})
-    with pytest.raises(ValueError, match="no lambda can be chosen: PAR force colour is False here"):
+    with pytest.raises(ValueError, match="lambda cannot be chosen: PAR force colour is False here"):
         choose(cfg, [0.0, 1.0])
     assert not Path(cfg.OUTPUT_DIR, "lambda.json").exists()
 
 
-def test_the_folder_of_a_training_run_is_not_written_into(run, small_config):
-    with pytest.raises(ValueError, match="holds a training run, whose config.yaml would be overwritten"):
+def test_the_folder_of_a_training_run_is_rejected(run, small_config):
+    with pytest.raises(ValueError, match="contains a training run, whose config.yaml would be overwritten"):
         prepare(small_config("OUTPUT_DIR", run.cfg.OUTPUT_DIR, file=APR))
 
 
-def test_a_hundred_identities_are_held_out_unless_said_otherwise_and_a_drawn_seed_is_kept(small_config, tmp_path):
+def test_100_identities_are_held_out_by_default_and_the_seed_of_existing_runs_is_reused(small_config, tmp_path):
     cfg = prepare(small_config("SEED", -1, file=APR))
     assert (cfg.DATASETS.HOLD_OUT, cfg.DATASETS.TESTS, cfg.SEED) == (100, ("held-out",), -1)
     assert prepare(small_config("DATASETS.HOLD_OUT", 3, file=APR)).DATASETS.HOLD_OUT == 3
@@ -154,7 +154,7 @@ def test_a_hundred_identities_are_held_out_unless_said_otherwise_and_a_drawn_see
     assert prepare(small_config("SEED", -1, file=APR)).SEED == 77
 
 
-def test_the_highest_figure_wins_and_the_larger_lambda_among_equals():
+def test_the_best_lambda_has_the_highest_metric_and_is_the_largest_of_equal_ones():
     assert best_lambda({0.1: 30.0, 0.9: 40.0, 1.0: 35.0}, "mAP") == 0.9
     assert best_lambda({0.9: 40.0, 0.8: 40.0, 0.1: 30.0}, "mAP") == 0.9
     with pytest.raises(ValueError, match="--by mAP is undefined for lambda 0.1, 1: the held-out"):

@@ -1,4 +1,4 @@
-"""Costs of models: the paper's counts for Cerberus and MGN, classifiers left out, and times that are measured."""
+"""Tests of the counted costs (the paper's for Cerberus and MGN) and of the measured times."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ def test_cerberus_has_the_parameters_and_operations_of_the_paper():
     assert found["parameters"] == 49_306_688
     assert found["multiply-adds, paper"] == 10_055_750_656  # 10.06 G
     assert found["values an embedding"] == 2560
-    # two a multiply-add without batch normalisation, and the product that aligns each of 2,048 channels
+    # two per multiply-add without batch normalisation, and the product that aligns each of 2,048 channels
     assert 0 < found["operations, torch"] - 2 * 10_023_600_128 < 1e6
 
 
 def test_mgn_has_the_parameters_and_operations_of_the_paper():
     found = counts(config("mgn_R50"))
-    assert found["parameters"] - 8 == 68_807_744  # the host's pooling has an exponent a head
+    assert found["parameters"] - 8 == 68_807_744  # FastReID's pooling has one exponent per head
     assert round(found["multiply-adds, paper"] / 1e9, 2) == 14.00
 
 
@@ -40,12 +40,12 @@ def test_classifiers_of_identities_and_attributes_are_not_counted(name):
     assert counts(config(name))["parameters"] == 11_689_512 - 512 * 1000 - 1000
 
 
-def test_neither_prototypes_nor_the_number_of_identities_are_counted():
+def test_costs_do_not_depend_on_prototypes_or_the_number_of_identities():
     few, many = (counts(config("cerberus_demo", "MODEL.HEADS.NUM_CLASSES", number)) for number in (10, 700))
     assert few == many
 
 
-def test_times_are_of_whole_steps_and_of_images_beside_what_they_hang_on(small_config, monkeypatch):
+def test_times_are_measured_with_batch_sizes_precisions_and_hardware(small_config, monkeypatch):
     monkeypatch.setattr("cerberus_plugin.modeling.precision.computes_in_half", lambda device: True)
     cfg = small_config("SOLVER.AUTOCAST", "bfloat16", "TEST.AUTOCAST", "")
     found = times(cfg, warm=0, steps=1)
@@ -57,4 +57,4 @@ def test_times_are_of_whole_steps_and_of_images_beside_what_they_hang_on(small_c
     monkeypatch.setattr("cerberus_plugin.modeling.precision.computes_in_half", lambda device: False)
     assert times(cfg, warm=0, steps=1)["precision of a step"] == "float32"
     assert "core(s)" in found["machine"]
-    assert not Path(cfg.OUTPUT_DIR).exists()  # where a run may lie
+    assert not Path(cfg.OUTPUT_DIR).exists()  # the run folder is not used

@@ -1,4 +1,4 @@
-"""The figures of the paper: what they draw is what the model does, and the figures beside them are right."""
+"""Tests of the figures of the paper and of the numbers in their captions."""
 
 import copy
 import hashlib
@@ -24,7 +24,7 @@ from support.training import read_config
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, market_root):
-    """A Cerberus that has learnt nothing, whose normalisation is not the identity all the same."""
+    """An untrained Cerberus whose batch normalisation is not the identity."""
     folder = tmp_path_factory.mktemp("figures") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid.data.build._root", str(market_root))
@@ -46,13 +46,13 @@ def predictor(folder):
 
 @pytest.fixture
 def run(predictor, market_root, use_root):
-    """Tests may change what its predictor and its images hold, and by `monkeypatch` its model."""
+    """Tests may change the attributes of its predictor and images, and its model by `monkeypatch`."""
     use_root(market_root)
     return exhibit.TestedModel(copy.copy(predictor), "Market1501Attributes")
 
 
 def changed(run, key: str, value) -> exhibit.TestedModel:
-    """The same run by another value of its configuration."""
+    """The run with another value of its configuration."""
     predictor = copy.copy(run.predictor)
     predictor.cfg = predictor.cfg.clone()
     predictor.cfg.defrost()
@@ -65,8 +65,8 @@ def paths_of(run, count: int = 6) -> list[str]:
 
 
 @pytest.fixture
-def cut_somewhere(run, monkeypatch) -> None:
-    """A sigma that crops a third to two thirds of the images, in the widest gap amid the rows' norms: in any batch."""
+def cropping_sigma(run, monkeypatch) -> None:
+    """Set a sigma that crops about half of the images, in a wide gap between norms so that batches do not matter."""
     heat = alignment.rows_of(run, [path for path, *_ in run.items]).heat
     edges = torch.minimum(heat[:, 0], heat[:, -1])  # an image is cropped where its first or last row is below sigma
     low, high = edges.quantile(torch.tensor([1 / 3, 2 / 3]))
@@ -77,7 +77,7 @@ def cut_somewhere(run, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("align", [True, False])
-def test_weights_of_places_are_one_on_the_mean_over_what_the_group_reads(run, cut_somewhere, monkeypatch, align):
+def test_the_mean_weight_over_the_input_of_a_group_is_1(run, cropping_sigma, monkeypatch, align):
     monkeypatch.setattr(run.predictor.model.heads, "align", align)
     weights, rows = attention.weights_of_places(run.predictor.model, run.predictor.load_images(paths_of(run)))
     assert weights.shape[:2] == (6, len(GROUPS)) and weights.std() > 0.01
@@ -86,7 +86,7 @@ def test_weights_of_places_are_one_on_the_mean_over_what_the_group_reads(run, cu
     assert ((rows[:, 3:] - rows[:, 3:].mean()).abs() < 1e-6).all() and (rows[:, :3] == 0).any()
 
 
-def test_a_place_weighs_what_the_representation_loses_without_it(run):
+def test_a_weight_is_the_inner_product_of_output_and_representation(run):
     model, images = run.predictor.model, run.predictor.load_images(paths_of(run, 2))
     weights, _ = attention.weights_of_places(model, images)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_a_place_weighs_what_the_representation_loses_without_it(run):
     assert torch.allclose(weights[:, GROUPS.index("identity"), 1, 0], expected, atol=1e-4)
 
 
-def test_a_model_that_pools_in_another_way_cannot_be_shared_out_among_places(run, monkeypatch):
+def test_a_model_without_mean_pooling_is_rejected(run, monkeypatch):
     heads = run.predictor.model.heads
     pool = heads.pool
 
@@ -108,20 +108,20 @@ def test_a_model_that_pools_in_another_way_cannot_be_shared_out_among_places(run
         return pooled | {"identity": global_map.amax(dim=(2, 3))}, how
 
     monkeypatch.setattr(heads, "pool", maximum)
-    with pytest.raises(ValueError, match="representation 'identity', expected 1: this model pools in another way"):
+    with pytest.raises(ValueError, match="representation 'identity', expected 1. This model does not use mean pooling"):
         attention.weights_of_places(run.predictor.model, run.predictor.load_images(paths_of(run)))
 
 
-def test_a_strip_is_drawn_as_high_as_what_is_read_of_it():
+def test_a_strip_is_drawn_with_the_height_of_its_input():
     assert attention.extent(torch.tensor([0.0, 0.5, 0.5, 0.0])) == (0.25, 0.75)
     start, end = attention.extent(torch.tensor([0.0, 0.2, 0.4, 0.0]))
     assert (start, end) == (pytest.approx(0.375), pytest.approx(0.75))
 
 
-def test_the_most_cropped_images_are_chosen_one_a_person(run):
+def test_the_most_cropped_images_are_chosen_one_per_person(run):
     rows = alignment.Rows(torch.ones(len(run.items), 3), torch.zeros(len(run.items)).long(),
                           torch.full((len(run.items),), 2), torch.zeros(len(run.items)).bool())
-    assert [run.items[i][1] for i in alignment.choose(run, rows, 5)] == [1, 3]  # nothing cropped: two to look at
+    assert [run.items[i][1] for i in alignment.choose(run, rows, 5)] == [1, 3]  # no image is cropped: two of them
     distractor = next(i for i, (_, pid, _) in enumerate(run.items) if pid == 0)
     of_three = [i for i, (_, pid, _) in enumerate(run.items) if pid == 3]
     rows.bottom[[distractor, of_three[0]]] = 0
@@ -130,7 +130,7 @@ def test_the_most_cropped_images_are_chosen_one_a_person(run):
     assert alignment.choose(run, rows, 1) == [of_three[0]]
 
 
-def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, monkeypatch):
+def test_the_share_of_cropped_images_is_that_of_the_model(run, cropping_sigma, monkeypatch):
     monkeypatch.setattr(alignment, "draw", lambda *_: None)
     shown = alignment.make(run, people=3)
     model = run.predictor.model
@@ -141,11 +141,11 @@ def test_the_share_of_cropped_images_is_that_of_the_model(run, cut_somewhere, mo
     assert 0 < cropped < len(run.items) == shown.figures["images"]
     assert shown.figures["cropped"] == cropped
     assert shown.figures["rows kept, mean %"] == pytest.approx(100 * sum(ratios) / len(ratios), abs=1e-3)
-    assert f"{cropped} of {len(run.items)} test images" in shown.caption and "cropped most" in shown.caption
+    assert f"{cropped} of {len(run.items)} test images" in shown.caption and "most cropped" in shown.caption
     monkeypatch.setattr(run.predictor.model.heads, "sigma", 1e9)
     shown = alignment.make(run)
     assert shown.figures["no row above sigma"] == len(run.items)
-    assert "0 of" in shown.caption and "sigma does not fit" in shown.caption
+    assert "0 of" in shown.caption and "Sigma does not fit" in shown.caption
 
 
 def test_strips_are_the_thirds_of_the_rows_kept():
@@ -158,7 +158,7 @@ def test_strips_are_the_thirds_of_the_rows_kept():
     plt.close()
 
 
-def test_the_nearest_neighbour_is_sought_among_other_cameras():
+def test_the_nearest_neighbour_is_from_another_camera():
     angles = torch.tensor([0, 1, 40, 44, 46, 90.0]).deg2rad()
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     pids, camids = torch.tensor([1, 1, 1, 2, 2, 3]), torch.tensor([0, 0, 1, 0, 1, 1])
@@ -169,7 +169,7 @@ def test_the_nearest_neighbour_is_sought_among_other_cameras():
     assert chance == pytest.approx(100 * (1 / 3 + 1 / 3 + 2 / 3 + 1 / 3 + 1 / 3) / 5)
 
 
-def test_the_semantic_id_of_the_most_people_is_taken_unless_one_is_named(run):
+def test_the_default_semantic_id_is_the_one_with_the_most_people(run):
     shared = neighbours.shared_sid(run)
     table = run.predictor.reader.table
     sids = table.lookup(run.labels)
@@ -184,16 +184,16 @@ def test_the_semantic_id_of_the_most_people_is_taken_unless_one_is_named(run):
     named = neighbours.shared_sid(run, *other)
     assert (named.group, named.sid) == other
     alone = next(key for key, count in counts.items() if count == 1)
-    with pytest.raises(ValueError, match=f"1 people carry semantic ID {alone[1]} of {alone[0]}, expected at least 2"):
+    with pytest.raises(ValueError, match=f"1 people have semantic ID {alone[1]} of {alone[0]}, expected at least 2"):
         neighbours.shared_sid(run, *alone)
 
 
-def test_the_plane_is_the_same_at_every_call():
+def test_tsne_is_reproducible():
     points = torch.randn(9, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(neighbours.embedded(points), neighbours.embedded(points))
 
 
-def test_people_of_the_most_images_are_drawn_first():
+def test_people_with_the_most_images_are_first():
     assert neighbours.most_seen({5: [1], 2: [3, 4], 1: [2]}, 2) == [2, 1]
 
 
@@ -205,13 +205,13 @@ def test_two_runs_show_the_same_people(run, monkeypatch):
     (panels, pids), = drawn
     assert [title.split()[0] for title, *_ in panels] == ["adaptive", "margin"]
     assert len(pids.unique()) == 2 and [len(places) for _, places, _ in panels] == [len(pids)] * 2
-    assert panels[0][2] == panels[1][2]  # one and the same checkpoint
+    assert panels[0][2] == panels[1][2]  # the same checkpoint
     sharers = [pid for _, pid, _ in run.items if pid in neighbours.shared_sid(run).images]
     assert shown.figures["runs"][0]["all who share it"]["images"] == len(sharers)
     assert [name.split(":")[0] for name in neighbours.names_of([run, run])] == ["run", "run"]
 
 
-def test_sheets_mark_right_what_is_as_described(run, monkeypatch):
+def test_sheets_mark_results_that_agree_with_the_description_as_right(run, monkeypatch):
     monkeypatch.setattr(sheets, "sheet", lambda rows, top: rows)
     monkeypatch.setattr(sheets, "draw_cards", lambda cards: None)
     shown = sheets.make(run, people=3, groups=("head", "carrying"), top=5)
@@ -235,7 +235,7 @@ def test_sheets_mark_right_what_is_as_described(run, monkeypatch):
             picture.caption for picture in shown.pictures if mode in picture.suffix)
 
 
-def test_wrong_answers_stand_beside_the_label(run):
+def test_wrong_predictions_are_shown_with_the_label(run):
     gallery = rank_list.Gallery(run.predictor)
     schema = run.predictor.reader.schema
     path, pid, _ = gallery.queries[2]
@@ -259,7 +259,7 @@ def test_right_and_wrong_differ_in_more_than_colour(run):
 
 
 @pytest.mark.parametrize("name", command.MAKE)
-def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_legible_figure_and_how_it_was_made(name, run, folder, tmp_path, monkeypatch, capsys):
     sizes, original = [], exhibit.write_figure
 
     def save(path, figure, dpi):
@@ -285,45 +285,45 @@ def test_a_command_draws_a_legible_figure_and_says_who_made_it(name, run, folder
     assert made["checkpoint sha256"] == [hashlib.sha256(weights).hexdigest()]
 
 
-def test_models_and_data_sets_that_cannot_are_refused(run, folder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="attention is of one run, but two are named"):
+def test_unsuitable_models_and_datasets_are_rejected(run, folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="attention needs one run, got"):
         command.main(["attention", str(folder), str(folder), "--output", str(tmp_path)])
-    with pytest.raises(ValueError, match="MODEL.CERBERUS.ALIGN is False, so nothing is aligned"):
+    with pytest.raises(ValueError, match="MODEL.CERBERUS.ALIGN is False, so there is no alignment"):
         alignment.make(changed(run, "MODEL.CERBERUS.ALIGN", False))
     fewer = exhibit.TestedModel(run.predictor, run.dataset)
     fewer.items.pop()
     with pytest.raises(ValueError, match="is tested on other images than"):
         neighbours.make(run, fewer)
     monkeypatch.setattr(neighbours, "shared_sid", lambda *_: neighbours.Shared("head", 0, "", {1: [0, 1, 2]}))
-    with pytest.raises(ValueError, match="has 3 images of 1 people, expected at least 4 to draw"):
+    with pytest.raises(ValueError, match="has 3 images of 1 people, expected at least 4 images"):
         neighbours.make(run)
     without = exhibit.TestedModel(copy.copy(run.predictor), run.dataset)
     without.images.labels = None
-    with pytest.raises(ValueError, match="Market1501Attributes: has no attributes, so that nobody is known"):
+    with pytest.raises(ValueError, match="Market1501Attributes: has no attributes, so shared semantic IDs are unknown"):
         neighbours.make(without)
     with pytest.raises(ValueError, match="no sheet of par, aps, because Market1501Attributes has no attributes"):
         sheets.make(without, modes=("par", "aps"))
     without.predictor.reader = None
     with pytest.raises(ValueError, match="has no prototypes .MODEL.CERBERUS.LAMBDA_SEM is"):
         neighbours.make(without)
-    with pytest.raises(ValueError, match="no sheet of partial, because the model reads no attributes"):
+    with pytest.raises(ValueError, match="no sheet of partial, because the model does not predict attributes"):
         sheets.make(without, modes=("partial",))
 
 
 @pytest.mark.parametrize(("make", "what"), [(alignment.make, "alignment of strips"),
                                             (attention.make, "representations of groups"),
                                             (neighbours.make, "semantic IDs")])
-def test_a_model_without_groups_is_refused(run, make, what):
+def test_a_model_without_groups_is_rejected(run, make, what):
     with pytest.raises(ValueError, match=f"Baseline has no {what}.*; name a run of Cerberus"):
         make(changed(run, "MODEL.META_ARCHITECTURE", "Baseline"))
 
 
-def test_a_run_is_shown_its_own_first_test_set_unless_one_is_named(folder):
+def test_the_default_dataset_is_the_first_of_the_run(folder):
     assert exhibit.TestedModel.load(folder, device="cpu").dataset == "Market1501Attributes"
     assert exhibit.TestedModel.load(folder, "DukeMTMCAttributes", "cpu").dataset == "DukeMTMCAttributes"
 
 
-def test_a_model_that_reads_no_attributes_has_a_sheet_of_pictures_alone(run):
+def test_a_model_without_attributes_has_only_the_sheet_of_reid(run):
     run.predictor.reader = None
     shown = sheets.make(run, people=1, top=2)
     assert [picture.suffix for picture in shown.pictures] == ["_reid"]

@@ -1,4 +1,4 @@
-"""People compared by some groups: the cosine over their blocks, the choice where clothes may have changed."""
+"""Tests of comparing people by some groups, and of the choice of groups for changed clothes."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ CERBERUS = "configs/Market1501/cerberus_demo.yml"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """PRCC's form with labels of outfits."""
+    """A small dataset in PRCC's format with labels of outfits."""
     root = tmp_path_factory.mktemp("prcc")
     label(write_prcc(root), PRCC)
     return root
@@ -30,7 +30,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clothes_run(root, tmp_path_factory):
-    """A small run of Cerberus with two held-out identities."""
+    """Configuration of a small run of Cerberus with two held-out identities."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid.data.build._root", str(root))
         return trained(cloth_config(tmp_path_factory.mktemp("groups"), "PRCCAttributes", "SOLVER.MAX_EPOCH", 1,
@@ -44,7 +44,7 @@ def folder(clothes_run, root, use_root):
 
 
 def world(seed: int = 0) -> Gathered:
-    """Five-block embeddings of 60 images of 6 identities in two outfits: head and identity tell who, upper what."""
+    """Embeddings of 60 images of 6 people in 2 outfits; head and identity depend on the person, upper on the outfit."""
     generator = torch.Generator().manual_seed(seed)
     pids, outfits = torch.arange(60) % 6, torch.arange(60) // 6 % 2
     person, clothes = (torch.randn(12, 8, generator=generator) for _ in range(2))
@@ -54,7 +54,7 @@ def world(seed: int = 0) -> Gathered:
     return Gathered(seen.flatten(1), pids, torch.arange(60), None, 20, outfits=pids * 2 + outfits)
 
 
-def test_a_cosine_of_some_groups_is_the_mean_over_their_blocks():
+def test_the_cosine_of_some_groups_is_the_mean_over_their_blocks():
     embeddings = torch.randn(7, 40)
     chosen = of_groups(embeddings, ("identity", "head"))
     unit = blocks(embeddings)[:, [3, 0]]
@@ -66,14 +66,14 @@ def test_a_cosine_of_some_groups_is_the_mean_over_their_blocks():
 
 @pytest.mark.parametrize(("names", "message"), [(("head", "legs"), "groups are head, legs, expected one or more of"),
                                                 ((), "groups are none")])
-def test_unknown_groups_are_refused(names, message):
+def test_unknown_groups_are_rejected(names, message):
     with pytest.raises(ValueError, match=message):
         of_groups(torch.randn(2, 40), names)
     with pytest.raises(ValueError, match="embeddings of 512 values cannot be split into 5 blocks"):
         of_groups(torch.randn(2, 512), ("head",))
 
 
-def test_reid_by_groups_sees_nothing_of_the_others(small_config):
+def test_reid_by_groups_does_not_depend_on_the_others(small_config):
     cfg, gathered = small_config("TEST.GROUPS", ["head", "identity"]), world()
     changed = gathered.embeddings.unflatten(1, (5, 8)).clone()
     changed[:, [1, 2, 4]] = torch.randn(60, 3, 8)
@@ -81,7 +81,7 @@ def test_reid_by_groups_sees_nothing_of_the_others(small_config):
     assert ReIDTask(cfg, GROUPS)(gathered) != ReIDTask(cfg)(gathered)
 
 
-def test_every_choice_is_measured_and_the_one_that_lasts_is_chosen(small_config):
+def test_every_choice_is_measured_and_the_best_for_changed_clothes_is_chosen(small_config):
     measured = groups.measure(world(), small_config())
     assert len(measured) == 31 and next(iter(measured)) == GROUPS
     assert groups.best_of(measured) == ("head",)
@@ -92,19 +92,19 @@ def test_every_choice_is_measured_and_the_one_that_lasts_is_chosen(small_config)
         ReIDTask(cfg).ranker(world())("cloth-changing").percentages()["mAP"])
 
 
-def test_more_groups_win_among_equals():
+def test_the_choice_with_most_groups_is_the_best_of_equal_ones():
     equal = {f"cloth-changing/{name}": 50.0 for name in ("mAP", "Rank-1")}
     assert groups.best_of(dict.fromkeys(groups.choices(), equal)) == GROUPS
 
 
-def test_halves_ask_one_gallery_with_different_people():
+def test_halves_have_one_gallery_and_queries_of_different_people():
     first, second = groups.split_queries(world())
     assert len(first.gallery.pids) == len(second.gallery.pids) == 40
     asked = set(first.query.pids.tolist()), set(second.query.pids.tolist())
     assert len(asked[0]) == len(asked[1]) == 3 and asked[0].isdisjoint(asked[1])
 
 
-def test_the_experiment_writes_table_picture_and_a_result_to_compare(folder, capsys):
+def test_the_experiment_writes_table_plot_and_results_to_compare(folder, capsys):
     groups.main([folder, "--device", "cpu"])
     record = json.loads(open(f"{folder}/groups/groups.json").read())
     assert record["chosen on"] == "2 held-out training identities" and record["measured on"] == "3 test identities"
@@ -122,7 +122,7 @@ def test_the_experiment_writes_table_picture_and_a_result_to_compare(folder, cap
     assert f"{row['cloth-changing/mAP']:.2f}" in capsys.readouterr().out
 
 
-def test_evaluation_by_groups_is_named_in_its_results(clothes_run, folder, tmp_path):
+def test_the_results_of_an_evaluation_by_groups_name_the_groups(clothes_run, folder, tmp_path):
     cfg = clothes_run.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = f"{folder}/model_final.pth", str(tmp_path)
@@ -133,7 +133,7 @@ def test_evaluation_by_groups_is_named_in_its_results(clothes_run, folder, tmp_p
     assert record["protocol"]["reid"]["groups"] == ["head", "identity"]
 
 
-def test_without_held_out_identities_half_of_the_test_chooses(folder, tmp_path, monkeypatch):
+def test_without_held_out_identities_half_of_the_test_identities_are_used_to_choose(folder, tmp_path, monkeypatch):
     predictor = CerberusPredictor(folder, device="cpu")
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
     predictor.cfg.DATASETS.HOLD_OUT = 0
@@ -142,7 +142,7 @@ def test_without_held_out_identities_half_of_the_test_chooses(folder, tmp_path, 
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_search_by_picture_may_leave_clothes_out(folder, root):
+def test_a_search_by_image_can_exclude_clothes(folder, root):
     predictor, gallery = CerberusPredictor(folder, device="cpu"), str(root / "prcc/rgb/test/A/003")
     picture = predictor.images(root / "prcc/rgb/test/C/003")[0]
     by_groups = predictor.search(picture, gallery, groups=("head", "identity"))
@@ -158,7 +158,7 @@ def test_a_search_by_picture_may_leave_clothes_out(folder, root):
         predictor.search({"hair": "long"}, gallery, may_have_changed_clothes=True)
 
 
-def test_the_picture_of_ranks_asks_for_people_in_other_clothes(folder, tmp_path, monkeypatch):
+def test_the_rank_list_searches_for_people_in_other_clothes(folder, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(rank_list, "draw", lambda rows, path, top: drawn.extend(rows))
     options = [folder, "--queries", "3", "--searches", "0", "--top", "4", "--output", str(tmp_path / "ranks.png")]
@@ -171,15 +171,15 @@ def test_the_picture_of_ranks_asks_for_people_in_other_clothes(folder, tmp_path,
     assert drawn[3].found[0][2] == f"{scores.item():.2f}"
 
 
-def test_people_who_never_change_are_nothing_to_choose_on(folder, tmp_path, monkeypatch):
+def test_people_who_do_not_change_their_clothes_are_rejected(folder, tmp_path, monkeypatch):
     gathered = world()
     alone = replace(gathered, outfits=gathered.pids)
     monkeypatch.setattr(groups, "gather", lambda predictor, name: alone if name == "held-out" else gathered)
-    with pytest.raises(ValueError, match="none of the people chosen on is asked for in other clothes.*raise DATASETS"):
+    with pytest.raises(ValueError, match="the people chosen on have no query in other clothes.*larger DATASETS"):
         groups.run(CerberusPredictor(folder, device="cpu"), "PRCCAttributes", tmp_path)
 
 
-def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_root, monkeypatch, tmp_path):
+def test_models_without_groups_or_outfits_are_rejected(folder, market_root, use_root, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="TEST.GROUPS is .'head'., but Baseline has no groups"):
         CerberusTrainer(cloth_config(tmp_path, "PRCC", "TEST.GROUPS", ["head"]))
     with pytest.raises(ValueError, match="TEST.GROUPS is .'legs'., expected some of head, upper"):
@@ -191,7 +191,7 @@ def test_a_model_or_a_data_set_that_cannot_is_refused(folder, market_root, use_r
     monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
     predictor.cfg.MODEL.META_ARCHITECTURE = "Baseline"
     monkeypatch.setattr(predictor, "model", torch.nn.Identity())
-    with pytest.raises(ValueError, match="Baseline has no groups to leave out"):
+    with pytest.raises(ValueError, match="Baseline has no groups to exclude"):
         groups.run(predictor, "PRCCAttributes", tmp_path)
     with pytest.raises(ValueError, match="Baseline has no groups; only Cerberus"):
         predictor.picture_scores(torch.randn(1, 10), torch.randn(1, 10), ("head",))

@@ -1,4 +1,4 @@
-"""One reader of pictures: data sets, predictor, rank sheets and figures see the same pixels, refuse the same files."""
+"""Datasets, predictor, rank lists and figures read the same pixels and reject the same files."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ SIZE = (12, 24)  # width and height
 
 
 def noise(mode: str) -> Image.Image:
-    """A picture of this mode; what is 16 bits deep fills the whole range."""
+    """A random image of this mode; 16-bit values use the whole range."""
     rng = np.random.default_rng(0)
     if mode == "I;16":
         return Image.fromarray(rng.integers(0, 2**16, SIZE[::-1], dtype=np.uint16))
@@ -61,18 +61,18 @@ def plain_png() -> bytes:
 
 PNG = plain_png()  # 8 bytes of signature, 25 of size and mode, then the rest
 BROKEN = {
-    "no picture": b"nothing",
-    "cut short": PNG[:-200],
-    # Pillow raises its own DecompressionBombError for this one, and a ValueError for the next.
+    "not an image": b"nothing",
+    "truncated": PNG[:-200],
+    # Pillow raises DecompressionBombError for this file, and ValueError for the next.
     "200 megapixels": PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)) + PNG[33:],
-    "a text of many megabytes": PNG[:33] + chunk(
+    "a text chunk of many megabytes": PNG[:33] + chunk(
         b"zTXt", b"key\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))) + PNG[33:],
 }
 
 
 @pytest.fixture
 def own_folder(market_root, use_root, tmp_path, small_config) -> Path:
-    """A copy of the drawn data set whose files a test may change; `small_config` has set another root before."""
+    """A copy of the synthetic dataset whose files a test may change; replaces the root that `small_config` sets."""
     root = Path(shutil.copytree(market_root, tmp_path / "data"))
     use_root(root)
     return root / "Market-1501-v15.09.15"
@@ -95,37 +95,37 @@ def run_config(run):
                                             ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1"),
                                             ("PNG", "I;16")])
 @pytest.mark.parametrize("turn", [1, 6])
-def test_data_sets_and_predictor_read_the_pixels_of_the_rgb_twin(predictor, small_config, tmp_path, kind, mode, turn):
+def test_datasets_and_predictor_read_the_pixels_of_the_rgb_version(predictor, small_config, tmp_path, kind, mode, turn):
     path = save(noise(mode), tmp_path / "crop.jpg", kind, turn)
     with Image.open(path) as stored:
         assert stored.mode == mode
         expected = as_rgb(stored if kind == "PNG" else stored.copy())
     expected = np.rot90(expected, -1) if turn == 6 else expected
     assert (np.asarray(read_image(path)) == expected).all()
-    if mode == "RGB":  # figures of earlier runs stay what they are
+    if mode == "RGB":  # as read by FastReID, so earlier results do not change
         assert (np.asarray(host_image(str(path))) == expected).all()
     cfg = small_config("INPUT.FLIP.ENABLED", False, "INPUT.REA.ENABLED", False)
-    twin = [build_transforms(cfg, is_train)(Image.fromarray(expected)) for is_train in (False, True)]
+    rgb = [build_transforms(cfg, is_train)(Image.fromarray(expected)) for is_train in (False, True)]
     items = [(str(path), 1, 0)]
-    assert torch.equal(AttributeDataset(items, build_transforms(cfg, False), relabel=False)[0]["images"], twin[0])
-    assert torch.equal(AttributeDataset(items, build_transforms(cfg, True))[0]["images"], twin[1])
-    assert torch.equal(predictor.load_images([path])[0], twin[0])
+    assert torch.equal(AttributeDataset(items, build_transforms(cfg, False), relabel=False)[0]["images"], rgb[0])
+    assert torch.equal(AttributeDataset(items, build_transforms(cfg, True))[0]["images"], rgb[1])
+    assert torch.equal(predictor.load_images([path])[0], rgb[0])
 
 
-def test_a_test_set_of_palette_images_evaluates_to_the_figures_of_its_rgb_twin(own_folder, run, run_config):
+def test_palette_images_have_the_same_results_as_their_rgb_versions(own_folder, run, run_config):
     files = [*(own_folder / "query").iterdir(), *(own_folder / "bounding_box_test").iterdir()]
     palettes = {path: Image.open(path).quantize(64) for path in files}
     results = []
     for mode in ("RGB", "P"):
         for path, image in palettes.items():
-            image.convert(mode).save(path, "PNG")  # under the same name
+            image.convert(mode).save(path, "PNG")  # with the same name
         results.append(CerberusTrainer.test(run_config, run.model))
     assert results[0] == pytest.approx(results[1], abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_cannot_be_read_is_named_or_skipped_whatever_the_decoder_raises(own_folder, small_config, broken):
+def test_unreadable_images_are_named_or_skipped_for_any_error_of_the_decoder(own_folder, small_config, broken):
     path = own_folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg"
     trained_on = own_folder / "bounding_box_train" / "0007_c2s1_000002_00.jpg"
     for file in (path, trained_on):
@@ -149,17 +149,17 @@ def test_what_cannot_be_read_is_named_or_skipped_whatever_the_decoder_raises(own
             assert train_set[index]["targets"] == train_set.pid_dict["market1501_7"]
 
 
-def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder, predictor, run_config, tmp_path,
+def test_rank_lists_and_figures_exclude_the_same_images_as_the_evaluation(own_folder, predictor, run_config, tmp_path,
                                                                       monkeypatch):
     broken = [own_folder / "query" / "0004_c1s1_000001_00.jpg",
               own_folder / "bounding_box_test" / "0003_c2s1_000002_00.jpg"]
     for path in broken:
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     predictor = copy.copy(predictor)
     monkeypatch.setattr(rank_list, "CerberusPredictor", lambda folder: predictor)
     monkeypatch.setattr(exhibit.TestedModel, "load", lambda *_: exhibit.TestedModel(predictor, TESTS))
     for command in (lambda: rank_list.main(["RUN"]), lambda: figures.main(["alignment", "RUN", "--output", "."])):
-        with pytest.raises(ValueError, match="0004_c1s1_000001_00.jpg: is no picture.*_UNREADABLE to skip in RUN.conf"):
+        with pytest.raises(ValueError, match="0004_c1s1_000001_00.jpg: .*_UNREADABLE to skip in RUN.conf"):
             command()
     run_config.DATALOADER.ON_UNREADABLE = "skip"
     predictor.cfg = run_config
@@ -178,7 +178,7 @@ def test_rank_sheets_and_figures_leave_out_what_evaluation_leaves_out(own_folder
 
 
 @pytest.mark.parametrize(("mode", "turn"), [("L", 1), ("P", 1), ("I;16", 1), ("RGB", 6)])
-def test_rank_sheets_and_figures_show_what_the_model_sees(own_folder, predictor, run_config, mode, turn):
+def test_rank_lists_and_figures_show_the_pixels_that_the_model_reads(own_folder, predictor, run_config, mode, turn):
     query, found = sorted((own_folder / "query").iterdir())[0], sorted((own_folder / "bounding_box_test").iterdir())[0]
     for path in (query, found):
         save(noise(mode), path, turn=turn)

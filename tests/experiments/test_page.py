@@ -1,4 +1,4 @@
-"""The report of experiments: what it says comes from the records, nothing in it is fetched, and nothing is mixed."""
+"""Tests of the report of studies and figures."""
 
 import json
 import re
@@ -16,7 +16,7 @@ BOLD = "<b>plain</b> & <script>alert(1)</script>"
 
 
 class Outline(HTMLParser):
-    """Every element with its attributes, and the text of the page."""
+    """Elements of a page with their attributes, and its text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -35,7 +35,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a study, two figures, a damaged file and files of other kinds, and its report."""
+    """A folder with a study, two figures, damaged files, other files, and the report."""
     path = tmp_path_factory.mktemp("report")
     record = parts(title=BOLD, missing=[{"variant": "all terms", "seed": 3}])
     record["variants"][0]["note"] = "see https://example.org/a.css"
@@ -61,7 +61,7 @@ def outline(html) -> Outline:
 
 
 def read(path, *records, config=None):
-    """The first study of a folder with these records."""
+    """Write records to a folder and read the first study."""
     return read_folder(write(path, *records, config=config)).studies[0]
 
 
@@ -69,7 +69,7 @@ def told(path, record, config=None):
     return differences(read(path, record, config=config))
 
 
-def test_nothing_on_the_page_is_fetched(html, outline):
+def test_the_page_loads_nothing_from_the_network(html, outline):
     for tag, attrs in outline.elements:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             assert attrs.get(name, "#").startswith(("#", "data:image/")), (tag, attrs)
@@ -79,20 +79,20 @@ def test_nothing_on_the_page_is_fetched(html, outline):
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in outline.attributes("meta")
 
 
-def test_names_are_text_whatever_stands_in_them(html, outline, folder):
+def test_names_are_escaped(html, outline, folder):
     assert BOLD in outline.text
     assert not outline.attributes("b") and len(outline.attributes("script")) == 1
     assert "<b>" not in (folder / "report.md").read_text()
 
 
-def test_every_inner_link_leads_somewhere_and_no_place_is_named_twice(outline):
+def test_every_internal_link_has_a_target_and_ids_are_unique(outline):
     ids = [attrs["id"] for _, attrs in outline.elements if "id" in attrs]
     links = {attrs["href"][1:] for attrs in outline.attributes("a")}
     assert len(ids) == len(set(ids)) and links <= set(ids)
     assert {"summary", "parts", "figure-attention", "figure-lost"} <= links
 
 
-def test_pictures_stand_in_the_page_and_beside_the_markdown(folder, outline):
+def test_images_are_embedded_in_html_and_linked_in_markdown(folder, outline):
     sources = [attrs["src"] for attrs in outline.attributes("img")]
     assert sorted(source.split(";")[0] for source in sources) == ["data:image/png", "data:image/svg+xml"]
     text = (folder / "report.md").read_text()
@@ -101,25 +101,25 @@ def test_pictures_stand_in_the_page_and_beside_the_markdown(folder, outline):
     assert all((folder / link).is_file() for link in linked)
 
 
-def test_pictures_that_are_lost_or_outside_the_folder_are_named(outline):
+def test_missing_images_and_images_outside_the_folder_are_listed(outline):
     assert "figures/none.png: not found" in outline.text
-    assert "../secret.png: not a picture" in outline.text
+    assert "../secret.png: not an image" in outline.text
 
 
-def test_damaged_files_are_named_and_files_of_other_kinds_passed_over(outline, folder):
+def test_damaged_files_are_listed_and_other_files_ignored(outline, folder):
     unreadable = read_folder(folder).unreadable
     assert [line.split(":")[0] for line in unreadable] == ["broken.json", "halves.json"]
     assert "'variants' of the study is 3, expected a list" in unreadable[1]
     assert all(line in outline.text for line in unreadable)
 
 
-def test_a_figure_says_what_made_it(outline):
+def test_the_report_shows_how_results_were_made(outline):
     for words in ("reproduce parts --seeds 0 1 2", "runs/full/seed_2", "NVIDIA H100", "2.13.0", "77ab", "ab12",
-                  "DEPTH: 50x", "minutes of training90.0"):
+                  "DEPTH: 50x", "training minutes90.0"):
         assert words in outline.text.replace("\n", ""), words
 
 
-def test_both_pages_hold_the_same_tables(outline, folder):
+def test_both_reports_have_the_same_tables(outline, folder):
     text = (folder / "report.md").read_text()
     for cell in ("89.75 ± 0.25", "95.00 ± 0.00", "31.00 (1 of 3)", "6 of 7", "91.13"):
         assert cell in outline.text and cell in text, cell
@@ -136,35 +136,34 @@ def test_a_study_is_printed_with_published_rows_and_without_single_attributes(tm
     assert [re.split("  +", line)[:3] for line in lines if line.startswith("all terms")] == [
         ["all terms", "89.75 ± 0.25", "96.00 ± 0.00"], ["all terms (published, PAR binary)", "89.83", "96.14"],
         ["all terms", "1,234.5"]]
-    assert lines[:2] == ["Study parts", "Does it help?"] and lines[-1] == "missing: 1 runs"
+    assert lines[:2] == ["Study parts", "Does it help?"] and lines[-1] == "missing: 1 run"
     assert any(line.startswith("- mAP: all terms above") for line in lines) and "age" not in "".join(lines)
     refused = page.text(write(tmp_path, parts(refused="other rules")) / "parts.json")
     assert refused.endswith("No table: other rules") and "89.75" not in refused
 
 
-def test_the_summary_parts_what_can_be_claimed_from_what_cannot(folder):
+def test_the_summary_lists_conclusions_and_limits(folder):
     can, cannot = page.claims([page.section(study) for study in read_folder(folder).studies])
     assert [line.removeprefix(f"{BOLD}, Market1501: ")[:35] for line in can] == ["mAP: all terms above identity term "]
     assert [line.removeprefix(f"{BOLD}: ") for line in cannot] == [
-        "1 comparison(s) in which the runs do not tell variants apart",
-        "anything about the 1 run(s) that are not finished"]
+        "1 difference between variants is not significant", "1 run not finished"]
 
 
 def without_some(queries: int, gallery: int, **fields) -> dict:
-    """A record of one run without the people of two semantic IDs, tested on so many images."""
+    """A study with one run that excludes two semantic IDs, with these numbers of test images."""
     tested = {"query": {"images": queries}, "gallery": {"images": gallery}}
     entry = run("a", 0, manifest={"training": {"identities": 727}, "Market1501Attributes": tested}, mAP=1.0)
     return study("unseen", [variant("a", [entry | fields])])
 
 
-def test_people_left_out_on_purpose_are_no_other_data_but_other_test_images_are(tmp_path):
-    real, drawn = (told(tmp_path / name, without_some(*counts), config={"left_out": 2})
-                   for name, counts in (("real", (3368, 15913)), ("drawn", (253, 400))))
+def test_excluded_people_do_not_make_other_data_but_other_test_images_do(tmp_path):
+    real, synthetic = (told(tmp_path / name, without_some(*counts), config={"left_out": 2})
+                   for name, counts in (("real", (3368, 15913)), ("synthetic", (253, 400))))
     assert any(line.startswith("Training data: Market1501") for line in real.same)
-    assert any("in the form of Market-1501, with other people" in line for line in drawn.differs)
+    assert any("in the format of Market-1501, with other people" in line for line in synthetic.differs)
 
 
-def test_a_run_that_evaluates_anothers_weights_says_nothing_of_their_training(tmp_path):
+def test_the_training_of_a_run_that_evaluates_other_weights_is_not_compared(tmp_path):
     found = told(tmp_path, without_some(253, 400, **{"weights of": "runs/b/seed_0"}), config={"pretrain": False})
     assert found.differs == found.same == []
 
@@ -178,14 +177,14 @@ def test_means_deviations_and_undefined_figures(tmp_path):
     assert first.cells[1].value is None
 
 
-def test_published_figures_stand_apart_with_their_rule_and_their_data_set(tmp_path):
+def test_published_results_are_in_separate_rows_with_their_rule_and_dataset(tmp_path):
     record = parts()
     record["variants"].append(variant("ASMR", published={"DukeMTMC": {"APS/mAP": 20.0}}))
     found = read(tmp_path, record)
     shown = table(found, "Market1501")
     assert shown.headers == ["variant", "reID mAP", "reID Rank-1", "PAR mA (official)", "APS mAP (rectangle)",
                              "PAR mA (binary)",
-                             "runs", "minutes of training"]
+                             "runs", "training minutes"]
     assert [(row.name, row.mark) for row in shown.published] == [
         ("identity term", "published"), ("all terms", "published, PAR binary")]
     assert [row.name for row in shown.rows] == ["identity term", "all terms"]
@@ -193,14 +192,14 @@ def test_published_figures_stand_apart_with_their_rule_and_their_data_set(tmp_pa
     assert [row.name for row in table(found, "DukeMTMC").all_rows] == ["ASMR"]
 
 
-def test_a_rule_that_the_study_names_is_the_mark(tmp_path):
+def test_the_mark_of_a_published_row_has_the_rule_of_the_study(tmp_path):
     published = {"Market1501": {"PAR/mA_binary": 91.1}, "DukeMTMC": {"mAP": 80.7}}
     found = read(tmp_path, study("one", [variant("a", published=published, rule="binary, by the paper")]))
     assert [table(found, data).published[0].mark for data in published] == [
         "published, PAR binary, by the paper", "published"]
 
 
-def test_minutes_that_nobody_took_are_not_shown(tmp_path):
+def test_unknown_minutes_are_not_shown(tmp_path):
     entry = run("a", 0, mAP=1.0) | {"training": None}
     found = read(tmp_path, study("one", [variant("a", [entry])]))
     assert table(found, "Market1501").rows[0].cells[-1].text == summary([found]).rows[0].cells[-1].text == ""
@@ -223,38 +222,38 @@ def test_headings_name_task_and_rule(key, expected):
 def test_one_seed_is_too_few_for_an_order(tmp_path):
     record = study("one", [variant(name, [run(name, 0, mAP=value)]) for name, value in (("a", 1.0), ("b", 2.0))])
     _, cannot = page.claims([page.section(read(tmp_path, record))])
-    assert any("an order of the variants; some have 1 run(s)" in line for line in cannot)
+    assert any("no order of all variants, since some have only 1 run" in line for line in cannot)
 
 
-def test_runs_of_different_rules_get_no_table_but_a_reason_that_names_them(tmp_path):
-    reason = "all terms, seed 0 (runs/full/seed_0): cannot stand in one table with the others"
+def test_runs_of_different_rules_have_the_reason_instead_of_a_table(tmp_path):
+    reason = "all terms, seed 0 (runs/full/seed_0): cannot be compared with the other runs"
     found = read(tmp_path, parts(refused=reason))
     for path in page.write(tmp_path):
         text = path.read_text()
-        assert "Not shown." in text and "cannot stand in one table" in text and "89.75" not in text
+        assert "Not shown." in text and "cannot be compared" in text and "89.75" not in text
         assert "by 0.75" not in text
     assert page.claims([page.section(found)])[0] == []
 
 
-def test_a_record_that_was_never_checked_is_not_shown(tmp_path):
+def test_an_unchecked_record_of_an_older_version_is_not_shown(tmp_path):
     record = parts()
     del record["refused"]
-    assert "did not check whether its runs were tested alike; run the study's command again" in read(
+    assert "did not check whether the runs were tested by the same rules; run the study's command again" in read(
         tmp_path, record).refused
 
 
-def test_what_a_person_has_written_of_a_study_stands_above_its_table(tmp_path):
+def test_the_users_interpretation_of_a_study_is_shown_above_its_table(tmp_path):
     (tmp_path / "findings").mkdir()
-    (tmp_path / "findings" / "parts.txt").write_text("Crops *nothing* &\nso helps nobody.\n\nSecond.\n")
-    assert read(tmp_path, parts()).findings == ["Crops *nothing* & so helps nobody.", "Second."]
+    (tmp_path / "findings" / "parts.txt").write_text("Crops *nothing* &\nso have no effect.\n\nSecond.\n")
+    assert read(tmp_path, parts()).findings == ["Crops *nothing* & so have no effect.", "Second."]
     html, text = (path.read_text() for path in page.write(tmp_path))
-    assert "<p>Crops *nothing* &amp; so helps nobody.</p>" in html and r"Crops \*nothing\* &amp; so" in text
+    assert "<p>Crops *nothing* &amp; so have no effect.</p>" in html and r"Crops \*nothing\* &amp; so" in text
     for shown in (html, text):
-        assert shown.index("What was found") < shown.index("so helps nobody") < shown.index("What differs")
+        assert shown.index("Interpretation") < shown.index("so have no effect") < shown.index("Differences from")
     assert read(tmp_path, study("one", [])).findings == []
 
 
-def test_a_damaged_run_folder_is_named_and_the_study_still_shown(tmp_path):
+def test_a_damaged_configuration_is_listed_and_the_study_shown(tmp_path):
     record = parts()
     write(tmp_path, record)
     path = tmp_path / record["variants"][0]["runs"][0]["folder"] / "config.yaml"
@@ -265,65 +264,65 @@ def test_a_damaged_run_folder_is_named_and_the_study_still_shown(tmp_path):
     assert found.studies[0].refused == "" and len(found.studies[0].runs) == 6
 
 
-def test_two_variants_of_one_name_are_refused(tmp_path):
+def test_two_variants_with_the_same_name_are_rejected(tmp_path):
     record = study("one", [variant("a", [run("a", 0, mAP=1.0)]), variant("a", [run("b", 0, mAP=2.0)])])
     (damage,) = read_folder(write(tmp_path, record)).unreadable
-    assert re.match("one.json: variants a stand in it more than once.*give each variant of the study its own", damage)
+    assert re.match("one.json: duplicate variants a.*give each variant of the study its own", damage)
 
 
-def test_a_folder_without_records_is_refused(tmp_path):
+def test_a_folder_without_records_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"no record of a study \(\*.json with \"study\"\)"):
         page.write(tmp_path)
 
 
-def test_the_command_says_where_the_pages_are(folder, capsys):
+def test_the_command_prints_the_paths_of_the_report(folder, capsys):
     page.main([str(folder)])
     assert f"{folder / 'report.html'} and {folder / 'report.md'}" in capsys.readouterr().out
 
 
-def test_a_run_as_in_the_paper_differs_in_nothing(tmp_path):
+def test_a_run_as_in_the_paper_has_no_differences(tmp_path):
     found = told(tmp_path, parts(), config={})
     assert found.differs == [] and found.unknown == []
     assert "Schedule: 119 epochs, about 24,038 steps; the paper: 24,000 steps" in found.same
     assert "Device: NVIDIA H100" in found.notes
 
 
-def test_differences_from_the_paper_are_told_from_the_runs(tmp_path):
+def test_differences_from_the_paper_are_computed_from_the_runs(tmp_path):
     small = {"training": {"images": 256, "identities": 32}, "test": {"Market1501Attributes": {
         "query": {"images": 36}, "gallery": {"images": 80}}}}
     machine = {"processor": "Xeon", "cores": 2}
     record = study("one", [variant("a", [run("a", 0, manifest=small, epochs=12, hardware=machine, mAP=1.0)])])
     found = told(tmp_path, record, {"depth": "18x", "pretrain": False, "size": [128, 64], "classes": 32})
     assert found.differs == [
-        "Training data: in the form of Market-1501, with other people; the paper: Market-1501 and DukeMTMC-reID, each "
-        "apart",
+        "Training data: in the format of Market-1501, with other people; the paper: Market-1501 and DukeMTMC-reID, "
+        "separately",
         "Training identities: 32; the paper: 751 (Market-1501)",
-        "Test data: Market1501 36 queries, 80 gallery images; the paper: Market-1501 3,368 and 15,913",
+        "Test data: Market1501 (36 queries, 80 gallery images); the paper: Market-1501 (3,368 and 15,913)",
         "Schedule: 12 epochs, about 48 steps; the paper: 24,000 steps",
         "Image size: 128x64; the paper: 384x128",
         "Backbone: ResNet-18; the paper: ResNet-50",
-        "Weights at the start: random, trained from scratch; the paper: trained on ImageNet"]
+        "Initial weights: random, trained from scratch; the paper: trained on ImageNet"]
     assert "Device: Xeon, 2 core(s)" in found.notes
 
 
-def test_variants_that_are_not_alike_are_named(tmp_path):
+def test_variants_that_differ_are_named(tmp_path):
     runs = {"a": run("a", 0, mAP=1.0), "b": run("b", 0, mAP=2.0, epochs=60)}
     found = told(tmp_path, study("one", [variant(name, [entry]) for name, entry in runs.items()]), config={})
     assert found.differs == [
         "Schedule: 119 epochs, about 24,038 steps (a), 60 epochs, about 12,120 steps (b); the paper: 24,000 steps"]
 
 
-def test_without_manifest_and_configuration_it_says_what_is_not_recorded(tmp_path):
+def test_aspects_without_manifest_and_configuration_are_not_recorded(tmp_path):
     record = study("one", [variant("a", [run("a", 0, manifest=None, mAP=1.0)])])
     found = told(tmp_path, record)
-    assert found.unknown == ["Training data", "Training identities", "Images a step", "Image size", "Backbone",
-                             "Weights at the start"]
+    assert found.unknown == ["Training data", "Training identities", "Batch size", "Image size", "Backbone",
+                             "Initial weights"]
     assert "Schedule: 119 epochs; the paper: 24,000 steps" in found.notes
-    assert "whether the paper's figures are reached; not recorded" in page.claims(
+    assert "unknown whether the paper's results are reproduced" in page.claims(
         [page.section(read_folder(tmp_path).studies[0])])[1][-1]
 
 
-def test_held_out_identities_are_counted_as_the_paper_holds_them_out(tmp_path):
+def test_held_out_identities_are_subtracted_from_the_papers_number(tmp_path):
     manifest = MANIFEST | {"training": {"images": 11200, "identities": 651}}
     record = study("one", [variant("a", [run("a", 0, data="held-out", manifest=manifest, epochs=137, mAP=1.0)])])
     found = told(tmp_path, record, {"hold_out": 100, "classes": 651})

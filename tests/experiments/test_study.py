@@ -1,4 +1,4 @@
-"""A study: each configuration is trained once a seed, and its record grows with every run."""
+"""Tests of studies: runs, records and hashes of configurations."""
 
 import dataclasses
 import json
@@ -28,10 +28,9 @@ def read(variant, seed):
 
 @pytest.fixture(scope="module")
 def ablation(market_root, tmp_path_factory):
-    """Two parts of Table 6 and an evaluation, two seeds, on the small data set: folder, record, costs that were asked.
-    """
+    """Two variants of Table 6 and an evaluation, with two seeds: folder, record, folders whose costs were measured."""
     output, asked, threads = tmp_path_factory.mktemp("study") / "out", [], torch.get_num_threads()
-    torch.set_num_threads(1)  # two wait for each other where there is one core
+    torch.set_num_threads(1)  # several threads are slow on one core
 
     def measure(cfg):
         asked.append(cfg.OUTPUT_DIR)
@@ -48,14 +47,14 @@ def written(output) -> dict:
     return json.loads((output / "parts.json").read_text())
 
 
-def test_every_variant_and_seed_is_in_the_record_with_what_made_it(ablation):
+def test_the_record_has_every_variant_and_seed_and_how_they_were_made(ablation):
     output, found, _ = ablation
     kept = written(output)
     assert [(row["name"], [each["seed"] for each in row["runs"]]) for row in kept["variants"]] == [
         ("identity loss", [1, 2]), ("+ regulariser", [1, 2]), ("synthesised", [1, 2])]
     assert [kept[key] for key in ("study", "command", "config")] == ["parts", "the command", "base.yml"]
     assert kept["seeds"] == [1, 2] and kept["missing"] == []
-    assert kept["claims"] == {"Market1501": ["2 seeds: too few seeds to claim an order (3 are needed)"]}
+    assert kept["claims"] == {"Market1501": ["2 seeds: too few to compare variants (3 are needed)"]}
     run = kept["variants"][1]["runs"][0]
     results = json.loads((output / run["folder"] / "results.json").read_text())
     assert run["results"]["Market1501"] == {key: results["results"]["Market1501Attributes"][key]
@@ -69,7 +68,7 @@ def test_every_variant_and_seed_is_in_the_record_with_what_made_it(ablation):
     assert found["date"] == kept["date"]
 
 
-def test_an_evaluation_of_other_weights_trains_nothing_and_finds_the_same_people(ablation):
+def test_an_evaluation_of_other_weights_trains_nothing_and_has_the_same_map(ablation):
     output, found, _ = ablation
     trained, evaluated = (found["variants"][i]["runs"][0] for i in (1, 2))
     assert evaluated["weights of"] == trained["folder"] and evaluated["training"] is None
@@ -78,13 +77,13 @@ def test_an_evaluation_of_other_weights_trains_nothing_and_finds_the_same_people
     assert evaluated["results"]["Market1501"]["mAP"] == pytest.approx(trained["results"]["Market1501"]["mAP"])
 
 
-def test_costs_are_measured_once_a_variant_that_is_trained(ablation):
+def test_costs_are_measured_once_per_trained_variant(ablation):
     output, found, asked = ablation
     assert [Path(folder).parent.name.partition("-")[0] for folder in asked] == ["identity_loss", "regulariser"]
     assert [row.get("costs") for row in found["variants"]] == [{"parameters": 7}, {"parameters": 7}, None]
 
 
-def test_what_is_finished_is_not_trained_again_also_under_another_name_in_another_study(ablation, log):
+def test_a_finished_run_is_not_repeated_by_another_study_under_another_name(ablation, log):
     output, found, _ = ablation
     other = Study("other", "t", "q", (Variant("by another name", {}),), ("mAP",))
     before = {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("*")}
@@ -95,7 +94,7 @@ def test_what_is_finished_is_not_trained_again_also_under_another_name_in_anothe
     assert "other, by another name, seed 2, run 2 of 2: finished before" in [r.message for r in log.records]
 
 
-def test_a_variant_of_another_reading_shares_the_run_and_has_its_figures_by_that_reading(ablation):
+def test_a_variant_of_another_reading_shares_the_run_and_shows_this_reading(ablation):
     output, found, _ = ablation
     both = Study("both", "t", "q", (LAST, Variant("by probability", LAST.options, reading="probability")), MAIN)
     rows = record(both, plan(both, read, SEEDS, output), output)["variants"]
@@ -108,7 +107,7 @@ def test_a_variant_of_another_reading_shares_the_run_and_has_its_figures_by_that
     assert rows[0]["runs"][0]["results"]["Market1501"]["PAR/mA_binary"] == kept["PAR/mA_binary"]
 
 
-def test_a_stopped_study_has_a_record_of_what_is_finished_and_goes_on(ablation, monkeypatch):
+def test_an_interrupted_study_has_a_record_of_finished_runs_and_continues(ablation, monkeypatch):
     output, found, _ = ablation
     gone = output / found["variants"][0]["runs"][1]["folder"]
     (gone / "results.json").rename(gone / "kept.json")
@@ -141,7 +140,7 @@ def test_the_record_is_written_after_every_run(ablation, monkeypatch, tmp_path):
     assert [len(row["runs"]) for row in kept["variants"]] == [1, 0, 0] and len(kept["missing"]) == 5
 
 
-def test_a_folder_with_a_run_of_another_configuration_is_refused_before_training(ablation, tmp_path):
+def test_a_folder_with_a_run_of_another_configuration_is_rejected_before_training(ablation, tmp_path):
     (run, *_) = plan(PARTS, read, (1,), tmp_path)
     folder = Path(run.cfg.OUTPUT_DIR)
     folder.mkdir(parents=True)
@@ -151,7 +150,7 @@ def test_a_folder_with_a_run_of_another_configuration_is_refused_before_training
         study.run(PARTS, read, (1,), tmp_path)
 
 
-def test_the_hash_is_of_what_is_set_whatever_the_seed_the_folder_and_the_workers():
+def test_the_hash_does_not_depend_on_seed_folder_and_workers():
     first = fingerprint(read(LAST, 1))
     same = read_config("SOLVER.MAX_EPOCH", 1, "SEED", 7, "OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", 3,
                        "MODEL.HEADS.EMBEDDING_DIM", 16, "MODEL.CERBERUS.LAMBDA_REG", 0.001)
@@ -159,10 +158,10 @@ def test_the_hash_is_of_what_is_set_whatever_the_seed_the_folder_and_the_workers
     later = read(LAST, 1).clone()
     later.defrost()
     later.MODEL.CERBERUS.LATER_KEY = 1
-    assert fingerprint(later) != first  # one that is set, where the defaults do not have it
+    assert fingerprint(later) != first  # a key that is not among the defaults
 
 
-def test_keys_of_a_later_version_at_their_defaults_leave_the_hash_as_it_is(monkeypatch):
+def test_default_values_of_keys_of_a_later_version_do_not_change_the_hash(monkeypatch):
     first = fingerprint(read(LAST, 1))
     later = read(LAST, 1).clone()
     later.defrost()
@@ -172,13 +171,13 @@ def test_keys_of_a_later_version_at_their_defaults_leave_the_hash_as_it_is(monke
     assert fingerprint(later) == first
 
 
-def test_a_ladder_is_compared_with_its_top_and_each_step_with_the_one_below():
+def test_a_ladder_is_compared_with_its_last_variant_and_each_variant_with_the_previous():
     names = [variant.name for variant in STUDIES["parts"].variants]
     assert STUDIES["parts"].compared() == [(names[0], names[3]), (names[1], names[3]), (names[2], names[3]),
                                            (names[1], names[0]), (names[2], names[1])]
 
 
-def test_single_attributes_are_those_that_are_found(ablation):
+def test_the_keys_of_single_attributes_are_those_that_were_measured(ablation):
     output, *_ = ablation
     columns = Study("columns", "t", "q", (LAST,), ("PAR/mA_official", "PAR/official/*"))
     found = record(columns, plan(columns, read, (1,), output), output)
@@ -187,16 +186,16 @@ def test_single_attributes_are_those_that_are_found(ablation):
     assert "PAR/official/gender" in found["variants"][0]["runs"][0]["results"]["Market1501"]
 
 
-def test_a_key_that_the_configuration_does_not_have_is_refused_by_study_and_key():
+def test_an_unknown_key_is_rejected_with_the_name_of_the_study():
     absent = Study("mine", "t", "q", (Variant("odd", {"MODEL.CERBERUS.NOWHERE": 1}),), ("mAP",))
-    with pytest.raises(ValueError, match="study 'mine': 'odd' sets MODEL.CERBERUS.NOWHERE, which is no key of"):
+    with pytest.raises(ValueError, match="study 'mine': 'odd' sets MODEL.CERBERUS.NOWHERE, which is not a"):
         study.check_keys(absent, read(LAST, 1))
     everywhere = dataclasses.replace(absent, variants=(), options={"NOWHERE": 1})
     with pytest.raises(ValueError, match="study 'mine': all variants set NOWHERE, which"):
         study.check_keys(everywhere, read(LAST, 1))
 
 
-def test_runs_of_different_rules_get_a_reason_and_no_claims(ablation, tmp_path):
+def test_runs_of_different_rules_have_a_reason_and_no_claims(ablation, tmp_path):
     output, found, _ = ablation
     folder = output / found["variants"][1]["runs"][0]["folder"]
     kept = (folder / "results.json").read_text()
@@ -208,29 +207,29 @@ def test_runs_of_different_rules_get_a_reason_and_no_claims(ablation, tmp_path):
     finally:
         (folder / "results.json").write_text(kept)
     assert mixed["claims"] == {} and found["refused"] == ""
-    assert "PAR force colour is False here and True in + regulariser, seed 1" in mixed["refused"]
+    assert "PAR force colour is False, but True in + regulariser, seed 1" in mixed["refused"]
 
 
-def test_seeds_that_were_trained_before_stay_in_the_record(ablation):
+def test_seeds_of_earlier_calls_stay_in_the_record(ablation):
     output, *_ = ablation
     again = study.run(PARTS, read, (2,), output)
     assert again["seeds"] == [1, 2] and again["missing"] == []
     assert [[each["seed"] for each in row["runs"]] for row in again["variants"]] == [[1, 2]] * 3
 
 
-def test_a_seed_that_only_some_variants_have_is_left_out_of_the_record(ablation):
+def test_a_seed_of_only_some_variants_is_not_in_the_record(ablation):
     output, *_ = ablation
     alone = dataclasses.replace(PARTS, variants=(LAST, Variant("other", {"MODEL.CERBERUS.SIGMA": 3.0})))
     assert study.other_seeds(PARTS, read, (1,), output) and not study.other_seeds(alone, read, (1,), output)
 
 
-def test_of_a_finished_run_the_last_checkpoint_stays_alone(ablation):
+def test_a_finished_run_keeps_only_the_last_checkpoint(ablation):
     output, found, _ = ablation
     assert {path.name for path in (output / found["variants"][0]["runs"][0]["folder"]).glob("*.pth")} == {
         "model_final.pth"}
 
 
-def test_weights_that_were_trained_anew_are_evaluated_anew(ablation):
+def test_retrained_weights_are_evaluated_again(ablation):
     output, found, _ = ablation
     folder = output / found["variants"][1]["runs"][0]["folder"]
     kept = (folder / "results.json").read_text()
@@ -244,8 +243,8 @@ def test_weights_that_were_trained_anew_are_evaluated_anew(ablation):
     assert stale == [("synthesised", 1)]
 
 
-def test_a_folder_whose_runs_had_other_images_is_refused(ablation, tmp_path_factory, market_people, use_root):
+def test_finished_runs_with_other_images_are_rejected(ablation, tmp_path_factory, market_people, use_root):
     output, *_ = ablation
     use_root(write_market_folder(tmp_path_factory.mktemp("elsewhere"), *market_people, images=5))
-    with pytest.raises(ValueError, match="finished on other images or labels of .* than are there now"):
+    with pytest.raises(ValueError, match="images or labels of .* have changed since this run"):
         study.run(PARTS, read, SEEDS, output)

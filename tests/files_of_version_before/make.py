@@ -1,9 +1,9 @@
-"""Write a run, its calibration, an index and an exported model with the version before, and what it answers of them.
+"""Write a run, its calibration, an index and an exported model with an earlier version, and its predictions.
 
     PYTHONPATH=BEFORE:tests python tests/files_of_version_before/make.py BEFORE
 
-BEFORE is a checkout of that version. This writes files.zip and answers.json here. The data set and the pictures are
-drawn, and not kept.
+BEFORE is a checkout of that version. The script writes files.zip and answers.json to its own folder. The synthetic
+dataset and images are not stored.
 """
 
 import json
@@ -53,7 +53,7 @@ def train(checkout: Path) -> None:
 
 
 def rounded(value):
-    """Plain values with six decimals of a number."""
+    """Round the numbers of nested lists and dictionaries to six decimals."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return [rounded(each) for each in value] if isinstance(value, list) else (
@@ -65,7 +65,7 @@ def hits(found) -> list:
 
 
 def answers() -> dict:
-    """What today's code should answer as well, in plain values."""
+    """Return the predictions and search results that later versions must reproduce, as plain values."""
     predictor = CerberusPredictor("run", device="cpu")
     pictures = predictor.pictures("crops")
     index = GalleryIndex.open("index")
@@ -91,7 +91,7 @@ def main() -> None:
     here, checkout = Path(__file__).resolve().parent, Path(sys.argv[1]).resolve()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # names in the files are then without folders of this machine
+        os.chdir(folder)  # so that paths in the files are relative
         import fastreid.data.build
 
         fastreid.data.build._root = "data"

@@ -1,6 +1,7 @@
-"""A rehearsal of the GPU path on a machine without a GPU.
+"""Tests of the GPU path on a machine without a GPU.
 
-`soft_cuda` gives the CPU build of torch a device called cuda: real values, a GPU's rules. The tests marked gpu run on
-it in `test_rehearsal.py`, `budget` counts what a training step asks of it, and `inductor` compiles for a GPU that is
-not there. Any other program runs on it by `PYTHONPATH=tests python -m gpu_rehearsal FILE ...`.
+`soft_cuda` adds a device with the name cuda to the CPU build of torch. The CPU computes its values, and it follows the
+rules of a GPU. `test_rehearsal.py` runs the tests marked gpu on it, `budget` counts the operations of a training step,
+and `inductor` compiles the kernels for a GPU. To run any other program on the device, use
+`PYTHONPATH=tests python -m gpu_rehearsal FILE ...`.
 """

@@ -1,4 +1,4 @@
-"""Run Python, with the arguments that follow, where torch finds a software device called cuda."""
+"""Run Python with the given arguments and with a software device with the name cuda."""
 
 import os
 import sys

@@ -1,10 +1,10 @@
-"""What one training step and one batch of an evaluation ask of the device, by model, against the table `budget.json`.
+"""Count the device operations of one training step and one evaluation batch, and compare them with `budget.json`.
 
     PYTHONPATH=tests python -m gpu_rehearsal -m gpu_rehearsal.budget [MODEL ...] [--write]
 
-Counts are of ResNet-50, not compiled, with a batch of 8; the size of images does not change them. They hold for the
-version of torch in the table. Without --write, counts that differ from the table's are listed with the places of their
-waits and uploads, and the exit status is 1.
+The models use ResNet-50 without compilation and batches of 8; the counts do not depend on the image size. They are
+valid for the version of torch in the table. Without --write, counts that differ from the table are printed with the
+locations of waits and uploads, and the exit status is 1.
 """
 
 import argparse
@@ -44,7 +44,7 @@ OPTIONS = (
 
 
 class SecondBatch:
-    """A loader during whose second batch, from its making to the request for the third, a watch is on."""
+    """A loader whose second batch is watched, from its creation until the third batch is requested."""
 
     def __init__(self, loader: Iterable, watch: Watch) -> None:
         self.loader, self.watch = loader, watch
@@ -64,7 +64,7 @@ class SecondBatch:
 
 
 def trainer_of(name: str, folder: Path, *options) -> CerberusTrainer:
-    """A trainer on the device, before its first step."""
+    """Return a trainer on the device before its first step."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs" / MODELS[name]))
@@ -79,7 +79,7 @@ def trainer_of(name: str, folder: Path, *options) -> CerberusTrainer:
 
 
 def train(trainer: CerberusTrainer, steps: int, watch: Watch | None = None) -> None:
-    """Steps of the first epoch, with their hooks; the last one watched."""
+    """Run the first steps of the first epoch with their hooks, and watch the last one."""
     with EventStorage(0) as trainer.storage:
         trainer.epoch = trainer.iter = trainer.start_iter = 0
         trainer.before_train()
@@ -92,7 +92,7 @@ def train(trainer: CerberusTrainer, steps: int, watch: Watch | None = None) -> N
 
 
 def measure(name: str, folder: Path) -> dict[str, Watch]:
-    """Counts of the second step of a training, its hooks included, and of the second batch of an evaluation."""
+    """Watch the second step of a training, including its hooks, and the second batch of an evaluation."""
     trainer = trainer_of(name, folder)
     step, evaluation = Watch(), Watch()
     train(trainer, 2, step)
@@ -106,19 +106,19 @@ def measure(name: str, folder: Path) -> dict[str, Watch]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="*", help="; ".join(MODELS), metavar="MODEL")
-    parser.add_argument("--write", action="store_true", help="put the counts into the table")
+    parser.add_argument("--write", action="store_true", help="write the counts to the table")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {"torch": "", "models": {}}
     version = torch.__version__.partition("+")[0]
     if table["torch"] != version and not args.write:
-        sys.exit(f"{TABLE.name} is of torch {table['torch']}, this is {version}")
+        sys.exit(f"{TABLE.name} is for torch {table['torch']}, this is {version}")
     table["torch"] = version
     differ = False
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models or MODELS:
-            gc.collect()  # the trainer of the model before, with its hooks
+            gc.collect()  # of the previous trainer and its hooks
             for part, watch in measure(name, Path(folder)).items():
                 counts, allowed = watch.counts(), table["models"].get(name, {}).get(part)
                 print(f"{name:14} {part:10}", *(f"{count:5} {kind}" for kind, count in counts.items()), flush=True)
@@ -130,8 +130,8 @@ def main() -> int:
             if args.write:
                 TABLE.write_text(json.dumps(table, indent=1) + "\n")
     if differ:
-        print("More than the table has is a regression, at the places above; less is progress. `make budget` writes "
-              "the table anew.")
+        print("Higher counts than in the table are a regression, at the locations above. If the change is intended, "
+              "run `make budget` to update the table.")
     return int(differ)
 
 

@@ -1,10 +1,10 @@
-"""The kernels that torch.compile generates for a GPU, compiled for one that is not there; nothing is launched.
+"""Compile the kernels that torch.compile generates for a GPU, without a GPU; no kernel is launched.
 
     PYTHONPATH=tests:FOLDER_OF_TRITON python -m gpu_rehearsal -m gpu_rehearsal.inductor [KEY VALUE ...]
 
-Inductor compiles one training step of Cerberus on the software device, and Triton each of its kernels to a binary of
-compute capability 9.0. Keys are of the configuration. Prints how many kernels there are, and how many launches of them
-and of libraries in a step.
+Inductor compiles one training step of Cerberus on the software device, and Triton compiles each kernel to a binary for
+compute capability 9.0. KEY VALUE are keys of the configuration. Prints the number of kernels, and the number of kernel
+launches and library calls per step.
 """
 
 import collections
@@ -28,7 +28,7 @@ from . import budget, soft_cuda
 
 
 class Driver:
-    """What Triton asks of a GPU's driver before it compiles."""
+    """The functions of a GPU driver that Triton calls before it compiles."""
 
     launcher_cls = None
 
@@ -62,7 +62,7 @@ class Driver:
 
 
 class Kernel:
-    """A kernel that is not launched."""
+    """Replacement of a kernel that does nothing when it is launched."""
 
     def run(self, *args, **kwargs) -> None:
         pass
@@ -72,7 +72,7 @@ class Kernel:
 
 
 def generated(*options: str) -> tuple[dict[str, str], list[str]]:
-    """Sources of the Triton kernels of a training step, by name, and the code that launches them."""
+    """Return the sources of the Triton kernels of a training step by name, and the code that launches them."""
     kernels: dict[str, str] = {}
     code: list[str] = []
     compile_to_module = GraphLowering._compile_to_module
@@ -92,26 +92,26 @@ def generated(*options: str) -> tuple[dict[str, str], list[str]]:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 budget.train(budget.trainer_of("cerberus", Path(folder), "MODEL.COMPILE", True, *options), 1)
-            except FloatingPointError:  # kernels that are not launched give no losses
+            except FloatingPointError:  # without launched kernels there are no losses
                 pass
     return kernels, code
 
 
 def launches(code: list[str]) -> tuple[int, int]:
-    """Launches of Triton kernels, and calls of libraries such as cuDNN, in the code of a step."""
+    """Count the launches of Triton kernels, and the calls of libraries such as cuDNN, in the code of a step."""
     bodies = [text[text.index("def call("):] for text in code]
     library = r"(?:extern_kernels\.\w+|torch\.ops\.[\w.]+|aten\.[\w.]+)\("
     return tuple(sum(len(re.findall(pattern, body)) for body in bodies) for pattern in (r"\.run\(", library))
 
 
 def prepare() -> None:
-    """Let Triton and Inductor take the software device for a GPU."""
+    """Make Triton and Inductor treat the software device as a GPU."""
     triton.runtime.driver.set_active(Driver())
     for name, value in {"_cuda_getCurrentRawStream": 0, "_cuda_getDevice": 0, "_cuda_setDevice": None,
                         "_cuda_exchangeDevice": 0, "_cuda_maybeExchangeDevice": 0}.items():
         setattr(torch._C, name, lambda device=0, value=value: value)
     torch.cuda._exchange_device = lambda device: 0
-    torch.cuda._maybe_exchange_device = lambda device: 0  # another function: torch.compile tells them apart
+    torch.cuda._maybe_exchange_device = lambda device: 0  # must be a different function for torch.compile
     torch.cuda._DeviceGuard = torch.cuda.device
     torch._C._dynamo.guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(
         size, stride, dtype=dtype, device="cuda")
@@ -125,12 +125,12 @@ def main() -> int:
     kernels, code = generated(*sys.argv[1:])
     own, libraries = launches(code)
     print(f"{len(kernels)} kernels; {own} launches of them and {libraries} calls of libraries in a step", flush=True)
-    torch.version.cuda = "13.0"  # only now: torch's own code would take it for a build with CUDA
+    torch.version.cuda = "13.0"  # set late, because torch would otherwise assume a build with CUDA
     failed = collections.Counter()
     for name, source in kernels.items():
         try:
             getattr(PyCodeCache.load(source), name).precompile(warm_cache_only=True)
-        except Exception as error:  # whatever stops a compiler
+        except Exception as error:  # compilers raise errors of any kind
             failed[repr(error)[:500]] += 1
     print(f"{len(kernels) - failed.total()} compiled for compute capability {soft_cuda.CAPABILITY}")
     for error, count in failed.items():

@@ -1,4 +1,4 @@
-"""Whether a GPU has the operators that ran on the software device, by the dispatch table that torch ships."""
+"""Check with torch's dispatch table that a GPU supports the operators that ran on the software device."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -7,22 +7,22 @@ from pathlib import Path
 import torchgen
 import yaml
 
-# Kernels that compose other operators, for any device.
+# Kernels for any device that are composed of other operators.
 COMPOSITE = {"CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"}
 
 
 @cache
 def _entries() -> dict[str, dict]:
-    """Entries of the table by operator and overload: 'add.Tensor'."""
+    """Return the entries of the table by operator and overload, such as 'add.Tensor'."""
     table = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
     return {entry["func"].partition("(")[0]: entry
             for entry in yaml.load(table.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))}
 
 
 def has_cuda_kernel(name: str) -> bool:
-    """Whether 'aten::add.Tensor' has a kernel for CUDA, its own or a composite one.
+    """Return whether an operator such as 'aten::add.Tensor' has a CUDA kernel or a composite one.
 
-    Operators of other libraries have none here.
+    Returns False for operators of other libraries.
     """
     entry = _entries().get(name.removeprefix("aten::"))
     if entry is None:
@@ -37,4 +37,5 @@ def has_cuda_kernel(name: str) -> bool:
 
 
 def without_cuda_kernel(names: Iterable[str]) -> list[str]:
+    """Return the operators without a CUDA kernel, sorted."""
     return sorted(name for name in names if not has_cuda_kernel(name))

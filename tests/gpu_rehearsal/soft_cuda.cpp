@@ -1,9 +1,10 @@
-// A device named "cuda" for builds of torch without CUDA: the host's memory, the CPU's kernels, a GPU's rules.
+// A device with the name "cuda" for builds of torch without CUDA. It uses CPU memory and CPU kernels, and follows the
+// rules of a GPU.
 //
-// A tensor of the device owns host memory but carries the dispatch key CUDA. An operator without a kernel of its own
-// below runs in `run_on_cpu`: it checks that all tensors are on one device, calls the CPU's kernel on tensors that
-// share their memory, and moves the results back to the device. All work has ended when a call returns, so streams
-// and events have nothing to do. `soft_cuda.py` loads the library and replaces the functions of torch.cuda.
+// A tensor of the device owns CPU memory and has the dispatch key CUDA. Operators for which this file defines no kernel
+// run in `run_on_cpu`: it checks that all tensors are on the same device, calls the CPU kernel on tensors that share
+// their memory, and moves the results back to the device. All operations are complete when a call returns, so streams
+// and events do nothing. `soft_cuda.py` loads the library and replaces the functions of torch.cuda.
 
 #include <ATen/ATen.h>
 #include <ATen/InferSize.h>
@@ -30,7 +31,7 @@ using namespace c10;
 constexpr int kDevices = 2;
 const Device kCpu(DeviceType::CPU);
 
-// The current device and the streams, of each thread as with CUDA.
+// The current device and the streams of each thread, as with CUDA.
 
 struct Guard final : impl::DeviceGuardImplInterface {
   static thread_local int16_t current;
@@ -77,7 +78,7 @@ thread_local int16_t Guard::current = 0;
 thread_local std::array<StreamId, kDevices> Guard::streams = {};
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
-// Memory: the CPU's, counted by device.
+// CPU memory, counted by device.
 
 std::atomic<size_t> live[kDevices], peak[kDevices];
 
@@ -108,7 +109,7 @@ struct DeviceAllocator final : Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 } device_allocator;
 
-struct PinnedAllocator final : Allocator {  // host memory that `is_pinned` knows
+struct PinnedAllocator final : Allocator {  // CPU memory that `is_pinned` recognises
   std::mutex lock;
   std::unordered_set<const void*> pinned;
 
@@ -138,7 +139,7 @@ struct Registration {
   Registration() { SetAllocator(DeviceType::CUDA, &device_allocator, 100); }
 } registration;
 
-// What torch asks of a CUDA build.
+// Hooks that torch requires of a CUDA build.
 
 struct CUDAHooks : at::CUDAHooksInterface {
   explicit CUDAHooks(at::CUDAHooksArgs) {}
@@ -171,7 +172,7 @@ struct CUDAHooks : at::CUDAHooksInterface {
   double batchnormMinEpsilonCuDNN() const override { return 0; }
 };
 
-struct Timer final : c10d::Timer {  // which DistributedDataParallel wants for its statistics
+struct Timer final : c10d::Timer {  // required by the statistics of DistributedDataParallel
   explicit Timer(Device) {}
   std::optional<int64_t> measureDifference(Event start, Event end) override {
     auto from = getTimestamp(start), to = getTimestamp(end);
@@ -179,19 +180,19 @@ struct Timer final : c10d::Timer {  // which DistributedDataParallel wants for i
   }
 };
 
-// Tensors of one device as tensors of the other.
+// Conversion between tensors of the device and tensors of the CPU that share memory.
 
 bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == DeviceType::CUDA; }
 
-struct Shared {  // a storage that a tensor of the other device uses too; bytes counts as memory of `device`, 0 does not
+struct Shared {  // a storage shared with a tensor of the other device; `bytes` is counted for `device`
   Storage storage;
   size_t bytes;
   int device;
 };
 
-// The same memory as a tensor of `device`. `owned`: the memory was allocated for the device by a CPU kernel.
+// Returns a tensor of `device` with the same memory. `owned`: a CPU kernel has allocated the memory for the device.
 at::Tensor shared(const at::Tensor& tensor, Device device, bool owned = false) {
-  TORCH_CHECK(tensor.has_storage(), "soft cuda: a tensor without storage has no twin on ", device);
+  TORCH_CHECK(tensor.has_storage(), "soft cuda: a tensor without storage cannot be used on ", device);
   const Storage& storage = tensor.storage();
   auto* context = new Shared{storage, owned ? storage.nbytes() : 0, owned ? device.index() : 0};
   if (owned) count_memory(context->device, context->bytes);
@@ -214,7 +215,7 @@ at::Tensor shared(const at::Tensor& tensor, Device device, bool owned = false) {
 
 at::Tensor on_cpu(const at::Tensor& tensor) { return on_device(tensor) ? shared(tensor, kCpu) : tensor; }
 
-// Operators without a kernel of their own.
+// Operators without a separate kernel.
 
 std::string name_of(const OperatorHandle& op) {
   const auto& name = op.schema().operator_name();
@@ -238,7 +239,7 @@ void check_devices(const std::string& name, const std::vector<Argument>& argumen
   std::optional<Device> device;
   for (const auto& [tensor, position] : arguments) {
     bool cpu = tensor.device().is_cpu();
-    if (cpu && tensor.dim() == 0) continue;  // kernels take a number by value
+    if (cpu && tensor.dim() == 0) continue;  // kernels accept numbers on the CPU
     if (cpu && position == 1 && takes_indices_of_the_cpu(name)) continue;
     if (!device) device = tensor.device();
     TORCH_CHECK(*device == tensor.device(), "Expected all tensors to be on the same device, but found at least two ",
@@ -246,7 +247,7 @@ void check_devices(const std::string& name, const std::vector<Argument>& argumen
   }
 }
 
-// Names of the operators that have run on the device, and the dtypes of their tensors.
+// Names of the operators that have run on the device, with the dtypes of their tensors.
 std::mutex operators_lock;
 std::unordered_map<std::string, std::unordered_set<std::string>> operators;
 
@@ -264,7 +265,7 @@ Device with_index(Device device) {
 void run_on_cpu(const OperatorHandle& op, torch::jit::Stack* stack) {
   size_t count = op.schema().arguments().size(), begin = stack->size() - count;
   std::vector<Argument> arguments;
-  std::vector<std::pair<at::Tensor, at::Tensor>> twins;  // a tensor of the device, its twin on the CPU
+  std::vector<std::pair<at::Tensor, at::Tensor>> twins;  // tensors of the device, and CPU tensors that share their memory
   std::optional<Device> device;
 
   auto to_cpu = [&](const at::Tensor& tensor, size_t position) -> at::Tensor {
@@ -314,7 +315,7 @@ void run_on_cpu(const OperatorHandle& op, torch::jit::Stack* stack) {
     }
     return shared(tensor, home, /*owned=*/!view);
   };
-  for (const auto& [own, twin] : twins) {  // an output that the kernel has resized takes the new memory
+  for (const auto& [own, twin] : twins) {  // outputs that the kernel has resized get the new memory
     if (own.sizes().equals(twin.sizes()) && own.strides().equals(twin.strides()) &&
         own.storage().data() == twin.storage().data())
       continue;
@@ -337,7 +338,7 @@ void run_on_cpu(const OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
-// The same in float32 for float16, in which the CPU's convolutions take minutes.
+// The same in float32 instead of float16, for which convolutions on the CPU take minutes.
 void run_in_float32(const OperatorHandle& op, torch::jit::Stack* stack) {
   auto is_half = [](const IValue& value) {
     return value.isTensor() && value.toTensor().defined() && value.toTensor().scalar_type() == at::kHalf;
@@ -353,13 +354,13 @@ void run_in_float32(const OperatorHandle& op, torch::jit::Stack* stack) {
       if (value->isTensor() && value->toTensor().defined()) *value = value->toTensor().to(at::kHalf);
 }
 
-// Operators that allocate, copy or view: those that `run_on_cpu` and the CPU's kernels rest on.
+// Operators that allocate, copy or view, which `run_on_cpu` and the CPU kernels use.
 
 using MaybeDtype = std::optional<ScalarType>;
 using MaybeLayout = std::optional<Layout>;
 using MaybeDevice = std::optional<Device>;
 
-struct OnDevice {  // the current device until the end of a scope
+struct OnDevice {  // sets the current device until the end of a scope
   int16_t before = Guard::current;
   explicit OnDevice(MaybeDevice device) {
     Guard::current = with_index(device.value_or(Device(DeviceType::CUDA))).index();
@@ -444,7 +445,7 @@ const at::Tensor& resize_(const at::Tensor& self, SymIntArrayRef size, std::opti
   return self;
 }
 
-// Batch normalisation by cuDNN, which the CPU does not have.
+// Batch normalisation of cuDNN, for which the CPU has no kernel.
 
 using MaybeTensor = std::optional<at::Tensor>;
 
@@ -464,7 +465,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cudnn_batch_norm_backward(
                                         {true, true, true});
 }
 
-// Parts of nn.SyncBatchNorm, which torch has for CUDA alone; channels are dimension 1, statistics float32.
+// Parts of nn.SyncBatchNorm, which torch has only for CUDA; channels are dimension 1, statistics are float32.
 
 std::vector<int64_t> all_but_channels(const at::Tensor& input) {
   std::vector<int64_t> dims;
@@ -524,7 +525,7 @@ at::Tensor batch_norm_backward_elemt(const at::Tensor& grad, const at::Tensor& i
   return (out * by_channel(factor, input)).to(input.scalar_type());
 }
 
-// Sparse matrices in CSR form, whose parts are tensors of the device: the product that filtered search computes.
+// Sparse CSR matrices with components on the device: the product that filtered search computes.
 
 at::Tensor sampled_addmm(const at::Tensor& self, const at::Tensor& left, const at::Tensor& right,
                          const at::Scalar& beta, const at::Scalar& alpha) {
@@ -570,7 +571,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("batch_norm_elemt", TORCH_FN(batch_norm_elemt));
   library.impl("batch_norm_backward_reduce", TORCH_FN(batch_norm_backward_reduce));
   library.impl("batch_norm_backward_elemt", TORCH_FN(batch_norm_backward_elemt));
-  // Composite: without these, convolutions would choose a backend that the CPU's kernels do not have.
+  // Composite operators: without these, convolutions would select a backend without CPU kernels.
   library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&run_in_float32>());
   library.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&run_in_float32>());
 }
@@ -582,7 +583,7 @@ TORCH_LIBRARY_IMPL(aten, SparseCsrCUDA, library) {
   library.impl("sparse_sampled_addmm", TORCH_FN(sampled_addmm));
 }
 
-// For soft_cuda.py.
+// Functions for soft_cuda.py.
 
 extern "C" {
 int soft_cuda_device() { return Guard::current; }
@@ -591,7 +592,7 @@ size_t soft_cuda_memory(int device) { return live[device]; }
 size_t soft_cuda_peak_memory(int device) { return peak[device]; }
 void soft_cuda_reset_peak_memory(int device) { peak[device] = live[device].load(); }
 
-// Append a line "operator<TAB>dtype,dtype" for each operator that has run on the device so far.
+// Appends a line "operator<TAB>dtype,dtype" for each operator that has run on the device.
 void soft_cuda_write_operators(const char* path) {
   std::lock_guard<std::mutex> guard(operators_lock);
   FILE* file = std::fopen(path, "a");

@@ -1,12 +1,12 @@
-"""A software device called cuda for the CPU build of torch: compiled from `soft_cuda.cpp`, loaded before torch.
+"""A software device with the name cuda for the CPU build of torch, compiled from `soft_cuda.cpp`.
 
-Its values are the CPU's, its rules a GPU's: tensors of two devices do not meet, `.numpy()` is refused, autocast follows
-CUDA's lists, memory can be pinned, optimisers have their fused steps, and torch.compile generates Triton. There are two
-devices. It shows where tensors lie and where Python waits for them; it shows nothing of speed, of races between
-streams, of NCCL, or of what CUDA's kernels compute.
+The CPU computes its values, and it follows the rules of a GPU: operations on tensors of two devices and `.numpy()` are
+errors, autocast uses the lists of CUDA, memory can be pinned, optimizers have fused steps, and torch.compile generates
+Triton code. There are two devices. The device shows on which device tensors are and where Python waits for them. It
+does not test speed, race conditions between streams, NCCL, or CUDA kernels.
 
-torch asks for the hooks of CUDA once, so the library is loaded before `import torch`. `environment` is for processes in
-which that is done by the interpreter at its start, children of such processes included.
+torch looks for the hooks of CUDA only once, so the library must be loaded before `import torch`. With the variables of
+`environment`, the interpreter does this at its start, also in child processes.
 """
 
 from __future__ import annotations
@@ -34,37 +34,38 @@ from types import ModuleType, SimpleNamespace
 HERE = Path(__file__).parent
 SOURCE = HERE / "soft_cuda.cpp"
 FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC")
-CAPABILITY = (9, 0)  # of an H100, which it claims to be
+CAPABILITY = (9, 0)  # that of an H100
 MEMORY = 80 * 2**30  # bytes of each device
-OPERATORS = "SOFT_CUDA_OPERATORS"  # a variable: a file to which processes add the operators that they have run
+OPERATORS = "SOFT_CUDA_OPERATORS"  # environment variable: file to which processes append the operators that have run
 
 
 class Unavailable(RuntimeError):
-    """Why there is no software device here."""
+    """The reason why the software device is not available."""
 
 
 def environment() -> dict[str, str]:
-    """Variables of a process, and of those that it starts, in which torch finds the device."""
+    """Return the environment variables with which a process and its children use the device."""
     path = [str(HERE / "startup"), str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def build() -> Path:
-    """The compiled library, made once for each version of torch and of the source; half a minute.
+    """Compile the library, once for each version of torch and of the source (half a minute), and return its path.
 
-    It lies where torch keeps libraries that it compiles. Several processes may ask at once.
+    It is stored in the folder of torch's compiled extensions. Several processes can call this at the same time.
 
-    Raises: Unavailable if this torch has CUDA of its own, or there is no C++ compiler for it.
+    Raises:
+        Unavailable: if this build of torch supports CUDA, or there is no C++ compiler.
     """
     torch = _torch_folder()
     built_for = runpy.run_path(str(torch / "version.py"))
     if built_for.get("cuda") or built_for.get("hip"):
-        raise Unavailable("the software device needs the CPU build of torch; this one has devices of its own")
+        raise Unavailable("the software device needs the CPU build of torch; this build supports GPUs")
     if sys.platform != "linux":
         raise Unavailable(f"the software device is built on Linux, not on {sys.platform}")
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
-        raise Unavailable("no C++ compiler for the software device; install g++, or name one by CXX")
+        raise Unavailable("no C++ compiler for the software device; install g++, or set CXX")
     headers = (torch / "include", torch / "include/torch/csrc/api/include")
     command = [compiler, *FLAGS, *(f"-isystem{folder}" for folder in headers), str(SOURCE),
                f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"]
@@ -86,12 +87,12 @@ def build() -> Path:
 
 
 def wait_for_torch() -> None:
-    """Have the first `import torch` of this process load the device."""
+    """Load the device at the first `import torch` of this process."""
     sys.meta_path.insert(0, _Loading())
 
 
 class _Loading:
-    """Finds torch as Python does; the device is loaded before its first line, and installed after its last."""
+    """Finder of torch that loads the device before torch is executed, and installs it afterwards."""
 
     def find_spec(self, name, path=None, target=None):
         spec = importlib.machinery.PathFinder.find_spec(name, path) if name == "torch" else None
@@ -110,7 +111,7 @@ class _Loading:
 
 
 def _load() -> ctypes.CDLL:
-    """The library in this process, where it registers its device with torch's own library."""
+    """Load the library into this process; it registers its device in torch's library."""
     library = build()
     ctypes.CDLL(str(_torch_folder() / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
     loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -123,7 +124,7 @@ def _torch_folder() -> Path:
     return Path(importlib.util.find_spec("torch").origin).parent
 
 
-# Called with a name by whatever waits for all work of a device, a stream or an event.
+# Called with a name by each function that waits for a device, a stream or an event.
 on_wait: list[Callable[[str], None]] = []
 
 
@@ -133,7 +134,7 @@ def _wait(name: str) -> None:
 
 
 class Stream:
-    """A stream whose work has ended as soon as it is given."""
+    """A stream whose operations complete immediately."""
 
     def __init__(self, device=None, **_) -> None:
         import torch
@@ -160,7 +161,7 @@ class Stream:
 
 
 class Event:
-    """A time of the processor's clock."""
+    """An event that records the time of the CPU."""
 
     def __init__(self, *_, **__) -> None:
         self.seconds = time.perf_counter()
@@ -182,10 +183,10 @@ class Event:
 
 
 def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
-    """Replace what torch.cuda has from a CUDA build alone."""
+    """Replace the functions of torch.cuda that need a CUDA build."""
     cuda = torch.cuda
 
-    def current_device() -> int:  # functions of ctypes have no hash, which torch's compiler needs
+    def current_device() -> int:  # a function, because torch.compile cannot hash those of ctypes
         return library.soft_cuda_device()
 
     def index(device=None) -> int:
@@ -233,7 +234,7 @@ def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
         "memory_allocated": allocated, "memory_reserved": allocated, "max_memory_allocated": most_allocated,
         "max_memory_reserved": most_allocated,
         "reset_peak_memory_stats": lambda device=None: library.soft_cuda_reset_peak_memory(index(device)),
-        # Random numbers of the device are those of the CPU's generator.
+        # The device uses the generator of the CPU.
         "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda device=None: torch.zeros(1, dtype=torch.uint8), "get_rng_state_all": lambda: [],
         "set_rng_state": lambda state, device=None: None, "set_rng_state_all": lambda states: None}
@@ -244,7 +245,7 @@ def _install(torch: ModuleType, library: ctypes.CDLL) -> None:
     on_the_host, cloned_on_the_host = torch.UntypedStorage.to, torch.UntypedStorage.clone
 
     def to(self, *, device, non_blocking: bool = False):
-        """A storage on another device, as torch.load asks for with map_location."""
+        """Copy a storage to another device, as torch.load does for map_location."""
         if torch.device(device).type != "cuda":
             return on_the_host(self, device=device, non_blocking=non_blocking)
         copy = torch.empty(self.size(), dtype=torch.uint8, device=device)

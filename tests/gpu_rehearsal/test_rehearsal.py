@@ -1,4 +1,4 @@
-"""The GPU path without a GPU: tests marked gpu on the software device, its budgets, and kernels for a GPU."""
+"""Tests marked gpu on the software device, counts of device operations, and compilation of kernels for a GPU."""
 
 import os
 import subprocess
@@ -11,17 +11,17 @@ from gpu_rehearsal import budget, soft_cuda
 from gpu_rehearsal.operators import without_cuda_kernel
 
 ROOT = Path(__file__).parents[2]
-TRITON = ROOT / ".triton"  # a folder beside the environment: where Triton is installed, torch.compile uses it
+TRITON = ROOT / ".triton"  # a separate folder, because torch.compile would use an installed Triton
 
 
 @pytest.fixture(scope="module")
 def on_the_device():
-    """Run Python on the software device: its arguments, further variables -> what it printed, shown if it fails."""
+    """Return a function that runs Python on the software device with arguments and variables; it returns the output."""
     try:
         soft_cuda.build()
     except soft_cuda.Unavailable as error:
         pytest.skip(str(error))
-    # A process with its own workers, not one more of those that run this test.
+    # The variables of pytest-xdist would make the process a worker of this test run.
     environment = {key: value for key, value in soft_cuda.environment().items() if not key.startswith("PYTEST_")}
     environment["OMP_NUM_THREADS"] = "1"
 
@@ -35,7 +35,7 @@ def on_the_device():
 
 
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_every_test_marked_gpu_passes_by_operators_that_a_gpu_has(on_the_device, tmp_path, chosen):
+def test_every_test_marked_gpu_passes_with_operators_that_a_gpu_supports(on_the_device, tmp_path, chosen):
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     said = on_the_device("-m", "pytest", "-m", f"gpu and ({chosen})", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs",
                          "--show-capture=no", "--basetemp", tmp_path / "child", *files,
@@ -53,7 +53,7 @@ def test_an_operator_without_a_kernel_for_cuda_is_found():
 
 @pytest.mark.parametrize("models", [
     ["cerberus"], pytest.param([name for name in budget.MODELS if name != "cerberus"], marks=pytest.mark.slow)])
-def test_a_step_and_an_evaluation_ask_no_more_of_the_device_than_the_table_says(on_the_device, models):
+def test_operations_of_a_step_and_an_evaluation_equal_those_of_the_table(on_the_device, models):
     on_the_device("-m", "gpu_rehearsal.budget", *models)
 
 

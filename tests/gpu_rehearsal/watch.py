@@ -1,4 +1,4 @@
-"""Counts of what a program asks of a cuda device, and the places where Python waits for it."""
+"""Count the operations on a cuda device, and the places where Python waits for the device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import soft_cuda
 
 ROOT = Path(__file__).parents[2]
-# Operators whose result Python, or the size of a result, waits for.
+# Operators with a result, or a size of the result, for which Python waits.
 WAITS = {"_local_scalar_dense": "item", "nonzero": "nonzero", "masked_select": "masked_select", "equal": "equal",
          "unique_dim": "unique", "_unique2": "unique", "unique_consecutive": "unique", "bincount": "bincount",
          "unique_dim_consecutive": "unique", "repeat_interleave": "repeat_interleave",
          "_linalg_check_errors": "linear algebra"}
-# Operators that make tensors without work of the device: views, and memory that nothing is written to.
+# Operators that create tensors without work of the device: views and uninitialised memory.
 FREE = {"view", "as_strided", "t", "transpose", "permute", "expand", "select", "slice", "unsqueeze", "squeeze",
         "detach", "alias", "_unsafe_view", "unbind", "split", "split_with_sizes", "unfold", "diagonal", "lift_fresh",
         "_reshape_alias", "set_", "resize_", "is_pinned", "_pin_memory",
@@ -26,12 +26,12 @@ FREE = {"view", "as_strided", "t", "transpose", "permute", "expand", "select", "
 
 
 class Watch(TorchDispatchMode):
-    """Counts of a `with` block, backward passes included.
+    """Counts operations in a `with` block, including those of backward passes.
 
     Attributes:
-        operations: by name, one for each call of an operator that the device has work with; copies to it included.
-        waits: by kind and place, where Python goes on only when the device has caught up.
-        uploads: by shape and place, copies to the device from memory that is not pinned: these wait for the copy.
+        operations: calls of operators that need work of the device, including copies to the device, by name.
+        waits: places where Python waits for the device, by kind and location.
+        uploads: copies to the device from memory that is not pinned, by shape and location; Python waits for each copy.
     """
 
     def __init__(self) -> None:
@@ -39,6 +39,7 @@ class Watch(TorchDispatchMode):
         self.operations, self.waits, self.uploads = Counter(), Counter(), Counter()
 
     def counts(self) -> dict[str, int]:
+        """Return the total number of operations, waits and uploads."""
         return {name: sum(getattr(self, name).values()) for name in ("operations", "waits", "uploads")}
 
     def __enter__(self):
@@ -76,7 +77,7 @@ class Watch(TorchDispatchMode):
         source, target = (inputs[-1], inputs[0]) if name == "copy_" else (inputs[0], outputs[0])
         non_blocking = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
         if source.is_cuda and not target.is_cuda:
-            if not (non_blocking and (name == "_to_copy" or target.is_pinned())):  # `to` makes pinned memory itself
+            if not (non_blocking and (name == "_to_copy" or target.is_pinned())):  # `to` allocates pinned memory itself
                 self._count_wait("copy to the CPU")
             return
         self.operations[name] += 1
@@ -89,7 +90,7 @@ class Watch(TorchDispatchMode):
 
 
 def _place(depth: int = 3) -> str:
-    """File and line in the project or its host, and their callers; innermost first."""
+    """Return file and line in the project or FastReID with their callers, the innermost first."""
     known = []
     for frame in reversed(traceback.extract_stack()):
         _, inside, path = frame.filename.rpartition("site-packages/")

@@ -1,4 +1,4 @@
-"""Batches of the host: in order, on the right device, with errors that reach the caller."""
+"""Loaders, samplers and transforms: order and device of batches, and errors that reach the caller."""
 
 import contextlib
 import itertools
@@ -22,7 +22,7 @@ from PIL import Image
 
 
 class Items(torch.utils.data.Dataset):
-    """Five items in the host's form; reading `broken` raises as a missing image does."""
+    """Five items in FastReID's format; reading item `broken` raises FileNotFoundError."""
 
     def __init__(self, broken=None):
         self.broken = broken
@@ -78,7 +78,7 @@ def test_workers_are_capped_at_the_usable_cores(monkeypatch):
     assert host_loader(workers=1).num_workers == 1
 
 
-def test_batches_go_to_the_chosen_device_not_to_any_gpu(monkeypatch):
+def test_batches_go_to_the_chosen_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -89,16 +89,16 @@ def test_batches_go_to_the_chosen_device_not_to_any_gpu(monkeypatch):
     assert host.data.batch_device(3) == torch.device("cuda", 3) and not current
     host.use_device("cuda:1")
     assert host.data.batch_device(3) == torch.device("cuda", 1)
-    assert current == [torch.device("cuda", 1)]  # what torch waits for, names and measures where no GPU is named
+    assert current == [torch.device("cuda", 1)]  # torch's default GPU
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_cuda_without_a_gpu_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda', but torch .* finds no GPU"):
         host.use_device("cuda")
 
 
-def test_reading_ahead_keeps_the_order_and_loses_nothing(monkeypatch):
+def test_prefetching_to_the_device_keeps_every_batch_in_order(monkeypatch):
     class Stream:
         def __init__(self, device=None):
             self.waited = []
@@ -147,21 +147,21 @@ def test_enough_identities_fill_a_batch(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_too_few_identities_are_refused_instead_of_searched_for_ever(sampler):
-    with pytest.raises(ValueError, match="a batch needs 4 identities .* the training set has 3. Lower SOLVER.IMS_PER"):
+def test_too_few_identities_are_rejected(sampler):
+    with pytest.raises(ValueError, match="a batch needs 4 identities .* the training set has 3.*SOLVER.IMS_PER_BATCH"):
         sampler(items(3, 4), 8, 2, seed=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("images, instances", [(8, 16), (10, 4), (8, 0)])
-def test_a_batch_that_num_instance_does_not_divide_is_refused(sampler, images, instances):
-    with pytest.raises(ValueError, match=f"NUM_INSTANCE {instances}, expected one or more times NUM_INSTANCE"):
+def test_a_batch_size_that_is_no_multiple_of_num_instance_is_rejected(sampler, images, instances):
+    with pytest.raises(ValueError, match=f"{images} images for each.*NUM_INSTANCE {instances}, expected a multiple"):
         sampler(items(40, 4), images, instances, seed=0)
 
 
-def test_an_identity_serves_each_process_once_with_the_naive_sampler(monkeypatch):
+def test_the_naive_sampler_uses_an_identity_at_most_once_per_process(monkeypatch):
     in_processes(monkeypatch, 2)
-    # Three identities, four places: enough only where each has 2 x NUM_INSTANCE images.
+    # Three identities suffice for four only if each has 2 x NUM_INSTANCE images.
     assert len(list(itertools.islice(iter(NaiveIdentitySampler(items(3, 4), 4, 2, seed=0)), 4))) == 4
     with pytest.raises(ValueError, match="a batch needs 4 identities"):
         NaiveIdentitySampler(items(3, 2), 4, 2, seed=0)
@@ -169,7 +169,7 @@ def test_an_identity_serves_each_process_once_with_the_naive_sampler(monkeypatch
         BalancedIdentitySampler(items(3, 4), 4, 2, seed=0)
 
 
-def test_random_affine_of_the_configuration_can_be_built_and_run():
+def test_random_affine_can_be_built_from_the_configuration():
     from fastreid.data.transforms import build_transforms
     from PIL import Image
 
@@ -179,17 +179,17 @@ def test_random_affine_of_the_configuration_can_be_built_and_run():
     assert build_transforms(cfg)(Image.new("RGB", (8, 16))).shape == (3, 16, 8)
 
 
-def test_reading_pixels_warns_of_nothing_that_a_user_could_change():
+def test_reading_pixels_does_not_show_the_warning_about_typed_storage():
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for prepare in (lambda: None, host.data.read_pixels_quietly):
             prepare()
-            torch.storage._reset_warn_typed_storage_removal()  # torch warns once a process
+            torch.storage._reset_warn_typed_storage_removal()  # torch warns once per process
             to_tensor(Image.new("RGB", (2, 2)))
     assert len(warned) == 1 and "TypedStorage" in str(warned[0].message)
 
 
-def test_images_are_resized_and_erased_as_the_keys_say():
+def test_the_keys_of_interpolation_and_erasing_take_effect():
     from fastreid.data.transforms import build_transforms
 
     cfg = get_cfg()
@@ -212,7 +212,7 @@ def test_images_are_resized_and_erased_as_the_keys_say():
     ("INPUT.INTERPOLATION", "nearest", "INTERPOLATION is 'nearest', expected one of bicubic, bilinear"),
     ("INPUT.REA.SCALE", [0.4, 0.1], r"REA.SCALE is \[0.4, 0.1\], expected two positive numbers, the smaller one first"),
     ("INPUT.REA.RATIO", [0.0, 3.0], r"REA.RATIO is \[0.0, 3.0\], expected two positive")])
-def test_transforms_that_cannot_be_are_refused_by_key(key, value, message):
+def test_invalid_keys_of_transforms_are_rejected(key, value, message):
     from fastreid.data.transforms import build_transforms
 
     cfg = get_cfg()

@@ -1,4 +1,4 @@
-"""Evaluation of the host: no compiler, our ranking, the flip test and re-ranking put right."""
+"""Evaluation: no compilation, the installed ranking, flip testing and re-ranking."""
 
 import subprocess
 import sys
@@ -22,11 +22,11 @@ from fastreid.utils.compute_dist import build_dist
 
 @pytest.mark.parametrize("model", [Baseline, MGN])
 @pytest.mark.parametrize("as_dict", [True, False])
-def test_normalising_leaves_the_batch_as_it_was(model, as_dict):
+def test_normalising_does_not_change_the_batch(model, as_dict):
     owner = types.SimpleNamespace(pixel_mean=torch.tensor(10.0), pixel_std=torch.tensor(5.0), device="cpu")
     images = torch.full((1, 3, 2, 2), 20.0)
     batch = {"images": images, "targets": 0} if as_dict else images
-    for _ in range(2):  # the flip test's second pass must see what the first saw
+    for _ in range(2):  # the second pass of flip testing uses the same batch
         assert torch.equal(model.preprocess_image(owner, batch), torch.full((1, 3, 2, 2), 2.0))
     assert torch.equal(images, torch.full((1, 3, 2, 2), 20.0))
 
@@ -42,7 +42,7 @@ def test_an_evaluator_never_runs_make(monkeypatch):
 
 @pytest.fixture
 def ranking():
-    """Restore whatever ranking is installed."""
+    """Restore the installed ranking after the test."""
     installed = fastreid.evaluation.rank.evaluate_rank
     yield
     fastreid.evaluation.rank.evaluate_rank = installed
@@ -52,7 +52,7 @@ DISTANCES = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
 IDS = (np.array([1, 2]), np.array([1, 2, 2]), np.array([0, 0]), np.array([1, 1, 1]))
 
 
-def test_a_ranking_replaces_the_hosts_in_every_namespace(monkeypatch, ranking):
+def test_a_ranking_replaces_fastreids_in_every_namespace(monkeypatch, ranking):
     user = types.ModuleType("user_code")
     user.evaluate_rank = fastreid.evaluation.rank.evaluate_rank
     monkeypatch.setitem(sys.modules, "user_code", user)
@@ -72,7 +72,7 @@ def test_the_evaluator_uses_the_installed_ranking(ranking):
     assert evaluator.evaluate()["mAP"] == 50.0
 
 
-def test_the_cuhk03_metric_stays_the_hosts(monkeypatch, ranking):
+def test_the_cuhk03_metric_is_computed_by_fastreid(monkeypatch, ranking):
     monkeypatch.setattr(fastreid.evaluation.rank, "eval_cuhk03", lambda *args: ("host", args[-1]))
     host.use_ranking(lambda *args, **kwargs: "ours")
     rank = fastreid.evaluation.rank.evaluate_rank

@@ -1,4 +1,4 @@
-"""Importing the host: what it says without FastReID, and that nothing is left behind."""
+"""Importing the host package: the message without FastReID, and no leftovers in other modules."""
 
 import collections
 import importlib
@@ -19,16 +19,16 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def test_import_leaves_no_stand_ins_behind():
+def test_names_provided_during_the_import_are_removed_afterwards():
     assert "torch._six" not in sys.modules
     assert not hasattr(collections, "Mapping")
 
 
-def test_version_is_the_distribution_not_the_package_attribute():
+def test_version_is_that_of_the_installed_distribution():
     assert host.version() == importlib.metadata.version("fastreid")
 
 
-def test_import_without_fastreid_says_how_to_install_it():
+def test_import_without_fastreid_names_the_install_command():
     code = "import sys; sys.modules['fastreid'] = None; import cerberus_plugin.host"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
@@ -37,7 +37,7 @@ def test_import_without_fastreid_says_how_to_install_it():
     assert last.startswith('ImportError: FastReID is not installed: pip install --no-deps "fastreid==1.4.0"')
 
 
-def test_a_torchvision_that_does_not_fit_a_cuda_torch_is_not_papered_over(monkeypatch):
+def test_a_torchvision_that_does_not_match_a_cuda_torch_is_an_error(monkeypatch):
     def failing(name):
         raise RuntimeError("operator torchvision::nms does not exist")
 
@@ -47,14 +47,14 @@ def test_a_torchvision_that_does_not_fit_a_cuda_torch_is_not_papered_over(monkey
         host.imports.import_torchvision()
 
 
-def test_torchvision_is_whole_after_import():
+def test_torchvision_has_its_operators_after_the_import():
     import torchvision
 
     assert torchvision.extension is sys.modules["torchvision.extension"]
     assert torch.ops.torchvision.nms is not None
 
 
-def test_adapting_twice_wraps_once():
+def test_adapting_twice_wraps_each_function_once():
     host.adapt()
     adapted = fastreid.solver.build_optimizer
     assert host.original(host.original(adapted)) is host.original(adapted)

@@ -1,4 +1,4 @@
-"""The host trains: every parameter moves, and a loss that turns NaN names its term."""
+"""Training steps with FastReID's optimizers update every parameter, and a loss that is NaN is named."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ from fastreid.utils.events import EventStorage
 from support.training import solver_cfg
 from torch import nn
 
-needs_torch_2 = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2, reason="torch 1 keeps gradients itself")
+needs_torch_2 = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2, reason="torch 1 keeps gradients")
 quiet_autocast = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -48,7 +48,7 @@ def train(model, optimizer, params, trainer_class=train_loop.SimpleTrainer, step
 
 
 def moved(model):
-    """Names of the parameters that are no longer those of a fresh model."""
+    """Return the names of the parameters that differ from those of a new model."""
     fresh = dict(Line().named_parameters())
     return {name for name, value in model.named_parameters() if not torch.equal(value.cpu(), fresh[name])}
 
@@ -58,14 +58,14 @@ EVERY = {"body.weight", "body.bias", "heads.weight", "heads.bias"}
 
 @pytest.fixture
 def amp_on_cpu(monkeypatch):
-    """Let AMPTrainer past its assertion; GradScaler("cpu") then takes the steps that the CUDA one would."""
+    """Make AMPTrainer accept a CPU; GradScaler("cpu") then does the same as that of CUDA."""
     cuda = types.SimpleNamespace(is_available=lambda: True, stream=torch.cuda.stream)
     monkeypatch.setattr(train_loop, "torch", types.SimpleNamespace(cuda=cuda))
     return {"trainer_class": train_loop.AMPTrainer, "grad_scaler": torch.amp.GradScaler("cpu", init_scale=8.0)}
 
 
 @pytest.mark.parametrize("opt", ["Adam", "SGD"])
-def test_every_parameter_moves_and_the_optimiser_holds_state(opt):
+def test_every_parameter_is_updated_and_the_optimizer_has_state(opt):
     model = Line()
     optimizer, params = fastreid.solver.build_optimizer(solver_cfg(OPT=opt), model)
     train(model, optimizer, params)
@@ -74,7 +74,7 @@ def test_every_parameter_moves_and_the_optimiser_holds_state(opt):
 
 
 @needs_torch_2
-def test_without_the_adaptation_no_parameter_moves():
+def test_without_the_adaptation_no_parameter_is_updated():
     model = Line()
     optimizer, params = host.original(fastreid.solver.build_optimizer)(solver_cfg(), model)
     train(model, optimizer, params)
@@ -83,7 +83,7 @@ def test_without_the_adaptation_no_parameter_moves():
 
 
 @quiet_autocast
-def test_every_parameter_moves_under_amp(amp_on_cpu):
+def test_every_parameter_is_updated_with_amp(amp_on_cpu):
     model = Line()
     optimizer, params = fastreid.solver.build_optimizer(solver_cfg(), model)
     train(model, optimizer, params, **amp_on_cpu)
@@ -93,7 +93,7 @@ def test_every_parameter_moves_under_amp(amp_on_cpu):
 
 @quiet_autocast
 @needs_torch_2
-def test_without_the_adaptation_amp_stops_at_the_first_step(amp_on_cpu):
+def test_without_the_adaptation_amp_fails_at_the_first_step(amp_on_cpu):
     model = Line()
     optimizer, params = host.original(fastreid.solver.build_optimizer)(solver_cfg(), model)
     with pytest.raises(AssertionError, match="No inf checks were recorded"):
@@ -102,14 +102,14 @@ def test_without_the_adaptation_amp_stops_at_the_first_step(amp_on_cpu):
 
 @pytest.mark.gpu
 @quiet_autocast
-def test_every_parameter_moves_under_amp_on_a_gpu():
+def test_every_parameter_is_updated_with_amp_on_a_gpu():
     model = Line().cuda()
     optimizer, params = fastreid.solver.build_optimizer(solver_cfg(), model)
     train(model, optimizer, params, train_loop.AMPTrainer, steps=20, batch=BATCH.cuda())
     assert moved(model) == EVERY
 
 
-def test_flat_training_equals_training_one_tensor_at_a_time():
+def test_training_with_flat_buffers_equals_training_without_them():
     flat, single = Line(), Line()
     for model, contiguous in ((flat, True), (single, False)):
         optimizer, params = fastreid.solver.build_optimizer(solver_cfg(), model, contiguous=contiguous)
@@ -128,7 +128,7 @@ def test_gradient_clipping_and_frozen_layers_still_work():
     assert moved(model) == {"heads.weight", "heads.bias"}
 
 
-def test_the_optimiser_keeps_the_hosts_checkpoint_format():
+def test_the_checkpoint_format_of_the_optimizer_is_that_of_fastreid():
     adapted = fastreid.solver.build_optimizer(solver_cfg(), Line())[0]
     plain = host.original(fastreid.solver.build_optimizer)(solver_cfg(), Line())[0]
     plain.load_state_dict(adapted.state_dict())
@@ -136,7 +136,7 @@ def test_the_optimiser_keeps_the_hosts_checkpoint_format():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
-def test_a_copied_optimiser_keeps_its_gradients(copied):
+def test_a_copied_optimizer_sets_gradients_to_zero_too(copied):
     optimizer = copied(fastreid.solver.build_optimizer(solver_cfg(), Line())[0])
     buffer = optimizer.param_groups[0]["params"][0]
     buffer.grad = torch.ones_like(buffer)
@@ -144,7 +144,7 @@ def test_a_copied_optimiser_keeps_its_gradients(copied):
     assert torch.equal(buffer.grad, torch.zeros_like(buffer))
 
 
-def test_the_plain_default_trainer_gets_the_adapted_optimiser():
+def test_fastreids_default_trainer_uses_the_adapted_optimizer():
     assert fastreid.engine.defaults.build_optimizer is fastreid.solver.build_optimizer
     assert fastreid.solver.build_optimizer is fastreid.solver.build.build_optimizer
     assert host.original(fastreid.solver.build_optimizer) is not fastreid.solver.build_optimizer
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_iteration():
     assert moved(model) == set()
 
 
-def test_the_progress_line_of_an_iteration_is_printed_once_however_short_the_run(caplog):
+def test_the_log_line_of_an_iteration_is_printed_once(caplog):
     from fastreid.utils.events import CommonMetricPrinter
 
     printer = CommonMetricPrinter(2)

@@ -1,4 +1,4 @@
-"""What replaces the host's waits for a GPU computes what the host computes, and its log says the same."""
+"""Functions without synchronisation points give the same results and the same log as FastReID's own."""
 
 import functools
 import importlib
@@ -30,14 +30,14 @@ module = importlib.import_module("fastreid.modeling.losses.triplet_loss")
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Tensors of the CPU count as a GPU's, and an event is reached at once."""
+    """Treat CPU tensors as GPU tensors, and events as completed."""
     monkeypatch.setattr(waits, "on_gpu", lambda tensor: True)
     event = SimpleNamespace(synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
 
 
 def with_gradient(function, x, *args):
-    """The value of a function at x and the gradient of the sum of its squares."""
+    """Return the value of a function at x and the gradient of the sum of its squares."""
     x = x.clone().requires_grad_()
     value = function(x, *args)
     value.square().sum().backward()
@@ -49,7 +49,7 @@ def random(*shape):
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_cross_entropy_is_the_hosts_mean_over_the_losses_that_are_not_zero(eps, as_on_a_gpu):
+def test_cross_entropy_equals_fastreids_mean_over_non_zero_losses(eps, as_on_a_gpu):
     logits = random(6, 5)
     logits[2] = torch.tensor([0.0, 200.0, 0.0, 0.0, 0.0])  # without smoothing its loss is 0
     expected = with_gradient(host.original(cross_entropy_loss), logits, TARGETS, eps)
@@ -59,13 +59,13 @@ def test_cross_entropy_is_the_hosts_mean_over_the_losses_that_are_not_zero(eps, 
 
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("norm_feat", [True, False])
-def test_the_triplet_loss_without_a_margin_is_the_hosts_bit_by_bit(hard, norm_feat, as_on_a_gpu):
+def test_the_triplet_loss_without_a_margin_equals_fastreids_bit_by_bit(hard, norm_feat, as_on_a_gpu):
     expected = with_gradient(host.original(module.triplet_loss), random(6, 3), TARGETS, 0.0, norm_feat, hard)
     found = with_gradient(triplet_loss, random(6, 3), TARGETS, 0.0, norm_feat, hard)
     assert all(map(torch.equal, found, expected))
 
 
-def test_where_the_triplet_loss_overflows_it_is_the_hosts_hinge_with_a_finite_gradient(as_on_a_gpu):
+def test_an_overflowing_triplet_loss_is_the_hinge_with_a_finite_gradient(as_on_a_gpu):
     far = 1000 * random(6, 3)
     expected = with_gradient(host.original(module.triplet_loss), far, TARGETS, 0.0, False, True)
     found = with_gradient(triplet_loss, far, TARGETS, 0.0, False, True)
@@ -73,7 +73,7 @@ def test_where_the_triplet_loss_overflows_it_is_the_hosts_hinge_with_a_finite_gr
     assert all(map(torch.equal, found, expected))
 
 
-def test_circle_logits_are_the_hosts_also_of_rows_without_a_class(as_on_a_gpu):
+def test_circle_logits_equal_fastreids_also_for_rows_without_a_class(as_on_a_gpu):
     targets = torch.tensor([0, 3, -1, 2, 4, -1])
     layer = CircleSoftmax(5, scale=64, margin=0.35)
     forward = host.original(CircleSoftmax.forward)
@@ -83,7 +83,7 @@ def test_circle_logits_are_the_hosts_also_of_rows_without_a_class(as_on_a_gpu):
 
 
 @pytest.mark.parametrize("model", [Baseline, MGN])
-def test_a_host_model_gets_plain_targets_without_a_sum_of_them(model, as_on_a_gpu, monkeypatch):
+def test_a_model_gets_plain_targets_without_computing_their_sum(model, as_on_a_gpu, monkeypatch):
     seen = []
     parts = "b1 b2 b3 b1_head b2_head b21_head b22_head b3_head b31_head b32_head b33_head".split()
     fake = SimpleNamespace(training=True, preprocess_image=lambda batch: batch["images"], backbone=nn.Identity(),
@@ -102,7 +102,7 @@ def test_a_host_model_gets_plain_targets_without_a_sum_of_them(model, as_on_a_gp
     assert all(t.tolist() in ([3, 1], [0, 0]) for t in seen if t is not None)
 
 
-def test_batch_normalisation_is_the_hosts_without_counting_batches(as_on_a_gpu):
+def test_batch_normalisation_equals_fastreids_without_counting_batches(as_on_a_gpu):
     mine, theirs = BatchNorm(3), BatchNorm(3)
     forward = host.original(BatchNorm.forward)
     for training in (True, True, False):
@@ -110,13 +110,13 @@ def test_batch_normalisation_is_the_hosts_without_counting_batches(as_on_a_gpu):
         assert torch.equal(mine.train(training)(x), forward(theirs.train(training), x))
     assert torch.equal(mine.running_mean, theirs.running_mean) and torch.equal(mine.running_var, theirs.running_var)
     assert (mine.num_batches_tracked, theirs.num_batches_tracked) == (0, 2)
-    mine.momentum = None  # a mean over all batches needs their number
+    mine.momentum = None  # the mean over all batches needs their number
     mine.train()(x)
     assert mine.num_batches_tracked == 1
 
 
 class Line(nn.Module):
-    """y = Wx with two loss terms and a scalar for the log; the second term is `poison` in step `bad`."""
+    """y = Wx with two loss terms and a scalar for the log; `poison` is added to the second term in step `bad`."""
 
     def __init__(self, bad: int | None = None, poison: float = math.nan) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Line(nn.Module):
 
 
 class Loop(train_loop.TrainerBase):
-    """The host's trainer with a fused optimiser for two epochs of three steps; losses are read late or at once."""
+    """FastReID's trainer with a fused optimizer, for two epochs of three steps; losses are read late or immediately."""
 
     def __init__(self, model: nn.Module, path, late: bool, opt: str = "Adam") -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Loop(train_loop.TrainerBase):
         self.after.append(self.steps.model.heads.weight.detach().clone())
 
     def run(self) -> list[str]:
-        """The log, but for times."""
+        """Train, and return the lines of the log without times."""
         writer = JSONWriter(str(self.path))
         norm, line = train_loop.HookBase(), train_loop.HookBase()
         norm.after_step = lambda: self.storage.put_scalar("norm", self.after[-1].norm())
@@ -170,7 +170,7 @@ class Loop(train_loop.TrainerBase):
 
 
 @pytest.mark.parametrize("opt", ["Adam", "SGD"])
-def test_losses_that_are_read_late_leave_the_log_and_the_weights_as_they_are(opt, as_on_a_gpu, tmp_path):
+def test_reading_losses_late_changes_neither_the_log_nor_the_weights(opt, as_on_a_gpu, tmp_path):
     at_once = Loop(Line(), tmp_path / "at_once.json", late=False, opt=opt)
     late = Loop(Line(), tmp_path / "late.json", late=True, opt=opt)
     log = late.run()
@@ -181,9 +181,9 @@ def test_losses_that_are_read_late_leave_the_log_and_the_weights_as_they_are(opt
 
 
 @pytest.mark.parametrize("poison", [math.nan, -math.inf])
-@pytest.mark.parametrize(("bad", "steps"), [(0, 1), (2, 3), (3, 4)])  # steps 1, 2, 3 and 5 end with a line of the log
+@pytest.mark.parametrize(("bad", "steps"), [(0, 1), (2, 3), (3, 4)])  # the log has lines after steps 1, 2, 3 and 5
 @pytest.mark.parametrize("opt", ["Adam", "SGD"])
-def test_a_loss_that_is_read_late_and_not_finite_moves_no_parameter(bad, steps, poison, opt, as_on_a_gpu, tmp_path):
+def test_a_late_loss_that_is_not_finite_changes_no_parameter(bad, steps, poison, opt, as_on_a_gpu, tmp_path):
     late = Loop(Line(bad, poison), tmp_path / "late.json", late=True, opt=opt)
     with pytest.raises(FloatingPointError, match=rf"iteration {bad}: loss term\(s\) not finite: loss_b; all .*loss_a"):
         late.run()
@@ -192,7 +192,7 @@ def test_a_loss_that_is_read_late_and_not_finite_moves_no_parameter(bad, steps, 
     assert len(late.after) == steps and torch.equal(weight, good)
 
 
-def test_the_error_of_a_late_loss_comes_after_another_error(as_on_a_gpu, tmp_path):
+def test_the_error_of_a_late_loss_is_raised_after_another_error(as_on_a_gpu, tmp_path):
     late = Loop(Line(bad=2), tmp_path / "late.json", late=True)
     late.steps._data_loader_iter = iter([random(4, 3)] * 3)
     late.iters_per_epoch = late.steps.late_scalars.period = 100
@@ -201,7 +201,7 @@ def test_the_error_of_a_late_loss_comes_after_another_error(as_on_a_gpu, tmp_pat
     assert isinstance(caught.value.__context__.__context__, StopIteration)
 
 
-def test_gradients_that_are_gathered_lie_in_the_buffer_in_every_memory_order():
+def test_gathered_gradients_fill_the_buffer_in_every_memory_order():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), BatchNorm(2), nn.Flatten(), nn.Linear(8, 2))
     unused = nn.Parameter(torch.ones(2))
     model.register_parameter("unused", unused)
@@ -212,7 +212,8 @@ def test_gradients_that_are_gathered_lie_in_the_buffer_in_every_memory_order():
         if gathers:
             host.gather_gradients(optimizer, model.parameters())
         optimizer.zero_grad()
-        for images in random(2, 5, 3, 4, 4).to(memory_format=torch.preserve_format):  # two backward passes add up
+        # Gradients of two backward passes are added.
+        for images in random(2, 5, 3, 4, 4).to(memory_format=torch.preserve_format):
             model(images.contiguous(memory_format=torch.channels_last)).square().sum().backward()
         optimizer._fill_buffer()
         flat.assert_buffer_is_valid()
@@ -237,6 +238,6 @@ def steps_with_a_closure(gathers: bool) -> tuple[list[float], torch.Tensor]:
     return losses, model.weight.detach()
 
 
-def test_a_step_with_a_closure_takes_the_gradients_of_the_closure():
+def test_a_step_with_a_closure_uses_the_gradients_of_the_closure():
     (losses, weight), (expected, expected_weight) = map(steps_with_a_closure, (True, False))
     assert losses == expected and torch.equal(weight, expected_weight)

@@ -196,9 +196,9 @@ def test_a_reid_folder_with_unsupported_options_is_rejected(folder, changed, wor
 
 @pytest.mark.parametrize("change, words", [
     (lambda held: held.pop("conv4.1.gate.fc1.bias"), ("lacks 'conv4.1.gate.fc1.bias'", "osnet_x0_25")),
-    (lambda held: held.update({"conv6.weight": torch.zeros(1)}), ("conv6.weight", "osnet_x0_25 has not")),
+    (lambda held: held.update({"conv6.weight": torch.zeros(1)}), ("conv6.weight", "osnet_x0_25 does not have")),
     (lambda held: held.update({"fc.1.weight": torch.ones(256)}), ("'fc.1.weight' is 256, expected 512",)),
-    (lambda held: held.pop("conv1.conv.weight"), ("of no model", "resnet50_fc512", "config.yaml")),
+    (lambda held: held.pop("conv1.conv.weight"), ("a supported model", "resnet50_fc512", "config.yaml")),
 ])
 def test_another_model_is_rejected_with_the_expected_tensors(model, change, words, tmp_path):
     held = tensors_of(*model)
@@ -210,7 +210,7 @@ def test_another_model_is_rejected_with_the_expected_tensors(model, change, word
 
 
 def test_a_run_is_not_written_over(imported):
-    assert "holds a run already" in refusal("import", imported.parent / "osnet.pth.tar", "--out", imported)
+    assert "already contains a run" in refusal("import", imported.parent / "osnet.pth.tar", "--out", imported)
 
 
 def test_a_model_that_reid_cannot_build_is_rejected_with_a_remedy(run, imported, tmp_path):
@@ -222,6 +222,15 @@ def test_a_model_that_reid_cannot_build_is_rejected_with_a_remedy(run, imported,
     said = refusal("export", "--run", cut, "--format", "reid", "--output", tmp_path / "reid")
     assert "INPUT.CROP.ENABLED True" in said
     assert not (tmp_path / "reid").exists()
+
+
+@pytest.mark.parametrize("checkpoint, copied", [("model_final.pth", True), ("model_best.pth", False)])
+def test_the_model_card_goes_with_the_checkpoint_that_it_describes(imported, checkpoint, copied, tmp_path):
+    run, output = shutil.copytree(imported, tmp_path / "run"), tmp_path / "reid"
+    (run / "model_card.md").write_text("card")
+    (run / "results.json").write_text(json.dumps({"results": {}, "manifest": {"checkpoint": checkpoint}}))
+    cli.main(["export", "--run", str(run), "--format", "reid", "--output", str(output)])
+    assert (output / "model_card.md").is_file() == copied
 
 
 def test_the_head_of_torchreid_learns():

@@ -178,7 +178,7 @@ def test_removed_keys_are_accepted_in_configurations_of_older_runs():
 
 
 def test_the_size_of_a_feature_is_that_of_the_backbone():
-    with pytest.raises(ValueError, match="FEAT_DIM is 2048, but build_resnet_backbone at depth 18x gives 512 channels"):
+    with pytest.raises(ValueError, match="FEAT_DIM is 2048, but build_resnet_backbone at depth 18x has 512 output"):
         CerberusTrainer.build_model(read_config(*RESNET, "MODEL.BACKBONE.FEAT_DIM", 2048,
                                                 file="configs/PRCC/cssc_demo.yml"))
 

@@ -64,7 +64,7 @@ def test_person_pretrained_weights_fill_all_tensors_of_timm_models(tmp_path, log
 def test_options_that_a_timm_model_lacks_are_rejected(key, value, name):
     cfg = config("resnet18", [64, 32])
     cfg.MODEL.BACKBONE[key] = value
-    with pytest.raises(ValueError, match=f"'resnet18', which has no {name}: set"):
+    with pytest.raises(ValueError, match=f"'resnet18', which does not support {name}: set"):
         build_backbone(cfg)
 
 

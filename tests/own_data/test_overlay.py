@@ -185,8 +185,8 @@ def test_annotations_of_market_1501_are_corrected_by_identity(tmp_path, caplog):
     for line, message in ((",2,,upper colour,blue,green", "'upper colour' 'green', but the label is now 'red'"),
                           (",9,,hat,yes,no", "there is no identity '9'"),
                           (",2,,hat,maybe,no", "'hat' cannot be 'maybe'"),
-                          (",2,,hut,yes,no", "unknown attribute 'hut'"), ("2.jpg,,,hat,yes,no", "corrects a picture"),
-                          (",2,,person,3,2", "corrects a picture")):
+                          (",2,,hut,yes,no", "unknown attribute 'hut'"), ("2.jpg,,,hat,yes,no", "corrects an image"),
+                          (",2,,person,3,2", "corrects an image")):
         path.write_text(HEAD + line + "\n")
         with pytest.raises(ValueError, match=f"labels_overlay.csv, line 2: .*{message}"):
             with_overlay(given, path)

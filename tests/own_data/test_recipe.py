@@ -219,7 +219,7 @@ def test_options_of_the_user_take_precedence_and_determine_the_rest():
     assert {key: own[key] for key in wish} == wish
     assert own["SOLVER.WARMUP_ITERS"] == "2" and own["TEST.EVAL_PERIOD"] == "4"  # a tenth of 4 epochs of 7 steps
     assert chosen(MARKET, True, given={"DATASETS.HOLD_OUT": "10"})["DATASETS.HOLD_OUT"] == "10"
-    with pytest.raises(ValueError, match="say the same"):
+    with pytest.raises(ValueError, match="conflict"):
         choose(SHOP, False, wish=Wish(epochs=3, given={"SOLVER.MAX_EPOCH": "4"}))
     with pytest.raises(ValueError, match="SOLVER.MAX_EPOCH four: expected a whole number"):
         choose(SHOP, False, wish=Wish(given={"SOLVER.MAX_EPOCH": "four"}))

@@ -33,7 +33,7 @@ def test_outer_keys_and_prefixes_are_removed(content, outer, prefix):
 @pytest.mark.parametrize("content, held", [({"state_dict": {}}, "dict"), ({"epoch": 3}, r"keys \['epoch'\]"),
                                            ([ONE], "list")])
 def test_contents_without_tensors_by_name_are_refused(content, held):
-    with pytest.raises(ValueError, match=f"file.pth: holds no tensors by name but {held}.*state_dict"):
+    with pytest.raises(ValueError, match=f"file.pth: contains no named tensors, only {held}.*state_dict"):
         unwrap(content, "file.pth")
 
 
@@ -70,7 +70,7 @@ def test_the_documentation_lists_every_source():
 def test_a_source_can_be_named_and_another_name_is_refused():
     contents = unwrap({"a": ONE})
     assert all(recognise(contents, source.name) is source for source in SOURCES)
-    with pytest.raises(ValueError, match="PRETRAIN_SOURCE is 'lup', expected '', .*solider.*imagenet"):
+    with pytest.raises(ValueError, match="PRETRAIN_SOURCE is 'lup', expected '' .*solider.*imagenet"):
         recognise(contents, "lup")
 
 
@@ -124,8 +124,8 @@ def test_the_report_lists_matched_and_unmatched_tensors_with_reasons():
     assert model["conv1"].weight.flatten().tolist() == [7, 7]
     assert (len(result.matched), result.total, result.share) == (2, 8, 0.25)  # published files have no non-local blocks
     assert result.account() == ("2 of 8 tensors matched; absent in the file: bn1 (3), fc (2); of another shape: "
-                                "conv1.bias 3, in the model 2; new, in no such file: NL_2.0 (2); not in the model: "
-                                "head (2)")
+                                "conv1.bias 3, in the model 2; new, in no published file: NL_2.0 (2); not in the "
+                                "model: head (2)")
 
 
 def test_weights_in_half_precision_are_loaded_into_a_float32_model():

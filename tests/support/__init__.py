@@ -1,1 +1,1 @@
-"""What tests of several rooms share; no test module imports another."""
+"""Functions that several test modules use; test modules do not import each other."""

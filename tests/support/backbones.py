@@ -1,11 +1,11 @@
-"""A backbone that trains in milliseconds, for the tests that do not ask what a network sees."""
+"""A backbone that trains in milliseconds, for tests that do not depend on the quality of features."""
 
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
 
 def convolution(channels: int, out: int) -> nn.Conv2d:
-    """One that keeps the differences between pictures as large as they are, also before it has learnt anything."""
+    """Return a convolution whose initial weights preserve the differences between images."""
     layer = nn.Conv2d(channels, out, 3, padding=1)
     nn.init.kaiming_normal_(layer.weight)
     nn.init.zeros_(layer.bias)

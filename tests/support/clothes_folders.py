@@ -1,4 +1,4 @@
-"""Tiny folders in the forms of the cloth-changing data sets, and a configuration for them."""
+"""Tiny folders in the formats of the cloth-changing datasets, and a configuration for them."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def write(path: Path, seed: int) -> None:
 
 
 def write_prcc(root: Path, images: int = 2) -> Path:
-    """Four training and three test persons, `images` pictures under each camera."""
+    """Write a PRCC with four training and three test persons, and `images` images per camera."""
     folder = root / "prcc" / "rgb"
     for person in (2, 10, 11, 100):
         for k, camera in enumerate("ABC" * images):
@@ -32,7 +32,7 @@ def write_prcc(root: Path, images: int = 2) -> Path:
 
 
 def write_ltcc(root: Path, gallery: str = "test") -> Path:
-    """Training persons 0 and 5 in two outfits each; test persons 7 (two outfits) and 8 (one)."""
+    """Write an LTCC with training persons 0 and 5 (two outfits each) and test persons 7 (two) and 8 (one)."""
     folder = root / "LTCC_ReID"
     names = {"train": ["000_1_c1_000001", "000_1_c2_000002", "000_2_c12_000003", "005_1_c3_000004", "005_2_c3_000005"],
              "query": ["007_1_c1_000006", "008_1_c1_000007"],
@@ -48,7 +48,7 @@ def write_ltcc(root: Path, gallery: str = "test") -> Path:
 
 
 def write_celeb(root: Path) -> Path:
-    """Persons 1 and 2 in training, others of the same numbers in the test."""
+    """Write a Celeb-reID with persons 1 and 2 in training, and two others with the same numbers in the test."""
     folder = root / "Celeb-reID"
     for split, count in (("train", 5), ("query", 1), ("gallery", 3)):
         for person in (1, 2):
@@ -58,7 +58,7 @@ def write_celeb(root: Path) -> Path:
 
 
 def label(folder, plain, seed: int = 5) -> dict:
-    """Write labels of every outfit of a folder; they are returned as they were written."""
+    """Write random labels for every outfit of a folder, and return them."""
     keys = plain(root=str(folder.parents[1] if plain is PRCC else folder.parent), allow_subset=True).outfit_keys
     labels = dict(zip(keys, random_labels(MARKET1501, len(keys), seed)))
     write_outfits(folder / FILE_NAME, MARKET1501, labels)
@@ -66,6 +66,7 @@ def label(folder, plain, seed: int = 5) -> dict:
 
 
 def cloth_config(tmp_path, name: str, *options, file: str = "configs/Market1501/bot_demo.yml"):
+    """Return a configuration for training and test on one of these datasets."""
     return read_config("DATASETS.NAMES", [name], "DATASETS.TESTS", [name], "OUTPUT_DIR", str(tmp_path / "run"),
                        "SOLVER.IMS_PER_BATCH", 8, "DATALOADER.NUM_INSTANCE", 4, *options,
                        file=file)

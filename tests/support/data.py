@@ -1,4 +1,4 @@
-"""Labels, annotation files and folders of pictures in the forms of the data sets."""
+"""Labels, annotation files and image folders in the formats of the datasets."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 
 def random_labels(schema, count: int, seed: int = 0) -> torch.Tensor:
-    """Valid labels int64 (count, A): at most one colour a garment and one thing carried."""
+    """Return valid labels int64 (count, A): at most one colour per garment, and at most one carried object."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(field.values) for field in schema.fields]
     labels = torch.stack([torch.randint(size, (count,), generator=generator) for size in sizes], dim=1)
@@ -22,7 +22,7 @@ def random_labels(schema, count: int, seed: int = 0) -> torch.Tensor:
 
 
 def write_annotations(path: Path, schema, train: dict, test: dict, root: str = "market_attribute", **changes) -> Path:
-    """An annotation file in the published form; `changes` replace fields of train, None removes one."""
+    """Write an annotation file in the published format; `changes` replace fields of train, None removes one."""
 
     def split(labels: dict) -> dict:
         fields = {"image_index": np.array([f"{pid:04d}" for pid in labels], dtype=object)}
@@ -38,7 +38,7 @@ def write_annotations(path: Path, schema, train: dict, test: dict, root: str = "
 
 
 def market_labels() -> tuple[dict, dict]:
-    """Labels of 8 training and 6 test identities; training ids in an order that is not that of their strings."""
+    """Return labels of 8 training and 6 test identities; the order of the numbers is not that of their strings."""
     from cerberus_plugin.attributes import MARKET1501
 
     labels = random_labels(MARKET1501, 14, seed=3)
@@ -46,7 +46,7 @@ def market_labels() -> tuple[dict, dict]:
 
 
 def write_bands(folder: Path, count: int) -> list[Path]:
-    """Pictures of four bands in random colours and some noise, the same bytes with every version of Pillow."""
+    """Write images of four bands in random colours with noise; all versions of Pillow write the same bytes."""
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -55,14 +55,15 @@ def write_bands(folder: Path, count: int) -> list[Path]:
         rng = np.random.default_rng(pid)
         pixels = rng.integers(40, 216, (4, 1, 3)).repeat(12, axis=0) + rng.integers(-30, 30, (48, 24, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-        os.utime(path, ns=(10**18, 10**18))  # an index knows pictures by size and time of change
+        os.utime(path, ns=(10**18, 10**18))  # an index compares size and time of change
     return paths
 
 
 def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) -> Path:
-    """Market-1501's folder form with pictures of noise around a colour of each identity, and its annotations.
+    """Write a Market-1501 with annotations; the images of an identity have the same colours with noise.
 
-    Identities are seen by cameras 1 to `images`; the first picture of a test identity is its query. One distractor.
+    Each identity has one image from each of the cameras 1 to `images`; the first image of a test identity is its query.
+    There is one distractor.
     """
     from cerberus_plugin.attributes import MARKET1501
 
@@ -91,7 +92,7 @@ def write_market_folder(root: Path, train: dict, test: dict, images: int = 4) ->
 
 
 def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
-    """DukeMTMC-reID's folder form; the first test identity queries, the last stands in the gallery alone."""
+    """Write a DukeMTMC-reID with annotations; all test identities but the last have a query."""
     from cerberus_plugin.attributes import DUKEMTMC
 
     from PIL import Image
@@ -109,7 +110,7 @@ def write_duke_folder(root: Path, train: dict, test: dict) -> Path:
 
 
 def batches(num: int = 90, num_people: int = 6, size: int = 16, seed: int = 0):
-    """Batches as a test loader and a model give them; identity 0 is a distractor."""
+    """Yield batches of a test loader with embeddings of a model; identity 0 is a distractor."""
     from cerberus_plugin.attributes import MARKET1501
 
     pids = torch.arange(num) % num_people

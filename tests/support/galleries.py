@@ -1,6 +1,7 @@
-"""What the tests of galleries share: pictures of five bands, a model that reads them off, and its words.
+"""Images of five coloured bands, a model that recognises them, and its vocabulary, for tests of galleries.
 
-Each of the five groups sees one band of a picture; its block is the band's colour and a constant, of unit length.
+Each of the five groups corresponds to one band of an image; its block is the colour of the band and a constant,
+normalised to unit length.
 """
 
 from collections import namedtuple
@@ -21,7 +22,7 @@ QUIET = Pace(batch_size=4, workers=2, part_rows=8, progress=False)
 
 
 class Words:
-    """A vocabulary: a column a group, whose values are the first three directions of its block."""
+    """A vocabulary with one column per group; its values are the first three dimensions of the block."""
 
     columns = tuple(Column(f"{group} colour", group, ("red", "green", "blue"), f"{group} colour") for group in GROUPS)
     values = columns[0].classes
@@ -61,7 +62,7 @@ class Words:
 
 
 class BandEncoder:
-    """The model; it counts the pictures that it was given, and can fail at one of them."""
+    """The model. It counts the images that it encodes, and can be set to fail at one of them."""
 
     fingerprint, dim, groups, metric = "a" * 64, 20, GROUPS, "cosine"
     lasting_groups, verification = ("head", "identity"), None
@@ -80,7 +81,7 @@ class BandEncoder:
 
 
 def market_words() -> AttributeModel:
-    """Words of Market-1501 for the blocks of a `BandEncoder`: two semantic IDs a group, all 0 and all 1."""
+    """Return an attribute model of Market-1501 for `BandEncoder`: two semantic IDs per group, all 0 and all 1."""
     groups = []
     for group, bits in zip(GROUPS, MARKET1501.group_bits):
         labels = np.repeat([[0], [1]], len(MARKET1501.group_fields(group)), axis=1)
@@ -90,7 +91,7 @@ def market_words() -> AttributeModel:
 
 
 class PlainEncoder:
-    """A model without groups: the mean colour, compared by distance."""
+    """A model without groups. The embedding is the mean colour, compared by Euclidean distance."""
 
     fingerprint, dim, groups, metric, vocabulary = "b" * 64, 3, (), "euclidean", None
     lasting_groups, verification = (), None
@@ -105,7 +106,7 @@ def read(path):
 
 
 def draw(path: Path, *bands) -> Path:
-    """A picture of five bands, 4 pixels each; one colour alone fills it."""
+    """Write an image of five bands of 4 pixels each; a single colour fills the image."""
     bands = bands * 5 if len(bands) == 1 else bands
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.array(bands, np.uint8).repeat(4, axis=0)[:, None].repeat(8, axis=1)).save(path)
@@ -113,18 +114,18 @@ def draw(path: Path, *bands) -> Path:
 
 
 def draw_many(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Pictures of random bands, named as Market-1501 does."""
+    """Write images of random bands with names in the form of Market-1501."""
     colours = np.random.default_rng(seed).integers(0, 256, (count, 5, 3))
     return [draw(folder / f"{i:04d}_c{i % 6 + 1}s1_{i:06d}_00.png", *bands) for i, bands in enumerate(colours)]
 
 
 def build(folder: Path, encoder, **options) -> GalleryIndex:
-    """An index of the pictures in `crops`, in small batches and parts."""
+    """Build an index of the images in `crops` with small batches and parts."""
     return GalleryIndex.build(folder / "index", folder / "crops", encoder,
                               **{"pace": QUIET, "read": read, "dtype": "float32", **options})
 
 
 def stored(index: GalleryIndex) -> dict[str, np.ndarray]:
-    """Embeddings by path."""
+    """Return the embeddings of an index by path."""
     ids = index.store.ids
     return {row.path: e for row, e in zip(index.store.rows(ids), index.store.embeddings(ids))}

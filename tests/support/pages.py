@@ -1,4 +1,4 @@
-"""Clients of the page of a gallery, and what they read off it."""
+"""Clients of the web page of a gallery, and functions that parse its pages."""
 
 import html
 import io
@@ -23,7 +23,7 @@ def gallery(folder, encoder=None, **options) -> GalleryIndex:
 
 
 def drawn_gallery(folder, count: int) -> GalleryIndex:
-    """An index of so many random pictures."""
+    """Build an index of `count` random images."""
     draw_many(folder / "crops", count)
     return gallery(folder)
 
@@ -39,7 +39,7 @@ def send(client, data: bytes) -> str:
 
 
 def found(answer) -> list[tuple[int, str]]:
-    """Rows and scores of the hits of a page, in its order."""
+    """Return the rows and scores of the hits of a page in their order."""
     assert answer.status_code == 200, answer.text
     articles = re.findall(r"<article>.*?</article>", answer.text, flags=re.S)
     return [(int(re.search(r'src="/crop/(\d+)"', each)[1]), re.search(r"<h2>\d+ <span[^>]*>([-\d.]+)", each)[1])

@@ -1,4 +1,4 @@
-"""Programs that tests run beside themselves, and how they are stopped."""
+"""Programs that tests run in separate processes, and simulated kills."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What a program in a process of its own begins with to run as where torch is not installed.
+# Start of a program that runs as if torch were not installed.
 WITHOUT_TORCH = """
 import sys
 class Hidden:
@@ -27,9 +27,9 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def command(*arguments) -> subprocess.Popen:
-    """The `cerberus` command in a process of its own, which lists what it imports.
+    """Start the `cerberus` command in a separate process that lists its imports.
 
-    It can be interrupted even where the tests run in the background, whose children ignore interrupts.
+    The process reacts to interrupts even if the tests run in the background, where child processes ignore them.
     """
     return subprocess.Popen([sys.executable, "-X", "importtime", "-m", "cerberus_plugin.cli", *map(str, arguments)],
                             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
@@ -38,7 +38,7 @@ def command(*arguments) -> subprocess.Popen:
 
 
 def imported(process: subprocess.Popen, said: str) -> set[str]:
-    """Packages that a finished command has imported; `said` is in what it printed."""
+    """Return the packages that a command has imported, after it has ended; check that it printed `said`."""
     out, errors = process.communicate(timeout=120)
     assert said in out + errors, errors[-2000:]
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()
@@ -46,12 +46,13 @@ def imported(process: subprocess.Popen, said: str) -> set[str]:
 
 
 def fetch(address: str, **options):
-    """Past whatever proxy the environment names."""
+    """Open an address without the proxy of the environment."""
     handlers = [urllib.request.ProxyHandler({}), *(urllib.request.HTTPSHandler(**options) for _ in options)]
     return urllib.request.build_opener(*handlers).open(address, timeout=120)
 
 
 def until(holds) -> None:
+    """Wait until `holds()` is true, at most two minutes."""
     end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end
@@ -59,11 +60,11 @@ def until(holds) -> None:
 
 
 class Killed(BaseException):
-    """What ends a run that `kill_at_file` has stopped."""
+    """Ends a run that simulates a kill."""
 
 
 def kill_at_file(patch: pytest.MonkeyPatch, module, number: int) -> None:
-    """Until undone, stop before the file of this number, from 1, gets its name: `module` renames with `os.replace`."""
+    """Raise Killed when `module` renames its `number`-th file, counted from 1, with `os.replace`."""
     whole, calls = module.os.replace, []
 
     def replace_some(source, target):

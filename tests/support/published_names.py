@@ -1,4 +1,4 @@
-"""Names and shapes of tensors in published files of weights, read from the public code that wrote them: facts alone."""
+"""Names and shapes of the tensors in published weight files, taken from the public code that wrote them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _norm(name: str, size: int) -> Shapes:
 
 
 def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3), ibn: bool = False, classes: int = 1000) -> Shapes:
-    """torchvision's ResNet of bottlenecks; with `ibn` IBN-Net's, three stages of which normalise half by instance."""
+    """ResNet with bottlenecks of torchvision; with `ibn` that of IBN-Net, with instance norms in three stages."""
     found = {"conv1.weight": (64, 3, 7, 7)} | _norm("bn1", 64)
     width = 64
     for stage, count in enumerate(blocks, 1):
@@ -40,7 +40,7 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3), ibn: bool = False, classes: i
 
 
 def vit(width: int = 768, depth: int = 12, tokens: int = 197, patch: int = 16) -> Shapes:
-    """DeiT's and DINO's names, which TransReID, TransReID-SSL and PersonViT keep, without a head."""
+    """ViT without a head, as in DeiT and DINO, and in TransReID, TransReID-SSL and PersonViT."""
     found: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width),
                      "patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
     for block in range(depth):
@@ -52,7 +52,7 @@ def vit(width: int = 768, depth: int = 12, tokens: int = 197, patch: int = 16) -
 
 
 def vit_with_stem(width: int = 384, depth: int = 12) -> Shapes:
-    """TransReID-SSL's and CION's, with three convolutions before patches of half the size."""
+    """ViT of TransReID-SSL and CION: three convolutions before patches of half the size."""
     found = vit(width, depth, 129) | {"patch_embed.proj.weight": (width, 64, 8, 8)}
     for place, channels, size in ((0, 3, 7), (3, 64, 3), (6, 64, 3)):
         found[f"patch_embed.conv.{place}.weight"] = (64, channels, size, size)
@@ -62,7 +62,7 @@ def vit_with_stem(width: int = 384, depth: int = 12) -> Shapes:
 
 
 def vit_with_parts(width: int = 384, depth: int = 12) -> Shapes:
-    """PASS: part tokens, and a position for each token apart from those of the patches."""
+    """ViT of PASS: part tokens, and separate position embeddings of tokens and patches."""
     parts = [name.format(part) for part in (1, 2, 3) for name in ("part_token{}", "part{}_pos")]
     tokens = ["cls_token", "cls_pos", *parts]
     return vit(width, depth, 128) | dict.fromkeys(tokens, (1, 1, width))
@@ -70,7 +70,7 @@ def vit_with_parts(width: int = 384, depth: int = 12) -> Shapes:
 
 def mmcv_swin(width: int = 128, depths: tuple[int, ...] = (2, 2, 18, 2), heads: tuple[int, ...] = (4, 8, 16, 32),
               window: int = 7) -> Shapes:
-    """SOLIDER's Swin, behind the prefix `backbone.`."""
+    """Swin of SOLIDER, without the prefix `backbone.`."""
     found: Shapes = {"patch_embed.projection.weight": (width, 3, 4, 4), "patch_embed.projection.bias": (width,)}
     found |= _pair("patch_embed.norm", width)
     for stage, (depth, number) in enumerate(zip(depths, heads)):
@@ -92,7 +92,7 @@ def mmcv_swin(width: int = 128, depths: tuple[int, ...] = (2, 2, 18, 2), heads: 
 
 
 def clip_vit(width: int = 768, depth: int = 12, tokens: int = 197, patch: int = 16, text: int = 512) -> Shapes:
-    """CLIP's image tower, behind the prefix `visual.`."""
+    """Image encoder (ViT) of CLIP, without the prefix `visual.`."""
     found: Shapes = {"class_embedding": (width,), "positional_embedding": (tokens, width), "proj": (width, text),
                      "conv1.weight": (width, 3, patch, patch)} | _pair("ln_pre", width) | _pair("ln_post", width)
     for block in range(depth):
@@ -105,7 +105,7 @@ def clip_vit(width: int = 768, depth: int = 12, tokens: int = 197, patch: int = 
 
 
 def clip_resnet() -> Shapes:
-    """CLIP's ResNet-50, behind the prefix `visual.`: a stem of three convolutions, pooled by attention."""
+    """Image encoder (ResNet-50) of CLIP, without the prefix `visual.`: three convolutions and attention pooling."""
     found = {name: shape for name, shape in resnet(classes=0).items() if name.startswith("layer")}
     for place, channels, width in ((1, 3, 32), (2, 32, 32), (3, 32, 64)):
         found |= {f"conv{place}.weight": (width, channels, 3, 3)} | _norm(f"bn{place}", width)

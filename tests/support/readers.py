@@ -1,10 +1,10 @@
-"""Readers of attributes as a user may write them."""
+"""A user-defined attribute reader."""
 
 from cerberus_plugin.attributes import MARKET1501
 
 
 class OwnReader:
-    """A model of a user's own: reads the first label off the sign of the first dimension."""
+    """Predicts all attributes from the sign of the first dimension of an embedding."""
 
     schema = MARKET1501
 

@@ -1,4 +1,4 @@
-"""Small configurations and models, and runs of them."""
+"""Small configurations and models, and training runs of them."""
 
 from pathlib import Path
 
@@ -23,6 +23,7 @@ PLUS = ("MODEL.CERBERUS.SOFTMAX", 2.0, "MODEL.CERBERUS.POOL", "gem", "MODEL.CERB
 
 
 def model_of(*options) -> nn.Module:
+    """Build Cerberus for Market-1501 on the CPU; options are pairs of key and value."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(CONFIGS / "Market1501/cerberus_R50.yml"))
@@ -33,7 +34,7 @@ def model_of(*options) -> nn.Module:
 
 
 def small_batch(model: nn.Module, size: int = 8) -> dict:
-    """Random pixels of `size` / 2 identities and their semantic IDs, one of which is missing; fills the tables."""
+    """Return random images of `size` / 2 identities with semantic IDs, one of them missing; fill the model's tables."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.prototypes.sid_of_class.copy_(torch.randint(4, (751, 5), generator=generator))
@@ -48,7 +49,7 @@ def small_batch(model: nn.Module, size: int = 8) -> dict:
 
 
 def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
-    """A configuration file with a tiny backbone, 48x24 pictures and 2 steps an epoch; options as in a command."""
+    """Read a configuration file, and set a tiny backbone, 48x24 images, a few other small values, and `options`."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     cfg.merge_from_file(str(Path(__file__).parents[2] / file))
@@ -63,7 +64,7 @@ def read_config(*options, file: str = "configs/Market1501/cerberus_demo.yml"):
 
 
 def trained(cfg):
-    """A trainer after its run; `start` holds the parameters before it, `results` the figures after it."""
+    """Train, and return the trainer with `start`, the initial parameters, and `results`, the metrics after training."""
     from cerberus_plugin import CerberusTrainer
 
     from fastreid.utils.env import seed_all_rng
@@ -77,7 +78,7 @@ def trained(cfg):
 
 
 def solver_cfg(**solver):
-    """The host's defaults with these keys of SOLVER."""
+    """Return FastReID's default configuration with these keys of SOLVER."""
     cfg = get_cfg()
     for key, value in {"BASE_LR": 0.1, "HEADS_LR_FACTOR": 0.5, **solver}.items():
         cfg.SOLVER[key] = value

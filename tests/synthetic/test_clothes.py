@@ -1,4 +1,4 @@
-"""Drawn people who change their clothes: what stays with a person, the two folder forms, and their command."""
+"""Synthetic people who change their clothes: constant and changing attributes, the two folder forms, the command."""
 
 import csv
 import hashlib
@@ -38,12 +38,12 @@ def read(form, folder):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A folder with both forms, and what drawing them counted."""
+    """A folder with both forms, and the counts that `draw_clothes` returned."""
     folder = tmp_path_factory.mktemp("drawn")
     return folder, {form: draw_clothes(folder, form, **SMALL) for form in ROOTS}
 
 
-def test_people_and_views_of_market1501_are_those_of_its_published_figures():
+def test_people_and_views_of_market1501_are_those_of_the_published_results():
     def rounded(values):
         return [round(float(value), 6) for value in values]
 
@@ -66,14 +66,14 @@ def plain(**values):
     return tuple({**PLAIN, **values}.get(name, 0) for name in MARKET1501.field_names)
 
 
-def test_the_body_stays_with_a_person_and_all_else_changes_with_the_outfit():
+def test_details_of_the_body_are_constant_and_all_others_change_with_the_outfit():
     outfits = [make_person(plain(), 7, seed=2, difficulty=0.5, outfit=k, face=True) for k in range(3)]
     for one, other in combinations(outfits, 2):
         assert {name for name in DETAILS if one.details[name] == other.details[name]} == BODY
         assert (one.skin, one.hair) == (other.skin, other.hair) and one.upper != other.upper
 
 
-def test_the_first_outfit_is_the_one_of_market1501():
+def test_the_first_outfit_is_that_of_market1501():
     one, other = (make_person(plain(), 7, **options) for options in ({}, {"outfit": 0, "face": True}))
     assert one == replace(other, face=False)
 
@@ -81,7 +81,7 @@ def test_the_first_outfit_is_the_one_of_market1501():
 COUNTS = [2, 5, 1, 9] * 8
 
 
-def test_gender_age_and_hair_stay_and_every_two_outfits_differ_above_and_below():
+def test_gender_age_and_hair_are_constant_and_outfits_differ_in_both_garments():
     for split in ("train", "test"):
         people = sample_wardrobes(COUNTS, 5, split)
         assert [len(outfits) for outfits in people] == COUNTS
@@ -95,13 +95,13 @@ def test_gender_age_and_hair_stay_and_every_two_outfits_differ_above_and_below()
         assert any(len({labels[MARKET1501.index(name)] for labels in outfits}) == 2 for outfits in people), name
 
 
-def test_everybody_in_a_dress_is_female():
+def test_all_people_in_a_dress_are_female():
     people = np.array([labels for outfits in sample_wardrobes(COUNTS, 5, "test") for labels in outfits])
     in_dress = people[:, MARKET1501.index("clothes")] == 0
     assert in_dress.any() and people[in_dress][:, MARKET1501.index("gender")].all()
 
 
-def test_test_people_wear_combinations_that_no_outfit_of_training_has():
+def test_some_combinations_of_labels_occur_only_in_the_test_set():
     def wears(labels, kind):
         words = dict(zip(MARKET1501.field_names, labels))
         colour = {f.column: f.word for f in MARKET1501.fields if f.column and words[f.name] == 1}
@@ -132,7 +132,7 @@ def test_folder_in_the_form_of_ltcc_reads_back_with_its_counts(drawn):
     assert counts["images"] == counts["train_images"] + counts["test_images"] == len(images(folder, "ltcc"))
     assert len(set(data.outfits.values())) == counts["train_outfits"] + counts["test_outfits"]
     assert (counts["train_ids"], counts["test_ids"]) == (4, 9)
-    assert counts["changing"] == 3 + 6  # every third keeps to one outfit
+    assert counts["changing"] == 3 + 6  # every third person has one outfit
 
 
 @pytest.mark.parametrize("form", ROOTS)
@@ -142,7 +142,7 @@ def test_train_and_test_share_no_person(drawn, form):
     assert len(train) == 4 and len(test) == 9 and not train & test
 
 
-def test_every_query_of_ltcc_has_a_match_elsewhere_and_of_who_changes_one_in_other_clothes(drawn):
+def test_every_query_of_ltcc_has_the_matches_of_its_settings(drawn):
     data = read("ltcc", drawn[0])
     changing = set(map(int, (drawn[0] / "LTCC_ReID/info/cloth-change_id_test.txt").read_text().split()))
     gallery = {(pid, camid, data.outfit_of(path)) for path, pid, camid in data.gallery}
@@ -154,7 +154,7 @@ def test_every_query_of_ltcc_has_a_match_elsewhere_and_of_who_changes_one_in_oth
         assert any(found[2] != outfit for found in others) == (pid in changing)
 
 
-def test_lists_of_ltcc_name_everybody_once_by_their_outfits(drawn):
+def test_lists_of_ltcc_separate_people_with_one_and_several_outfits(drawn):
     root = drawn[0] / "LTCC_ReID"
     for split in ("train", "test"):
         outfits = {}
@@ -166,7 +166,7 @@ def test_lists_of_ltcc_name_everybody_once_by_their_outfits(drawn):
 
 
 @pytest.mark.parametrize("form", ROOTS)
-def test_labels_cover_every_outfit_with_images_and_no_other(drawn, form):
+def test_labels_exist_for_exactly_the_outfits_with_images(drawn, form):
     labels = read_outfits(drawn[0] / ROOTS[form] / FILE_NAME, MARKET1501)
     photos = {("train" if part == "train" else "test", photo.pid, outfit_name(photo.outfit))
               for part, found in read(form, drawn[0]).read().items() for photo in found}
@@ -190,7 +190,7 @@ def test_images_in_one_outfit_look_more_alike_than_those_in_two(drawn):
 
 
 def head(person, turn):
-    """A picture of the head without chance in the view: int (42, 64, 3)."""
+    """An image of the head in a fixed view: int (42, 64, 3)."""
     return draw_person(person, make_camera(1), View(turn=turn, phase=0.15), generator("view")).astype(int)[:42]
 
 
@@ -199,7 +199,7 @@ def head(person, turn):
     ("brows", 0.1, 0.9, {}, (0.0,)), ("glasses", 0.1, 0.9, {}, (0.0, 1.2)), ("beard", 0.1, 0.9, {}, (0.0, 1.2)),
     ("lips", 0.1, 0.9, dict(gender=1), (0.0,)), ("crown", 0.3, 0.9, dict(hair=1), (np.pi, 2.0)),
     ("crown", 0.3, 0.9, {}, (np.pi,)), ("crown", 0.5, 0.9, {}, (np.pi,)), ("crown", 0.7, 0.9, {}, (2.0, 1.2))])
-def test_persons_who_differ_in_a_detail_of_the_face_look_different_where_it_is(name, one, other, labels, views):
+def test_each_detail_of_the_face_is_visible(name, one, other, labels, views):
     person = make_person(plain(**labels), 3, face=True)
     pair = [replace(person, details=person.details | {name: value}) for value in (one, other)]
     for turn in views:
@@ -208,7 +208,7 @@ def test_persons_who_differ_in_a_detail_of_the_face_look_different_where_it_is(n
     assert (head(hidden[0], 0.0) == head(hidden[1], 0.0)).all()
 
 
-def test_every_detail_of_the_face_stays_with_a_person_and_children_have_no_beard():
+def test_details_of_the_face_are_constant_and_children_have_no_beard():
     assert set(FACE) < BODY
     child = make_person(plain(age=0), 3, face=True)
     bearded, shaved = (replace(child, details=child.details | {"beard": value}) for value in (0.1, 0.9))
@@ -219,7 +219,7 @@ def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypa
     monkeypatch.setattr(drawn_folder, "_CHUNK", 16)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(4)
-    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 3)  # a fork beside its threads would never end
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 3)  # forking with its threads running would hang
     draw_clothes(tmp_path, "prcc", **{**SMALL, "workers": 2})
     assert images(tmp_path, "prcc") == images(drawn[0], "prcc") and cv2.getNumThreads() == 4
     cv2.setNumThreads(threads)
@@ -227,17 +227,17 @@ def test_images_do_not_depend_on_the_number_of_workers(drawn, tmp_path, monkeypa
 
 @pytest.mark.parametrize("form, change", [("prcc", {"seed": 4}), ("ltcc", {"outfits": 3}), ("ltcc", {"seed": 1}),
                                           ("prcc", {"difficulty": 0.1}), ("prcc", {"images_per_camera": 3})])
-def test_settings_are_not_mixed_in_one_folder(drawn, form, change):
+def test_other_settings_for_an_existing_folder_are_rejected(drawn, form, change):
     with pytest.raises(ValueError, match=r"synthetic\.json: .*other settings \((?s:.*)another --output"):
         draw_clothes(drawn[0], form, **{**SMALL, **change})
 
 
-def test_a_folder_of_another_form_is_refused(drawn, tmp_path):
+def test_a_folder_of_another_form_is_rejected(drawn, tmp_path):
     there = tmp_path / ROOTS["ltcc"]
     there.mkdir()
     settings = (drawn[0] / ROOTS["prcc"] / "synthetic.json").read_text()
     (there / "synthetic.json").write_text(settings)
-    with pytest.raises(ValueError, match="form prcc there, ltcc now"):
+    with pytest.raises(ValueError, match="form prcc in the folder, ltcc given"):
         draw_clothes(tmp_path, "ltcc", **SMALL)
 
 
@@ -247,26 +247,26 @@ def test_a_folder_of_another_form_is_refused(drawn, tmp_path):
     ({"test_ids": 0}, "test_ids is 0, .* --test-ids"), ({"difficulty": 1.5}, "difficulty is 1.5, .* --difficulty"),
     ({"train_ids": 600, "test_ids": 400}, "test_ids is 400, expected 1 to 399; change --test-ids"),
     ({"form": "celeb"}, "form is 'celeb', expected prcc or ltcc; change --form"),
-    ({"form": "prcc", "outfits": 3}, "--form prcc takes no --outfits")])
-def test_bad_numbers_are_named_with_their_option(tmp_path, change, message):
+    ({"form": "prcc", "outfits": 3}, "--form prcc does not support --outfits")])
+def test_errors_about_numbers_name_the_option(tmp_path, change, message):
     with pytest.raises(ValueError, match=f"synthetic: .*{message}"):
         draw_clothes(tmp_path, **{"form": "ltcc", **SMALL, **change})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("given, named", [
-    ("--form prcc --annotations a.mat --names b.csv", "--form prcc takes no --annotations, --names"),
-    ("--form ltcc --distractors 0 --junk 1", "--form ltcc takes no --distractors, --junk"),
-    ("--form prcc --outfits 3", "--form prcc takes no --outfits"),
-    ("--images-per-camera 3", "--form market1501 takes no --images-per-camera")])
-def test_options_of_another_form_are_refused_by_name(tmp_path, given, named):
-    with pytest.raises(ValueError, match=f"^synthetic: {named}; leave that out"):
+    ("--form prcc --annotations a.mat --names b.csv", "--form prcc does not support --annotations, --names"),
+    ("--form ltcc --distractors 0 --junk 1", "--form ltcc does not support --distractors, --junk"),
+    ("--form prcc --outfits 3", "--form prcc does not support --outfits"),
+    ("--images-per-camera 3", "--form market1501 does not support --images-per-camera")])
+def test_options_of_another_form_are_rejected_by_name(tmp_path, given, named):
+    with pytest.raises(ValueError, match=f"^synthetic: {named}; omit this"):
         dataset.main(["--output", str(tmp_path), *given.split()])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form, line", [("prcc", r"test +1 +2 +6\n"),
-                                        ("ltcc", r"of test: \d+ queries; 2 of all persons change clothes\n")])
+                                        ("ltcc", r"\d+ test images are queries; 2 persons change clothes\n")])
 def test_command_draws_and_prints_counts(tmp_path, capsys, form, line):
     dataset.main(f"--output {tmp_path} --form {form} --train-ids 1 --test-ids 1 --images-per-camera 2 --workers 1 "
                    "--difficulty 0.3".split())

@@ -1,4 +1,4 @@
-"""Drawn people: the folder, its labels, what the pictures show, and that a stopped run can go on."""
+"""Synthetic datasets: files, labels, contents of the images, and completion after an interruption."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ from cerberus_plugin.attributes.schema import MARKET1501
 from cerberus_plugin.synthetic import dataset
 from cerberus_plugin.synthetic.dataset import draw_dataset, write_annotations
 from cerberus_plugin.synthetic.people import TEST_ONLY, generator, make_person, sample_people
-from cerberus_plugin.synthetic.scene import View, draw_person, make_camera, sample_view
+from cerberus_plugin.synthetic.scene import View, draw_person, loosen, make_camera, sample_view
 from cerberus_plugin.utils import files
 
 import cv2
@@ -42,7 +42,7 @@ def drawn(tmp_path_factory):
     return folder, draw_dataset(folder, **SMALL)
 
 
-def test_folder_has_the_form_of_market1501(drawn):
+def test_the_folder_has_the_form_of_market1501(drawn):
     folder, counts = drawn
     files = images(folder)
     assert all(re.fullmatch(r"\w+/(\d{4}|-1)_c[1-6]s[1-6]_\d{6}_\d\d\.jpg", name) for name in files)
@@ -85,7 +85,7 @@ def test_annotation_file_of_one_identity_reads_back(tmp_path):
     assert tuple(given.test[8].tolist()) == labels(hat=1) and list(given.train) == [7]
 
 
-def test_sampled_labels_keep_the_rules_of_the_schema():
+def test_sampled_labels_follow_the_rules_of_the_schema():
     people = np.array(sample_people(400, 0, "test"))
     for group in ("upper colour", "lower colour"):
         colours = [MARKET1501.index(f.name) for f in MARKET1501.fields if f.column == group]
@@ -97,7 +97,7 @@ def test_sampled_labels_keep_the_rules_of_the_schema():
     assert set(people[:, MARKET1501.index("age")]) == {0, 1, 2, 3}
 
 
-def test_test_people_wear_combinations_that_no_training_person_wears():
+def test_some_combinations_of_labels_occur_only_in_the_test_set():
     train, test = sample_people(600, 3, "train"), sample_people(64, 3, "test")
     for kind in TEST_ONLY:
         words = {key: value for key, value in kind.items() if " " not in key}
@@ -116,7 +116,7 @@ def test_another_seed_gives_other_images(drawn, tmp_path):
     assert not set(images(tmp_path).values()) & set(images(drawn[0]).values())
 
 
-def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(drawn, tmp_path, monkeypatch):
+def test_a_second_run_after_a_kill_draws_the_missing_images(drawn, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at_file(patch, files, 20)
         draw_dataset(tmp_path, **SMALL)
@@ -130,12 +130,12 @@ def test_run_after_a_kill_draws_what_is_missing_and_leaves_only_whole_files(draw
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"difficulty": 0.1}, {"train_ids": 4}])
-def test_settings_are_not_mixed_in_one_folder(drawn, change):
+def test_other_settings_for_an_existing_folder_are_rejected(drawn, change):
     with pytest.raises(ValueError, match=r"synthetic\.json: .*other settings \((?s:.*)another --output"):
         draw_dataset(drawn[0], **{**SMALL, **change})
 
 
-def test_files_of_another_origin_are_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_rejected_and_not_changed(tmp_path):
     (root_of(tmp_path) / "query").mkdir(parents=True)
     with pytest.raises(ValueError, match="were not drawn by this command"):
         draw_dataset(tmp_path, **SMALL)
@@ -143,12 +143,12 @@ def test_files_of_another_origin_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("difficulty", 1.5), ("train_ids", 0), ("images_per_id", 1), ("junk", -1)])
-def test_number_out_of_range_is_named_with_its_option(tmp_path, name, value):
+def test_errors_about_numbers_name_the_option(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected .* --{name.replace('_', '-')}"):
         draw_dataset(tmp_path, **{**SMALL, name: value})
 
 
-def test_more_identities_than_the_host_reads_are_refused(tmp_path):
+def test_more_identities_than_fastreid_accepts_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="test_ids is 1000, expected 1 to 501; change --test-ids"):
         draw_dataset(tmp_path, train_ids=1000, test_ids=1000)
 
@@ -172,7 +172,7 @@ def lists(tmp_path):
     return tmp_path
 
 
-def test_given_names_and_labels_are_drawn_exactly(lists):
+def test_exactly_the_given_names_are_drawn_with_their_labels(lists):
     out = lists / "out"
     counts = draw_dataset(out, annotations=lists / "a.mat", names=[lists / "train.csv", lists / "test.csv.gz"],
                           workers=1)
@@ -189,13 +189,13 @@ def test_given_names_and_labels_are_drawn_exactly(lists):
     ("a.csv.gz", b"2,bounding_box_train/0002_c1s1_000451_03.jpg", "a.csv.gz: not a readable gzip file"),
     ("a.csv.gz", gzip.compress(GIVEN.encode(), mtime=0)[:-12], "a.csv.gz: not a readable gzip file"),
 ])
-def test_a_list_that_cannot_be_read_is_named(lists, name, content, message):
+def test_errors_about_unreadable_lists_name_the_file(lists, name, content, message):
     (lists / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         draw_dataset(lists / "out", annotations=lists / "a.mat", names=[lists / name], workers=1)
 
 
-def test_damaged_settings_of_a_drawn_folder_are_named(tmp_path):
+def test_errors_about_damaged_settings_name_the_file(tmp_path):
     root_of(tmp_path).mkdir()
     for content in ('{"seed": ', "7"):
         (root_of(tmp_path) / "synthetic.json").write_text(content)
@@ -216,14 +216,14 @@ def test_annotations_alone_give_images_of_every_labelled_identity(lists):
     ("5,bounding_box_train/0002_c1s1_000451_03.jpg", "id '5' but the file name says 2"),
     ("2,bounding_box_train/0002_c1s1_000451_03.jpg\n" * 2, "line 2: .*listed twice"),
 ])
-def test_wrong_line_of_a_list_is_named(lists, line, message):
+def test_errors_about_lists_name_the_line(lists, line, message):
     (lists / "wrong.csv").write_text(line)
     with pytest.raises(ValueError, match=rf"wrong\.csv, .*{message}"):
         draw_dataset(lists / "out", annotations=lists / "a.mat", names=[lists / "wrong.csv"], workers=1)
     assert not (lists / "out").exists()
 
 
-def test_names_without_annotations_are_refused(lists):
+def test_names_without_annotations_are_rejected(lists):
     with pytest.raises(ValueError, match="names were given without annotations"):
         draw_dataset(lists / "out", names=[lists / "train.csv"])
 
@@ -237,20 +237,20 @@ def test_command_draws_and_prints_counts(tmp_path, capsys):
     assert json.loads((root_of(tmp_path) / "synthetic.json").read_text())["difficulty"] == 0.3
 
 
-def test_command_ends_with_the_message_of_an_error(tmp_path):
+def test_the_command_raises_the_error_of_a_wrong_setting(tmp_path):
     with pytest.raises(ValueError, match="^synthetic: difficulty is 3.0"):
         dataset.main(f"--output {tmp_path} --difficulty 3".split())
 
 
 def shown(person_labels, turn, pid=1):
-    """A picture without chance in the view: int (128, 64, 3)."""
+    """An image in a fixed view: int (128, 64, 3)."""
     camera = make_camera(1, seed=0, difficulty=0.0)
     person = make_person(person_labels, pid, seed=0, difficulty=0.0)
     return draw_person(person, camera, View(turn=turn, phase=0.15), generator("view")).astype(int)
 
 
 def changed(one, other, turn, pid=1):
-    """Pixels that differ clearly between two persons alike in all but one attribute: bool (128, 64)."""
+    """Pixels that differ clearly between two persons who differ in one attribute: bool (128, 64)."""
     return (np.abs(shown(one, turn, pid) - shown(other, turn, pid)).max(axis=2) > 24)
 
 
@@ -264,7 +264,7 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("name, change, region, least", SINGLE, ids=[row[0] for row in SINGLE])
-def test_attribute_is_visible_where_it_is_worn(name, change, region, least):
+def test_each_attribute_is_visible_in_its_region(name, change, region, least):
     for pid in (1, 2, 3):
         masks = [changed(labels(), labels(**change), turn, pid) for turn in (FRONT, SIDE, BACK)]
         best = max(masks, key=lambda mask: mask[region].sum())
@@ -274,7 +274,7 @@ def test_attribute_is_visible_where_it_is_worn(name, change, region, least):
 
 
 @pytest.mark.parametrize("prefix, group, region", [("up", "upper colour", TRUNK), ("down", "lower colour", LEGS)])
-def test_every_two_colours_of_a_garment_look_different(prefix, group, region):
+def test_any_two_colours_of_a_garment_look_different(prefix, group, region):
     names = [""] + [f.name for f in MARKET1501.fields if f.column == group]
     plain = {"upblue": 0} if prefix == "up" else {"downgray": 0}
     kinds = [labels(**{**plain, **({name: 1} if name else {})}) for name in names]
@@ -291,7 +291,7 @@ def test_backpack_is_large_from_behind_and_two_straps_from_the_front():
         assert 10 < front < 0.6 * back
 
 
-def test_people_of_equal_labels_differ_and_less_so_with_difficulty():
+def test_people_with_equal_labels_differ_less_at_a_higher_difficulty():
     def distance(difficulty):
         camera = make_camera(1, 0, 0.0)
         pictures = [draw_person(make_person(labels(), pid, 0, difficulty), camera, View(phase=0.15), generator("view"))
@@ -301,13 +301,13 @@ def test_people_of_equal_labels_differ_and_less_so_with_difficulty():
     assert distance(0.0) > distance(1.0) > 1.0
 
 
-def test_cameras_see_one_person_in_different_colours():
+def test_cameras_have_different_colours():
     person, view = make_person(labels(), 1), View()
     means = [draw_person(person, make_camera(c, 0, 0.6), view, generator("v")).mean(axis=(0, 1)) for c in range(1, 7)]
     assert min(np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]) > 4
 
 
-def test_difficulty_covers_more_of_the_people():
+def test_more_people_are_occluded_at_a_higher_difficulty():
     rng = generator("views")
     for difficulty, low, high in ((0.0, 0.0, 0.10), (1.0, 0.30, 0.50)):
         camera = make_camera(1, 0, difficulty)
@@ -315,8 +315,45 @@ def test_difficulty_covers_more_of_the_people():
         assert low <= share <= high
 
 
+def drawn_rows(view):
+    """First and last row of a person, from the difference to the same image without the person."""
+    camera, person = make_camera(1, seed=0, difficulty=0.0), make_person(labels(), 1, seed=0, difficulty=0.0)
+    with_person, without = (draw_person(who, camera, view, generator("view")).astype(int) for who in (person, None))
+    rows = np.flatnonzero(np.abs(with_person - without).max(axis=(1, 2)) > 40)
+    return rows[0], rows[-1]
+
+
+@pytest.mark.parametrize(("above", "below"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.4, 0.8)])
+def test_a_loose_box_shows_the_person_as_a_larger_crop_does(above, below):
+    tight = View(phase=0.15, y=0.03)
+    top, bottom = drawn_rows(tight)
+    scale = 1 + above + below
+    expected = [(row + above * 128) / scale for row in (top, bottom)]
+    assert drawn_rows(loosen(tight, above, below)) == pytest.approx(expected, abs=3)
+
+
+def test_loose_boxes_change_all_images_but_no_labels_or_names(drawn, tmp_path):
+    draw_dataset(tmp_path, **SMALL, loose_boxes=0.5)
+    tight, loose = images(drawn[0]), images(tmp_path)
+    assert tight.keys() == loose.keys() and all(tight[name] != loose[name] for name in tight)
+    assert (root_of(tmp_path) / dataset.ANNOTATIONS).read_bytes() == (
+        root_of(drawn[0]) / dataset.ANNOTATIONS).read_bytes()
+    assert json.loads((root_of(tmp_path) / "synthetic.json").read_text())["loose_boxes"] == 0.5
+
+
+def test_images_with_and_without_loose_boxes_are_not_mixed(drawn, tmp_path):
+    assert "loose_boxes" not in (root_of(drawn[0]) / "synthetic.json").read_text()  # as earlier versions wrote it
+    with pytest.raises(ValueError, match="loose_boxes None in the folder, 0.5 given"):
+        draw_dataset(drawn[0], **SMALL, loose_boxes=0.5)
+    draw_dataset(tmp_path, **SMALL, loose_boxes=0.5)
+    with pytest.raises(ValueError, match="loose_boxes 0.5 in the folder, None given"):
+        draw_dataset(tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="loose_boxes is 3, expected 0 to 2; change --loose-boxes"):
+        draw_dataset(tmp_path, **SMALL, loose_boxes=3)
+
+
 def histograms(pictures):
-    """Colours of the middle (where the person is) in 3 stripes, 8 x 8 x 8 each: float (N, 1536)."""
+    """Colour histograms of 3 horizontal stripes of the person, 8 x 8 x 8 bins each: float (N, 1536)."""
     rows = []
     for picture in pictures:
         stripes = [picture[y:y + 40, 14:50] for y in (6, 46, 86)]
@@ -325,7 +362,7 @@ def histograms(pictures):
     return np.stack(rows)
 
 
-def test_colour_histograms_do_not_find_people_across_cameras():
+def test_colour_histograms_do_not_solve_reid_across_cameras():
     people = sample_people(60, 0, "test")
     names = [f"query/{pid:04d}_c{camera}s1_000001_00.jpg" for pid in range(1, 61) for camera in range(1, 7)]
     pictures = [dataset.draw_image(name, people[int(name[6:10]) - 1], 0, dataset.DIFFICULTY) for name in names]
@@ -333,7 +370,7 @@ def test_colour_histograms_do_not_find_people_across_cameras():
     pids, cameras = np.repeat(np.arange(60), 6), np.tile(np.arange(6), 60)
     precisions, first = [], []
     for i, score in enumerate(features @ features.T):
-        others = cameras != cameras[i]  # easier than the protocol, which keeps other people of the same camera
+        others = cameras != cameras[i]  # easier than the protocol, which includes other people of the same camera
         hits = (pids[others] == pids[i])[np.argsort(-score[others], kind="stable")]
         precisions.append(np.mean((np.arange(hits.sum()) + 1) / (np.flatnonzero(hits) + 1)))
         first.append(hits[0])

@@ -1,4 +1,4 @@
-"""The drawn building site: a folder of crops with a spreadsheet, in the form of own data."""
+"""The synthetic building site: a folder of crops with a spreadsheet, in the format of own data."""
 
 import csv
 import shutil
@@ -24,11 +24,11 @@ def site(tmp_path_factory):
 
 
 def words_of(own) -> dict[str, dict[str, str]]:
-    """What every person wears and carries."""
+    """Attributes of each person."""
     return {own.person[row]: {name: column[row] for name, column in own.attributes.items()} for row in range(len(own))}
 
 
-def test_own_data_reads_the_folder_with_cameras_times_and_words(site):
+def test_own_data_reads_the_folder_with_cameras_times_and_attributes(site):
     own = read_people(site)
     assert Counter(own.person.to_list()) == dict.fromkeys((f"w{n:04d}" for n in range(1, PEOPLE + 1)), IMAGES)
     assert {Image.open(own.path(row)).size for row in range(len(own))} == {(64, 128)}
@@ -40,7 +40,7 @@ def test_own_data_reads_the_folder_with_cameras_times_and_words(site):
     assert (labels_of(own, wording) >= 0).all()
 
 
-def test_names_tell_what_metadata_csv_tells(site, tmp_path):
+def test_file_names_contain_the_values_of_metadata_csv(site, tmp_path):
     shutil.copytree(site, tmp_path / "site")
     (tmp_path / "site" / "metadata.csv").unlink()
     by_names, table = read_people(tmp_path / "site", NAME_PATTERN), read_people(site)
@@ -51,7 +51,7 @@ def test_names_tell_what_metadata_csv_tells(site, tmp_path):
     assert words_of(by_names) == words_of(table) == words_of(read_people(tmp_path / "site"))
 
 
-def test_images_depend_on_the_settings_alone(site, tmp_path):
+def test_images_depend_on_the_settings_only(site, tmp_path):
     draw_site(tmp_path / "again", people=PEOPLE, images_per_id=IMAGES, workers=2)
     files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
     assert all((site / name).read_bytes() == (tmp_path / "again/site" / name).read_bytes() for name in files)
@@ -63,7 +63,7 @@ def test_images_depend_on_the_settings_alone(site, tmp_path):
 @pytest.mark.parametrize("name, words, rows", [("helmet", ("blue", "white"), slice(0, 40)),
                                                ("vest", ("orange", "green"), slice(30, 75)),
                                                ("tool", ("none", "backpack"), slice(20, 90))])
-def test_what_a_word_says_is_seen_where_it_is_worn(name, words, rows):
+def test_each_attribute_is_visible_in_its_region(name, words, rows):
     from cerberus_plugin.synthetic.site import draw_shot
 
     def crop(word: str) -> np.ndarray:
@@ -74,12 +74,12 @@ def test_what_a_word_says_is_seen_where_it_is_worn(name, words, rows):
     assert changed[rows].sum() > 60 and changed[rows].sum() > 0.9 * changed.sum()
 
 
-def test_command_draws_and_prints_counts_and_refuses_options_of_other_forms(tmp_path, capsys):
+def test_command_prints_counts_and_rejects_options_of_other_forms(tmp_path, capsys):
     dataset.main(["--output", str(tmp_path), "--form", "site", "--people", "2", "--images-per-id", "2"])
     assert "4 crops of 2 people" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--form site takes no --train-ids"):
+    with pytest.raises(ValueError, match="--form site does not support --train-ids"):
         dataset.main(["--output", str(tmp_path), "--form", "site", "--train-ids", "2"])
-    with pytest.raises(ValueError, match="--form ltcc takes no --people"):
+    with pytest.raises(ValueError, match="--form ltcc does not support --people"):
         dataset.main(["--output", str(tmp_path), "--form", "ltcc", "--people", "2"])
     with pytest.raises(ValueError, match="people is 0.*--people"):
         draw_site(tmp_path, people=0)

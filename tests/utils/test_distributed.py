@@ -1,4 +1,4 @@
-"""Several processes compute what one computes: losses, gradients, batch statistics, evaluation; however started."""
+"""Several processes compute the same losses, gradients, batch statistics and results as one process."""
 
 import json
 import os
@@ -37,10 +37,10 @@ def step_of(model, batch: dict) -> dict:
 
 
 def build(options=()):
-    """In float64, so that what differs is not rounding. The semantic ID of one class is unknown."""
+    """Return a model and a batch in float64, to exclude rounding. The semantic ID of one class is unknown."""
     model = synchronise_batch_norm(model_of(*SMALL, *options)).train()
     batch = small_batch(model, 16)
-    if options == COMPOSED:  # an image of each person in either share, as agreement is between them
+    if options == COMPOSED:  # one image of each person per share, because the agreement loss compares them
         batch = {name: value.view(8, 2, *value.shape[1:]).transpose(0, 1).flatten(0, 1)
                  for name, value in batch.items()}
     return model.double(), {**batch, "images": batch["images"].double()}
@@ -65,14 +65,14 @@ def train_one_step(folder: Path) -> None:
 def one_step(options) -> dict:
     model, batch = build(options)
     parallel = torch.nn.parallel.DistributedDataParallel(model) if num_processes() > 1 else model
-    # The unknown label lies in the second share alone.
+    # The unknown label is only in the second share.
     terms = step_of(parallel, {name: share(value) for name, value in batch.items()})
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return {"terms": terms, "gradients": gradients, "statistics": dict(model.named_buffers())}
 
 
 def figures() -> dict[str, float]:
-    """Of an evaluation to which this process gives its share of the batches."""
+    """Return the metrics of an evaluation with this process's share of the batches."""
     cfg = get_cfg()
     add_cerberus_config(cfg)
     evaluator = TaskEvaluator(24, [ReIDTask(cfg), PARTask(OwnReader()), APSTask(OwnReader())])
@@ -85,7 +85,7 @@ def figures() -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """What one process of 16 images, and two of 8, make of one step of each model."""
+    """Return the results of one step of each model, for one process with 16 images and for two with 8 each."""
     folder = tmp_path_factory.mktemp("steps")
     for processes in (1, PROCESSES):
         launch(train_one_step, processes, dist_url="auto", args=(folder,))
@@ -98,21 +98,21 @@ def steps(request, written):
     return one[request.param], [records[request.param] for records in two]
 
 
-def test_the_unknown_label_is_in_one_share_alone():
+def test_the_unknown_label_is_in_only_one_share():
     model, batch = build()
     known = batch["sids"][:, 1] >= 0
     first, second = known.chunk(PROCESSES)
     assert first.sum() != second.sum()
 
 
-def test_losses_of_two_processes_average_to_those_of_one_with_the_global_batch(steps):
+def test_the_mean_losses_of_two_processes_are_those_of_the_global_batch(steps):
     one, two = steps
     for name, expected in one["terms"].items():
         assert torch.stack([process["terms"][name] for process in two]).mean().item() == pytest.approx(
             expected.item(), rel=1e-9), name
 
 
-def test_gradients_of_two_processes_are_those_of_one_with_the_global_batch(steps):
+def test_the_gradients_of_two_processes_are_those_of_the_global_batch(steps):
     one, two = steps
     for name, expected in one["gradients"].items():
         for process in two:
@@ -126,19 +126,19 @@ def test_synchronised_batch_statistics_are_those_of_the_global_batch(steps):
             assert torch.allclose(process["statistics"][name].double(), expected.double(), rtol=1e-9), name
 
 
-def test_batch_statistics_of_processes_become_their_mean(written):
+def test_batch_statistics_are_averaged_over_processes(written):
     for records in written[1]:
         mean, variance = records[0]["averaged"]
         assert mean.tolist() == [0.5, 0.5] and variance.tolist() == [2, 2]
 
 
-def test_two_processes_give_the_figures_of_one(written):
+def test_two_processes_give_the_same_metrics_as_one(written):
     one, (main, other) = written
     assert main[0]["figures"] == pytest.approx(one[0]["figures"], nan_ok=True) and "APS/mAP" in main[0]["figures"]
     assert other[0]["figures"] == {}
 
 
-def test_one_process_gathers_nothing_and_keeps_its_batch_normalisation():
+def test_a_single_process_does_not_gather_and_keeps_its_batch_normalisation():
     representations, targets = torch.randn(5, 4, 3), torch.arange(4)
     gathered = gather_batch(representations, targets)
     assert gathered[0] is representations and gathered[1] is targets
@@ -150,14 +150,14 @@ OPTIONS = {"INPUT.SIZE_TRAIN": "[48,24]", "INPUT.SIZE_TEST": "[48,24]", "SOLVER.
            "SOLVER.WARMUP_ITERS": 0, "TEST.UNTRAINED_FLOOR": False, "SOLVER.MAX_EPOCH": 1, "TEST.EVAL_PERIOD": 1,
            "SOLVER.CHECKPOINT_PERIOD": 1, "INPUT.FLIP.ENABLED": False, "INPUT.REA.ENABLED": False, "LOG_PERIOD": 1,
            "SOLVER.AUTOCAST": "", "TEST.AUTOCAST": "",
-           # Draws one global batch whatever the number of processes; the Naive one draws each share by itself.
+           # The balanced sampler draws one global batch; the naive sampler draws each share separately.
            "DATALOADER.SAMPLER_TRAIN": "BalancedIdentitySampler", "MODEL.SYNC_BN": True}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
 def train(market_root, tmp_path_factory):
-    """Run train_net.py in processes of its own; the folder of the run."""
+    """Return a function that runs train_net.py in separate processes and returns the run folder."""
     def start(before=(), after=(), **options) -> Path:
         folder = tmp_path_factory.mktemp("run")
         given = {**OPTIONS, "OUTPUT_DIR": folder, **options}
@@ -174,7 +174,7 @@ def train(market_root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(train):
-    """The same training by one process, by --num-gpus 2 and by torchrun."""
+    """Return run folders of the same training with one process, with --num-gpus 2 and with torchrun."""
     return train(), train(after=("--num-gpus", "2", "--dist-url", "auto")), train(before=TORCHRUN)
 
 
@@ -191,7 +191,7 @@ def test_num_gpus_and_torchrun_start_the_same_training(runs):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(runs):
+def test_two_processes_train_like_one(runs):
     one, two, _ = runs
     assert len(losses_of(one)) == 2
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
@@ -200,34 +200,34 @@ def test_two_processes_train_as_one_does(runs):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_a_checkpoint_as_one_does(runs, train):
+def test_two_processes_evaluate_a_checkpoint_like_one(runs, train):
     _, two, _ = runs
     one = train(after=("--eval-only",), **{"MODEL.WEIGHTS": two / "model_final.pth"})
     assert (one / "evaluation" / "results.txt").read_text() == (two / "results.txt").read_text()
 
 
-def test_several_machines_without_an_address_are_refused():
+def test_several_machines_without_an_address_are_rejected():
     with pytest.raises(ValueError, match="--dist-url is 'auto', expected tcp://ADDRESS:PORT"):
         launch(print, 1, num_machines=2, dist_url="auto")
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+def test_more_processes_than_gpus_are_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 processes on this machine .* finds 1 GPU"):
         launch(print, 2, dist_url="auto")
 
 
-def test_machines_with_different_numbers_of_processes_are_refused(monkeypatch):
+def test_machines_with_different_numbers_of_processes_are_rejected(monkeypatch):
     from cerberus_plugin.host import launching
 
     monkeypatch.setattr(launching.dist, "get_world_size", lambda: 0)
     monkeypatch.setattr(launching.dist, "all_gather_object", lambda sizes, own: sizes.extend([2, 1]))
-    with pytest.raises(ValueError, match=r"machines have \[1, 2\] processes each, expected the same number"):
+    with pytest.raises(ValueError, match=r"machines run \[1, 2\] processes, expected the same number"):
         launching._know_neighbours(2)
 
 
-def test_processes_that_met_on_gpus_do_not_train_on_cpus(monkeypatch, market_root):
+def test_processes_that_were_started_for_gpus_do_not_train_on_cpus(monkeypatch, market_root):
     from cerberus_plugin.engine.trainer import setup
 
     from fastreid.engine import default_argument_parser
@@ -235,7 +235,7 @@ def test_processes_that_met_on_gpus_do_not_train_on_cpus(monkeypatch, market_roo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     args = ["--config-file", str(ROOT / "configs/Market1501/cerberus_demo.yml")]
-    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cpu', but these processes have met to train on GPUs"):
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cpu', but these processes were started for GPUs"):
         setup(default_argument_parser().parse_args(args))
     args += ["MODEL.DEVICE", "cuda:1"]
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda:1', but each of 2 processes .* to 'cuda'"):

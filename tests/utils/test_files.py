@@ -1,4 +1,4 @@
-"""`utils.files.write_whole`: a file is the old one or the new one, whoever writes, whatever fails."""
+"""`utils.files.write_whole`: a file is always complete, with several writers and after errors."""
 
 import errno
 import multiprocessing
@@ -30,7 +30,7 @@ def started(*arguments) -> multiprocessing.Process:
     return process
 
 
-def test_processes_that_write_one_file_never_fail_and_readers_never_see_a_mixture(tmp_path):
+def test_several_processes_can_write_a_file_and_readers_see_complete_content(tmp_path):
     path = tmp_path / "record.json"
     write_in_two_steps(path, b"a")
     writers = [started(path, letter, ROUNDS) for letter in (b"a", b"b", b"c")]
@@ -45,7 +45,7 @@ def test_processes_that_write_one_file_never_fail_and_readers_never_see_a_mixtur
     assert seen <= {b"a", b"b", b"c"} and [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_process_that_is_killed_leaves_the_old_file_and_a_temporary_one_that_a_later_write_removes(tmp_path):
+def test_a_killed_process_leaves_the_old_file_and_its_temporary_file_is_removed_later(tmp_path):
     path = tmp_path / "record.json"
     write_in_two_steps(path, b"a")
     process = started(path, b"b", 1, 60)
@@ -55,7 +55,7 @@ def test_a_process_that_is_killed_leaves_the_old_file_and_a_temporary_one_that_a
     process.join(60)
     assert path.read_bytes() == b"a" * (2 * SIZE)
     write_in_two_steps(path, b"c")
-    assert left[0].exists()  # it might be that of a process which is still writing
+    assert left[0].exists()  # another process may still be writing it
     os.utime(left[0], (0, time.time() - STALE - 1))
     (tmp_path / "record.json.bak").write_text("not a temporary file")
     os.utime(tmp_path / "record.json.bak", (0, 0))
@@ -65,7 +65,7 @@ def test_a_process_that_is_killed_leaves_the_old_file_and_a_temporary_one_that_a
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["replaced", "new"])
-def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_behind(tmp_path, before):
+def test_the_error_for_a_full_disk_names_the_file_and_no_temporary_file_remains(tmp_path, before):
     path = tmp_path / "record.json"
     if before:
         path.write_text("old")
@@ -80,7 +80,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_behind(tmp_path, b
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"] * before
 
 
-def test_errors_of_other_files_and_of_the_content_are_raised_as_they_are(tmp_path):
+def test_errors_about_other_files_and_of_the_content_are_not_changed(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         write_whole(tmp_path / "record.json", lambda file: open(tmp_path / "other.json"))
     assert raised.value.filename == str(tmp_path / "other.json")

@@ -30,7 +30,7 @@ def test_every_old_name_gives_the_new_module(old):
 
 
 @pytest.mark.filterwarnings("ignore:cerberus_plugin:DeprecationWarning")
-def test_old_names_give_the_same_objects_in_every_form_of_import():
+def test_old_names_give_the_same_objects_with_every_kind_of_import():
     import cerberus_plugin.gallery.engines.base as base
     from cerberus_plugin import losses
     from cerberus_plugin.assembly import build_train_set, load_model
@@ -50,7 +50,7 @@ def test_old_names_give_the_same_objects_in_every_form_of_import():
     assert cerberus_plugin.visualise.__name__ == "cerberus_plugin.experiments.figures.rank_list"
 
 
-def test_the_warning_names_the_line_that_imports():
+def test_the_warning_refers_to_the_file_that_imports():
     sys.modules.pop("cerberus_plugin.losses", None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -58,7 +58,7 @@ def test_the_warning_names_the_line_that_imports():
     assert [each.filename for each in caught] == [__file__]
 
 
-def test_names_that_never_existed_are_not_found():
+def test_names_that_have_never_existed_are_not_found():
     assert find_spec("cerberus_plugin.nothing") is None and find_spec("cerberus_plugin.gallery.nothing") is None
     with pytest.raises(AttributeError, match="nothing"):
         cerberus_plugin.nothing  # noqa: B018
@@ -68,7 +68,7 @@ def test_names_that_never_existed_are_not_found():
 @pytest.mark.parametrize(("old", "usage"), [
     ("data.synthetic", "usage: python -m cerberus_plugin.synthetic"),
     ("manifest", "usage: python -m cerberus_plugin.experiments.manifest_diff")])
-def test_python_m_runs_commands_by_their_old_names_with_a_warning(old, usage, monkeypatch, capsys):
+def test_python_m_runs_commands_with_old_names_and_a_warning(old, usage, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["", "--help"])
     for name in (old, f"{old}.__main__"):
         sys.modules.pop(f"{ROOT}.{name}", None)  # as in a new process

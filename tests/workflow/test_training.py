@@ -110,7 +110,7 @@ def test_unreadable_images_are_skipped_with_the_option(tmp_path, monkeypatch):
     (["SOLVER.MAX_EPOCH"], "expected KEY VALUE pairs"),
     (["SEED", "1", "SEED", "2"], "given twice"),
     (["SOLVER.NO_SUCH", "1"], "SOLVER.NO_SUCH"),
-    (["--epochs", "3", "SOLVER.MAX_EPOCH", "2"], "say the same"),
+    (["--epochs", "3", "SOLVER.MAX_EPOCH", "2"], "conflict"),
 ])
 def test_wrong_options_raise_errors_with_a_remedy(tmp_path, arguments, reason):
     crops = write_people(tmp_path / "crops", people=8, attributes=False)

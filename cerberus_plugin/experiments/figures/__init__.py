@@ -1,1 +1,1 @@
-"""The figures of the paper, each drawn of one's own run by one command: a picture, its caption and who made it."""
+"""Figures of the paper for a trained run: images, captions and a record of how they were made."""

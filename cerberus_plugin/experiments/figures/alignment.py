@@ -1,4 +1,4 @@
-"""Figure 7a: which rows of the map the alignment keeps, and what the strips are with and without it."""
+"""Figure 7a: rows of the feature map that the alignment keeps, and the strips with and without alignment."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from .exhibit import WIDTH, Exhibit, Picture, TestedModel
 BATCH = 64
 PEOPLE_A_LINE = 2
 KEPT, LEFT, LIMIT = "#1b6ca8", "#c9c9c9", "#c04a00"
-STRIP_COLOURS = ("#cc79a7", "#e69f00", "#009e73")  # from the top, and again; told by their names as well
-GAP = 0.05  # between strips, of a picture's height
+STRIP_COLOURS = ("#cc79a7", "#e69f00", "#009e73")  # from the top, then repeated; strips also have names
+GAP = 0.05  # between strips, as a share of the image height
 
 
 class Rows(NamedTuple):
-    """The alignment of N images on maps of H rows: heat float (N, H), the rest as `person_rows` returns it."""
+    """Alignment of N images with maps of H rows, as `row_heat` and `person_rows` return it."""
 
-    heat: Tensor
-    top: Tensor
-    bottom: Tensor
-    fallback: Tensor
+    heat: Tensor  # float (N, H), norm of each row
+    top: Tensor  # int64 (N,), first row kept
+    bottom: Tensor  # int64 (N,), last row kept
+    fallback: Tensor  # bool (N,), no row is above sigma
 
     @property
     def height(self) -> int:
+        """Number of rows of the map."""
         return self.heat.shape[1]
 
     @property
@@ -42,7 +43,12 @@ class Rows(NamedTuple):
 
 @torch.no_grad()
 def rows_of(run: TestedModel, paths: list[str]) -> Rows:
-    """The alignment of pictures by a run's model."""
+    """Compute the alignment of images.
+
+    Args:
+        run: with the model.
+        paths: of N images.
+    """
     model, parts = run.predictor.model, []
     heads = model.heads
     for start in tqdm(range(0, len(paths), BATCH), desc="rows of the map", unit=" batches", disable=None):
@@ -54,18 +60,32 @@ def rows_of(run: TestedModel, paths: list[str]) -> Rows:
 
 
 def choose(run: TestedModel, rows: Rows, count: int) -> list[int]:
-    """The images that are cropped most, one a person; two that are not where none is."""
+    """Return the most cropped images, one per person; two images that are not cropped if none is.
+
+    Args:
+        run: with the images.
+        rows: alignment of all images of the run.
+        count: maximum number of images.
+    """
     people = sorted(run.of_people(), key=lambda index: rows.kept[index].item())
     cropped = [index for index in people if rows.kept[index] < rows.height]
     return run.first_images(cropped)[:count] or run.first_images(people)[:PEOPLE_A_LINE]
 
 
 def make(run: TestedModel, people: int = 6) -> Exhibit:
-    """Draw the figure of a run and say what it shows."""
+    """Draw the figure for a run.
+
+    Args:
+        run: of Cerberus with alignment.
+        people: maximum number of people to draw.
+
+    Raises:
+        ValueError: If the model has no alignment.
+    """
     run.require_groups("alignment of strips")
     if not run.predictor.cfg.MODEL.CERBERUS.ALIGN:
-        raise ValueError(f"{run.predictor.run_folder}: MODEL.CERBERUS.ALIGN is False, so nothing is aligned; name a "
-                         "run that was trained with it.")
+        raise ValueError(f"{run.predictor.run_folder}: MODEL.CERBERUS.ALIGN is False, so there is no alignment; name "
+                         "a run that was trained with alignment.")
     rows = rows_of(run, [path for path, *_ in run.items])
     chosen = choose(run, rows, people)
     heads = run.predictor.model.heads
@@ -78,25 +98,26 @@ def make(run: TestedModel, people: int = 6) -> Exhibit:
                "rows kept, mean %": 100 * rows.kept.float().mean().item() / rows.height, "rows of the map": rows.height,
                "sigma": sigma}
     share = 100 * cropped / len(run.items)
-    caption = (f"{cropped} of {len(run.items)} test images of {run.dataset} ({share:.1f} %) are cropped at all; "
+    caption = (f"{cropped} of {len(run.items)} test images of {run.dataset} ({share:.1f} %) are cropped; "
                f"{figures['rows kept, mean %']:.1f} % of the {rows.height} rows are kept on average. In "
-               f"{figures['no row above sigma']} images no row exceeds sigma = {sigma:g}, so that the whole is taken. ")
-    caption += ("Drawn are the images that are cropped most, one a person: " if cropped else
-                "So sigma does not fit the scale of this model's maps; drawn are two of them: ")
-    caption += ("the picture, the largest norm of each row of the local map against sigma (dark: kept, from the first "
-                f"row above sigma to the last), and the strips that {', '.join(filter(None, strips))} read, of the "
-                "whole picture and of the rows kept. Rows lie where their centres do; each also "
-                "sees what is around it.")
-    return Exhibit("Figure 7a: alignment", "Does the alignment find the person, and what does it change?", caption,
-                   [Picture(figure, "The rows kept, and the strips with and without alignment")], figures)
+               f"{figures['no row above sigma']} images no row exceeds sigma = {sigma:g}, so the whole image is used. ")
+    caption += ("Shown are the most cropped images, one per person. " if cropped else
+                "Sigma does not fit the scale of this model's maps; two images are shown. ")
+    caption += ("From left to right: the image; the largest norm in each row of the local map, with sigma (dark: kept, "
+                f"from the first row above sigma to the last); the input strips of {', '.join(filter(None, strips))} "
+                "in the whole image and in the rows kept. A row is drawn at its centre; its receptive field is larger.")
+    return Exhibit("Figure 7a: alignment", "Does the alignment find the person, and how does it change the strips?",
+                   caption, [Picture(figure, "Rows kept, and the strips with and without alignment")], figures)
 
 
 def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float) -> Figure:
-    """Four panels a person, two people a line.
+    """Draw four panels per person, two people per row.
 
     Args:
-        pictures: as `TestedModel.seen` gives them.   rows: of these pictures.
-        strips: what is read from each strip, from the top.
+        pictures: images as `TestedModel.seen` returns them.
+        rows: alignment of these images.
+        strips: names of the groups of each strip, from the top.
+        sigma: threshold of the alignment.
     """
     size = pictures.shape[1:3]
     lines = -(-len(pictures) // PEOPLE_A_LINE)
@@ -114,13 +135,13 @@ def draw(pictures: np.ndarray, rows: Rows, strips: Sequence[str], sigma: float) 
         _heat(line[1], rows.heat[n], rows.top[n].item(), rows.bottom[n].item(), sigma, size)
         draw_strips(line[2], picture, strips, 0, 1, named=True)
         draw_strips(line[3], picture, strips, top, end)
-        for axis, title in zip(line, ("picture", "norm of rows", "not aligned", "aligned")):
+        for axis, title in zip(line, ("image", "norm of rows", "not aligned", "aligned")):
             axis.set_title(title, fontsize=8.5, pad=3)
     return figure
 
 
 def _picture(axis, picture: np.ndarray, top: float, end: float) -> None:
-    """The picture, veiled where its rows are left out."""
+    """Show the image; rows that are not kept are pale."""
     height, width = picture.shape[:2]
     axis.imshow(picture)
     for start, stop in ((0, top), (end, 1)):
@@ -130,7 +151,7 @@ def _picture(axis, picture: np.ndarray, top: float, end: float) -> None:
 
 
 def _heat(axis, heat: Tensor, top: int, bottom: int, sigma: float, size: tuple[int, int]) -> None:
-    """Bars beside the picture's rows, and the limit."""
+    """Show the norms of rows as bars, and sigma as a line."""
     axis.axis("on")
     rows = np.arange(len(heat))
     colours = [KEPT if top <= row <= bottom else LEFT for row in rows]
@@ -145,7 +166,16 @@ def _heat(axis, heat: Tensor, top: int, bottom: int, sigma: float, size: tuple[i
 
 
 def draw_strips(axis, picture: np.ndarray, names: Sequence[str], top: float, end: float, named: bool = False) -> None:
-    """Strips, from the top, of the rows from `top` to `end`, shares of the height, drawn at the height of the whole."""
+    """Show the strips between two heights of the image, stretched to the full height.
+
+    Args:
+        axis: to draw on.
+        picture: uint8 (H, W, 3).
+        names: of the strips, from the top.
+        top: where the strips begin, as a share of the height.
+        end: where they end, as a share of the height.
+        named: write the names.
+    """
     height, width = picture.shape[:2]
     edges = [round(height * (top + (end - top) * k / len(names))) for k in range(len(names) + 1)]
     own = (1 - GAP * (len(names) - 1)) / len(names)

@@ -1,6 +1,6 @@
-"""What all figures share: the run that is looked at, the pictures, and the record that stands beside them.
+"""Trained model with its test dataset, images of a figure, and their record.
 
-Shapes: N images of the test set, query before gallery, without those that evaluation leaves out as unreadable.
+Shapes: N images of the test set, queries before gallery, without unreadable images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ...data.build import build_readable_test_set
@@ -23,21 +24,33 @@ from ...evaluation.manifest import config_sha256
 from ...predictor import CerberusPredictor
 from ...utils import environment
 from ...utils.files import file_sha256, write_figure, write_json
+from ...utils.images import for_display
 
-FOLDER = "figures"  # in the folder of the report
-WIDTH, DPI = 9.0, 200  # inches and dots: text of 8 points is 11 pixels high where the picture is shown 900 wide
+FOLDER = "figures"  # subfolder of the report
+WIDTH, DPI = 9.0, 200  # inches, dots per inch; text of 8 points is 11 pixels high if the image is shown 900 pixels wide
 
 
 @dataclass(frozen=True)
 class TestedModel:
-    """A trained model and the test data set that it is shown."""
+    """A trained model with a test dataset.
+
+    Args:
+        predictor: of the run.
+        dataset: name of the test dataset.
+    """
 
     predictor: CerberusPredictor
     dataset: str
 
     @classmethod
     def load(cls, folder: str | Path, dataset: str = "", device: str | None = None) -> TestedModel:
-        """A run folder, with a test data set by name; its own first one if left out."""
+        """Load a run.
+
+        Args:
+            folder: of the run.
+            dataset: name of the test dataset; "" for the first of the run.
+            device: "cuda" or "cpu"; None for "cuda" if it is available.
+        """
         predictor = CerberusPredictor(folder, device=device)
         tests = predictor.cfg.DATASETS.TESTS
         return cls(predictor, dataset or next((name for name in tests if name != HELD_OUT), tests[0]))
@@ -49,10 +62,12 @@ class TestedModel:
 
     @property
     def images(self) -> AttributeDataset:
+        """The test dataset."""
         return self._test_set[0]
 
     @property
     def num_query(self) -> int:
+        """Number of queries."""
         return len(self._test_set[1])
 
     @cached_property
@@ -63,29 +78,45 @@ class TestedModel:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """Attributes of each image, int64 (N, A); None where the data set has none."""
+        """Attributes of each image, int64 (N, A); None if the dataset has none."""
         if self.images.labels is None:
             return None
         return torch.stack([self.images.known_of(path, pid)["attributes"] for path, pid, _ in self.items])
 
     def of_people(self) -> list[int]:
-        """Images that show a person: distractors have an identity of the annotations' own, and no labels."""
+        """Return the indices of images of people, without distractors."""
         junk = self.images.annotations[0].schema.junk_pids if self.images.annotations else ()
         return [index for index, (_, pid, _) in enumerate(self.items) if pid not in junk]
 
     def seen(self, paths: Sequence[str]) -> np.ndarray:
-        """The pixels of pictures as the model takes them: uint8 (len(paths), H, W, 3)."""
-        return self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        """Load images at the input size of the model, to show them.
+
+        Args:
+            paths: of the images.
+
+        Returns:
+            uint8 (len(paths), H, W, 3), RGB; heads are blurred if this was requested.
+        """
+        pixels = self.predictor.load_images(paths).byte().permute(0, 2, 3, 1).cpu().numpy()
+        return np.stack([np.asarray(for_display(Image.fromarray(own))) for own in pixels])
 
     def first_images(self, indices: Iterable[int]) -> list[int]:
-        """The first of these images of each identity, in their order."""
+        """Return the first image of each identity, in the given order.
+
+        Args:
+            indices: of images.
+        """
         first: dict = {}
         for index in indices:
             first.setdefault(self.items[index][1], index)
         return list(first.values())
 
     def require_groups(self, what: str) -> None:
-        """Refuse a model without the five representations."""
+        """Raise ValueError if the model is not Cerberus.
+
+        Args:
+            what: the model needs, for the error message.
+        """
         name = self.predictor.cfg.MODEL.META_ARCHITECTURE
         if name != "Cerberus":
             raise ValueError(f"{self.predictor.run_folder}: {name} has no {what}; name a run of Cerberus.")
@@ -93,7 +124,7 @@ class TestedModel:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn picture with what it shows; `suffix` follows the exhibit's name in the name of its file."""
+    """An image of a figure with its caption; `suffix` is added to the file name of the figure."""
 
     figure: Figure
     caption: str
@@ -102,7 +133,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report: its pictures, and in `figures` the numbers that its captions name."""
+    """A figure of the report: its images, and in `figures` the numbers of its captions."""
 
     title: str
     question: str
@@ -112,13 +143,33 @@ class Exhibit:
 
 
 def spread(values: Sequence, count: int) -> list:
-    """Some of the values, evenly over the list."""
+    """Select values at equal distances.
+
+    Args:
+        values: to select from.
+        count: maximum number of values.
+
+    Examples:
+        >>> spread([0, 1, 2, 3, 4, 5], 3)
+        [0, 2, 4]
+    """
     step = max(len(values) // max(count, 1), 1)
     return list(values[::step][:count])
 
 
 def write(exhibit: Exhibit, runs: Sequence[TestedModel], output: Path, name: str, command: str) -> dict:
-    """Write the pictures of a figure, and its record beside them; returns what the record holds."""
+    """Write the images of a figure and its record, NAME.json.
+
+    Args:
+        exhibit: the figure.
+        runs: that it shows.
+        output: folder of the report.
+        name: of the files.
+        command: that made the figure, for the record.
+
+    Returns:
+        The contents of the record.
+    """
     pictures = []
     for picture in exhibit.pictures:
         file = f"{FOLDER}/{name}{picture.suffix}.png"
@@ -132,7 +183,7 @@ def write(exhibit: Exhibit, runs: Sequence[TestedModel], output: Path, name: str
 
 
 def made_by(runs: Sequence[TestedModel], command: str) -> dict:
-    """What is needed to make a figure again; what belongs to a run is a list, a run each."""
+    """Describe how a figure was made; entries that differ between runs are lists, in the order of `runs`."""
     weights = [Path(run.predictor.cfg.MODEL.WEIGHTS) for run in runs]
     return {
         "command": command,

@@ -1,4 +1,4 @@
-"""One picture of what a trained model finds: queries with their top ranks and attributes, and searches by words.
+"""Draw rank lists of a trained model: queries with predicted attributes and top ranks, and searches by attributes.
 
     python -m cerberus_plugin.experiments.figures.rank_list logs/market1501/cerberus_R50 --queries 6 --searches 3
 """
@@ -21,28 +21,32 @@ from ...attributes import MISSING
 from ...data.clothes import GALLERY_CAMERAS
 from ...metrics.ranking import rank_matches
 from ...predictor import CerberusPredictor
-from ...utils.commands import run_command
+from ...utils.commands import add_blur_faces, faces_blurred, run_command
 from ...utils.files import write_figure
-from ...utils.images import Unreadable, read_image
+from ...utils.images import Unreadable, for_display, read_image
 from .exhibit import DPI, WIDTH, TestedModel, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts on what is shown
-# Told by mark and frame as well as by colour, which are a pair that all eyes tell apart.
+RIGHT, WRONG, UNKNOWN, ASKED = "right", "wrong", "unknown", "asked"  # verdicts on results and predictions
+# Colour-blind safe; marks and frames also show the verdict.
 COLOURS = {RIGHT: "#00795a", WRONG: "#c04a00", UNKNOWN: "#707070", ASKED: "black"}
 MARKS = {RIGHT: "\u2713 ", WRONG: "\u2717 ", UNKNOWN: "? ", ASKED: ""}
 FRAMES = {RIGHT: "solid", WRONG: (0, (2.5, 1.2))}
-LINE = 0.135  # inches from one line of words to the next
-WORDS_WIDTH = 1.9  # inches of the column of words
+LINE = 0.135  # inches per line of text
+WORDS_WIDTH = 1.9  # inches of the column of text
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the picture: what was asked, in a picture or in words, and what was found.
+    """One row of the sheet: a query and its results.
 
-    `words` are (text, verdict) lines; `found` are (path, verdict, caption), best first.
+    Args:
+        picture: path of the query image; None for a search by attributes.
+        title: of the row.
+        words: (text, verdict) of each attribute.
+        found: (path, verdict, caption) of each result, best first.
     """
 
     picture: str | None
@@ -52,11 +56,12 @@ class Row:
 
 
 class Gallery:
-    """Query and gallery of a test data set, embedded once by a predictor; without what evaluation leaves out.
+    """Embedded queries and gallery of a test dataset, without unreadable images.
 
     Args:
-        groups: compare pictures by these groups of Cerberus alone; all where empty.
-        run: with the test data set; the predictor's first one if None.
+        predictor: of the run.
+        groups: compare images by these groups of Cerberus; all if empty.
+        run: with the test dataset; None for the first one of the predictor.
     """
 
     def __init__(self, predictor: CerberusPredictor, groups: Sequence[str] = (),
@@ -76,9 +81,14 @@ class Gallery:
             self.query_labels, self.labels = run.labels[:run.num_query], run.labels[run.num_query:]
 
     def query_row(self, index: int, top: int) -> Row:
-        """A query, the attributes read off it, and its nearest images from other cameras.
+        """Search by a query image, among images from other cameras; if groups are excluded, also in other outfits.
 
-        Where groups are left out, from other outfits as well.
+        Args:
+            index: of the query.
+            top: number of results.
+
+        Returns:
+            The row, with the predicted attributes of the query.
         """
         path, pid, camid = self.queries[index]
         scores = self.predictor.picture_scores(self.query_embeddings[index:index + 1], self.embeddings, self.groups)[0]
@@ -86,13 +96,15 @@ class Gallery:
         found = [(self.items[i][0], RIGHT if self.items[i][1] == pid else WRONG, f"{scores[i]:.2f}")
                  for i in order.tolist()]
         words = self.words(index) if self.labels is not None else []
-        camera = f", camera {camid + 1}" if camid < GALLERY_CAMERAS else ""  # else it is not known
+        camera = f", camera {camid + 1}" if camid < GALLERY_CAMERAS else ""  # else the camera is unknown
         return Row(path, f"identity {pid}{camera}", words, found)
 
     def search_row(self, labels: torch.Tensor, top: int) -> Row:
-        """A person described in full or in part, labels int64 (A,), -1 where open, and the images that fit best.
+        """Search by attributes; a result is right if its labels agree with the description.
 
-        Right is an image whose labels are those described.
+        Args:
+            labels: int64 (A,), -1 for attributes that are not described.
+            top: number of results.
         """
         schema = self.predictor.reader.schema
         scores = self.predictor.reader.search(labels[None], self.embeddings)[0]
@@ -105,7 +117,14 @@ class Gallery:
         return Row(None, title, [(f"{k}: {v}", ASKED) for k, v in schema.describe(labels).items()], found)
 
     def spread_queries(self, count: int) -> list[int]:
-        """Queries of different identities that have something to find, evenly over the list."""
+        """Select queries of different identities with a match in the gallery, at equal distances in the list.
+
+        Args:
+            count: maximum number of queries.
+
+        Returns:
+            Indices of the queries.
+        """
         first = {}
         for index, (_, pid, _) in enumerate(self.queries):
             if pid not in first and ((self.pids == pid) & ~self._ignored(index)).any():
@@ -113,10 +132,14 @@ class Gallery:
         return spread(list(first.values()), count)
 
     def searches(self, count: int, groups: Sequence[str] = ()) -> list[torch.Tensor]:
-        """Descriptions that gallery images fit, evenly over the difficulty of finding them.
+        """Select descriptions with a match in the gallery, at equal distances in order of average precision.
 
         Args:
-            groups: what is described, all if empty; the rest is left open.
+            count: maximum number of descriptions.
+            groups: that are described; all if empty.
+
+        Returns:
+            Labels of each description, int64 (A,), -1 for attributes that are not described.
         """
         schema = self.predictor.reader.schema
         left_open = [field for group in schema.group_names if groups and group not in groups
@@ -133,7 +156,11 @@ class Gallery:
         return [distinct[i] for i in order[positions].unique_consecutive()]
 
     def words(self, index: int) -> list[tuple[str, str]]:
-        """The attributes read off a query, with verdicts; in brackets the label where it is another."""
+        """Predict the attributes of a query.
+
+        Returns:
+            Text and verdict of each attribute; a wrong prediction is followed by the label in brackets.
+        """
         labels = self.query_labels[index]
         schema = self.predictor.reader.schema
         answers = self.predictor.reader.recognise(self.query_embeddings[index:index + 1])[0]
@@ -148,7 +175,7 @@ class Gallery:
         return words
 
     def _ignored(self, index: int) -> torch.Tensor:
-        """Images of the query's person that are too easy to find: bool (N,)."""
+        """Images that the evaluation ignores for a query: the same person and camera, or outfit. Bool (N,)."""
         path, pid, camid = self.queries[index]
         alike = self.camids == camid
         if self.outfits is not None:
@@ -157,14 +184,25 @@ class Gallery:
 
 
 def draw(rows: list[Row], path: str | Path, top: int) -> None:
-    """Write the picture of `sheet`."""
+    """Draw rows with `sheet` and write the image.
+
+    Args:
+        rows: to draw.
+        path: of the image.
+        top: number of results per row.
+    """
     write_figure(path, sheet(rows, top), DPI)
 
 
 def sheet(rows: list[Row], top: int) -> Figure:
-    """A line a row, the question at the left, framed answers from the best to the right; a notebook shows it as it is.
+    """Draw rows: the query on the left, then its results, best first, framed by verdict.
 
-    Pictures of queries and words have a column each where any row has some.
+    Args:
+        rows: to draw.
+        top: number of results per row.
+
+    Returns:
+        The figure; a notebook displays it.
     """
     asked = [any(row.picture for row in rows), any(row.words for row in rows)]
     unit = (WIDTH - WORDS_WIDTH * asked[1]) / (top + asked[0])
@@ -173,7 +211,7 @@ def sheet(rows: list[Row], top: int) -> Figure:
     images = {path: read_image(path) for path in paths}
     tallest = max(image.height / image.width for image in images.values())
     height = max(tallest * unit + 0.3, LINE * (2 + max(len(row.words) for row in rows)))
-    figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # not pyplot's: its backend is a notebook's
+    figure = Figure((WIDTH, height * len(rows)), layout="constrained")  # pyplot would use the backend of a notebook
     axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for axis in axes.flat:
@@ -182,7 +220,7 @@ def sheet(rows: list[Row], top: int) -> Figure:
         if row.picture:
             show_picture(line[0], images[row.picture], caption="" if asked[1] else row.title)
         elif asked[0]:
-            show_words(line[0], [("words:", ASKED)])
+            show_words(line[0], [("attributes:", ASKED)])
         if asked[1]:
             show_words(line[sum(asked) - 1], row.words, row.title)
         for rank, (axis, (found, verdict, caption)) in enumerate(zip(line[sum(asked):], row.found), start=1):
@@ -191,9 +229,17 @@ def sheet(rows: list[Row], top: int) -> Figure:
 
 
 def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED, caption: str = "") -> None:
-    """A picture, or the one of a path, in the frame of its verdict."""
+    """Show an image, or the image at a path, with the frame of its verdict.
+
+    Args:
+        axis: to draw on.
+        picture: image or path.
+        verdict: RIGHT, WRONG, UNKNOWN or ASKED.
+        caption: above the image.
+    """
     axis.axis("on")
-    axis.imshow(read_image(picture) if isinstance(picture, str | os.PathLike) else picture)
+    image = read_image(picture) if isinstance(picture, str | os.PathLike) else picture
+    axis.imshow(for_display(image))
     axis.set(xticks=[], yticks=[], anchor="N")
     axis.set_title(caption, fontsize=7.5, color=COLOURS[verdict], pad=3, parse_math=False)
     for side in axis.spines.values():
@@ -202,7 +248,13 @@ def show_picture(axis, picture: Image | str | os.PathLike, verdict: str = ASKED,
 
 
 def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
-    """Lines of text with their verdicts, from the top."""
+    """Show lines of text with their verdicts.
+
+    Args:
+        axis: to draw on.
+        words: (text, verdict) of each line, from the top.
+        title: above the lines.
+    """
     axis.axis("off")
     axis.set_title(title, fontsize=8, loc="left", pad=3, parse_math=False)
     for n, (text, verdict) in enumerate(words):
@@ -213,23 +265,29 @@ def show_words(axis, words: Sequence[tuple[str, str]], title: str = "") -> None:
 
 @contextmanager
 def advised(run_folder: str | Path) -> Iterator[None]:
-    """Add advice to the error where a test image cannot be read and the run does not skip it."""
+    """Add to the error of an unreadable test image how to replace or skip it.
+
+    Args:
+        run_folder: of the run, whose config.yaml has the option.
+    """
     try:
         yield
     except Unreadable as error:
         raise ValueError(f"{error}. Replace the file, or set DATALOADER.ON_UNREADABLE to skip in "
-                         f"{Path(run_folder) / 'config.yaml'} to go on without it.") from error
+                         f"{Path(run_folder) / 'config.yaml'} to exclude it.") from error
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_folder")
-    parser.add_argument("--queries", type=int, default=5, help="rows of queries by picture")
-    parser.add_argument("--searches", type=int, default=2, help="rows of searches by attributes")
-    parser.add_argument("--top", type=int, default=10, help="images of each row")
-    parser.add_argument("--output", help="file to write; RUN_FOLDER/rank_list.png if not given")
+    parser.add_argument("run_folder", help="folder of a trained run")
+    parser.add_argument("--queries", type=int, default=5, help="number of image queries (default: %(default)s)")
+    parser.add_argument("--searches", type=int, default=2,
+                        help="number of searches by attributes (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=10, help="results per row (default: %(default)s)")
+    parser.add_argument("--output", help="file to write (default: RUN_FOLDER/rank_list.png)")
     parser.add_argument("--may-have-changed-clothes", action="store_true",
-                        help="compare pictures by the groups of Cerberus that `experiments.groups` has chosen for that")
+                        help="compare images by the groups that `experiments.groups` has chosen for changed clothes")
+    add_blur_faces(parser)
     args = parser.parse_args(arguments)
     predictor = CerberusPredictor(args.run_folder)
     groups = predictor.groups_for_changed_clothes if args.may_have_changed_clothes else ()
@@ -239,7 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     if gallery.labels is not None:
         rows += [gallery.search_row(labels, args.top) for labels in gallery.searches(args.searches)]
     path = args.output or str(Path(args.run_folder) / "rank_list.png")
-    draw(rows, path, args.top)
+    with faces_blurred(args.blur_faces):
+        draw(rows, path, args.top)
     print(f"wrote {path}")
 
 

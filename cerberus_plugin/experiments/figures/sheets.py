@@ -1,4 +1,4 @@
-"""Figure 6: what a model finds by picture, reads off a picture, and finds by a description in full or in part."""
+"""Figure 6: results of searches by image and by attributes, and predicted attributes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from .rank_list import LINE, RIGHT, Gallery, Row, sheet, show_picture, show_word
 
 MODES = ("reid", "par", "aps", "partial")
 CARDS_A_LINE = 3
-CARD = (1, 1.9)  # widths of a picture and its words
+CARD = (1, 1.9)  # relative widths of an image and its text
 
 
 def make(run: TestedModel, people: int = 5, modes: Sequence[str] | None = None, groups: Sequence[str] | None = None,
          top: int = 8) -> Exhibit:
-    """Draw a sheet a mode and say what they show.
+    """Draw one sheet per mode.
 
     Args:
-        people: lines of a sheet.   modes: some of `MODES`; None for all that the model can do.
-        groups: what a partial search describes; upper and lower, or else the first group, if None.
-        top: images of each line.
+        run: to show.
+        people: rows of each sheet.
+        modes: some of `MODES`; None for all that the model supports.
+        groups: groups that a partial search describes; None for upper and lower, or else the first group.
+        top: images per row.
+
+    Raises:
+        ValueError: If the model or the dataset has no attributes and a mode needs them.
     """
     known = run.predictor.groups
     groups = groups or [group for group in ("upper", "lower") if group in known] or known[:1]
@@ -30,9 +35,10 @@ def make(run: TestedModel, people: int = 5, modes: Sequence[str] | None = None, 
     reads = predictor.reader is not None and run.labels is not None
     unable = [mode for mode in modes or () if mode != "reid"] if not reads else []
     if unable:
-        why = "the model reads no attributes" if predictor.reader is None else f"{run.dataset} has no attributes"
-        raise ValueError(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; ask for --modes "
-                         "reid, or name another run or data set.")
+        why = ("the model does not predict attributes" if predictor.reader is None else
+               f"{run.dataset} has no attributes")
+        raise ValueError(f"{predictor.run_folder}: no sheet of {', '.join(unable)}, because {why}; use --modes reid, "
+                         "or name another run or dataset.")
     modes = modes or (MODES if reads else MODES[:1])
     gallery = Gallery(predictor, run=run)
     figures, pictures = {}, []
@@ -48,15 +54,23 @@ def make(run: TestedModel, people: int = 5, modes: Sequence[str] | None = None, 
             verdicts = [verdict for row in rows for _, verdict, _ in row.found]
         figures[mode] = {"right": verdicts.count(RIGHT), "shown": len(verdicts)}
         pictures.append(Picture(figure, f"{_caption(mode, groups)} {figures[mode]['right']} of the {len(verdicts)} "
-                                        f"{'answers' if mode == 'par' else 'images'} shown are right.", f"_{mode}"))
-    caption = (f"Sheets of {run.dataset}, queries taken evenly over the list and not by how they did: a tick and a "
-               "full frame are right, a cross and a dashed frame wrong.")
-    return Exhibit("Figure 6: retrieval and recognition", "What does the model find, and where does it err?", caption,
-                   pictures, figures)
+                                        f"{'predictions' if mode == 'par' else 'images'} shown are right.", f"_{mode}"))
+    caption = (f"Test images of {run.dataset}. Queries are taken at equal distances in the list, regardless of their "
+               "results. A tick and a solid frame mean right, a cross and a dashed frame wrong.")
+    return Exhibit("Figure 6: retrieval and recognition", "What does the model find, and which errors does it make?",
+                   caption, pictures, figures)
 
 
 def rows_of(gallery: Gallery, mode: str, count: int, groups: Sequence[str], top: int) -> list[Row]:
-    """Lines of a sheet of pictures."""
+    """Create the rows of a sheet.
+
+    Args:
+        gallery: to search.
+        mode: "reid", "aps" or "partial".
+        count: number of rows.
+        groups: that a partial search describes.
+        top: results per row.
+    """
     if mode == "reid":
         rows = [gallery.query_row(index, top) for index in gallery.spread_queries(count)]
         return [Row(row.picture, row.title.partition(",")[0], [], row.found) for row in rows]
@@ -66,17 +80,21 @@ def rows_of(gallery: Gallery, mode: str, count: int, groups: Sequence[str], top:
 
 def _caption(mode: str, groups: Sequence[str]) -> str:
     return {
-        "reid": "reID: a picture and the nearest images from other cameras, with their scores.",
-        "par": "PAR: attributes read off pictures; in brackets the label where it is another.",
-        "aps": "APS: a full description and the gallery images that fit best, right where every attribute is as "
-               "described; descriptions evenly over the difficulty of finding them.",
-        "partial": f"Partial APS: only {' and '.join(groups)} described and the rest left open, right where all that "
-                   "is described is so.",
+        "reid": "reID: query images and the most similar images from other cameras, with their scores.",
+        "par": "PAR: predicted attributes; if a prediction is wrong, the label follows in brackets.",
+        "aps": "APS: searches by all attributes; a result is right if every attribute agrees. The descriptions are "
+               "taken at equal distances in order of average precision.",
+        "partial": f"Partial APS: searches by the attributes of {' and '.join(groups)}; a result is right if these "
+                   "attributes agree.",
     }[mode]
 
 
 def draw_cards(cards: Sequence[tuple[str, str, list[tuple[str, str]]]]) -> Figure:
-    """A sheet of pictures with the words read off them: (path, title, words) each."""
+    """Draw a sheet of images with their predicted attributes.
+
+    Args:
+        cards: path, title and (text, verdict) lines of each image.
+    """
     lines = -(-len(cards) // CARDS_A_LINE)
     unit = WIDTH / (sum(CARD) * CARDS_A_LINE)
     height = max(2.4 * unit, LINE * (2 + max(len(words) for *_, words in cards)))

@@ -1,4 +1,4 @@
-"""The report of a folder of studies and figures: one page in HTML and the same in Markdown."""
+"""Report of the studies and figures in a folder, as one HTML page and in Markdown."""
 
 from .writing import claims as claims
 from .writing import main as main

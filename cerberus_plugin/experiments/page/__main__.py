@@ -1,4 +1,4 @@
-"""`python -m cerberus_plugin.experiments.page DIR`."""
+"""Command `python -m cerberus_plugin.experiments.page FOLDER`."""
 
 from ...utils.commands import run_command
 from .writing import main

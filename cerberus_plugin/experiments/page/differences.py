@@ -1,4 +1,4 @@
-"""What the runs of a study differ in from the paper, in plain words, from what the runs themselves recorded."""
+"""Differences between the runs of a study and the paper, computed from the records of the runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ...data.splits import HELD_OUT
 from .records import RunRecord, StudyRecord
 
 STEPS, BATCH, SIZE, TRUNK = 24000, 64, "384x128", "ResNet-50"
-# A run's epochs are whole: 119 and 93 come within this share of the paper's steps.
+# Relative tolerance of the number of steps: 119 and 93 epochs are within 1 % of the paper's steps.
 NEARLY = 0.01
 
 
 @dataclass(frozen=True)
 class PaperData:
-    """A data set as the paper uses it."""
+    """A dataset as the paper uses it."""
 
     title: str
     identities: int
     images: int
-    epochs: int  # nearest to the paper's steps
+    epochs: int  # nearest to the paper's number of steps
     queries: int
     gallery: int  # without junk
 
@@ -33,7 +33,7 @@ PAPER = {"Market1501": PaperData("Market-1501", 751, 12936, 119, 3368, 15913),
 
 @dataclass(frozen=True)
 class Found:
-    """What a run has of something; `agrees` is None where the paper's own cannot be set against it."""
+    """An aspect of a run and of the paper; `agrees` is None if they cannot be compared."""
 
     ours: str
     paper: str
@@ -42,7 +42,7 @@ class Found:
 
 @dataclass
 class Differences:
-    """Sentences about a study: what differs from the paper, what is as there, what the records do not tell."""
+    """Sentences about a study: what differs from the paper, what is the same, what is not recorded, and notes."""
 
     differs: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
@@ -54,10 +54,10 @@ UNKNOWN = Found("", "")
 
 
 def differences(study: StudyRecord) -> Differences:
-    """Each aspect over all runs of the study; variants are named where they are not alike in it."""
+    """Compare each aspect of all runs of a study with the paper; variants are named if they differ from each other."""
     told = Differences()
     for aspect, look in ASPECTS.items():
-        # Weights that another run has trained are spoken of there.
+        # An evaluation of the weights of another run is described by that run.
         found = [(run.variant, answer) for run in study.runs
                  if not run.record.get("weights of") and (answer := look(run)) is not None]
         if not found:
@@ -75,13 +75,13 @@ def differences(study: StudyRecord) -> Differences:
     told.notes.append(_seeds(study))
     shown = {*study.figures, *(key for run in study.runs for row in run.results.values() for key in row)}
     if any(key.startswith("PAR/") for key in shown):
-        told.notes.append("PAR: the paper's mA is by the binary rule; set it against columns marked (binary) alone. "
-                          "The official rule takes a garment's colour as one choice among all")
+        told.notes.append("PAR: the paper's mA follows the binary rule, so compare it only with columns marked "
+                          "(binary). The official rule scores the colour of a garment as one choice among all colours")
     return told
 
 
 def _joined(found: Sequence[tuple[str, Found]]) -> str:
-    """'ours' of all variants, or 'this (A, B), that (C)' where they are not alike."""
+    """Join `ours` of all variants: one value if they are equal, else 'x (A, B), y (C)'."""
     variants: dict[str, dict[str, None]] = {}
     for variant, answer in found:
         variants.setdefault(answer.ours, {})[variant] = None
@@ -93,8 +93,9 @@ def _joined(found: Sequence[tuple[str, Found]]) -> str:
 
 def _seeds(study: StudyRecord) -> str:
     most = max((len(variant.runs) for variant in study.variants), default=0)
-    had = "no run is finished" if not most else "one run a variant" if most == 1 else f"up to {most} runs a variant"
-    return f"Seeds: {had} here; the paper gives one figure a row, without a spread"
+    had = "no run is finished" if not most else "one run" if most == 1 else f"up to {most} runs"
+    had += " per variant" if most else ""
+    return f"Seeds: {had}; the paper gives one value per row, without a deviation"
 
 
 def _trained_on(run: RunRecord) -> list[str]:
@@ -108,13 +109,13 @@ def _paper_data(run: RunRecord) -> PaperData | None:
 
 
 def _number(node: Mapping | None, key: str) -> int | None:
-    """A count in the run's manifest, or a part of it, by dotted key."""
+    """Return a count of the manifest, or of a part of it, by dotted key."""
     found = flat(node or {}).get(key)
     return found if type(found) is int else None
 
 
 def _compared(ours: str, paper: str) -> Found:
-    """What is as in the paper where the words are equal; unknown where there are none."""
+    """Compare two texts; unknown if the first is empty."""
     return Found(ours, paper, ours == paper) if ours else UNKNOWN
 
 
@@ -123,7 +124,7 @@ def _many(count: int | None) -> str:
 
 
 def _tests(run: RunRecord) -> dict[str, Mapping]:
-    """The manifest's accounts of test data sets, by name without "Attributes"."""
+    """Return the entries of test datasets in the manifest, by name without "Attributes"."""
     manifest = run.record.get("manifest") or {}
     places = [manifest, *(node for node in manifest.values() if isinstance(node, Mapping))]
     return {str(name).removesuffix("Attributes"): node for place in places for name, node in place.items()
@@ -131,20 +132,21 @@ def _tests(run: RunRecord) -> dict[str, Mapping]:
 
 
 def data(run: RunRecord) -> Found:
+    """Compare the training set."""
     names = _trained_on(run)
     if not names:
         return UNKNOWN
-    paper = " and ".join(entry.title for entry in PAPER.values()) + ", each apart"
+    paper = " and ".join(entry.title for entry in PAPER.values()) + ", separately"
     if len(names) > 1 or names[0] not in PAPER:
         return Found(" and ".join(names), paper, False)
     people = identities(run) or test_images(run) or UNKNOWN
     if people.agrees is False:
-        return Found(f"in the form of {PAPER[names[0]].title}, with other people", paper, False)
+        return Found(f"in the format of {PAPER[names[0]].title}, with other people", paper, False)
     return Found(names[0], paper, people.agrees)
 
 
 def identities(run: RunRecord) -> Found | None:
-    """Fewer where some are left out on purpose, which is the study's own question."""
+    """Compare the number of training identities; None if the study excludes some of them."""
     if run.option("DATASETS.LEAVE_OUT_SIDS"):
         return None
     count = _number(run.record.get("manifest"), "training.identities") or run.option("MODEL.HEADS.NUM_CLASSES")
@@ -160,20 +162,22 @@ def identities(run: RunRecord) -> Found | None:
 
 
 def test_images(run: RunRecord) -> Found | None:
+    """Compare the numbers of queries and gallery images; None without a test dataset."""
     tests = {name: node for name, node in _tests(run).items() if name != HELD_OUT}
     if not tests:
         return None
     counts = {name: tuple(_number(node, f"{part}.images") for part in ("query", "gallery"))
               for name, node in tests.items()}
-    ours = "; ".join(f"{name} {_many(queries)} queries, {_many(gallery)} gallery images"
+    ours = "; ".join(f"{name} ({_many(queries)} queries, {_many(gallery)} gallery images)"
                      for name, (queries, gallery) in counts.items())
     known = [PAPER[name] for name in counts if name in PAPER]
-    return Found(ours, "; ".join(f"{entry.title} {entry.queries:,} and {entry.gallery:,}" for entry in known),
+    return Found(ours, "; ".join(f"{entry.title} ({entry.queries:,} and {entry.gallery:,})" for entry in known),
                  all(name in PAPER and (PAPER[name].queries, PAPER[name].gallery) == pair
                      for name, pair in counts.items()))
 
 
 def schedule(run: RunRecord) -> Found:
+    """Compare the number of steps, or of epochs if the number of images is unknown."""
     training = run.record.get("training") or {}
     epochs = training.get("epochs") or run.option("SOLVER.MAX_EPOCH")
     batch, images = run.option("SOLVER.IMS_PER_BATCH"), _number(run.record.get("manifest"), "training.images")
@@ -191,15 +195,18 @@ def schedule(run: RunRecord) -> Found:
 
 
 def batch(run: RunRecord) -> Found:
+    """Compare the batch size."""
     return _compared(str(run.option("SOLVER.IMS_PER_BATCH") or ""), str(BATCH))
 
 
 def image_size(run: RunRecord) -> Found:
+    """Compare the image size."""
     size = run.record.get("image size") or run.option("INPUT.SIZE_TEST")
     return _compared("x".join(map(str, size or ())), SIZE)
 
 
 def trunk(run: RunRecord) -> Found:
+    """Compare the backbone."""
     name, depth = run.option("MODEL.BACKBONE.NAME"), str(run.option("MODEL.BACKBONE.DEPTH") or "").removesuffix("x")
     if not name:
         return UNKNOWN
@@ -208,12 +215,13 @@ def trunk(run: RunRecord) -> Found:
 
 
 def weights(run: RunRecord) -> Found:
+    """Compare the initial weights."""
     pretrained, path = run.option("MODEL.BACKBONE.PRETRAIN"), run.option("MODEL.BACKBONE.PRETRAIN_PATH")
     start = run.option("MODEL.WEIGHTS")
     if pretrained is None:
         return UNKNOWN
     if start:
-        return Found(f"a checkpoint, {PurePath(start).name}", "trained on ImageNet", False)
+        return Found(f"checkpoint {PurePath(start).name}", "trained on ImageNet", False)
     if not pretrained:
         return Found("random, trained from scratch", "trained on ImageNet", False)
     return Found(f"pretrained, {PurePath(path).name}" if path else "trained on ImageNet", "trained on ImageNet",
@@ -221,10 +229,10 @@ def weights(run: RunRecord) -> Found:
 
 
 def device(run: RunRecord) -> Found:
+    """Describe the hardware; the paper's is not compared."""
     return Found(run.device, "") if run.device else UNKNOWN
 
 
 ASPECTS: dict[str, Callable[[RunRecord], Found | None]] = {
     "Training data": data, "Training identities": identities, "Test data": test_images, "Schedule": schedule,
-    "Images a step": batch, "Image size": image_size, "Backbone": trunk, "Weights at the start": weights,
-    "Device": device}
+    "Batch size": batch, "Image size": image_size, "Backbone": trunk, "Initial weights": weights, "Device": device}

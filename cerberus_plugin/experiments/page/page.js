@@ -1,5 +1,5 @@
 "use strict";
-// Numbers first where a column has any, highest on top; empty cells stay last either way.
+// Sort a table by a column: numbers first in decreasing order, text in alphabetical order, empty cells always last.
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     const header = button.closest("th");
@@ -25,11 +25,11 @@ for (const button of document.querySelectorAll("thead button")) {
 }
 const theme = document.getElementById("theme");
 const root = document.documentElement;
-const remember = (value) => { try { localStorage.setItem("cerberus-report", value); } catch { /* kept for this view */ } };
+const remember = (value) => { try { localStorage.setItem("cerberus-report", value); } catch { /* applies to this view only */ } };
 try {
   const kept = localStorage.getItem("cerberus-report");
   if (kept === "dark" || kept === "light") root.dataset.theme = kept;
-} catch { /* a browser that keeps nothing for files */ }
+} catch { /* local files may have no storage */ }
 const isDark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"))
   === "dark";
 const name = () => { theme.textContent = isDark() ? "Light page" : "Dark page"; };
@@ -41,7 +41,7 @@ theme.addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
 name();
-// A link to a run opens what it is folded into.
+// Open the details element that contains the target of a link.
 const unfold = () => {
   const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
   if (!target) return;
@@ -50,7 +50,7 @@ const unfold = () => {
 };
 addEventListener("hashchange", unfold);
 unfold();
-// Paper has no folds to open.
+// Print all details.
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("section > details")) fold.open = true;
 });

@@ -1,4 +1,4 @@
-"""The curves and marks of the report, drawn so that they are legible on a light page and on a dark one."""
+"""Plots of the report, legible on a light and on a dark page."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from ...evaluation.spread import mean_and_deviation
 from .records import StudyRecord
 from .tables import figures_of, heading, over_seeds
 
-GREY = "#808790"  # about 4 to 1 against white and against the dark page alike
+GREY = "#808790"  # contrast of about 4:1 with the light and with the dark page
 COLOURS = ("#3987d6", "#d9772b", "#2b9f77", "#b564c4", "#c9a227", "#d2504f", "#5aa9b8", "#8b8f3a")
 STYLE = {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY,
          "ytick.color": GREY, "legend.labelcolor": GREY, "figure.facecolor": "none", "axes.facecolor": "none",
          "savefig.facecolor": "none", "legend.frameon": False, "legend.fontsize": 9, "font.size": 10,
          "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
-         "text.parse_math": False,  # a variant's name is text, whatever stands in it
-         "svg.hashsalt": "cerberus"}  # the same picture from the same figures
-Curves = dict[str, dict[str, float]]  # by curve: variants and their places on it
-UNSEEN = "unseen"  # the study whose curves stand in one panel
+         "text.parse_math": False,  # a "$" in the name of a variant is plain text
+         "svg.hashsalt": "cerberus"}  # the same data give the same file
+Curves = dict[str, dict[str, float]]  # by curve: variants and their positions on it
+UNSEEN = "unseen"  # the study with all curves in one panel
 MOST_PANELS = 6
-RATIO = 50  # of the largest to the smallest value of an option, from which on its axis is logarithmic
+RATIO = 50  # of the largest to the smallest value of an option; from this ratio on, its axis is logarithmic
 
 
 def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
-    """A picture as SVG, and its caption; None where there is nothing to draw."""
-    # A column a single attribute is for the table; six panels are what a page can hold.
+    """Plot the metrics of a study on a test dataset.
+
+    Returns:
+        SVG and caption; None if nothing was measured.
+    """
+    # Single attributes are only in the table; a page has space for six panels.
     measured = {key for run in study.runs for key in run.results.get(data, {})}
     keys = [key for key in figures_of(study, data) if key in measured and key.count("/") < 2][:MOST_PANELS]
     if not keys:
@@ -38,19 +42,19 @@ def draw(study: StudyRecord, data: str) -> tuple[str, str] | None:
         lines = curves(study)
         if lines and study.name == UNSEEN:
             return _svg(_against(study, data, keys, lines)), (
-                "Mean over seeds against the number of semantic IDs left out of training; bars are one sample standard "
-                "deviation.")
+                "Mean over seeds against the number of semantic IDs excluded from training; bars are one sample "
+                "standard deviation.")
         if lines:
             return _svg(_grids(study, data, keys[:3], lines)), (
-                "Each option alone, the others at their usual value; mean over seeds, bars are one sample standard "
-                "deviation.")
+                "One option at a time, the others at their default values; mean over seeds, bars are one sample "
+                "standard deviation.")
         return _svg(_marks(study, data, keys)), (
             "Mean over seeds with one sample standard deviation; small dots are single runs, hollow diamonds published "
-            "figures. The axes do not start at 0.")
+            "results. The axes do not start at 0.")
 
 
 def curves(study: StudyRecord) -> Curves:
-    """The curves that variants are points of, as the study says."""
+    """Return the curves of a study with their variants."""
     lines: Curves = {}
     for variant in study.variants:
         if variant.curve and variant.x is not None:
@@ -59,7 +63,7 @@ def curves(study: StudyRecord) -> Curves:
 
 
 def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
-    """A panel a figure, a line a variant, the first on top."""
+    """Draw one panel per metric and one line per variant, the first at the top."""
     figures = over_seeds(study, data)
     shown = [variant for variant in study.variants
              if any(key in row for key in keys
@@ -82,13 +86,13 @@ def _marks(study: StudyRecord, data: str, keys: Sequence[str]) -> Figure:
 
 
 def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
-    """A panel a figure, all curves in it."""
+    """Draw one panel per metric, each with all curves."""
     figures = over_seeds(study, data)
     figure, axes = _panels(len(keys), 2.9)
     for axis, key in zip(axes, keys):
         for place, (label, points) in enumerate(lines.items()):
             _curve(axis, figures, key, points, COLOURS[place % len(COLOURS)], label)
-        axis.set(xlabel="semantic IDs left out", ylabel=f"{heading(key)} (%)",
+        axis.set(xlabel="semantic IDs excluded", ylabel=f"{heading(key)} (%)",
                  xticks=sorted({x for points in lines.values() for x in points.values()}))
         axis.grid(color=GREY, alpha=0.25)
     if len(lines) > 1:
@@ -97,7 +101,7 @@ def _against(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) 
 
 
 def _grids(study: StudyRecord, data: str, keys: Sequence[str], lines: Curves) -> Figure:
-    """A column a curve, a row a figure."""
+    """Draw one panel per metric (rows) and curve (columns)."""
     figures = over_seeds(study, data)
     figure = Figure((2.5 * len(lines), 2.2 * len(keys)), layout="constrained")
     axes = figure.subplots(len(keys), len(lines), squeeze=False, sharey="row", sharex="col")
@@ -126,7 +130,7 @@ def _curve(axis: Axes, figures: dict[tuple[str, str], list[float]], key: str, al
 
 
 def _panels(count: int, height: float, **options) -> tuple[Figure, list[Axes]]:
-    """At most three panels side by side."""
+    """Create panels, at most three per row."""
     columns = min(count, 3)
     lines = -(-count // columns)
     figure = Figure((3.4 * columns + 1, height * lines), layout="constrained")

@@ -1,4 +1,4 @@
-"""What experiments have left in a folder, read for the report: studies, pictures, and files that cannot be read."""
+"""Read the records of studies and figures in a folder, for the report."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import yaml
 
 from ... import config
 
-UNCHECKED = ("this record is of a version that did not check whether its runs were tested alike; run the study's "
-             "command again, which repeats no finished run")
+UNCHECKED = ("an older version wrote this record and did not check whether the runs were tested by the same rules; run "
+             "the study's command again, it does not repeat finished runs")
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run of a variant, as its study tells of it, and its configuration where the folder is there."""
+    """A run of a variant: its entry in the record of the study, and its configuration if the run folder exists."""
 
     variant: str
     seed: int | None
     folder: str  # relative to the report's folder
-    results: dict[str, dict[str, float]]  # figures by test data set, without "Attributes" in its name
+    results: dict[str, dict[str, float]]  # metrics by test dataset, without "Attributes" in its name
     record: dict
     config: dict
     config_text: str
@@ -33,48 +33,53 @@ class RunRecord:
 
     @property
     def minutes(self) -> float:
+        """Training minutes; NaN if not recorded."""
         seconds = (self.record.get("training") or {}).get("seconds")
         return math.nan if seconds is None else seconds / 60
 
     @property
     def device(self) -> str:
+        """GPU or processor; empty if not recorded."""
         machine = self.record.get("hardware") or {}
-        processor = f"{machine.get('processor') or 'processor not named'}, {machine.get('cores', '?')} core(s)"
+        processor = f"{machine.get('processor') or 'unknown processor'}, {machine.get('cores', '?')} core(s)"
         return "" if not machine else machine.get("gpu") or processor
 
     @property
     def account(self) -> dict[str, str]:
-        """What made the figures, by name: seed, folder, time, machine, versions, hashes, rules."""
+        """How the run was made, by name: folder, seed, time, hardware, versions, rules, hashes."""
         told = {"folder": self.folder, "seed": in_words(self.seed),
-                "recipe sha256, of any seed": self.record.get("recipe sha256"),
-                "minutes of training": "" if math.isnan(self.minutes) else f"{self.minutes:.1f}"}
+                "configuration sha256 (without the seed)": self.record.get("recipe sha256"),
+                "training minutes": "" if math.isnan(self.minutes) else f"{self.minutes:.1f}"}
         for key in ("training", "at the end of training", "hardware", "versions", "protocol", "manifest"):
             told |= flat(self.record.get(key) or {}, key)
         return {name: in_words(value) for name, value in told.items() if value not in ("", None)}
 
     def option(self, key: str):
-        """A value of the configuration by its dotted key; None where it is not known."""
+        """Return a value of the configuration by its dotted key; None if unknown."""
         return config.flat(self.config).get(key)
 
 
 @dataclass(frozen=True)
 class VariantRecord:
+    """A variant in the record of a study."""
+
     name: str
     options: dict
     note: str
     published: dict[str, dict[str, float]]
-    rule: str  # of published PAR figures, where the study names it
-    curve: str  # that the variant is a point of, and its place on it, where the study says so
-    x: float | None
+    rule: str  # of the published PAR results; empty if not recorded
+    curve: str  # that the variant is a point of; empty if none
+    x: float | None  # position on this curve
     costs: dict
     runs: list[RunRecord]
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """One study; `refused` says why its runs cannot stand in one table, empty where they can.
+    """The record of a study.
 
-    `findings` are paragraphs that a person has written of it in findings/<study>.txt.
+    `refused` is the reason why its runs cannot be compared, empty if they can. `findings` are the paragraphs of
+    findings/<study>.txt, which the user writes.
     """
 
     anchor: str
@@ -98,25 +103,28 @@ class StudyRecord:
 
     @property
     def runs(self) -> list[RunRecord]:
+        """Runs of all variants."""
         return [run for variant in self.variants for run in variant.runs]
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the study comes from, by name, as far as it is recorded."""
+        """How the study was made, by name, as far as it is recorded."""
         told = {"record": self.file, "configuration": self.config, "seeds": in_words(self.seeds), "date": self.date,
                 "compared with": self.against,
-                "expected hours a run on one H100": "" if self.hours is None else in_words(self.hours)}
+                "expected hours per run on one H100": "" if self.hours is None else in_words(self.hours)}
         return {name: value for name, value in told.items() if value}
 
     @property
     def datasets(self) -> list[str]:
-        """Test data sets with measured figures; those with published ones alone where nothing is measured yet."""
+        """Test datasets with measured results; those with published results if nothing has been measured."""
         measured = dict.fromkeys(name for run in self.runs for name in run.results)
         return list(measured or dict.fromkeys(name for variant in self.variants for name in variant.published))
 
 
 @dataclass(frozen=True)
 class Exhibit:
+    """The record of a figure."""
+
     anchor: str
     title: str
     question: str
@@ -128,7 +136,7 @@ class Exhibit:
 
 @dataclass
 class Folder:
-    """Everything that a report is made of."""
+    """Contents of a report."""
 
     path: Path
     studies: list[StudyRecord] = field(default_factory=list)
@@ -136,12 +144,21 @@ class Folder:
     unreadable: list[str] = field(default_factory=list)
 
 
-# What a file that is damaged inside may raise while it is read, beside its own ValueErrors.
+# Errors of reading a damaged file.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
 
 def read_folder(path: Path) -> Folder:
-    """Read studies and pictures; files that are neither are passed over, damaged ones named in `unreadable`."""
+    """Read the records of studies and figures in a folder.
+
+    Other files are ignored. Damaged records are listed in `unreadable`.
+
+    Args:
+        path: --output of `experiments.reproduce` or `experiments.figures`.
+
+    Raises:
+        ValueError: If the folder has no record.
+    """
     folder = Folder(path)
     for pattern, key, read, found in (("*.json", "study", read_study, folder.studies),
                                       ("figures/*.json", "exhibit", _exhibit, folder.exhibits)):
@@ -153,23 +170,39 @@ def read_folder(path: Path) -> Folder:
             except DAMAGE as error:
                 folder.unreadable.append(f"{file.relative_to(path)}: {_short(error)}")
     if not (folder.studies or folder.exhibits or folder.unreadable):
-        raise ValueError(f'{path}: no record of a study (*.json with "study") and none of a figure (figures/*.json '
-                         'with "exhibit"); name the --output of experiments.reproduce or experiments.figures')
+        raise ValueError(f'{path}: no record of a study (*.json with "study") or of a figure (figures/*.json with '
+                         '"exhibit"); name the --output folder of experiments.reproduce or experiments.figures')
     return folder
 
 
 def slug(text: str) -> str:
+    """Convert text to a name for files and anchors.
+
+    Examples:
+        >>> slug("APR: lambda 0.5")
+        'apr-lambda-0-5'
+    """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
 def flat(node, prefix: str = "") -> dict[str, str]:
-    """Values of a nested record by dotted name, as text."""
+    """Flatten a nested record to texts by dotted name.
+
+    Examples:
+        >>> flat({"training": {"epochs": 12}})
+        {'training.epochs': '12'}
+    """
     values = config.flat({prefix: node} if prefix else node)
     return {name: in_words(value) for name, value in values.items()}
 
 
 def in_words(value) -> str:
-    """A value of a record as text: 'seed 1, variant BoT' of a mapping, 'a, b' of a list."""
+    """Convert a value of a record to text.
+
+    Examples:
+        >>> in_words({"seed": 1, "groups": ["head", "upper"]})
+        'seed 1, groups head, upper'
+    """
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -178,14 +211,24 @@ def in_words(value) -> str:
 
 
 def read_study(folder: Folder, file: Path, record: dict) -> StudyRecord:
+    """Convert the record of a study.
+
+    Args:
+        folder: of the report; unreadable configurations are added to it.
+        file: of the record.
+        record: contents of the file.
+
+    Raises:
+        ValueError: If the record is damaged, or two variants have the same name.
+    """
     anchor = slug(file.stem)
     variants = [_variant(folder, f"{anchor}-{place}", item)
                 for place, item in enumerate(_take(record, "variants", list, "the study"))]
     names = [variant.name for variant in variants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"variants {', '.join(twice)} stand in it more than once, so that their runs would be mixed; "
-                         "give each variant of the study its own name")
+        raise ValueError(f"duplicate variants {', '.join(twice)}, whose runs would be mixed; give each variant of "
+                         "the study its own name")
 
     text = {key: in_words(record.get(key) or "")
             for key in ("title", "question", "note", "command", "config", "date", "against", "refused")}
@@ -212,11 +255,11 @@ def _variant(folder: Folder, anchor: str, record: dict) -> VariantRecord:
     runs = []
     for place, item in enumerate(_take(record, "runs", list, f"variant '{name}'", [])):
         where = f"a run of variant '{name}'"
-        lies = _take(item, "folder", str, where, "")
-        text, config = _config(folder, lies)
+        run_folder = _take(item, "folder", str, where, "")
+        text, config = _config(folder, run_folder)
         results = {_data(data): {key: math.nan if value is None else float(value) for key, value in row.items()}
                    for data, row in _take(item, "results", dict, where, {}).items()}
-        runs.append(RunRecord(name, item.get("seed"), lies, results, item, config, text, f"{anchor}-run-{place}"))
+        runs.append(RunRecord(name, item.get("seed"), run_folder, results, item, config, text, f"{anchor}-run-{place}"))
     published = {_data(data): {key: float(value) for key, value in row.items() if value is not None}
                  for data, row in _take(record, "published", dict, f"variant '{name}'", {}).items()}
     return VariantRecord(name, _take(record, "options", dict, f"variant '{name}'", {}),
@@ -234,45 +277,46 @@ def _exhibit(folder: Folder, file: Path, record: dict) -> Exhibit:
         if inside and path.is_file():
             pictures.append((name, in_words(item.get("caption") or "")))
         else:
-            absent.append(f"{name}: " + ("not found" if inside else f"not a picture ({', '.join(PICTURES)}) in here"))
+            absent.append(f"{name}: " + ("not found" if inside else
+                                          f"not an image ({', '.join(PICTURES)}) in this folder"))
     text = {key: in_words(record.get(key) or "") for key in ("exhibit", "title", "question", "caption")}
     return Exhibit(f"figure-{slug(file.stem)}", text["title"] or text["exhibit"], text["question"], text["caption"],
                    pictures, absent, flat(_take(record, "made by", dict, "the figure", {})))
 
 
 def _take(record, key: str, kind: type, where: str, default=None):
-    """A field of a record, which must be of this kind; absent and null are the default, where there is one."""
+    """Return a field of a record and check its type; the default replaces a missing value."""
     value = record.get(key) if isinstance(record, Mapping) else None
     if value is None and default is not None:
         return default
     if not isinstance(value, kind):
         raise ValueError(f"'{key}' of {where} is {value!r:.60}, expected a {kind.__name__}; run the experiment's "
-                         "command again, which writes the record anew and repeats no finished run")
+                         "command again to rewrite the record, it does not repeat finished runs")
     return value
 
 
-def _config(folder: Folder, lies: str) -> tuple[str, dict]:
-    """A run's config.yaml as text and as values, both empty where it is not there."""
-    path = folder.path / lies / "config.yaml"
-    if not lies or not path.is_file():
+def _config(folder: Folder, run_folder: str) -> tuple[str, dict]:
+    """Read config.yaml of a run as text and as values, both empty if it does not exist."""
+    path = folder.path / run_folder / "config.yaml"
+    if not run_folder or not path.is_file():
         return "", {}
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
         return text, values if isinstance(values, dict) else {}
     except DAMAGE as error:
-        damage = f"{lies}/config.yaml: {_short(error)}"
-        if damage not in folder.unreadable:  # runs may be shared by studies
+        damage = f"{run_folder}/config.yaml: {_short(error)}"
+        if damage not in folder.unreadable:  # studies may share runs
             folder.unreadable.append(damage)
         return "", {}
 
 
 def _data(name: str) -> str:
-    """A data set with attributes has the images of the one without."""
+    """Remove "Attributes" from the name of a dataset: it has the same images with and without attributes."""
     return name.removesuffix("Attributes")
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error; of a bare key, what it is."""
+    """First line of an error."""
     text = (str(error) or type(error).__name__).splitlines()[0]
-    return f"{text} is not in it" if isinstance(error, KeyError) else text
+    return f"{text} is missing" if isinstance(error, KeyError) else text

@@ -1,8 +1,9 @@
-"""The tables of the report: mean and deviation over seeds, and published figures in rows of their own."""
+"""Tables of the report: mean and deviation over seeds, and published results in separate rows."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,46 +12,61 @@ from ...evaluation.spread import mean_and_deviation, spread, tells_apart
 from .records import StudyRecord, VariantRecord
 
 HEADINGS = {"mAP": "reID mAP", "mINP": "reID mINP", "mAP_trapezoid": "reID mAP (trapezoid)"}
-MINUTES = "minutes of training"
+MINUTES = "training minutes"
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A cell of a table."""
+
     text: str
-    value: float | None = None  # what the column is sorted by; None for text and for nothing
+    value: float | None = None  # to sort the column by; None for text and for empty cells
 
 
 @dataclass(frozen=True)
 class Row:
+    """A row of a table."""
+
     name: str
     cells: list[Cell]
     mark: str = ""
-    anchor: str = ""  # of the runs behind it
+    anchor: str = ""  # of its runs in the report
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table with measured and published rows."""
+
     headers: list[str]
     rows: list[Row]
     published: list[Row] = field(default_factory=list)
 
     @property
     def all_rows(self) -> list[Row]:
+        """Measured rows, then published ones."""
         return self.rows + self.published
 
     def numeric(self, place: int) -> bool:
-        """Whether a column, counted behind the names, holds numbers."""
+        """Whether a column has numbers; `place` does not count the column of names."""
         return any(row.cells[place].value is not None for row in self.all_rows)
 
     def text(self) -> str:
-        """The table for a terminal."""
+        """Format the table for a terminal."""
         rows = [[f"{row.name} ({row.mark})" if row.mark else row.name, *(cell.text for cell in row.cells)]
                 for row in self.all_rows]
         return report.aligned(rows, self.headers)
 
 
 def heading(key: str) -> str:
-    """A figure's name over its column: 'reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP (rectangle)'."""
+    """Return the column header of a metric.
+
+    Args:
+        key: of results.json.
+
+    Examples:
+        >>> heading("Rank-1"), heading("PAR/mA_binary"), heading("APS/unseen/mAP")
+        ('reID Rank-1', 'PAR mA (binary)', 'APS unseen mAP (rectangle)')
+    """
     if key in HEADINGS:
         return HEADINGS[key]
     if key.startswith("Rank-"):
@@ -70,7 +86,7 @@ def heading(key: str) -> str:
 
 
 def over_seeds(study: StudyRecord, data: str) -> dict[tuple[str, str], list[float]]:
-    """Measured figures of all seeds, by variant and figure; NaN where a run has it undefined."""
+    """Collect the values of all seeds by variant and metric; NaN if undefined for a run."""
     found: dict[tuple[str, str], list[float]] = {}
     for run in study.runs:
         for key, value in run.results.get(data, {}).items():
@@ -79,17 +95,19 @@ def over_seeds(study: StudyRecord, data: str) -> dict[tuple[str, str], list[floa
 
 
 def figures_of(study: StudyRecord, data: str) -> list[str]:
-    """The study's figures, in its order, and those that are published besides; none that is nowhere."""
+    """Return the keys to show: those of the study, then other published ones; only those with a value."""
     known = {key for run in study.runs for key in run.results.get(data, {})}
     published = dict.fromkeys(key for variant in study.variants for key in variant.published.get(data, {}))
     return [key for key in dict.fromkeys([*study.figures, *published]) if key in known or key in published]
 
 
 def table(study: StudyRecord, data: str, attributes: bool = True) -> Table:
-    """A row a variant with means over its seeds; published rows apart, marked with their rule.
+    """Create the table of a study: one row per variant with means over seeds, and published rows with their rule.
 
     Args:
-        attributes: with the columns of single attributes.
+        study: to show.
+        data: name of the test dataset.
+        attributes: include the columns of single attributes.
     """
     keys, figures = figures_of(study, data), over_seeds(study, data)
     keys = [key for key in keys if attributes or not any(f"/{rule}/" in key for rule in report.MEANS)]
@@ -108,21 +126,26 @@ def table(study: StudyRecord, data: str, attributes: bool = True) -> Table:
 
 
 def elsewhere(study: StudyRecord) -> list[str]:
-    """Data sets of published figures that nothing was measured on."""
+    """Return the datasets that only have published results."""
     names = dict.fromkeys(name for variant in study.variants for name in variant.published)
     return [name for name in names if name not in study.datasets]
 
 
 def costs(study: StudyRecord) -> Table | None:
-    """Parameters, operations and times by variant, where the study counted them."""
+    """Create the table of parameters, operations and times by variant; None if the study did not measure them."""
     counted = [variant for variant in study.variants if variant.costs]
     keys = list(dict.fromkeys(key for variant in counted for key in variant.costs))
-    return Table(["variant", *keys], [Row(variant.name, [_counted(variant.costs.get(key)) for key in keys])
+    return Table(["variant", *map(_per, keys)], [Row(variant.name, [_counted(variant.costs.get(key)) for key in keys])
                                       for variant in counted]) if counted else None
 
 
+def _per(key: str) -> str:
+    """Header of a cost, "values per embedding" for the key "values an embedding" of costs.json."""
+    return re.sub(r" an? ", " per ", key)
+
+
 def summary(studies: Sequence[StudyRecord]) -> Table:
-    """A row a study: on what, how many runs, of which seeds."""
+    """Create the table of all studies: question, test datasets, numbers of runs, seeds."""
     rows = []
     for study in studies:
         done, missing = len(study.runs), len(study.missing)
@@ -131,9 +154,9 @@ def summary(studies: Sequence[StudyRecord]) -> Table:
         told = sum(map(tells_apart, sum(study.claims.values(), [])))
         rows.append(Row(study.title, [Cell(study.question), Cell(", ".join(study.datasets)),
                                       Cell(f"{done} of {done + missing}" if missing else str(done), done), Cell(seeds),
-                                      Cell("refused" if study.refused else str(told), None if study.refused else told),
+                                      Cell("not comparable") if study.refused else Cell(str(told), told),
                                       _minutes(sum(minutes) if minutes else math.nan)], anchor=study.anchor))
-    return Table(["study", "question", "tested on", "runs", "seeds", "orders told apart", MINUTES], rows)
+    return Table(["study", "question", "tested on", "runs", "seeds", "significant differences", MINUTES], rows)
 
 
 def _minutes(minutes: float) -> Cell:
@@ -141,7 +164,7 @@ def _minutes(minutes: float) -> Cell:
 
 
 def _measured(values: Sequence[float]) -> Cell:
-    """Mean and deviation over seeds, and of how many runs where some have it undefined."""
+    """Format mean and deviation over seeds, with the number of defined values if some are undefined."""
     if not values:
         return Cell("")
     defined, (mean, _) = sum(not math.isnan(value) for value in values), mean_and_deviation(values)
@@ -159,7 +182,7 @@ def _published(variant: VariantRecord, data: str, keys: Sequence[str]) -> Row:
 
 
 def _counted(text: str | None) -> Cell:
-    """A count or a time as it was recorded, with thousands set apart."""
+    """Format a count or a time with thousands separators."""
     try:
         value = float(text)
     except (TypeError, ValueError):

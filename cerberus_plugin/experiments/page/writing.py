@@ -1,11 +1,11 @@
-"""Every study and figure of a folder on one page that opens without a network: report.html, and report.md beside it.
+"""Write the report of all studies and figures in a folder: report.html, which needs no network, and report.md.
 
     python -m cerberus_plugin.experiments.page runs/paper
 
-Reads the records that `experiments.reproduce` and `experiments.figures` have written there. A study whose runs were
-tested by different rules is shown with the reason in place of its table. What people make of a study (why a part does
-not help, say) is shown above its table where they have written it into findings/<study>.txt in that folder, paragraphs
-apart by an empty line.
+The command reads the records that `experiments.reproduce` and `experiments.figures` have written to the folder. If the
+runs of a study were tested by different rules, the report shows the reason instead of a table. Write your
+interpretation of a study to findings/<study>.txt in the folder, with empty lines between paragraphs; it is shown above
+the table.
 """
 
 from __future__ import annotations
@@ -24,41 +24,52 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...evaluation.spread import tells_apart
 from ...utils.files import write_text
+from ...utils.text import counted
 from . import plots, tables
 from .differences import Differences, differences
 from .records import PICTURES, Folder, StudyRecord, flat, read_folder, read_study, slug
 from .tables import Table
 
 TITLE = "Cerberus: experiments"
-FILES = "report_files"  # pictures of report.md
+FILES = "report_files"  # plots of report.md
 FEW_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """A study's figures on one test data set."""
+    """Results of a study on a test dataset."""
 
     data: str
     table: Table
     claims: list[str]
-    picture: str  # path in the folder, empty where there is none
+    picture: str  # path of the plot in the folder, empty if there is none
     svg: str
     caption: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a page says about one study."""
+    """Section of the report about a study."""
 
     study: StudyRecord
     differences: Differences
     parts: list[Part]
-    elsewhere: list[tuple[str, Table]]  # published figures of data sets that nothing was measured on
+    elsewhere: list[tuple[str, Table]]  # published results on other datasets
     costs: Table | None
 
 
 def write(output: Path) -> tuple[Path, Path]:
-    """Write report.html and report.md of the records in a folder, and the pictures of the latter."""
+    """Write report.html and report.md, with its plots, from the records in a folder.
+
+    Args:
+        output: folder with the records.
+
+    Returns:
+        Paths of report.html and report.md.
+
+    Raises:
+        ValueError: If the folder has no record.
+    """
     output = Path(output)
     folder = read_folder(output)
     sections = [section(study) for study in folder.studies]
@@ -73,7 +84,11 @@ def write(output: Path) -> tuple[Path, Path]:
 
 
 def text(file: Path) -> str:
-    """The record of a study as it is printed: its tables without single attributes, claims, and what is missing."""
+    """Format a study for a terminal: tables without single attributes, comparisons, number of missing runs.
+
+    Args:
+        file: record of the study.
+    """
     study = read_study(Folder(file.parent), file, json.loads(file.read_text(encoding="utf-8")))
     parts = [f"{study.title}\n{study.question}"]
     if study.refused:
@@ -82,13 +97,13 @@ def text(file: Path) -> str:
         parts.append(f"{data}\n{tables.table(study, data, attributes=False).text()}")
         parts.append("\n".join(f"- {sentence}" for sentence in study.claims.get(data, [])))
     costs, differs = tables.costs(study), differences(study).differs
-    parts += [costs.text() if costs else "", "\n- ".join(["Other than in the paper:", *differs]) if differs else "",
-              study.note, f"missing: {len(study.missing)} runs" if study.missing else ""]
+    parts += [costs.text() if costs else "", "\n- ".join(["Different from the paper:", *differs]) if differs else "",
+              study.note, f"missing: {counted(len(study.missing), 'run')}" if study.missing else ""]
     return "\n\n".join(filter(None, parts))
 
 
 def section(study: StudyRecord) -> Section:
-    """Tables and pictures; none of a study whose runs cannot stand in one table."""
+    """Create the tables and plots of a study; none if its runs cannot be compared."""
     if study.refused:
         return Section(study, differences(study), [], [], None)
     parts = []
@@ -101,41 +116,43 @@ def section(study: StudyRecord) -> Section:
 
 
 def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
-    """What may be concluded from the whole folder, and what may not."""
+    """List the conclusions from all studies, and their limits."""
     can, cannot = [], []
     for entry in sections:
         study, title = entry.study, entry.study.title
         if study.refused:
-            cannot.append(f"{title}: nothing, as its runs were tested by different rules (see there)")
+            cannot.append(f"{title}: no conclusion, since its runs were tested by different rules (see its section)")
             continue
         can += [f"{title}, {part.data}: {sentence}" for part in entry.parts for sentence in part.claims
                 if tells_apart(sentence)]
-        untold = sum("not told apart" in sentence for part in entry.parts for sentence in part.claims)
+        # Of the sentences of `spread.claims`, only comparisons contain an interval.
+        untold = sum("±" in sentence and not tells_apart(sentence) for part in entry.parts for sentence in part.claims)
         if untold:
-            cannot.append(f"{title}: {untold} comparison(s) in which the runs do not tell variants apart")
+            cannot.append(f"{title}: {counted(untold, 'difference')} between variants "
+                          f"{'is' if untold == 1 else 'are'} not significant")
         fewest = min((len(variant.runs) for variant in study.variants if variant.runs), default=0)
         if fewest < FEW_SEEDS:
-            cannot.append(f"{title}: an order of the variants; some have {fewest} run(s), and {FEW_SEEDS} seeds are "
-                          "the fewest that show a spread")
+            cannot.append(f"{title}: no order of all variants, since some have only {counted(fewest, 'run')} and "
+                          f"{FEW_SEEDS} seeds are needed")
         if study.missing:
-            cannot.append(f"{title}: anything about the {len(study.missing)} run(s) that are not finished")
+            cannot.append(f"{title}: {counted(len(study.missing), 'run')} not finished")
         if entry.differences.differs:
             aspects = ", ".join(sentence.split(":")[0].lower() for sentence in entry.differences.differs)
-            cannot.append(f"{title}: whether the paper's figures are reached; these runs differ from the paper in "
-                          f"{aspects}")
+            cannot.append(f"{title}: no reproduction of the paper's results, since these runs differ from the paper "
+                          f"in {aspects}")
         elif entry.differences.unknown and study.runs:
-            cannot.append(f"{title}: whether the paper's figures are reached; not recorded: "
-                          f"{', '.join(entry.differences.unknown).lower()}")
+            cannot.append(f"{title}: unknown whether the paper's results are reproduced, since the runs did not "
+                          f"record {', '.join(entry.differences.unknown).lower()}")
     return can, cannot
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text for Markdown, on one line."""
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def fenced(text: str) -> str:
-    """A block of code, in a fence longer than any in it."""
+    """Format text as a Markdown code block; the fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
@@ -143,7 +160,7 @@ def fenced(text: str) -> str:
 def _environment(folder: Folder, escaped: bool) -> Environment:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=escaped, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"md": markdown, "fenced": fenced, "flat": flat, "md_path": _link,
+    environment.filters |= {"md": markdown, "counted": counted, "fenced": fenced, "flat": flat, "md_path": _link,
                             "uri": lambda name: _uri(folder.path / name), "svg": _svg_uri}
     environment.tests |= {"nan": lambda value: value != value}
     return environment
@@ -163,6 +180,7 @@ def _svg_uri(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with records of studies, such as --output of experiments.reproduce")
+    parser.add_argument("folder", type=Path,
+                        help="folder with records, the --output of experiments.reproduce or experiments.figures")
     args = parser.parse_args(arguments)
     print(" and ".join(map(str, write(args.folder))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from ...utils.images import to_rgb
+from ...utils.images import for_display, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +28,7 @@ def thumbnail(image: Image, height: int = HEIGHT) -> bytes:
 
     scale = min(1, height / image.height, WIDEST * height / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = to_rgb(image)
+    small = for_display(to_rgb(image))
     small = small.copy() if size == image.size else small.resize(size, Resampling.LANCZOS)
     small.info = {}
     out = BytesIO()

@@ -1,4 +1,4 @@
-"""Python imports this module at its start where `soft_cuda.environment` has put its folder on PYTHONPATH."""
+"""Imported by Python at its start, because `soft_cuda.environment` adds this folder to PYTHONPATH."""
 
 from gpu_rehearsal import soft_cuda
 

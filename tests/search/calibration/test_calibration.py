@@ -252,7 +252,7 @@ def test_the_bootstrap_samples_people_not_pairs():
 
 def test_an_invalid_calibration_file_is_rejected(tmp_path):
     path = tmp_path / "calibration.json"
-    for content, message in (("{", "no JSON that can be read"), ("[]", "not a valid calibration file"),
+    for content, message in (("{", "not valid JSON"), ("[]", "not a valid calibration file"),
                              ('{"format": 9}', "its format is 9, expected 2"), ('{"format": 2}', "has no 'columns'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):

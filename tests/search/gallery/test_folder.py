@@ -72,7 +72,7 @@ def test_a_walk_continues_if_files_are_deleted_during_it(tmp_path):
 def test_files_that_cannot_be_read_end_a_walk_unless_it_collects_them(tmp_path, monkeypatch):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "one.jpg").touch()
-    with pytest.raises(OSError, match=r"loop.jpg: cannot be looked at \(Too many levels of symbolic links\)"):
+    with pytest.raises(OSError, match=r"loop.jpg: cannot be accessed \(Too many levels of symbolic links\)"):
         list(walk(tmp_path))
     refused = {}
     assert [picture.path for picture in walk(tmp_path, refused.__setitem__)] == ["one.jpg"] and list(refused) == [

@@ -30,7 +30,7 @@ def test_unreadable_images_are_listed_with_their_reason_and_skipped_until_they_c
     assert index.summary == (20, 0, 0, 2, 18)
     lines = (tmp_path / "index/unreadable.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [crops[3].name, crops[5].name]
-    assert "is no picture of a known format" in lines[0].split("\t")[1]
+    assert "is not an image of a supported format" in lines[0].split("\t")[1]
     asked.clear()
     assert index.update(BandEncoder(), pace=QUIET, read=counted) == (0, 0, 0, 0, 18) and asked == []
     draw(crops[3], RED)
@@ -75,8 +75,8 @@ def test_folders_that_cannot_be_read_are_listed_and_their_rows_stay(tmp_path, cr
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refusing)
         assert index.update(BandEncoder(), pace=QUIET) == (0, 0, 0, 2, 21)
-    assert index.unreadable == [("loop.jpg", "cannot be looked at (Too many levels of symbolic links)"),
-                                ("sub/", "cannot be looked into (Permission denied)")]
+    assert index.unreadable == [("loop.jpg", "cannot be accessed (Too many levels of symbolic links)"),
+                                ("sub/", "cannot be listed (Permission denied)")]
     (tmp_path / "crops/loop.jpg").unlink()
     (tmp_path / "crops/sub/1.png").unlink()
     assert index.update(BandEncoder(), pace=QUIET) == (0, 0, 1, 0, 20) and index.unreadable == []
@@ -88,7 +88,7 @@ def test_undecodable_names_are_listed_differently_from_names_with_an_escape_sequ
         draw(folder / os.fsdecode(name), RED)
     index = build(tmp_path, BandEncoder())
     assert list(stored(index)) == ["\\xff.png"]
-    reason = "its name is no text (UTF-8); rename it"
+    reason = "its name is not valid UTF-8; rename it"
     assert index.unreadable == [(path, reason) for path in (
         "./\\\\xff\\xff.png", "./\\xfe/", "./\\xff.png", "./\\xff\\\\xff.png")]
     assert index.update(BandEncoder(), pace=QUIET) == (0, 0, 0, 4, 1)

@@ -103,7 +103,7 @@ def test_new_abstention_thresholds_apply_without_predicting_attributes_again(joi
 
 def test_broken_images_are_listed_with_the_reason_of_the_reader(joined):
     index, _, _ = joined
-    assert index.unreadable == [("broken.jpg", "is no picture of a known format (JPEG, PNG, BMP, WEBP)")]
+    assert index.unreadable == [("broken.jpg", "is not an image of a supported format (JPEG, PNG, BMP, WEBP)")]
 
 
 # TEST.READING probability.

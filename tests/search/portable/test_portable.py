@@ -226,12 +226,12 @@ def claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("data, reason", [
     (b"", "is empty"),
-    (b"no picture at all", r"is no picture of a known format \(JPEG, PNG, BMP, WEBP\)"),
-    (picture("GIF"), "is no picture of a known format"),
-    (picture("TIFF"), "is no picture of a known format"),
-    (picture("JPEG")[:-60], "is broken or cut short"),
-    (picture("PNG")[:-300], "is broken or cut short"),
-    (picture("PNG")[:20], "is no picture of a known format|is broken"),
+    (b"no picture at all", r"is not an image of a supported format \(JPEG, PNG, BMP, WEBP\)"),
+    (picture("GIF"), "is not an image of a supported format"),
+    (picture("TIFF"), "is not an image of a supported format"),
+    (picture("JPEG")[:-60], "is broken or truncated"),
+    (picture("PNG")[:-300], "is broken or truncated"),
+    (picture("PNG")[:20], "is not an image of a supported format|is broken"),
     (picture("BMP")[:30], "is broken"),
     (picture("WEBP", lossless=True)[:-300], "is broken"),
     (claiming(20_000, 5_000), r"has more than 50000000 pixels \(20000 x 5000\)"),
@@ -264,12 +264,12 @@ def test_a_jpeg_with_too_many_scans_is_rejected_before_it_is_decoded():
     for hidden in (b"", b"\xff", b"\xff\x00", b"\xff\xfe\x00\x04\xff\xd9"):  # fill bytes, a comment
         data = scans(101)
         last = data.rfind(b"\xff\xda")
-        with pytest.raises(Unreadable, match="has too many scans, more than 100; save it anew"):
+        with pytest.raises(Unreadable, match="has too many scans, more than 100; save it again"):
             read_image(data[:last] + hidden + data[last:])
     comment = b"\xff\xfe\x00\x02"
     plain = picture("JPEG")
     assert read_image(plain[:2] + comment * 9_000 + plain[2:]).size == (12, 20)
-    with pytest.raises(Unreadable, match="has too many segments, more than 10000; save it anew"):
+    with pytest.raises(Unreadable, match="has too many segments, more than 10000; save it again"):
         read_image(plain[:2] + comment * 10_000 + plain[2:])
 
 
@@ -378,7 +378,7 @@ def test_the_size_is_read_from_the_header(tmp_path):
     path = tmp_path / "crop.png"
     path.write_bytes(picture()[:-300])
     assert read_size(path) == (12, 20)
-    for data, reason in ((claiming(20_000, 10_000), "has more than 50000000 pixels"), (b"text", "known format")):
+    for data, reason in ((claiming(20_000, 10_000), "has more than 50000000 pixels"), (b"text", "supported format")):
         path.write_bytes(data)
         with pytest.raises(Unreadable, match=reason):
             read_size(path)
