@@ -51,15 +51,15 @@ class Planted:
 
 def plant(folder: Path, people: int, images: int, rate: float, seed: int) -> Planted:
     """Write a synthetic dataset in the form of own data, with planted errors."""
-    drawn = folder.parent / f"drawn_{people}_{images}_{seed}"
-    draw_dataset(drawn, train_ids=people, test_ids=1, images_per_id=images, distractors=0, junk=0, seed=seed,
+    source = folder.parent / f"drawn_{people}_{images}_{seed}"
+    draw_dataset(source, train_ids=people, test_ids=1, images_per_id=images, distractors=0, junk=0, seed=seed,
                  difficulty=DIFFICULTY)
-    labels = read_annotations(next(drawn.rglob(ANNOTATIONS)), MARKET1501).train
+    labels = read_annotations(next(source.rglob(ANNOTATIONS)), MARKET1501).train
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "img").mkdir(parents=True)
     rng, made = np.random.default_rng(seed), Planted()
     rows: list[list[str]] = []  # file, person, camera
-    for path in sorted((drawn / FOLDER / TRAIN).glob("*.jpg")):
+    for path in sorted((source / FOLDER / TRAIN).glob("*.jpg")):
         person, camera = path.name.split("_")[0], path.name.split("_c")[1][0]
         name = f"img/{len(rows):05}.jpg"
         shutil.copyfile(path, folder / name)
@@ -133,7 +133,7 @@ def hits(found: Audit, made: Planted) -> dict[str, tuple[list[bool], int, float]
                    wrong[name][0] / wrong[name][1]) for name, (kind, test) in right.items()}
 
 
-def figures(right: list[bool], wrong: int) -> dict[str, float]:
+def scores(right: list[bool], wrong: int) -> dict[str, float]:
     """Precision and recall of the first findings; a missing finding counts as wrong."""
     n = max(wrong, 1)
     return {"found": float(len(right)), "precision at 10": sum(right[:10]) / 10, "precision at n": sum(right[:n]) / n,
@@ -181,7 +181,7 @@ def main() -> None:
                   f"models predict {right:.0%} of the attributes correctly", flush=True)
             for name, (own, wrong, share) in hits(found, made).items():
                 runs.setdefault(name, []).append({"wrong": wrong, "random": share, "accuracy": right,
-                                                  **figures(own, wrong)})
+                                                  **scores(own, wrong)})
         for name, each in runs.items():
             record[f"{rate:g} {name}"] = each
             rows.append([f"{rate:.0%}", name, spread([run["wrong"] for run in each], 0),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clock, tables and the files of their figures."""
+"""Shared by the benchmarks: clock, tables and JSON files of results."""
 
 import json
 import pathlib

@@ -16,7 +16,7 @@ from common import table, write
 from fastreid.utils.events import EventStorage
 
 WINDOWS = 6  # intervals of the curve in the table
-FIGURES = ("mAP", "PAR/mA_balanced", "APS/mAP")
+METRICS = ("mAP", "PAR/mA_balanced", "APS/mAP")
 
 
 def run(cfg, iterations: int) -> tuple[list[float], dict[str, float]]:
@@ -29,7 +29,7 @@ def run(cfg, iterations: int) -> tuple[list[float], dict[str, float]]:
             losses.append(built.storage.latest()["total_loss"][0])
             built.storage.step()
     results = built.test(cfg, built.model)
-    return losses, {name: results[name] for name in FIGURES}
+    return losses, {name: results[name] for name in METRICS}
 
 
 def spread(values: list[float]) -> str:
@@ -46,28 +46,28 @@ def main() -> None:
     args = parser.parse_args()
     fast = {**FAST, "TEST.AUTOCAST": "bfloat16", "MODEL.COMPILE": ON_GPU or args.compile}
     paths = {"plain": {}, "fast": fast}
-    curves, figures = {name: [] for name in paths}, {name: [] for name in paths}
+    curves, metrics = {name: [] for name in paths}, {name: [] for name in paths}
     with people(args, test_ids=24) as folder:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             for name, keys in paths.items():
                 losses, results = run(config(args, folder, "cerberus_R50", SEED=seed, **keys), args.iterations)
                 curves[name].append(losses)
-                figures[name].append(results)
+                metrics[name].append(results)
                 print(f"seed {seed}, {name}: loss {losses[0]:.3f} to {statistics.mean(losses[-5:]):.3f}", flush=True)
     length = max(1, args.iterations // WINDOWS)
     rows, apart = [], []
     for start in range(0, args.iterations - length + 1, length):
         means = {name: [statistics.mean(curve[start:start + length]) for curve in curves[name]] for name in paths}
         rows.append([f"loss, steps {start} to {start + length - 1}", *compared(means, apart)])
-    for name in FIGURES:
-        rows.append([f"{name}, unseen people", *compared({path: [f[name] for f in figures[path]] for path in paths},
+    for name in METRICS:
+        rows.append([f"{name}, unseen people", *compared({path: [f[name] for f in metrics[path]] for path in paths},
                                                          apart)])
     print(f"\n{args.seeds} seeds, ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x"
           f"{args.height // 3}; mean ± standard deviation over seeds\n")
     print(table(["", "plain", "fast", "difference of means", "in standard deviations of a run"], rows))
     if args.output:
         write(args.output, {"seeds": args.seeds, "first_seed": args.first_seed, "iterations": args.iterations,
-                            "curves": curves, "figures": figures,
+                            "curves": curves, "figures": metrics,
                             "fast": fast, "largest_difference_in_deviations": max(apart)})
     if args.plot:
         draw(args.plot, curves)

@@ -177,8 +177,8 @@ def run(args, folder: Path) -> int:
                       "" if size is None else f"{size:,}", "" if seconds is None else f"{seconds:.1f}"])
         del way
     store.close()
-    print(table(["engine", "ms per query, single", "ms per query, all at once", f"recall@{TOP}", "re-ranked",
-                 "bytes per vector", "s to build"], lines))
+    print(table(["engine", "ms per query, single", "ms per query, all at once", "recall of the engine",
+                 "recall of the index", "bytes per vector", "s to build"], lines))
     if args.output:
         write(args.output, {"rows": args.rows, "size": args.size, "queries": args.queries, "top": TOP,
                             "bytes_a_row_on_disk": of_file, "largest_loss_of_exact_ways": worst, "ways": record})

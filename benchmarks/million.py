@@ -32,7 +32,7 @@ from fastreid.evaluation.rank import eval_market1501
 
 TOLERANCE = 1e-4
 IDS = ("query_pids", "query_camids", "gallery_pids", "gallery_camids")
-FIGURES = ("ap", "inp", "first_match")
+METRICS = ("ap", "inp", "first_match")
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def run(args, folder: pathlib.Path) -> int:
     if num_compared := min(args.compare, args.queries):
         host_seconds, differences = compare(folder, num_compared, args.metric)
         print(f"\nLargest difference on {num_compared} queries against the whole gallery:\n")
-        print(table(["method", *FIGURES], [[name, *(f"{value:.1e}" for value in of_path.values())]
+        print(table(["method", *METRICS], [[name, *(f"{value:.1e}" for value in of_path.values())]
                                          for name, of_path in differences.items()]))
         print(f"\nFastReID ranks precomputed distances in {host_seconds / num_compared:.2f} s per query, "
               f"{host_seconds / num_compared * args.queries:.0f} s for all queries at this rate.")
@@ -140,7 +140,7 @@ def rank(folder: pathlib.Path, metric: str, device: str) -> None:
     torch.zeros(1, device=device)
     before = peak_resident_bytes()
     total, result = timed(reid_metrics_from_features, *read(folder), metric=metric, device=device, report=report)
-    np.savez(folder / "figures.npz", **{name: getattr(result.queries, name).numpy() for name in FIGURES})
+    np.savez(folder / "figures.npz", **{name: getattr(result.queries, name).numpy() for name in METRICS})
     (folder / "record.json").write_text(json.dumps({
         "seconds": seconds | {"both": total}, "resident_bytes_before": before,
         "peak_resident_bytes": peak_resident_bytes(), "file_bytes": (folder / "gallery.npy").stat().st_size,
@@ -162,7 +162,7 @@ def compare(folder: pathlib.Path, num_queries: int, metric: str):
     host = {"ap": np.asarray(ap), "inp": np.asarray(inp)}
     differences = {
         "precomputed distances": {name: largest(getattr(ours, name).numpy()[found], streamed[name][found])
-                            for name in FIGURES},
+                            for name in METRICS},
         "FastReID": {name: largest(host[name], streamed[name][found]) for name in host}}
     return seconds, differences
 

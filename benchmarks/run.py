@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("runs/benchmarks")
 PLOTS = ("curves", "scaling")
-# Without edits, which needs a trained run, and audit, which trains for long.
+# Without edits, which needs a trained run, and audit and light_models, which train for long.
 NAMES = ("training", "cpu", "losses", "curves", "loader", "evaluation", "ranking", "filtering", "million", "scaling",
          "gallery", "indexing", "backbones")
 

@@ -91,7 +91,7 @@ class Row:
             self.seconds += seconds
         self.peak = torch.cuda.max_memory_allocated() if ON_GPU else 0
 
-    def figures(self) -> dict:
+    def results(self) -> dict:
         step = statistics.median(self.seconds)
         return {"img/s": self.batch / step, "ms per step": 1e3 * step, "first steps, s": self.first_steps,
                 "waiting for input, %": 100 * sum(self.waiting) / sum(self.seconds), "peak GiB": self.peak / 2**30}
@@ -103,30 +103,30 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure compiled rows on a CPU as well")
     parser.add_argument("--only", choices=("cerberus", "all"), default="all")
     args = parser.parse_args()
-    figures = {}
+    results = {}
     with people(args) as folder:
         if ON_GPU:  # one after the other: the memory may not suffice for several trainers
             for name, (file, keys) in rows_of(args).items():
                 row = Row(config(args, folder, file, **keys))
                 row.run(args.iterations)
-                figures[name] = row.figures()
+                results[name] = row.results()
                 del row
         else:
             rows = {name: Row(config(args, folder, file, **keys)) for name, (file, keys) in rows_of(args).items()}
             for _ in range(ROUNDS):
                 for row in rows.values():
                     row.run(max(1, args.iterations // ROUNDS))
-            figures = {name: row.figures() for name, row in rows.items()}
-    plain = figures["Cerberus, plain"]["img/s"]
-    peer = max((f["img/s"] for name, f in figures.items() if "MGN" in name), default=None)
+            results = {name: row.results() for name, row in rows.items()}
+    plain = results["Cerberus, plain"]["img/s"]
+    peer = max((f["img/s"] for name, f in results.items() if "MGN" in name), default=None)
     print(f"ResNet-{args.depth.rstrip('x')}, batch {args.batch} of {args.height}x{args.height // 3}, loader included\n")
     print(table(["", "img/s", "relative to plain", "relative to the fastest MGN", "ms per step",
                  "waiting for input", "peak GiB"], [
         [name, f"{f['img/s']:.1f}", f"{f['img/s'] / plain:.2f}", f"{f['img/s'] / peer:.2f}" if peer else "",
          f"{f['ms per step']:.1f}", f"{f['waiting for input, %']:.1f} %", f"{f['peak GiB']:.2f}" if ON_GPU else ""]
-        for name, f in figures.items()]))
+        for name, f in results.items()]))
     if args.output:
-        write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "rows": figures})
+        write(args.output, {"depth": args.depth, "height": args.height, "batch": args.batch, "rows": results})
 
 
 if __name__ == "__main__":

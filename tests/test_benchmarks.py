@@ -1,4 +1,4 @@
-"""The benchmarks run, compare what they say they compare, and are all described."""
+"""The benchmarks run, compare methods correctly, and are described on their page."""
 
 import gc
 import json
@@ -28,8 +28,8 @@ TINY = ["--depth", "18x", "--height", "48", "--batch", "8", "--people", "8"]
      "fastest"),
     ("indexing", ["--images", "8", "--batch", "4", "--rounds", "1"], "index_of_alone"),
 ])
-def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, name, options, figure):
-    path = tmp_path / "figures.json"
+def test_a_benchmark_writes_its_results_with_versions_and_hardware(tmp_path, name, options, figure):
+    path = tmp_path / "results.json"
     done = subprocess.run([sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py"), *options, "--output", str(path)],
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(FOLDER.parent)})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -39,7 +39,7 @@ def test_a_benchmark_writes_its_figures_with_versions_and_hardware(tmp_path, nam
     assert "|--" in done.stdout
 
 
-def test_a_benchmarks_trainer_leaves_no_memory_to_the_next_one(small_config):
+def test_the_memory_of_a_trainer_is_freed_before_the_next_one(small_config):
     names = ("engine", "data", "evaluation", "cerberus")
     levels = {name: logging.getLogger(f"fastreid.{name}").level for name in names}
     gc.disable()
@@ -56,7 +56,7 @@ def test_a_benchmarks_trainer_leaves_no_memory_to_the_next_one(small_config):
             logging.getLogger(f"fastreid.{name}").setLevel(level)
 
 
-def test_one_command_runs_every_benchmark_and_the_page_describes_it():
+def test_every_benchmark_is_run_by_the_command_and_described_on_the_page():
     helpers = {"common", "setting", "run"}
     apart = {"edits", "audit", "light_models"}  # the first needs a trained run, the others train for long
     assert {path.stem for path in FOLDER.glob("*.py")} - helpers - apart == set(NAMES)

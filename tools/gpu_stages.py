@@ -63,14 +63,14 @@ class Task:
 
     def __init__(self, sizes: dict, data: Path, output: Path, name: str, seconds: float) -> None:
         self.sizes, self.data, self.output, self.name = SimpleNamespace(**sizes), data, output, name
-        self.figures: dict = {}
+        self.results: dict = {}
         self._end = time.monotonic() + seconds
         self._path = output / f"{name}.json"
-        write_json(str(self._path), self.figures)
+        write_json(str(self._path), self.results)
 
-    def note(self, **figures) -> None:
-        self.figures |= figures
-        write_json(str(self._path), self.figures)
+    def note(self, **results) -> None:
+        self.results |= results
+        write_json(str(self._path), self.results)
 
     def row(self, name: str, measure: Callable[[], dict], seconds: float = 0.0) -> None:
         """Note the results of one row of the stage's table, or the reason why there are none.
@@ -81,13 +81,13 @@ class Task:
         try:
             if self._end - time.monotonic() < seconds:
                 raise NotMeasured("no time was left")
-            figures = measure()
+            results = measure()
         except NotMeasured as reason:
-            figures = {"not measured": str(reason)}
+            results = {"not measured": str(reason)}
         except Exception as error:  # an error must not affect other rows
             traceback.print_exc()
-            figures = {"not measured": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
-        self.note(rows={**self.figures.get("rows", {}), name: figures})
+            results = {"not measured": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
+        self.note(rows={**self.results.get("rows", {}), name: results})
 
     def benchmark_sizes(self, data: Path | None = None) -> SimpleNamespace:
         """The options that `add_size` of `benchmarks/setting.py` adds."""
@@ -119,13 +119,13 @@ def run_tests(task: Task) -> None:
 
         def pytest_runtest_logreport(self, report):
             if report.when == "call" or report.outcome != "passed":
-                task.note(**{report.outcome: task.figures[report.outcome] + 1})
+                task.note(**{report.outcome: task.results[report.outcome] + 1})
                 if report.outcome != "passed":
                     task.note(**{f"not passed: {report.nodeid}": report.outcome})
 
         def pytest_collectreport(self, report):
             if report.outcome == "failed":
-                task.note(failed=task.figures["failed"] + 1, **{f"not collected: {report.nodeid}": "failed"})
+                task.note(failed=task.results["failed"] + 1, **{f"not collected: {report.nodeid}": "failed"})
 
     task.note(passed=0, failed=0, skipped=0)
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
@@ -161,11 +161,11 @@ def steps_of(args, folder, file: str, keys: dict) -> dict:
         args = SimpleNamespace(**{**vars(args), "depth": "50x"})
     row = row_of(setting.config(args, folder, file, **keys))
     row.run(args.iterations)
-    figures = row.figures()
+    results = row.results()
     if not events_tell_time():
-        figures = {"peak GiB": figures["peak GiB"]}
+        results = {"peak GiB": results["peak GiB"]}
     waits = waits_of(lambda: row.run(3, timed=False))
-    return {**figures, "waits per step": sum(waits.values()) / 3 if waits is not None else None,
+    return {**results, "waits per step": sum(waits.values()) / 3 if waits is not None else None,
             "where": ", ".join(f"{place} x {count / 3:g}" for place, count in (waits or Counter()).most_common(3))}
 
 
@@ -225,8 +225,8 @@ def check_training(task: Task) -> None:
     task.note(training_seconds=seconds, reid_mAP=trained["mAP"])
     for name, device in (("reload", "cuda"), ("cpu", "cpu")):
         folder = task.output / f"training_{name}"
-        seconds, figures = train_net(task, folder, [*again, "OUTPUT_DIR", str(folder), "MODEL.DEVICE", device])
-        task.note(**{f"{name}_seconds": seconds, f"{name}_difference": largest_difference(trained, figures)})
+        seconds, results = train_net(task, folder, [*again, "OUTPUT_DIR", str(folder), "MODEL.DEVICE", device])
+        task.note(**{f"{name}_seconds": seconds, f"{name}_difference": largest_difference(trained, results)})
 
 
 def train_net(task: Task, folder: Path, options: list) -> tuple[float, dict]:
@@ -238,8 +238,8 @@ def train_net(task: Task, folder: Path, options: list) -> tuple[float, dict]:
     if done.returncode:
         sys.exit(f"train_net.py ended with exit status {done.returncode}; see above")
     found = next(path for path in (folder / "results.json", folder / "evaluation" / "results.json") if path.is_file())
-    (figures,) = json.loads(found.read_text())["results"].values()
-    return time.monotonic() - start, figures
+    (results,) = json.loads(found.read_text())["results"].values()
+    return time.monotonic() - start, results
 
 
 def largest_difference(a: dict, b: dict) -> float:
@@ -302,13 +302,13 @@ def ranked(num_queries: int, num_gallery: int, size: int, on_cpu: bool = True) -
     features = random_features(num_queries, num_gallery, size)
     torch.cuda.reset_peak_memory_stats()
     seconds, gpu = timed(reid_metrics_from_features, *features, device="cuda")
-    figures = {"GPU, s": seconds, "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "mAP": gpu.mAP}
+    results = {"GPU, s": seconds, "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "mAP": gpu.mAP}
     if on_cpu:
         seconds, cpu = timed(reid_metrics_from_features, *features)
-        figures |= {"CPU, s": seconds,
+        results |= {"CPU, s": seconds,
                     "difference of mAP, mINP": max(abs(gpu.mAP - cpu.mAP), abs(gpu.mINP - cpu.mINP)),
                     "difference of CMC": (gpu.cmc.cpu() - cpu.cmc.cpu()).abs().max().item()}
-    return figures
+    return results
 
 
 def random_features(num_queries: int, num_gallery: int, size: int):

@@ -597,6 +597,6 @@ def find_schema(name: str, key: str = "schema") -> AttributeSchema:
         return AttributeSchema.from_dict(json.loads(name))
     if name not in SCHEMAS:
         raise ValueError(f"{key} is '{name}', expected one of {', '.join(SCHEMAS)}. The trainer sets it from the "
-                         "dataset, or from the checkpoint with --eval-only; register another schema with "
+                         "dataset, or from the checkpoint of a trained model; register another schema with "
                          "cerberus_plugin.attributes.register_schema.")
     return SCHEMAS[name]

@@ -61,8 +61,8 @@ class SIDPrototypes(nn.Module):
             raise ValueError(f"MODEL.CERBERUS.INIT is '{init}', expected one of {', '.join(INITIALISERS)}")
         if len(sizes) != len(self.groups) or min(sizes) < 1:
             raise ValueError(f"MODEL.CERBERUS.NUM_SIDS is {tuple(sizes)}, expected {len(self.groups)} numbers of at "
-                             "least 1. The trainer fills it from the dataset, or from the checkpoint under "
-                             "--eval-only.")
+                             "least 1. The trainer sets it from the dataset, or from the checkpoint of a trained "
+                             "model; do not set it by hand.")
         # Vectors are rows, so that the fan-in of the initialisers is D.
         for table in self._make_tables(sizes, bits, dim):
             INITIALISERS[init](table)
