@@ -199,6 +199,14 @@ def test_picture_is_a_hidden_alias_of_the_option_image(capsys):
     assert "--image FILE" in told and "--picture" not in told
 
 
+@pytest.mark.parametrize(("arguments", "name", "value"), [
+    (["check", "crops", "--no-pictures"], "images", False), (["check", "crops"], "images", True),
+    (["audit", "crops", "--out", "audit", "--no-pictures"], "images", False),
+    (["export", "--run", "run", "--pictures", "4"], "max_images", 4), (["export", "--run", "run"], "max_images", 256)])
+def test_former_names_of_options_are_accepted(arguments, name, value):
+    assert getattr(cli.parse(arguments), name) == value
+
+
 def test_results_are_written_as_a_page_with_the_images(gallery, run, tmp_path):
     cli.main(["search", str(gallery / "index"), "--image", str(first(gallery)), "--run", run.cfg.OUTPUT_DIR,
               "backpack=no", "--may-have-changed-clothes", "--reliable", "0.9", "--top", "2", "--html",

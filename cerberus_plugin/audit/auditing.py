@@ -73,7 +73,7 @@ def audit(data: str, out: str | Path, *, run: str = "", pictures: bool = True, n
                                                         for name, count, people in unknown))
     elif not pictures:
         raise ValueError(f"{own.source}: has no attributes, so there is nothing to compare without images. Omit "
-                         "--no-pictures, or add attributes to the table.")
+                         "--no-images, or add attributes to the table.")
     if pictures:
         from .labels import label_findings
         from .people import copies, people_findings

@@ -21,7 +21,7 @@ Save labels_overlay.csv next to the data table. All commands then apply it; the 
 
     cerberus audit crops --out runs/audit
     cerberus audit crops --out runs/audit --run runs/own     use a trained model; its training identities are skipped
-    cerberus audit crops --out runs/audit --no-pictures      only find contradictions between labels, in seconds
+    cerberus audit crops --out runs/audit --no-images        only find contradictions between labels, in seconds
     cerberus audit crops --out runs/audit --epochs 30 INPUT.SIZE_TRAIN "[128,64]" INPUT.SIZE_TEST "[128,64]"
 """
 
@@ -35,8 +35,10 @@ def add(jobs) -> None:
                        "override the automatic choices")
     audit.add_argument("--out", required=True, help="output folder")
     audit.add_argument("--run", default="", help="folder of a training run to use instead of folds")
-    audit.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="compare the labels "
-                       "with the images (default: yes); --no-pictures compares only the labels with each other")
+    audit.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="compare the labels "
+                       "with the images (default: yes); --no-images compares only the labels with each other")
+    audit.add_argument("--pictures", dest="images", action=argparse.BooleanOptionalAction, default=True,
+                       help=argparse.SUPPRESS)  # former names
     audit.add_argument("--name-pattern", default="", metavar="PATTERN", help="as in `cerberus check`")
     audit.add_argument("--folds", type=int, default=3, help="number of folds (default: %(default)s)")
     audit.add_argument("--seed", type=int, default=0, help="random seed of the folds (default: %(default)s)")
@@ -53,10 +55,10 @@ def run(args: argparse.Namespace) -> None:
     given = given_keys(args.options)
     # Idle OpenMP threads then yield their core to other processes. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if args.pictures:
+    if args.images:
         cerberus_plugin.use_torch()
     from ..audit import audit, text
 
-    print(text(audit(args.data, args.out, run=args.run, pictures=args.pictures, name_pattern=args.name_pattern,
+    print(text(audit(args.data, args.out, run=args.run, pictures=args.images, name_pattern=args.name_pattern,
                      folds=args.folds, seed=args.seed, epochs=args.epochs, given=given)))
     print(f"\n{args.out}/audit.html: accept or reject findings, and export labels_overlay.csv")

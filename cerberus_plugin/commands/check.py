@@ -33,15 +33,17 @@ def add(jobs) -> None:
                        "instead of a table; named group person, optionally camera, time and outfit")
     check.add_argument("--seed", type=int, default=0, help="random seed of the split, if there is none yet (default: "
                        "%(default)s)")
-    check.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="open every image and "
+    check.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="open every image and "
                        "find duplicate files (default: yes)")
+    check.add_argument("--pictures", dest="images", action=argparse.BooleanOptionalAction, default=True,
+                       help=argparse.SUPPRESS)  # former names
     check.add_argument("--html", metavar="FILE", help="also write the report as an HTML page")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..own_data import check
 
-    report = check.check(args.data, args.name_pattern, args.seed, args.pictures)
+    report = check.check(args.data, args.name_pattern, args.seed, args.images)
     print(check.text(report))
     if args.html:
         write_file(args.html, check.html(report))

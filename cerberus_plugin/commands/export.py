@@ -39,8 +39,9 @@ def add(jobs) -> None:
                         "folder for reid (default: reid)")
     export.add_argument("--weights", help="checkpoint (default: the last one of the run, or the best one if there is "
                         "no last one)")
-    export.add_argument("--pictures", type=int, default=256, help="onnx: maximum number of images to check (default: "
-                        "%(default)s)")
+    export.add_argument("--max-images", type=int, default=256, help="onnx: maximum number of images to check "
+                        "(default: %(default)s)")
+    export.add_argument("--pictures", type=int, dest="max_images", default=256, help=argparse.SUPPRESS)  # former name
     export.add_argument("--int8", action="store_true", help="onnx: quantise the model to 8 bits; needs 16 images, "
                         "better 100 or more")
     export.add_argument("--data", default="", help="int8: dataset with labels to measure the loss of reID, PAR and APS "
@@ -69,11 +70,11 @@ def run(args: argparse.Namespace) -> None:
         from ..search.export.int8 import export_int8
 
         data = os.path.abspath(args.data) if os.path.exists(args.data) else args.data
-        report = export_int8(args.run, output, args.images, weights=args.weights, pictures=args.pictures, data=data,
+        report = export_int8(args.run, output, args.images, weights=args.weights, pictures=args.max_images, data=data,
                              full_range=args.full_range)
         print(f"{printable_lines(report.table())}\nwrote {output}")
         return
     from ..search.export.onnx import export
 
-    agreement = export(args.run, output, args.images, weights=args.weights, pictures=args.pictures)
+    agreement = export(args.run, output, args.images, weights=args.weights, pictures=args.max_images)
     print(f"wrote {output}; {agreement}")

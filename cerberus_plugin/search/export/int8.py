@@ -157,7 +157,8 @@ def export_int8(run_folder: str | Path, output: str | Path, images: str | Path |
     paths = readable_images(images, pictures)
     if len(paths) < FEWEST_IMAGES:
         raise ValueError(f"export: {len(paths)} readable images, --int8 expects at least {FEWEST_IMAGES} (better "
-                         f"{ADVISED_IMAGES} or more) to calibrate and measure on; give more by --images and --pictures")
+                         f"{ADVISED_IMAGES} or more) to calibrate and measure on; give more by --images and "
+                         "--max-images")
     if len(paths) < ADVISED_IMAGES:
         logger.warning(f"{len(paths)} images are few to calibrate int8 on; {ADVISED_IMAGES} or more are better")
     predictor = CerberusPredictor(run_folder, weights, device="cpu", precise=True)
