@@ -57,9 +57,9 @@ def test_predicted_attributes_have_values_of_the_schema(predictor, crops):
 def test_a_folder_is_searched_by_attributes_and_by_image(predictor, crops):
     by_words = predictor.search({"upper colour": "red", "gender": "female"}, crops, top=3)
     assert len(by_words) == 3 and by_words[0].score >= by_words[1].score
-    picture = predictor.images(crops)[2]
-    assert predictor.search(picture, crops, top=1)[0].path == picture
-    assert predictor.search(picture, predictor.images(crops), top=1)[0].score == pytest.approx(1, abs=1e-4)
+    image = predictor.images(crops)[2]
+    assert predictor.search(image, crops, top=1)[0].path == image
+    assert predictor.search(image, predictor.images(crops), top=1)[0].score == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -68,16 +68,16 @@ def test_a_predictor_and_an_index_have_the_same_scores(predictor, crops, tmp_pat
     predictor.cfg.TEST.METRIC = metric
     encoder = TorchEncoder(predictor)
     index = GalleryIndex.build(tmp_path, crops, encoder, dtype="float32", pace=Pace(progress=False))
-    words, picture = {"upper colour": "red", "gender": "female"}, predictor.images(crops)[2]
-    embedding = index.embed(encoder, picture)
+    words, image = {"upper colour": "red", "gender": "female"}, predictor.images(crops)[2]
+    embedding = index.embed(encoder, image)
     for query, options, same in (
-            (words, {}, Query(words=words)), (picture, {}, Query(embedding)),
-            (picture, {"groups": ("head", "lower")}, Query(embedding, leave_out=("upper", "identity", "carrying"))),
-            (picture, {"may_have_changed_clothes": True}, Query(embedding, may_have_changed_clothes=True))):
+            (words, {}, Query(words=words)), (image, {}, Query(embedding)),
+            (image, {"groups": ("head", "lower")}, Query(embedding, leave_out=("upper", "identity", "carrying"))),
+            (image, {"may_have_changed_clothes": True}, Query(embedding, may_have_changed_clothes=True))):
         found = {match.path: match.score for match in predictor.search(query, crops, top=1000, **options)}
         assert found == pytest.approx({hit.path: hit.score for hit in index.search(same, 1000)}, abs=1e-4)
     with pytest.raises(ValueError, match="unknown group 'legs', expected one of head, upper"):
-        predictor.search(picture, crops, groups=("legs",))
+        predictor.search(image, crops, groups=("legs",))
 
 
 @pytest.mark.parametrize("reading", ["nearest", "probability"])
@@ -131,8 +131,8 @@ def test_a_baseline_embeds_and_searches_by_image(small_config, crops):
     trained(cfg)
     (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
     baseline = CerberusPredictor(cfg.OUTPUT_DIR)
-    picture = baseline.images(crops)[1]
-    assert baseline.search(picture, crops, top=1)[0].path == picture
+    image = baseline.images(crops)[1]
+    assert baseline.search(image, crops, top=1)[0].path == image
     rank_list.main([cfg.OUTPUT_DIR, "--queries", "1", "--top", "3"])
     assert (Path(cfg.OUTPUT_DIR) / "rank_list.png").is_file()
 
@@ -140,8 +140,8 @@ def test_a_baseline_embeds_and_searches_by_image(small_config, crops):
 def test_the_plot_of_rank_lists_is_written(run, capsys):
     rank_list.main([run.cfg.OUTPUT_DIR, "--queries", "2", "--searches", "1", "--top", "4"])
     path = Path(re.search(r"wrote (\S+)", capsys.readouterr().out)[1])
-    with Image.open(path) as picture:
-        assert picture.width > 300 and picture.height > 300
+    with Image.open(path) as image:
+        assert image.width > 300 and image.height > 300
 
 
 def test_rank_lists_exclude_the_camera_of_the_query_and_mark_matches_in_green(run, predictor):

@@ -27,8 +27,8 @@ def test_the_python_lines_run_on_a_run_folder(run, market_root, tmp_path, monkey
     (tmp_path / "runs/demo").symlink_to(run.cfg.OUTPUT_DIR)
     crops = tmp_path / "crops"
     crops.mkdir()
-    for n, picture in enumerate(sorted((market_root / "Market-1501-v15.09.15/query").glob("*.jpg")), start=1):
-        (crops / f"{n:04d}.jpg").write_bytes(picture.read_bytes())
+    for n, image in enumerate(sorted((market_root / "Market-1501-v15.09.15/query").glob("*.jpg")), start=1):
+        (crops / f"{n:04d}.jpg").write_bytes(image.read_bytes())
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", README, flags=re.S)[1], names)

@@ -82,7 +82,7 @@ def test_files_written_by_spreadsheet_programs_are_supported(file, separator, en
 @pytest.mark.parametrize(("change", "message"), [
     (lambda text: text.replace(",", "|").encode(), "the first line has one column, 'split.person.*commas, semicolons"),
     (lambda text: text.replace("7,2", "7,é").encode("latin-1"), "line 4: byte 0xe9 is not UTF-8. Save the file in UTF"),
-    (lambda text: text.encode("utf-16-le"), "line 1: a NUL character, as in UTF-16 without its mark"),
+    (lambda text: text.encode("utf-16-le"), "line 1: a NUL character, as in UTF-16 without its byte order mark"),
     (lambda text: text.encode("utf-16")[:-1], "line 4: byte 0x0a is not UTF-16"),
     (lambda text: text.replace("7,2", '7,"2').encode(), "line 4: unexpected end of data. Check the quotes"),
     (lambda text: text.replace("7,2", "7," + 140000 * "2").encode(), "line 4: field larger than field limit"),

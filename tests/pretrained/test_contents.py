@@ -32,7 +32,7 @@ def test_outer_keys_and_prefixes_are_removed(content, outer, prefix):
 
 @pytest.mark.parametrize("content, held", [({"state_dict": {}}, "dict"), ({"epoch": 3}, r"keys \['epoch'\]"),
                                            ([ONE], "list")])
-def test_contents_without_tensors_by_name_are_refused(content, held):
+def test_contents_without_named_tensors_are_rejected(content, held):
     with pytest.raises(ValueError, match=f"file.pth: contains no named tensors, only {held}.*state_dict"):
         unwrap(content, "file.pth")
 
@@ -67,7 +67,7 @@ def test_the_documentation_lists_every_source():
     assert [source.name for source in SOURCES if f"`{source.name}`" not in page] == []
 
 
-def test_a_source_can_be_named_and_another_name_is_refused():
+def test_a_source_can_be_named_and_an_unknown_name_is_rejected():
     contents = unwrap({"a": ONE})
     assert all(recognise(contents, source.name) is source for source in SOURCES)
     with pytest.raises(ValueError, match="PRETRAIN_SOURCE is 'lup', expected '' .*solider.*imagenet"):

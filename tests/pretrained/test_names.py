@@ -283,7 +283,7 @@ def test_the_convolution_stem_has_the_output_described_by_transreid_ssl():
     (tiny_vit, {"SEMANTIC_WEIGHT": 0.2}, "SEMANTIC_WEIGHT is 0.2, expected 0 to 1 for a Swin"),
     (tiny_swin, {"SEMANTIC_WEIGHT": 1.2}, "SEMANTIC_WEIGHT is 1.2, expected 0 to 1"),
     (tiny_swin, {"CONV_STEM": True}, "CONV_STEM is True, which only timm's vision transformers support")])
-def test_what_a_model_of_timm_has_not_is_refused(model, options, message):
+def test_options_that_a_model_of_timm_does_not_support_are_rejected(model, options, message):
     with pytest.raises(ValueError, match=message):
         adapted(model(), **options)
 
