@@ -82,7 +82,7 @@ def test_an_interrupted_synthetic_dataset_is_completed_before_the_stages(tmp_pat
 
 def test_the_error_names_a_damaged_file_of_earlier_stages(tmp_path):
     (tmp_path / "gpu.json").write_text('{"tiny": ')
-    with pytest.raises(ValueError, match="gpu.json: no JSON .*; delete it, or run all stages"):
+    with pytest.raises(ValueError, match="gpu.json: not valid JSON .*; delete it, or run all stages"):
         run_stages(tmp_path, {"tests": ""})
 
 
