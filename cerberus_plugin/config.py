@@ -228,8 +228,8 @@ def add_cerberus_config(cfg: CN) -> None:
     apr.SCHEMA = ""  # name of the attribute schema, set like MODEL.CERBERUS.SCHEMA
     apr.LAMBDA = 0.9  # lambda of APR, the weight of the identity losses; that of the mean attribute loss is 1 - LAMBDA
     # Attribute scores that are an input of APR's identity classifier: "probabilities": of all classes of all
-    # attributes; "positive": only of the second class of attributes with two classes; "highest": of the most probable
-    # class of each attribute.
+    # attributes; "positive": of the second class of attributes with two classes, and of all classes of the others;
+    # "highest": of the most probable class of each attribute.
     apr.SCORES = "probabilities"
     apr.ARM = True  # apply the attribute re-weighting module to these scores; False for the ablation
     apr.BLOCK_DIM = 0  # size of a block FC-BN-dropout-ReLU after pooling, 512 in a variant of the paper; 0: no block

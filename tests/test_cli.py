@@ -54,3 +54,10 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_and_its_evaluation_is_rep
     assert evaluated.returncode == 0, log[-2000:]
     assert (tmp_path / "run" / "evaluation" / "results.txt").read_text() == table
     assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_an_error_of_the_user_is_one_line(train_net):
+    started = train_net(**{"DATASETS.NAMES": "('nowhere',)"})
+    log, _ = started.communicate(timeout=600)
+    assert started.returncode == 1 and "Traceback" not in log, log[-2000:]
+    assert "'nowhere' is neither a registered dataset" in log.splitlines()[-1]

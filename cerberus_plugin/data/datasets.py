@@ -53,10 +53,10 @@ class AttributeAnnotated:
             super().__init__(root=root, **kwargs)
         except RuntimeError as error:  # FastReID's check of the folders
             raise FileNotFoundError(
-                f"{error}; expected '{root}/{self.folder_name}'. Set FASTREID_DATASETS to the folder that contains "
-                "it. `python -m cerberus_plugin.synthetic --output FOLDER` makes synthetic images in the format of "
+                f"{error}. Set FASTREID_DATASETS to the folder that contains {self.folder_name} with its images. "
+                "`python -m cerberus_plugin.synthetic --output FOLDER` makes synthetic images in the format of "
                 "Market-1501."
-            ) from error
+            ) from None
         folder = getattr(self, "data_dir", self.dataset_dir)
         for name, items in (("train", self.train), ("query", self.query), ("gallery", self.gallery)):
             if not items:

@@ -391,10 +391,11 @@ class CerberusTrainer(DefaultTrainer):
             logger.warning(f"{num_unreadable} times a training image could not be read and was replaced")
         latest = {name: value for name, (value, _) in self.storage.latest().items()}
         if latest.get("alignment/crop_ratio") == 1:
-            logger.warning(f"Alignment cropped nothing in the last logged batch (no row in "
-                           f"{latest['alignment/fallback']:.0%} of the images exceeded MODEL.CERBERUS.SIGMA "
-                           f"{self.cfg.MODEL.CERBERUS.SIGMA}, every row in the others): SIGMA does not fit the scale "
-                           "of this backbone's maps; see alignment/* in metrics.json")
+            none = latest["alignment/fallback"]  # share of the images
+            logger.warning("Alignment cropped nothing in the last logged batch: the first and the last row exceeded "
+                           f"MODEL.CERBERUS.SIGMA {self.cfg.MODEL.CERBERUS.SIGMA} in {1 - none:.0%} of the images, and "
+                           f"no row in {none:.0%}. SIGMA does not fit the scale of this backbone's maps; see "
+                           "alignment/* in metrics.json")
 
 
 def _settled(cfg: CfgNode) -> CfgNode:

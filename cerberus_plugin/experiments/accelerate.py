@@ -196,6 +196,9 @@ def tables(record: dict) -> str:
              tabulate(lines, head, disable_numparse=True, stralign="right"),
              f"Thresholds chosen on {record['chosen on']}; measured on {record['measured on']}. (The table above is "
              "measured on all test identities.)"]
+    if not record["promises"]:
+        parts[-1] = f"No threshold was chosen: {record['chosen on']} are too few for every share of --survival."
+        return "\n\n".join(parts) + "\n"
     lines = [[f"{row['wanted']:.1f}", f"{row['threshold']:.4f}", f"{row['chosen on']:.2f}",
               f"{row['test']:.2f} ± {row['error']:.2f}", f"{row['test pairs']:.2f}"] for row in record["promises"]]
     head = ["wanted share of kept matches %", "threshold", "share where chosen %",

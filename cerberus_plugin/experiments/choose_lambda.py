@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,13 +46,14 @@ def study_of(lambdas: Sequence[float]) -> Study:
                  against=variants[-1].name)
 
 
-def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") -> float:
+def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP", *, command: str = "") -> float:
     """Train APR with each lambda, and write lambda.json and the report.
 
     Args:
         cfg: configuration of APR, with DATASETS.HOLD_OUT and a SEED; its OUTPUT_DIR is the folder of the study.
         lambdas: values to train with.
         by: key of the metric to maximise on the held-out identities.
+        command: that started the study, for the report.
 
     Returns:
         The best lambda; the largest one if several are equal.
@@ -61,7 +64,7 @@ def choose(cfg: CfgNode, lambdas: Sequence[float] = LAMBDAS, by: str = "mAP") ->
     def read(variant: Variant, seed: int) -> CfgNode:
         return with_values(cfg, variant.options)
 
-    found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR)
+    found = study.run(study_of(lambdas), read, [cfg.SEED], cfg.OUTPUT_DIR, command=command)
     if found["refused"]:
         raise ValueError(f"{cfg.OUTPUT_DIR}: lambda cannot be chosen: {found['refused']}")
     runs = {row["x"]: run for row in found["variants"] for run in row["runs"] if run["seed"] == cfg.SEED}
@@ -170,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--lambdas: {error}")
     args.opts = options + args.opts
     check_lambdas(lambdas)
-    choose(start(prepare(read_config(args)), args), lambdas, args.by)
+    command = shlex.join(["python", "-m", "cerberus_plugin.experiments.choose_lambda",
+                          *(sys.argv[1:] if arguments is None else arguments)])
+    choose(start(prepare(read_config(args)), args), lambdas, args.by, command=command)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 import cerberus_plugin  # noqa: E402, F401  before fastreid: adapts it and registers the plugin
 from cerberus_plugin.engine import CerberusTrainer, evaluate, setup  # noqa: E402
+from cerberus_plugin.utils.commands import run_command  # noqa: E402
 
 from fastreid.engine import default_argument_parser, launch  # noqa: E402
 
@@ -33,5 +34,6 @@ def main(args):
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
-    launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-           dist_url=args.dist_url, args=(args,))
+    run_command(lambda: launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+                               dist_url=args.dist_url, args=(args,)),
+                stopped="stopped; the same command with --resume continues after the last checkpoint")

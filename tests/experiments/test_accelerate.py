@@ -34,6 +34,13 @@ def test_the_command_writes_table_plot_and_record(folder, tmp_path, capsys, mark
     assert (tmp_path / "acceleration.txt").read_text() in capsys.readouterr().out
 
 
+def test_a_table_without_rows_is_replaced_by_the_reason():
+    record = {"dataset": "site", "queries": 2, "gallery": 3, "embedding size": 4, "metric": "cosine", "threads": 1,
+              "sweep": [], "promises": [], "chosen on": "5 of the test identities", "measured on": "5 test identities"}
+    assert "No threshold was chosen: 5 of the test identities are too few" in accelerate.tables(record)
+    assert "wanted share" not in accelerate.tables(record)
+
+
 def test_lower_thresholds_keep_fewer_images_and_fewer_matches(folder, market_root, monkeypatch):
     monkeypatch.setattr("fastreid.data.build._root", str(market_root))
     predictor = CerberusPredictor(folder, device="cpu")

@@ -54,6 +54,7 @@ def test_the_command_trains_a_run_per_lambda_and_prints_the_best(command):
     assert last.startswith(f"chosen: lambda = {record['chosen']:g} (highest PAR/mA_binary on 2 held-out identities: ")
     assert "PAR mA (official)" in command.output
     text = (command.folder / "report.md").read_text()
+    assert "python -m cerberus_plugin.experiments.choose_lambda --config-file" in text
     assert "| lambda 0 |" in text and "PAR mA (official)" in text and "One option at a time" in text
     for run in record["runs"]:
         config = (command.folder / run["folder"] / "config.yaml").read_text()

@@ -318,7 +318,7 @@ def test_aspects_without_manifest_and_configuration_are_not_recorded(tmp_path):
     assert found.unknown == ["Training data", "Training identities", "Batch size", "Image size", "Backbone",
                              "Initial weights"]
     assert "Schedule: 119 epochs; the paper: 24,000 steps" in found.notes
-    assert "unknown whether the paper's results are reproduced" in page.claims(
+    assert "unknown whether the results of the Cerberus paper are reproduced" in page.claims(
         [page.section(read_folder(tmp_path).studies[0])])[1][-1]
 
 

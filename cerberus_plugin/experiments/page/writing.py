@@ -138,11 +138,11 @@ def claims(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
             cannot.append(f"{title}: {counted(len(study.missing), 'run')} not finished")
         if entry.differences.differs:
             aspects = ", ".join(sentence.split(":")[0].lower() for sentence in entry.differences.differs)
-            cannot.append(f"{title}: no reproduction of the paper's results, since these runs differ from the paper "
-                          f"in {aspects}")
+            cannot.append(f"{title}: no reproduction of the results of the Cerberus paper, since these runs differ "
+                          f"from it in {aspects}")
         elif entry.differences.unknown and study.runs:
-            cannot.append(f"{title}: unknown whether the paper's results are reproduced, since the runs did not "
-                          f"record {', '.join(entry.differences.unknown).lower()}")
+            cannot.append(f"{title}: unknown whether the results of the Cerberus paper are reproduced, since the "
+                          f"runs did not record {', '.join(entry.differences.unknown).lower()}")
     return can, cannot
 
 
