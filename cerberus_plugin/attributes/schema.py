@@ -508,7 +508,8 @@ def _fingerprint(words: Sequence[str]) -> int:
 
 def _nearest(word: str, known: Iterable[str], allowed: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known name and all allowed names."""
-    near = get_close_matches(str(word), list(known), n=1)
+    folded = {each.casefold(): each for each in known}
+    near = [folded[each] for each in get_close_matches(str(word).casefold(), list(folded), n=1)]
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
 

@@ -40,4 +40,4 @@ def run(args: argparse.Namespace) -> None:
     paths = evaluating.write_summary(found)
     print(f"\n{printable_lines(evaluating.table_of(found))}\n")
     print(*map(printable_lines, evaluating.lines_of(found)), sep="\n", end="\n\n" if evaluating.lines_of(found) else "")
-    print(f"wrote {', '.join(map(str, paths))}; results.txt of each dataset is in a subfolder of RUN/evaluation")
+    print(f"wrote {', '.join(map(str, paths))}; results.txt of each dataset is in a subfolder of the same folder")

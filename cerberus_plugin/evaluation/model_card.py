@@ -145,7 +145,7 @@ def _model(results: Mapping) -> str:
             ("checkpoint", made.get("checkpoint") and f"{made['checkpoint']}, SHA-256 "
                                                       f"{_short(made.get('checkpoint sha256'))}"),
             ("training", f"{training['epochs']} epochs, seed {training['seed']}"
-                         + (f", {seconds / 60:.0f} minutes" if seconds else "") if training else
+                         + (f", {seconds / 60:.1f} minutes" if seconds else "") if training else
              "not part of this record, which is of an evaluation alone"),
             ("configuration", f"SHA-256 {_short(made.get('config sha256'))}; config.yaml has every key"),
             ("hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value)),
@@ -209,7 +209,8 @@ def _notes_on_data(results: Mapping) -> list[str]:
 def _metrics(metrics: Mapping, floor: Mapping) -> Iterator[str]:
     rows = [("this model", metrics), *([("before training", floor)] if floor else [])]
     if "mAP" in metrics:
-        yield "Re-identification (AP by the rectangle rule; matches of the query's own camera are ignored):"
+        ignored = "" if metrics.get("shared cameras") == 0 else "; matches of the query's own camera are ignored"
+        yield f"Re-identification (AP by the rectangle rule{ignored}):"
         yield _table(("", *REID[:5]), [(name, *(percent(of.get(key)) for key in REID[:5])) for name, of in rows],
                      numbers=range(1, 6))
         if metrics.get("shared cameras") == 0:

@@ -165,7 +165,7 @@ def _par_table(rows: list[tuple[str, Mapping]]) -> str:
     title = f"PAR on {results['PAR/images']:.0f} gallery images (mA and accuracy of each attribute)"
     if "PAR/person/persons" in results:
         title += (f"; {PERSON}: one prediction for the images of each of {results['PAR/person/persons']:.0f} "
-                  "persons")
+                  "persons (once for each set of labels, if images of a person have different labels)")
     if results.get("PAR/undefined_questions"):
         title += (f"; balanced excludes {results['PAR/undefined_questions']:.0f} of {results['PAR/questions']:.0f} "
                   "yes/no labels that are equal on all images")
@@ -238,7 +238,7 @@ def _aps_table(rows: list[tuple[str, Mapping]]) -> str:
                   f"{results['APS/categories']:.0f} in the test set")
     if "APS/person/persons" in results:
         title += (f"; {PERSON}: {results['APS/person/persons']:.0f} persons are ranked, each by the mean score of "
-                  "their images")
+                  "their images (once for each set of labels)")
     if results.get("APS/unmatched"):
         title += f"; {results['APS/unmatched']:.0f} queries have no relevant image"
     return f"{title}\n" + _table(["", "categories", "queries", "mAP (rectangle)", "mAP (trapezoid)", *ranks], lines)

@@ -158,7 +158,9 @@ def _check_split(report: Report, own: OwnData) -> None:
     both = people["train"] & (people["query"] | people["gallery"])
     if both:
         report.errors.append(f"{counted(len(both), 'person is', 'people are')} in both training and test: "
-                             f"{_names(own.person, both)}. Put all images of a person into one of them")
+                             f"{_names(own.person, both)}. Put all images of a person into one of them"
+                             + (f", or delete {SPLIT_FILE} to draw a new split"
+                                if f"split read from {SPLIT_FILE}" in own.notes else ""))
     for part in ("train", "query", "gallery"):
         if not people[part]:
             report.errors.append(f"the split has no {part} images. "
@@ -212,7 +214,8 @@ def _check_attributes(report: Report, own: OwnData, wording: Wording, labels: np
         else:
             absent = [word for word, count in answers if not count and word != "none"]
             if absent:
-                report.warnings.append(f"'{column.name}': no image has the value {_some(absent)}")
+                report.warnings.append(f"'{column.name}': no image has the value {_some(absent)}. Delete it from "
+                                       f"{FILE_NAME} if it was a mistake")
             in_training = truth[m][known[:, m] & trained].any(axis=0)
             seen = truth[m][known[:, m] & trained]
             learned += bool((seen != seen[:1]).any())
@@ -361,8 +364,8 @@ def _report_duplicates(report: Report, own: OwnData, copies: Sequence[list[int]]
     rows.sort(key=lambda row: row[2] in ("one person", ""))
     report.sections.append(Section("Identical files", ("images", "copies", "in"), rows[:50]))
     if people:
-        report.warnings.append(f"{counted(people, 'image is', 'images are')} listed under several people; all but one "
-                               "of these are wrong")
+        report.warnings.append(f"{counted(people, 'image has', 'images have')} identical copies under other people; "
+                               "at most one of the people is right")
     if parts:
         report.warnings.append(f"{counted(parts, 'image is', 'images are')} in both training and test, so metrics are "
                                "too high")

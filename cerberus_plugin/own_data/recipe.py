@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..utils.text import counted
+
 # By the value of --model: the name of its files in configs/Market1501, NAME_R50.yml and NAME_demo.yml, and whether it
 # needs attributes.
 MODELS = {"plus": ("cerberus_plus", True), "cerberus": ("cerberus", True), "apr": ("apr", True), "arn": ("arn", True),
@@ -181,7 +183,7 @@ def too_few(facts: Facts) -> str:
     """Return the reason why there is too little data to train; empty if there is enough."""
     if not facts.images or schedule(facts.images, facts.people, gpu=True).batch:
         return ""
-    who = "" if facts.people is None else f" of {facts.people} people"
+    who = "" if facts.people is None else f" of {counted(facts.people, 'person', 'people')}"
     return (f"{facts.images} images{who} are too few for training; a batch needs "
             + ("" if facts.people is None else "two people and ") + f"{2 * IMAGES_OF_EACH} images")
 
@@ -265,10 +267,10 @@ def choose(facts: Facts, gpu: bool, cores: int = 1, wish: Wish | None = None) ->
     plan = schedule(images, people, gpu, usual_batch=32 if gpu and model in ("apr", "arn", "ide") else BATCH,
                     usual_epochs=usual, batch=_number("SOLVER.IMS_PER_BATCH", wish.given, 2 * IMAGES_OF_EACH),
                     epochs=wish.epochs or _number("SOLVER.MAX_EPOCH", wish.given, 1))
+    who = "" if people is None else f" of {counted(people, 'person', 'people')}"
     if not plan.batch:
-        raise ValueError(f"{images} images of {people} people are too few for training with these options; give a "
+        raise ValueError(f"{images} images{who} are too few for training with these options; give a "
                          "smaller SOLVER.IMS_PER_BATCH or DATASETS.HOLD_OUT")
-    who = "" if people is None else f" of {people} people"
     choices += [
         Choice("SOLVER.IMS_PER_BATCH", str(plan.batch), f"{images} training images{who}"),
         Choice("SOLVER.MAX_EPOCH", str(plan.epochs), "given by --epochs" if wish.epochs else

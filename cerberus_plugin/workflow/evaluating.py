@@ -177,7 +177,7 @@ def _matched(predictor: CerberusPredictor, labelled: bool, matching: Matching | 
     size = len(predictor.reader.schema.columns)
     if matching is not None:
         return (len(matching.columns), size), [] if matching.complete else matching.lines()
-    return ((size, size), []) if labelled else ((0, size), [f"{name} has no labels of the run's attributes"])
+    return ((size, size), []) if labelled else ((0, size), ["has no labels of the run's attributes"])
 
 
 def table_of(found: Sequence[Evaluation]) -> str:

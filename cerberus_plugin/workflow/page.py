@@ -145,14 +145,15 @@ def next_commands(folder: Path, data: str, predictor: CerberusPredictor) -> list
         predictor: the trained model.
     """
     pictures = Path(data) if Path(data).is_dir() else Path(data).parent
-    run, data, images, gallery = (shlex.quote(str(path)) for path in (folder, data, pictures, folder / "gallery"))
+    run, data, images, gallery, audit = (shlex.quote(str(path)) for path in (folder, data, pictures, folder / "gallery",
+                                                                             folder / "audit"))
     commands = [(f"cerberus index --run {run} --images {images} --out {gallery}", "embed the images, to search them")]
     if predictor.attribute_model is not None:
         column = predictor.reader.schema.columns[0]
         words = f"{column.display or column.name}={column.classes[-1]}"
         commands.append((f"cerberus search {gallery} {shlex.quote(words)}", "find people by attributes"))
     commands += [(f"cerberus serve {gallery} --run {run} --open", "search in a browser"),
-                 (f"cerberus audit {data} --run {run}", "find wrong labels"),
+                 (f"cerberus audit {data} --out {audit} --run {run}", "find wrong labels"),
                  (f"cerberus evaluate {run} OTHER", "measure the same metrics on another dataset"),
                  (f"cerberus export --run {run} --images {images}", "write one file that runs without torch")]
     return commands

@@ -78,6 +78,7 @@ def test_two_colours_and_none_can_be_parsed():
 @pytest.mark.parametrize(("query", "message"), [
     ({"uper colour": "red"}, "unknown attribute 'uper colour'.*did you mean 'upper colour'"),
     ({"upper colour": "bleu"}, "'upper colour' cannot be 'bleu'; did you mean 'blue'.*none"),
+    ({"upper colour": "BLUE"}, "'upper colour' cannot be 'BLUE'; did you mean 'blue'.*none"),
     ({"gender": "male and female"}, "'gender' cannot be 'male and female'"),
 ])
 def test_the_error_for_an_unknown_word_suggests_the_nearest_and_lists_all(query, message):

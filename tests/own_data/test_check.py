@@ -58,7 +58,7 @@ def test_unreadable_images_and_copies_between_people_and_parts_are_found(tmp_pat
     assert [row[0] for row in section(report, "Unreadable images")] == [train[1]]
     assert report.errors[0].startswith(f"1 image cannot be read, such as {train[1]}")
     assert [each.partition(",")[0].partition(";")[0] for each in report.warnings] == [
-        "1 image is listed under several people", "1 image is in both training and test"]
+        "1 image has identical copies under other people", "1 image is in both training and test"]
 
 
 # Hat and gender of four people, two of them for training; after "|" those of the second image if they differ.
@@ -86,7 +86,7 @@ def test_attributes_that_cannot_be_learned_are_reported(tmp_path, words, warning
 @pytest.mark.parametrize("parts, error", [
     (("train", "train", "train", "train"), "the split has no query images"),
     (("train", "query", "gallery", "gallery"), "1 person is in both training and test: p0"),
-    (("train", "train", "query", "gallery"), "2 images of 1 people are too few for training"),
+    (("train", "train", "query", "gallery"), "2 images of 1 person are too few for training"),
 ])
 def test_splits_on_which_training_would_fail_are_errors(tmp_path, parts, error):
     table(tmp_path, "file_name,person,split", *(f"{n}.png,p{n // 2},{part}" for n, part in enumerate(parts)))
@@ -202,3 +202,20 @@ def test_the_command_runs_without_torch(tmp_path):
                            f"main(['check', {str(tmp_path)!r}])"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "images per person" in done.stdout
+
+
+def test_people_in_both_parts_of_a_written_split_are_told_to_delete_it(tmp_path):
+    table(tmp_path, "file_name,person", *(f"{n}.png,p{n // 2}" for n in range(4)))
+    (tmp_path / "split.csv").write_text("file_name,split\n0.png,train\n1.png,gallery\n2.png,query\n3.png,gallery\n")
+    assert any(each.endswith("into one of them, or delete split.csv to draw a new split")
+               for each in check(tmp_path, pictures=False).errors)
+
+
+def test_a_value_of_the_schema_that_no_image_has_is_a_warning(tmp_path):
+    table(tmp_path, "file_name,person,hat,gender", *(f"{n}.png,p{n // 2},{'no' if n < 4 else 'yes'},male"
+                                                     for n in range(8)))
+    (tmp_path / "schema.yaml").write_text(
+        "groups: [{name: head, region: 0, attributes: [{name: hat, values: [no, yes, yess]}]}, {name: person, region: "
+        "whole, attributes: [{name: gender, values: [male, female]}]}]")
+    assert ("'hat': no image has the value yess. Delete it from schema.yaml if it was a mistake"
+            in check(tmp_path, pictures=False).warnings)

@@ -55,6 +55,8 @@ def test_the_next_commands_use_the_folder_of_a_table_and_quote_names(run, crops)
     index, search, *rest = (shlex.split(command) for command in commands)
     assert [words[1] for words in rest] == ["serve", "audit", "evaluate", "export"]
     assert index[index.index("--images") + 1] == str(crops) and search[3] == "hat=yes"
+    for words in (index, search, *rest):
+        cli.parse(words[1:])  # exits if an option is missing
 
 
 def test_the_contact_sheet_has_names_of_people_and_cameras(run, monkeypatch):
