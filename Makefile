@@ -25,7 +25,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make budget   count the GPU operations of a training step, and write the table that the tests compare"
 	@echo "make lint     ruff and mypy"
-	@echo "make docs     build the documentation site in runs/site; a broken link or reference is an error"
+	@echo "make docs     build the documentation site in runs/docs; a broken link or reference is an error"
 	@echo "make docs-serve  serve it on http://127.0.0.1:8000, rebuilt at every change of a page"
 	@echo "make smoke    a few training steps from the command line, evaluation of the checkpoint, a search"
 	@echo "make bench    every benchmark, small on a CPU: tables and JSON in runs/benchmarks"

@@ -153,7 +153,8 @@ def add_cerberus_config(cfg: CN) -> None:
     """
     node = cfg.MODEL.CERBERUS = CN()
 
-    # Set by the trainer from the dataset, or from the checkpoint with --eval-only. Do not set them in a file.
+    # SCHEMA and NUM_SIDS are set by the trainer from the dataset, or from the checkpoint with --eval-only. Do not set
+    # them in a file.
     node.SCHEMA = ""  # name of the attribute schema
     node.NUM_SIDS = []  # number of semantic IDs of each group (head, upper, lower, identity, carrying): |S^G|
 
@@ -254,7 +255,7 @@ def add_cerberus_config(cfg: CN) -> None:
     # Source of the file MODEL.BACKBONE.PRETRAIN_PATH, see docs/pretrained.md; "": detect it from the tensor names.
     cfg.MODEL.BACKBONE.PRETRAIN_SOURCE = ""
     cfg.MODEL.BACKBONE.PRETRAIN_PARTIAL = False  # accept files with fewer than 95 % of the tensors of the backbone
-    # Options of build_timm_backbone, set automatically if weights need them.
+    # The following keys, up to WINDOW_SIZE, are options of build_timm_backbone, set automatically if weights need them.
     cfg.MODEL.BACKBONE.EXTRA_TOKENS = 0  # number of tokens in addition to the class token, 3 for PASS
     cfg.MODEL.BACKBONE.CONV_STEM = False  # convolutional stem of TransReID-SSL and CION
     cfg.MODEL.BACKBONE.SEMANTIC_WEIGHT = -1.0  # semantic weight of SOLIDER's Swin, 0.2 for reID; -1: disabled
@@ -328,7 +329,7 @@ def add_cerberus_config(cfg: CN) -> None:
 
     # Cerberus: the probabilities of semantic IDs are the softmax of s * cosine + TAU * log(prior), with one scale s per
     # column. The prior is the share of the training identities.
-    cfg.TEST.PAR.COSINE_SCALE = 16.0  # s, if the checkpoint has neither learned nor measured scales
+    cfg.TEST.PAR.COSINE_SCALE = 16.0  # scale s if the checkpoint has neither learned nor measured ones
     cfg.TEST.PAR.TAU = 1.0  # weight of the logarithm of the prior; 0: no prior
     cfg.TEST.PAR.UNSEEN_PRIOR = 0.5  # number of identities assumed for a semantic ID without training identities
 
@@ -345,12 +346,13 @@ def add_cerberus_config(cfg: CN) -> None:
     # vectors fixed. Not useful without LAMBDA_REG, because residual vectors are then not trained.
     cfg.TEST.APS.SYNTHESISE = False
 
-    # The following keys, up to SOLVER.FUSED, only affect speed, not the algorithm; see benchmarks/README.md for
-    # measurements. Precision of forward passes: "bfloat16"; or "" for FastReID's (float32, or float16 with
-    # SOLVER.AMP and a gradient scaler). On hardware without bfloat16, float32 is used. On a GPU, evaluation in float32
-    # does not use TF32; training does if torch permits it for cuDNN, which is the default.
+    # SOLVER.AUTOCAST, TEST.AUTOCAST, MODEL.CHANNELS_LAST, MODEL.COMPILE and SOLVER.FUSED only affect speed, not the
+    # algorithm; see benchmarks/README.md for measurements. Precision of forward passes: "bfloat16"; or "" for
+    # FastReID's (float32, or float16 with SOLVER.AMP and a gradient scaler). On hardware without bfloat16, float32 is
+    # used. On a GPU, evaluation in float32 does not use TF32; training does if torch permits it for cuDNN, which is the
+    # default.
     cfg.SOLVER.AUTOCAST = ""  # precision of training
-    cfg.TEST.AUTOCAST = ""  # precision of evaluation, which can also be "float16"
+    cfg.TEST.AUTOCAST = ""  # precision of evaluation: "", "bfloat16" or "float16"; see SOLVER.AUTOCAST
     cfg.MODEL.CHANNELS_LAST = False  # channels-last memory format of images, maps and weights
     cfg.MODEL.COMPILE = False  # torch.compile for training; the first step takes about a minute
     # Mode of MODEL.COMPILE: "default"; or "reduce-overhead": run a step on a GPU as CUDA graphs, with more memory.
@@ -370,12 +372,13 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.TEST.UNTRAINED_FLOOR = False
 
     # Add two rows to the results of the last epoch, both selected on the test set: the evaluated epoch with the highest
-    # "metric"; and the highest mAP and the highest Rank-1, possibly of different epochs, as reported by the code of
-    # CSSC. results.json always contains the results of all evaluated epochs.
+    # "metric", the mean of mAP and Rank-1 (under cloth-changing if outfits are known); and the highest mAP and the
+    # highest Rank-1, possibly of different epochs, as reported by the code of CSSC. results.json always contains the
+    # results of all evaluated epochs.
     cfg.TEST.BEST_EPOCH = False
 
     cfg.LOG_PERIOD = 200  # iterations between two progress lines of the log
-    cfg.SEED = -1  # of all random generators; negative: choose a random seed and log it
+    cfg.SEED = -1  # seed of all random generators; negative: choose a random seed and log it
 
 
 def check_model_keys(cfg: CN) -> None:

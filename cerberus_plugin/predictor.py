@@ -104,8 +104,9 @@ class CerberusPredictor:
             if isinstance(error, OSError | torch.cuda.OutOfMemoryError) or self.cfg.MODEL.WEIGHTS in str(error):
                 raise
             raise ValueError(f"{config}: the model cannot be built with the checkpoint {self.cfg.MODEL.WEIGHTS} "
-                             f"({type(error).__name__}: {error}). Correct the value, or use the config.yaml written "
-                             "by the training, or another checkpoint") from error
+                             f"({type(error).__name__}: {error}). Correct the value, use the config.yaml written by "
+                             "the training or another checkpoint, or first import the module that registers your own "
+                             "model or backbone (docs/extend/index.md)") from error
         if isinstance(self.reader, PrototypeReader) and self.reader.partial != "mean":
             logger.warning(f"{self.run_folder}: TEST.APS.PARTIAL {self.reader.partial} only applies to the evaluation; "
                            "searches use the mean over the semantic IDs that match a description")
@@ -116,7 +117,7 @@ class CerberusPredictor:
             if (folder / name).is_file():
                 return folder / name
         raise FileNotFoundError(f"{folder}: contains none of {', '.join(WEIGHTS)}; give the folder of a finished "
-                                "training run, or a checkpoint as `weights`")
+                                "training run; in Python, a checkpoint can be given as `weights`")
 
     @staticmethod
     def images(folder: str | Path) -> list[str]:

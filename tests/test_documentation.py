@@ -86,3 +86,9 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_sites(tmp_path):
         loaded += [link for link in re.findall(r"<link[^>]*>", text) if re.search(r"href=[\"']?https?:", link)]
         assert loaded == [], page
         assert "<!-- generated" not in text, page
+
+
+def test_the_site_is_not_built_in_the_folder_of_the_first_run():
+    settings = (ROOT / "mkdocs.yml").read_text()
+    folder = re.search(r"^site_dir: (\S+)$", settings, re.MULTILINE).group(1)  # mkdocs empties it
+    assert f"--out {folder}" not in (ROOT / "README.md").read_text()

@@ -179,7 +179,7 @@ class WeightAverage(hooks.HookBase):
             short run does not depend on the initial weights.
 
     Attributes:
-        beside: the weights that the model does not contain at present, raw or averaged, by name.
+        beside: by name, the raw weights while the model contains the average, otherwise the average.
         in_use: whether the model contains the average.
     """
 
@@ -274,7 +274,7 @@ class WeightSettings:
 
 
 class TrainingClock(hooks.HookBase):
-    """Measures the training time of the present weights, without evaluations and checkpoints.
+    """Measures the time of the training steps that led to the current weights, without evaluations and checkpoints.
 
     Both attributes are stored in the checkpoint: a resumed run continues counting, and steps that were lost when a run
     was killed are not counted.

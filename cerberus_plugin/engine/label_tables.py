@@ -98,7 +98,7 @@ def measure_scales(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
     The scales are fitted on at most `SCALE_IMAGES` evenly spaced images of the held-out identities, or of the training
     identities if there are no held-out ones, with the transforms of a test. Without held-out identities, learned scales
     are not replaced: training images are closer to their prototypes than images of other people, so a scale fitted on
-    them is too large. A column without labels in these images keeps its present scale.
+    them is too large. A column without labels in these images keeps its current scale.
 
     Args:
         model: with or without the wrapper of distributed training.

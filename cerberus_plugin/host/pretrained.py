@@ -74,10 +74,14 @@ def load_pretrained() -> None:
 
 def _is_read_here(node) -> bool:
     """Return whether there is a weight file and this package loads it, not the backbone."""
+    return bool(node.PRETRAIN_PATH) and not _is_foreign(node)
+
+
+def _is_foreign(node) -> bool:
+    """Return whether the backbone was registered by neither FastReID nor this package."""
     from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
-    builder = BACKBONE_REGISTRY.get(node.NAME)
-    return bool(node.PRETRAIN_PATH) and builder.__module__.startswith(("fastreid.", "cerberus_plugin."))
+    return not BACKBONE_REGISTRY.get(node.NAME).__module__.startswith(("fastreid.", "cerberus_plugin."))
 
 
 def _check_path(path: str) -> None:
@@ -122,7 +126,8 @@ def starting_weights(cfg) -> dict[str, str | None]:
         return {"what": "none, trained from scratch"}
     file = {"file": os.path.basename(node.PRETRAIN_PATH), "sha256": file_sha256(node.PRETRAIN_PATH)}
     if not node.PRETRAIN_PATH:
-        return {"what": "downloaded by the backbone", "terms": ""}
+        return {"what": f"not known, {node.NAME} loads them itself, if any" if _is_foreign(node) else
+                "downloaded by the backbone", "terms": ""}
     if not _is_read_here(node):
         return {"what": "a file that the backbone loads itself", "terms": "", **file}
     _, source = _read(node)

@@ -192,6 +192,7 @@ def with_sizes(cfg: CfgNode, num_classes: int, schema: str = "", sizes=(), outfi
     """Return a frozen copy of a configuration with the keys `config.FILLED`.
 
     Args:
+        cfg: configuration; not changed.
         num_classes: number of training identities.
         schema: see `schema_key`.
         sizes: number of semantic IDs of each group.

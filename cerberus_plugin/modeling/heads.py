@@ -60,6 +60,8 @@ def person_rows(local_map: Tensor, sigma: float, squared: bool = False,
         local_map: float (B, C, H, W).
         sigma: threshold of the norm, or with `squared` of the squared norm; relative to the map with `quantile`, see
             `row_heat`.
+        squared: see `row_heat`.
+        quantile: see `row_heat`.
 
     Returns:
         first rows, int64 (B,); last rows, int64 (B,), inclusive; and bool (B,), True if no row exceeded sigma.
@@ -293,6 +295,9 @@ class CerberusHead(nn.Module):
 
         Returns:
             classes, int64 (sampled_identities,), and the indices of the targets among them, int64 (B,).
+
+        Raises:
+            ValueError: if there are more targets than classes to sample.
         """
         if self.sampled_identities < len(targets):
             raise ValueError(f"MODEL.CERBERUS.SAMPLED_IDENTITIES is {self.sampled_identities}, expected at least the "

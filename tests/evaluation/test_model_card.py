@@ -12,6 +12,7 @@ from cerberus_plugin.host import starting_weights
 import pytest
 import torch
 import yaml
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from support.training import read_config
 
 NAME = "Market1501Attributes"
@@ -129,3 +130,11 @@ def test_weights_that_a_training_starts_from_are_recorded_with_their_terms(tmp_p
     assert (found["source"], found["terms"], found["file"]) == ("luperson", "for research only", "lupws.pth")
     results = {"results": {}, "backbone": {"pretrained": found}}
     assert "for research only" in model_card.text(results)
+
+
+def test_weights_of_a_backbone_of_another_package_are_not_called_downloaded(monkeypatch):
+    built_elsewhere = type("Elsewhere", (), {"__module__": "small_backbone"})
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_small_backbone", built_elsewhere)
+    settings = ("MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.NAME")
+    assert starting_weights(read_config(*settings, "build_small_backbone"))["what"].startswith("not known")
+    assert starting_weights(read_config(*settings, "build_resnet_backbone"))["what"].startswith("downloaded")

@@ -160,7 +160,7 @@ def shown_path(hit: Hit, below: Path | None = None) -> str:
 
 
 def answer_text(answer: Answer) -> str:
-    """Format an answer with its probability, without "not calibrated", which the note `UNCALIBRATED` says.
+    """Format an answer with its probability, without "not calibrated", because the note `UNCALIBRATED` states it.
 
     Examples:
         >>> answer_text(Answer("red", 0.93)), answer_text(Answer("red", 0.4, abstained=True))

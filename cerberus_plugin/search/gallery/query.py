@@ -7,9 +7,9 @@ ranking and the probability of the same person.
 The score of a row is its inner product with the vector of the query, so that one index supports all kinds of queries.
 For an image, the vector consists of the blocks of the groups, each multiplied by its weight and divided by the sum of
 weights; the score is the weighted mean of the similarities of the groups. If TEST.READING of the model is nearest,
-attributes are described by blocks as well. If it is probability, the rows contain the log-probabilities of all values
-of all attributes after the embedding, and attributes are weights of these; the score is the sum of the
-log-probabilities of the described values.
+attributes are described by blocks as well. If it is probability, a row contains the embedding and then the
+log-probability of each value of each attribute. The vector of the query then has weights that select the described
+values, and the score is the sum of their log-probabilities.
 Shapes: N rows, G groups, D values of a group's block, E = G * D values of an embedding, V log-probabilities of a row.
 """
 
@@ -84,7 +84,8 @@ class Hit:
         row: id of the image, never reused for another image of this index.
         identity, camera, time: from the file name; None if it does not contain them.
         same_person: probability that the image shows the person of the query image, with the prior of the query; None
-            if no calibration applies, that is, for attributes, weights, or other groups than it was fitted on.
+            if no calibration applies: for a query with attributes, with weights, or with other groups than those of the
+            calibration.
     """
 
     path: str
