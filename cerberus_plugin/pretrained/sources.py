@@ -99,7 +99,8 @@ SOURCES = (
     Source("torchreid", "torchreid's OSNet", lambda file: file.has("conv1.conv.weight", "conv2.0.conv1.conv.weight")),
     Source("luperson", "LUPerson's or LUPerson-NL's ResNet", _is_luperson, normalisations=(LUPERSON,),
            sizes=(TALL, USUAL), terms="for research only"),
-    Source("imagenet", "a file with the tensor names of torchvision, timm or the model", lambda file: True, names.imagenet),
+    Source("imagenet", "a file with the tensor names of torchvision, timm or the model", lambda file: True,
+           names.imagenet),
 )
 
 
