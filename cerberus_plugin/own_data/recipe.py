@@ -407,12 +407,17 @@ def _backbone(model: str, gpu: bool, wish: Wish) -> list[Choice]:
         chosen, reason = dict(wish.backbone), "backbone of the weights"
     keys = [Choice(f"{key}.{name}", value, reason) for name, value in chosen.items()]
     other = chosen.get("NAME", RESNET) != RESNET
-    keys += [Choice(f"{key}.{name}", value, "only for ResNets") for name, value in OF_RESNETS.items()
+    keys += [Choice(f"{key}.{name}", value, "the recipe's value is for ResNets") for name, value in OF_RESNETS.items()
              ] if other else []
     light = other and model in CERBERUS
-    keys += [Choice("MODEL.CERBERUS.SIGMA", "1.0", "in the median norm of the map; the paper's 5 belongs to ResNet-50"),
-             Choice("MODEL.CERBERUS.SIGMA_QUANTILE", "0.5", "the median")] if light else []
+    keys += [Choice("MODEL.CERBERUS.SIGMA", "1.0", "times the median norm of each map; the paper's 5 is for "
+                    "ResNet-50"),
+             Choice("MODEL.CERBERUS.SIGMA_QUANTILE", "0.5", "the median of these norms")] if light else []
     if not wish.weights:
+        if light and not wish.backbone:
+            keys.append(Choice("SOLVER.BASE_LR", "0.0015", "that of OSNet's authors") if gpu else
+                        Choice("SOLVER.BASE_LR", "0.003", "in a short training, OSNet without weights learns much more "
+                               "than with the recipe's 0.00035"))
         advice = "; light backbones learn little from scratch in a short training: give some by --weights"
         keys.append(Choice(f"{key}.PRETRAIN", "False", f"no pretrained weights are given{advice if other else ''}"))
         if model in CERBERUS:

@@ -163,6 +163,9 @@ def test_without_a_size_the_backbone_is_that_of_the_recipe():
     assert (tiny["MODEL.CERBERUS.SIGMA"], tiny["MODEL.CERBERUS.SIGMA_QUANTILE"]) == ("1.0", "0.5")
     assert "MODEL.CERBERUS.SIGMA" not in chosen(MARKET, False, size="small")
     assert "MODEL.CERBERUS.SIGMA" not in chosen(MARKET, False, size="tiny", model="bot")
+    assert tiny["SOLVER.BASE_LR"] == "0.003" and chosen(MARKET, True, size="tiny")["SOLVER.BASE_LR"] == "0.0015"
+    assert "SOLVER.BASE_LR" not in chosen(MARKET, False, size="small")
+    assert "SOLVER.BASE_LR" not in chosen(MARKET, False, size="tiny", weights="w.pth")
     own = chosen(MARKET, False, size="tiny", given={"INPUT.SIZE_TRAIN": "[64, 32]", "MODEL.BACKBONE.DEPTH": "0.5x"})
     assert (own["INPUT.SIZE_TRAIN"], own["MODEL.BACKBONE.DEPTH"]) == ("[64, 32]", "0.5x")
 
