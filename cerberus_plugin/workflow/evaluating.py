@@ -26,9 +26,9 @@ from ..utils.text import counted
 from .log import short_log
 
 FOLDER, SUMMARY = "evaluation", "summary"
-FIGURES = {"reID mAP": "mAP", "Rank-1": "Rank-1", "PAR mA": "PAR/mA_with_none", "balanced": "PAR/mA_balanced",
+FIGURES = {"reID mAP": "mAP", "Rank-1": "Rank-1", "PAR accuracy": "PAR/mA_with_none", "balanced": "PAR/mA_balanced",
            "APS mAP": "APS/mAP", "APS Rank-1": "APS/Rank-1"}
-TRANSFER = ("reID mAP", "PAR mA", "APS mAP")  # metrics in the table of several runs
+TRANSFER = ("reID mAP", "PAR accuracy", "APS mAP")  # metrics in the table of several runs
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -212,7 +212,8 @@ def _transfer_table(found: Sequence[Evaluation]) -> str:
                 rows.append([str(run), name, *cells])
     short = names_of(data)
     return (_aligned(rows, ["run", "percent", *(short[name] for name in data)], texts=2)
-            + "\n* own test set of the run; (known/all): number of the run's attributes that the dataset labels")
+            + "\n* own test set of the run; (known/all): number of the run's attributes that the dataset labels"
+            + "\nPAR accuracy: mean over attributes, as `cerberus train` prints it; balanced: mA over yes/no questions")
 
 
 def _aligned(rows: list[list[str]], headers: list[str], texts: int) -> str:

@@ -261,4 +261,4 @@ def test_data_without_identities_trains_and_reports_only_attributes(tmp_path):
         assert text in page
     cli.main(["evaluate", str(run), str(crops), str(write_people(tmp_path / "known", people=8))])
     own, other = json.loads((run / "evaluation/summary.json").read_text())
-    assert set(own["figures"]) == {"PAR mA", "balanced"} and "reID mAP" in other["figures"]
+    assert set(own["figures"]) == {"PAR accuracy", "balanced"} and "reID mAP" in other["figures"]

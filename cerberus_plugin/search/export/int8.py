@@ -57,7 +57,7 @@ ADVISED_IMAGES = 100
 BATCH, ROUNDS = 32, 5  # of the measurement of speed
 CALIBRATION_BATCH = 8  # the values of all activations of a batch are in memory at once
 LOW_COSINE = 0.95  # mean cosine below which the command warns
-METRICS = {"reID mAP": "mAP", "reID Rank-1": "Rank-1", "PAR mA": "PAR/mA_with_none", "APS mAP": "APS/mAP"}
+METRICS = {"reID mAP": "mAP", "reID Rank-1": "Rank-1", "PAR accuracy": "PAR/mA_with_none", "APS mAP": "APS/mAP"}
 # Instructions that add four products of 8 bits into 32 bits; without them x86 adds two products into 16 bits.
 DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp")
 

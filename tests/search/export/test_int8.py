@@ -120,7 +120,7 @@ def test_the_report_is_what_a_recomputation_gives(made, run, crops, root):
             camids[queries:], metric="cosine").percentages()
         assert found["reID mAP"] == pytest.approx(expected["mAP"], abs=1e-3)
         assert found["reID Rank-1"] == pytest.approx(expected["Rank-1"], abs=1e-3)
-        assert 0 < found["PAR mA"] <= 100 and 0 < found["APS mAP"] <= 100 and found["images/s"] > 0
+        assert 0 < found["PAR accuracy"] <= 100 and 0 < found["APS mAP"] <= 100 and found["images/s"] > 0
     for name, key in int8.METRICS.items():
         assert report.float32[name] == pytest.approx(run.results[key], abs=0.5), "as the run was evaluated"
 
