@@ -152,9 +152,10 @@ class DirectionTask:
         if bad:
             logger.warning(f"Embeddings have collapsed: the mean direction of {', '.join(bad)} is longer than "
                            f"{COLLAPSED}, so these blocks hardly differ between images and attributes are "
-                           "recognised at chance. Likely causes: running statistics of batch normalisation that do not "
-                           "fit the weights (few steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), "
-                           "or a MODEL.HEADS.NORM other than in training")
+                           "recognised at chance. This is normal before training. Otherwise, likely causes are a short "
+                           "training, or running statistics of batch normalisation that do not fit the weights (few "
+                           "steps, a small batch, frozen or loaded layers; see TEST.PRECISE_BN), or a "
+                           "MODEL.HEADS.NORM other than in training")
         return {f"mean direction/{group}": length for group, length in zip(self.groups, lengths)}
 
 

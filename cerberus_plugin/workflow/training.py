@@ -207,6 +207,8 @@ def train(folder: Path, record: Mapping) -> None:
         calibrated = record["not calibrated"]
         if record["calibrated on"]:
             calibrated = _calibrate(predictor, folder)
+        elif calibrated:
+            logger.info(f"probabilities are not calibrated: {calibrated}")
         write_page(folder, record, predictor, calibrated)
         model_card.write(folder)  # once more: it tells whether the run is calibrated
 
