@@ -136,7 +136,7 @@ def test_no_lambda_is_chosen_if_runs_were_tested_differently(small_config, monke
     cfg = prepare(small_config("DATASETS.HOLD_OUT", 2, file=APR))
     rows = [{"x": value, "runs": [{"seed": cfg.SEED, "folder": "runs", "results": {"held-out": {"mAP": 50 * value}}}]}
             for value in (0.0, 1.0)]
-    monkeypatch.setattr(study, "run", lambda *_: {"variants": rows, "refused": "PAR force colour is False here"})
+    monkeypatch.setattr(study, "run", lambda *_, **__: {"variants": rows, "refused": "PAR force colour is False here"})
     with pytest.raises(ValueError, match="lambda cannot be chosen: PAR force colour is False here"):
         choose(cfg, [0.0, 1.0])
     assert not Path(cfg.OUTPUT_DIR, "lambda.json").exists()

@@ -284,7 +284,7 @@ def test_embeddings_are_normalised_sums_over_image_and_flipped_image():
     (("TEST.FLIP.ENABLED", True), "CSSC.FLIP_SUM and TEST.FLIP.ENABLED are both True"),
     (("MODEL.BACKBONE.STEM_POOL", "floor"), "STEM_POOL is 'floor', expected 'auto', 'ceil' or 'padding'"),
     (("MODEL.BACKBONE.STEM_POOL", "padding", "MODEL.BACKBONE.NAME", "build_resnest_backbone",
-      "MODEL.BACKBONE.DEPTH", "50x"), "'padding', which is for build_resnet_backbone alone"),
+      "MODEL.BACKBONE.DEPTH", "50x"), "'padding', which only build_resnet_backbone supports"),
     (("MODEL.BACKBONE.WITH_NL", True), "WITH_NL is True, .*non-local blocks")])
 def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
