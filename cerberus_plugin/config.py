@@ -53,7 +53,7 @@ BACKBONE_KEYS = {
     # Not SIE_COE, the weight of camera embeddings: FastReID's builder does not pass cameras to its transformer.
     "build_vit_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "DROP_RATIO", "ATT_DROP_RATE"),
     "build_timm_backbone": (*_BACKBONE, "STRIDE_SIZE", "DROP_PATH_RATIO", "EXTRA_TOKENS", "CONV_STEM",
-                            "SEMANTIC_WEIGHT", "WINDOW_SIZE"),
+                            "SEMANTIC_WEIGHT", "WINDOW_SIZE", "SIE_CAMERAS", "SIE_COE"),
 }
 # Defaults of earlier versions, which are written in the config.yaml of their runs.
 EARLIER_DEFAULTS = {"MODEL.BACKBONE.STEM_POOL": "ceil"}
@@ -260,6 +260,10 @@ def add_cerberus_config(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.CONV_STEM = False  # convolutional stem of TransReID-SSL and CION
     cfg.MODEL.BACKBONE.SEMANTIC_WEIGHT = -1.0  # semantic weight of SOLIDER's Swin, 0.2 for reID; -1: disabled
     cfg.MODEL.BACKBONE.WINDOW_SIZE = 0  # window size of timm's Swin in tokens, 8 for CION; 0: timm's default
+    # Camera embeddings (SIE of TransReID) for timm's vision transformers: number of cameras of the training set, 6 for
+    # Market-1501 and 8 for DukeMTMC-reID; 0: none. Tokens of images with unknown cameras, such as in searches, get the
+    # mean embedding. The weight is FastReID's MODEL.BACKBONE.SIE_COE, lambda = 3.0 in TransReID.
+    cfg.MODEL.BACKBONE.SIE_CAMERAS = 0
 
     # Cerberus and CSSC: name of the last module of the trunk, after which the branches begin, such as layer3.0 of a
     # ResNet or blocks.8 of a vision transformer. For an unknown name the error lists the available modules. "": for
@@ -418,6 +422,8 @@ def _read_keys(cfg: CN) -> tuple[list[str], list[str]]:
     if model.META_ARCHITECTURE == "Cerberus" and model.HEADS.NAME != "CerberusHead":
         read.append("HEADS")  # a custom head can use any key
     unused = [] if model.META_ARCHITECTURE in ("Cerberus", "CSSC") else ["BACKBONE.CUT"]
+    if not model.BACKBONE.SIE_CAMERAS:
+        unused.append("BACKBONE.SIE_COE")
     if "HEADS.WITH_BNNECK" in read and not model.HEADS.WITH_BNNECK and not model.APR.BLOCK_DIM:
         unused.append("HEADS.NORM")
     if "LOSSES.NAME" not in read:

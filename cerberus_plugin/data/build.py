@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from ..own_data.people import infer_together
 from ..own_data.schema_file import NoAttributes
 from ..own_data.split import query_and_gallery
 from ..utils.images import SUFFIXES
-from .loader import AttributeDataset, SeededBatches, SeparateGenerators
+from .loader import UNKNOWN_CAMERA, AttributeDataset, SeededBatches, SeparateGenerators
 from .own import OwnDataset
 from .resident import NotResident, ResidentLoader
 from .splits import HELD_OUT, at_random, leave_out, split_identities
@@ -254,7 +255,7 @@ def _test_items(cfg: CfgNode, name: str, schema: AttributeSchema | None,
     if comm.is_main_process():
         dataset.show_test()
         _log_matching(dataset)
-    known = _known_of([dataset])
+    known = _known_of([dataset], with_cameras(cfg))
     return dataset.query, dataset.gallery, known, tuple(getattr(dataset, "settings", ())) if known.outfit_of else ()
 
 
@@ -309,6 +310,7 @@ class Known(NamedTuple):
     folders: list[str]
     distractors: frozenset[int]
     identified: bool
+    camera_of: Callable[[str], int] | None
 
 
 def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known, dict[str, ImageDataset]]:
@@ -339,7 +341,7 @@ def _training_items(cfg: CfgNode) -> tuple[list[tuple], Known, dict[str, ImageDa
                 if known.setdefault(key, name) != name:
                     raise ValueError(f"DATASETS.NAMES {cfg.DATASETS.NAMES}: two of them have {what} '{key}', which "
                                      "would be counted twice. Name datasets with different people.")
-    return items, _known_of(list(datasets.values())), datasets
+    return items, _known_of(list(datasets.values()), with_cameras(cfg)), datasets
 
 
 def _under_one_schema(datasets: dict[str, ImageDataset]) -> dict[str, ImageDataset]:
@@ -390,8 +392,49 @@ def _under_common(cfg: CfgNode, datasets: dict[str, ImageDataset]) -> dict[str, 
     return read
 
 
-def _known_of(datasets: list) -> Known:
-    """Collect the `Known` of several datasets; the numbers of outfits and units are continued over them, by path."""
+def with_cameras(cfg: CfgNode) -> bool:
+    """Return whether the model has camera embeddings, so that the items of its datasets need cameras."""
+    return cfg.MODEL.BACKBONE.SIE_CAMERAS != 0
+
+
+def camera_number(name: str) -> int:
+    """Return the number of a camera for camera embeddings: a hash of its name, the same in each run and dataset.
+
+    FastReID's numbers are not sufficient: in training, they are indices into the sorted names of the cameras ("10"
+    before "2"), and cameras of different datasets have the same numbers in tests.
+
+    Args:
+        name: dataset and camera, such as "market1501/3".
+
+    Examples:
+        >>> camera_number("market1501/3") == camera_number("market1501/3") != camera_number("dukemtmcreid/3")
+        True
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _cameras_of(dataset) -> dict[str, int]:
+    """Return the number of the camera of each image of a dataset by path; images with an unknown camera are absent."""
+    source = getattr(dataset, "dataset_name", "")
+    names: Sequence[str] | None = getattr(dataset, "camera_names", None)
+    found = {}
+    for path, _, camid in dataset.train + dataset.query + dataset.gallery:
+        # Training images, and test images that DATASETS.COMBINEALL adds to them, have a prefix.
+        camera = str(camid).removeprefix(f"{source}_").removeprefix("test_")
+        if names is None:
+            found[path] = camera_number(f"{source}/{camera}")
+        elif int(camera) < len(names):
+            found[path] = camera_number(names[int(camera)])
+    return found
+
+
+def _known_of(datasets: list, cameras: bool = False) -> Known:
+    """Collect the `Known` of several datasets; the numbers of outfits and units are continued over them, by path.
+
+    Args:
+        datasets: of FastReID or of the plugin.
+        cameras: whether items need cameras.
+    """
     outfits: dict[str, int] = {}
     units: dict[str, int] = {}
     owners: dict = {}  # identity or unit -> its dataset, and its key in that dataset
@@ -410,6 +453,13 @@ def _known_of(datasets: list) -> Known:
         dataset, name = owners[key]
         return dataset.labels_of(name)
 
+    camera_of = None
+    if cameras:
+        numbers = {path: number for dataset in datasets for path, number in _cameras_of(dataset).items()}
+
+        def camera_of(path: str) -> int:
+            return numbers.get(path, UNKNOWN_CAMERA)
+
     annotations = [dataset.annotations for dataset in datasets] if labelled else []
     worn = all(getattr(dataset, "outfits", None) for dataset in datasets)
     # _junk_pids is FastReID's name for distractors. The root is used for datasets without a folder.
@@ -417,7 +467,7 @@ def _known_of(datasets: list) -> Known:
     folders = [_folder_of(dataset) for dataset in datasets] + [host_build._root]
     return Known(labels_of if labelled else None, units.__getitem__ if by_unit else None, annotations,
                  outfits.__getitem__ if worn else None, folders, distractors,
-                 all(getattr(dataset, "identified", True) for dataset in datasets))
+                 all(getattr(dataset, "identified", True) for dataset in datasets), camera_of)
 
 
 def _units_of(dataset) -> tuple[Mapping[str, int], Mapping[int, str | int]]:

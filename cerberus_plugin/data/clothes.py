@@ -301,6 +301,7 @@ class CelebReID(ClothesDataset):
     """
 
     dataset_name = "celebreid"
+    camera_names = ()  # all cameras are unknown
     folder = "Celeb-reID"
     layout = "Celeb-reID/{train,query,gallery}/PERSON_NUMBER_NUMBER.jpg"
     published = {"train": Count(20208, 632), "query": Count(2972, 420), "gallery": Count(11006, 420),

@@ -23,6 +23,7 @@ from ..utils.images import Unreadable, read_image
 
 logger = logging.getLogger("fastreid.cerberus")
 
+UNKNOWN_CAMERA = -1
 LEFT_OUT_PID = -1  # identity of an unreadable image, which evaluations ignore
 
 ON_UNREADABLE = ("stop", "skip")
@@ -136,7 +137,7 @@ class AttributeDataset(CommDataset):
 
     Items are dictionaries with FastReID's keys "images", "targets", "camids" and "img_paths". Depending on the dataset,
     they also have "attributes" int64 (A,), their semantic IDs "sids" int64 (G,), and "outfits", the number of the
-    outfit in this dataset.
+    outfit in this dataset. With `camera_of`, they have "cameras", the number of the camera in all datasets.
 
     Args:
         img_items: (path, pid, camid) of each image.
@@ -156,10 +157,13 @@ class AttributeDataset(CommDataset):
         without: record of excluded identities and the reason; None if none are excluded.
         identified: whether the persons on the images are known. If not, each image is a separate identity, and there
             are no classes to learn.
+        camera_of: function from a path to the number of its camera, `UNKNOWN_CAMERA` if it is unknown; None if items
+            need no "cameras".
 
     Attributes:
         labels: int64 (rows, A), or None. There is one row for each class index of FastReID, or for each unit.
         sids: int64 (rows, G), semantic IDs of the labels; None until they are set.
+        cameras: int64 (N,), sorted numbers of the known cameras; empty without `camera_of`.
         num_unreadable: int64 (1,), number of times that an image could not be read, counted by all loader processes.
     """
 
@@ -168,7 +172,8 @@ class AttributeDataset(CommDataset):
                  on_unreadable: str = "stop", outfit_of: Callable[[str], int] | None = None,
                  unit_of: Callable[[str], int] | None = None,
                  settings: Sequence[str] = (), folders: Sequence[str] = (),
-                 distractors: Collection[int] = (), without: Mapping | None = None, identified: bool = True) -> None:
+                 distractors: Collection[int] = (), without: Mapping | None = None, identified: bool = True,
+                 camera_of: Callable[[str], int] | None = None) -> None:
         if on_unreadable not in ON_UNREADABLE:
             raise ValueError(f"DATALOADER.ON_UNREADABLE is '{on_unreadable}', expected one of {ON_UNREADABLE}")
         super().__init__(img_items, transform, relabel)
@@ -181,6 +186,9 @@ class AttributeDataset(CommDataset):
         self.distractors = distractors
         self.without = without
         self.identified = identified
+        self.camera_of = camera_of
+        known = {camera_of(path) for path, *_ in img_items} - {UNKNOWN_CAMERA} if camera_of else set()
+        self.cameras = torch.tensor(sorted(known), dtype=torch.int64)
         outfits = sorted({outfit_of(path) for path, *_ in img_items}) if outfit_of else []
         labelled = sorted({unit_of(path) for path, *_ in img_items}) if unit_of else self.pids
         self._outfit_rows = {outfit: row for row, outfit in enumerate(outfits)}
@@ -221,13 +229,17 @@ class AttributeDataset(CommDataset):
             return [self[index] for index in indices]
 
     def known_of(self, path: str, pid: str | int) -> dict:
-        """Return the fields of an item that FastReID does not have: "attributes", "sids" and "outfits", if they exist.
+        """Return the fields of an item that FastReID does not have.
+
+        These are "attributes", "sids", "outfits" and "cameras", if they exist.
 
         Args:
             path: path of the image; if an unreadable image was replaced, that of the replacement.
             pid: identity of the image.
         """
-        known = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
+        known: dict = {"outfits": self._outfit_rows[self.outfit_of(path)]} if self.outfit_of else {}
+        if self.camera_of:
+            known["cameras"] = self.camera_of(path)
         if self.labels is not None:
             row = self._label_rows[self.unit_of(path) if self.unit_of else pid]
             known["attributes"] = self.labels[row]

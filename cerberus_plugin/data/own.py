@@ -48,6 +48,7 @@ class OwnDataset(ImageDataset):
             if all images of each person have the same labels.
         outfits: number of the outfit by path; empty if the outfit of an image is unknown.
         cameras_known: whether the camera of at least one image is known.
+        camera_names: name of the folder and name of each known camera, such as "site/gate"; the first numbers in items.
         identified: whether the persons on the images are known. If not, each image is a separate identity, all test
             images are gallery images, and only attributes can be trained and evaluated.
         own: the data that was read.
@@ -72,6 +73,7 @@ class OwnDataset(ImageDataset):
         self.cameras_known, self.identified = own.camera is not None, own.identified
         if not self.cameras_known and self.identified and main:
             logger.info(f"{own.source}: the cameras are unknown, so reID ignores no match")
+        self.camera_names = tuple(f"{own.name}/{word}" for word in (() if own.camera is None else own.camera.words))
         people = len(own.person.words)
         numbers = np.empty(people, np.int64)  # depend only on the names
         numbers[sorted(range(people), key=own.person.words.__getitem__)] = np.arange(1, people + 1)

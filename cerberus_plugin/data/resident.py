@@ -47,8 +47,8 @@ class Resident(NamedTuple):
 
     Attributes:
         packed: the images.
-        fields: other fields of the items, collated: tensors (N,) on the device, or lists of N. Labels are not included,
-            because the same images can be used with and without labels.
+        fields: other fields of the items, collated: tensors (N,) on the device, or lists of N. Labels and cameras of
+            `AttributeDataset.known_of` are not included, because the same images can be used with and without them.
         num_unreadable: number of images that could not be read.
     """
 
@@ -242,7 +242,7 @@ def _check_space(paths: list[str], recipe: Recipe, device: torch.device, limit_g
 def _decoded(loader: DataLoader, items: list[int], recipe: Recipe, device: torch.device,
              threads: ThreadPoolExecutor) -> Resident:
     dataset = loader.dataset.under(_as_stored(recipe))  # handles unreadable images
-    dataset.labels = dataset.outfit_of = None
+    dataset.labels = dataset.outfit_of = dataset.camera_of = None
     quiet = not comm.is_main_process() or len(items) < 1000
     decoded = list(tqdm(threads.map(dataset.__getitem__, items), total=len(items), desc=f"decoding to {device}",
                         unit=" images", disable=quiet))

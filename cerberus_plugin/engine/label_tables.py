@@ -16,6 +16,7 @@ from ..attributes import PERSON_GROUPS, SCHEMAS
 from ..data.build import TrainingData
 from ..data.loader import LEFT_OUT_PID
 from ..modeling.build import needs_labels, schema_key, with_sizes
+from ..modeling.cameras import camera_embeddings
 from ..modeling.sid_prototypes import margins_from_counts
 from ..search.calibration import fit_scale, right_answers
 from ..utils.distributed import unwrapped
@@ -79,6 +80,8 @@ def fill_tables(model: nn.Module, cfg: CfgNode, data: TrainingData) -> None:
         _fill_prototypes(model.prototypes, cfg, data)
     if getattr(model, "class_labels", None) is not None:
         model.class_labels.fill(data.schema, data.dataset.labels)
+    for embedding in camera_embeddings(model):
+        embedding.fill(data.dataset.cameras)
 
 
 def _fill_prototypes(prototypes: nn.Module, cfg: CfgNode, data: TrainingData) -> None:

@@ -53,6 +53,7 @@ from ..modeling.build import (
     with_precision,
     with_settings,
 )
+from ..modeling.cameras import pass_cameras
 from ..modeling.checkpoint_tables import begin_from_other_weights
 from ..utils import environment
 from ..utils.commands import replace_unprintable
@@ -99,6 +100,7 @@ class CerberusTrainer(DefaultTrainer):
         host.check_config(cfg, len(self.data.dataset))
         check_task_options(cfg, self.data.schema.group_names if self.data.schema else GROUPS)
         check_identities(cfg, self.data.dataset)
+        check_cameras(cfg, self.data.dataset)
         os.makedirs(cfg.OUTPUT_DIR or ".", exist_ok=True)  # notebooks do not call `setup`, which creates it
         cfg = _settled(cfg)
         cfg = with_attributes(cfg, self.data)
@@ -118,6 +120,7 @@ class CerberusTrainer(DefaultTrainer):
             logger.info(f"MODEL.COMPILE: {missing}; training runs uncompiled")
         elif cfg.MODEL.COMPILE:
             precision.compile_model(model, **precision.compiler_options(cfg.MODEL.COMPILE_MODE, model.device))
+        pass_cameras(model)
         return with_precision(model, cfg)
 
     @classmethod
@@ -605,6 +608,26 @@ def check_identities(cfg: CfgNode, train_set: AttributeDataset) -> None:
                      f"'person', and {name} cannot be trained on attributes only ({why}). Train Cerberus with "
                      "its prototypes (configs/Market1501/cerberus_R50.yml) or ARN (configs/Market1501/arn_R50.yml), or "
                      "add the column.")
+
+
+def check_cameras(cfg: CfgNode, train_set: AttributeDataset) -> None:
+    """Check that MODEL.BACKBONE.SIE_CAMERAS is 0 or the number of known cameras of the training set.
+
+    Args:
+        cfg: configuration.
+        train_set: training images.
+
+    Raises:
+        ValueError: if it is another number.
+    """
+    given = cfg.MODEL.BACKBONE.SIE_CAMERAS
+    if not given:
+        return
+    found = len(train_set.cameras)
+    if given != found:
+        raise ValueError(f"MODEL.BACKBONE.SIE_CAMERAS is {given}, but the training images of DATASETS.NAMES "
+                         f"{list(cfg.DATASETS.NAMES)} are from {found} known cameras; set it to "
+                         f"{found if found > 1 else '0 (off): camera embeddings need at least 2 cameras'}")
 
 
 def check_optimizer_keys(cfg: CfgNode, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from fastreid.evaluation import inference_on_dataset
 from torch import Tensor
 
+from ..config import with_values
 from ..data.splits import HELD_OUT
 from ..engine.trainer import CerberusTrainer
 from ..evaluation.embeddings import Gathered
@@ -79,7 +80,8 @@ def gather_with_account(predictor: CerberusPredictor, name: str) -> tuple[Gather
         found.append(gathered)
         return {}
 
-    cfg, model = predictor.cfg, predictor.model
+    # Calibrations and chosen groups are used by searches, which do not know the cameras of images.
+    cfg, model = with_values(predictor.cfg, {"MODEL.BACKBONE.SIE_CAMERAS": 0}), predictor.model
     loader, evaluator = CerberusTrainer.build_evaluator(cfg, name, model=model, tasks=[keep])
     inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
     return found[0], of_test(loader.dataset, evaluator.num_query, evaluator.num_left_out)

@@ -25,6 +25,7 @@ from ..inference import AttributeReader
 from ..utils.distributed import unwrapped
 from . import precision
 from .apr import PARTS
+from .cameras import pass_cameras
 from .checkpoint_tables import HELD, schema_in
 from .convolutions import adapt_to_cpu, avoid_strided_points
 from .sid_prototypes import has_prototypes
@@ -67,6 +68,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     _Weights(model).load(path)
     if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
+    pass_cameras(model)
     return with_precision(model, cfg).eval()
 
 

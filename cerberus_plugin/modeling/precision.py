@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.processor import processor_has
+from .cameras import camera_embeddings
 
 logger = logging.getLogger("fastreid.cerberus")
 
@@ -163,6 +164,8 @@ def missing_for_compilation(model: nn.Module) -> str | None:
     """Return the reason why torch.compile would fail or have no benefit for a model; None if it can be used."""
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return "the synchronised batch statistics of MODEL.SYNC_BN cause a graph break at each layer"
+    if camera_embeddings(model):
+        return "camera embeddings (MODEL.BACKBONE.SIE_CAMERAS) are not supported by MODEL.COMPILE"
     compilers = [os.environ.get("CC", "cc"), "gcc", "clang"]
     if model.device.type == "cuda":
         if torch.cuda.get_device_capability(model.device) < (7, 0) and not torch.version.hip:

@@ -1,7 +1,8 @@
 """Changes to timm models that published person-pretrained weights need.
 
-These are SOLIDER's semantic scaling and the convolution stem of TransReID-SSL and CION. A key of MODEL.BACKBONE enables
-each, so that a run's configuration builds the same model again.
+These are SOLIDER's semantic scaling and the convolution stem of TransReID-SSL and CION. Camera embeddings are
+those of TransReID, which are trained in fine-tuning. A key of MODEL.BACKBONE enables each, so that a run's
+configuration builds the same model again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from fastreid.layers.batch_norm import IBN
 from timm.models.swin_transformer import PatchMerging, SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from .cameras import CameraEmbedding
 
 
 class SemanticMerging(PatchMerging):
@@ -71,7 +74,7 @@ class ConvolutionStem(nn.Module):
 
 
 def adapt_timm_model(model: nn.Module, options) -> None:
-    """Apply MODEL.BACKBONE.SEMANTIC_WEIGHT and CONV_STEM to a timm model, in place.
+    """Apply MODEL.BACKBONE.SEMANTIC_WEIGHT, CONV_STEM and SIE_CAMERAS to a timm model, in place.
 
     Call this before weights are loaded and before the model is split.
 
@@ -97,3 +100,12 @@ def adapt_timm_model(model: nn.Module, options) -> None:
                              "stem does not support overlapping patches; set STRIDE_SIZE to "
                              f"{model.patch_embed.patch_size}")
         model.patch_embed = ConvolutionStem(model.patch_embed)
+    if options.SIE_CAMERAS:
+        if options.SIE_CAMERAS < 2:
+            raise ValueError(f"MODEL.BACKBONE.SIE_CAMERAS is {options.SIE_CAMERAS}, expected 0 (off) or the number of "
+                             "cameras of the training set, at least 2")
+        if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+            raise ValueError(f"MODEL.BACKBONE.SIE_CAMERAS is {options.SIE_CAMERAS}, which only timm's vision "
+                             f"transformers with position embeddings support, but MODEL.BACKBONE.DEPTH is "
+                             f"{options.DEPTH}; set SIE_CAMERAS to 0")
+        model.pos_drop = CameraEmbedding(options.SIE_CAMERAS, model.embed_dim, options.SIE_COE, model.pos_drop)

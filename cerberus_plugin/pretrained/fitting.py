@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 # Counters and tables that the model computes. Older files lack the counters; timm does not save the tables.
 COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
-# Prefixes of modules that are added to a published backbone: non-local blocks and camera embeddings.
-ADDED = ("NL_", "sie_embed")
+# Prefixes of modules that are added to a published backbone: non-local blocks and camera embeddings (pos_drop of timm's
+# models, see modeling/cameras.py).
+ADDED = ("NL_", "sie_embed", "pos_drop.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 PERSON = {"img_size": (256, 128), "num_classes": 0}
-PLAIN = {"SEMANTIC_WEIGHT": -1.0, "CONV_STEM": False, "DEPTH": "a model", "STRIDE_SIZE": (16, 16)}
+PLAIN = {"SEMANTIC_WEIGHT": -1.0, "CONV_STEM": False, "DEPTH": "a model", "STRIDE_SIZE": (16, 16),
+         "SIE_CAMERAS": 0}
 
 
 def adapted(model: nn.Module, **options) -> nn.Module:

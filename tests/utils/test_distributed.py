@@ -206,6 +206,17 @@ def test_two_processes_evaluate_a_checkpoint_like_one(runs, train):
     assert (one / "evaluation" / "results.txt").read_text() == (two / "results.txt").read_text()
 
 
+@pytest.mark.slow
+def test_two_processes_train_camera_embeddings_like_one(train):
+    options = {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.BACKBONE.DEPTH": "test_vit",
+               "MODEL.BACKBONE.FEAT_DIM": 64, "MODEL.BACKBONE.DROP_PATH_RATIO": 0.0, "MODEL.BACKBONE.SIE_CAMERAS": 4}
+    one, two = train(**options), train(after=("--num-gpus", "2", "--dist-url", "auto"), **options)
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
+    trained = [torch.load(run / "model_final.pth", weights_only=True)["model"] for run in (one, two)]
+    assert torch.equal(*(state["trunk.vit.pos_drop.cameras"] for state in trained))
+    assert torch.allclose(*(state["trunk.vit.pos_drop.sie_embed"] for state in trained), atol=1e-4)
+
+
 def test_several_machines_without_an_address_are_rejected():
     with pytest.raises(ValueError, match="--dist-url is 'auto', expected tcp://ADDRESS:PORT"):
         launch(print, 1, num_machines=2, dist_url="auto")
