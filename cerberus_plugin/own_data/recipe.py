@@ -34,8 +34,7 @@ RESNET, MOBILENET, OSNET = "build_resnet_backbone", "build_mobilenetv2_backbone"
 SIZES = {"tiny": Backbone(MOBILENET, "1.0x", 1280, "MobileNetV2, 2 M parameters"),
          "small": Backbone(RESNET, "18x", 512, "ResNet-18, 11 M parameters"),
          "base": Backbone(RESNET, "50x", 2048, "ResNet-50, 24 M parameters")}
-# --size tiny without weights: of the same short training MobileNetV2 from scratch learns next to nothing, see
-# docs/light_models.md.
+# --size tiny without weights: in the same short training OSNet learns far more than MobileNetV2 (docs/light_models.md).
 FROM_SCRATCH = {"tiny": Backbone(OSNET, "x1_0", 512, "OSNet, 2 M parameters, as MobileNetV2 needs pretrained weights")}
 OF_RESNETS = {"LAST_STRIDE": "1", "WITH_NL": "False"}  # keys that other backbones do not have, and their defaults
 # Height of images by --size and by whether there is a GPU; the recipe's where it is not listed. 256 is usual for light
