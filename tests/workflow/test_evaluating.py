@@ -65,7 +65,7 @@ def test_several_runs_give_a_table_of_runs_and_datasets(run, crops, plain_run, p
         (str(own), str(data)) for own in (run, plain_run) for data in (crops, plain_crops, other)}
     assert sum(each["own test set"] for each in found) == 2
     rows = [line.split() for line in printed.splitlines() if line.startswith((str(run), str(plain_run)))]
-    assert [" ".join(row[1:3]) for row in rows if row[2] in ("mAP", "mA")] == [
+    assert [" ".join(row[1:3]) for row in rows if row[2] in ("mAP", "accuracy")] == [
         "reID mAP", "PAR accuracy", "APS mAP", "reID mAP"]  # the second run has no attributes
 
 
