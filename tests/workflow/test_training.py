@@ -214,7 +214,7 @@ def test_a_size_trains_from_weights_and_exports_to_int8(tmp_path, size, ibn, cap
     run = tmp_path / "run"
     cli.main(["train", str(crops), "--out", str(run), "--size", size, "--weights", str(weights), "--epochs", "1"])
     said = capsys.readouterr().out
-    assert "that of the weights" in said and name in said
+    assert "backbone of the weights" in said and name in said
     cfg = CerberusPredictor(run).cfg
     assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.WITH_IBN) == (name, depth, ibn)
     assert cfg.INPUT.SIZE_TEST == [96, 48]
