@@ -177,7 +177,7 @@ def test_every_stage_runs_to_its_end_on_a_software_device(tmp_path):
         pytest.skip(str(error))
     environment = {key: value for key, value in soft_cuda.environment().items() if not key.startswith("PYTEST_")}
     # One test stands for those marked gpu, which the rehearsal runs.
-    environment |= {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-k every_parameter_moves_under_amp_on_a_gpu"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-k every_parameter_is_updated_with_amp_on_a_gpu"}
     done = subprocess.run([sys.executable, str(ROOT / "tools" / "gpu_check.py"), "--tiny", "--minutes", "80",
                            "--output", str(tmp_path)], env=environment, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
