@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .par import correct_with_none
 from .ranking import Ranking
 
 # Metrics and counts of one value by name; metrics are shares of 1, NaN where no image defines them.
@@ -53,11 +54,8 @@ def par_by_value(predictions: Tensor, truth: Sequence[Tensor], known: Tensor, is
         per column and value: "accuracy", "recall", "images" and, with `pids`, "people".
     """
     predictions, known = predictions.cpu(), known.cpu()
-    right = torch.empty(predictions.shape, dtype=torch.bool)
-    for m, true in enumerate(truth):
-        answer = predictions[:, m]
-        chosen = true.cpu().gather(1, answer.clamp(min=0)[:, None])[:, 0] & (answer >= 0)
-        right[:, m] = chosen | (answer < 0) & ~true.cpu().any(dim=1) if is_colour[m] else chosen
+    right = torch.stack([correct_with_none(predictions[:, m], true.cpu(), is_colour[m])
+                         for m, true in enumerate(truth)], dim=1)  # (N, M)
     everything = torch.ones(len(predictions), dtype=torch.bool)
     values: Values = []
     for m, column in enumerate(_members(truth, known, everything)):

@@ -137,6 +137,26 @@ class PARResult:
     labels: LabelResult
 
 
+def correct_with_none(prediction: Tensor, truth: Tensor, is_colour: bool) -> Tensor:
+    """Return whether predictions of one column are correct by the rule `with_none`, see `PARResult`.
+
+    Args:
+        prediction: int64 (N,), the predicted class; -1 for none.
+        truth: bool (N, C), see `par_metrics`.
+        is_colour: whether "none" is correct for an image without a true class.
+
+    Returns:
+        bool (N,).
+
+    Examples:
+        >>> truth = torch.tensor([[True, False], [False, False]])
+        >>> correct_with_none(torch.tensor([0, -1]), truth, True).tolist()
+        [True, True]
+    """
+    right = (truth & (prediction[:, None] == torch.arange(truth.shape[1]))).any(dim=1)
+    return right | (prediction < 0) & ~truth.any(dim=1) if is_colour else right
+
+
 def par_metrics(
     predictions: Tensor, truth: Sequence[Tensor], known: Tensor, is_colour: Sequence[bool]
 ) -> PARResult:
@@ -170,7 +190,7 @@ def par_metrics(
         official = _share(right)
         rows.append({
             "official": official,
-            "with_none": _share(right | ((answer < 0) & ~true.any(dim=1))) if colour else official,
+            "with_none": _share(correct_with_none(answer, true, colour)),
             "binary": _share(said == true).mean() if colour else official,
             "balanced": balanced[m].nanmean(),
             "ceiling": _share(true.any(dim=1)),

@@ -36,7 +36,7 @@ from ...utils.images import read_image, to_array
 from ...utils.processor import processor, processor_has, usable_cores
 from ..portable import ExportedEncoder
 from ..portable.exported import ANSWERS, EMBEDDING, ENCODER_KEY, INPUT, INT8_KEY
-from .onnx import export, readable_images
+from .onnx import block_cosines, export, readable_images
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -291,18 +291,6 @@ class Batches:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._rest, None)
-
-
-def block_cosines(one: np.ndarray, other: np.ndarray, blocks: int) -> np.ndarray:
-    """Cosines of the blocks of embeddings, float (N, E) each, to float64 (N, blocks).
-
-    Examples:
-        >>> block_cosines(np.array([[1.0, 0, 2, 0]]), np.array([[3.0, 0, 0, 1]]), 2).tolist()
-        [[1.0, 0.0]]
-    """
-    one, other = (side.reshape(len(side), blocks, -1).astype(np.float64) for side in (one, other))
-    lengths = np.linalg.norm(one, axis=2) * np.linalg.norm(other, axis=2)
-    return (one * other).sum(axis=2) / np.maximum(lengths, 1e-12)
 
 
 def images_per_second(encoders: Sequence[ExportedEncoder], pixels: np.ndarray) -> list[float]:

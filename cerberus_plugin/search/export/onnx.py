@@ -245,7 +245,8 @@ def compare(exported: ExportedEncoder, encoder: TorchEncoder, paths: Sequence[st
     alone, others = exported.run(images[:1]), exported.run(images[1:])
     outputs = {name: np.concatenate([alone[name], others[name]]) for name in alone}
     embeddings = outputs[EMBEDDING]
-    figures = {"pictures": len(paths), "cosine": _lowest_cosine(embeddings, expected, max(1, len(encoder.groups))),
+    cosines = block_cosines(embeddings, expected, max(1, len(encoder.groups)))
+    figures = {"pictures": len(paths), "cosine": float(cosines.min()),
                "places": places_out_of_order(_scores(embeddings, encoder.metric), _scores(expected, encoder.metric)),
                "same_model": exported.fingerprint == encoder.fingerprint}
     if encoder.vocabulary is not None:
@@ -308,10 +309,16 @@ def _margin(cosines: np.ndarray) -> np.ndarray:
     return best[:, -1] - best[:, -2]
 
 
-def _lowest_cosine(one: np.ndarray, other: np.ndarray, blocks: int) -> float:
-    one, other = (x.reshape(len(x), blocks, -1).astype(np.float64) for x in (one, other))
+def block_cosines(one: np.ndarray, other: np.ndarray, blocks: int) -> np.ndarray:
+    """Cosines of the blocks of embeddings, float (N, E) each, to float64 (N, blocks).
+
+    Examples:
+        >>> block_cosines(np.array([[1.0, 0, 2, 0]]), np.array([[3.0, 0, 0, 1]]), 2).tolist()
+        [[1.0, 0.0]]
+    """
+    one, other = (side.reshape(len(side), blocks, -1).astype(np.float64) for side in (one, other))
     lengths = np.linalg.norm(one, axis=2) * np.linalg.norm(other, axis=2)
-    return float(((one * other).sum(axis=2) / np.maximum(lengths, 1e-12)).min())
+    return (one * other).sum(axis=2) / np.maximum(lengths, 1e-12)
 
 
 def _scores(embeddings: np.ndarray, metric: str) -> np.ndarray:

@@ -11,12 +11,11 @@ from cerberus_plugin.search.export.int8 import (
     METHODS,
     Batches,
     Int8Report,
-    block_cosines,
     export_int8,
     quantised,
     quantised_nodes,
 )
-from cerberus_plugin.search.export.onnx import export
+from cerberus_plugin.search.export.onnx import block_cosines, export
 from cerberus_plugin.search.gallery import GalleryIndex
 from cerberus_plugin.search.portable import ExportedEncoder
 from cerberus_plugin.utils.images import read_image
